@@ -1,0 +1,1 @@
+"""What crosses a boundary: YAML, Parquet, and messages between driver and worker."""

@@ -1,0 +1,155 @@
+"""Which input column is which field of a row: by name, by the spec's word, or by a known foreign name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from schemas.errors import SpecError
+from schemas.nearest import nearest
+from schemas.parameters import PARAMETERS
+from schemas.spec import InputSpec
+
+IMAGE_FIELDS: tuple[str, ...] = ("image", "mask_image")
+"""Fields that hold a picture: an HF image struct, bytes, or a URI."""
+
+FIELD_KINDS: dict[str, str] = {
+    "row_id": "id",
+    "task": "text",
+    "model": "text",
+    "prompt": "text",
+    "negative_prompt": "text",
+    **dict.fromkeys(IMAGE_FIELDS, "image"),
+    "seed": "whole number",
+    "num_images_per_prompt": "whole number",
+    **{
+        name: {int: "whole number", float: "number", str: "text"}[bounds.kind]
+        for name, bounds in PARAMETERS.items()
+    },
+}
+"""Every field an input row may have, and what kind of column can fill it."""
+
+FOREIGN_NAMES: dict[str, str] = {
+    "id": "row_id",
+    "custom_id": "row_id",
+    "key": "row_id",
+    "uid": "row_id",
+    "caption": "prompt",
+    "text": "prompt",
+    "negative": "negative_prompt",
+    "neg_prompt": "negative_prompt",
+    "init_image": "image",
+    "mask": "mask_image",
+    "steps": "num_inference_steps",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "denoising_strength": "strength",
+    "sampler": "scheduler",
+    "num_images": "num_images_per_prompt",
+    "num_outputs": "num_images_per_prompt",
+}
+"""What other tools and datasets call the same thing, in lower case."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnMap:
+    """The columns that a job reads."""
+
+    fields: Mapping[str, str]
+    """field: column, for the fields the input has."""
+    recognised: Mapping[str, str]
+    """The part of `fields` that went by a foreign name; printed, never silent."""
+    keep: tuple[str, ...]
+    """Columns that go to the output as they are."""
+
+    def columns(self) -> list[str]:
+        """Every column that generating needs."""
+        return list(dict.fromkeys([*self.fields.values(), *self.keep]))
+
+
+def map_columns(schema: pa.Schema, spec: InputSpec) -> ColumnMap:
+    """Find each field's column; SpecError where a named one is missing or of an unusable type."""
+    names = list(schema.names)
+    _check_spec(spec, names)
+    fields = dict(spec.columns)
+    spare = [name for name in names if name not in fields.values()]
+    fields |= {name: name for name in spare if name in FIELD_KINDS and name not in fields}
+    recognised = _recognise(spare, fields)
+    fields |= recognised
+    for field, column in fields.items():
+        _check_type(field, column, schema.field(column).type)
+    ordered = {field: fields[field] for field in FIELD_KINDS if field in fields}
+    return ColumnMap(fields=ordered, recognised=recognised, keep=tuple(dict.fromkeys(spec.keep)))
+
+
+def _check_spec(spec: InputSpec, names: list[str]) -> None:
+    for field, column in spec.columns.items():
+        if field not in FIELD_KINDS:
+            hint = nearest(field, FIELD_KINDS) or f"; fields are {', '.join(FIELD_KINDS)}"
+            raise SpecError(f"input.columns: darkroom has no field `{field}`{hint}")
+        if column not in names:
+            raise SpecError(f"input.columns.{field}: {_no_column(column, names)}")
+    for column in spec.keep:
+        if column not in names:
+            raise SpecError(f"input.keep: {_no_column(column, names)}")
+
+
+def _no_column(column: str, names: list[str]) -> str:
+    return f"the input has no column `{column}`{nearest(column, names)}; it has {', '.join(names)}"
+
+
+def _recognise(spare: list[str], fields: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for column in spare:
+        field = FOREIGN_NAMES.get(column.lower()) or (
+            column.lower() if column.lower() in FIELD_KINDS else None
+        )
+        if field is None or field in fields:
+            continue
+        if field in found:
+            raise SpecError(
+                f"both `{found[field]}` and `{column}` could be the field `{field}`; "
+                f"choose one with input.columns: {{{field}: {column}}}"
+            )
+        found[field] = column
+    return found
+
+
+def _check_type(field: str, column: str, arrow_type: pa.DataType) -> None:
+    kind = FIELD_KINDS[field]
+    if _accepts(kind, dense(arrow_type)):
+        return
+    shape = {
+        "id": "text or whole numbers",
+        "image": "an image struct<bytes, path>, bytes, or text with a URI",
+    }
+    raise SpecError(
+        f"column `{column}` is {arrow_type}, but the field `{field}` wants {shape.get(kind, kind)}; "
+        f"convert it, or name another column with input.columns: {{{field}: ...}}"
+    )
+
+
+def dense(arrow_type: pa.DataType) -> pa.DataType:
+    """The type itself, or that of a dictionary's values."""
+    return arrow_type.value_type if pa.types.is_dictionary(arrow_type) else arrow_type
+
+
+def _accepts(kind: str, arrow_type: pa.DataType) -> bool:
+    types = pa.types
+    text = (
+        types.is_string(arrow_type) or types.is_large_string(arrow_type) or types.is_string_view(arrow_type)
+    )
+    binary = types.is_binary(arrow_type) or types.is_large_binary(arrow_type)
+    whole = types.is_integer(arrow_type)
+    number = whole or types.is_floating(arrow_type)
+    if types.is_null(arrow_type):
+        return kind != "id"
+    if kind == "image":
+        return text or binary or _is_image_struct(arrow_type)
+    # A whole number with nulls comes out of pandas as a float column: its values are checked by row.
+    return bool({"id": text or whole, "text": text, "whole number": number, "number": number}[kind])
+
+
+def _is_image_struct(arrow_type: pa.DataType) -> bool:
+    return pa.types.is_struct(arrow_type) and {"bytes", "path"} <= {field.name for field in arrow_type}

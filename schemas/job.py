@@ -1,0 +1,133 @@
+"""What the driver decides once and every worker is told: the job, its models, its input, its shards."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.columns import ColumnMap
+from schemas.spec import JobSpec
+
+NO_MODEL = ""
+"""Rows that no model can take (an unknown task, say) form shards of their own under this name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What is known of a checkpoint from its configuration files, without loading it."""
+
+    checkpoint: str
+    """Where it is, as the spec names it."""
+    revision: str
+    """The Hub's commit, or a digest of a local folder's files: what the job's pictures depend on."""
+    family: str
+    """What it can do; see schemas/systems.py."""
+    pipeline: str
+    """The `_class_name` of its model_index.json."""
+    scheduler: str
+    """The scheduler class it is published with."""
+    size_factor: int
+    """Pixels per latent; heights and widths are multiples of it."""
+    height: int
+    """Pixels, where a row names no size."""
+    width: int
+    """Pixels, where a row names no size."""
+    weight_bytes: int
+    """Size of its weight files on disk; 0 where it is not known before the download."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedFile:
+    """One Parquet file of the input: the plan's one line for it."""
+
+    uri: str
+    size_bytes: int
+    etag: str
+    """The store's fingerprint of its content; a worker that meets another one stops the job."""
+    num_rows: int
+    rows_by_model: Mapping[str, int]
+    """Rows routed to each model; NO_MODEL for rows that none can take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """All that a worker must know beside a shard's few numbers."""
+
+    spec: JobSpec
+    models: Mapping[str, ModelCard]
+    columns: ColumnMap
+    schema: bytes
+    """The output's Arrow schema, serialised."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two jobs exactly when their parts must be equal byte for byte."""
+        text = json.dumps(self.identity(), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the output: the spec without where it goes, who makes it and what may fail."""
+        spec = self.spec.model_dump(mode="json", exclude={"workers", "errors"})
+        spec["output"].pop("path")
+        return {
+            "spec": spec,
+            "columns": dict(self.columns.fields),
+            "models": {name: card.revision for name, card in self.models.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """Which rows make one part: a range of those rows of one file that go to one model."""
+
+    index: int
+    """Place among all shards of the job."""
+    num_shards: int
+    uri: str
+    """The input file."""
+    etag: str
+    """What the file's content was when the job was planned."""
+    model: str
+    """A key of the spec's models, or NO_MODEL."""
+    start: int
+    """First row, counted among this file's rows of this model."""
+    stop: int
+    """One past the last row."""
+
+    @property
+    def name(self) -> str:
+        """The part's name without its ending; the order of names is the order of shards."""
+        return f"train-{self.index:05d}-of-{self.num_shards:05d}"
+
+    @property
+    def num_rows(self) -> int:
+        """Input rows in this shard."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardReport:
+    """What became of one shard: the worker's answer to the driver, counts and seconds only."""
+
+    index: int
+    committed: bool
+    """False: the same part was there already, made by another attempt or driver."""
+    ok: int
+    filtered: int
+    failed: int
+    """Input rows by outcome."""
+    images: int
+    """Pictures in the part."""
+    size_bytes: int
+    """Of the part."""
+    error_codes: Mapping[str, int]
+    """Failed rows by error_code."""
+    seconds: Mapping[str, float]
+    """Read, wait for the device, generate, write."""
+    models_loaded: tuple[str, ...]
+    """Models in the worker's memory now: the dispatcher gives it shards of these first."""
+    num_loads: int
+    """Checkpoints this worker has loaded in its life."""
+    peak_rss_bytes: int
+    """The worker's largest memory so far."""

@@ -1,0 +1,11 @@
+"""The hint in an error message: what was probably meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def nearest(wrong: str, valid: Iterable[str]) -> str:
+    """` (did you mean X?)` where some valid name is close, else an empty string."""
+    by_lower = {name.lower(): name for name in valid}
+    found = get_close_matches(wrong.lower(), by_lower, n=1, cutoff=0.6)
+    return f" (did you mean `{by_lower[found[0]]}`?)" if found else ""

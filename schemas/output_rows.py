@@ -1,0 +1,78 @@
+"""The output's columns: one row per image, with Hugging Face's image type and its schema metadata."""
+
+import json
+
+import pyarrow as pa
+
+from schemas.columns import ColumnMap, dense
+from schemas.errors import SpecError
+from schemas.job import ModelCard
+from schemas.parameters import PARAMETERS
+from schemas.spec import JobSpec
+from schemas.systems import find_system
+
+IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+"""Exactly this, in this order: datasets 5.2 takes any other type for raw bytes, without a word."""
+
+STATUSES: tuple[str, ...] = ("ok", "filtered", "failed")
+"""A row's outcomes: made, made but withheld by a safety checker, and not made."""
+
+_ARROW_KINDS = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+
+
+def output_schema(
+    spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMap, input_schema: pa.Schema
+) -> pa.Schema:
+    """The schema of every part of a job; SpecError where a kept column's name is already taken."""
+    used = _used_parameters(spec, models)
+    fields = [
+        pa.field("row_id", _id_type(columns, input_schema), nullable=False),
+        pa.field("image_index", pa.int64(), nullable=False),
+        pa.field("task", pa.string()),
+        pa.field("model", pa.string()),
+        pa.field("image", IMAGE_TYPE),
+        pa.field("width", pa.int64()),
+        pa.field("height", pa.int64()),
+        pa.field("prompt", pa.string()),
+        pa.field("negative_prompt", pa.string()),
+        pa.field("seed", pa.int64()),
+        *(pa.field(name, _ARROW_KINDS[PARAMETERS[name].kind]) for name in used),
+        pa.field("nsfw", pa.bool_()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error_code", pa.string()),
+        pa.field("error_message", pa.string()),
+        pa.field("image_sha256", pa.string()),
+    ]
+    taken = {field.name for field in fields}
+    for name in columns.keep:
+        if name in taken:
+            raise SpecError(
+                f"input.keep: `{name}` is a column that darkroom writes itself; rename it in the input, "
+                "or leave it out"
+            )
+        fields.append(pa.field(name, dense(input_schema.field(name).type)))
+    return pa.schema(fields, metadata=_hugging_face({"image"} | _image_columns(input_schema, columns.keep)))
+
+
+def _used_parameters(spec: JobSpec, models: dict[str, ModelCard]) -> list[str]:
+    """Parameters that some row of this job can have; width and height are the image's own columns."""
+    families = {card.family for card in models.values()}
+    systems = [find_system(family, spec.task_of(route)) for family in families for route in spec.routes]
+    taken = {name for system in systems if system for name in system.defaults}
+    return [name for name in PARAMETERS if name in taken and name not in ("height", "width")]
+
+
+def _id_type(columns: ColumnMap, input_schema: pa.Schema) -> pa.DataType:
+    column = columns.fields.get("row_id")
+    whole = column is not None and pa.types.is_integer(input_schema.field(column).type)
+    return pa.int64() if whole else pa.string()
+
+
+def _image_columns(input_schema: pa.Schema, keep: tuple[str, ...]) -> set[str]:
+    return {name for name in keep if input_schema.field(name).type == IMAGE_TYPE}
+
+
+def _hugging_face(images: set[str]) -> dict[str, str]:
+    # Naming the image columns is enough; a listed type that differs from Arrow's own is an error.
+    features = {name: {"_type": "Image"} for name in sorted(images)}
+    return {"huggingface": json.dumps({"info": {"features": features}})}

@@ -1,0 +1,176 @@
+"""A job's YAML as types: one frozen model per section, strict, with unknown keys refused."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas.nearest import nearest
+from schemas.parameters import SCHEDULERS, Parameters, StrictModel
+from schemas.systems import TASKS, takes
+
+Name = str
+
+
+class InputSpec(StrictModel):
+    """Where the rows are and what their columns mean."""
+
+    path: str | list[str] = Field(min_length=1)
+    """A Parquet file, a folder, a glob, or a list of them; local or s3://."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """field: column, where the input's names differ from darkroom's."""
+    keep: list[str] = Field(default_factory=list)
+    """Input columns that are copied to the output."""
+
+
+class ModelSpec(StrictModel):
+    """One checkpoint, under the name by which routes and rows call it."""
+
+    checkpoint: str = Field(min_length=1)
+    """A `save_pretrained` folder, a Hugging Face repository, or demo:KIND for a small random one."""
+    revision: str | None = None
+    """A Hugging Face branch, tag or commit."""
+    variant: str | None = None
+    """A weight file variant, such as fp16."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """auto: float16 on a GPU, float32 on a CPU."""
+
+
+class Route(Parameters):
+    """One entry of the task-routing stage: what a row whose `task` has this name goes through."""
+
+    task: str | None = None
+    """The generation task; the route's own name where it is left out."""
+    model: Name
+    """A key of `models`; a row's `model` column beats it."""
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, task: str | None) -> str | None:
+        if task is not None and task not in TASKS:
+            raise ValueError(f"`{task}` is no task{nearest(task, TASKS)}; tasks are {', '.join(TASKS)}")
+        return task
+
+    @field_validator("scheduler")
+    @classmethod
+    def _known_scheduler(cls, scheduler: str | None) -> str | None:
+        if scheduler is not None and scheduler not in SCHEDULERS:
+            names = ", ".join(sorted(SCHEDULERS))
+            raise ValueError(
+                f"`{scheduler}` is no scheduler{nearest(scheduler, SCHEDULERS)}; they are {names}"
+            )
+        return scheduler
+
+
+class OutputSpec(StrictModel):
+    """Where the parts go and how images stand in them."""
+
+    path: str = Field(min_length=1)
+    """A folder, local or s3://; it belongs to this one job."""
+    images: Literal["parquet", "files"] = "parquet"
+    """parquet: bytes inside the part; files: one object per image and its URI in the part."""
+    format: Literal["png", "webp", "jpeg"] = "png"
+    """png and webp are lossless; jpeg has quality 95."""
+
+
+class BatchingSpec(StrictModel):
+    """How rows are cut into shards and batches; part of what fixes the output's bits."""
+
+    shard_rows: int = Field(default=256, ge=1, le=100_000)
+    """Input rows per part: what is lost when a worker dies, and the size of one output file."""
+    max_batch_rows: int = Field(default=16, ge=1, le=1024)
+    """Images per pipeline call, at most."""
+
+
+class WorkersSpec(StrictModel):
+    """The Ray actors; nothing here changes a picture on the same hardware."""
+
+    num: int | Literal["auto"] = "auto"
+    """auto: as many as the cluster's GPUs (or CPUs, where there is no GPU) allow."""
+    num_gpus: float | Literal["auto"] = "auto"
+    """GPUs per worker. auto: 1 where the cluster has GPUs, else 0."""
+    num_cpus: int | Literal["auto"] = "auto"
+    """CPUs per worker, and its torch threads on a CPU. auto: up to 4 beside a GPU, else 1."""
+    model_cache_gb: float | Literal["auto"] = "auto"
+    """Weights one worker holds at most. auto: 80 % of its GPU, or its share of half the memory."""
+
+    @field_validator("num", "num_cpus")
+    @classmethod
+    def _at_least_one(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{value} is too few; give 1 or more, or auto")
+        return value
+
+    @field_validator("num_gpus", "model_cache_gb")
+    @classmethod
+    def _not_negative(cls, value: float | str) -> float | str:
+        if isinstance(value, (int, float)) and value < 0:
+            raise ValueError(f"{value} is negative; give 0 or more, or auto")
+        return value
+
+
+class ErrorsSpec(StrictModel):
+    """How much may go wrong before the job says so."""
+
+    max_rate: float = Field(default=0.01, ge=0, le=1)
+    """Share of input rows that may fail. A plan that already finds more refuses to start."""
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    """Times that one shard may take its worker down before it is left out."""
+    storage_deadline_s: float = Field(default=900, gt=0)
+    """Seconds for which storage errors are retried before the job gives up."""
+
+
+class JobSpec(StrictModel):
+    """One job: rows in, models and routes, parts out."""
+
+    version: Literal[1]
+    """The format of this file."""
+    name: Name = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """What reports and the dataset card call the job."""
+    input: InputSpec
+    models: dict[Name, ModelSpec] = Field(min_length=1)
+    routes: dict[Name, Route] = Field(min_length=1)
+    default_route: Name | None = None
+    """For rows without a `task`. Where there is one route, that is the default."""
+    output: OutputSpec
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Rows without a seed get one from this and their row_id."""
+    batching: BatchingSpec = BatchingSpec()
+    workers: WorkersSpec = WorkersSpec()
+    errors: ErrorsSpec = ErrorsSpec()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "JobSpec":
+        for name, route in self.routes.items():
+            self._check_route(name, route)
+        if self.default_route is not None and self.default_route not in self.routes:
+            wanted = self.default_route
+            raise ValueError(
+                f"default_route: `{wanted}` is no route{nearest(wanted, self.routes)}; "
+                f"routes are {', '.join(self.routes)}"
+            )
+        return self
+
+    def _check_route(self, name: str, route: Route) -> None:
+        if route.model not in self.models:
+            raise ValueError(
+                f"routes.{name}.model: `{route.model}` is no model{nearest(route.model, self.models)}; "
+                f"models are {', '.join(self.models)}"
+            )
+        task = route.task or name
+        if task not in TASKS:
+            raise ValueError(
+                f"routes.{name}: `{name}` is no task, so the route needs `task:` (one of {', '.join(TASKS)})"
+            )
+        for parameter in route.set_parameters():
+            if not takes(task, parameter):
+                raise ValueError(f"routes.{name}.{parameter}: the task {task} has no such parameter")
+
+    def task_of(self, route: str) -> str:
+        """The generation task of a route."""
+        return self.routes[route].task or route
+
+    def fallback_route(self) -> str | None:
+        """The route of rows that name none, or None where such rows are a mistake."""
+        if self.default_route is not None:
+            return self.default_route
+        return next(iter(self.routes)) if len(self.routes) == 1 else None

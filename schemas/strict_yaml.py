@@ -1,0 +1,109 @@
+"""YAML without its traps: plain values only, and the line of every key.
+
+`yaml.safe_load` stops tags that run code, but neither alias bombs (271 bytes that unfold to 43 million
+leaves) nor duplicate keys, of which the last one silently wins.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import yaml
+
+from schemas.errors import SpecError
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 32
+
+Location = tuple[str | int, ...]
+"""The keys and list positions that lead to a value."""
+
+
+class _YAML12Loader(yaml.SafeLoader):
+    """Reads numbers as people write them: PyYAML takes `1e-3` for text (YAML 1.1), and `no` for false."""
+
+
+_YAML12Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":int", ":float", ":null"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_YAML12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_YAML12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def read_yaml(path: Path) -> tuple[object, dict[Location, int]]:
+    """The file's value and the line (from 1) on which each of its parts begins."""
+    try:
+        size = os.stat(path).st_size
+        if size > MAX_BYTES:
+            raise SpecError(f"{path}: {size:,} bytes; a spec has at most {MAX_BYTES:,}")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: is not UTF-8 text ({error})") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, name: str) -> tuple[object, dict[Location, int]]:
+    """Like `read_yaml`, for text; `name` stands in messages where the file's name would."""
+    loader = _YAML12Loader(text)
+    try:
+        _refuse_aliases(text, name)
+        node = loader.get_single_node()
+        lines: dict[Location, int] = {}
+        return (None if node is None else _value(loader, node, (), lines, name)), lines
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise SpecError(f"{name}:{line}: is not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"{name}: is not YAML: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _refuse_aliases(text: str, name: str) -> None:
+    """Before composing: following aliases is what makes a bomb go off."""
+    for event in yaml.parse(text, Loader=_YAML12Loader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise SpecError(f"{name}:{line}: anchors and aliases (& and *) are not allowed; write it out")
+        if tag := getattr(event, "tag", None):
+            raise SpecError(f"{name}:{line}: the tag {tag} is not allowed; write a plain value")
+
+
+def _value(
+    loader: yaml.SafeLoader, node: yaml.Node, at: Location, lines: dict[Location, int], name: str
+) -> object:
+    lines.setdefault(at, node.start_mark.line + 1)
+    if len(at) > MAX_DEPTH:
+        raise SpecError(f"{name}:{node.start_mark.line + 1}: nested more than {MAX_DEPTH} deep")
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(loader, node, at, lines, name)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(loader, item, (*at, i), lines, name) for i, item in enumerate(node.value)]
+    return loader.construct_object(node, deep=True)
+
+
+def _mapping(
+    loader: yaml.SafeLoader, node: yaml.MappingNode, at: Location, lines: dict[Location, int], name: str
+) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        key = loader.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else None
+        if not isinstance(key, str):
+            raise SpecError(f"{name}:{line}: a key must be text, not {key_node.value!r}; put it in quotes")
+        if key in found:
+            raise SpecError(
+                f"{name}:{line}: the key `{key}` stands twice (first on line {lines[(*at, key)]})"
+            )
+        lines[(*at, key)] = line
+        found[key] = _value(loader, value_node, (*at, key), lines, name)
+    return found
