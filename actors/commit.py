@@ -1,0 +1,79 @@
+"""The commit protocol: a part is committed by the one create-only write that puts it in its place."""
+
+import uuid
+from contextlib import suppress
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.storage import Buffer, Storage, join
+from schemas.errors import RefusedError, StorageError
+
+JOB_KEY = b"darkroom.job"
+SHARD_KEY = b"darkroom.shard"
+"""Keys of the Parquet footer that say whose part it is, where the store keeps no metadata."""
+
+
+def commit_part(storage: Storage, uri: str, data: Buffer, *, job: str, shard: str, attempt: str) -> bool:
+    """True: the part of this attempt is the committed one. False: the shard had one already; ours is dropped.
+
+    RefusedError where the place is taken by another job, another shard, or something that is no part.
+    """
+    if storage.create(uri, data, {"job": job, "shard": shard, "attempt": attempt}):
+        return True
+    owner = _owner(storage, uri)
+    if (owner.get("job"), owner.get("shard")) != (job, shard):
+        raise RefusedError(
+            f"{uri}: is there already and belongs to job {owner.get('job')!r}, shard {owner.get('shard')!r}, "
+            f"while this is job {job!r}, shard {shard!r}; give this job an output.path of its own"
+        )
+    # Ours although create() said no: the reply to the write was lost, and its repetition met it.
+    return owner.get("attempt") == attempt
+
+
+def _owner(storage: Storage, uri: str) -> dict[str, str]:
+    """Job, shard and (where the store keeps metadata) attempt of the part at `uri`."""
+    try:
+        metadata = storage.metadata(uri)
+        # Tools that copy objects drop metadata or leave some of their own.
+        return metadata if "job" in metadata else _footer_owner(storage, uri)
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{uri}: the store says both that it exists and that it does not; was it deleted just now?"
+        ) from error
+
+
+def _footer_owner(storage: Storage, uri: str) -> dict[str, str]:
+    try:
+        with storage.open(uri) as file:
+            footer = pq.read_metadata(file).metadata or {}
+    except pa.ArrowInvalid as error:
+        raise RefusedError(
+            f"{uri}: is there already and is not a Parquet file ({error}); move it away"
+        ) from error
+    owned = {"job": footer.get(JOB_KEY), "shard": footer.get(SHARD_KEY)}
+    return {name: value.decode() for name, value in owned.items() if value is not None}
+
+
+def probe(storage: Storage, folder: str) -> None:
+    """Prove that this store lets only the first of two writers create an object; RefusedError otherwise."""
+    uri = join(folder, "_darkroom", f"probe-{uuid.uuid4().hex}")
+    first, second = b"first", b"second"
+    # The first answer does not matter: when a reply is lost it is False, and nobody else knows this name.
+    storage.create(uri, first, {})
+    created_twice = storage.create(uri, second, {})
+    found = _read_or_none(storage, uri)
+    storage.delete(uri)
+    if created_twice or found != first:
+        raise RefusedError(
+            f"{folder}: this store does not honour conditional writes (If-None-Match: *): a second create "
+            f"was {'accepted' if created_twice else 'refused'} and left {found!r} where {first!r} stood. "
+            "Two workers could overwrite each other's parts. Stores that work: AWS S3, Cloudflare R2, MinIO, "
+            "SeaweedFS and local disks; `rclone serve s3` and others that ignore the header do not"
+        )
+
+
+def _read_or_none(storage: Storage, uri: str) -> bytes | None:
+    with suppress(FileNotFoundError):
+        return storage.read(uri)
+    return None

@@ -1,0 +1,354 @@
+"""S3 and the stores that speak its language.
+
+Of s3fs only the building of a client from the environment and its event loop are used. Requests go
+straight to the aiobotocore client, because s3fs 2026.9 gives up after 42 s of 503, turns the status
+codes that decide a commit into assorted OSErrors, and waits for ever on a server that stops reading.
+"""
+
+import asyncio
+import io
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import quote, unquote
+
+import aiohttp
+import s3fs
+from botocore.exceptions import (
+    BotoCoreError,
+    ChecksumError,
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseStreamingError,
+)
+from botocore.exceptions import ConnectionError as StoreConnectionError
+from botocore.parsers import ResponseParserError
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
+
+from actors.storage import S3_SCHEME, Buffer, StoredObject
+from schemas.errors import RefusedError, SpecError, StorageError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+logger = logging.getLogger(__name__)
+
+MAX_PUT_BYTES = 5 * 2**30
+"""S3's limit for one PUT; a part is never a multipart upload, whose last step some stores do not guard."""
+SLOWEST_UPLOAD_BYTES_PER_S = 4 * 2**20
+"""A try of an upload may take `timeout_s` and what this rate needs for its bytes."""
+LONGEST_WAIT_S = 20.0
+BLOCK_BYTES = 4 * 2**20
+KEPT_BLOCKS = 8
+"""An open file keeps at most this many blocks: Parquet readers hop between a few columns."""
+MAX_RANGE_BYTES = 32 * 2**20
+"""Longest single ranged GET, so that one try of it fits `timeout_s`."""
+
+_FOREIGN_ERRORS = (BotoCoreError, ClientError, aiohttp.ClientError, OSError)
+_TRANSIENT_ERRORS = (
+    ChecksumError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseParserError,
+    ResponseStreamingError,
+    StoreConnectionError,
+    aiohttp.ClientError,
+    OSError,
+)
+_TRANSIENT_STATUSES = {408, 409, 425, 429}
+# These come with status 400.
+_TRANSIENT_CODES = {
+    "BadDigest",
+    "IncompleteBody",
+    "RequestTimeout",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "XAmzContentSHA256Mismatch",
+}
+_CHECK_ENVIRONMENT = (
+    "check what the environment says of credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, a role), region and "
+    "AWS_ENDPOINT_URL"
+)
+_WHAT_TO_CHECK = {
+    403: "check the credentials, and that they may list, read and write here",
+    404: "check the bucket's name and region",
+}
+
+
+class PreconditionError(Exception):
+    """The store answered 412: the object is not in the state that the request asked for."""
+
+
+class S3Storage:
+    """Objects in buckets; every request is repeated until it is answered or `deadline_s` has passed."""
+
+    def __init__(self, *, timeout_s: float, deadline_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
+        self._fs: Any = s3fs.S3FileSystem(
+            skip_instance_cache=True,
+            use_listings_cache=False,
+            config_kwargs={
+                "connect_timeout": min(10.0, timeout_s),
+                "read_timeout": timeout_s,
+                "max_pool_connections": 32,
+                "retries": {"total_max_attempts": 1},
+            },
+        )
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        # Not every store lists in the order of whole keys: SeaweedFS puts `a/c` before `a-b`.
+        return iter(sorted(self._list_pages(prefix), key=lambda stored: stored.uri))
+
+    def _list_pages(self, folder: str) -> Iterator[StoredObject]:
+        bucket, key = _split(folder)
+        arguments = {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/" if key else ""}
+        while True:
+            page = self._call("list_objects_v2", folder, arguments)
+            for entry in page.get("Contents", []):
+                if not entry["Key"].endswith("/"):
+                    yield _stored_object(f"{S3_SCHEME}{bucket}/{entry['Key']}", entry["Size"], entry["ETag"])
+            if not page.get("IsTruncated"):
+                return
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+    def stat(self, uri: str) -> StoredObject | None:
+        try:
+            head = self._head(uri)
+        except FileNotFoundError:
+            return None
+        return _stored_object(uri, head["ContentLength"], head["ETag"])
+
+    def open(self, uri: str) -> BinaryIO:
+        stored = self.stat(uri)
+        if stored is None:
+            raise FileNotFoundError(uri)
+        return io.BufferedReader(S3File(self, stored), buffer_size=64 * 1024)
+
+    def read(self, uri: str) -> bytes:
+        return bytes(self._call("get_object", uri, _address(uri))["Body"])
+
+    def read_range(self, stored: StoredObject, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of the very object that `stored` describes."""
+        arguments = {
+            **_address(stored.uri),
+            "Range": f"bytes={start}-{stop - 1}",
+            "IfMatch": f'"{stored.etag}"',
+        }
+        try:
+            reply = self._call("get_object", stored.uri, arguments)
+        except PreconditionError as error:
+            raise StorageError(
+                f"{stored.uri}: changed while it was being read; inputs must stay as they are"
+            ) from error
+        body = bytes(reply["Body"])
+        if len(body) != stop - start:
+            raise StorageError(f"{stored.uri}: asked for bytes {start} to {stop}, got {len(body)} bytes")
+        return body
+
+    def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
+        try:
+            self._put(uri, data, Metadata=_ascii(metadata), IfNoneMatch="*")
+        except PreconditionError:
+            return False
+        return True
+
+    def metadata(self, uri: str) -> dict[str, str]:
+        return {name.lower(): unquote(value) for name, value in self._head(uri).get("Metadata", {}).items()}
+
+    def replace(self, uri: str, data: bytes) -> None:
+        self._put(uri, data)
+
+    def delete(self, uri: str) -> None:
+        with suppress(FileNotFoundError):
+            self._call("delete_object", uri, _address(uri))
+
+    def _head(self, uri: str) -> dict[str, Any]:
+        return self._call("head_object", uri, _address(uri))
+
+    def _put(self, uri: str, data: Buffer, **headers: Any) -> None:
+        size = memoryview(data).nbytes
+        if size > MAX_PUT_BYTES:
+            raise SpecError(
+                f"{uri}: {size / 2**30:.1f} GiB in one part, and S3 takes {MAX_PUT_BYTES / 2**30:.0f} GiB at "
+                "most in the one request that commits it; lower batching.shard_rows"
+            )
+        body = data if isinstance(data, bytes) else bytes(data)
+        timeout_s = self._timeout_s + size / SLOWEST_UPLOAD_BYTES_PER_S
+        self._call("put_object", uri, {**_address(uri), "Body": body, **headers}, timeout_s=timeout_s)
+
+    def _call(
+        self, operation: str, uri: str, arguments: Mapping[str, Any], *, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """The reply to a request, however many tries it takes.
+
+        Raises FileNotFoundError (no such object), PreconditionError (412), and StorageError at the
+        deadline, or at once where trying again cannot help.
+        """
+        deadline = time.monotonic() + self._deadline_s
+
+        def try_once() -> dict[str, Any]:
+            left_s = max(0.001, deadline - time.monotonic())
+            return self._try(operation, arguments, min(timeout_s or self._timeout_s, left_s))
+
+        retrying = Retrying(
+            retry=retry_if_exception(_is_transient),
+            wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT_S),
+            stop=stop_before_delay(self._deadline_s),
+            before_sleep=lambda state: _log_retry(operation, uri, state),
+            reraise=True,
+        )
+        try:
+            return retrying(try_once)
+        except _FOREIGN_ERRORS as error:
+            raise self._verdict(operation, uri, error) from error
+
+    def _try(self, operation: str, arguments: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        request = asyncio.wait_for(self._request(operation, arguments), timeout_s)
+        future = asyncio.run_coroutine_threadsafe(request, self._fs.loop)
+        try:
+            return future.result()
+        finally:
+            # After an interrupt the request would go on without us.
+            future.cancel()
+
+    async def _request(self, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        client = await self._fs.set_session()
+        reply: dict[str, Any] = await getattr(client, operation)(**arguments)
+        if "Body" in reply:
+            async with reply["Body"] as body:
+                reply["Body"] = await body.read()
+        return reply
+
+    def _verdict(self, operation: str, uri: str, error: Exception) -> Exception:
+        """What a request that did not succeed means to the caller."""
+        seen = _describe(error)
+        if _is_transient(error):
+            return StorageError(
+                f"{uri}: {operation} did not succeed within {self._deadline_s:g} s; the last try: {seen}. "
+                "Check that the store and the network are up and that AWS_ENDPOINT_URL is right, then run "
+                "again to resume"
+            )
+        status, code = _status(error)
+        if status == 412:
+            return PreconditionError(f"{uri}: {seen}")
+        if status == 404 and code != "NoSuchBucket":
+            return FileNotFoundError(uri)
+        if status == 501:
+            return RefusedError(f"{uri}: the store cannot do what darkroom needs of {operation}: {seen}")
+        return StorageError(
+            f"{uri}: {operation} was refused: {seen}; {_WHAT_TO_CHECK.get(status, _CHECK_ENVIRONMENT)}"
+        )
+
+
+class S3File(io.RawIOBase):
+    """An object as a file: ranged GETs with a few aligned blocks kept, each repeated until its deadline."""
+
+    def __init__(self, storage: S3Storage, stored: StoredObject) -> None:
+        self._storage = storage
+        self._stored = stored
+        self._position = 0
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._stored.size_bytes}[whence]
+        if start + offset < 0:
+            raise ValueError(f"{self._stored.uri}: cannot seek to {start + offset}")
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer).cast("B")
+        wanted = min(len(view), self._stored.size_bytes - self._position)
+        if wanted <= 0:
+            return 0
+        data = self._fetch(wanted) if wanted > BLOCK_BYTES else self._from_block(wanted)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _fetch(self, wanted: int) -> bytes:
+        return self._storage.read_range(
+            self._stored, self._position, self._position + min(wanted, MAX_RANGE_BYTES)
+        )
+
+    def _from_block(self, wanted: int) -> memoryview:
+        """What the block at the current position has of it: BufferedReader asks again for the rest."""
+        number, offset = divmod(self._position, BLOCK_BYTES)
+        return memoryview(self._block(number))[offset : offset + wanted]
+
+    def _block(self, number: int) -> bytes:
+        if number not in self._blocks:
+            stop = min((number + 1) * BLOCK_BYTES, self._stored.size_bytes)
+            if len(self._blocks) == KEPT_BLOCKS:
+                self._blocks.popitem(last=False)
+            self._blocks[number] = self._storage.read_range(self._stored, number * BLOCK_BYTES, stop)
+        self._blocks.move_to_end(number)
+        return self._blocks[number]
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix(S3_SCHEME).partition("/")
+    return bucket, key
+
+
+def _address(uri: str) -> dict[str, str]:
+    bucket, key = _split(uri)
+    return {"Bucket": bucket, "Key": key}
+
+
+def _stored_object(uri: str, size_bytes: int, etag: str) -> StoredObject:
+    return StoredObject(uri=uri, size_bytes=size_bytes, etag=etag.strip('"'))
+
+
+def _ascii(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Metadata travels in headers, which are ASCII."""
+    return {name: quote(value, safe="/:=,@+") for name, value in metadata.items()}
+
+
+def _status(error: BaseException) -> tuple[int, str]:
+    """HTTP status and S3 error code; (0, "") for an error that is not the store's."""
+    if not isinstance(error, ClientError):
+        return 0, ""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return int(status), str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later: 409 is a conditional write that met another one."""
+    if not isinstance(error, ClientError):
+        return isinstance(error, _TRANSIENT_ERRORS)
+    status, code = _status(error)
+    return (status >= 500 and status != 501) or status in _TRANSIENT_STATUSES or code in _TRANSIENT_CODES
+
+
+def _describe(error: BaseException) -> str:
+    status, code = _status(error)
+    if isinstance(error, ClientError):
+        return f"{code} (HTTP {status}): {error.response.get('Error', {}).get('Message', '')}"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _log_retry(operation: str, uri: str, state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    logger.warning(
+        "storage_retry operation=%s uri=%s attempt=%d wait_s=%.1f error=%s",
+        operation,
+        uri,
+        state.attempt_number,
+        state.upcoming_sleep,
+        _describe(error) if error else "",
+    )

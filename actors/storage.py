@@ -1,0 +1,272 @@
+"""Where rows come from and parts go to: local disk or S3, behind one small interface.
+
+`create` is the one operation everything else rests on: it writes a whole object or nothing, and of any
+number of writers of one URI exactly one is told that it did. A process builds its own `Storage` from a
+URI and never sends it to another; credentials, region and endpoint come from the environment alone.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import stat
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+from urllib.parse import unquote
+
+from schemas.errors import RefusedError, SpecError, StorageError
+
+S3_SCHEME = "s3://"
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ETAG_SAMPLE_BYTES = 64 * 1024
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """What a listing tells of one object."""
+
+    uri: str
+    """Normalised: `s3://bucket/key` or an absolute local path."""
+    size_bytes: int
+    """Length of the content."""
+    etag: str
+    """Changes when the content does; comparable only within one kind of store."""
+
+
+class Storage(Protocol):
+    """Objects by URI. Safe to use from several threads; every URI is one that `normalise` returned."""
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """Every object below the folder `prefix`, at any depth, sorted by URI, never from a cache."""
+
+    def stat(self, uri: str) -> StoredObject | None:
+        """One object, or None where there is none."""
+
+    def open(self, uri: str) -> BinaryIO:
+        """A seekable reader with bounded memory; FileNotFoundError where there is no object."""
+
+    def read(self, uri: str) -> bytes:
+        """The whole of a small object; FileNotFoundError where there is none."""
+
+    def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
+        """Write the object unless something is there already; True if this call is known to have done it.
+
+        False does not say whose object is there: when the reply to a write is lost, its repetition meets
+        its own first attempt.
+        """
+
+    def metadata(self, uri: str) -> dict[str, str]:
+        """What `create` was given beside the content; always empty on local disk."""
+
+    def replace(self, uri: str, data: bytes) -> None:
+        """Write the object whether or not one is there: for reports, never for parts."""
+
+    def delete(self, uri: str) -> None:
+        """Remove the object if there is one."""
+
+
+def open_storage(uri: str, *, timeout_s: float = 60.0, deadline_s: float = 900.0) -> Storage:
+    """The storage that holds `uri`.
+
+    One try of a request may take `timeout_s` (more for a large upload); a request is repeated until
+    `deadline_s`, then raises StorageError. Both are about S3: local disk answers or fails at once.
+    """
+    root = normalise(uri)
+    if root.startswith(S3_SCHEME):
+        # Deferred: it loads botocore and aiohttp, most of a second that local jobs need not wait.
+        from actors.s3_storage import S3Storage
+
+        return S3Storage(timeout_s=timeout_s, deadline_s=deadline_s)
+    return LocalStorage(temp_dir=join(root, "_darkroom", "tmp"))
+
+
+def join(uri: str, *names: str) -> str:
+    """The URI of `names` below `uri`."""
+    return "/".join([uri.rstrip("/"), *names])
+
+
+def normalise(uri: str) -> str:
+    """The one spelling of a path from a spec: `s3://bucket/key` or an absolute local path.
+
+    SpecError for everything else that some library would take: other schemes, chains such as
+    `simplecache::s3://...`, credentials, query strings, and `..`.
+    """
+    if not uri or _CONTROL.search(uri):
+        raise SpecError(f"{uri!r} is not a path: it is empty or holds control characters")
+    if "::" in uri:
+        raise SpecError(f"{uri!r}: chained paths ('::') are not read; name the file itself")
+    if uri.lower().startswith(S3_SCHEME):
+        return _normalise_s3(uri)
+    if uri.lower().startswith("file://"):
+        return _normalise_file_uri(uri)
+    if scheme := _SCHEME.match(uri):
+        raise SpecError(
+            f"{_masked(uri)!r}: {scheme[0]} is not supported; use s3://, file:/// or a local path"
+        )
+    return _normalise_local(uri, uri)
+
+
+def _normalise_s3(uri: str) -> str:
+    bucket, _, key = uri[len(S3_SCHEME) :].partition("/")
+    if "@" in bucket:
+        raise SpecError(
+            f"{_masked(uri)!r}: credentials do not belong in a URI; set AWS_PROFILE or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY in the environment of the driver and the workers"
+        )
+    if "?" in key:
+        raise SpecError(f"{uri!r}: query strings are not read (in a pattern use '*' in place of '?')")
+    if not _BUCKET.match(bucket):
+        raise SpecError(f"{uri!r}: {bucket!r} is not a bucket name; the form is s3://bucket/folder")
+    _refuse_parent_segments(key, uri)
+    return f"{S3_SCHEME}{bucket}/{key}".rstrip("/")
+
+
+def _normalise_file_uri(uri: str) -> str:
+    path = uri[len("file://") :]
+    if "?" in path:
+        raise SpecError(f"{uri!r}: query strings are not read")
+    if not path.startswith("/"):
+        raise SpecError(f"{_masked(uri)!r}: the form is file:///absolute/path, with three slashes")
+    return _normalise_local(unquote(path), uri)
+
+
+def _normalise_local(path: str, uri: str) -> str:
+    _refuse_parent_segments(path, uri)
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _refuse_parent_segments(path: str, uri: str) -> None:
+    if ".." in path.split("/"):
+        raise SpecError(f"{uri!r}: '..' is not allowed in a path; write the path out")
+
+
+def _masked(uri: str) -> str:
+    """The URI without what stands before '@' in its host, which may be a secret."""
+    return re.sub(r"(://)[^/]*@", r"\1***@", uri)
+
+
+class LocalStorage:
+    """Files on a disk that every process of the job sees.
+
+    Content is written to a temporary file first, in `temp_dir` and not beside its target, so that a
+    reader of `data/` never meets half a part. `temp_dir` must lie on the same file system.
+    """
+
+    def __init__(self, *, temp_dir: str) -> None:
+        self._temp_dir = temp_dir
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        found = (self.stat(path) for path in sorted(self._walk(prefix)))
+        return (stored for stored in found if stored is not None)
+
+    def _walk(self, folder: str) -> Iterator[str]:
+        for here, folders, files in os.walk(folder, onerror=_raise_unless_absent):
+            folders[:] = [name for name in folders if os.path.join(here, name) != self._temp_dir]
+            yield from (os.path.join(here, name) for name in files)
+
+    def stat(self, uri: str) -> StoredObject | None:
+        with _converted_errors(uri):
+            try:
+                # Listings meet pipes and sockets too, and opening one of those would wait for ever.
+                if not stat.S_ISREG(os.stat(uri).st_mode):
+                    return None
+                with open(uri, "rb") as file:
+                    return _describe(uri, file)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def open(self, uri: str) -> BinaryIO:
+        with _converted_errors(uri):
+            return open(uri, "rb")
+
+    def read(self, uri: str) -> bytes:
+        with _converted_errors(uri), open(uri, "rb") as file:
+            return file.read()
+
+    def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
+        with _converted_errors(uri), self._written(data) as temporary:
+            os.makedirs(os.path.dirname(uri), exist_ok=True)
+            try:
+                os.link(temporary, uri)
+            except FileExistsError:
+                # On NFS a repeated request can meet its own first success: then our file has two names.
+                return os.stat(temporary).st_nlink == 2
+            _sync_folder(uri)
+            return True
+
+    def metadata(self, uri: str) -> dict[str, str]:
+        return {}
+
+    def replace(self, uri: str, data: bytes) -> None:
+        with _converted_errors(uri), self._written(data) as temporary:
+            os.makedirs(os.path.dirname(uri), exist_ok=True)
+            os.replace(temporary, uri)
+            _sync_folder(uri)
+
+    def delete(self, uri: str) -> None:
+        with _converted_errors(uri), suppress(FileNotFoundError):
+            os.unlink(uri)
+
+    @contextmanager
+    def _written(self, data: Buffer) -> Iterator[str]:
+        """A temporary file with `data` safely on disk, gone afterwards unless it was moved."""
+        os.makedirs(self._temp_dir, exist_ok=True)
+        path = os.path.join(self._temp_dir, uuid.uuid4().hex)
+        try:
+            with open(path, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield path
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _describe(path: str, file: BinaryIO) -> StoredObject:
+    """Size and a sample of the content: not the mtime, which differs between copies on two nodes."""
+    size = file.seek(0, os.SEEK_END)
+    digest = hashlib.sha256(str(size).encode())
+    for offset in (0, max(0, size - _ETAG_SAMPLE_BYTES)):
+        file.seek(offset)
+        digest.update(file.read(_ETAG_SAMPLE_BYTES))
+    return StoredObject(uri=path, size_bytes=size, etag=digest.hexdigest())
+
+
+def _sync_folder(path: str) -> None:
+    """Make the name of a new file as durable as its content."""
+    descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    """A folder that is not there is empty; one that cannot be read must not look empty."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise StorageError(f"{error.filename}: {error.strerror}; check the folder's permissions") from error
+
+
+@contextmanager
+def _converted_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK) and error.filename2:
+            raise RefusedError(
+                f"{path}: this folder cannot hold an output ({error.strerror}): parts are committed by hard "
+                "link, so data/ and _darkroom/ must lie on one file system that has hard links"
+            ) from error
+        raise StorageError(
+            f"{path}: {error.strerror or error}; check free space, permissions and the mount"
+        ) from error

@@ -1,0 +1,48 @@
+"""Fixtures that several test files share."""
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+# Before any Hugging Face library is imported, which reads these once: tests use no network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+from tests.fault_proxy import FaultProxy, fault_proxy
+from tests.s3_server import S3Server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A real S3 server with the buckets `inp` and `out`, shared by the tests of one process."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        pytest.skip("the S3 server for tests is built for Linux on x86_64 only")
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_env(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The same server, with this process's environment set to use it and no other AWS settings."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    isolation = {
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1",
+    }
+    for name, value in {**isolation, **s3.env}.items():
+        monkeypatch.setenv(name, value)
+    return s3
+
+
+@pytest.fixture
+def s3_faults(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy in front of the server that can be told to break requests; the environment points at it."""
+    with fault_proxy(s3_env.env["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy

@@ -1,0 +1,186 @@
+"""A small HTTP proxy between a client and a store that does to requests what networks and stores do.
+
+It forwards the Host header as it came, so signatures made for the proxy's address stay valid at the store.
+One request per connection: simple, and a broken connection never takes another request with it.
+"""
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import urlsplit
+
+FaultKind = Literal["500", "503", "409", "lie", "reset", "lost_reply", "hang", "truncate", "corrupt"]
+"""What happens to a request:
+
+500, 503, 409: the store is not asked; the client hears InternalError, SlowDown, ConditionalRequestConflict
+lie: the store's 412 becomes 200, as at a store that ignores If-None-Match
+reset: the connection breaks before the store hears of the request
+lost_reply: the store does it, the connection breaks before the client hears of it
+hang: the request is read and never answered
+truncate: the connection ends in the middle of the reply's body
+corrupt: one bit of the reply's body is flipped
+"""
+
+_REPLIES = {
+    "500": (b"500 Internal Server Error", b"InternalError"),
+    "503": (b"503 Service Unavailable", b"SlowDown"),
+    "409": (b"409 Conflict", b"ConditionalRequestConflict"),
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Fault:
+    """One thing that goes wrong, `count` times."""
+
+    kind: FaultKind
+    method: str
+    key: str
+    """Part of the request's path."""
+    count: int
+
+
+@dataclass(slots=True, kw_only=True)
+class FaultProxy:
+    """The proxy as a test sees it: its address, what to inject, what came."""
+
+    port: int = 0
+    requests: list[str] = field(default_factory=list)
+    """`METHOD /path` of every request that came, in order."""
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def inject(self, kind: FaultKind, *, method: str, key: str = "", count: int = 1) -> None:
+        """Do `kind` to the next `count` requests of this method whose path holds `key`."""
+        self.faults.append(Fault(kind=kind, method=method, key=key, count=count))
+
+    def count(self, method: str, key: str = "") -> int:
+        """How many such requests came."""
+        return sum(line.startswith(f"{method} ") and key in line for line in self.requests)
+
+    def _next_fault(self, method: str, path: str) -> FaultKind | None:
+        for fault in self.faults:
+            if fault.count > 0 and fault.method == method and fault.key in path:
+                fault.count -= 1
+                return fault.kind
+        return None
+
+
+@contextmanager
+def fault_proxy(target: str) -> Iterator[FaultProxy]:
+    """A proxy in front of the store at the URL `target`, in a thread of its own."""
+    proxy = FaultProxy()
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+    stop = asyncio.Event()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(_serve(proxy, target, ready, stop)))
+    thread.start()
+    ready.wait()
+    try:
+        yield proxy
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+async def _serve(proxy: FaultProxy, target: str, ready: threading.Event, stop: asyncio.Event) -> None:
+    connections: set[asyncio.Task[None]] = set()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(_handle(proxy, target, reader, writer))
+        connections.add(task)
+        task.add_done_callback(connections.discard)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    ready.set()
+    await stop.wait()
+    server.close()
+    for task in connections:
+        task.cancel()
+    await asyncio.gather(*connections, return_exceptions=True)
+    await server.wait_closed()
+
+
+async def _handle(
+    proxy: FaultProxy, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    try:
+        head, body = await _read_request(reader, writer)
+        method, path = head.split(b" ", 2)[:2]
+        proxy.requests.append(f"{method.decode()} {path.decode()}")
+        fault = proxy._next_fault(method.decode(), path.decode())
+        reply = await _reply(fault, target, head, body)
+        if reply is None:
+            _reset(writer)
+        else:
+            writer.write(reply)
+            await writer.drain()
+    except (ConnectionError, asyncio.IncompleteReadError):
+        pass  # A client that goes away in the middle is part of what is tested.
+    finally:
+        writer.close()
+
+
+async def _reply(fault: FaultKind | None, target: str, head: bytes, body: bytes) -> bytes | None:
+    """What the client hears; None for a broken connection."""
+    if fault in ("500", "503", "409"):
+        return _error_reply(fault)
+    if fault == "hang":
+        await asyncio.Event().wait()
+    if fault == "reset":
+        return None
+    reply = await _forward(target, head, body)
+    if fault == "lost_reply":
+        return None
+    if fault == "lie" and reply.startswith(b"HTTP/1.1 412 "):
+        return b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    if fault == "truncate":
+        return reply[:-1]
+    if fault == "corrupt":
+        return reply[:-1] + bytes([reply[-1] ^ 1])
+    return reply
+
+
+async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[bytes, bytes]:
+    head = await reader.readuntil(b"\r\n\r\n")
+    lines = [
+        line for line in head.split(b"\r\n") if not line.lower().startswith((b"expect:", b"connection:"))
+    ]
+    if b"\r\nexpect: 100-continue" in head.lower():
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    lengths = [int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-length:")]
+    body = await reader.readexactly(lengths[0]) if lengths else b""
+    # The store must close the connection: that is how the end of its reply is known here.
+    return b"\r\n".join([lines[0], b"Connection: close", *lines[1:]]), body
+
+
+async def _forward(target: str, head: bytes, body: bytes) -> bytes:
+    address = urlsplit(target)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    try:
+        writer.write(head + body)
+        await writer.drain()
+        return await reader.read()
+    finally:
+        writer.close()
+
+
+def _error_reply(kind: str) -> bytes:
+    status, code = _REPLIES[kind]
+    body = b"<Error><Code>%b</Code><Message>injected</Message></Error>" % code
+    return b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Close so that the other side sees a reset and not an orderly end."""
+    connection: socket.socket = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()

