@@ -1,0 +1,258 @@
+"""Facts about the demo's checkpoints, their cache, and the demo's rows."""
+
+import hashlib
+import io
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
+from PIL import Image
+
+from actors import demo_cache
+from actors.demo_cache import KINDS, demo_checkpoint, demo_folder
+from actors.demo_model import BUILDERS, build_demo_model
+from demo.make_rows import BROKEN, ROWS, SCHEMA, demo_rows, sunset, write_rows
+from schemas.errors import SpecError
+from tests.checkpoints import sd_checkpoint, sdxl_checkpoint
+
+REPOSITORY = Path(demo_cache.__file__).parent.parent
+CHECKPOINTS = {"sd": sd_checkpoint, "sdxl": sdxl_checkpoint}
+EDITORS = {
+    "sd": (StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline),
+    "sdxl": (StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline),
+}
+
+
+def load(kind: str) -> DiffusionPipeline:
+    pipeline = DiffusionPipeline.from_pretrained(CHECKPOINTS[kind](), use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def paint(pipeline: DiffusionPipeline, prompt: str = "a red fox", seed: int = 0, **values: Any) -> np.ndarray:
+    """Return one picture, its channels between 0 and 1."""
+    generator = torch.Generator().manual_seed(seed)
+    values = {"num_inference_steps": 4, "output_type": "np", **values}
+    return np.asarray(pipeline(prompt, generator=generator, **values).images[0])
+
+
+def weights(folder: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.rglob("*.safetensors")
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "pipeline_class"), [("sd", StableDiffusionPipeline), ("sdxl", StableDiffusionXLPipeline)]
+)
+def test_a_checkpoint_loads_as_an_ordinary_pipeline(kind: str, pipeline_class: type) -> None:
+    """A folder loads like a published one, and its picture has 64x64 pixels and real contrast."""
+    pipeline = load(kind)
+
+    picture = paint(pipeline)
+
+    assert type(pipeline) is pipeline_class
+    assert picture.shape == (64, 64, 3)
+    assert picture.std() > 0.15
+    assert np.mean((picture == 0) | (picture == 1)) < 0.3
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_every_task_of_a_checkpoint_runs_on_its_components(kind: str) -> None:
+    """img2img and inpaint are built from the components of text2img, and heed strength and mask."""
+    components = load(kind).components
+    img2img, inpaint = (editor(**components) for editor in EDITORS[kind])
+    for pipeline in (img2img, inpaint):
+        pipeline.set_progress_bar_config(disable=True)
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+
+    low = paint(img2img, image=sunset(), strength=0.3, num_inference_steps=8)
+    high = paint(img2img, image=sunset(), strength=0.9, num_inference_steps=8)
+    mended = paint(inpaint, image=sunset(), mask_image=mask, strength=0.9, height=64, width=64)
+
+    assert np.abs(low - high).mean() > 0.05
+    assert mended[:, :32].std() > 0.15
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_prompt_guidance_and_seed_change_the_picture(kind: str) -> None:
+    """What a row asks for is visible, by more than ten levels of 255 on average."""
+    pipeline = load(kind)
+
+    picture = paint(pipeline)
+    others = {
+        "prompt": paint(pipeline, prompt="a stormy sea at night"),
+        "guidance": paint(pipeline, guidance_scale=2.0),
+        "seed": paint(pipeline, seed=1),
+        "negative": paint(pipeline, negative_prompt="blurry"),
+    }
+
+    changes = {name: np.abs(picture - other).mean() for name, other in others.items()}
+    assert min(changes.values()) > 10 / 255, changes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_seed_gives_the_same_bytes(kind: str, tmp_path: Path) -> None:
+    """Two builds agree in every byte of their weights; another seed does not."""
+    build_demo_model(tmp_path / "first", kind)
+    build_demo_model(tmp_path / "second", kind)
+    build_demo_model(tmp_path / "other", kind, seed=1)
+
+    assert weights(tmp_path / "first") == weights(tmp_path / "second")
+    assert weights(tmp_path / "first").keys() == weights(tmp_path / "other").keys()
+    assert weights(tmp_path / "first") != weights(tmp_path / "other")
+
+
+def test_building_leaves_the_callers_random_state_alone(tmp_path: Path) -> None:
+    """A build draws from its own seed."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+
+    build_demo_model(tmp_path / "model")
+
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_used_folder_is_refused(tmp_path: Path) -> None:
+    """Nothing of the user's is overwritten, and nothing is left behind."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("keep me")
+
+    with pytest.raises(SpecError, match="is there already"):
+        build_demo_model(folder)
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    """A folder made beforehand is no obstacle."""
+    build_demo_model(tmp_path / "model")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "model_index.json").is_file()
+
+
+def test_an_unknown_kind_is_refused_with_the_kinds_there_are(tmp_path: Path) -> None:
+    """A typo is answered by the list."""
+    with pytest.raises(SpecError, match="'sdlx'; choose one of sd, sdxl"):
+        build_demo_model(tmp_path / "model", "sdlx")
+    with pytest.raises(SpecError, match="'sdlx'; choose one of sd, sdxl"):
+        demo_folder("sdlx")
+
+
+def test_every_kind_has_a_builder() -> None:
+    """The names that need no torch and the builders that do are one list."""
+    assert set(KINDS) == set(BUILDERS)
+
+
+@pytest.mark.parametrize("text", ["naïve 雪 🦊", "\x00\x7f", "the longest of evenings, in painted light"])
+def test_the_tokenizer_loses_no_byte(text: str) -> None:
+    """Every text has tokens of its own, whatever its language."""
+    tokenizer = load("sd").tokenizer
+
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+
+    assert tokenizer.unk_token_id not in tokens
+    assert tokenizer.decode(tokens).replace(" ", "") == text.replace(" ", "")
+
+
+def test_the_cache_knows_its_folders_without_torch(tmp_path: Path) -> None:
+    """A plan can name a demo checkpoint's folder at once."""
+    code = (
+        "import sys; from actors.demo_cache import demo_folder; print(demo_folder('sd'));"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+
+    assert answer.stdout.splitlines() == [str(demo_folder("sd")), "[]"]
+
+
+def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DARKROOM_CACHE names the cache; otherwise it is `darkroom` in the user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("DARKROOM_CACHE", raising=False)
+    ordinary = demo_folder("sdxl")
+    monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path / "own"))
+    own = demo_folder("sdxl")
+
+    assert ordinary.parent == tmp_path / "xdg" / "darkroom"
+    assert own == tmp_path / "own" / ordinary.name
+    assert own.name.startswith("demo-sdxl-")
+
+
+def test_builders_at_once_end_with_one_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that need a checkpoint at the same moment all get it, and leave no scraps."""
+    monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path))
+
+    with ThreadPoolExecutor(2) as threads:
+        folders = set(threads.map(demo_checkpoint, ["sd", "sd"]))
+
+    assert list(tmp_path.iterdir()) == list(folders)
+    assert DiffusionPipeline.from_pretrained(folders.pop(), use_safetensors=True)
+
+
+def test_a_cache_that_cannot_be_written_is_the_specs_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says which folder, and what the builder said."""
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path / "file"))
+
+    with pytest.raises(SpecError, match=r"cannot build demo:sd as .*/file/demo-sd-.*: FileExistsError"):
+        demo_checkpoint("sd")
+
+
+def test_the_demos_rows_are_the_ones_that_the_script_draws(tmp_path: Path) -> None:
+    """The committed file is current, small, and written the same each time."""
+    write_rows(tmp_path / "first.parquet")
+    write_rows(tmp_path / "second.parquet")
+
+    drawn = {"image", "mask_image"}
+    committed, fresh = (
+        pq.read_table(path).drop_columns(drawn) for path in (ROWS, tmp_path / "first.parquet")
+    )
+    assert committed.equals(fresh)
+    assert pq.read_schema(ROWS).equals(SCHEMA, check_metadata=True)
+    assert ROWS.stat().st_size < 100_000
+    assert (tmp_path / "first.parquet").read_bytes() == (tmp_path / "second.parquet").read_bytes()
+
+
+def test_one_row_of_the_demo_is_broken() -> None:
+    """Every picture of the demo's rows can be read but the one that says it cannot."""
+    pictures = [
+        (row["row_id"], row[column]["bytes"])
+        for row in demo_rows()
+        for column in ("image", "mask_image")
+        if row[column]
+    ]
+
+    assert {row_id for row_id, png in pictures if not readable(png)} == {BROKEN}
+
+
+def readable(png: bytes) -> bool:
+    try:
+        return Image.open(io.BytesIO(png)).convert("RGB").size == (64, 64)
+    except OSError:
+        return False
