@@ -1,0 +1,151 @@
+"""What a checkpoint is, read from its configuration files alone: neither torch nor weights are loaded.
+
+A checkpoint is recognised by what it holds (`model_index.json`, the UNet's and the VAE's configuration),
+never by its name.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+from actors.demo_cache import demo_checkpoint
+from actors.storage import LocalStorage
+from schemas.errors import SpecError
+from schemas.job import ModelCard
+from schemas.spec import ModelSpec
+
+DEMO_SCHEME = "demo:"
+
+_SD = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+_XL = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
+
+FAMILIES: dict[tuple[str, int], str] = {
+    **{(pipeline, 4): "sd" for pipeline in _SD},
+    **{(pipeline, 9): "sd-inpaint" for pipeline in _SD},
+    **{(pipeline, 4): "sdxl" for pipeline in _XL},
+    **{(pipeline, 9): "sdxl-inpaint" for pipeline in _XL},
+}
+"""(`_class_name`, the UNet's in_channels) to the family whose tasks schemas/systems.py lists."""
+
+ReadJson = Callable[[str], dict[str, Any]]
+
+
+def local_folder(model: ModelSpec) -> Path | None:
+    """The checkpoint's folder on this machine; None where it is a repository of the Hub.
+
+    A `demo:KIND` checkpoint is built here if this machine has none yet.
+    """
+    if model.checkpoint.startswith(DEMO_SCHEME):
+        return demo_checkpoint(model.checkpoint.removeprefix(DEMO_SCHEME))
+    folder = Path(model.checkpoint).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def read_card(name: str, model: ModelSpec) -> ModelCard:
+    """Recognise a checkpoint; SpecError where it cannot be read or is of no family that darkroom runs."""
+    folder = local_folder(model)
+    if folder is not None:
+        size = weight_bytes_on_disk(folder)
+        if not size:
+            raise SpecError(
+                f"models.{name}.checkpoint: {folder} holds no .safetensors; other weights are not read"
+            )
+        return _card(name, model, _folder_reader(name, folder), _digest(folder), size)
+    if model.checkpoint.startswith(("/", ".", "~")):
+        raise SpecError(f"models.{name}.checkpoint: the folder {model.checkpoint} does not exist")
+    revision, read_json = _hub_reader(name, model)
+    return _card(name, model, read_json, revision, weight_bytes=0)
+
+
+def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weight_bytes: int) -> ModelCard:
+    index = read_json("model_index.json")
+    pipeline = str(index.get("_class_name"))
+    unet = read_json("unet/config.json")
+    vae = read_json("vae/config.json")
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    height, width = _default_size(unet["sample_size"], factor)
+    return ModelCard(
+        checkpoint=model.checkpoint,
+        revision=revision,
+        family=_family(name, model, index, unet),
+        pipeline=pipeline,
+        scheduler=str((index.get("scheduler") or ["", ""])[1]),
+        size_factor=factor,
+        height=height,
+        width=width,
+        weight_bytes=weight_bytes,
+    )
+
+
+def _family(name: str, model: ModelSpec, index: Mapping[str, Any], unet: Mapping[str, Any]) -> str:
+    pipeline, channels = str(index.get("_class_name")), int(unet["in_channels"])
+    family = FAMILIES.get((pipeline, channels))
+    refiner = bool(index.get("requires_aesthetics_score"))
+    if family is None or refiner:
+        kind = "an SDXL refiner" if refiner else f"a {pipeline} whose UNet takes {channels} channels"
+        known = ", ".join(f"{known} ({wide} channels)" for known, wide in FAMILIES)
+        raise SpecError(f"models.{name}: {model.checkpoint} is {kind}; darkroom runs {known}")
+    return family
+
+
+def _default_size(sample_size: int | list[int], factor: int) -> tuple[int, int]:
+    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    return height * factor, width * factor
+
+
+def _folder_reader(name: str, folder: Path) -> ReadJson:
+    def read_json(file: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads((folder / file).read_bytes()))
+        except (OSError, ValueError) as error:
+            raise SpecError(
+                f"models.{name}.checkpoint: {folder} has no readable {file}; "
+                "it must be a diffusers folder as `save_pretrained` writes it"
+            ) from error
+
+    return read_json
+
+
+def _digest(folder: Path) -> str:
+    """What the folder holds: each file's name, size, and the two ends of its content."""
+    digest = hashlib.sha256()
+    for stored in LocalStorage(temp_dir="").list(str(folder)):
+        name = Path(stored.uri).relative_to(folder)
+        digest.update(f"{name} {stored.etag}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def weight_bytes_on_disk(folder: Path) -> int:
+    """Size of a folder's weight files."""
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+
+
+def _hub_reader(name: str, model: ModelSpec) -> tuple[str, ReadJson]:
+    def fetch(file: str) -> Path:
+        try:
+            return Path(hf_hub_download(model.checkpoint, file, revision=model.revision))
+        except EntryNotFoundError as error:
+            raise SpecError(
+                f"models.{name}.checkpoint: {model.checkpoint} is neither a folder here nor a diffusers "
+                f"repository that can be reached: it has no {file} ({_first_line(error)})"
+            ) from error
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise SpecError(
+                f"models.{name}.checkpoint: {model.checkpoint} is neither a folder here nor a Hub repository "
+                f"that can be reached ({_first_line(error)})"
+            ) from error
+
+    def read_json(file: str) -> dict[str, Any]:
+        return dict(json.loads(fetch(file).read_bytes()))
+
+    # A file in the Hub's cache lies under snapshots/<commit>/: that is the revision, whatever it was called.
+    return fetch("model_index.json").parent.name, read_json
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,161 @@
+"""Every rule that a row's parameters must keep, for whole batches at once.
+
+The plan runs these before anything is paid for; a worker runs the same ones over the rows of its shard,
+so that a row is refused in both places for the same reason or in neither.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.input_file import RowBatch
+from actors.routing import Routed, Router
+from schemas.errors import RowError
+from schemas.job import ModelCard
+from schemas.nearest import nearest
+from schemas.parameters import PARAMETERS, SCHEDULERS
+
+MAX_IMAGES_PER_ROW = 64
+MAX_SEED = 2**63 - 1 - MAX_IMAGES_PER_ROW
+"""Image j uses seed + j, and all of them must fit torch's signed 64 bits."""
+
+Mask = npt.NDArray[np.bool_]
+Finding = tuple[Mask, str, Callable[[int], str]]
+"""Rows that break a rule, the error code, and what to say of one of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A batch with each row's place to go and what is wrong with it."""
+
+    batch: RowBatch
+    positions: npt.NDArray[np.intp]
+    """For each row its entry in `routed`."""
+    routed: list[Routed]
+    problems: dict[int, RowError]
+    """By position in the batch; the first rule that a row breaks."""
+
+
+def check_batch(batch: RowBatch, router: Router, models: Mapping[str, ModelCard]) -> Checked:
+    """Route a batch and hold every row against the rules of its pipeline."""
+    fields = batch.fields
+    positions, routed = router.resolve_batch(fields.get("task"), fields.get("model"), batch.num_rows)
+    problems: dict[int, RowError] = {}
+    for place, where in enumerate(routed):
+        mine = positions == place
+        if where.problem is not None:
+            problems |= dict.fromkeys(np.flatnonzero(mine).tolist(), where.problem)
+            continue
+        for bad, code, describe in _findings(batch, where, models[where.model]):
+            for row in np.flatnonzero(bad & mine).tolist():
+                problems.setdefault(row, RowError(code, describe(row)))
+    return Checked(batch=batch, positions=positions, routed=routed, problems=problems)
+
+
+def _findings(batch: RowBatch, where: Routed, card: ModelCard) -> Iterator[Finding]:
+    yield from _missing(batch, where)
+    yield from _seeds_and_counts(batch)
+    for name in where.defaults:
+        if name in batch.fields:
+            yield from _out_of_bounds(batch.fields[name], name)
+    for side in ("height", "width"):
+        if side in where.defaults:
+            yield from _indivisible(batch, where, side, card.size_factor)
+    if "strength" in where.defaults:
+        yield from _no_step(batch, where)
+
+
+def _missing(batch: RowBatch, where: Routed) -> Iterator[Finding]:
+    task = where.system.task if where.system else ""
+    nobody = np.zeros(batch.num_rows, dtype=bool)
+    if "prompt" in batch.fields:
+        no_prompt = batch.fields["prompt"].is_null().to_numpy(zero_copy_only=False)
+        yield no_prompt, "missing_prompt", _always("prompt is null; give a text (an empty one is allowed)")
+    for field in where.system.images if where.system else ():
+        absent = ~batch.present[field] if field in batch.present else ~nobody
+        said = f"the task {task} needs `{field}`, and the row has none"
+        yield absent, f"missing_{field}", _always(said)
+
+
+def _seeds_and_counts(batch: RowBatch) -> Iterator[Finding]:
+    for field, low, high in (("seed", 0, MAX_SEED), ("num_images_per_prompt", 1, MAX_IMAGES_PER_ROW)):
+        if field in batch.fields:
+            yield from _outside(batch.fields[field], field, low, high, whole=True)
+
+
+def _out_of_bounds(values: pa.Array, name: str) -> Iterator[Finding]:
+    bounds = PARAMETERS[name]
+    if name == "scheduler":
+        yield from _unknown_schedulers(values)
+    elif bounds.kind is not str:
+        yield from _outside(values, name, bounds.minimum, bounds.maximum, whole=bounds.kind is int)
+
+
+def _outside(values: pa.Array, name: str, low: float, high: float, *, whole: bool) -> Iterator[Finding]:
+    given = values.is_valid().to_numpy(zero_copy_only=False)
+    numbers = values.fill_null(0).to_numpy(zero_copy_only=False)
+    with np.errstate(invalid="ignore"):
+        fits = (numbers >= low) & (numbers <= high)
+        if whole and numbers.dtype.kind == "f":
+            fits &= numbers == np.floor(numbers)
+    kind = "a whole number" if whole else "a number"
+    allowed = f"it must be {kind} from {low:g} to {high:g}"
+    yield given & ~fits, "invalid_parameter", lambda row: f"{name} is {numbers[row]}; {allowed}"
+
+
+def _unknown_schedulers(values: pa.Array) -> Iterator[Finding]:
+    for name in pc.unique(values).to_pylist():
+        if name is not None and name not in SCHEDULERS:
+            bad = pc.equal(values, name).fill_null(False).to_numpy(zero_copy_only=False)
+            valid = ", ".join(sorted(SCHEDULERS))
+            message = f"`{name}` is no scheduler{nearest(name, SCHEDULERS)}; they are {valid}"
+            yield bad, "invalid_scheduler", _always(message)
+
+
+def _indivisible(batch: RowBatch, where: Routed, side: str, factor: int) -> Iterator[Finding]:
+    pixels = _effective(batch, where, side)
+    if pixels is None:
+        return
+
+    def describe(row: int) -> str:
+        near = max(factor, round(pixels[row] / factor) * factor)
+        return f"{side} is {pixels[row]:g}, not a multiple of {factor}; {near} would do"
+
+    yield np.nan_to_num(pixels) % factor != 0, "invalid_size", describe
+
+
+def _no_step(batch: RowBatch, where: Routed) -> Iterator[Finding]:
+    """diffusers 0.42.1 then runs no step at all and hands the input back without a word."""
+    strength = _effective(batch, where, "strength")
+    steps = _effective(batch, where, "num_inference_steps")
+    if strength is None or steps is None:
+        return
+    run = np.minimum(np.floor(np.nan_to_num(strength * steps)), steps)
+
+    def describe(row: int) -> str:
+        return (
+            f"strength {strength[row]:g} of {steps[row]:g} steps runs no step at all; "
+            "raise strength or num_inference_steps"
+        )
+
+    yield run < 1, "invalid_parameter", describe
+
+
+def _effective(batch: RowBatch, where: Routed, name: str) -> npt.NDArray[np.float64] | None:
+    """The row's value, or else the route's; None where the checkpoint decides for all rows."""
+    default = where.defaults.get(name)
+    column = batch.fields.get(name)
+    if column is None:
+        return None if default is None else np.full(batch.num_rows, float(default))
+    values: npt.NDArray[np.float64] = column.cast(pa.float64()).to_numpy(zero_copy_only=False).copy()
+    if default is not None:
+        values[np.isnan(values)] = float(default)
+    return values
+
+
+def _always(message: str) -> Callable[[int], str]:
+    return lambda _: message

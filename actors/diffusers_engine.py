@@ -1,0 +1,182 @@
+"""From opened rows to pixels: one plain diffusers call per cohort, split when it fails."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from actors.cohorts import Cohort, OpenedRow, Sample, cohorts
+from actors.components import ModelCache
+from actors.engine import Generated, Pixels
+from schemas.errors import DarkroomError, RowError
+from schemas.job import Job
+
+logger = logging.getLogger(__name__)
+
+
+class DiffusersEngine:
+    """Makes a shard's pictures with diffusers; `model_cache` holds what it makes them with."""
+
+    def __init__(self, models: ModelCache, device: torch.device, max_batch_rows: int) -> None:
+        self._models = models
+        self._device = device
+        self._max_batch_rows = max_batch_rows
+
+    @property
+    def num_loads(self) -> int:
+        """Checkpoints loaded so far."""
+        return self._models.num_loads
+
+    @property
+    def models_loaded(self) -> tuple[str, ...]:
+        """Names of the models in memory."""
+        return self._models.names
+
+    def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
+        """Every sample of the rows; the next cohort's pictures are decoded while this one runs."""
+        waiting = cohorts(rows, self._max_batch_rows)
+        coming = _decode(next(waiting, None), decoders)
+        while coming is not None:
+            current, coming = coming, _decode(next(waiting, None), decoders)
+            yield from self._make(current)
+
+    def _make(self, decoding: "_Decoding") -> Iterator[Generated]:
+        fit: list[_Decoded] = []
+        for sample, pictures in decoding.samples:
+            try:
+                fit.append((sample, {field: future.result() for field, future in pictures.items()}))
+            except RowError as problem:
+                yield Generated(sample=sample, pixels=None, nsfw=None, problem=problem)
+        if fit:
+            yield from self._run(decoding.cohort, fit)
+
+    def _run(self, cohort: Cohort, decoded: "list[_Decoded]") -> Iterator[Generated]:
+        """One call, or after a failure two calls of half the size: one bad row or too large a batch
+        costs no other row its picture."""
+        try:
+            yield from self._call(cohort, decoded)
+        except RowError as problem:
+            yield from (_failed(sample, problem) for sample, _ in decoded)
+        except DarkroomError:
+            raise
+        except Exception as error:
+            if _is_fatal(error):
+                raise
+            yield from self._after_failure(cohort, decoded, _problem(error))
+
+    def _after_failure(
+        self, cohort: Cohort, decoded: "list[_Decoded]", problem: RowError
+    ) -> Iterator[Generated]:
+        if problem.code == "out_of_memory" and self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(decoded) == 1:
+            sample = decoded[0][0]
+            logger.warning("row failed row_id=%s %s", sample.opened.row.row_id, problem)
+            yield _failed(sample, problem)
+            return
+        half = len(decoded) // 2
+        logger.warning("splitting a batch of %d after %s", len(decoded), problem)
+        yield from self._run(cohort, decoded[:half])
+        yield from self._run(cohort, decoded[half:])
+
+    @torch.inference_mode()
+    def _call(self, cohort: Cohort, decoded: "list[_Decoded]") -> list[Generated]:
+        scheduler = cohort.parameters.get("scheduler")
+        model = self._models.get(cohort.model)
+        pipeline = model.pipeline(cohort.system, str(scheduler) if scheduler else None)
+        output = pipeline(**_arguments(cohort, decoded, pipeline.vae_scale_factor), output_type="pt")
+        finite = torch.isfinite(output.images).flatten(1).all(dim=1).tolist()
+        # Rounded as diffusers' own numpy_to_pil does, but on the device: a quarter of the bytes leave it.
+        pixels = (output.images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        flags = getattr(output, "nsfw_content_detected", None) or [None] * len(decoded)
+        return [
+            _result(sample, picture, flag, is_finite)
+            for (sample, _), picture, flag, is_finite in zip(decoded, pixels, flags, finite, strict=True)
+        ]
+
+
+_Decoded = tuple[Sample, dict[str, Image.Image]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    cohort: Cohort
+    samples: list[tuple[Sample, dict[str, Future[Image.Image]]]]
+
+
+def _decode(cohort: Cohort | None, decoders: Executor) -> _Decoding | None:
+    if cohort is None:
+        return None
+    samples = [
+        (sample, {field: decoders.submit(image.decode) for field, image in sample.opened.images.items()})
+        for sample in cohort.samples
+    ]
+    return _Decoding(cohort, samples)
+
+
+def _arguments(cohort: Cohort, decoded: list[_Decoded], size_factor: int) -> dict[str, Any]:
+    rows = [sample.opened.row for sample, _ in decoded]
+    arguments: dict[str, Any] = {
+        name: value for name, value in cohort.parameters.items() if value is not None and name != "scheduler"
+    }
+    arguments["prompt"] = [row.prompt for row in rows]
+    if cohort.has_negative_prompt:
+        arguments["negative_prompt"] = [row.negative_prompt for row in rows]
+    # On the CPU whatever the device is: a seed must mean the same picture on every machine.
+    arguments["generator"] = [torch.Generator("cpu").manual_seed(sample.seed) for sample, _ in decoded]
+    for field in cohort.system.images:
+        arguments[field] = [pictures[field] for _, pictures in decoded]
+    if cohort.system.task == "inpaint" and cohort.size:
+        # Left alone, diffusers 0.42.1 resizes to the model's own size; its img2img floors like this.
+        arguments["width"], arguments["height"] = (side // size_factor * size_factor for side in cohort.size)
+    return arguments
+
+
+def _result(sample: Sample, pixels: Pixels, nsfw: bool | None, finite: bool) -> Generated:
+    if not finite:
+        problem = RowError("nonfinite_image", "the model gave NaN or infinite pixels; try dtype: float32")
+        return _failed(sample, problem)
+    return Generated(sample=sample, pixels=None if nsfw else pixels, nsfw=nsfw)
+
+
+def _failed(sample: Sample, problem: RowError) -> Generated:
+    return Generated(sample=sample, pixels=None, nsfw=None, problem=problem)
+
+
+def _problem(error: Exception) -> RowError:
+    said = f"{type(error).__name__}: {error}".strip()
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in said:
+        return RowError("out_of_memory", f"one picture alone does not fit in memory: {said[:500]}")
+    return RowError("generation_error", said[:500])
+
+
+def _is_fatal(error: Exception) -> bool:
+    """After a CUDA fault the process can compute nothing more: let the worker be replaced."""
+    return isinstance(error, torch.AcceleratorError)
+
+
+def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
+    """The engine of one worker process: on its GPU where Ray gave it one, else on exactly its CPUs."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Ray sets OMP_NUM_THREADS=1 in actors; and more threads than cores cost a factor of ten.
+    torch.set_num_threads(num_cpus)
+    capacity = _capacity_bytes(job, device, num_cpus)
+    models = ModelCache(job.spec.models, device, capacity)
+    return DiffusersEngine(models, device, job.spec.batching.max_batch_rows)
+
+
+def _capacity_bytes(job: Job, device: torch.device, num_cpus: int) -> int:
+    """Of weights in memory; the rest is for activations."""
+    given = job.spec.workers.model_cache_gb
+    if given != "auto":
+        return int(given * 1e9)
+    if device.type == "cuda":
+        return int(0.8 * torch.cuda.get_device_properties(device).total_memory)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    workers_here = max(1, (os.cpu_count() or 1) // num_cpus)
+    return memory // 2 // workers_here

@@ -1,0 +1,45 @@
+"""The line between the worker and what makes pictures, so that either can be tested without the other."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.cohorts import OpenedRow, Sample
+from schemas.errors import RowError
+
+Pixels = npt.NDArray[np.uint8]
+"""(height, width, 3) RGB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """What became of one sample."""
+
+    sample: Sample
+    pixels: Pixels | None
+    """None where there is a problem, or where a safety checker withheld the picture."""
+    nsfw: bool | None
+    """The safety checker's word; None where the checkpoint has none."""
+    problem: RowError | None = None
+
+
+class Engine(Protocol):
+    """Makes pictures; the worker knows no more of it than this."""
+
+    @property
+    def num_loads(self) -> int:
+        """Checkpoints loaded so far."""
+
+    @property
+    def models_loaded(self) -> tuple[str, ...]:
+        """Names of the models in memory."""
+
+    def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
+        """Every sample of the rows, in an order that follows from the rows alone.
+
+        Called from one thread; pictures are decoded on `decoders`.
+        """

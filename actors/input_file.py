@@ -1,0 +1,209 @@
+"""One Parquet file of the input, read in bounded steps: its columns under darkroom's names and types."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from schemas.columns import FIELD_KINDS, IMAGE_FIELDS, ColumnMap, dense
+from schemas.output_rows import IMAGE_TYPE
+
+_STREAM_BYTES = 1 << 20
+"""Read this much of a column chunk at a time, not the chunk whole: row groups can be gigabytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowBatch:
+    """Some neighbouring rows of a file."""
+
+    first_row: int
+    """The file's row number, from 0, of the batch's first row."""
+    num_rows: int
+    fields: Mapping[str, pa.Array]
+    """Fields by darkroom's names; images as HF structs. A field the input lacks is absent."""
+    present: Mapping[str, npt.NDArray[np.bool_]]
+    """For each image field of the input, whether the row has one."""
+    keep: Mapping[str, pa.Array]
+    """Columns that go to the output as they are."""
+
+
+class InputFile:
+    """An open Parquet file; close it, or use it in a `with`."""
+
+    def __init__(self, source: BinaryIO, columns: ColumnMap) -> None:
+        self._source = source
+        self._columns = columns
+        self._parquet = pq.ParquetFile(
+            source, buffer_size=_STREAM_BYTES, pre_buffer=False, page_checksum_verification=True
+        )
+        sizes = [self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+    def __enter__(self) -> "InputFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file handle back."""
+        self._parquet.close(force=True)
+        self._source.close()
+
+    @property
+    def metadata(self) -> pq.FileMetaData:
+        """The footer."""
+        return self._parquet.metadata
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The file's Arrow schema."""
+        return self._parquet.schema_arrow
+
+    def row_group_of(self, row: int) -> int:
+        """The row group that holds a row."""
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+    def read_routing(self, *, with_ids: bool = False, batch_size: int = 65_536) -> Iterator[RowBatch]:
+        """All rows, with nothing but the fields that say where a row goes (and what it is called)."""
+        fields = ("row_id", "task", "model") if with_ids else ("task", "model")
+        return self._read(0, self._routing_columns(fields), batch_size)
+
+    def read_for_checks(self, batch_size: int = 65_536) -> Iterator[RowBatch]:
+        """All rows, without pictures and without texts that the footer's statistics vouch for."""
+        fields = [field for field in FIELD_KINDS if field not in ("row_id", "negative_prompt")]
+        return self._read(0, self._routing_columns(fields), batch_size)
+
+    def read_rows(self, first_row: int, batch_size: int = 64) -> Iterator[RowBatch]:
+        """Every needed column from the row group of `first_row` on."""
+        return self._read(self.row_group_of(first_row), self._columns.columns(), batch_size)
+
+    def row_ids(self, rows: Sequence[int]) -> list[str]:
+        """The ids of a few rows, for a message."""
+        column = self._columns.fields.get("row_id")
+        if column is None:
+            return [""] * len(rows)
+        found: list[str] = []
+        for row in rows:
+            group = self.row_group_of(row)
+            ids = self._parquet.read_row_group(group, columns=[column]).column(column)
+            found.append(str(ids[row - int(self._starts[group])].as_py()))
+        return found
+
+    def num_nulls(self, field: str) -> int:
+        """How many rows have no value in this field; the column is read where the footer does not say."""
+        column = self._columns.fields[field]
+        told = self._null_count(column)
+        if told is not None:
+            return told
+        return sum(batch.column(0).null_count for batch in self._parquet.iter_batches(columns=[column]))
+
+    def _routing_columns(self, fields: Sequence[str]) -> list[str]:
+        wanted = []
+        for field in fields:
+            column = self._columns.fields.get(field)
+            if column is None:
+                continue
+            if field in IMAGE_FIELDS:
+                wanted += self._presence_column(column)
+            elif field != "prompt" or self._null_count(column) != 0:
+                wanted.append(column)
+        return wanted
+
+    def _presence_column(self, column: str) -> list[str]:
+        """What to read to know whether a picture is there, without reading the picture."""
+        if not pa.types.is_struct(self.schema.field(column).type):
+            return [column] if self._null_count(column) != 0 else []
+        return [f"{column}.path"] if self._null_count(f"{column}.bytes") != 0 else []
+
+    def _null_count(self, leaf: str) -> int | None:
+        total = 0
+        for group in range(self.metadata.num_row_groups):
+            chunks = self.metadata.row_group(group)
+            chunk = next(
+                (
+                    chunks.column(i)
+                    for i in range(chunks.num_columns)
+                    if chunks.column(i).path_in_schema == leaf
+                ),
+                None,
+            )
+            if chunk is None or chunk.statistics is None or not chunk.statistics.has_null_count:
+                return None
+            total += chunk.statistics.null_count
+        return total
+
+    def _read(self, first_group: int, columns: list[str], batch_size: int) -> Iterator[RowBatch]:
+        groups = list(range(first_group, self.metadata.num_row_groups))
+        row = int(self._starts[first_group])
+        if not columns:
+            yield from self._empty_batches(row, batch_size)
+            return
+        for batch in self._parquet.iter_batches(
+            batch_size, row_groups=groups, columns=columns, use_threads=False
+        ):
+            yield self._named(batch, row)
+            row += batch.num_rows
+
+    def _empty_batches(self, row: int, batch_size: int) -> Iterator[RowBatch]:
+        while row < self.metadata.num_rows:
+            num_rows = min(batch_size, self.metadata.num_rows - row)
+            present = {field: np.ones(num_rows, dtype=bool) for field in self._image_fields()}
+            yield RowBatch(first_row=row, num_rows=num_rows, fields={}, present=present, keep={})
+            row += num_rows
+
+    def _image_fields(self) -> list[str]:
+        return [field for field in IMAGE_FIELDS if field in self._columns.fields]
+
+    def _named(self, batch: pa.RecordBatch, first_row: int) -> RowBatch:
+        arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+        fields = {
+            field: _as_kind(arrays[column], FIELD_KINDS[field])
+            for field, column in self._columns.fields.items()
+            if column in arrays
+        }
+        present = {
+            field: _present(fields[field]) if field in fields else np.ones(batch.num_rows, dtype=bool)
+            for field in self._image_fields()
+        }
+        keep = {
+            name: arrays[name].cast(dense(arrays[name].type)) for name in self._columns.keep if name in arrays
+        }
+        return RowBatch(
+            first_row=first_row, num_rows=batch.num_rows, fields=fields, present=present, keep=keep
+        )
+
+
+def _as_kind(array: pa.Array, kind: str) -> pa.Array:
+    """The array in the one type that its kind of field has; checked for fitness by `map_columns`."""
+    if kind == "image":
+        return _as_image(array)
+    if kind == "text" or (kind == "id" and not pa.types.is_integer(array.type)):
+        return array.cast(pa.string())
+    if kind == "whole number" and not pa.types.is_floating(array.type):
+        return array.cast(pa.int64())
+    return array.cast(pa.int64() if kind == "id" else pa.float64())
+
+
+def _as_image(array: pa.Array) -> pa.Array:
+    if pa.types.is_struct(array.type):
+        names = {field.name for field in array.type}
+        parts = [
+            pc.struct_field(array, name).cast(leaf) if name in names else pa.nulls(len(array), leaf)
+            for name, leaf in (("bytes", pa.binary()), ("path", pa.string()))
+        ]
+        return pa.StructArray.from_arrays(parts, fields=list(IMAGE_TYPE), mask=array.is_null())
+    is_uri = pa.types.is_string(dense(array.type)) or pa.types.is_large_string(dense(array.type))
+    path = array.cast(pa.string()) if is_uri else pa.nulls(len(array), pa.string())
+    data = pa.nulls(len(array), pa.binary()) if is_uri else array.cast(pa.binary())
+    return pa.StructArray.from_arrays([data, path], fields=list(IMAGE_TYPE), mask=array.is_null())
+
+
+def _present(array: pa.Array) -> npt.NDArray[np.bool_]:
+    present: npt.NDArray[np.bool_] = array.is_valid().to_numpy(zero_copy_only=False)
+    return present

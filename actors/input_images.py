@@ -1,0 +1,81 @@
+"""Opening the pictures of a row: only known formats, only sane sizes, always RGB (masks: L)."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps
+
+from actors.rows import ImageSource, Row
+from schemas.errors import RowError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+"""Pillow opens dozens of formats, some by decoders that few people look after."""
+MAX_PIXELS = 8192 * 8192
+"""Read from the header, before anything is decoded: a 10 kB PNG can unfold to 243 MB."""
+_MODES = {"image": "RGB", "mask_image": "L"}
+
+# Pillow only warns at half of ours, and raises at its own: one cap, with one message, is enough.
+Image.MAX_IMAGE_PIXELS = None
+
+
+ReadUri = Callable[[str], bytes]
+"""Fetches an encoded picture by its URI; RowError where it cannot be had."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedImage:
+    """A picture whose header was looked at and found fit; not decoded yet."""
+
+    field: str
+    data: bytes
+    width: int
+    """Pixels, after the turn that EXIF may ask for."""
+    height: int
+    """Pixels."""
+
+    def decode(self) -> Image.Image:
+        """The pixels: RGB for an image, L for a mask, upright. RowError where the file is damaged."""
+        try:
+            with _open(self.data) as opened:
+                opened.load()
+                return ImageOps.exif_transpose(opened).convert(_MODES[self.field])
+        except (OSError, SyntaxError, ValueError) as error:
+            raise RowError("invalid_image", f"`{self.field}` is damaged: {error}") from error
+
+
+def open_images(row: Row, read_uri: ReadUri) -> dict[str, EncodedImage]:
+    """The pictures that the row's pipeline needs; RowError where one is missing or of no use."""
+    system = row.routed.system
+    needed = system.images if system else ()
+    opened = {field: open_image(field, row.images[field], read_uri) for field in needed}
+    sizes = {(image.width, image.height) for image in opened.values()}
+    if len(sizes) > 1:
+        shown = ", ".join(f"`{image.field}` {image.width}x{image.height}" for image in opened.values())
+        raise RowError("mask_size", f"the mask must have the image's size; here are {shown}")
+    return opened
+
+
+def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedImage:
+    """Fetch a picture if it is elsewhere and check its header; RowError where it is of no use."""
+    if source.data is None and source.uri is None:
+        raise RowError(f"missing_{field}", f"`{field}` has neither bytes nor a path")
+    data = source.data if source.data is not None else read_uri(source.uri or "")
+    try:
+        with _open(data) as opened:
+            width, height = opened.size
+            if opened.getexif().get(0x0112, 1) >= 5:  # EXIF Orientation: turned by 90 degrees
+                width, height = height, width
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RowError(
+            "invalid_image", f"`{field}` is no {', '.join(FORMATS)} picture that can be opened: {error}"
+        ) from error
+    if width * height > MAX_PIXELS:
+        raise RowError(
+            "image_too_large", f"`{field}` has {width}x{height} pixels; at most {MAX_PIXELS:,} are read"
+        )
+    return EncodedImage(field=field, data=data, width=width, height=height)
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=FORMATS)

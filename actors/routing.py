@@ -1,0 +1,113 @@
+"""The task-routing stage: from a row's `task` and `model` to the pipeline that makes it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from schemas.errors import RowError
+from schemas.job import NO_MODEL, ModelCard
+from schemas.nearest import nearest
+from schemas.parameters import ParameterValue
+from schemas.spec import JobSpec
+from schemas.systems import System, find_system, tasks_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routed:
+    """Where rows with one pair of `task` and `model` go."""
+
+    route: str
+    """The route's name, or what the row called it where there is no such route."""
+    model: str
+    """The model's name; NO_MODEL where no model can take these rows."""
+    system: System | None
+    """What makes these rows; None exactly when `problem` says why not."""
+    defaults: Mapping[str, ParameterValue | None]
+    """The system's parameters: the route's values over the published ones over the checkpoint's."""
+    problem: RowError | None = None
+
+
+class Router:
+    """Resolves each pair of task and model once."""
+
+    def __init__(self, spec: JobSpec, models: Mapping[str, ModelCard]) -> None:
+        self._spec = spec
+        self._models = models
+        self._known: dict[tuple[str | None, str | None], Routed] = {}
+
+    def resolve(self, task: str | None, model: str | None) -> Routed:
+        """Where a row with these two column values goes; null or empty means the default."""
+        pair = (task or None, model or None)
+        if pair not in self._known:
+            self._known[pair] = self._resolve(*pair)
+        return self._known[pair]
+
+    def resolve_batch(
+        self, tasks: pa.Array | None, models: pa.Array | None, num_rows: int
+    ) -> tuple[npt.NDArray[np.intp], list[Routed]]:
+        """For each row a position in the list of places to go."""
+        task_codes, task_names = _codes(tasks, num_rows)
+        model_codes, model_names = _codes(models, num_rows)
+        pairs, positions = np.unique(task_codes * len(model_names) + model_codes, return_inverse=True)
+        routed = [
+            self.resolve(task_names[pair // len(model_names)], model_names[pair % len(model_names)])
+            for pair in pairs.tolist()
+        ]
+        return positions, routed
+
+    def _resolve(self, task: str | None, model: str | None) -> Routed:
+        name = task or self._spec.fallback_route()
+        if name is None:
+            return _nowhere("", "missing_task", f"the row has no task; routes are {self._names()}")
+        route = self._spec.routes.get(name)
+        if route is None:
+            hint = nearest(name, self._spec.routes)
+            return _nowhere(name, "unknown_task", f"`{name}` is no route{hint}; routes are {self._names()}")
+        model = model or route.model
+        if model not in self._models:
+            hint = nearest(model, self._models)
+            known = ", ".join(self._models)
+            return _nowhere(name, "unknown_model", f"`{model}` is no model{hint}; models are {known}")
+        generation_task = self._spec.task_of(name)
+        card = self._models[model]
+        system = find_system(card.family, generation_task)
+        if system is None:
+            return _nowhere(name, "unsupported_task", unsupported_task(model, generation_task, self._models))
+        published: dict[str, ParameterValue | None] = {
+            "height": card.height,
+            "width": card.width,
+            "scheduler": card.scheduler,
+        }
+        defaults = {
+            name: published.get(name) if value is None else value for name, value in system.defaults.items()
+        }
+        defaults |= {name: value for name, value in route.set_parameters().items() if name in defaults}
+        return Routed(route=name, model=model, system=system, defaults=defaults)
+
+    def _names(self) -> str:
+        return ", ".join(self._spec.routes)
+
+
+def unsupported_task(model: str, task: str, models: Mapping[str, ModelCard]) -> str:
+    """Why this model cannot do this task, and which of the job's models could."""
+    family = models[model].family
+    able = [name for name, card in models.items() if find_system(card.family, task)]
+    could = f"; models here that can: {', '.join(able)}" if able else "; no model of this job can"
+    return f"model `{model}` ({family}) does {', '.join(tasks_of(family))}, not {task}{could}"
+
+
+def _nowhere(route: str, code: str, message: str) -> Routed:
+    problem = RowError(code, message)
+    return Routed(route=route, model=NO_MODEL, system=None, defaults={}, problem=problem)
+
+
+def _codes(array: pa.Array | None, num_rows: int) -> tuple[npt.NDArray[np.int64], list[str | None]]:
+    if array is None:
+        return np.zeros(num_rows, dtype=np.int64), [None]
+    encoded = array.dictionary_encode()
+    names: list[str | None] = [*encoded.dictionary.to_pylist(), None]
+    codes = encoded.indices.fill_null(len(names) - 1).to_numpy(zero_copy_only=False)
+    return codes.astype(np.int64), names

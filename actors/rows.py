@@ -1,0 +1,105 @@
+"""Rows as the engine sees them: every value settled, every picture still as it came."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from actors.checks import Checked
+from actors.routing import Routed
+from schemas.columns import IMAGE_FIELDS
+from schemas.errors import RowError
+from schemas.parameters import PARAMETERS, ParameterValue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSource:
+    """A picture of the input, not yet opened."""
+
+    data: bytes | None
+    """The encoded file, where the row carries it."""
+    uri: str | None
+    """Where it is, otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One input row of a shard."""
+
+    index: int
+    """Place in the shard, from 0."""
+    row_id: str | int
+    routed: Routed
+    prompt: str | None
+    negative_prompt: str | None
+    images: Mapping[str, ImageSource]
+    """By field: `image`, `mask_image`."""
+    seed: int
+    num_images: int
+    parameters: Mapping[str, ParameterValue | None]
+    """All parameters of the row's pipeline; None where the checkpoint decides."""
+    keep: Mapping[str, Any]
+    """Columns that go to the output as they are."""
+    problem: RowError | None
+    """Why the row cannot be made, where that is known from its values alone."""
+
+
+def derived_seed(job_seed: int, row_id: str | int) -> int:
+    """The seed of a row that names none: 53 bits of a hash, so that any tool can hold the number exactly."""
+    digest = hashlib.sha256(f"{job_seed}:{row_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 11
+
+
+def derived_row_id(file_name: str, row: int) -> str:
+    """The id of a row whose input has no `row_id`: its file's name and its number there, from 0."""
+    return f"{file_name}#{row}"
+
+
+def build_rows(
+    checked: Checked, wanted: Sequence[int], *, file_name: str, first_index: int, job_seed: int
+) -> Iterator[Row]:
+    """The rows at the `wanted` positions of a checked batch; `first_index` is the first one's place."""
+    batch = checked.batch
+    fields = {field: array.take(wanted).to_pylist() for field, array in batch.fields.items()}
+    keep = {name: array.take(wanted).to_pylist() for name, array in batch.keep.items()}
+    for place, position in enumerate(wanted):
+        values = {field: column[place] for field, column in fields.items()}
+        row_id = values.get("row_id")
+        if row_id is None:
+            row_id = derived_row_id(file_name, batch.first_row + position)
+        routed = checked.routed[checked.positions[position]]
+        problem = checked.problems.get(position)
+        seed = values.get("seed")
+        usable = seed is not None and seed == seed and seed >= 0
+        yield Row(
+            index=first_index + place,
+            row_id=row_id,
+            routed=routed,
+            prompt=values.get("prompt"),
+            negative_prompt=values.get("negative_prompt"),
+            images=_images(values),
+            seed=int(seed) if usable and seed is not None else derived_seed(job_seed, row_id),
+            num_images=1 if problem else int(values.get("num_images_per_prompt") or 1),
+            parameters={} if problem else _parameters(values, routed),
+            keep={name: column[place] for name, column in keep.items()},
+            problem=problem,
+        )
+
+
+def _parameters(values: Mapping[str, Any], routed: Routed) -> dict[str, ParameterValue | None]:
+    """The row's own value, or else the route's, or else the published default."""
+    settled = dict(routed.defaults)
+    for name in settled:
+        given = values.get(name)
+        if given is not None:
+            settled[name] = PARAMETERS[name].kind(given)
+    return settled
+
+
+def _images(values: Mapping[str, Any]) -> dict[str, ImageSource]:
+    found = {}
+    for field in IMAGE_FIELDS:
+        struct = values.get(field)
+        if struct is not None:
+            found[field] = ImageSource(data=struct["bytes"], uri=struct["path"])
+    return found

@@ -1,0 +1,124 @@
+"""A shard's few numbers back into its rows."""
+
+import posixpath
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.checks import check_batch
+from actors.input_file import InputFile, RowBatch
+from actors.routing import Router
+from actors.rows import Row, build_rows
+from actors.storage import Storage
+from schemas.errors import RefusedError
+from schemas.job import Job, Shard
+
+Positions = npt.NDArray[np.int64]
+
+
+class ShardReader:
+    """Reads shards, forward through a file where it can: the next shard mostly begins where one ended."""
+
+    def __init__(self, job: Job, open_input: Callable[[str], Storage]) -> None:
+        self._job = job
+        self._open_input = open_input
+        self._router = Router(job.spec, job.models)
+        self._cursor: _Cursor | None = None
+
+    def read(self, shard: Shard) -> list[Row]:
+        """Every row of the shard, in the file's order, with its problem if it has one."""
+        cursor = self._cursor_for(shard)
+        positions = cursor.rows_of(shard.model)[shard.start : shard.stop]
+        if len(positions) != shard.num_rows:
+            raise changed(shard.uri)
+        rows: list[Row] = []
+        for batch, wanted in cursor.batches(positions):
+            checked = check_batch(batch, self._router, self._job.models)
+            rows += build_rows(
+                checked,
+                wanted,
+                file_name=posixpath.basename(shard.uri),
+                first_index=len(rows),
+                job_seed=self._job.spec.seed,
+            )
+        return rows
+
+    def close(self) -> None:
+        """Give the open file back."""
+        if self._cursor:
+            self._cursor.close()
+            self._cursor = None
+
+    def _cursor_for(self, shard: Shard) -> "_Cursor":
+        if self._cursor is None or self._cursor.uri != shard.uri:
+            self.close()
+            storage = self._open_input(shard.uri)
+            stored = storage.stat(shard.uri)
+            if stored is None or stored.etag != shard.etag:
+                raise changed(shard.uri)
+            file = InputFile(storage.open(shard.uri), self._job.columns)
+            self._cursor = _Cursor(shard.uri, file, self._router)
+        return self._cursor
+
+
+def changed(uri: str) -> RefusedError:
+    """The input is not what was planned."""
+    return RefusedError(
+        f"{uri} changed after this job was planned; a job's input must stay as it is until the job is done. "
+        "Put it back, or start a job with an output of its own"
+    )
+
+
+class _Cursor:
+    """One open file, the model that each of its rows goes to, and the place where reading stopped."""
+
+    def __init__(self, uri: str, file: InputFile, router: Router) -> None:
+        self.uri = uri
+        self._file = file
+        self._rows_by_model = _rows_by_model(file, router)
+        self._reading: Iterator[RowBatch] = iter(())
+        self._batch: RowBatch | None = None
+
+    def close(self) -> None:
+        self._file.close()
+
+    def rows_of(self, model: str) -> Positions:
+        """Row numbers of the file that go to a model, ascending."""
+        return self._rows_by_model.get(model, np.empty(0, dtype=np.int64))
+
+    def batches(self, positions: Positions) -> Iterator[tuple[RowBatch, list[int]]]:
+        """The batches that hold these rows of the file, and where in the batch they are."""
+        done = 0
+        while done < len(positions):
+            batch = self._seek(int(positions[done]))
+            last = int(np.searchsorted(positions, batch.first_row + batch.num_rows))
+            yield batch, (positions[done:last] - batch.first_row).tolist()
+            done = last
+
+    def _seek(self, row: int) -> RowBatch:
+        """The batch that holds a row: read on from here, unless the row is behind or a row group ahead."""
+        at = self._batch
+        if (
+            at is None
+            or row < at.first_row
+            or self._file.row_group_of(row) > self._file.row_group_of(at.first_row + at.num_rows)
+        ):
+            self._reading = self._file.read_rows(row)
+            at = next(self._reading)
+        while row >= at.first_row + at.num_rows:
+            at = next(self._reading)
+        self._batch = at
+        return at
+
+
+def _rows_by_model(file: InputFile, router: Router) -> dict[str, Positions]:
+    found: dict[str, list[Positions]] = {}
+    for batch in file.read_routing():
+        positions, routed = router.resolve_batch(
+            batch.fields.get("task"), batch.fields.get("model"), batch.num_rows
+        )
+        for model in {where.model for where in routed}:
+            mine = np.isin(positions, [i for i, where in enumerate(routed) if where.model == model])
+            found.setdefault(model, []).append(np.flatnonzero(mine) + batch.first_row)
+    return {model: np.concatenate(parts) for model, parts in found.items()}

@@ -1,0 +1,226 @@
+"""What a Ray actor does: turn one shard of input rows into one part of output rows.
+
+Shards overlap here. While one is on the device, the next is being read and its pictures' headers checked,
+and the pictures of the one before are being encoded and written: three threads of calls to `run`, of
+which one at a time holds the device.
+"""
+
+import hashlib
+import json
+import logging
+import resource
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+
+import pyarrow as pa
+
+from actors.cohorts import OpenedRow
+from actors.commit import commit_part
+from actors.engine import Engine, Generated
+from actors.images import MEDIA_ENDINGS, encode
+from actors.input_images import EncodedImage, open_images
+from actors.part import FinishedImage, Part, RowOutcome, build_part
+from actors.row_uris import RowUris
+from actors.shard_reader import ShardReader
+from actors.storage import Storage, join, normalise
+from schemas.errors import RowError
+from schemas.job import Job, Shard, ShardReport
+
+logger = logging.getLogger(__name__)
+
+MAX_ENCODINGS_WAITING = 64
+"""Pictures made and not yet encoded, at most."""
+
+LIBRARIES = ("darkroom", "diffusers", "torch", "transformers", "pyarrow", "pillow")
+"""Whose versions stand in a part's footer: another one may change the part's bytes."""
+
+
+class Worker:
+    """One process, one device, one set of components. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        engine: Engine,
+        open_input: Callable[[str], Storage],
+        output: Storage,
+        num_threads: int,
+    ) -> None:
+        self._job = job
+        self._engine = engine
+        self._output = output
+        self._reader = ShardReader(job, open_input)
+        self._uris = RowUris(job.spec.errors.storage_deadline_s)
+        self._schema = pa.ipc.read_schema(pa.py_buffer(job.schema))
+        self._footer = _footer(job)
+        self._reading = threading.Lock()
+        # One thread for the device: a CUDA context, a scheduler and a model cache want one caller.
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+        self._encoders = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
+        self._in_making: Counter[int] = Counter()
+
+    def run(self, shard: Shard) -> ShardReport:
+        """Read, generate, encode, write; the part is there when this returns."""
+        clock = _Clock()
+        try:
+            outcomes, opened = self._read(shard)
+            clock.lap("read")
+            encodings = self._device.submit(self._generate, clock, shard, outcomes, opened).result()
+            part = self._assemble(shard, outcomes, encodings)
+            committed = self._commit(shard, part)
+            clock.lap("write")
+        finally:
+            self._in_making.pop(shard.index, None)
+        logger.info(
+            "shard=%s committed=%s counts=%s images=%d seconds=%s",
+            *(shard.name, committed, part.counts, part.images, clock.seconds),
+        )
+        return ShardReport(
+            index=shard.index,
+            committed=committed,
+            ok=part.counts["ok"],
+            filtered=part.counts["filtered"],
+            failed=part.counts["failed"],
+            images=part.images,
+            size_bytes=len(part.data),
+            error_codes=part.error_codes,
+            seconds=clock.seconds,
+            models_loaded=self._engine.models_loaded,
+            num_loads=self._engine.num_loads,
+            peak_rss_bytes=peak_rss_bytes(),
+        )
+
+    def progress(self) -> int:
+        """Pictures made of shards that are not committed yet."""
+        return sum(self._in_making.values())
+
+    def _read(self, shard: Shard) -> tuple[list[RowOutcome], list[OpenedRow]]:
+        with self._reading:
+            rows = self._reader.read(shard)
+        outcomes = [RowOutcome(row, problem=row.problem) for row in rows]
+        fit = [outcome for outcome in outcomes if outcome.problem is None]
+        opened = []
+        for outcome, pictures in zip(fit, self._decoders.map(self._open(shard), fit), strict=True):
+            if isinstance(pictures, RowError):
+                outcome.problem = pictures
+            else:
+                opened.append(OpenedRow(row=outcome.row, images=pictures))
+        return outcomes, opened
+
+    def _open(self, shard: Shard) -> Callable[[RowOutcome], "dict[str, EncodedImage] | RowError"]:
+        def open_row(outcome: RowOutcome) -> "dict[str, EncodedImage] | RowError":
+            try:
+                return open_images(outcome.row, self._uris.reader(beside=shard.uri))
+            except RowError as problem:
+                return problem
+
+        return open_row
+
+    def _generate(
+        self, clock: "_Clock", shard: Shard, outcomes: list[RowOutcome], opened: list[OpenedRow]
+    ) -> list[Future[None]]:
+        """On the device's thread; what it gives back are the encodings that are still under way."""
+        clock.lap("wait")
+        encodings: list[Future[None]] = []
+        for generated in self._engine.generate(opened, self._decoders):
+            outcome = outcomes[generated.sample.opened.row.index]
+            if generated.problem:
+                outcome.problem = outcome.problem or generated.problem
+                continue
+            encodings.append(self._encoders.submit(self._finish, shard, outcome, generated))
+            if len(encodings) > MAX_ENCODINGS_WAITING:
+                # Pixels are five times their encoding: never let them pile up behind slow encoders.
+                encodings[-MAX_ENCODINGS_WAITING - 1].result()
+            self._in_making[shard.index] += 1
+        clock.lap("generate")
+        return encodings
+
+    def _finish(self, shard: Shard, outcome: RowOutcome, generated: Generated) -> None:
+        """On an encoder's thread: the picture as a file, kept with its row or stored as an object."""
+        image_index = generated.sample.image_index
+        name = f"{shard.name}-{outcome.row.index:06d}-{image_index}"
+        pixels = generated.pixels
+        data = None if pixels is None else encode(pixels, self._job.spec.output.format)
+        outcome.images.append(
+            FinishedImage(
+                image_index=image_index,
+                data=data,
+                path="" if data is None else self._place(shard, name, data),
+                width=None if pixels is None else pixels.shape[1],
+                height=None if pixels is None else pixels.shape[0],
+                nsfw=generated.nsfw,
+            )
+        )
+
+    def _place(self, shard: Shard, name: str, data: bytes) -> str:
+        """The picture's name in the part, or the URI of the object that it becomes."""
+        spec = self._job.spec.output
+        ending = MEDIA_ENDINGS[spec.format]
+        if spec.images == "parquet":
+            return f"{name}.{ending}"
+        # The name holds the content's hash: whichever attempt wrote it, a part that names it is right.
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        uri = join(normalise(spec.path), "images", shard.name, f"{name}-{digest}.{ending}")
+        self._output.create(uri, data, {})
+        return uri
+
+    def _assemble(self, shard: Shard, outcomes: list[RowOutcome], encodings: list[Future[None]]) -> Part:
+        for encoding in encodings:
+            encoding.result()
+        return build_part(
+            outcomes,
+            self._schema,
+            job=self._job.fingerprint,
+            shard=shard.name,
+            embed_images=self._job.spec.output.images == "parquet",
+            footer=self._footer,
+        )
+
+    def _commit(self, shard: Shard, part: Part) -> bool:
+        return commit_part(
+            self._output,
+            part_uri(self._job, shard),
+            part.data,
+            job=self._job.fingerprint,
+            shard=shard.name,
+            attempt=uuid.uuid4().hex,
+        )
+
+
+class _Clock:
+    """Seconds of one shard, by what they went into."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._begun = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._begun, 4)
+        self._begun = now
+
+
+def part_uri(job: Job, shard: Shard) -> str:
+    """Where a shard's part belongs."""
+    return join(normalise(job.spec.output.path), "data", f"{shard.name}.parquet")
+
+
+def _footer(job: Job) -> dict[str, str]:
+    return {
+        "models": json.dumps({name: card.revision for name, card in job.models.items()}),
+        "versions": json.dumps({name: version(name) for name in LIBRARIES}),
+    }
+
+
+def peak_rss_bytes() -> int:
+    """This process's largest memory so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
