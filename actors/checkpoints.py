@@ -48,14 +48,18 @@ def local_folder(model: ModelSpec) -> Path | None:
 
 def read_card(name: str, model: ModelSpec) -> ModelCard:
     """Recognise a checkpoint; SpecError where it cannot be read or is of no family that darkroom runs."""
-    folder = local_folder(model)
+    try:
+        folder = local_folder(model)
+    except SpecError as error:
+        raise SpecError(f"models.{name}.checkpoint: {error}") from error
     if folder is not None:
-        size = weight_bytes_on_disk(folder)
-        if not size:
+        read_json = _folder_reader(name, folder)
+        if bare := _without_safetensors(folder, read_json("model_index.json")):
             raise SpecError(
-                f"models.{name}.checkpoint: {folder} holds no .safetensors; other weights are not read"
+                f"models.{name}.checkpoint: {folder} has no .safetensors in {', '.join(bare)}; weights "
+                "of other kinds are not read, for they can run code: save it again with `save_pretrained`"
             )
-        return _card(name, model, _folder_reader(name, folder), _digest(folder), size)
+        return _card(name, model, read_json, _digest(folder), weight_bytes_on_disk(folder))
     if model.checkpoint.startswith(("/", ".", "~")):
         raise SpecError(f"models.{name}.checkpoint: the folder {model.checkpoint} does not exist")
     revision, read_json = _hub_reader(name, model)
@@ -65,14 +69,23 @@ def read_card(name: str, model: ModelSpec) -> ModelCard:
 def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weight_bytes: int) -> ModelCard:
     index = read_json("model_index.json")
     pipeline = str(index.get("_class_name"))
+    if pipeline not in {known for known, _ in FAMILIES}:
+        raise _unknown(name, model, f"a {pipeline}")
     unet = read_json("unet/config.json")
     vae = read_json("vae/config.json")
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    height, width = _default_size(unet["sample_size"], factor)
+    try:
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        height, width = _default_size(unet["sample_size"], factor)
+        family = _family(name, model, index, int(unet["in_channels"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpecError(
+            f"models.{name}.checkpoint: {model.checkpoint} is damaged: sample_size, in_channels or "
+            f"block_out_channels of its UNet or VAE is missing or wrong ({error!r})"
+        ) from error
     return ModelCard(
         checkpoint=model.checkpoint,
         revision=revision,
-        family=_family(name, model, index, unet),
+        family=family,
         pipeline=pipeline,
         scheduler=str((index.get("scheduler") or ["", ""])[1]),
         size_factor=factor,
@@ -82,15 +95,19 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weigh
     )
 
 
-def _family(name: str, model: ModelSpec, index: Mapping[str, Any], unet: Mapping[str, Any]) -> str:
-    pipeline, channels = str(index.get("_class_name")), int(unet["in_channels"])
+def _family(name: str, model: ModelSpec, index: Mapping[str, Any], channels: int) -> str:
+    pipeline = str(index.get("_class_name"))
     family = FAMILIES.get((pipeline, channels))
     refiner = bool(index.get("requires_aesthetics_score"))
     if family is None or refiner:
         kind = "an SDXL refiner" if refiner else f"a {pipeline} whose UNet takes {channels} channels"
-        known = ", ".join(f"{known} ({wide} channels)" for known, wide in FAMILIES)
-        raise SpecError(f"models.{name}: {model.checkpoint} is {kind}; darkroom runs {known}")
+        raise _unknown(name, model, kind)
     return family
+
+
+def _unknown(name: str, model: ModelSpec, kind: str) -> SpecError:
+    known = ", ".join(f"{known} ({wide} channels)" for known, wide in FAMILIES)
+    return SpecError(f"models.{name}.checkpoint: {model.checkpoint} is {kind}; darkroom runs {known}")
 
 
 def _default_size(sample_size: int | list[int], factor: int) -> tuple[int, int]:
@@ -102,13 +119,20 @@ def _folder_reader(name: str, folder: Path) -> ReadJson:
     def read_json(file: str) -> dict[str, Any]:
         try:
             return dict(json.loads((folder / file).read_bytes()))
-        except (OSError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             raise SpecError(
                 f"models.{name}.checkpoint: {folder} has no readable {file}; "
                 "it must be a diffusers folder as `save_pretrained` writes it"
             ) from error
 
     return read_json
+
+
+def _without_safetensors(folder: Path, index: Mapping[str, Any]) -> list[str]:
+    """Components that should have weights and do not: all that diffusers would load, and a UNet and VAE."""
+    loaded = [name for name, entry in index.items() if isinstance(entry, list) and entry[:1] != [None]]
+    models = {name for name in loaded if (folder / name / "config.json").is_file()} | {"unet", "vae"}
+    return sorted(name for name in models if not any((folder / name).glob("*.safetensors")))
 
 
 def _digest(folder: Path) -> str:

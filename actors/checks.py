@@ -6,6 +6,7 @@ so that a row is refused in both places for the same reason or in neither.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,9 @@ from schemas.nearest import nearest
 from schemas.parameters import PARAMETERS, SCHEDULERS
 
 MAX_IMAGES_PER_ROW = 64
-MAX_SEED = 2**63 - 1 - MAX_IMAGES_PER_ROW
-"""Image j uses seed + j, and all of them must fit torch's signed 64 bits."""
+MAX_SEED = 2**63 - 1024
+"""The greatest number below 2**63 that a float column can hold. Image j uses seed + j, and all of them
+must fit torch's signed 64 bits."""
 
 Mask = npt.NDArray[np.bool_]
 Finding = tuple[Mask, str, Callable[[int], str]]
@@ -76,9 +78,11 @@ def _missing(batch: RowBatch, where: Routed) -> Iterator[Finding]:
         no_prompt = batch.fields["prompt"].is_null().to_numpy(zero_copy_only=False)
         yield no_prompt, "missing_prompt", _always("prompt is null; give a text (an empty one is allowed)")
     for field in where.system.images if where.system else ():
-        absent = ~batch.present[field] if field in batch.present else ~nobody
-        said = f"the task {task} needs `{field}`, and the row has none"
-        yield absent, f"missing_{field}", _always(said)
+        if field in batch.present:
+            absent, said = ~batch.present[field], "and the row has none"
+        else:
+            absent, said = ~nobody, f"and no column holds it; name one with input.columns: {{{field}: ...}}"
+        yield absent, f"missing_{field}", _always(f"the task {task} needs `{field}`, {said}")
 
 
 def _seeds_and_counts(batch: RowBatch) -> Iterator[Finding]:
@@ -102,18 +106,21 @@ def _outside(values: pa.Array, name: str, low: float, high: float, *, whole: boo
         fits = (numbers >= low) & (numbers <= high)
         if whole and numbers.dtype.kind == "f":
             fits &= numbers == np.floor(numbers)
-    kind = "a whole number" if whole else "a number"
-    allowed = f"it must be {kind} from {low:g} to {high:g}"
+    kind = f"a whole number from {low:.0f} to {int(high)}" if whole else f"a number from {low:g} to {high:g}"
+    allowed = f"it must be {kind}"
     yield given & ~fits, "invalid_parameter", lambda row: f"{name} is {numbers[row]}; {allowed}"
 
 
 def _unknown_schedulers(values: pa.Array) -> Iterator[Finding]:
-    for name in pc.unique(values).to_pylist():
-        if name is not None and name not in SCHEDULERS:
-            bad = pc.equal(values, name).fill_null(False).to_numpy(zero_copy_only=False)
-            valid = ", ".join(sorted(SCHEDULERS))
-            message = f"`{name}` is no scheduler{nearest(name, SCHEDULERS)}; they are {valid}"
-            yield bad, "invalid_scheduler", _always(message)
+    known = pc.is_in(values, value_set=pa.array([*SCHEDULERS, None], pa.string()))
+
+    @cache
+    def describe(name: str) -> str:
+        valid = ", ".join(sorted(SCHEDULERS))
+        return f"`{name}` is no scheduler{nearest(name, SCHEDULERS)}; they are {valid}"
+
+    bad = ~known.to_numpy(zero_copy_only=False)
+    yield bad, "invalid_scheduler", lambda row: describe(values[row].as_py())
 
 
 def _indivisible(batch: RowBatch, where: Routed, side: str, factor: int) -> Iterator[Finding]:
@@ -134,7 +141,8 @@ def _no_step(batch: RowBatch, where: Routed) -> Iterator[Finding]:
     steps = _effective(batch, where, "num_inference_steps")
     if strength is None or steps is None:
         return
-    run = np.minimum(np.floor(np.nan_to_num(strength * steps)), steps)
+    with np.errstate(invalid="ignore"):
+        run = np.minimum(np.floor(np.nan_to_num(strength * steps)), steps)
 
     def describe(row: int) -> str:
         return (
@@ -151,7 +159,9 @@ def _effective(batch: RowBatch, where: Routed, name: str) -> npt.NDArray[np.floa
     column = batch.fields.get(name)
     if column is None:
         return None if default is None else np.full(batch.num_rows, float(default))
-    values: npt.NDArray[np.float64] = column.cast(pa.float64()).to_numpy(zero_copy_only=False).copy()
+    values: npt.NDArray[np.float64] = (
+        column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).copy()
+    )
     if default is not None:
         values[np.isnan(values)] = float(default)
     return values

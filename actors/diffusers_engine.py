@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -58,29 +59,30 @@ class DiffusersEngine:
     def _run(self, cohort: Cohort, decoded: "list[_Decoded]") -> Iterator[Generated]:
         """One call, or after a failure two calls of half the size: one bad row or too large a batch
         costs no other row its picture."""
+        failure = None
         try:
-            yield from self._call(cohort, decoded)
+            made = self._call(cohort, decoded)
         except RowError as problem:
-            yield from (_failed(sample, problem) for sample, _ in decoded)
+            made = [_failed(sample, problem) for sample, _ in decoded]
         except DarkroomError:
             raise
         except Exception as error:
             if _is_fatal(error):
                 raise
-            yield from self._after_failure(cohort, decoded, _problem(error))
+            logger.warning("a call for %d pictures failed: %s", len(decoded), error)
+            failure = _problem(error)
+        # Outside the `except`: the traceback there keeps the failed call's tensors in memory.
+        yield from made if failure is None else self._after_failure(cohort, decoded, failure)
 
     def _after_failure(
         self, cohort: Cohort, decoded: "list[_Decoded]", problem: RowError
     ) -> Iterator[Generated]:
+        if len(decoded) == 1:
+            yield _failed(decoded[0][0], problem)
+            return
         if problem.code == "out_of_memory" and self._device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(decoded) == 1:
-            sample = decoded[0][0]
-            logger.warning("row failed row_id=%s %s", sample.opened.row.row_id, problem)
-            yield _failed(sample, problem)
-            return
         half = len(decoded) // 2
-        logger.warning("splitting a batch of %d after %s", len(decoded), problem)
         yield from self._run(cohort, decoded[:half])
         yield from self._run(cohort, decoded[half:])
 
@@ -149,9 +151,12 @@ def _failed(sample: Sample, problem: RowError) -> Generated:
 
 
 def _problem(error: Exception) -> RowError:
-    said = f"{type(error).__name__}: {error}".strip()
+    """What goes into the part: without addresses and amounts of free memory, which differ between runs."""
+    said = re.sub(r"0x[0-9a-fA-F]+", "0x...", f"{type(error).__name__}: {error}".strip())
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in said:
-        return RowError("out_of_memory", f"one picture alone does not fit in memory: {said[:500]}")
+        return RowError(
+            "out_of_memory", "this picture does not fit in memory even alone; ask for a smaller one"
+        )
     return RowError("generation_error", said[:500])
 
 

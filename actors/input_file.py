@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from schemas.columns import FIELD_KINDS, IMAGE_FIELDS, ColumnMap, dense
+from schemas.columns import FIELD_KINDS, IMAGE_FIELDS, ColumnMap, dense, id_type
 from schemas.output_rows import IMAGE_TYPE
 
 _STREAM_BYTES = 1 << 20
@@ -88,12 +88,12 @@ class InputFile:
         column = self._columns.fields.get("row_id")
         if column is None:
             return [""] * len(rows)
-        found: list[str] = []
-        for row in rows:
-            group = self.row_group_of(row)
+        found: dict[int, str] = {}
+        for group in sorted({self.row_group_of(row) for row in rows}):
             ids = self._parquet.read_row_group(group, columns=[column]).column(column)
-            found.append(str(ids[row - int(self._starts[group])].as_py()))
-        return found
+            mine = (row for row in rows if self.row_group_of(row) == group)
+            found |= {row: str(ids[row - int(self._starts[group])].as_py()) for row in mine}
+        return [found[row] for row in rows]
 
     def num_nulls(self, field: str) -> int:
         """How many rows have no value in this field; the column is read where the footer does not say."""
@@ -183,11 +183,15 @@ def _as_kind(array: pa.Array, kind: str) -> pa.Array:
     """The array in the one type that its kind of field has; checked for fitness by `map_columns`."""
     if kind == "image":
         return _as_image(array)
-    if kind == "text" or (kind == "id" and not pa.types.is_integer(array.type)):
+    if kind == "text":
         return array.cast(pa.string())
+    if kind == "id":
+        return array.cast(id_type(array.type))
+    array = array.cast(dense(array.type))
     if kind == "whole number" and not pa.types.is_floating(array.type):
-        return array.cast(pa.int64())
-    return array.cast(pa.int64() if kind == "id" else pa.float64())
+        # What int64 does not hold stays uint64: the checks then name the row's own value.
+        return array if pa.types.is_uint64(array.type) else array.cast(pa.int64())
+    return array.cast(pa.float64(), safe=False)
 
 
 def _as_image(array: pa.Array) -> pa.Array:

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from actors.rows import ImageSource, Row
 from schemas.errors import RowError
@@ -41,7 +41,7 @@ class EncodedImage:
                 opened.load()
                 return ImageOps.exif_transpose(opened).convert(_MODES[self.field])
         except (OSError, SyntaxError, ValueError) as error:
-            raise RowError("invalid_image", f"`{self.field}` is damaged: {error}") from error
+            raise _invalid(self.field, error) from error
 
 
 def open_images(row: Row, read_uri: ReadUri) -> dict[str, EncodedImage]:
@@ -67,14 +67,19 @@ def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedIma
             if opened.getexif().get(0x0112, 1) >= 5:  # EXIF Orientation: turned by 90 degrees
                 width, height = height, width
     except (OSError, SyntaxError, ValueError) as error:
-        raise RowError(
-            "invalid_image", f"`{field}` is no {', '.join(FORMATS)} picture that can be opened: {error}"
-        ) from error
+        raise _invalid(field, error) from error
     if width * height > MAX_PIXELS:
         raise RowError(
             "image_too_large", f"`{field}` has {width}x{height} pixels; at most {MAX_PIXELS:,} are read"
         )
     return EncodedImage(field=field, data=data, width=width, height=height)
+
+
+def _invalid(field: str, error: Exception) -> RowError:
+    if isinstance(error, UnidentifiedImageError):
+        # Pillow's own words hold a memory address, which no part may.
+        return RowError("invalid_image", f"`{field}` is no {', '.join(FORMATS)} picture")
+    return RowError("invalid_image", f"`{field}` is damaged: {error}")
 
 
 def _open(data: bytes) -> Image.Image:

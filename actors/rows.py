@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.checks import Checked
+from actors.checks import MAX_SEED, Checked
 from actors.routing import Routed
 from schemas.columns import IMAGE_FIELDS
 from schemas.errors import RowError
@@ -70,7 +70,6 @@ def build_rows(
         routed = checked.routed[checked.positions[position]]
         problem = checked.problems.get(position)
         seed = values.get("seed")
-        usable = seed is not None and seed == seed and seed >= 0
         yield Row(
             index=first_index + place,
             row_id=row_id,
@@ -78,7 +77,7 @@ def build_rows(
             prompt=values.get("prompt"),
             negative_prompt=values.get("negative_prompt"),
             images=_images(values),
-            seed=int(seed) if usable and seed is not None else derived_seed(job_seed, row_id),
+            seed=int(seed) if seed is not None and 0 <= seed <= MAX_SEED else derived_seed(job_seed, row_id),
             num_images=1 if problem else int(values.get("num_images_per_prompt") or 1),
             parameters={} if problem else _parameters(values, routed),
             keep={name: column[place] for name, column in keep.items()},

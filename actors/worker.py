@@ -98,6 +98,18 @@ class Worker:
             peak_rss_bytes=peak_rss_bytes(),
         )
 
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give threads and the open input file back."""
+        for threads in (self._device, self._decoders, self._encoders):
+            threads.shutdown()
+        self._reader.close()
+
     def progress(self) -> int:
         """Pictures made of shards that are not committed yet."""
         return sum(self._in_making.values())

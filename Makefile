@@ -1,0 +1,41 @@
+# Everything a person or a CI needs: each target works alone, from nothing but the clone.
+PYTHON ?= python3
+BIN := .venv/bin
+ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check fmt clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
+
+install: .venv/installed ## Make .venv with darkroom and the tested versions of what it needs
+
+demo: .venv/installed ## Run configs/demo.yaml on a Ray started here, and say where its pictures are
+	@$(BIN)/darkroom run configs/demo.yaml
+
+test: .venv/installed-test ## Run every test
+	@$(ACTIVATED) python -m pytest -n 2 --dist loadfile
+
+check: .venv/installed-test ## Check format, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+fmt: .venv/installed-test ## Format the code, and mend what lint can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## Remove .venv and what the demo made
+	rm -rf .venv out
+
+.venv/installed: pyproject.toml constraints.txt
+	@echo "installing darkroom into .venv (some minutes the first time)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	@echo "installing what the tests need"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	@touch $@

@@ -1,0 +1,162 @@
+"""Checkpoints in memory: loaded once, shared, and never more than fit."""
+
+import inspect
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+from actors.components import LoadedModel, ModelCache, weight_bytes
+from schemas.errors import RowError, SpecError
+from schemas.parameters import SCHEDULERS
+from schemas.spec import ModelSpec
+from schemas.systems import SYSTEMS, System, find_system
+from tests.checkpoints import sd_checkpoint, sdxl_checkpoint
+
+CPU = torch.device("cpu")
+KINDS = {"sd": "demo:sd", "sdxl": "demo:sdxl"}
+
+
+def system(family: str, task: str) -> System:
+    found = find_system(family, task)
+    assert found is not None
+    return found
+
+
+def cache(capacity_bytes: int = 10**9) -> ModelCache:
+    specs = {name: ModelSpec(checkpoint=checkpoint) for name, checkpoint in KINDS.items()}
+    return ModelCache(specs, CPU, capacity_bytes)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_the_three_pipelines_of_a_checkpoint_run_on_the_same_tensors(family: str) -> None:
+    """Same `data_ptr` for every weight, so three tasks take the memory of one."""
+    model = cache().get(family)
+
+    pipelines = [model.pipeline(system(family, task), None) for task in ("text2img", "img2img", "inpaint")]
+
+    pointers = [
+        {
+            tensor.data_ptr()
+            for part in (pipe.unet, pipe.vae, pipe.text_encoder)
+            for tensor in part.parameters()
+        }
+        for pipe in pipelines
+    ]
+    assert pointers[0] == pointers[1] == pointers[2]
+    assert len({type(pipe) for pipe in pipelines}) == 3
+    assert sum(weight_bytes(pipe.components) for pipe in pipelines) == 3 * model.weight_bytes
+
+
+def test_weights_are_counted_once_however_many_modules_share_them() -> None:
+    """Bytes in memory are what the files hold, not what the modules' lists add up to."""
+    model = LoadedModel("sd", ModelSpec(checkpoint="demo:sd"), CPU)
+    on_disk = sum(file.stat().st_size for file in sd_checkpoint().rglob("*.safetensors"))
+    unet = model.pipeline(system("sd", "text2img"), None).unet
+
+    doubled = weight_bytes({"unet": unet, "again": unet, "part": unet.conv_in})
+
+    assert doubled == weight_bytes({"unet": unet})
+    assert abs(model.weight_bytes - on_disk) < 0.1 * on_disk
+
+
+def test_a_model_is_loaded_once() -> None:
+    """Asking again gives the same object."""
+    models = cache()
+
+    assert models.get("sd") is models.get("sd")
+    assert models.num_loads == 1
+
+
+def test_a_full_cache_drops_the_model_used_longest_ago() -> None:
+    """With room for one and a half models, the second pushes the first out."""
+    both = sum(cache().get(name).weight_bytes for name in KINDS)
+    models = cache(capacity_bytes=int(0.75 * both))
+    models.get("sd")
+    models.get("sdxl")
+
+    assert models.names == ("sdxl",)
+
+    models.get("sd")
+
+    assert models.names == ("sd",)
+    assert models.num_loads == 3
+
+
+def test_a_model_larger_than_the_cache_is_held_alone() -> None:
+    """A budget that is too small for any model slows the job down; it does not stop it."""
+    models = cache(capacity_bytes=1)
+
+    models.get("sd")
+
+    assert models.names == ("sd",)
+
+
+def test_each_call_has_a_scheduler_of_its_own() -> None:
+    """A scheduler keeps a call's state: two calls must never meet in one."""
+    model = cache().get("sd")
+
+    first = model.pipeline(system("sd", "text2img"), None).scheduler
+    second = model.pipeline(system("sd", "text2img"), None).scheduler
+
+    assert first is not second
+    assert first.config == second.config
+
+
+def test_schedulers_are_what_diffusers_calls_compatible_and_what_honours_row_seeds() -> None:
+    """The list that the plan checks against is diffusers' own, without the one that ignores generators."""
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(sd_checkpoint(), use_safetensors=True)
+    compatible = {cls.__name__ for cls in pipeline.scheduler.compatibles} | {
+        type(pipeline.scheduler).__name__
+    }
+
+    # diffusers lists two that need another package (torchsde, k-diffusion) and one without row generators.
+    assert compatible >= SCHEDULERS
+    assert compatible - SCHEDULERS <= {"DPMSolverSDEScheduler"}
+
+
+def test_a_scheduler_that_does_not_fit_is_the_rows_fault() -> None:
+    """The message lists those that fit."""
+    with pytest.raises(RowError, match=r"FlowMatch.* does not fit .*EulerDiscreteScheduler"):
+        cache().get("sd").pipeline(system("sd", "text2img"), "FlowMatchEulerDiscreteScheduler")
+
+
+def test_switches_of_a_checkpoint_reach_every_pipeline(tmp_path: Path) -> None:
+    """`force_zeros_for_empty_prompt` is no component; without it XL's img2img would draw something else."""
+    base = diffusers.StableDiffusionXLPipeline.from_pretrained(sdxl_checkpoint(), use_safetensors=True)
+    base.register_to_config(force_zeros_for_empty_prompt=False)
+    base.save_pretrained(tmp_path / "xl")
+
+    model = LoadedModel("xl", ModelSpec(checkpoint=str(tmp_path / "xl")), CPU)
+
+    for task in ("text2img", "img2img", "inpaint"):
+        assert model.pipeline(system("sdxl", task), None).config.force_zeros_for_empty_prompt is False
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    """A .bin runs code when it is opened; only safetensors are."""
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(sd_checkpoint(), use_safetensors=True)
+    pipeline.save_pretrained(tmp_path / "old", safe_serialization=False)
+
+    with pytest.raises(SpecError, match="cannot be loaded"):
+        LoadedModel("old", ModelSpec(checkpoint=str(tmp_path / "old")), CPU)
+
+
+def test_half_precision_is_what_the_spec_asks_for() -> None:
+    """`dtype` reaches every module."""
+    model = LoadedModel("sd", ModelSpec(checkpoint="demo:sd", dtype="bfloat16"), CPU)
+
+    pipeline = model.pipeline(system("sd", "text2img"), None)
+
+    assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.bfloat16}
+
+
+def test_every_system_names_a_pipeline_that_takes_its_parameters() -> None:
+    """The table cannot drift from diffusers: each class exists, with these arguments and defaults."""
+    for each in SYSTEMS:
+        call = inspect.signature(getattr(diffusers, each.pipeline).__call__).parameters
+        for name, default in each.defaults.items():
+            if name != "scheduler":
+                assert call[name].default == default, (each.pipeline, name)
+        assert set(each.images) <= set(call)

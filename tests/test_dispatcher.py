@@ -1,0 +1,173 @@
+"""Which shard goes to whom next, without Ray."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.dispatcher import Dispatcher
+from schemas.job import Shard
+
+
+def shard(index: int, model: str = "sd") -> Shard:
+    return Shard(
+        index=index, num_shards=1000, uri="in.parquet", etag="e", model=model, start=index, stop=index + 1
+    )
+
+
+def dispatcher(counts: dict[str, int], max_attempts: int = 3) -> Dispatcher:
+    """A dispatcher over `counts` shards per model, numbered through."""
+    shards: dict[str, Iterator[Shard]] = {}
+    first = 0
+    for model, count in counts.items():
+        shards[model] = iter([shard(first + i, model) for i in range(count)])
+        first += count
+    return Dispatcher(shards, counts, max_attempts=max_attempts)
+
+
+def test_a_worker_keeps_the_model_it_has_loaded() -> None:
+    """Loading a checkpoint costs more than any wait: affinity comes before balance."""
+    given_out = dispatcher({"sd": 50, "xl": 3})
+    given_out.join("w")
+
+    first = given_out.next_for("w", loaded=("sd", "xl"))
+
+    assert first is not None
+    assert first.model == "xl"
+
+
+def test_workers_spread_over_models_by_what_is_left() -> None:
+    """Two idle workers and two models of equal weight: each worker loads one."""
+    given_out = dispatcher({"sd": 10, "xl": 10})
+    given_out.join("a")
+    given_out.join("b")
+
+    models = {shard.model for worker in "ab" if (shard := given_out.next_for(worker))}
+
+    assert models == {"sd", "xl"}
+
+
+def test_a_worker_holds_two_shards_and_no_more() -> None:
+    """The second is read while the first is on the device; a third would only be lost with the worker."""
+    given_out = dispatcher({"sd": 10})
+    given_out.join("w")
+
+    held = [given_out.next_for("w") for _ in range(3)]
+
+    assert [each is None for each in held] == [False, False, True]
+
+
+def test_in_the_last_wave_each_worker_gets_one() -> None:
+    """With two shards and two workers, the first to ask does not take both."""
+    given_out = dispatcher({"sd": 2})
+    given_out.join("a")
+    given_out.join("b")
+    given_out.next_for("a")
+
+    assert given_out.next_for("a") is None
+    assert given_out.next_for("b") is not None
+
+
+def test_a_dead_worker_is_charged_for_its_first_shard_only() -> None:
+    """What it held ahead of its work is made by the next worker, without a mark."""
+    given_out = dispatcher({"sd": 2}, max_attempts=1)
+    given_out.join("a")
+    head, ahead = given_out.next_for("a"), given_out.next_for("a")
+
+    given_out.lose("a", "killed")
+    given_out.join("b")
+
+    assert [lost.shard for lost in given_out.abandoned] == [head]
+    assert given_out.next_for("b") == ahead
+
+
+def test_a_shard_is_abandoned_after_max_attempts_with_its_last_reason() -> None:
+    """A poison shard does not hold the job up for ever."""
+    given_out = dispatcher({"sd": 1}, max_attempts=2)
+    for reason in ("first", "second"):
+        given_out.join("w")
+        assert given_out.next_for("w") is not None
+        given_out.lose("w", reason)
+
+    assert given_out.finished
+    assert [lost.reason for lost in given_out.abandoned] == ["second"]
+
+
+def test_a_preempted_worker_charges_nothing() -> None:
+    """The machine was taken away; no shard is to blame."""
+    given_out = dispatcher({"sd": 1}, max_attempts=1)
+    given_out.join("a")
+    given_out.next_for("a")
+
+    given_out.leave("a")
+
+    assert given_out.abandoned == []
+    assert given_out.num_waiting == 1
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["take", "finish", "fail", "lose", "leave"]), st.integers(0, 3)), max_size=200
+)
+
+
+@settings(deadline=None)
+@given(counts=st.dictionaries(st.sampled_from("abc"), st.integers(1, 12), min_size=1), events=EVENTS)
+def test_every_shard_is_finished_or_abandoned_once_whatever_happens(
+    counts: dict[str, int], events: list[tuple[str, int]]
+) -> None:
+    """No shard is lost, made twice at the same time, or given out after its end."""
+    given_out = dispatcher(counts)
+    held: dict[str, list[Shard]] = {f"w{i}": [] for i in range(4)}
+    for worker in held:
+        given_out.join(worker)
+    ended: list[int] = []
+
+    def act(event: str, worker: str) -> None:
+        mine = held[worker]
+        if event == "take":
+            taken = given_out.next_for(worker)
+            if taken:
+                mine.append(taken)
+        elif event in ("lose", "leave"):
+            getattr(given_out, event)(*([worker, "died"] if event == "lose" else [worker]))
+            mine.clear()
+            given_out.join(worker)
+        elif mine:
+            done = mine.pop(0)
+            if event == "finish":
+                given_out.finish(worker, done)
+                ended.append(done.index)
+            else:
+                given_out.fail(worker, done, "raised")
+        in_flight = [each.index for shards in held.values() for each in shards]
+        assert len(in_flight) == len(set(in_flight))
+        assert not set(in_flight) & set(ended)
+
+    for event, worker in events:
+        act(event, f"w{worker}")
+    while not given_out.finished:
+        for worker in held:
+            act("take", worker)
+            act("finish", worker)
+
+    abandoned = [lost.shard.index for lost in given_out.abandoned]
+    assert sorted(ended + abandoned) == list(range(sum(counts.values())))
+
+
+def test_nothing_left_means_no_shard() -> None:
+    """An idle worker is told so."""
+    given_out = dispatcher({"sd": 1})
+    given_out.join("w")
+    only = given_out.next_for("w")
+    assert only is not None
+    given_out.finish("w", only)
+
+    assert given_out.next_for("w") is None
+    assert given_out.finished
+
+
+def test_an_unknown_worker_is_our_own_mistake() -> None:
+    """Asking for a worker that never joined is a bug, not a silent None."""
+    with pytest.raises(KeyError):
+        dispatcher({"sd": 1}).next_for("nobody")

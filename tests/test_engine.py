@@ -1,0 +1,186 @@
+"""One failing call costs no other row its picture."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from transformers import CLIPConfig, CLIPImageProcessor
+
+from actors.diffusers_engine import DiffusersEngine
+from schemas.systems import find_system
+from tests.checkpoints import sd_checkpoint
+from tests.in_process import DEVICE, Made, Record, job_spec, make, model_cache, write_rows
+
+Arguments = dict[str, Any]
+
+ROWS = [{"row_id": f"r{i}", "prompt": f"prompt {i}", "seed": i} for i in range(8)]
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Callable[..., Made]:
+    """Makes rows with a hook before or after one of the model's modules."""
+
+    def run(
+        module: str,
+        hook: Callable[..., Any],
+        *,
+        after: bool = False,
+        rows: Sequence[Record] = ROWS,
+        checkpoint: str = "demo:sd",
+    ) -> Made:
+        spec = job_spec(
+            write_rows(tmp_path / "rows.parquet", rows),
+            tmp_path / "out",
+            models={"sd": {"checkpoint": checkpoint}},
+        )
+        models = model_cache(spec)
+        system = find_system("sd", "text2img")
+        assert system is not None
+        part = attrgetter(module)(models.get("sd").pipeline(system, None))
+        with hooked(part, hook, after=after):
+            return make(spec, DiffusersEngine(models, DEVICE, 8))
+
+    return run
+
+
+@contextmanager
+def hooked(module: torch.nn.Module, hook: Callable[..., Any], *, after: bool) -> Iterator[None]:
+    if after:
+        handle = module.register_forward_hook(hook)
+    else:
+        handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def statuses(made: Made) -> dict[str, str]:
+    return {row["row_id"]: row["error_code"] or row["status"] for row in made.rows}
+
+
+def test_a_batch_that_does_not_fit_is_halved(broken: Callable[..., Made]) -> None:
+    """With memory for two pictures of guidance, eight rows are made in four calls, and none fails."""
+    sizes = []
+
+    def only_two(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: Arguments) -> None:
+        sizes.append(args[0].shape[0] // 2)
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    made = broken("unet", only_two)
+
+    assert set(statuses(made).values()) == {"ok"}
+    assert sizes[:3] == [8, 4, 2]
+
+
+def test_a_picture_that_does_not_fit_alone_fails_alone(broken: Callable[..., Made]) -> None:
+    """Its row says so; the job goes on."""
+
+    def never(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: Arguments) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made = broken("unet", never)
+
+    assert set(statuses(made).values()) == {"out_of_memory"}
+    assert len(made.rows) == len(ROWS)
+
+
+def test_a_row_that_raises_fails_alone(broken: Callable[..., Made]) -> None:
+    """Its seven neighbours in the batch are made all the same."""
+    marked: list[torch.Tensor] = []
+
+    def reject(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: Arguments) -> None:
+        ids = args[0] if args else kwargs["input_ids"]
+        if not marked:
+            marked.append(ids[3].clone())
+        if any(torch.equal(row, marked[0]) for row in ids):
+            raise ValueError("cannot read this prompt")
+
+    made = broken("text_encoder", reject)
+
+    assert statuses(made)["r3"] == "generation_error"
+    assert list(statuses(made).values()).count("ok") == 7
+    failed = made.row("r3")
+    assert failed["image"] is None
+    assert "cannot read this prompt" in failed["error_message"]
+
+
+def test_a_picture_of_nan_fails_alone(broken: Callable[..., Made]) -> None:
+    """It would come out black, and nobody would know."""
+
+    def spoil(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        output[5] = float("nan")
+        return output
+
+    made = broken("vae.decoder", spoil, after=True)
+
+    assert statuses(made)["r5"] == "nonfinite_image"
+    assert list(statuses(made).values()).count("ok") == 7
+
+
+def test_a_row_with_one_bad_picture_of_three_fails_as_a_whole(broken: Callable[..., Made]) -> None:
+    """One row, one outcome."""
+
+    def spoil(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        output[1] = float("nan")
+        return output
+
+    made = broken("vae.decoder", spoil, after=True, rows=[ROWS[0] | {"num_images_per_prompt": 3}])
+
+    assert statuses(made) == {"r0": "nonfinite_image"}
+    assert len(made.rows) == 1
+
+
+def test_a_batch_stays_within_max_batch_rows(broken: Callable[..., Made]) -> None:
+    """Several pictures per row count as so many."""
+    sizes = []
+
+    def count(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: Arguments) -> None:
+        sizes.append(args[0].shape[0] // 2)
+
+    broken("unet", count, rows=[row | {"num_images_per_prompt": 3} for row in ROWS])
+
+    assert max(sizes) == 8
+    assert set(sizes) == {8}
+
+
+def checkpoint_with_safety_checker(folder: Path) -> str:
+    """The demo checkpoint with a real, tiny, random safety checker."""
+    base = diffusers.StableDiffusionPipeline.from_pretrained(sd_checkpoint(), use_safetensors=True)
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(vision_config=vision | {"image_size": 32, "patch_size": 16}, projection_dim=32)
+    checked = diffusers.StableDiffusionPipeline(
+        **base.components
+        | {
+            "safety_checker": StableDiffusionSafetyChecker(config),
+            "feature_extractor": CLIPImageProcessor(size=32, crop_size=32),
+        }
+    )
+    checked.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_flagged_picture_is_filtered_and_never_black(broken: Callable[..., Made], tmp_path: Path) -> None:
+    """The checker's verdict is data: that row is `filtered`, without a picture; the others have theirs."""
+
+    def flag_the_third(module: torch.nn.Module, args: Any, output: Any) -> tuple[torch.Tensor, list[bool]]:
+        return output[0], [i == 2 for i in range(len(output[1]))]
+
+    made = broken(
+        "safety_checker",
+        flag_the_third,
+        after=True,
+        checkpoint=checkpoint_with_safety_checker(tmp_path / "checked"),
+    )
+
+    assert statuses(made)["r2"] == "filtered"
+    assert (made.row("r2")["image"], made.row("r2")["nsfw"]) == (None, True)
+    assert list(statuses(made).values()).count("ok") == 7
+    assert {row["nsfw"] for row in made.rows if row["row_id"] != "r2"} == {False}

@@ -1,0 +1,319 @@
+"""From a shard of rows to its part: the row contract."""
+
+import hashlib
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from actors.rows import derived_seed
+from schemas.errors import RefusedError
+from tests.in_process import (
+    Record,
+    encoded,
+    job_spec,
+    make,
+    mask,
+    picture,
+    pixels,
+    plan_for,
+    read_output,
+    worker_for,
+    write_rows,
+)
+
+BROKEN_PNG = {"bytes": picture()["bytes"][:-200], "path": None}
+
+MIXED: list[Record] = [
+    {"row_id": "a", "prompt": "one", "seed": 1},
+    {"row_id": "b", "prompt": None, "seed": 1},
+    {"row_id": "c", "prompt": "three", "task": "img2img", "image": picture(), "strength": 0.5},
+    {"row_id": "d", "prompt": "four", "task": "img2img", "image": BROKEN_PNG},
+    {"row_id": "e", "prompt": "five", "task": "paint"},
+    {"row_id": "f", "prompt": "six", "num_images_per_prompt": 3, "seed": 10},
+    {"row_id": "g", "prompt": "seven", "task": "inpaint", "image": picture(), "mask_image": mask((32, 32))},
+    {"row_id": "h", "prompt": "eight", "width": 60},
+]
+
+
+def test_every_row_has_one_outcome_in_its_place(tmp_path: Path) -> None:
+    """Bad rows keep their place with a null picture, a code and a reason; good ones are made."""
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", MIXED), tmp_path / "out"))
+
+    seen = [(row["row_id"], row["error_code"] or row["status"]) for row in made.rows]
+    # Rows that no model can take come last: they are a shard of their own.
+    assert seen == [
+        ("a", "ok"),
+        ("b", "missing_prompt"),
+        ("c", "ok"),
+        ("d", "invalid_image"),
+        ("f", "ok"),
+        ("f", "ok"),
+        ("f", "ok"),
+        ("g", "mask_size"),
+        ("h", "invalid_size"),
+        ("e", "unknown_task"),
+    ]
+    failed = [row for row in made.rows if row["status"] == "failed"]
+    assert all(row["image"] is None and row["error_message"] for row in failed)
+    assert sum(report.failed for report in made.reports) == len(failed) == 5
+    assert sum(report.ok for report in made.reports) == 3
+
+
+def test_image_j_of_a_row_uses_seed_plus_j(tmp_path: Path) -> None:
+    """So one row for three pictures makes what three rows with three seeds make."""
+    three = [{"row_id": "all", "prompt": "x", "seed": 10, "num_images_per_prompt": 3}]
+    single = [{"row_id": str(10 + j), "prompt": "x", "seed": 10 + j} for j in range(3)]
+
+    together = make(job_spec(write_rows(tmp_path / "a.parquet", three), tmp_path / "a"))
+    apart = make(job_spec(write_rows(tmp_path / "b.parquet", single), tmp_path / "b"))
+
+    assert [row["seed"] for row in together.rows] == [10, 11, 12]
+    assert [row["image_index"] for row in together.rows] == [0, 1, 2]
+    assert [row["image_sha256"] for row in together.rows] == [row["image_sha256"] for row in apart.rows]
+
+
+def test_a_row_without_a_seed_gets_one_from_the_job_and_its_id(tmp_path: Path) -> None:
+    """Not from its place: the same id has the same seed in any file, and another one in another job."""
+    rows = [{"row_id": name, "prompt": "x"} for name in "abc"]
+    forward = make(job_spec(write_rows(tmp_path / "a.parquet", rows), tmp_path / "a"))
+    backward = make(job_spec(write_rows(tmp_path / "b.parquet", rows[::-1]), tmp_path / "b"))
+    other = make(job_spec(write_rows(tmp_path / "c.parquet", rows), tmp_path / "c", seed=1))
+
+    seeds = {row["row_id"]: row["seed"] for row in forward.rows}
+
+    assert seeds == {row["row_id"]: row["seed"] for row in backward.rows}
+    assert seeds == {name: derived_seed(0, name) for name in "abc"}
+    assert not set(seeds.values()) & {row["seed"] for row in other.rows}
+    assert all(0 <= seed < 2**53 for seed in seeds.values())
+
+
+def test_the_same_shard_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Whatever the threads and the order of shards; the parts of two runs can be compared by checksum."""
+    path = write_rows(tmp_path / "in.parquet", MIXED * 3)
+    batching = {"shard_rows": 5, "max_batch_rows": 4}
+    first = make(job_spec(path, tmp_path / "a", batching=batching), num_threads=1)
+
+    plan = plan_for(job_spec(path, tmp_path / "b", batching=batching))
+    with worker_for(plan, num_threads=3) as worker, ThreadPoolExecutor(3) as callers:
+        reports = list(callers.map(worker.run, reversed(list(plan.shards()))))
+
+    assert read_output(plan, reports).parts == first.parts
+
+
+def test_a_part_says_whose_it_is_and_nothing_of_when_or_where(tmp_path: Path) -> None:
+    """The footer holds job, shard, counts, model revisions and versions; pages have checksums."""
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", MIXED[:4]), tmp_path / "out"))
+
+    file = pq.ParquetFile(io.BytesIO(made.parts[0]))
+    footer = {key.decode(): value.decode() for key, value in file.metadata.metadata.items()}
+
+    assert footer["darkroom.job"] == made.plan.job.fingerprint
+    assert footer["darkroom.shard"] == "train-00000-of-00001"
+    assert json.loads(footer["darkroom.counts"]) == {"ok": 2, "filtered": 0, "failed": 2, "images": 2}
+    assert json.loads(footer["darkroom.error_codes"]) == {"invalid_image": 1, "missing_prompt": 1}
+    assert json.loads(footer["darkroom.models"]) == {"sd": made.plan.job.models["sd"].revision}
+    assert "diffusers" in json.loads(footer["darkroom.versions"])
+    assert json.loads(footer["huggingface"])["info"]["features"] == {"image": {"_type": "Image"}}
+    assert file.schema_arrow.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def test_a_flipped_bit_in_a_part_is_noticed(tmp_path: Path) -> None:
+    """Page checksums are written: a reader that asks for them cannot be given wrong pixels."""
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", MIXED[:1]), tmp_path / "out"))
+    picture_at = made.parts[0].index(b"IDAT") + 40
+    damaged = bytearray(made.parts[0])
+    damaged[picture_at] ^= 1
+
+    with pytest.raises(OSError, match=r"CRC|checksum"):
+        pq.ParquetFile(io.BytesIO(damaged), page_checksum_verification=True).read()
+
+
+def test_kept_columns_come_through_as_they_are(tmp_path: Path) -> None:
+    """Lists, structs and nulls included."""
+    rows = [MIXED[0] | {"tags": ["x", "y"], "meta": {"k": 1}}, MIXED[1] | {"tags": None, "meta": None}]
+    path = write_rows(tmp_path / "in.parquet", rows)
+
+    made = make(job_spec(path, tmp_path / "out", input={"path": str(path), "keep": ["tags", "meta"]}))
+
+    assert [(row["tags"], row["meta"]) for row in made.rows] == [(["x", "y"], {"k": 1}), (None, None)]
+
+
+def test_whole_number_ids_stay_whole_numbers(tmp_path: Path) -> None:
+    """The ids that come out are exactly those that went in."""
+    rows = [{"row_id": 2**40 + i, "prompt": "x"} for i in range(2)]
+
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out"))
+
+    assert [row["row_id"] for row in made.rows] == [2**40, 2**40 + 1]
+
+
+def test_rows_without_ids_are_named_after_file_and_number(tmp_path: Path) -> None:
+    """So that a person finds them again."""
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", [{"prompt": "x"}] * 2), tmp_path / "out"))
+
+    assert [row["row_id"] for row in made.rows] == ["in.parquet#0", "in.parquet#1"]
+
+
+def test_the_resolved_parameters_stand_in_the_output(tmp_path: Path) -> None:
+    """The row's value, else the route's, else the published default; and the scheduler that ran."""
+    rows = [{"row_id": "a", "prompt": "x", "guidance_scale": 3.5}]
+
+    row = make(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out")).rows[0]
+
+    assert (row["guidance_scale"], row["num_inference_steps"], row["eta"]) == (3.5, 2, 0.0)
+    assert row["scheduler"] == "PNDMScheduler"
+    assert (row["width"], row["height"], row["model"], row["task"]) == (64, 64, "sd", "text2img")
+
+
+def test_files_mode_writes_one_object_per_image(tmp_path: Path) -> None:
+    """The part holds their URIs; the objects are the very bytes that the checksums tell."""
+    output = {"path": str(tmp_path / "out"), "images": "files", "format": "webp"}
+    spec = job_spec(write_rows(tmp_path / "in.parquet", MIXED[:4]), tmp_path / "out", output=output)
+
+    made = make(spec)
+
+    ok = [row for row in made.rows if row["status"] == "ok"]
+    files = [Path(row["image"]["path"]) for row in ok]
+    assert all(row["image"]["bytes"] is None for row in ok)
+    assert [hashlib.sha256(file.read_bytes()).hexdigest() for file in files] == [
+        row["image_sha256"] for row in ok
+    ]
+    assert sorted(files) == sorted((tmp_path / "out" / "images").rglob("*.webp"))
+    with Image.open(files[0]) as image:
+        assert image.size == (64, 64)
+
+
+@pytest.mark.parametrize("image_format", ["png", "webp"])
+def test_lossless_formats_lose_nothing(tmp_path: Path, image_format: str) -> None:
+    """PNG and WebP hold the same pixels."""
+    path = write_rows(tmp_path / "in.parquet", MIXED[:1])
+    output = {"path": str(tmp_path / image_format), "format": image_format}
+
+    made = make(job_spec(path, tmp_path / image_format, output=output))
+    plain = make(job_spec(path, tmp_path / "plain"))
+
+    assert pixels(made.rows[0]).tobytes() == pixels(plain.rows[0]).tobytes()
+
+
+def test_row_images_may_be_bytes_or_paths_beside_the_input(tmp_path: Path) -> None:
+    """A plain binary column, and text with a relative path, do what the struct does."""
+    data = picture()["bytes"]
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(data)
+    row = {"row_id": 1, "prompt": "x", "task": "img2img", "seed": 3}
+
+    sums = [
+        make(
+            job_spec(
+                write_rows(tmp_path / f"{name}.parquet", [row | {"image": image}], {"image": arrow_type}),
+                tmp_path / name,
+            )
+        ).rows[0]["image_sha256"]
+        for name, image, arrow_type in (
+            (
+                "struct",
+                {"bytes": data, "path": None},
+                pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+            ),
+            ("binary", data, pa.large_binary()),
+            ("path", "pictures/a.png", pa.string()),
+        )
+    ]
+
+    assert sums[0] is not None
+    assert len(set(sums)) == 1
+
+
+@pytest.mark.parametrize(
+    ("uri", "code"),
+    [
+        ("/etc/passwd", "disallowed_uri"),
+        ("../outside.png", "disallowed_uri"),
+        ("link.png", "disallowed_uri"),
+        ("https://example.com/a.png", "disallowed_uri"),
+        ("simplecache::file:///etc/passwd", "disallowed_uri"),
+        ("missing.png", "unreadable_uri"),
+    ],
+)
+def test_a_row_cannot_reach_outside_its_inputs_folder(tmp_path: Path, uri: str, code: str) -> None:
+    """Rows are not trusted: a path that leaves the folder, a link, another scheme fail their row alone."""
+    (tmp_path / "outside.png").write_bytes(picture()["bytes"])
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    rows = [
+        {"row_id": "bad", "prompt": "x", "task": "img2img", "image": uri},
+        {"row_id": "good", "prompt": "x", "task": "text2img", "image": None},
+    ]
+
+    made = make(job_spec(write_rows(folder / "in.parquet", rows, {"image": pa.string()}), tmp_path / "out"))
+
+    assert [(row["error_code"] or row["status"]) for row in made.rows] == [code, "ok"]
+
+
+def test_a_picture_with_too_many_pixels_is_refused_by_its_header(tmp_path: Path) -> None:
+    """A few kilobytes can unfold to hundreds of megabytes; nothing is decoded."""
+    bomb = encoded(Image.new("1", (10_000, 10_000)))
+    row = {"row_id": 1, "prompt": "x", "task": "img2img", "image": bomb}
+
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", [row]), tmp_path / "out"))
+
+    assert made.rows[0]["error_code"] == "image_too_large"
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "BMP", "TIFF"])
+def test_other_formats_are_not_opened(tmp_path: Path, image_format: str) -> None:
+    """Pillow knows dozens; darkroom opens PNG, JPEG and WebP."""
+    row = {"row_id": 1, "prompt": "x", "task": "img2img", "image": picture(image_format=image_format)}
+
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", [row]), tmp_path / "out"))
+
+    assert made.rows[0]["error_code"] == "invalid_image"
+
+
+def test_an_input_that_changed_after_the_plan_is_refused(tmp_path: Path) -> None:
+    """A part must never mix two versions of the input."""
+    path = write_rows(tmp_path / "in.parquet", MIXED[:1])
+    plan = plan_for(job_spec(path, tmp_path / "out"))
+    write_rows(path, [MIXED[0] | {"prompt": "another"}])
+
+    with worker_for(plan) as worker, pytest.raises(RefusedError, match="changed after this job was planned"):
+        worker.run(next(plan.shards()))
+
+
+def test_a_shard_that_is_there_already_is_not_written_again(tmp_path: Path) -> None:
+    """The second attempt drops its own part and says so."""
+    spec = job_spec(write_rows(tmp_path / "in.parquet", MIXED[:1]), tmp_path / "out")
+    first, second = make(spec), make(spec)
+
+    assert [report.committed for report in first.reports] == [True]
+    assert [report.committed for report in second.reports] == [False]
+    assert first.parts == second.parts
+
+
+def test_shards_of_many_row_groups_and_models_hold_the_right_rows(tmp_path: Path) -> None:
+    """Rows of two models interleave over small row groups; each shard finds its own, in any order."""
+    rows = [
+        {"row_id": i, "prompt": f"p{i}", "model": ["sd", "other"][i % 3 == 0], "num_inference_steps": 1}
+        for i in range(40)
+    ]
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
+    models = {name: {"checkpoint": "demo:sd"} for name in ("sd", "other")}
+    spec = job_spec(path, tmp_path / "out", models=models, batching={"shard_rows": 6, "max_batch_rows": 16})
+
+    plan = plan_for(spec)
+    with worker_for(plan) as worker:
+        reports = [worker.run(shard) for shard in reversed(list(plan.shards()))]
+    made = read_output(plan, reports)
+
+    expected = [row for model in ("sd", "other") for row in rows if row["model"] == model]
+    assert [(row["row_id"], row["prompt"], row["model"]) for row in made.rows] == [
+        (row["row_id"], row["prompt"], row["model"]) for row in expected
+    ]
