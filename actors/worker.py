@@ -8,8 +8,8 @@ which one at a time holds the device.
 import hashlib
 import json
 import logging
-import resource
-import sys
+import os
+import socket
 import threading
 import time
 import uuid
@@ -26,6 +26,7 @@ from actors.engine import Engine, Generated
 from actors.images import MEDIA_ENDINGS, encode
 from actors.input_images import EncodedImage, open_images
 from actors.part import FinishedImage, Part, RowOutcome, build_part
+from actors.process import peak_rss_bytes
 from actors.row_uris import RowUris
 from actors.shard_reader import ShardReader
 from actors.storage import Storage, join, normalise
@@ -95,6 +96,8 @@ class Worker:
             seconds=clock.seconds,
             models_loaded=self._engine.models_loaded,
             num_loads=self._engine.num_loads,
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+            cpu_seconds=time.process_time(),
             peak_rss_bytes=peak_rss_bytes(),
         )
 
@@ -230,9 +233,3 @@ def _footer(job: Job) -> dict[str, str]:
         "models": json.dumps({name: card.revision for name, card in job.models.items()}),
         "versions": json.dumps({name: version(name) for name in LIBRARIES}),
     }
-
-
-def peak_rss_bytes() -> int:
-    """This process's largest memory so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -129,5 +129,9 @@ class ShardReport:
     """Models in the worker's memory now: the dispatcher gives it shards of these first."""
     num_loads: int
     """Checkpoints this worker has loaded in its life."""
+    worker: str
+    """Host and process."""
+    cpu_seconds: float
+    """Of the worker's process, all threads, since it started."""
     peak_rss_bytes: int
     """The worker's largest memory so far."""

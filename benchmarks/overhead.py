@@ -1,0 +1,121 @@
+"""What darkroom itself costs a row, and whether its memory grows with the job.
+
+Generation is replaced by a constant picture; everything else is the real job: plan, Ray, reading, routing,
+encoding, parts. Driver and worker CPU are added up, and the encoding of as many pictures, timed alone in the
+same run, is taken off.
+
+    python -m benchmarks.overhead [--rows 10000 100000]
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.images import encode
+from benchmarks.constant_engine import PIXELS
+
+WORDS = (
+    "a",
+    "red",
+    "fox",
+    "harbour",
+    "at",
+    "dawn",
+    "oil",
+    "painting",
+    "of",
+    "two",
+    "old",
+    "trains",
+    "in",
+    "fog",
+)
+LIMIT_MS = 1.5
+"""CPU a row beyond encoding, at most."""
+
+
+def write_rows(path: Path, num_rows: int) -> None:
+    """Text-to-image rows whose steps and guidance vary."""
+    draw = random.Random(0)
+    table = pa.table(
+        {
+            "row_id": [f"row-{i:09d}" for i in range(num_rows)],
+            "prompt": [" ".join(draw.choices(WORDS, k=12)) for _ in range(num_rows)],
+            "num_inference_steps": [draw.randint(20, 50) for _ in range(num_rows)],
+            "guidance_scale": [round(draw.uniform(1, 9), 1) for _ in range(num_rows)],
+        }
+    )
+    pq.write_table(table, path)
+
+
+def run_once(folder: Path, num_rows: int) -> dict[str, Any]:
+    """One job in a driver process of its own; its summary's figures."""
+    write_rows(folder / "rows.parquet", num_rows)
+    spec = {
+        "version": 1,
+        "name": "overhead",
+        "input": {"path": str(folder / "rows.parquet")},
+        "models": {"sd": {"checkpoint": "demo:sd"}},
+        "routes": {"text2img": {"model": "sd"}},
+        "output": {"path": str(folder / f"out-{num_rows}")},
+        "workers": {"num": 1, "num_gpus": 0, "num_cpus": 1},
+    }
+    code = (
+        "import json, sys\n"
+        "from rich.console import Console\n"
+        "from jobs.run import run_job\n"
+        "from schemas.spec import JobSpec\n"
+        "spec = JobSpec.model_validate_json(sys.argv[1])\n"
+        "run_job(spec, Console(file=sys.stderr), engine='benchmarks.constant_engine:make_engine')\n"
+    )
+    subprocess.run([sys.executable, "-c", code, json.dumps(spec)], check=True)
+    summary = json.loads((folder / f"out-{num_rows}" / "_darkroom" / "summary.json").read_bytes())
+    assert summary["ok"] == num_rows
+    return dict(summary["last_run"])
+
+
+def encoding_ms() -> float:
+    """CPU of encoding one picture, alone on one thread."""
+    begun = time.process_time()
+    for _ in range(2000):
+        encode(PIXELS, "png")
+    return (time.process_time() - begun) / 2000 * 1000
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
+    sizes = parser.parse_args().rows
+    encoding = encoding_ms()
+    print(f"Python {sys.version.split()[0]}, ray {version('ray')}, pyarrow {version('pyarrow')}")
+    print(f"encoding one {PIXELS.shape[1]}x{PIXELS.shape[0]} PNG: {encoding:.2f} ms of CPU\n")
+    print(
+        "| rows | driver ms | worker ms | beyond encoding, ms | driver peak MB | worker peak MB | rows/s |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for num_rows in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            took = run_once(Path(folder), num_rows)
+        driver = took["driver_cpu_seconds"] / num_rows * 1000
+        worker = took["worker_cpu_seconds"] / num_rows * 1000
+        beyond = driver + worker - encoding
+        print(
+            f"| {num_rows:,} | {driver:.2f} | {worker:.2f} | {beyond:.2f} of {LIMIT_MS} "
+            f"| {took['driver_peak_rss_bytes'] / 1e6:.0f} | {took['worker_peak_rss_bytes'] / 1e6:.0f} "
+            f"| {num_rows / took['seconds']:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
