@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 from schemas.columns import FIELD_KINDS, IMAGE_FIELDS, ColumnMap, dense, id_type
 from schemas.output_rows import IMAGE_TYPE
 
+BATCH_ROWS = 16_384
+"""Rows whose routing columns are looked at together: large enough for numpy, a few megabytes."""
+
 _STREAM_BYTES = 1 << 20
 """Read this much of a column chunk at a time, not the chunk whole: row groups can be gigabytes."""
 
@@ -69,12 +72,12 @@ class InputFile:
         """The row group that holds a row."""
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
-    def read_routing(self, *, with_ids: bool = False, batch_size: int = 65_536) -> Iterator[RowBatch]:
+    def read_routing(self, *, with_ids: bool = False, batch_size: int = BATCH_ROWS) -> Iterator[RowBatch]:
         """All rows, with nothing but the fields that say where a row goes (and what it is called)."""
         fields = ("row_id", "task", "model") if with_ids else ("task", "model")
         return self._read(0, self._routing_columns(fields), batch_size)
 
-    def read_for_checks(self, batch_size: int = 65_536) -> Iterator[RowBatch]:
+    def read_for_checks(self, batch_size: int = BATCH_ROWS) -> Iterator[RowBatch]:
         """All rows, without pictures and without texts that the footer's statistics vouch for."""
         fields = [field for field in FIELD_KINDS if field not in ("row_id", "negative_prompt")]
         return self._read(0, self._routing_columns(fields), batch_size)

@@ -80,21 +80,17 @@ def build_part(
     counts.update(_status(outcome) for outcome in outcomes)
     error_codes = Counter(outcome.problem.code for outcome in outcomes if outcome.problem)
     records = [record for outcome in outcomes for record in _records(outcome, embed_images)]
+    images = sum(record["image"] is not None for record in records)
     metadata = {
         **(schema.metadata or {}),
         JOB_KEY: job.encode(),
         SHARD_KEY: shard.encode(),
-        b"darkroom.counts": json.dumps({**counts, "images": len(records) - counts["failed"]}).encode(),
+        b"darkroom.counts": json.dumps({**counts, "images": images}).encode(),
         b"darkroom.error_codes": json.dumps(dict(sorted(error_codes.items()))).encode(),
         **{f"darkroom.{name}".encode(): value.encode() for name, value in footer.items()},
     }
     data = _write(records, schema.with_metadata(metadata))
-    return Part(
-        data=data,
-        counts=dict(counts),
-        error_codes=dict(error_codes),
-        images=sum(record["image"] is not None for record in records),
-    )
+    return Part(data=data, counts=dict(counts), error_codes=dict(error_codes), images=images)
 
 
 def _status(outcome: RowOutcome) -> str:

@@ -1,0 +1,158 @@
+"""The command line: `darkroom` and `python -m jobs`.
+
+Commands import what they need when they run, so that `--help`, `validate` and `plan` answer without
+waiting for Ray.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from jobs.signals import Interrupted
+from schemas.errors import DarkroomError
+from schemas.spec_file import load_spec
+
+app = typer.Typer(
+    name="darkroom",
+    help="Dataset-scale image generation with Stable Diffusion on Ray: Parquet in, Parquet out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Exit codes: 0 done, 1 our bug, 2 bad spec or input, 3 more failed rows than the budget allows, "
+    "4 refused, 5 storage unreachable, 130 interrupted (run again to resume).",
+)
+
+SpecPath = Annotated[Path, typer.Argument(help="The job's YAML.", metavar="SPEC")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the spec: --set seed=7", metavar="KEY.KEY=VALUE"),
+]
+OutputPath = Annotated[str, typer.Argument(help="A job's output folder, local or s3://.", metavar="OUTPUT")]
+
+
+@app.command()
+def validate(spec: SpecPath, overrides: Overrides = None) -> None:
+    """Check a spec alone: its keys, types and names. Reads no input and no checkpoint."""
+    checked = load_spec(spec, overrides or [])
+    console().print(
+        f"{spec} is a valid spec: models {', '.join(checked.models)}; routes {', '.join(checked.routes)}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def plan(spec: SpecPath, overrides: Overrides = None) -> None:
+    """Check every row, and show routes, shards and the output's size. Needs no GPU and loads no model."""
+    from jobs.plan_text import check_rows, print_plan, refuse_hopeless
+    from jobs.survey import survey
+
+    out = console()
+    found = survey(load_spec(spec, overrides or []))
+    made, findings = check_rows(found, out)
+    print_plan(made, findings, out)
+    refuse_hopeless(found, findings)
+
+
+@app.command()
+def run(spec: SpecPath, overrides: Overrides = None) -> None:
+    """Run a job, or what is missing of it: on the Ray that RAY_ADDRESS names, or on one started here."""
+    from jobs.run import judge, print_result, run_job
+
+    checked = load_spec(spec, overrides or [])
+    out = console()
+    result = run_job(checked, out)
+    print_result(result, out)
+    judge(checked, result)
+
+
+@app.command()
+def status(output: OutputPath) -> None:
+    """How far a job is, from its output alone."""
+    from jobs.status import print_status
+
+    print_status(output, console())
+
+
+@app.command()
+def report(output: OutputPath) -> None:
+    """Write the contact sheet: one HTML page to look at, also of a job that is not done."""
+    from actors.storage import normalise, open_storage
+    from jobs.report import write_report
+
+    folder = normalise(output)
+    console().print(write_report(open_storage(folder), folder), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verify(output: OutputPath) -> None:
+    """Read an output again and prove that every input row has one outcome and every picture is whole."""
+    from jobs.verify import verify_output
+
+    verify_output(output, console())
+
+
+@app.command()
+def schema(
+    path: Annotated[Path | None, typer.Argument(help="Where to write it; else it is printed.")] = None,
+) -> None:
+    """Write the JSON schema of a spec, with which editors complete and check the YAML."""
+    from jobs.spec_schema import spec_schema
+
+    text = spec_schema()
+    if path is None:
+        sys.stdout.write(text)
+    else:
+        path.write_text(text, encoding="utf-8")
+
+
+@app.command(name="demo-model")
+def demo_model(
+    folder: Annotated[Path, typer.Argument(help="Where to write the checkpoint.")],
+    kind: Annotated[str, typer.Option(help="Which system: sd or sdxl.")] = "sd",
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+) -> None:
+    """Build a small checkpoint with random weights, for trying darkroom out: its pictures are noise."""
+    from actors.demo_cache import build_apart
+
+    build_apart(folder, kind, seed)
+    console().print(f"{folder}: a {kind} checkpoint with random weights; its pictures are noise by design")
+
+
+def console() -> Console:
+    """Where commands print: as wide as the terminal, or wide enough for a log."""
+    width = None if Console().is_terminal else 140
+    # No markup: names and paths with brackets in them are printed as they are.
+    return Console(width=width, markup=False, highlight=False)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """The one place where errors become messages and exit codes."""
+    try:
+        yield
+    except DarkroomError as error:
+        sys.stderr.write(f"darkroom: {error}\n")
+        sys.exit(error.exit_code)
+    except (Interrupted, KeyboardInterrupt):
+        sys.stderr.write("darkroom: interrupted; what is committed stays, run again to resume\n")
+        sys.exit(130)
+
+
+def main() -> None:
+    """The program."""
+    # Ray reads these when it is imported: without them its messages are coloured, in logs too.
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    with exit_codes():
+        app()
+
+
+if __name__ == "__main__":
+    main()

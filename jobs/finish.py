@@ -1,0 +1,80 @@
+"""What stands beside the parts when a job is done: totals, manifest, dataset card, contact sheet."""
+
+import json
+
+from actors.storage import Storage, join
+from jobs.ownership import JobRecord
+from jobs.parts import PartFile, Totals, list_parts, totals_of
+from jobs.progress import RunFigures
+from jobs.report import write_report
+from jobs.summary import write_summary
+
+MANIFEST = "_darkroom/manifest.jsonl"
+SUCCESS = "_SUCCESS"
+CARD = "README.md"
+
+
+def finish(storage: Storage, output: str, record: JobRecord, figures: RunFigures) -> Totals:
+    """Write everything that says the job is done, `_SUCCESS` last."""
+    parts = list(list_parts(storage, output, record.num_shards))
+    totals = totals_of(storage, parts)
+    storage.replace(join(output, MANIFEST), _manifest(output, parts))
+    write_summary(storage, output, record, totals, figures)
+    storage.replace(join(output, CARD), _card(record, totals).encode())
+    write_report(storage, output)
+    storage.replace(join(output, SUCCESS), b"")
+    return totals
+
+
+def is_finished(storage: Storage, output: str) -> bool:
+    """Whether `finish` came to its end."""
+    return storage.stat(join(output, SUCCESS)) is not None
+
+
+def _manifest(output: str, parts: list[PartFile]) -> bytes:
+    lines = [
+        json.dumps(
+            {
+                "part": part.stored.uri.removeprefix(f"{output}/"),
+                "size_bytes": part.stored.size_bytes,
+                "etag": part.stored.etag,
+            }
+        )
+        for part in parts
+    ]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _card(record: JobRecord, totals: Totals) -> str:
+    """The dataset card: its front matter is what `load_dataset(folder)` and the Hub read."""
+    models = "\n".join(f"- `{name}`: {model['checkpoint']}" for name, model in record.spec["models"].items())
+    files = record.spec["output"]["images"] == "files"
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+tags:
+- darkroom
+- synthetic
+---
+
+# {record.name}
+
+{totals.images:,} images for {totals.rows:,} rows, made with darkroom: {totals.ok:,} rows ok, \
+{totals.filtered:,} filtered by a safety checker, {totals.failed:,} failed.
+
+Models:
+
+{models}
+
+A failed row keeps its place, with a null `image` and its `error_code` and `error_message`.
+{"Images are objects of their own under `images/`." if files else "Images are inside the Parquet files."}
+Open it with `datasets.load_dataset("parquet", data_files="data/*.parquet")`, or look at
+`contact-sheet.html`.
+"""

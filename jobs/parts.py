@@ -1,0 +1,93 @@
+"""The output's parts as they are: names parsed strictly, footers read, nothing else trusted."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.storage import Storage, StoredObject, join
+from schemas.errors import RefusedError
+
+FOOTERS_AT_ONCE = 16
+_NAME = re.compile(r"^train-(\d{5,})-of-(\d{5,})\.parquet$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartFile:
+    """One committed part."""
+
+    index: int
+    """Its shard."""
+    stored: StoredObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Rows by outcome, and what they take."""
+
+    ok: int = 0
+    filtered: int = 0
+    failed: int = 0
+    images: int = 0
+    size_bytes: int = 0
+    error_codes: tuple[tuple[str, int], ...] = ()
+    """Failed rows by error_code, the commonest first."""
+
+    @property
+    def rows(self) -> int:
+        """Input rows with an outcome."""
+        return self.ok + self.filtered + self.failed
+
+    def __add__(self, other: "Totals") -> "Totals":
+        codes = Counter(dict(self.error_codes)) + Counter(dict(other.error_codes))
+        return Totals(
+            ok=self.ok + other.ok,
+            filtered=self.filtered + other.filtered,
+            failed=self.failed + other.failed,
+            images=self.images + other.images,
+            size_bytes=self.size_bytes + other.size_bytes,
+            error_codes=tuple(codes.most_common()),
+        )
+
+
+def list_parts(storage: Storage, output: str, num_shards: int) -> Iterator[PartFile]:
+    """The job's parts. Anything else that lies in `data/` is not darkroom's and is passed over."""
+    folder = join(output, "data")
+    for stored in storage.list(folder):
+        name = _NAME.match(stored.uri.removeprefix(f"{folder}/"))
+        if name is None:
+            continue
+        index, of = int(name[1]), int(name[2])
+        if of != num_shards or index >= num_shards:
+            raise RefusedError(f"{stored.uri} is a part of another job: this one has {num_shards} parts")
+        yield PartFile(index=index, stored=stored)
+
+
+def done_shards(storage: Storage, output: str, num_shards: int) -> bytearray:
+    """One byte per shard, 1 where its part is there: a million shards are a megabyte."""
+    done = bytearray(num_shards)
+    for part in list_parts(storage, output, num_shards):
+        done[part.index] = 1
+    return done
+
+
+def totals_of(storage: Storage, parts: Iterable[PartFile]) -> Totals:
+    """Add up what the parts' footers say."""
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        return sum(pool.map(lambda part: _read_totals(storage, part), parts), Totals())
+
+
+def _read_totals(storage: Storage, part: PartFile) -> Totals:
+    try:
+        with storage.open(part.stored.uri) as file:
+            footer = pq.read_metadata(file).metadata or {}
+        counts = json.loads(footer[b"darkroom.counts"])
+        codes = json.loads(footer[b"darkroom.error_codes"])
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise RefusedError(f"{part.stored.uri} is no part of darkroom's: {error}") from error
+    return Totals(**counts, size_bytes=part.stored.size_bytes, error_codes=tuple(codes.items()))

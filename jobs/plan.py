@@ -1,0 +1,271 @@
+"""The plan: every row routed and checked, and the output cut into shards, before anything is paid for."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from actors.checks import Checked, check_batch
+from actors.images import TYPICAL_BYTES_PER_PIXEL
+from actors.input_file import InputFile, RowBatch
+from actors.routing import Routed, Router
+from jobs.survey import OpenInput, Survey, SurveyedFile, input_opener
+from schemas.errors import RowError, SpecError
+from schemas.job import NO_MODEL, Job, PlannedFile, Shard
+
+FILES_AT_ONCE = 4
+MAX_EXAMPLES = 20
+"""Rows that a plan names for each kind of mistake, at most."""
+
+Numbers = npt.NDArray[np.float64]
+
+Report = Callable[[int], None]
+"""Told how many more rows are checked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRow:
+    """A row that cannot be made, as the plan names it."""
+
+    uri: str
+    row: int
+    """Its number in the file, from 0."""
+    row_id: str
+    """Empty where the input has no ids."""
+    problem: RowError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteCount:
+    """Rows that go the same way."""
+
+    route: str
+    model: str
+    size: str
+    """`512x512`, or `input` where the picture that comes in decides."""
+    rows: int
+    images: int
+    pixels: int
+    """Of all their pictures together; the model's own size is taken where the input decides."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What a look at every row found."""
+
+    counts: tuple[RouteCount, ...]
+    bad_rows: tuple[BadRow, ...]
+    """Examples, at most MAX_EXAMPLES for each error code."""
+    num_bad: dict[str, int]
+    """Rows that cannot be made, by error code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A job cut into shards. One line per input file is all it keeps: shards are a formula."""
+
+    job: Job
+    files: tuple[PlannedFile, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole input."""
+        return sum(file.num_rows for file in self.files)
+
+    @property
+    def num_shards(self) -> int:
+        """Parts of the whole output."""
+        return sum(self._shards_in(rows) for file in self.files for rows in file.rows_by_model.values())
+
+    def models(self) -> list[str]:
+        """The models that have rows, and NO_MODEL where some row can go to none."""
+        return [*(name for name in [*self.job.models, NO_MODEL] if self.num_shards_of(name))]
+
+    def num_shards_of(self, model: str) -> int:
+        """Parts that a model makes."""
+        return sum(self._shards_in(file.rows_by_model.get(model, 0)) for file in self.files)
+
+    def shards(self) -> Iterator[Shard]:
+        """Every shard, in the order of the parts' names."""
+        num_shards = self.num_shards
+        index = 0
+        for file in self.files:
+            for model in [*self.job.models, NO_MODEL]:
+                rows = file.rows_by_model.get(model, 0)
+                for start in range(0, rows, self._shard_rows):
+                    yield Shard(
+                        index=index,
+                        num_shards=num_shards,
+                        uri=file.uri,
+                        etag=file.etag,
+                        model=model,
+                        start=start,
+                        stop=min(start + self._shard_rows, rows),
+                    )
+                    index += 1
+
+    @property
+    def _shard_rows(self) -> int:
+        return self.job.spec.batching.shard_rows
+
+    def _shards_in(self, rows: int) -> int:
+        return -(-rows // self._shard_rows)
+
+
+def make_plan(survey: Survey, report: Report = lambda rows: None) -> tuple[Plan, Findings]:
+    """Route and check every row; reads the columns that this needs and nothing else."""
+    job = survey.job
+    router, open_input = Router(job.spec, job.models), input_opener(job.spec)
+    gathered = _Gathered()
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        for scan in pool.map(lambda file: _scan(file, job, router, open_input, report), survey.files):
+            gathered.add(scan)
+    return Plan(job=job, files=tuple(gathered.files)), gathered.findings()
+
+
+def expected_bytes(findings: Findings, job: Job) -> int:
+    """A guess at the output's size, from its pixels."""
+    pixels = sum(count.pixels for count in findings.counts)
+    return int(pixels * TYPICAL_BYTES_PER_PIXEL[job.spec.output.format])
+
+
+_Way = tuple[str, str, str]
+"""(route, model, size)"""
+
+
+class _FileScan:
+    """What one file's rows come to."""
+
+    def __init__(self, file: SurveyedFile) -> None:
+        self.file = file
+        self.rows_by_model: Counter[str] = Counter()
+        self.rows: Counter[_Way] = Counter()
+        self.images: Counter[_Way] = Counter()
+        self.pixels: Counter[_Way] = Counter()
+        self.num_bad: Counter[str] = Counter()
+        self.examples: list[tuple[int, RowError]] = []
+        self.bad_rows: list[BadRow] = []
+
+    def planned(self) -> PlannedFile:
+        """The plan's line for the file."""
+        return PlannedFile(
+            uri=self.file.stored.uri,
+            size_bytes=self.file.stored.size_bytes,
+            etag=self.file.stored.etag,
+            num_rows=self.file.num_rows,
+            rows_by_model=dict(sorted(self.rows_by_model.items())),
+        )
+
+    def add(self, checked: Checked, job: Job) -> None:
+        """Count a batch."""
+        for row, problem in checked.problems.items():
+            self.num_bad[problem.code] += 1
+            if self.num_bad[problem.code] <= MAX_EXAMPLES:
+                self.examples.append((checked.batch.first_row + row, problem))
+        fit = np.ones(checked.batch.num_rows, dtype=bool)
+        fit[list(checked.problems)] = False
+        for place, routed in enumerate(checked.routed):
+            mine = checked.positions == place
+            self.rows_by_model[routed.model] += int(mine.sum())
+            if routed.system is not None:
+                self._count(checked.batch, routed, mine & fit, job)
+
+    def _count(self, batch: RowBatch, routed: Routed, mine: npt.NDArray[np.bool_], job: Job) -> None:
+        images = _numbers(batch, "num_images_per_prompt", 1)[mine]
+        card = job.models[routed.model]
+        sized = "height" in routed.defaults
+        heights = _numbers(batch, "height", routed.defaults.get("height") or card.height)[mine]
+        widths = _numbers(batch, "width", routed.defaults.get("width") or card.width)[mine]
+        for height, width in np.unique(np.stack([heights, widths]), axis=1).T.astype(int).tolist():
+            here = (heights == height) & (widths == width)
+            way = (routed.route, routed.model, f"{width}x{height}" if sized else "input")
+            self.rows[way] += int(here.sum())
+            self.images[way] += int(images[here].sum())
+            self.pixels[way] += int(images[here].sum()) * height * width
+
+
+class _Gathered:
+    """What all files' rows come to; of each file only the plan's one line is kept."""
+
+    def __init__(self) -> None:
+        self.files: list[PlannedFile] = []
+        self._rows: Counter[_Way] = Counter()
+        self._images: Counter[_Way] = Counter()
+        self._pixels: Counter[_Way] = Counter()
+        self._num_bad: Counter[str] = Counter()
+        self._bad_rows: dict[str, list[BadRow]] = {}
+
+    def add(self, scan: _FileScan) -> None:
+        """Add a file's counts."""
+        self.files.append(scan.planned())
+        self._rows += scan.rows
+        self._images += scan.images
+        self._pixels += scan.pixels
+        self._num_bad += scan.num_bad
+        for bad in scan.bad_rows:
+            examples = self._bad_rows.setdefault(bad.problem.code, [])
+            if len(examples) < MAX_EXAMPLES:
+                examples.append(bad)
+
+    def findings(self) -> Findings:
+        """The sums."""
+        counts = [
+            RouteCount(
+                route=way[0],
+                model=way[1],
+                size=way[2],
+                rows=self._rows[way],
+                images=self._images[way],
+                pixels=self._pixels[way],
+            )
+            for way in sorted(self._rows)
+        ]
+        bad_rows = [bad for code in sorted(self._bad_rows) for bad in self._bad_rows[code]]
+        num_bad = dict(sorted(self._num_bad.items()))
+        return Findings(counts=tuple(counts), bad_rows=tuple(bad_rows), num_bad=num_bad)
+
+
+def _scan(file: SurveyedFile, job: Job, router: Router, open_input: OpenInput, report: Report) -> _FileScan:
+    scan = _FileScan(file)
+    uri = file.stored.uri
+    try:
+        with InputFile(open_input(uri).open(uri), job.columns) as opened:
+            _check_ids(opened, uri, job)
+            for batch in opened.read_for_checks():
+                scan.add(check_batch(batch, router, job.models), job)
+                report(batch.num_rows)
+            _name_examples(scan, opened)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"input.path: {uri} cannot be read to its end: {error}") from error
+    return scan
+
+
+def _check_ids(opened: InputFile, uri: str, job: Job) -> None:
+    if "row_id" in job.columns.fields:
+        nulls = opened.num_nulls("row_id")
+        if nulls:
+            column = job.columns.fields["row_id"]
+            raise SpecError(
+                f"column `{column}` has {nulls:,} nulls in {uri}; every row needs its id, "
+                "or leave the column out and rows are named after file and number"
+            )
+
+
+def _name_examples(scan: _FileScan, opened: InputFile) -> None:
+    ids = opened.row_ids([row for row, _ in scan.examples])
+    scan.bad_rows = [
+        BadRow(uri=scan.file.stored.uri, row=row, row_id=row_id, problem=problem)
+        for (row, problem), row_id in zip(scan.examples, ids, strict=True)
+    ]
+
+
+def _numbers(batch: RowBatch, name: str, default: object) -> Numbers:
+    column = batch.fields.get(name)
+    if column is None:
+        return np.full(batch.num_rows, default, dtype=np.float64)
+    values: Numbers = column.cast(pa.float64(), safe=False).fill_null(default).to_numpy(zero_copy_only=False)
+    return values

@@ -1,0 +1,118 @@
+"""A plan as a person reads it."""
+
+from pathlib import PurePath
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from jobs.plan import BadRow, Findings, Plan, expected_bytes, make_plan
+from jobs.survey import Survey
+from schemas.errors import SpecError
+from schemas.job import NO_MODEL, Job
+
+LARGE_PART_BYTES = 500_000_000
+"""Hugging Face's advice for one Parquet file, at most."""
+
+
+def check_rows(found: Survey, console: Console) -> tuple[Plan, Findings]:
+    """Make the plan, with a bar on a terminal while rows are read."""
+    columns = (TextColumn("checking rows"), BarColumn(30), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=found.num_rows)
+        return make_plan(found, lambda rows: progress.advance(task, rows))
+
+
+def refuse_hopeless(found: Survey, findings: Findings) -> None:
+    """SpecError where more rows cannot be made than the job's error budget allows."""
+    bad, allowed = sum(findings.num_bad.values()), found.job.spec.errors.max_rate
+    if bad / found.num_rows <= allowed:
+        return
+    rows = "\n".join(f"  {describe_bad_row(row)}" for row in findings.bad_rows[:5])
+    codes = ", ".join(f"{count:,} {code}" for code, count in findings.num_bad.items())
+    raise SpecError(
+        f"{bad:,} of {found.num_rows:,} rows cannot be made ({codes}), "
+        f"more than errors.max_rate ({allowed:g}) allows:\n{rows}\n"
+        "`darkroom plan` lists more of them. Correct the rows; or, to have them recorded as failed and the "
+        f"others made, --set errors.max_rate={_enough(bad, found.num_rows)}"
+    )
+
+
+def _enough(bad: int, rows: int) -> float:
+    """The rate, rounded up to three digits so that it is enough."""
+    return -(-bad * 1000 // rows) / 1000
+
+
+def describe_bad_row(bad: BadRow) -> str:
+    """`rows.parquet row 12 (owl): invalid_size: height is ...`"""
+    named = f" ({bad.row_id})" if bad.row_id else ""
+    return f"{PurePath(bad.uri).name} row {bad.row}{named}: {bad.problem}"
+
+
+def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
+    """Routes, mistakes, shards and size."""
+    _print_columns(plan.job, console)
+    console.print(_models_table(plan.job))
+    console.print(_routes_table(findings))
+    _print_bad_rows(plan, findings, console)
+    _print_output(plan, findings, console)
+
+
+def _print_columns(job: Job, console: Console) -> None:
+    for field, column in job.columns.recognised.items():
+        console.print(f"column `{column}` is read as `{field}`")
+
+
+def _models_table(job: Job) -> Table:
+    table = Table("model", "checkpoint", "recognised as", "size", "revision", title_justify="left")
+    for name, card in job.models.items():
+        size = f"{card.weight_bytes / 1e9:.2f} GB" if card.weight_bytes else "on the Hub"
+        kind = f"{card.family} ({card.pipeline}), {card.width}x{card.height}"
+        table.add_row(name, card.checkpoint, kind, size, card.revision[:12])
+    return table
+
+
+def _routes_table(findings: Findings) -> Table:
+    table = Table("route", "model", "size", title_justify="left")
+    table.add_column("rows", justify="right")
+    table.add_column("images", justify="right")
+    for count in findings.counts:
+        size = "the input's" if count.size == "input" else count.size
+        table.add_row(count.route, count.model, size, f"{count.rows:,}", f"{count.images:,}")
+    return table
+
+
+def _print_bad_rows(plan: Plan, findings: Findings, console: Console) -> None:
+    for code, count in findings.num_bad.items():
+        examples = [row for row in findings.bad_rows if row.problem.code == code]
+        more = f", the first {len(examples)} are" if count > len(examples) else ""
+        console.print(f"{count:,} of {plan.num_rows:,} rows cannot be made: {code}{more}", style="bold")
+        for row in examples:
+            console.print(f"  {describe_bad_row(row)}", soft_wrap=True)
+
+
+def _print_output(plan: Plan, findings: Findings, console: Console) -> None:
+    spec = plan.job.spec
+    total = expected_bytes(findings, plan.job)
+    models = sum(bool(plan.num_shards_of(model)) for model in plan.job.models)
+    nowhere = plan.num_shards_of(NO_MODEL)
+    console.print(
+        f"{plan.num_rows:,} rows in {len(plan.files):,} files become {plan.num_shards:,} parts of up to "
+        f"{spec.batching.shard_rows:,} rows ({models} models"
+        + (f", and {nowhere:,} of rows that no model takes" if nowhere else "")
+        + f"); about {_size(total)} of {spec.output.format} in {spec.output.path}",
+        soft_wrap=True,
+    )
+    if total / max(plan.num_shards, 1) > LARGE_PART_BYTES:
+        console.print(
+            f"parts will be about {_size(total // plan.num_shards)} each; viewers like them below "
+            f"{_size(LARGE_PART_BYTES)}: lower batching.shard_rows",
+        )
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size_bytes < 1000 or unit == "TB":
+            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    raise AssertionError("the loop ends at TB")

@@ -1,0 +1,265 @@
+"""Ray: actors started, asked, replaced. The only module that knows how they are reached."""
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+
+import actors
+import jobs
+import schemas
+from actors.worker_process import ENGINE, WorkerProcess
+from jobs.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
+from schemas.errors import DarkroomError, SpecError
+from schemas.job import Job, Shard, ShardReport
+from schemas.spec import WorkersSpec
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.25
+"""How long the driver is deaf to a signal, at most."""
+PROGRESS_EVERY_S = 2.0
+MAX_FAILED_STARTS = 5
+"""In a row, over all workers: more mean that none can live, whatever the shard."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The workers of a job on this cluster."""
+
+    num: int
+    num_gpus: float
+    num_cpus: int
+
+    def describe(self) -> str:
+        """For the log."""
+        each = [f"{self.num_gpus:g} GPU"] if self.num_gpus else []
+        workers = "1 worker" if self.num == 1 else f"{self.num} workers"
+        return f"{workers} of {' and '.join([*each, f'{self.num_cpus} CPU'])} each"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """What the pool tells while it works: a shard that is done, or that time has passed."""
+
+    report: ShardReport | None
+    images_in_making: int
+    """Pictures of shards that are not done yet."""
+    num_workers: int
+    """Workers that are up."""
+
+
+@dataclass(slots=True)
+class _Seat:
+    """A worker's place in the pool; a dead one's successor takes it over."""
+
+    name: str
+    actor: Any
+    loaded: tuple[str, ...] = ()
+    up: bool = False
+    images_in_making: int = 0
+    calls: dict[Any, Shard | str] = field(default_factory=dict)
+    """What was asked of it and not answered: a shard, or the name of a probe."""
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Inside the block there is a Ray: the one that RAY_ADDRESS names, or one started here and ended after."""
+    if ray.is_initialized():
+        yield
+        return
+    with _own_sigterm():
+        ray.init(**_options())
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """ray.init puts a SIGTERM handler of its own in place, which raises SystemExit: undo both."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _options() -> dict[str, Any]:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if not os.environ.get("RAY_ADDRESS"):
+        # Without an address Ray would join whichever `ray start` it finds on this machine.
+        options |= {"address": "local", "include_dashboard": False}
+    elif not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        # Not inside `ray job submit`, which has shipped the code already.
+        options["runtime_env"] = {
+            "py_modules": [str(Path(package.__path__[0])) for package in (schemas, actors, jobs)]
+        }
+    return options
+
+
+def lay_out(spec: WorkersSpec, num_shards: int) -> Layout:
+    """How many workers of which size this cluster can hold and this job can use."""
+    resources = ray.cluster_resources()
+    gpus, cpus = resources.get("GPU", 0), int(resources.get("CPU", 1))
+    num_gpus = float(bool(gpus)) if spec.num_gpus == "auto" else spec.num_gpus
+    if num_gpus and not gpus and not os.environ.get("RAY_ADDRESS"):
+        raise SpecError(
+            f"workers.num_gpus is {num_gpus:g} and this machine has no GPU that Ray can see; "
+            "use --set workers.num_gpus=0 to run on its CPUs"
+        )
+    gpu_share = num_gpus / gpus if gpus else 0.0
+    num_cpus = spec.num_cpus if spec.num_cpus != "auto" else max(1, min(4, int(cpus * gpu_share)))
+    fitting = int(1 / gpu_share) if gpu_share else cpus // num_cpus
+    num = spec.num if spec.num != "auto" else max(1, fitting)
+    return Layout(num=min(num, num_shards), num_gpus=num_gpus, num_cpus=num_cpus)
+
+
+class WorkerPool:
+    """Workers for one job, from `with` to its end."""
+
+    def __init__(self, job: Job, layout: Layout, *, engine: str = ENGINE) -> None:
+        self._job_ref = ray.put(job)
+        self._layout = layout
+        self._engine = engine
+        self._seats: list[_Seat] = []
+        self._failed_starts = 0
+        self._polled = 0.0
+
+    def __enter__(self) -> "WorkerPool":
+        self._seats = [_Seat(name=f"worker-{i}", actor=self._start()) for i in range(self._layout.num)]
+        for seat in self._seats:
+            self._ask_ready(seat)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # At once, whatever they do: a part is committed whole by one request or not at all.
+        for seat in self._seats:
+            with contextlib.suppress(Exception):
+                ray.kill(seat.actor, no_restart=True)
+
+    @property
+    def num_up(self) -> int:
+        """Workers that have answered."""
+        return sum(seat.up for seat in self._seats)
+
+    def run(self, dispatcher: Dispatcher) -> Iterator[Tick]:
+        """Make all of the dispatcher's shards. Yields at least every POLL_S seconds."""
+        while not dispatcher.finished:
+            self._hand_out(dispatcher)
+            self._poll_progress()
+            waiting = [ref for seat in self._seats for ref in seat.calls]
+            answered, _ = ray.wait(waiting, num_returns=1, timeout=POLL_S)
+            report = self._take(answered[0], dispatcher) if answered else None
+            yield Tick(
+                report=report,
+                images_in_making=sum(seat.images_in_making for seat in self._seats),
+                num_workers=self.num_up,
+            )
+
+    def _start(self) -> Any:
+        remote = ray.remote(WorkerProcess).options(
+            num_gpus=self._layout.num_gpus,
+            num_cpus=self._layout.num_cpus,
+            # The pool starts a dead worker's successor, and the dispatcher says what it does.
+            max_restarts=0,
+            max_task_retries=0,
+            # One more than shards, for `progress`.
+            max_concurrency=SHARDS_IN_FLIGHT + 1,
+            scheduling_strategy="SPREAD",
+        )
+        return remote.remote(self._job_ref, num_cpus=self._layout.num_cpus, engine=self._engine)
+
+    def _ask_ready(self, seat: _Seat) -> None:
+        seat.calls[seat.actor.ready.remote()] = "ready"
+
+    def _hand_out(self, dispatcher: Dispatcher) -> None:
+        for seat in self._seats:
+            while seat.up and (shard := dispatcher.next_for(seat.name, seat.loaded)):
+                seat.calls[seat.actor.run.remote(shard)] = shard
+
+    def _poll_progress(self) -> None:
+        if time.monotonic() - self._polled < PROGRESS_EVERY_S:
+            return
+        self._polled = time.monotonic()
+        for seat in self._seats:
+            if seat.up and "progress" not in seat.calls.values():
+                seat.calls[seat.actor.progress.remote()] = "progress"
+
+    def _take(self, ref: Any, dispatcher: Dispatcher) -> ShardReport | None:
+        """Take one answer in; the report, if it was a shard's."""
+        seat = next(seat for seat in self._seats if ref in seat.calls)
+        asked = seat.calls.pop(ref)
+        try:
+            answer = ray.get(ref)
+        except (RayActorError, OutOfMemoryError) as error:
+            self._replace(seat, dispatcher, error)
+            return None
+        except RayTaskError as error:
+            self._failed(seat, asked, dispatcher, error)
+            return None
+        except RayError as error:
+            raise DarkroomError(f"Ray cannot run the workers: {error}") from error
+        if isinstance(asked, Shard):
+            seat.loaded = answer.models_loaded
+            dispatcher.finish(seat.name, asked)
+            return answer  # type: ignore[no-any-return]
+        if asked == "ready":
+            seat.up = True
+            self._failed_starts = 0
+            dispatcher.join(seat.name)
+        else:
+            seat.images_in_making = answer
+        return None
+
+    def _failed(self, seat: _Seat, asked: Shard | str, dispatcher: Dispatcher, error: RayTaskError) -> None:
+        cause = error.cause
+        if isinstance(cause, DarkroomError):
+            raise cause from error  # the job's fault or the storage's, not the shard's
+        if not isinstance(asked, Shard):
+            raise error
+        logger.error("shard=%s failed: %s", asked.name, error)
+        dispatcher.fail(seat.name, asked, f"{type(cause).__name__}: {cause}")
+
+    def _replace(self, seat: _Seat, dispatcher: Dispatcher, error: RayError) -> None:
+        """A worker died: its shards go back, and a fresh process takes its place."""
+        reason = _reason(error)
+        logger.warning("worker=%s died: %s", seat.name, reason)
+        if getattr(error, "preempted", False):
+            dispatcher.leave(seat.name)
+        elif seat.up:
+            dispatcher.lose(seat.name, f"its worker died: {reason}")
+        else:
+            self._failed_starts += 1
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            raise DarkroomError(f"no worker can start: {self._failed_starts} in a row died: {reason}")
+        # What else was asked of the dead process fails the same way; it is answered for already.
+        seat.calls.clear()
+        seat.up, seat.loaded, seat.images_in_making = False, (), 0
+        with contextlib.suppress(Exception):
+            ray.kill(seat.actor, no_restart=True)
+        seat.actor = self._start()
+        self._ask_ready(seat)
+
+
+def _reason(error: RayError) -> str:
+    """The last line of what Ray says, without its advice."""
+    if isinstance(error, OutOfMemoryError):
+        return "its machine is out of memory, so Ray ended it"
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return lines[-1].strip().partition(" Some common causes include")[0]

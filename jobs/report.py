@@ -1,0 +1,131 @@
+"""The contact sheet: one HTML file that shows what a job has made, without a network and on any browser."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.storage import Storage, join
+from jobs.ownership import JobRecord, require_record
+from jobs.parts import Totals, list_parts, totals_of
+from jobs.sampling import (
+    MAX_FOOTERS,
+    PICTURE_BYTES,
+    Failure,
+    Frame,
+    read_footers,
+    sample_failures,
+    sample_frames,
+    spread,
+)
+from jobs.summary import read_summary
+
+PAGE = "contact-sheet.html"
+_TEMPLATE = Path(__file__).with_name("contact_sheet.html")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """Everything that the page shows."""
+
+    name: str
+    output: str
+    fingerprint: str
+    checkpoints: Mapping[str, str]
+    """By model."""
+    demo_models: tuple[str, ...]
+    """Those with random weights."""
+    num_rows: int
+    """Of the whole input."""
+    num_shards: int
+    num_parts: int
+    """Shards that are done."""
+    num_searched: int
+    """Parts that were looked at for failed rows."""
+    totals: Totals
+    last_run: Mapping[str, Any]
+    """`seconds`, `images_per_second`, `workers`, `finished_at`, `versions`; empty without a summary."""
+    frames: tuple[Frame, ...]
+    failures: tuple[Failure, ...]
+
+
+def write_report(storage: Storage, output: str, *, max_images: int = 240) -> str:
+    """Draw the contact sheet of an output, finished or not, and return its URI."""
+    uri = join(output, PAGE)
+    storage.replace(uri, render(make_sheet(storage, output, max_images=max_images)).encode())
+    return uri
+
+
+def make_sheet(
+    storage: Storage, output: str, *, max_images: int, picture_bytes: int = PICTURE_BYTES
+) -> Sheet:
+    """Choose what to show of an output, and fetch it, reading about `picture_bytes` of embedded pictures."""
+    record = require_record(storage, output)
+    parts = list(list_parts(storage, output, record.num_shards))
+    summary = _current_summary(storage, output, record, len(parts))
+    footers = read_footers(storage, spread(parts, MAX_FOOTERS))
+    checkpoints = {name: str(model["checkpoint"]) for name, model in record.spec["models"].items()}
+    return Sheet(
+        name=record.name,
+        output=output,
+        fingerprint=record.fingerprint,
+        checkpoints=checkpoints,
+        demo_models=tuple(name for name, place in checkpoints.items() if place.startswith("demo:")),
+        num_rows=sum(file.num_rows for file in record.files),
+        num_shards=record.num_shards,
+        num_parts=len(parts),
+        num_searched=len(footers),
+        totals=_totals(summary) if summary else totals_of(storage, parts),
+        last_run={
+            name: summary.get(name)
+            for name in ("seconds", "images_per_second", "workers", "finished_at", "versions")
+            if summary.get(name) is not None
+        },
+        frames=tuple(sample_frames(storage, output, footers, max_images, picture_bytes)),
+        failures=tuple(sample_failures(storage, footers)),
+    )
+
+
+def render(sheet: Sheet) -> str:
+    """The page: the template with the sheet as a JSON island, which its script shows as text only."""
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    island = json.dumps({**asdict(sheet), "rows_done": sheet.totals.rows}, ensure_ascii=False)
+    # Nothing in the island may end its element or begin a comment; in JSON all three can be written so.
+    for sign in "<>&":
+        island = island.replace(sign, f"\\u{ord(sign):04x}")
+    values = {"title": html.escape(sheet.name), "policy": html.escape(_policy(template)), "sheet": island}
+    # In one pass: a prompt may well say {{title}}.
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: values[place[1]], template)
+
+
+def _policy(template: str) -> str:
+    """A Content-Security-Policy that lets the template's own script and style run, and nothing else."""
+    script, style = (
+        "'sha256-" + base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode() + "'"
+        for found in (
+            re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL) or ("", "")
+            for tag in ("script", "style")
+        )
+    )
+    return (
+        f"default-src 'none'; img-src data:; script-src {script}; style-src {style}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _current_summary(storage: Storage, output: str, record: JobRecord, num_parts: int) -> dict[str, Any]:
+    """What the last finished run said; empty where there is none, or where parts have come since."""
+    summary = read_summary(storage, output) or {}
+    current = summary.get("fingerprint") == record.fingerprint and summary.get("shards") == num_parts
+    return summary if current else {}
+
+
+def _totals(summary: Mapping[str, Any]) -> Totals:
+    names = ("ok", "filtered", "failed", "images", "size_bytes")
+    codes = sorted(summary["error_codes"].items(), key=lambda code: -code[1])
+    return Totals(**{name: summary[name] for name in names}, error_codes=tuple(codes))

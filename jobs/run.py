@@ -1,0 +1,146 @@
+"""Running a job: the one sentence that everything else serves."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from actors.commit import probe
+from actors.storage import Storage, normalise, open_storage
+from actors.worker_process import ENGINE
+from jobs.dispatcher import Abandoned, Dispatcher
+from jobs.finish import finish, is_finished
+from jobs.lease import Lease
+from jobs.ownership import JobRecord, claim, plan_of, read_record
+from jobs.parts import Totals, done_shards, list_parts, totals_of
+from jobs.plan import Plan
+from jobs.plan_text import check_rows, refuse_hopeless
+from jobs.pool import WorkerPool, connected, lay_out
+from jobs.progress import Tally, display
+from jobs.signals import stopping_signals
+from jobs.survey import Survey, survey
+from schemas.errors import BudgetError
+from schemas.job import Shard
+from schemas.spec import JobSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """How a run ended."""
+
+    output: str
+    totals: Totals
+    images_made: int
+    """By this run."""
+    abandoned: tuple[Abandoned, ...]
+
+
+def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResult:
+    """Generate every row of the input that has no outcome yet."""
+    output = normalise(spec.output.path)
+    storage = open_storage(output, deadline_s=spec.errors.storage_deadline_s)
+    with stopping_signals():
+        plan, record = _settle(survey(spec), storage, output, console)
+        done = done_shards(storage, output, record.num_shards)
+        if all(done) and is_finished(storage, output):
+            return _result(storage, output, record)
+        with Lease(output) as lease:
+            tally, abandoned = _make_missing(plan, done, lease, console, engine)
+            if not abandoned:
+                finish(storage, output, record, tally.figures())
+        return _result(storage, output, record, tally.images, abandoned)
+
+
+def _settle(found: Survey, storage: Storage, output: str, console: Console) -> tuple[Plan, JobRecord]:
+    """The plan that this output is made by: the recorded one, or a fresh one that becomes it."""
+    record = read_record(storage, output)
+    if record is None:
+        plan, findings = check_rows(found, console)
+        refuse_hopeless(found, findings)
+        probe(storage, output)
+        record = claim(storage, output, plan, findings)
+    return plan_of(record, found, output), record
+
+
+def _make_missing(
+    plan: Plan, done: bytearray, lease: Lease, console: Console, engine: str
+) -> tuple[Tally, list[Abandoned]]:
+    tally = Tally(rows_total=plan.num_rows, rows_before=_rows_in(plan, done))
+    missing = len(done) - sum(done)
+    if not missing:
+        return tally, []
+    if sum(done):
+        console.print(f"{sum(done):,} of {len(done):,} parts are there already; making the other {missing:,}")
+    dispatcher = _dispatcher(plan, done)
+    with connected():
+        layout = lay_out(plan.job.spec.workers, missing)
+        console.print(layout.describe(), highlight=False)
+        with display(console) as shown, WorkerPool(plan.job, layout, engine=engine) as pool:
+            shown.show(tally)
+            for tick in pool.run(dispatcher):
+                if tick.report:
+                    tally.add(tick.report)
+                tally.tick(tick.images_in_making, tick.num_workers)
+                shown.show(tally)
+                lease.renew(tally)
+    return tally, dispatcher.abandoned
+
+
+def _dispatcher(plan: Plan, done: bytearray) -> Dispatcher:
+    missing = Counter(shard.model for shard in plan.shards() if not done[shard.index])
+    return Dispatcher(
+        {model: _missing_shards(plan, done, model) for model in missing},
+        missing,
+        max_attempts=plan.job.spec.errors.max_attempts,
+    )
+
+
+def _missing_shards(plan: Plan, done: bytearray, model: str) -> Iterator[Shard]:
+    return (shard for shard in plan.shards() if shard.model == model and not done[shard.index])
+
+
+def _rows_in(plan: Plan, done: bytearray) -> int:
+    return sum(shard.num_rows for shard in plan.shards() if done[shard.index])
+
+
+def _result(
+    storage: Storage,
+    output: str,
+    record: JobRecord,
+    images_made: int = 0,
+    abandoned: Sequence[Abandoned] = (),
+) -> RunResult:
+    totals = totals_of(storage, list_parts(storage, output, record.num_shards))
+    return RunResult(output=output, totals=totals, images_made=images_made, abandoned=tuple(abandoned))
+
+
+def print_result(result: RunResult, console: Console) -> None:
+    """What came of it, and where."""
+    totals = result.totals
+    made = f"{result.images_made:,} images made" if result.images_made else "nothing was left to do"
+    console.print(
+        f"{made}; all in all {totals.ok:,} rows ok, {totals.filtered:,} filtered, {totals.failed:,} failed\n"
+        f"output: {result.output}"
+        + ("" if result.abandoned else f"\nlook at it: {result.output}/contact-sheet.html"),
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def judge(spec: JobSpec, result: RunResult) -> None:
+    """BudgetError where more went wrong than the spec allows."""
+    if result.abandoned:
+        first = result.abandoned[0]
+        raise BudgetError(
+            f"parts that are missing: {len(result.abandoned):,}. Making each of them failed "
+            f"{spec.errors.max_attempts} times. The first is {first.shard.name}: "
+            f"{first.reason.removesuffix('.')}. Run again to try once more"
+        )
+    totals = result.totals
+    if totals.failed > spec.errors.max_rate * totals.rows:
+        codes = ", ".join(f"{count:,} {code}" for code, count in totals.error_codes)
+        raise BudgetError(
+            f"{totals.failed:,} of {totals.rows:,} rows failed ({codes}), more than errors.max_rate "
+            f"({spec.errors.max_rate:g}) allows; each one's error_message is in the output"
+        )

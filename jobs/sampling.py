@@ -1,0 +1,433 @@
+"""Choosing what a contact sheet shows of an output of any size, and fetching it.
+
+What is read is bounded: footers of MAX_FOOTERS parts, the pictures of MAX_GROUPS row groups and of each
+only its first few rows, and the failed rows of MAX_FAILED_PARTS parts.
+"""
+
+import base64
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from actors.input_images import open_image
+from actors.rows import ImageSource
+from actors.storage import Storage, join
+from jobs.parts import FOOTERS_AT_ONCE, PartFile
+from schemas.errors import DarkroomError, RefusedError, RowError
+from schemas.parameters import PARAMETERS
+
+MAX_FOOTERS = 1024
+"""Parts that are looked at for what they hold and whether rows failed, evenly over the output."""
+MAX_GROUPS = 64
+"""Row groups whose pictures are read."""
+PICTURE_BYTES = 256 << 20
+"""Of embedded pictures, read in all. A group is read from its beginning, so this makes a number of rows."""
+MAX_ROWS_PER_GROUP = 512
+MAX_FAILED_PARTS = 16
+MAX_FAILURES = 50
+FILTERED_SHARE = 10
+"""One frame in this many may be of a withheld picture: there is little to see on them."""
+
+THUMBNAIL_SIDE = 320
+CRISP_SIDE = 128
+"""Pictures up to here are stored without loss if they fit, and the page enlarges them pixel by pixel."""
+THUMBNAIL_BYTES = 20_000
+"""Noise takes ten times what a photograph takes; its quality is lowered until it fits."""
+QUALITIES = (80, 60, 30, 5)
+MAX_TEXT = 2000
+
+GROUPS_AT_ONCE = 4
+THUMBNAILS_AT_ONCE = 8
+ROWS_AT_ONCE = 16
+READ_BUFFER_BYTES = 1 << 20
+
+FAILURE_COLUMNS = ("row_id", "task", "model", "prompt", "status", "error_code", "error_message")
+OWN_COLUMNS = frozenset(
+    {
+        *FAILURE_COLUMNS,
+        "image_index",
+        "image",
+        "width",
+        "height",
+        "negative_prompt",
+        "seed",
+        "nsfw",
+        "image_sha256",
+    }
+)
+"""What a part has beside the parameters and the kept columns."""
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One picture of the sheet, with all that its row says. Values are text: JavaScript rounds an int64."""
+
+    row_id: str
+    image_index: int
+    task: str
+    model: str
+    status: str
+    prompt: str
+    negative_prompt: str
+    seed: str
+    width: int | None
+    height: int | None
+    parameters: Mapping[str, str]
+    """The resolved ones, in the order of the columns."""
+    keep: Mapping[str, str]
+    """Columns copied from the input, where a line of text can show them."""
+    thumbnail: str | None
+    """A data: URI; None where the picture was withheld or cannot be opened."""
+    problem: str
+    """Why the picture cannot be opened; else empty."""
+    place: str
+    """The part and the row in it, from 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One row that was not made."""
+
+    row_id: str
+    task: str
+    model: str
+    prompt: str
+    error_code: str
+    error_message: str
+    place: str
+
+
+# What to look at: row groups by what their statistics say.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """A row group of a part."""
+
+    uri: str
+    footer: Any = field(compare=False, repr=False)
+    """The part's, so that it is not read again for every group."""
+    index: int
+    first_row: int
+    """In the part."""
+    num_rows: int
+    picture_bytes: int
+    """Of its embedded pictures; 0 where they are objects of their own."""
+    columns: tuple[str, ...]
+    """Those of the part that a line of text can show."""
+    kinds: tuple[tuple[str, str] | None, ...]
+    """Least and greatest model, task and status; None where the writer kept no statistics."""
+
+    @property
+    def has_failures(self) -> bool:
+        """False where its statistics rule it out."""
+        return self._may_hold("failed", 0)
+
+    @property
+    def has_pictures(self) -> bool:
+        """False where all its rows failed."""
+        return self._may_hold("ok", 1) or self._may_hold("filtered", 1)
+
+    def _may_hold(self, status: str, end: int) -> bool:
+        # In the order of letters: failed, filtered, ok.
+        statuses = self.kinds[-1]
+        return statuses is None or statuses[end] == status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Footer:
+    """What a part's footer tells."""
+
+    groups: tuple[_Group, ...]
+    error_codes: Mapping[str, int]
+
+
+def read_footers(storage: Storage, parts: Sequence[PartFile]) -> list[_Footer]:
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        return list(pool.map(lambda part: _read_footer(storage, part.stored.uri), parts))
+
+
+def _read_footer(storage: Storage, uri: str) -> _Footer:
+    try:
+        with storage.open(uri) as file:
+            found = pq.read_metadata(file)
+        codes = json.loads((found.metadata or {})[b"darkroom.error_codes"])
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise RefusedError(f"{uri} is no part of darkroom's: {error}") from error
+    columns = tuple(field.name for field in found.schema.to_arrow_schema() if _is_plain(field.type))
+    return _Footer(groups=tuple(_groups(uri, found, columns)), error_codes=codes)
+
+
+def _is_plain(arrow_type: pa.DataType) -> bool:
+    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return not pa.types.is_nested(arrow_type) and not any(check(arrow_type) for check in binary)
+
+
+def _groups(uri: str, found: Any, columns: tuple[str, ...]) -> Iterator[_Group]:
+    first_row = 0
+    for index in range(found.num_row_groups):
+        group = found.row_group(index)
+        chunks = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+        if group.num_rows:
+            yield _Group(
+                uri=uri,
+                footer=found,
+                index=index,
+                first_row=first_row,
+                num_rows=group.num_rows,
+                picture_bytes=chunks["image.bytes"].total_compressed_size,
+                columns=columns,
+                kinds=tuple(_ends(chunks[name]) for name in ("model", "task", "status")),
+            )
+        first_row += group.num_rows
+
+
+def _ends(chunk: Any) -> tuple[str, str] | None:
+    statistics = chunk.statistics
+    return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else None
+
+
+# Pictures.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """A row that could be shown."""
+
+    group: _Group
+    row: int
+    """In the group."""
+    kind: tuple[str | None, ...]
+    """Its task and model."""
+    status: str
+
+
+def sample_frames(
+    storage: Storage, output: str, footers: Sequence[_Footer], max_images: int, picture_bytes: int
+) -> Iterator[Frame]:
+    """Frames in the order of the output, evenly over models, tasks, and the parts."""
+    with_pictures = [group for footer in footers for group in footer.groups if group.has_pictures]
+    groups = share(by_key((group.kinds, group) for group in with_pictures), min(MAX_GROUPS, max_images))
+    if not groups:
+        return
+    at_least = -(-max_images // len(groups))
+    with ThreadPoolExecutor(GROUPS_AT_ONCE) as pool, ThreadPoolExecutor(THUMBNAILS_AT_ONCE) as printers:
+        found = pool.map(
+            lambda group: _candidates(storage, group, picture_bytes // len(groups), at_least), groups
+        )
+        rows = _choose([candidate for some in found for candidate in some], max_images)
+        wanted = sorted(rows, key=lambda group: (group.uri, group.index))
+        for frames in pool.map(lambda group: _develop(storage, output, group, rows[group], printers), wanted):
+            yield from frames
+
+
+def _candidates(storage: Storage, group: _Group, budget_bytes: int, at_least: int) -> list[_Candidate]:
+    """The first rows of a group: as many as may be read, and no failed ones."""
+    row_bytes = max(1, group.picture_bytes // group.num_rows)
+    num_rows = max(at_least, min(MAX_ROWS_PER_GROUP, budget_bytes // row_bytes))
+    candidates: list[_Candidate] = []
+    for first, batch in _read_batches(storage, group, ["task", "model", "status"], num_rows):
+        candidates += (
+            _Candidate(group=group, row=row, kind=(values["task"], values["model"]), status=values["status"])
+            for row, values in enumerate(batch.to_pylist(), first)
+            if row < num_rows and values["status"] != "failed"
+        )
+        if first + batch.num_rows >= num_rows:
+            break
+    return candidates
+
+
+def _choose(candidates: Sequence[_Candidate], max_images: int) -> dict[_Group, list[int]]:
+    """Rows to show, ascending, by group."""
+    filtered = by_key((row.kind, row) for row in candidates if row.status == "filtered")
+    made = by_key((row.kind, row) for row in candidates if row.status != "filtered")
+    chosen = share(filtered, max_images // FILTERED_SHARE)
+    chosen += share(made, max_images - len(chosen))
+    rows = by_key((row.group, row.row) for row in chosen)
+    return {group: sorted(numbers) for group, numbers in rows.items()}
+
+
+def _develop(
+    storage: Storage, output: str, group: _Group, rows: Sequence[int], printers: ThreadPoolExecutor
+) -> list[Frame]:
+    """Read a group up to the last wanted row, a few rows at a time, keeping no more than thumbnails."""
+    frames: list[Frame] = []
+    num_rows = min(ROWS_AT_ONCE, rows[-1] + 1)
+    for first, batch in _read_batches(storage, group, [*group.columns, "image"], num_rows):
+        here = [row - first for row in rows if first <= row < first + batch.num_rows]
+        records = batch.take(pa.array(here, pa.int64())).to_pylist()
+        printed = printers.map(lambda record: _print(storage, output, record["image"]), records)
+        for row, record, (thumbnail, problem) in zip(here, records, printed, strict=True):
+            frames.append(_frame(record, thumbnail, problem, _place(group, first + row)))
+        if first + batch.num_rows > rows[-1]:
+            break
+    return frames
+
+
+def _read_batches(
+    storage: Storage, group: _Group, columns: Sequence[str], num_rows: int
+) -> Iterator[tuple[int, Any]]:
+    """Batches of a row group and the number of their first row; what follows the last is not read."""
+    try:
+        with (
+            storage.open(group.uri) as file,
+            # With its defaults pyarrow 26 fetches whole column chunks, however few rows are taken.
+            pq.ParquetFile(
+                file,
+                metadata=group.footer,
+                buffer_size=READ_BUFFER_BYTES,
+                pre_buffer=False,
+                page_checksum_verification=True,
+            ) as parquet,
+        ):
+            first = 0
+            for batch in parquet.iter_batches(num_rows, [group.index], list(columns), use_threads=False):
+                yield first, batch
+                first += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise RefusedError(f"{group.uri} cannot be read: {error}") from error
+
+
+def _frame(record: Mapping[str, Any], thumbnail: str | None, problem: str, place: str) -> Frame:
+    given = {name: text(value) for name, value in record.items() if value is not None}
+    return Frame(
+        row_id=given["row_id"],
+        image_index=record["image_index"],
+        task=given.get("task", ""),
+        model=given.get("model", ""),
+        status=given["status"],
+        prompt=given.get("prompt", ""),
+        negative_prompt=given.get("negative_prompt", ""),
+        seed=given.get("seed", ""),
+        width=record["width"],
+        height=record["height"],
+        parameters={name: given[name] for name in PARAMETERS if name in given and name not in OWN_COLUMNS},
+        keep={name: value for name, value in given.items() if name not in {*OWN_COLUMNS, *PARAMETERS}},
+        thumbnail=thumbnail,
+        problem=problem,
+        place=place,
+    )
+
+
+def text(value: object) -> str:
+    """A value as the page shows it."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    shown = str(value)
+    return shown if len(shown) <= MAX_TEXT else f"{shown[:MAX_TEXT]}… ({len(shown):,} characters)"
+
+
+def _print(storage: Storage, output: str, image: Mapping[str, Any] | None) -> tuple[str | None, str]:
+    """A picture's thumbnail, or why there is none."""
+    if image is None:
+        return None, ""
+    source = ImageSource(data=image["bytes"], uri=image["path"])
+    try:
+        encoded = open_image("image", source, lambda uri: _read_picture(storage, output, uri))
+        return _thumbnail(encoded.decode()), ""
+    except RowError as error:
+        return None, text(error.message)
+
+
+def _read_picture(storage: Storage, output: str, uri: str) -> bytes:
+    """A picture's own object. It is looked for in this output, which may have been copied since."""
+    name = uri.rpartition("/images/")[2]
+    if not name or ".." in name.split("/"):
+        raise RowError("disallowed_uri", f"{uri} is no picture of this output")
+    place = join(output, "images", name)
+    try:
+        return storage.read(place)
+    except (FileNotFoundError, DarkroomError) as error:
+        raise RowError("unreadable_uri", f"{place} cannot be read: {error}") from error
+
+
+def _thumbnail(picture: Image.Image) -> str:
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    tries = ({"lossless": True},) if max(picture.size) <= CRISP_SIDE else ()
+    data = b""
+    for options in (*tries, *({"quality": quality} for quality in QUALITIES)):
+        data = _webp(picture, **options)
+        if len(data) <= THUMBNAIL_BYTES:
+            break
+    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
+
+
+def _webp(picture: Image.Image, **options: int | bool) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "webp", **options)
+    return file.getvalue()
+
+
+# Failed rows.
+
+
+def sample_failures(storage: Storage, footers: Sequence[_Footer]) -> list[Failure]:
+    """Failed rows of every error code, from parts that are known to have some."""
+    with_code = by_key((code, i) for i, footer in enumerate(footers) for code in footer.error_codes)
+    chosen = sorted(set(share(with_code, MAX_FAILED_PARTS)))
+    if not chosen:
+        return []
+    each = -(-MAX_FAILURES // len(chosen))
+    with ThreadPoolExecutor(GROUPS_AT_ONCE) as pool:
+        found = pool.map(lambda i: list(_failures_of(storage, footers[i], each)), chosen)
+        by_code = by_key((failure.error_code, failure) for failures in found for failure in failures)
+    return share(by_code, MAX_FAILURES)
+
+
+def _failures_of(storage: Storage, footer: _Footer, each: int) -> Iterator[Failure]:
+    """A part's first `each` failed rows of every code; reading stops with the last of them."""
+    missing = {code: min(each, num_rows) for code, num_rows in footer.error_codes.items()}
+    for group in (group for group in footer.groups if group.has_failures):
+        for first, batch in _read_batches(storage, group, FAILURE_COLUMNS, MAX_ROWS_PER_GROUP):
+            for row, record in enumerate(batch.to_pylist(), first):
+                if record["status"] == "failed" and missing.get(record["error_code"], 0):
+                    missing[record["error_code"]] -= 1
+                    yield _failure(record, _place(group, row))
+            if not any(missing.values()):
+                return
+
+
+def _failure(record: Mapping[str, Any], place: str) -> Failure:
+    given = {name: text(value) for name, value in record.items() if value is not None}
+    return Failure(**{name: given.get(name, "") for name in FAILURE_COLUMNS if name != "status"}, place=place)
+
+
+def _place(group: _Group, row: int) -> str:
+    return f"{group.uri.rpartition('/')[2]}, row {group.first_row + row}"
+
+
+# Choosing evenly.
+
+
+def by_key(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """The values of each key, in their order."""
+    found: dict[K, list[V]] = defaultdict(list)
+    for key, value in pairs:
+        found[key].append(value)
+    return found
+
+
+def spread(items: Sequence[V], count: int) -> list[V]:
+    """At most `count` of the items, evenly spaced."""
+    if len(items) <= count:
+        return list(items)
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+
+
+def share(strata: Mapping[Any, Sequence[V]], count: int) -> list[V]:
+    """At most `count` items: of each stratum as many as of any other, or all that it has."""
+    chosen: list[V] = []
+    for left, items in zip(range(len(strata), 0, -1), sorted(strata.values(), key=len), strict=True):
+        chosen += spread(items, -(-(count - len(chosen)) // left))
+    return chosen

@@ -1,0 +1,56 @@
+"""`darkroom status`: how far a job is, told by its output alone, from any machine."""
+
+import time
+
+from rich.console import Console
+
+from actors.storage import Storage, normalise, open_storage
+from jobs.lease import is_alive, read_lease
+from jobs.ownership import require_record
+from jobs.parts import Totals, list_parts, totals_of
+from jobs.progress import duration
+from jobs.summary import read_summary
+
+
+def print_status(output: str, console: Console) -> None:
+    """Parts done, rows by outcome, and what the driver last said."""
+    folder = normalise(output)
+    storage = open_storage(folder)
+    record = require_record(storage, folder)
+    parts = list(list_parts(storage, folder, record.num_shards))
+    totals = totals_of(storage, parts)
+    rows = sum(file.num_rows for file in record.files)
+    lines = [
+        f"{record.name}: {len(parts):,} of {record.num_shards:,} parts, {totals.rows:,} of {rows:,} rows",
+        _outcomes(totals),
+        _driver(storage, folder, done=len(parts) == record.num_shards),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _outcomes(totals: Totals) -> str:
+    codes = ", ".join(f"{count:,} {code}" for code, count in totals.error_codes)
+    return (
+        f"{totals.images:,} images; {totals.ok:,} rows ok, {totals.filtered:,} filtered, "
+        f"{totals.failed:,} failed" + (f" ({codes})" if codes else "")
+    )
+
+
+def _driver(storage: Storage, folder: str, *, done: bool) -> str:
+    summary = read_summary(storage, folder) if done else None
+    if summary:
+        return f"done at {summary['finished_at']}"
+    lease = read_lease(storage, folder)
+    if lease is None or not is_alive(lease):
+        return "no driver is at work: run the job again to go on"
+    age = time.time() - lease["renewed_at"]
+    said = f"process {lease['pid']} on {lease['host']} is at work, heard of {age:.0f} s ago"
+    if "rows_done" not in lease:
+        return said
+    left = lease["seconds_left"]
+    return (
+        f"{said}: {lease['rows_done']:,} rows, {lease['images_per_second']:.1f} images/s"
+        + (f", {duration(left)} left" if left is not None else "")
+        + f", {lease['workers']} workers"
+    )

@@ -1,0 +1,201 @@
+"""What a spec meets: the input's files and columns, and the checkpoints. Footers only, no rows."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.checkpoints import read_card
+from actors.routing import unsupported_task
+from actors.storage import S3_SCHEME, Storage, StoredObject, normalise, open_storage
+from schemas.columns import ColumnMap, map_columns
+from schemas.errors import SpecError
+from schemas.job import Job, ModelCard
+from schemas.output_rows import output_schema
+from schemas.spec import JobSpec
+from schemas.systems import find_system
+
+FOOTERS_AT_ONCE = 16
+_WILDCARDS = "*?["
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurveyedFile:
+    """One file of the input, by its footer."""
+
+    stored: StoredObject
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """A job and the files it reads."""
+
+    job: Job
+    files: tuple[SurveyedFile, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole input."""
+        return sum(file.num_rows for file in self.files)
+
+
+OpenInput = Callable[[str], Storage]
+
+
+def input_opener(spec: JobSpec) -> OpenInput:
+    """Opens the storage of an input file, with the spec's patience; all files share one S3 client."""
+
+    @cache
+    def open_kind(remote: bool) -> Storage:
+        return open_storage(S3_SCHEME + "input" if remote else "/", deadline_s=spec.errors.storage_deadline_s)
+
+    return lambda uri: open_kind(uri.startswith(S3_SCHEME))
+
+
+def survey(spec: JobSpec) -> Survey:
+    """Look at everything a job needs; SpecError for whatever is missing or does not fit."""
+    _check_output(spec)
+    open_input = input_opener(spec)
+    stored = find_files(spec, open_input)
+    _, schema = _read_footer(stored[0], open_input)
+    columns = map_columns(schema, spec.input)
+    _check_columns(spec, columns, schema)
+
+    def look_at(file: StoredObject) -> SurveyedFile:
+        num_rows, other = _read_footer(file, open_input)
+        _check_drift(columns, stored[0].uri, schema, file.uri, other)
+        return SurveyedFile(stored=file, num_rows=num_rows)
+
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        files = tuple(pool.map(look_at, stored))
+    if not sum(file.num_rows for file in files):
+        raise SpecError(f"input.path: no rows in {', '.join(_paths(spec))}")
+    models = {name: read_card(name, model) for name, model in spec.models.items()}
+    _check_routes(spec, models)
+    job = Job(
+        spec=spec,
+        models=models,
+        columns=columns,
+        schema=output_schema(spec, models, columns, schema).serialize().to_pybytes(),
+    )
+    return Survey(job=job, files=files)
+
+
+def find_files(spec: JobSpec, open_input: OpenInput) -> list[StoredObject]:
+    """The input's Parquet files in the order of their URIs, each once."""
+    found: dict[str, StoredObject] = {}
+    for path in _paths(spec):
+        files = _expand(path, open_input(path))
+        if not files:
+            raise SpecError(f"input.path: no Parquet file is there: {path} (a file, a folder or a pattern)")
+        found |= {file.uri: file for file in files}
+    return [found[uri] for uri in sorted(found)]
+
+
+def _paths(spec: JobSpec) -> list[str]:
+    paths = [spec.input.path] if isinstance(spec.input.path, str) else spec.input.path
+    return [_place("input.path", path) for path in paths]
+
+
+def _place(key: str, path: str) -> str:
+    try:
+        return normalise(path)
+    except SpecError as error:
+        raise SpecError(f"{key}: {error}") from error
+
+
+def _check_output(spec: JobSpec) -> None:
+    """A job must not read what it writes: its parts would look like a changed input."""
+    output = _place("output.path", spec.output.path)
+    for path in _paths(spec):
+        if _takes(path, f"{output}/data/train-00000-of-00001.parquet"):
+            raise SpecError(
+                f"output.path: {output} lies where input.path looks for rows ({path}), so the job would read "
+                "its own parts; choose a folder beside the input"
+            )
+
+
+def _expand(path: str, storage: Storage) -> Sequence[StoredObject]:
+    stored = storage.stat(path)
+    if stored is not None:
+        return [stored]
+    first = min((path.index(sign) for sign in _WILDCARDS if sign in path), default=None)
+    folder = path if first is None else path[:first].rpartition("/")[0]
+    return [file for file in storage.list(folder) if _takes(path, file.uri)]
+
+
+def _takes(path: str, uri: str) -> bool:
+    """Whether a folder or a pattern stands for this file."""
+    if any(sign in path for sign in _WILDCARDS):
+        return _matches(uri.split("/"), path.split("/"))
+    names = uri.removeprefix(f"{path}/")
+    return uri != names and names.endswith(".parquet") and not any(map(_is_hidden, names.split("/")))
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """As in a shell: `*` stays within one name, `**` stands for any number of folders."""
+    if not patterns or (not names and patterns[0] != "**"):
+        return not names and not patterns
+    if patterns[0] == "**":
+        deeper = bool(names) and not _is_hidden(names[0]) and _matches(names[1:], patterns)
+        return deeper or _matches(names, patterns[1:])
+    hidden = _is_hidden(names[0]) and names[0][0] != patterns[0][:1]
+    return not hidden and fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
+
+
+def _is_hidden(name: str) -> bool:
+    """Names that begin with _ or . are other programs' bookkeeping, as in Spark and Hive."""
+    return name.startswith(("_", "."))
+
+
+def _read_footer(file: StoredObject, open_input: OpenInput) -> tuple[int, pa.Schema]:
+    try:
+        with open_input(file.uri).open(file.uri) as source, pq.ParquetFile(source) as parquet:
+            return parquet.metadata.num_rows, parquet.schema_arrow
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise SpecError(f"input.path: {file.uri} is no readable Parquet file: {error}") from error
+
+
+def _check_columns(spec: JobSpec, columns: ColumnMap, schema: pa.Schema) -> None:
+    if "prompt" not in columns.fields:
+        raise SpecError(
+            f"the input has no column `prompt`; it has {', '.join(schema.names)}. "
+            "Name the one to use with input.columns: {prompt: ...}"
+        )
+    if "task" not in columns.fields and spec.fallback_route() is None:
+        raise SpecError(
+            "the input has no column `task` and the spec no default_route, so no row has a route; "
+            f"set default_route to one of {', '.join(spec.routes)}"
+        )
+
+
+def _check_drift(columns: ColumnMap, first: str, schema: pa.Schema, uri: str, other: pa.Schema) -> None:
+    """Every file must have the columns that the first one has, with the same types."""
+    for column in columns.columns():
+        if column not in other.names:
+            raise SpecError(f"{uri} has no column `{column}`, which {first} has; all files must agree")
+        mine, theirs = schema.field(column).type, other.field(column).type
+        if mine != theirs:
+            raise SpecError(f"column `{column}` is {theirs} in {uri} and {mine} in {first}; all must agree")
+
+
+def _check_routes(spec: JobSpec, models: dict[str, ModelCard]) -> None:
+    for name, route in spec.routes.items():
+        card = models[route.model]
+        task = spec.task_of(name)
+        system = find_system(card.family, task)
+        if system is None:
+            raise SpecError(f"routes.{name}: {unsupported_task(route.model, task, models)}")
+        for parameter, value in route.set_parameters().items():
+            if parameter not in system.defaults:
+                raise SpecError(f"routes.{name}.{parameter}: {system.pipeline} has no such parameter")
+            if parameter in ("height", "width") and int(value) % card.size_factor:
+                raise SpecError(
+                    f"routes.{name}.{parameter}: {value} is not a multiple of {card.size_factor}, "
+                    f"the VAE factor of model `{route.model}`"
+                )

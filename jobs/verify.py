@@ -1,0 +1,247 @@
+"""`darkroom verify`: reads an output again and proves the row contract, or says where it is broken."""
+
+import hashlib
+import io
+import posixpath
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from rich.console import Console
+
+from actors.commit import JOB_KEY, SHARD_KEY
+from actors.input_file import InputFile
+from actors.input_images import FORMATS
+from actors.routing import Router
+from actors.rows import derived_row_id
+from actors.storage import Storage, join, normalise, open_storage
+from jobs.ownership import JobRecord, plan_of_record, require_record
+from jobs.parts import list_parts
+from jobs.plan import Plan
+from jobs.survey import input_opener
+from schemas.errors import DarkroomError
+from schemas.job import Shard
+from schemas.output_rows import STATUSES
+
+PARTS_AT_ONCE = 4
+MAX_SHOWN = 20
+_CHECKED = (
+    "row_id",
+    "image_index",
+    "image",
+    "width",
+    "height",
+    "status",
+    "error_code",
+    "image_sha256",
+)
+
+
+_Item = tuple[Shard, list[Any]]
+"""A shard and the row_ids it must hold, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartVerdict:
+    """What one part was found to be."""
+
+    rows: Counter[str]
+    """Input rows by outcome."""
+    images: int
+    """Pictures that decode and have the recorded checksum and size."""
+    faults: list[str]
+
+
+def verify_output(output: str, console: Console) -> None:
+    """Hold every part against the input; DarkroomError where anything is wrong or missing."""
+    folder = normalise(output)
+    storage = open_storage(folder)
+    record = require_record(storage, folder)
+    plan = plan_of_record(record)
+    there = {part.index for part in list_parts(storage, folder, record.num_shards)}
+    verifier = _Verifier(storage, folder, record, there)
+    rows: Counter[str] = Counter()
+    images = 0
+    faults = _input_faults(plan)
+    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+        for verdict in [] if faults else _map_ahead(pool, verifier.check, _expected(plan)):
+            rows += verdict.rows
+            images += verdict.images
+            faults += verdict.faults
+    counts = ", ".join(f"{rows[status]:,} {status}" for status in STATUSES)
+    console.print(
+        f"{sum(rows.values()):,} of {plan.num_rows:,} input rows have one outcome each ({counts}); "
+        f"{images:,} pictures decode and match their checksums; {len(there):,} of {plan.num_shards:,} parts",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if faults:
+        shown = "\n".join(f"  {fault}" for fault in faults[:MAX_SHOWN])
+        raise DarkroomError(f"{folder} does not keep the row contract ({len(faults):,} faults):\n{shown}")
+    console.print("verified", highlight=False)
+
+
+def _map_ahead(
+    pool: ThreadPoolExecutor, check: Callable[[_Item], PartVerdict], items: Iterator[_Item]
+) -> Iterator[PartVerdict]:
+    """Like `pool.map`, which would draw all the items before it gives the first result."""
+    ahead: deque[Future[PartVerdict]] = deque()
+    for item in items:
+        ahead.append(pool.submit(check, item))
+        if len(ahead) > 2 * PARTS_AT_ONCE:
+            yield ahead.popleft().result()
+    yield from (future.result() for future in ahead)
+
+
+def _input_faults(plan: Plan) -> list[str]:
+    """Without the very input that was planned, nothing about the rows can be said."""
+    opener = input_opener(plan.job.spec)
+    faults = []
+    for file in plan.files:
+        stored = opener(file.uri).stat(file.uri)
+        if stored is None or stored.etag != file.etag:
+            state = "is gone" if stored is None else "has changed"
+            faults.append(f"the input {file.uri} {state} since the job was planned")
+    return faults
+
+
+def _expected(plan: Plan) -> Iterator[_Item]:
+    """Every shard with the row_ids it must hold, in order; reads ids and routing columns only."""
+    shards: dict[tuple[str, str], list[Shard]] = {}
+    for shard in plan.shards():
+        shards.setdefault((shard.uri, shard.model), []).append(shard)
+    router = Router(plan.job.spec, plan.job.models)
+    for file in plan.files:
+        waiting: dict[str, list[Any]] = {model: [] for model in file.rows_by_model}
+        coming = {model: iter(shards[file.uri, model]) for model in file.rows_by_model}
+        nearest = {model: next(coming[model]) for model in coming}
+        for model, row_id in _ids(plan, file.uri, router):
+            waiting[model].append(row_id)
+            if len(waiting[model]) == nearest[model].num_rows:
+                yield nearest[model], waiting[model]
+                waiting[model] = []
+                nearest[model] = next(coming[model], nearest[model])
+
+
+def _ids(plan: Plan, uri: str, router: Router) -> Iterator[tuple[str, Any]]:
+    """(model, row_id) of every row of a file."""
+    name = posixpath.basename(uri)
+    with InputFile(input_opener(plan.job.spec)(uri).open(uri), plan.job.columns) as file:
+        for batch in file.read_routing(with_ids=True):
+            tasks, models = batch.fields.get("task"), batch.fields.get("model")
+            positions, routed = router.resolve_batch(tasks, models, batch.num_rows)
+            ids = batch.fields["row_id"].to_pylist() if "row_id" in batch.fields else None
+            for i, position in enumerate(positions.tolist()):
+                row_id = ids[i] if ids else derived_row_id(name, batch.first_row + i)
+                yield routed[position].model, row_id
+
+
+class _Verifier:
+    """Checks parts; safe to call from several threads."""
+
+    def __init__(self, storage: Storage, output: str, record: JobRecord, there: set[int]) -> None:
+        self._storage = storage
+        self._output = output
+        self._record = record
+        self._there = there
+
+    def check(self, expected: _Item) -> PartVerdict:
+        """One part against the ids it must hold."""
+        shard, ids = expected
+        if shard.index not in self._there:
+            return PartVerdict(rows=Counter(), images=0, faults=[f"{shard.name} is missing: run again"])
+        uri = join(self._output, "data", f"{shard.name}.parquet")
+        found = _PartCheck(shard.name, ids)
+        try:
+            with (
+                self._storage.open(uri) as source,
+                pq.ParquetFile(source, page_checksum_verification=True) as part,
+            ):
+                found.footer(part.metadata.metadata or {}, self._record.fingerprint)
+                for batch in part.iter_batches(batch_size=64, columns=list(_CHECKED), use_threads=False):
+                    for row in batch.to_pylist():
+                        found.row(row, self._storage)
+        except (pa.ArrowException, OSError) as error:
+            found.faults.append(f"{shard.name} cannot be read: {error}")
+        return found.verdict()
+
+
+class _PartCheck:
+    """What is known of a part while its rows go by."""
+
+    def __init__(self, name: str, ids: list[Any]) -> None:
+        self._name = name
+        self._ids = ids
+        self._outcomes: list[str] = []
+        self._last_index = -1
+        self._images = 0
+        self.faults: list[str] = []
+
+    def footer(self, metadata: dict[bytes, bytes], fingerprint: str) -> None:
+        """Whose part it says it is."""
+        said = (metadata.get(JOB_KEY, b"").decode(), metadata.get(SHARD_KEY, b"").decode())
+        if said != (fingerprint, self._name):
+            self.faults.append(f"{self._name} says it is shard {said[1]!r} of job {said[0]!r}")
+
+    def row(self, row: dict[str, Any], storage: Storage) -> None:
+        """The next row of the part: one picture, or one failure."""
+        if row["image_index"] == 0:
+            self._begin(row)
+        elif row["image_index"] == self._last_index + 1 and self._outcomes:
+            if row["status"] == "filtered":
+                self._outcomes[-1] = "filtered"
+        else:
+            self._fault(row, f"image_index is {row['image_index']} after {self._last_index}")
+        self._last_index = row["image_index"]
+        place = len(self._outcomes) - 1
+        if 0 <= place < len(self._ids) and row["row_id"] != self._ids[place]:
+            self._fault(row, f"stands where row {self._ids[place]!r} of the input belongs")
+        self._check_outcome(row, storage)
+
+    def _begin(self, row: dict[str, Any]) -> None:
+        self._outcomes.append(row["status"])
+        if len(self._outcomes) > len(self._ids):
+            self._fault(row, "is one row more than the shard has")
+
+    def _check_outcome(self, row: dict[str, Any], storage: Storage) -> None:
+        status, image = row["status"], row["image"]
+        if status not in STATUSES:
+            self._fault(row, f"has the status {status!r}")
+        elif status == "ok" and image is None:
+            self._fault(row, "is ok and has no image")
+        elif status == "failed" and (image is not None or not row["error_code"]):
+            self._fault(row, "failed, and has an image or no error_code")
+        elif image is not None:
+            self._check_image(row, storage)
+
+    def _check_image(self, row: dict[str, Any], storage: Storage) -> None:
+        image = row["image"]
+        try:
+            data = image["bytes"] if image["bytes"] is not None else storage.read(image["path"])
+            if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
+                self._fault(row, "has a picture with another checksum")
+                return
+            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+                picture.load()
+                size = picture.size
+        except (OSError, SyntaxError, ValueError, DarkroomError) as error:
+            self._fault(row, f"has a picture that does not open: {error}")
+            return
+        if size != (row["width"], row["height"]):
+            self._fault(row, f"has a picture of {size}, not {row['width']}x{row['height']}")
+            return
+        self._images += 1
+
+    def _fault(self, row: dict[str, Any], message: str) -> None:
+        self.faults.append(f"{self._name}: row {row['row_id']!r} {message}")
+
+    def verdict(self) -> PartVerdict:
+        """When all rows have gone by."""
+        if len(self._outcomes) != len(self._ids):
+            self.faults.append(f"{self._name} has {len(self._outcomes)} rows of {len(self._ids)}")
+        return PartVerdict(rows=Counter(self._outcomes), images=self._images, faults=self.faults)
