@@ -31,7 +31,7 @@ class Routed:
 
 
 class Router:
-    """Resolves each pair of task and model once."""
+    """Resolves each pair of task and model."""
 
     def __init__(self, spec: JobSpec, models: Mapping[str, ModelCard]) -> None:
         self._spec = spec
@@ -41,9 +41,10 @@ class Router:
     def resolve(self, task: str | None, model: str | None) -> Routed:
         """Where a row with these two column values goes; null or empty means the default."""
         pair = (task or None, model or None)
-        if pair not in self._known:
-            self._known[pair] = self._resolve(*pair)
-        return self._known[pair]
+        routed = self._known.get(pair) or self._resolve(*pair)
+        if routed.problem is None:  # Of names that go nowhere there may be as many as rows.
+            self._known[pair] = routed
+        return routed
 
     def resolve_batch(
         self, tasks: pa.Array | None, models: pa.Array | None, num_rows: int

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from jobs.signals import Interrupted
-from schemas.errors import DarkroomError
+from schemas.errors import DarkroomError, SpecError
 from schemas.spec_file import load_spec
 
 app = typer.Typer(
@@ -73,6 +73,26 @@ def run(spec: SpecPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def submit(
+    spec: SpecPath,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_DASHBOARD_ADDRESS", help="Of the cluster's job server.")
+    ] = "http://127.0.0.1:8265",
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the log; end with the job's exit code.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Run a job on a Ray cluster, through `ray job submit`. Give input and output as URIs."""
+    from jobs.submit import submit_job
+
+    load_spec(spec, overrides or [])
+    code = submit_job(spec, overrides or [], address, console(), wait=wait)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
 def status(output: OutputPath) -> None:
     """How far a job is, from its output alone."""
     from jobs.status import print_status
@@ -108,8 +128,11 @@ def schema(
     text = spec_schema()
     if path is None:
         sys.stdout.write(text)
-    else:
+        return
+    try:
         path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 @app.command(name="demo-model")
@@ -122,7 +145,8 @@ def demo_model(
     from actors.demo_cache import build_apart
 
     build_apart(folder, kind, seed)
-    console().print(f"{folder}: a {kind} checkpoint with random weights; its pictures are noise by design")
+    said = f"{folder}: a {kind} checkpoint with random weights; its pictures are noise by design"
+    console().print(said, soft_wrap=True)
 
 
 def console() -> Console:
@@ -151,7 +175,7 @@ def main() -> None:
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     with exit_codes():
-        app()
+        app(prog_name="darkroom")
 
 
 if __name__ == "__main__":

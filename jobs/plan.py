@@ -180,12 +180,14 @@ class _FileScan:
         sized = "height" in routed.defaults
         heights = _numbers(batch, "height", routed.defaults.get("height") or card.height)[mine]
         widths = _numbers(batch, "width", routed.defaults.get("width") or card.width)[mine]
-        for height, width in np.unique(np.stack([heights, widths]), axis=1).T.astype(int).tolist():
-            here = (heights == height) & (widths == width)
+        sizes, places = np.unique(np.stack([heights, widths]), axis=1, return_inverse=True)
+        rows_of = np.bincount(places, minlength=sizes.shape[1]).tolist()
+        images_of = np.bincount(places, images, sizes.shape[1]).astype(int).tolist()
+        for (height, width), rows, made in zip(sizes.T.astype(int).tolist(), rows_of, images_of, strict=True):
             way = (routed.route, routed.model, f"{width}x{height}" if sized else "input")
-            self.rows[way] += int(here.sum())
-            self.images[way] += int(images[here].sum())
-            self.pixels[way] += int(images[here].sum()) * height * width
+            self.rows[way] += rows
+            self.images[way] += made
+            self.pixels[way] += made * height * width
 
 
 class _Gathered:

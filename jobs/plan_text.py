@@ -13,6 +13,8 @@ from schemas.job import NO_MODEL, Job
 
 LARGE_PART_BYTES = 500_000_000
 """Hugging Face's advice for one Parquet file, at most."""
+MAX_ROUTE_LINES = 30
+"""Rows may ask for any number of sizes; the commonest are listed."""
 
 
 def check_rows(found: Survey, console: Console) -> tuple[Plan, Findings]:
@@ -29,12 +31,13 @@ def refuse_hopeless(found: Survey, findings: Findings) -> None:
     if bad / found.num_rows <= allowed:
         return
     rows = "\n".join(f"  {describe_bad_row(row)}" for row in findings.bad_rows[:5])
+    more = "`darkroom plan` lists more of them. " if len(findings.bad_rows) > 5 else ""
     codes = ", ".join(f"{count:,} {code}" for code, count in findings.num_bad.items())
     raise SpecError(
         f"{bad:,} of {found.num_rows:,} rows cannot be made ({codes}), "
         f"more than errors.max_rate ({allowed:g}) allows:\n{rows}\n"
-        "`darkroom plan` lists more of them. Correct the rows; or, to have them recorded as failed and the "
-        f"others made, --set errors.max_rate={_enough(bad, found.num_rows)}"
+        f"{more}Correct the rows; or, to have them recorded as failed and the others made, "
+        f"--set errors.max_rate={_enough(bad, found.num_rows)}"
     )
 
 
@@ -66,7 +69,7 @@ def _print_columns(job: Job, console: Console) -> None:
 def _models_table(job: Job) -> Table:
     table = Table("model", "checkpoint", "recognised as", "size", "revision", title_justify="left")
     for name, card in job.models.items():
-        size = f"{card.weight_bytes / 1e9:.2f} GB" if card.weight_bytes else "on the Hub"
+        size = _size(card.weight_bytes) if card.weight_bytes else "on the Hub"
         kind = f"{card.family} ({card.pipeline}), {card.width}x{card.height}"
         table.add_row(name, card.checkpoint, kind, size, card.revision[:12])
     return table
@@ -76,9 +79,14 @@ def _routes_table(findings: Findings) -> Table:
     table = Table("route", "model", "size", title_justify="left")
     table.add_column("rows", justify="right")
     table.add_column("images", justify="right")
-    for count in findings.counts:
+    commonest = sorted(findings.counts, key=lambda count: -count.rows)
+    shown, others = set(commonest[:MAX_ROUTE_LINES]), commonest[MAX_ROUTE_LINES:]
+    for count in (count for count in findings.counts if count in shown):
         size = "the input's" if count.size == "input" else count.size
         table.add_row(count.route, count.model, size, f"{count.rows:,}", f"{count.images:,}")
+    if others:
+        rows, images = sum(count.rows for count in others), sum(count.images for count in others)
+        table.add_row("others", "", f"{len(others):,} more", f"{rows:,}", f"{images:,}")
     return table
 
 
@@ -97,8 +105,9 @@ def _print_output(plan: Plan, findings: Findings, console: Console) -> None:
     models = sum(bool(plan.num_shards_of(model)) for model in plan.job.models)
     nowhere = plan.num_shards_of(NO_MODEL)
     console.print(
-        f"{plan.num_rows:,} rows in {len(plan.files):,} files become {plan.num_shards:,} parts of up to "
-        f"{spec.batching.shard_rows:,} rows ({models} models"
+        f"{_many(plan.num_rows, 'row')} in {_many(len(plan.files), 'file')} become "
+        f"{_many(plan.num_shards, 'part')} of up to {_many(spec.batching.shard_rows, 'row')} "
+        f"({_many(models, 'model')}"
         + (f", and {nowhere:,} of rows that no model takes" if nowhere else "")
         + f"); about {_size(total)} of {spec.output.format} in {spec.output.path}",
         soft_wrap=True,
@@ -108,6 +117,10 @@ def _print_output(plan: Plan, findings: Findings, console: Console) -> None:
             f"parts will be about {_size(total // plan.num_shards)} each; viewers like them below "
             f"{_size(LARGE_PART_BYTES)}: lower batching.shard_rows",
         )
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _size(size_bytes: float) -> str:

@@ -121,7 +121,8 @@ def _check_output(spec: JobSpec) -> None:
 
 
 def _expand(path: str, storage: Storage) -> Sequence[StoredObject]:
-    stored = storage.stat(path)
+    is_bucket = path.startswith(S3_SCHEME) and "/" not in path.removeprefix(S3_SCHEME)
+    stored = None if is_bucket else storage.stat(path)
     if stored is not None:
         return [stored]
     first = min((path.index(sign) for sign in _WILDCARDS if sign in path), default=None)

@@ -1,11 +1,12 @@
 """Which input column is which field of a row: by name, by the spec's word, or by a known foreign name."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from schemas.errors import SpecError
+from schemas.foreign_names import FOREIGN_NAMES
 from schemas.nearest import nearest
 from schemas.parameters import PARAMETERS
 from schemas.spec import InputSpec
@@ -29,28 +30,6 @@ FIELD_KINDS: dict[str, str] = {
 }
 """Every field an input row may have, and what kind of column can fill it."""
 
-FOREIGN_NAMES: dict[str, str] = {
-    "id": "row_id",
-    "custom_id": "row_id",
-    "key": "row_id",
-    "uid": "row_id",
-    "caption": "prompt",
-    "text": "prompt",
-    "negative": "negative_prompt",
-    "neg_prompt": "negative_prompt",
-    "init_image": "image",
-    "mask": "mask_image",
-    "steps": "num_inference_steps",
-    "cfg": "guidance_scale",
-    "cfg_scale": "guidance_scale",
-    "guidance": "guidance_scale",
-    "denoising_strength": "strength",
-    "sampler": "scheduler",
-    "num_images": "num_images_per_prompt",
-    "num_outputs": "num_images_per_prompt",
-}
-"""What other tools and datasets call the same thing, in lower case."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnMap:
@@ -72,10 +51,10 @@ def map_columns(schema: pa.Schema, spec: InputSpec) -> ColumnMap:
     """Find each field's column; SpecError where a named one is missing or of an unusable type."""
     names = list(schema.names)
     _check_spec(spec, names)
-    fields = dict(spec.columns)
+    fields = {field: column for field, column in spec.columns.items() if column is not None}
     spare = [name for name in names if name not in fields.values()]
-    fields |= {name: name for name in spare if name in FIELD_KINDS and name not in fields}
-    recognised = _recognise(spare, fields)
+    fields |= {name: name for name in spare if name in FIELD_KINDS and name not in spec.columns}
+    recognised = _recognise(spare, {*fields, *spec.columns})
     fields |= recognised
     for field, column in fields.items():
         _check_type(field, column, schema.field(column).type)
@@ -88,7 +67,7 @@ def _check_spec(spec: InputSpec, names: list[str]) -> None:
         if field not in FIELD_KINDS:
             hint = nearest(field, FIELD_KINDS) or f"; fields are {', '.join(FIELD_KINDS)}"
             raise SpecError(f"input.columns: darkroom has no field `{field}`{hint}")
-        if column not in names:
+        if column is not None and column not in names:
             raise SpecError(f"input.columns.{field}: {_no_column(column, names)}")
     for column in spec.keep:
         if column not in names:
@@ -99,13 +78,13 @@ def _no_column(column: str, names: list[str]) -> str:
     return f"the input has no column `{column}`{nearest(column, names)}; it has {', '.join(names)}"
 
 
-def _recognise(spare: list[str], fields: Mapping[str, str]) -> dict[str, str]:
+def _recognise(spare: list[str], settled: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for column in spare:
         field = FOREIGN_NAMES.get(column.lower()) or (
             column.lower() if column.lower() in FIELD_KINDS else None
         )
-        if field is None or field in fields:
+        if field is None or field in settled:
             continue
         if field in found:
             raise SpecError(
@@ -121,18 +100,27 @@ def _check_type(field: str, column: str, arrow_type: pa.DataType) -> None:
     if _accepts(kind, dense(arrow_type)):
         return
     shape = {
+        "whole number": "whole numbers",
+        "number": "numbers",
         "id": "text or whole numbers",
         "image": "an image struct<bytes, path>, bytes, or text with a URI",
     }
     raise SpecError(
         f"column `{column}` is {arrow_type}, but the field `{field}` wants {shape.get(kind, kind)}; "
-        f"convert it, or name another column with input.columns: {{{field}: ...}}"
+        f"convert it, name another column with input.columns: {{{field}: ...}}, or leave the field unread "
+        f"with {{{field}: null}}"
     )
 
 
 def dense(arrow_type: pa.DataType) -> pa.DataType:
     """The type itself, or that of a dictionary's values."""
     return arrow_type.value_type if pa.types.is_dictionary(arrow_type) else arrow_type
+
+
+def id_type(arrow_type: pa.DataType) -> pa.DataType:
+    """What ids become: int64 where that holds them all, else text."""
+    kind = dense(arrow_type)
+    return pa.int64() if pa.types.is_integer(kind) and not pa.types.is_uint64(kind) else pa.string()
 
 
 def _accepts(kind: str, arrow_type: pa.DataType) -> bool:

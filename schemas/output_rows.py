@@ -4,7 +4,7 @@ import json
 
 import pyarrow as pa
 
-from schemas.columns import ColumnMap, dense
+from schemas.columns import ColumnMap, dense, id_type
 from schemas.errors import SpecError
 from schemas.job import ModelCard
 from schemas.parameters import PARAMETERS
@@ -64,8 +64,7 @@ def _used_parameters(spec: JobSpec, models: dict[str, ModelCard]) -> list[str]:
 
 def _id_type(columns: ColumnMap, input_schema: pa.Schema) -> pa.DataType:
     column = columns.fields.get("row_id")
-    whole = column is not None and pa.types.is_integer(input_schema.field(column).type)
-    return pa.int64() if whole else pa.string()
+    return pa.string() if column is None else id_type(input_schema.field(column).type)
 
 
 def _image_columns(input_schema: pa.Schema, keep: tuple[str, ...]) -> set[str]:

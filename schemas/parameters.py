@@ -15,7 +15,9 @@ ParameterValue = int | float | str
 class StrictModel(BaseModel):
     """A frozen piece of a spec: unknown keys and values of another type are refused."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Parameters(StrictModel):

@@ -1,6 +1,6 @@
 """A job's YAML as types: one frozen model per section, strict, with unknown keys refused."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -8,7 +8,7 @@ from schemas.nearest import nearest
 from schemas.parameters import SCHEDULERS, Parameters, StrictModel
 from schemas.systems import TASKS, takes
 
-Name = str
+Name = Annotated[str, Field(min_length=1)]
 
 
 class InputSpec(StrictModel):
@@ -16,8 +16,8 @@ class InputSpec(StrictModel):
 
     path: str | list[str] = Field(min_length=1)
     """A Parquet file, a folder, a glob, or a list of them; local or s3://."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """field: column, where the input's names differ from darkroom's."""
+    columns: dict[str, str | None] = Field(default_factory=dict)
+    """field: column, where the input's names differ from darkroom's; null leaves the field unread."""
     keep: list[str] = Field(default_factory=list)
     """Input columns that are copied to the output."""
 
@@ -104,7 +104,7 @@ class WorkersSpec(StrictModel):
     @classmethod
     def _not_negative(cls, value: float | str) -> float | str:
         if isinstance(value, (int, float)) and value < 0:
-            raise ValueError(f"{value} is negative; give 0 or more, or auto")
+            raise ValueError(f"{value:g} is negative; give 0 or more, or auto")
         return value
 
 

@@ -1,5 +1,6 @@
 """From a YAML file to a JobSpec, with errors that name the line, the key and the way out."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -8,20 +9,23 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas.errors import SpecError
+from schemas.foreign_names import FOREIGN_NAMES
 from schemas.nearest import nearest
 from schemas.spec import JobSpec
 from schemas.strict_yaml import Location, parse_yaml, read_yaml
 
 _WANTED = {
-    "int_type": "wants a whole number",
-    "float_type": "wants a number",
-    "string_type": "wants text",
-    "bool_type": "wants true or false",
-    "list_type": "wants a list",
-    "dict_type": "wants a mapping of names to values",
-    "model_type": "wants a mapping of keys to values",
-    "model_attributes_type": "wants a mapping of keys to values",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "string_too_short": "a text that is not empty",
+    "string_pattern_mismatch": "up to 100 letters, digits, dots, dashes and underscores (no spaces)",
+    "list_type": "a list",
+    "dict_type": "a mapping of names to values",
+    "too_short": "at least one entry",
 }
+"""What pydantic's types of error say that a value should be."""
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
@@ -46,65 +50,98 @@ def _apply(value: dict[str, Any], override: str, sources: dict[Location, str]) -
     names = key.strip().split(".")
     if not equals or not all(names):
         raise SpecError(f"--set {override}: write it as key.key=value, such as --set seed=7")
-    parsed, _ = parse_yaml(text, f"--set {override}")
+    parsed, _ = parse_yaml(text, f"--set {key}")
     section = value
     for name in names[:-1]:
         section = section.setdefault(name, {})
         if not isinstance(section, dict):
             raise SpecError(f"--set {override}: `{name}` holds a value, not a section with keys")
     section[names[-1]] = parsed
-    sources[tuple(names)] = f"--set {override}"
+    at = tuple(names)
+    for below in [place for place in sources if place[: len(at)] == at]:
+        del sources[below]
+    sources[at] = f"--set {override}"
 
 
 def _describe(error: ValidationError, sources: dict[Location, str], path: str) -> str:
-    """One line per place; what the members of a union want is joined by "or"."""
-    messages: dict[tuple[str, str], list[str]] = {}
+    """One line per place."""
+    details: dict[Location, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        at = _own_keys(detail["loc"])
-        problem = _problem(detail, at)
+        details.setdefault(_own_keys(detail["loc"]), []).append(detail)
+    lines = []
+    for at, found in details.items():
+        problem = _problem(found, at)
         if not at:  # the cross-checks of JobSpec: their messages begin with the key
             key, _, problem = problem.partition(": ")
             at = tuple(key.split("."))
         source = next((sources[at[:n]] for n in range(len(at), -1, -1) if at[:n] in sources), path)
-        messages.setdefault((source, ".".join(map(str, at))), []).append(problem)
-    return "\n".join(f"{source}: {key}: {' or '.join(said)}" for (source, key), said in messages.items())
+        key = ".".join(str(key) or '""' for key in at)
+        lines.append(f"{source}: {key}: {problem}")
+    return "\n".join(lines)
 
 
 def _own_keys(at: Location) -> Location:
     """The location without the names of types that pydantic adds for a union's members."""
-    types = {"int", "float", "str", "list[str]"}
+    types = {"int", "float", "str", "list[str]", "[key]"}
     return tuple(key for key in at if key not in types and not str(key).startswith("literal["))
 
 
-def _problem(detail: ErrorDetails, at: Location) -> str:
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        valid = _keys_of(at[:-1])
-        return "unknown key" + (nearest(str(at[-1]), valid) or f"; keys here are {', '.join(valid)}")
-    if kind == "missing":
+def _problem(details: Sequence[ErrorDetails], at: Location) -> str:
+    """What is wrong at one place; there are several details where any of several types would do."""
+    first = details[0]
+    if first["type"] == "extra_forbidden":
+        return f"unknown key{_meant(str(at[-1]), _keys_of(at[:-1]))}"
+    if first["type"] == "missing":
         return "is missing"
-    if kind == "value_error":
-        return str(detail["ctx"]["error"])
-    if kind == "literal_error":
-        return f"{detail['ctx']['expected']}, not {_shown(detail['input'])}"
-    wanted = _WANTED.get(kind) or detail["msg"].replace("Input should be", "wants a value")
-    return f"{wanted}, not {_shown(detail['input'])}"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    value = first["input"]
+    quotes = first["type"] == "string_type" and isinstance(value, (bool, int, float))
+    wanted = " or ".join(_wanted(detail, at) for detail in details)
+    return f"wants {wanted}, not {_shown(value)}" + ("; put it in quotes" if quotes else "")
+
+
+def _wanted(detail: ErrorDetails, at: Location) -> str:
+    if detail["type"] == "model_type":
+        return f"keys, such as {{{_keys_of(at)[0]}: ...}}"
+    if detail["type"] == "literal_error":
+        return str(detail["ctx"]["expected"])
+    return _WANTED.get(detail["type"]) or detail["msg"].replace("Input should be", "a value")
+
+
+def _meant(key: str, valid: Sequence[str]) -> str:
+    """Where an unknown key belongs, or which one it should be."""
+    if key in JobSpec.model_fields:
+        return "; it belongs at the top level"
+    if FOREIGN_NAMES.get(key.lower()) in valid:
+        return f"; darkroom calls it `{FOREIGN_NAMES[key.lower()]}`"
+    homes = [
+        f"`{section}{name}`"
+        for section in JobSpec.model_fields
+        for name in ("", ".NAME")
+        if key in _keys_of((section, name) if name else (section,))
+    ]
+    home = f"; `{key}` belongs under {' or '.join(homes)}" if homes else ""
+    return nearest(key, valid) + home or f"; keys here are {', '.join(valid)}"
 
 
 def _shown(value: object) -> str:
-    text = "nothing" if value is None else repr(value)
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _keys_of(at: Location) -> list[str]:
-    """The keys that a section of the spec may have."""
-    model: Any = JobSpec
+    """The keys that a section of the spec may have; those that it must have come first."""
+    section: Any = JobSpec
     for key in at:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            field = model.model_fields.get(str(key))
-            if field is None:
-                return []
-            model = field.annotation
+        if _is_model(section):
+            field = section.model_fields.get(str(key))
+            section = field and field.annotation
         else:
-            model = get_args(model)[-1]
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+            section = next(iter(get_args(section)[-1:]), None)
+    fields = section.model_fields if _is_model(section) else {}
+    return sorted(fields, key=lambda name: not fields[name].is_required())
+
+
+def _is_model(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import yaml
+from yaml.reader import ReaderError
 
 from schemas.errors import SpecError
 
@@ -20,21 +21,24 @@ Location = tuple[str | int, ...]
 
 
 class _YAML12Loader(yaml.SafeLoader):
-    """Reads numbers as people write them: PyYAML takes `1e-3` for text (YAML 1.1), and `no` for false."""
+    """Reads plain values as people mean them.
+
+    PyYAML follows YAML 1.1, for which `1e-3` is text, `no` is false, `017` is 15 and `1:30` is 90.
+    """
 
 
-_YAML12Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":int", ":float", ":null"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+_PLAIN_VALUES = {
+    "null": (r"(?:~|null|Null|NULL)?", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9_]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?",
+        list("-+.0123456789"),
+    ),
 }
-_YAML12Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_YAML12Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+_YAML12Loader.yaml_implicit_resolvers = {}
+for _tag, (_pattern, _first) in _PLAIN_VALUES.items():
+    _YAML12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def read_yaml(path: Path) -> tuple[object, dict[Location, int]]:
@@ -53,27 +57,38 @@ def read_yaml(path: Path) -> tuple[object, dict[Location, int]]:
 
 def parse_yaml(text: str, name: str) -> tuple[object, dict[Location, int]]:
     """Like `read_yaml`, for text; `name` stands in messages where the file's name would."""
-    loader = _YAML12Loader(text)
+    lines: dict[Location, int] = {}
     try:
-        _refuse_aliases(text, name)
+        _refuse_traps(text, name)
+        loader = _YAML12Loader(text)
         node = loader.get_single_node()
-        lines: dict[Location, int] = {}
         return (None if node is None else _value(loader, node, (), lines, name)), lines
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise SpecError(f"{name}:{line}: is not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise SpecError(f"{name}: is not YAML: {error}") from error
-    finally:
-        loader.dispose()
+        raise SpecError(
+            f"{name}:{line}: is not YAML: {error.problem} (check the indentation, "
+            "and quote text that has signs such as * or : in it)"
+        ) from error
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise SpecError(
+            f"{name}:{line}: the character U+{error.character:04X} is not allowed in YAML"
+        ) from error
 
 
-def _refuse_aliases(text: str, name: str) -> None:
-    """Before composing: following aliases is what makes a bomb go off."""
+def _refuse_traps(text: str, name: str) -> None:
+    """Before composing: that is where aliases are followed and where depth becomes recursion."""
+    depth = 0
     for event in yaml.parse(text, Loader=_YAML12Loader):
         line = event.start_mark.line + 1 if event.start_mark else 1
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise SpecError(f"{name}:{line}: nested more than {MAX_DEPTH} deep")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise SpecError(f"{name}:{line}: anchors and aliases (& and *) are not allowed; write it out")
+            raise SpecError(
+                f"{name}:{line}: anchors and aliases (& and *) are not allowed; write it out, "
+                "or put a text that begins so in quotes"
+            )
         if tag := getattr(event, "tag", None):
             raise SpecError(f"{name}:{line}: the tag {tag} is not allowed; write a plain value")
 
@@ -82,13 +97,14 @@ def _value(
     loader: yaml.SafeLoader, node: yaml.Node, at: Location, lines: dict[Location, int], name: str
 ) -> object:
     lines.setdefault(at, node.start_mark.line + 1)
-    if len(at) > MAX_DEPTH:
-        raise SpecError(f"{name}:{node.start_mark.line + 1}: nested more than {MAX_DEPTH} deep")
     if isinstance(node, yaml.MappingNode):
         return _mapping(loader, node, at, lines, name)
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, item, (*at, i), lines, name) for i, item in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)
+    try:
+        return loader.construct_object(node, deep=True)
+    except ValueError as error:  # Python 3.11 reads no number of more than 4,300 digits.
+        raise SpecError(f"{name}:{lines[at]}: {node.value[:20]}... is too long for a number") from error
 
 
 def _mapping(
@@ -99,7 +115,8 @@ def _mapping(
         line = key_node.start_mark.line + 1
         key = loader.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else None
         if not isinstance(key, str):
-            raise SpecError(f"{name}:{line}: a key must be text, not {key_node.value!r}; put it in quotes")
+            written = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or a mapping"
+            raise SpecError(f"{name}:{line}: a key must be text, not {written}; put it in quotes")
         if key in found:
             raise SpecError(
                 f"{name}:{line}: the key `{key}` stands twice (first on line {lines[(*at, key)]})"

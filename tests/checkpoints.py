@@ -1,5 +1,6 @@
 """Checkpoints for tests: built once on a machine, then found in the cache by every test process."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -16,3 +17,27 @@ def sd_checkpoint() -> Path:
 def sdxl_checkpoint() -> Path:
     """A small Stable Diffusion XL base."""
     return demo_checkpoint("sdxl")
+
+
+def paper_checkpoint(
+    folder: Path, *, pipeline: str = "StableDiffusionPipeline", channels: int = 4, sample_size: int = 64
+) -> Path:
+    """Configuration files and empty weights: all that a plan reads, and no torch to make it."""
+    files: dict[str, object] = {
+        "model_index.json": {
+            "_class_name": pipeline,
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "scheduler": ["diffusers", "PNDMScheduler"],
+            "safety_checker": [None, None],
+        },
+        "unet/config.json": {"in_channels": channels, "sample_size": sample_size},
+        "vae/config.json": {"block_out_channels": [128, 256, 512, 512]},
+    }
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    for part in ("unet", "vae"):
+        (folder / part / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+    return folder

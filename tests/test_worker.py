@@ -3,15 +3,22 @@
 import hashlib
 import io
 import json
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from actors.cohorts import OpenedRow, Sample
+from actors.engine import Generated
 from actors.rows import derived_seed
+from actors.storage import Buffer, LocalStorage, Storage, open_storage
+from actors.worker import Worker
 from schemas.errors import RefusedError
 from tests.in_process import (
     Record,
@@ -317,3 +324,59 @@ def test_shards_of_many_row_groups_and_models_hold_the_right_rows(tmp_path: Path
     assert [(row["row_id"], row["prompt"], row["model"]) for row in made.rows] == [
         (row["row_id"], row["prompt"], row["model"]) for row in expected
     ]
+
+
+class WaitingEngine:
+    """Makes grey pictures, and lets a test look at what else goes on meanwhile."""
+
+    num_loads = 0
+    models_loaded: tuple[str, ...] = ()
+
+    def __init__(self, before: Callable[[], None]) -> None:
+        self._before = before
+
+    def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
+        self._before()
+        for opened in rows:
+            sample = Sample(opened=opened, image_index=0)
+            yield Generated(sample=sample, pixels=np.full((8, 8, 3), 128, np.uint8), nsfw=None)
+
+
+def test_reading_and_writing_go_on_while_the_device_works(tmp_path: Path) -> None:
+    """While a shard is generated the next is read; while it is written the next is generated."""
+    for name in "ab":
+        write_rows(tmp_path / f"{name}.parquet", [{"row_id": name, "prompt": "x"}])
+    spec = job_spec(tmp_path / "a.parquet", tmp_path / "out", input={"path": str(tmp_path / "*.parquet")})
+    second_read, second_generated = Event(), Event()
+    generated: list[bool] = []
+    written: list[bool] = []
+
+    def generating() -> None:
+        if generated:
+            second_generated.set()
+        generated.append(second_read.wait(timeout=20))
+
+    class Output(LocalStorage):
+        def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
+            written.append(second_generated.wait(timeout=20))
+            return super().create(uri, data, metadata)
+
+    def open_input(uri: str) -> Storage:
+        if uri.endswith("b.parquet"):
+            second_read.set()
+        return open_storage(uri)
+
+    plan = plan_for(spec)
+    second_read.clear()
+    worker = Worker(
+        plan.job,
+        engine=WaitingEngine(generating),
+        open_input=open_input,
+        output=Output(temp_dir=str(tmp_path / "out" / "_darkroom" / "tmp")),
+        num_threads=1,
+    )
+    with worker, ThreadPoolExecutor(2) as callers:
+        list(callers.map(worker.run, plan.shards()))
+
+    assert generated == [True, True]
+    assert written == [True, True]

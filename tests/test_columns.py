@@ -1,0 +1,188 @@
+"""Facts about which column of the input becomes which field of a row."""
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from schemas.columns import FIELD_KINDS, ColumnMap, id_type, map_columns
+from schemas.errors import SpecError
+from schemas.foreign_names import FOREIGN_NAMES
+from schemas.output_rows import IMAGE_TYPE
+from schemas.spec import InputSpec
+
+LATER_ORDER = pa.struct([("path", pa.large_string()), ("bytes", pa.large_binary())])
+
+
+def mapped(columns: dict[str, pa.DataType], /, **spec: object) -> ColumnMap:
+    return map_columns(pa.schema(list(columns.items())), InputSpec.model_validate({"path": "x", **spec}))
+
+
+def refusal(columns: dict[str, pa.DataType], /, **spec: object) -> str:
+    with pytest.raises(SpecError) as refused:
+        mapped(columns, **spec)
+    return str(refused.value)
+
+
+def test_columns_with_darkrooms_names_are_the_fields() -> None:
+    """A column that has a field's name is that field, in the fields' own order; others are not read."""
+    found = mapped({"seed": pa.int64(), "license": pa.string(), "prompt": pa.string(), "image": IMAGE_TYPE})
+
+    assert list(found.fields.items()) == [("prompt", "prompt"), ("image", "image"), ("seed", "seed")]
+    assert not found.recognised
+    assert found.columns() == ["prompt", "image", "seed"]
+
+
+def test_the_spec_names_a_fields_column() -> None:
+    """`input.columns` beats a column that has the field's own name, and is not reported as a guess."""
+    found = mapped({"prompt": pa.string(), "short": pa.string()}, columns={"prompt": "short"})
+
+    assert found.fields == {"prompt": "short"}
+    assert not found.recognised
+
+
+def test_the_spec_leaves_a_field_unread() -> None:
+    """A dataset's own `height` and `WIDTH` need not be what is asked for: null turns a field off."""
+    columns = {"prompt": pa.string(), "height": pa.int64(), "WIDTH": pa.int64(), "text": pa.string()}
+
+    found = mapped(columns, columns={"height": None, "width": None})
+
+    assert found.fields == {"prompt": "prompt"}
+
+
+def test_one_column_may_fill_two_fields() -> None:
+    """What the spec says twice is done twice, and the column is read once."""
+    found = mapped(
+        {"text": pa.string()}, columns={"prompt": "text", "negative_prompt": "text"}, keep=["text"]
+    )
+
+    assert found.fields == {"prompt": "text", "negative_prompt": "text"}
+    assert found.columns() == ["text"]
+
+
+@pytest.mark.parametrize(("foreign", "field"), FOREIGN_NAMES.items())
+def test_a_foreign_name_is_recognised_and_reported(foreign: str, field: str) -> None:
+    """What other tools call a field is understood in any case, and listed as recognised."""
+    column = foreign.upper()
+    kinds = {"image": pa.binary(), "number": pa.float64(), "whole number": pa.int32()}
+
+    found = mapped({column: kinds.get(FIELD_KINDS[field], pa.string())})
+
+    assert found.fields == {field: column}
+    assert found.recognised == {field: column}
+
+
+def test_a_fields_own_name_in_capitals_is_a_foreign_one() -> None:
+    """`Prompt` is taken for `prompt`, and said to be."""
+    found = mapped({"Prompt": pa.string(), "SEED": pa.int64()})
+
+    assert found.fields == {"prompt": "Prompt", "seed": "SEED"}
+    assert found.recognised == found.fields
+
+
+def test_an_own_name_beats_a_foreign_one() -> None:
+    """With a `prompt` column there, `caption` is just another column."""
+    found = mapped({"caption": pa.string(), "prompt": pa.string()})
+
+    assert found.fields == {"prompt": "prompt"}
+
+
+def test_two_foreign_names_for_one_field_are_not_guessed_between() -> None:
+    """The refusal names both columns, and shows how to choose."""
+    said = refusal({"caption": pa.string(), "TEXT": pa.string()})
+
+    assert said == (
+        "both `caption` and `TEXT` could be the field `prompt`; choose one with input.columns: {prompt: TEXT}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        (
+            {"columns": {"prompt": "captoin"}},
+            "input.columns.prompt: the input has no column `captoin` (did you mean `Caption`?); it has Cap",
+        ),
+        ({"columns": {"promt": "x"}}, "darkroom has no field `promt` (did you mean `prompt`?)"),
+        ({"columns": {"zzz": "x"}}, "darkroom has no field `zzz`; fields are row_id, task, model, prompt,"),
+        ({"keep": ["licence"]}, "input.keep: the input has no column `licence`; it has Caption, x"),
+    ],
+)
+def test_a_column_that_is_not_there_is_answered_with_those_that_are(
+    spec: dict[str, object], says: str
+) -> None:
+    """A misspelt column or field is named with the nearest one, or with all."""
+    assert says in refusal({"Caption": pa.string(), "x": pa.string()}, **spec)
+
+
+@pytest.mark.parametrize(
+    ("field", "arrow_type", "wants"),
+    [
+        ("prompt", pa.int64(), "text"),
+        ("prompt", pa.binary(), "text"),
+        ("prompt", pa.list_(pa.string()), "text"),
+        ("row_id", pa.float64(), "text or whole numbers"),
+        ("row_id", pa.null(), "text or whole numbers"),
+        ("seed", pa.string(), "whole numbers"),
+        ("seed", pa.bool_(), "whole number"),
+        ("guidance_scale", pa.string(), "number"),
+        ("guidance_scale", pa.decimal128(5, 2), "number"),
+        ("image", pa.int64(), "an image struct<bytes, path>, bytes, or text with a URI"),
+        ("image", pa.list_(pa.uint8()), "an image struct<bytes, path>, bytes, or text with a URI"),
+        ("image", pa.struct([("url", pa.string())]), "an image struct<bytes, path>"),
+        ("scheduler", pa.timestamp("s"), "text"),
+    ],
+)
+def test_a_column_of_a_useless_type_is_refused(field: str, arrow_type: pa.DataType, wants: str) -> None:
+    """The refusal has the column, its type, what would do, and how to leave the field out."""
+    said = refusal({field: arrow_type})
+
+    assert said.startswith(f"column `{field}` is {arrow_type}, but the field `{field}` wants {wants}")
+    assert f"{{{field}: null}}" in said
+
+
+@pytest.mark.parametrize(
+    ("field", "arrow_type"),
+    [
+        ("prompt", pa.large_string()),
+        ("prompt", pa.string_view()),
+        ("prompt", pa.dictionary(pa.int32(), pa.string())),
+        ("prompt", pa.null()),
+        ("row_id", pa.int32()),
+        ("row_id", pa.uint64()),
+        ("row_id", pa.dictionary(pa.int8(), pa.string())),
+        ("seed", pa.uint64()),
+        ("seed", pa.float64()),
+        ("num_inference_steps", pa.int8()),
+        ("guidance_scale", pa.float16()),
+        ("guidance_scale", pa.int32()),
+        ("image", pa.string()),
+        ("image", pa.large_binary()),
+        ("image", LATER_ORDER),
+        ("mask_image", pa.null()),
+    ],
+)
+def test_every_usual_spelling_of_a_type_is_taken(field: str, arrow_type: pa.DataType) -> None:
+    """Widths, dictionaries, both orders of an image's parts and columns of nothing but nulls are fine."""
+    assert mapped({field: arrow_type}).fields == {field: field}
+
+
+def test_whole_numbers_with_nulls_from_pandas_are_taken() -> None:
+    """pandas makes floats of whole numbers as soon as one is missing."""
+    frame = pd.DataFrame({"prompt": ["a", "b"], "seed": [1, None], "num_inference_steps": [None, 20]})
+    schema = pa.Table.from_pandas(frame).schema
+
+    found = map_columns(schema, InputSpec(path="x"))
+
+    assert schema.field("seed").type == pa.float64()
+    assert set(found.fields) == {"prompt", "seed", "num_inference_steps"}
+
+
+def test_ids_stay_numbers_where_64_bits_hold_them() -> None:
+    """Unsigned 64-bit ids, hashes mostly, do not fit the output's int64 and become text."""
+    kept = [
+        id_type(kind) for kind in (pa.int8(), pa.uint32(), pa.int64(), pa.dictionary(pa.int8(), pa.int64()))
+    ]
+    changed = [id_type(kind) for kind in (pa.uint64(), pa.string(), pa.dictionary(pa.int8(), pa.string()))]
+
+    assert set(kept) == {pa.int64()}
+    assert set(changed) == {pa.string()}

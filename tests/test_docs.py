@@ -1,0 +1,88 @@
+"""The documents keep up with the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from schemas.columns import FIELD_KINDS, FOREIGN_NAMES
+from schemas.parameters import PARAMETERS
+from schemas.spec import (
+    BatchingSpec,
+    ErrorsSpec,
+    InputSpec,
+    JobSpec,
+    ModelSpec,
+    OutputSpec,
+    WorkersSpec,
+)
+from schemas.spec_file import load_spec
+
+ROOT = Path(__file__).parent.parent
+SPEC_PAGE = (ROOT / "docs" / "job-spec.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "model"),
+    [
+        ("input.", InputSpec),
+        ("models.NAME.", ModelSpec),
+        ("output.", OutputSpec),
+        ("batching.", BatchingSpec),
+        ("workers.", WorkersSpec),
+        ("errors.", ErrorsSpec),
+    ],
+)
+def test_every_key_of_a_spec_is_documented(prefix: str, model: type) -> None:
+    """A key that the page lacks does not exist for its users; nor one that the code lacks."""
+    documented = set(re.findall(rf"^\| `{re.escape(prefix)}(\w+)`", SPEC_PAGE, re.MULTILINE))
+
+    assert documented == set(model.model_fields)
+
+
+def test_every_default_is_documented_as_it_is() -> None:
+    """The table's second column is the code's default."""
+    sections = {"batching": BatchingSpec(), "workers": WorkersSpec(), "errors": ErrorsSpec()}
+    for name, section in sections.items():
+        for key, value in section:
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            assert f"| `{name}.{key}` | `{shown}` |" in SPEC_PAGE
+
+
+def test_every_column_and_foreign_name_is_documented() -> None:
+    """Also every key at the top of the YAML."""
+    for name in [*FIELD_KINDS, *FOREIGN_NAMES, *PARAMETERS, "version", "name", "default_route", "seed"]:
+        assert f"`{name}`" in SPEC_PAGE, name
+    assert {"version", "name", "input", "models", "routes", "default_route", "output", "seed"} <= set(
+        JobSpec.model_fields
+    )
+
+
+def test_every_error_code_is_documented() -> None:
+    """Each code in the source stands in the table of codes, and the other way round."""
+    source = "\n".join(path.read_text() for path in (ROOT / "actors").glob("*.py"))
+    codes = set(re.findall(r"RowError\(\s*\"(\w+)\"", source))
+    codes |= set(re.findall(r"_nowhere\(\s*\w*,?\s*\"?\w*\"?,?\s*\"(\w+)\"", source))
+    table = SPEC_PAGE[SPEC_PAGE.index("| error_code |") :]
+    documented = set(re.findall(r"`(\w+)`", table))
+
+    assert codes - documented == set()
+
+
+def test_the_readmes_job_is_a_valid_spec(tmp_path: Path) -> None:
+    """A newcomer copies it."""
+    readme = (ROOT / "README.md").read_text()
+    found = re.search(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    assert found is not None
+    spec = tmp_path / "job.yaml"
+    spec.write_text(found[1])
+
+    assert load_spec(spec).routes.keys() == {"text2img", "img2img"}
+    assert len(found[1].splitlines()) <= 12
+
+
+def test_links_in_documents_lead_somewhere() -> None:
+    """Files that are named are there."""
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
