@@ -27,10 +27,20 @@ _XL = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableD
 FAMILIES: dict[tuple[str, int], str] = {
     **{(pipeline, 4): "sd" for pipeline in _SD},
     **{(pipeline, 9): "sd-inpaint" for pipeline in _SD},
+    ("StableDiffusionPipelineSafe", 4): "safe",
+    ("StableDiffusionDepth2ImgPipeline", 5): "depth2img",
+    ("StableDiffusionImageVariationPipeline", 4): "variation",
+    ("StableDiffusionUpscalePipeline", 7): "upscale",
+    ("StableDiffusionLatentUpscalePipeline", 8): "latent-upscale",
+    ("StableDiffusionLDM3DPipeline", 4): "ldm3d",
+    ("StableDiffusionUpscaleLDM3DPipeline", 8): "ldm3d-upscale",
     **{(pipeline, 4): "sdxl" for pipeline in _XL},
     **{(pipeline, 9): "sdxl-inpaint" for pipeline in _XL},
 }
 """(`_class_name`, the UNet's in_channels) to the family whose tasks schemas/systems.py lists."""
+
+REFINER = "sdxl-refiner"
+"""SDXL's refiner has the base's classes; it is told by being scored, and has no first text encoder."""
 
 ReadJson = Callable[[str], dict[str, Any]]
 
@@ -88,6 +98,7 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weigh
         family=family,
         pipeline=pipeline,
         scheduler=str((index.get("scheduler") or ["", ""])[1]),
+        max_noise_level=int(index.get("max_noise_level") or 350),
         size_factor=factor,
         height=height,
         width=width,
@@ -98,11 +109,9 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weigh
 def _family(name: str, model: ModelSpec, index: Mapping[str, Any], channels: int) -> str:
     pipeline = str(index.get("_class_name"))
     family = FAMILIES.get((pipeline, channels))
-    refiner = bool(index.get("requires_aesthetics_score"))
-    if family is None or refiner:
-        kind = "an SDXL refiner" if refiner else f"a {pipeline} whose UNet takes {channels} channels"
-        raise _unknown(name, model, kind)
-    return family
+    if family is None:
+        raise _unknown(name, model, f"a {pipeline} whose UNet takes {channels} channels")
+    return REFINER if family == "sdxl" and index.get("requires_aesthetics_score") else family
 
 
 def _unknown(name: str, model: ModelSpec, kind: str) -> SpecError:

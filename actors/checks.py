@@ -18,7 +18,8 @@ from actors.routing import Routed, Router
 from schemas.errors import RowError
 from schemas.job import ModelCard
 from schemas.nearest import nearest
-from schemas.parameters import PARAMETERS, SCHEDULERS
+from schemas.parameters import PARAMETERS, SCHEDULERS, Bounds
+from schemas.systems import System
 
 MAX_IMAGES_PER_ROW = 64
 MAX_SEED = 2**63 - 1024
@@ -69,12 +70,18 @@ def _findings(batch: RowBatch, where: Routed, card: ModelCard) -> Iterator[Findi
             yield from _indivisible(batch, where, side, card.size_factor)
     if "strength" in where.defaults:
         yield from _no_step(batch, where)
+    if "noise_level" in where.defaults and "noise_level" in batch.fields:
+        levels = batch.fields["noise_level"]
+        yield from _outside(levels, "noise_level", 0, card.max_noise_level, whole=True)
+    if where.system and where.system.schedulers and "scheduler" in batch.fields:
+        yield from _other_schedulers(batch.fields["scheduler"], where.system)
 
 
 def _missing(batch: RowBatch, where: Routed) -> Iterator[Finding]:
     task = where.system.task if where.system else ""
     nobody = np.zeros(batch.num_rows, dtype=bool)
-    if "prompt" in batch.fields:
+    texts = where.system.texts if where.system else ()
+    if "prompt" in texts and "prompt" in batch.fields:
         no_prompt = batch.fields["prompt"].is_null().to_numpy(zero_copy_only=False)
         yield no_prompt, "missing_prompt", _always("prompt is null; give a text (an empty one is allowed)")
     for field in where.system.images if where.system else ():
@@ -95,8 +102,11 @@ def _out_of_bounds(values: pa.Array, name: str) -> Iterator[Finding]:
     bounds = PARAMETERS[name]
     if name == "scheduler":
         yield from _unknown_schedulers(values)
-    elif bounds.kind is not str:
-        yield from _outside(values, name, bounds.minimum, bounds.maximum, whole=bounds.kind is int)
+    elif bounds.kind == "pair of whole numbers":
+        yield from _no_pair(values, name, bounds)
+    elif bounds.kind != "text":
+        whole = bounds.kind == "whole number"
+        yield from _outside(values, name, bounds.minimum, bounds.maximum, whole=whole)
 
 
 def _outside(values: pa.Array, name: str, low: float, high: float, *, whole: bool) -> Iterator[Finding]:
@@ -111,6 +121,19 @@ def _outside(values: pa.Array, name: str, low: float, high: float, *, whole: boo
     yield given & ~fits, "invalid_parameter", lambda row: f"{name} is {numbers[row]}; {allowed}"
 
 
+def _no_pair(values: pa.Array, name: str, bounds: Bounds) -> Iterator[Finding]:
+    def is_wrong(pair: list[int | None] | None) -> bool:
+        if pair is None:
+            return False
+        return len(pair) != 2 or not all(
+            number is not None and bounds.minimum <= number <= bounds.maximum for number in pair
+        )
+
+    bad = np.fromiter((is_wrong(pair) for pair in values.to_pylist()), dtype=bool, count=len(values))
+    wanted = f"two whole numbers from {bounds.minimum:.0f} to {bounds.maximum:.0f}"
+    yield bad, "invalid_parameter", lambda row: f"{name} is {values[row].as_py()}; it must be {wanted}"
+
+
 def _unknown_schedulers(values: pa.Array) -> Iterator[Finding]:
     known = pc.is_in(values, value_set=pa.array([*SCHEDULERS, None], pa.string()))
 
@@ -121,6 +144,12 @@ def _unknown_schedulers(values: pa.Array) -> Iterator[Finding]:
 
     bad = ~known.to_numpy(zero_copy_only=False)
     yield bad, "invalid_scheduler", lambda row: describe(values[row].as_py())
+
+
+def _other_schedulers(values: pa.Array, system: System) -> Iterator[Finding]:
+    fit = pc.is_in(values, value_set=pa.array([*(system.schedulers or ()), None], pa.string()))
+    said = f"{system.task} runs with {', '.join(sorted(system.schedulers or ()))} only"
+    yield ~fit.to_numpy(zero_copy_only=False), "invalid_scheduler", _always(said)
 
 
 def _indivisible(batch: RowBatch, where: Routed, side: str, factor: int) -> Iterator[Finding]:
@@ -155,15 +184,16 @@ def _no_step(batch: RowBatch, where: Routed) -> Iterator[Finding]:
 
 def _effective(batch: RowBatch, where: Routed, name: str) -> npt.NDArray[np.float64] | None:
     """The row's value, or else the route's; None where the checkpoint decides for all rows."""
-    default = where.defaults.get(name)
+    given = where.defaults.get(name)
+    default = None if given is None or isinstance(given, tuple) else float(given)
     column = batch.fields.get(name)
     if column is None:
-        return None if default is None else np.full(batch.num_rows, float(default))
+        return None if default is None else np.full(batch.num_rows, default)
     values: npt.NDArray[np.float64] = (
         column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).copy()
     )
     if default is not None:
-        values[np.isnan(values)] = float(default)
+        values[np.isnan(values)] = default
     return values
 
 

@@ -42,14 +42,16 @@ class Cohort:
     model: str
     system: System
     parameters: Mapping[str, ParameterValue | None]
-    size: tuple[int, int] | None
-    """(width, height) of the input pictures, where there are any."""
+    sizes: Mapping[str, tuple[int, int]]
+    """(width, height) of the input pictures, by field."""
     has_negative_prompt: bool
     """False: diffusers gets None, which some pipelines (XL) treat differently from an empty text."""
     samples: Sequence[Sample]
 
 
-_Key = tuple[str, str, tuple[tuple[str, ParameterValue | None], ...], tuple[int, int] | None, bool]
+_Parameters = tuple[tuple[str, ParameterValue | None], ...]
+_Sizes = tuple[tuple[str, tuple[int, int]], ...]
+_Key = tuple[str, str, _Parameters, _Sizes, bool]
 
 
 def cohorts(rows: Sequence[OpenedRow], max_batch_rows: int) -> Iterator[Cohort]:
@@ -64,32 +66,37 @@ def cohorts(rows: Sequence[OpenedRow], max_batch_rows: int) -> Iterator[Cohort]:
         # wrong ones above it.
         samples += [Sample(opened=opened, image_index=j) for j in range(opened.row.num_images)]
     for key, samples in groups.items():
-        for start in range(0, len(samples), max_batch_rows):
-            yield _cohort(key, samples[start : start + max_batch_rows])
+        # diffusers 0.42.1 paints a crop for one picture at a time only.
+        together = 1 if dict(key[2]).get("padding_mask_crop") is not None else max_batch_rows
+        for start in range(0, len(samples), together):
+            yield _cohort(key, samples[start : start + together])
 
 
 def _key(opened: OpenedRow) -> _Key:
-    row = opened.row
-    assert row.routed.system is not None, "rows with a problem are kept away from the engine"
-    image = opened.images.get("image")
+    row, system = opened.row, opened.row.routed.system
+    assert system is not None, "rows with a problem are kept away from the engine"
     return (
         row.routed.model,
-        row.routed.system.task,
+        system.task,
         tuple(sorted(row.parameters.items())),
-        (image.width, image.height) if image else None,
-        row.negative_prompt is not None,
+        tuple(sorted((field, (image.width, image.height)) for field, image in opened.images.items())),
+        any(
+            row.texts[name] is not None
+            for name in ("negative_prompt", "negative_prompt_2")
+            if name in system.texts
+        ),
     )
 
 
 def _cohort(key: _Key, samples: Sequence[Sample]) -> Cohort:
-    model, _, parameters, size, has_negative_prompt = key
+    model, _, parameters, sizes, has_negative_prompt = key
     system = samples[0].opened.row.routed.system
     assert system is not None, "see _key"
     return Cohort(
         model=model,
         system=system,
         parameters=dict(parameters),
-        size=size,
+        sizes=dict(sizes),
         has_negative_prompt=has_negative_prompt,
         samples=samples,
     )

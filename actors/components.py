@@ -10,8 +10,12 @@ from typing import Any
 
 import diffusers
 import torch
+from transformers import DPTImageProcessorPil
 
 from actors.checkpoints import local_folder, weight_bytes_on_disk
+from actors.clip_skip import enable_clip_skip
+from actors.ldm3d import LDM3DImageProcessor
+from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
 from schemas.errors import RowError, SpecError
 from schemas.spec import ModelSpec
 from schemas.systems import System
@@ -40,8 +44,10 @@ class LoadedModel:
         return pipeline
 
     def _build(self, system: System) -> Any:
-        cls = getattr(diffusers, system.pipeline)
+        cls = pipeline_class(system.pipeline)
         pipeline = cls(**_arguments(cls, self._base))
+        if system.gives_depth and hasattr(pipeline, "image_processor"):
+            pipeline.image_processor = LDM3DImageProcessor()
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -59,14 +65,27 @@ class LoadedModel:
         return compatible[name].from_config(published.config)
 
 
+def pipeline_class(name: str) -> Any:
+    """diffusers' class, or darkroom's own where diffusers has none."""
+    return OWN_PIPELINES.get(name) or getattr(diffusers, name)
+
+
+OWN_PIPELINES: dict[str, Any] = {"StableDiffusionUpscaleLDM3DPipeline": StableDiffusionUpscaleLDM3DPipeline}
+
+
 def _load(name: str, spec: ModelSpec, device: torch.device) -> Any:
     folder = local_folder(spec)
     dtype = _dtype(spec.dtype, device)
     logger.info("loading model=%s checkpoint=%s dtype=%s device=%s", name, spec.checkpoint, dtype, device)
+    place = {"pretrained_model_name_or_path": str(folder or spec.checkpoint)}
+    place |= {} if folder or not spec.revision else {"revision": spec.revision}
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            folder or spec.checkpoint,
-            revision=None if folder else spec.revision,
+        index = diffusers.DiffusionPipeline.load_config(**place)
+        # Its own class for a pipeline that diffusers has not; diffusers' loader would look for it in vain.
+        loader = OWN_PIPELINES.get(index["_class_name"], diffusers.DiffusionPipeline)
+        pipeline = loader.from_pretrained(
+            **place,
+            **_mended(index, place),
             variant=spec.variant,
             dtype=dtype,
             # None, the default, falls back to pickles, which run code when they are read.
@@ -75,7 +94,23 @@ def _load(name: str, spec: ModelSpec, device: torch.device) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         raise SpecError(f"models.{name}: {spec.checkpoint} cannot be loaded: {error}") from error
+    enable_clip_skip(getattr(pipeline, "text_encoder", None))
     return pipeline.to(device)
+
+
+def _mended(index: Mapping[str, Any], place: Mapping[str, str]) -> dict[str, Any]:
+    """Components that diffusers 0.42.1 cannot load as published checkpoints name them."""
+    mended: dict[str, Any] = {}
+    if index["_class_name"] == "StableDiffusionPipelineSafe":
+        # Its class has moved, and does not load under transformers 5: the ordinary checker does its work.
+        mended["safety_checker"] = None
+    if (index.get("feature_extractor") or [None, None])[1] == "DPTFeatureExtractor":
+        mended["feature_extractor"] = DPTImageProcessorPil.from_pretrained(
+            place["pretrained_model_name_or_path"],
+            subfolder="feature_extractor",
+            revision=place.get("revision", "main"),
+        )
+    return mended
 
 
 def _arguments(cls: Any, base: Any) -> dict[str, Any]:

@@ -13,7 +13,25 @@ from pathlib import Path
 
 from schemas.errors import SpecError
 
-KINDS = ("sd", "sdxl")
+KINDS = (
+    "sd",
+    "sd-safety",
+    "sd-inpaint",
+    "sd2",
+    "depth2img",
+    "variation",
+    "safe",
+    "sdxl",
+    "sdxl-inpaint",
+    "sdxl-refiner",
+    "upscale",
+    "latent-upscale",
+    "ldm3d",
+    "ldm3d-4c",
+    "ldm3d-upscale",
+)
+SOURCES = ("demo_model.py", "demo_parts.py")
+"""The modules that build them."""
 SEED = 0
 BUILD_TIMEOUT_S = 300
 ROOT = Path(__file__).parent.parent
@@ -65,9 +83,9 @@ def _last_line(text: str) -> str:
 
 
 def _digest() -> str:
-    source = Path(__file__).with_name("demo_model.py").read_bytes()
+    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)
     versions = [f"{name}={version(name)}" for name in ("diffusers", "transformers", "torch")]
-    return hashlib.sha256(source + "\n".join(versions).encode()).hexdigest()[:12]
+    return hashlib.sha256(sources + "\n".join(versions).encode()).hexdigest()[:12]
 
 
 def _cache_folder() -> Path:

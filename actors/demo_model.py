@@ -14,37 +14,33 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DiffusionPipeline,
-    EulerDiscreteScheduler,
-    PNDMScheduler,
+    StableDiffusionDepth2ImgPipeline,
+    StableDiffusionImageVariationPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionLatentUpscalePipeline,
+    StableDiffusionLDM3DPipeline,
     StableDiffusionPipeline,
+    StableDiffusionPipelineSafe,
+    StableDiffusionUpscalePipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
 )
-from diffusers.models.attention import BasicTransformerBlock
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    PreTrainedModel,
-)
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from actors import demo_parts as parts
 from actors.demo_cache import check_kind
+from actors.demo_parts import TEXT_WIDTH
+from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
 from schemas.errors import SpecError
 
 Builder = Callable[[], DiffusionPipeline]
+Components = dict[str, Any]
 
-LATENT_SIZE = 8
-TEXT_WIDTH = 32
-START, END = "<|startoftext|>", "<|endoftext|>"
-# A few of English's commonest, so that a sentence stays within the 77 tokens.
-PAIRS = (
-    "t+h th+e</w> i+n in+g</w> e+r</w> e+r a+n an+d</w> o+f</w> o+n a+t a+r r+e o+r e+s</w> e+d</w> l+i s+t"
-)
-MERGES = [tuple(pair.split("+")) for pair in PAIRS.split()]
+UNCHECKED: Components = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+NUM_NOISE_LEVELS, MAX_NOISE_LEVEL = 1000, 350
+"""An upscaler's noise level is a class label; few of those that it has are allowed."""
 
 
 def build_demo_model(folder: Path, kind: str = "sd", seed: int = 0) -> None:
@@ -78,158 +74,219 @@ def _build(kind: str, seed: int) -> DiffusionPipeline:
 
 
 def _build_sd() -> DiffusionPipeline:
-    """Stable Diffusion 1.5's parts and scheduler."""
-    tokenizer = _tokenizer()
+    """Stable Diffusion 1.5 without its safety checker."""
+    return StableDiffusionPipeline(**_sd_components(), **UNCHECKED)
+
+
+def _build_sd_safety() -> DiffusionPipeline:
+    """Stable Diffusion 1.5 with its safety checker."""
     return StableDiffusionPipeline(
-        vae=_vae(scaling_factor=0.18215),
-        text_encoder=_text_encoder(CLIPTextModel, tokenizer),
-        tokenizer=tokenizer,
-        unet=_unet(),
-        scheduler=_sd_scheduler(),
+        **_sd_components(),
+        safety_checker=parts.safety_checker(),
+        feature_extractor=parts.feature_extractor(),
+    )
+
+
+def _build_sd_inpaint() -> DiffusionPipeline:
+    """Stable Diffusion 1.5's inpainting: the UNet is also shown the mask and the masked picture."""
+    return StableDiffusionInpaintPipeline(**_sd_components(in_channels=4 + 1 + 4), **UNCHECKED)
+
+
+def _build_safe() -> DiffusionPipeline:
+    """Safe Latent Diffusion without its safety checker.
+
+    diffusers 0.42.1 refuses the published entry for that, because its module has moved.
+    """
+    return StableDiffusionPipelineSafe(**_sd_components(), **UNCHECKED)
+
+
+def _build_variation() -> DiffusionPipeline:
+    """Image variations: a picture's embedding stands where the prompt's would."""
+    return StableDiffusionImageVariationPipeline(
+        vae=parts.vae(scaling_factor=0.18215),
+        image_encoder=parts.image_encoder(),
+        unet=parts.unet(),
+        scheduler=parts.pndm_scheduler(),
         safety_checker=None,
-        feature_extractor=None,
+        feature_extractor=parts.feature_extractor(),
         requires_safety_checker=False,
     )
 
 
-def _build_sdxl() -> DiffusionPipeline:
-    """Stable Diffusion XL base 1.0's parts and scheduler."""
-    tokenizer, tokenizer_2 = _tokenizer(), _tokenizer(pad_token="!")
-    num_time_ids, time_width = 6, 8
-    return StableDiffusionXLPipeline(
-        vae=_vae(scaling_factor=0.13025),
-        text_encoder=_text_encoder(CLIPTextModel, tokenizer),
-        text_encoder_2=_text_encoder(CLIPTextModelWithProjection, tokenizer_2),
+def _build_ldm3d() -> DiffusionPipeline:
+    """LDM3D: of six channels the last three hold the depth."""
+    return StableDiffusionLDM3DPipeline(**_sd_components(image_channels=6), **UNCHECKED, image_encoder=None)
+
+
+def _build_ldm3d_4c() -> DiffusionPipeline:
+    """LDM3D-4c: of four channels the last holds the depth."""
+    return StableDiffusionLDM3DPipeline(**_sd_components(image_channels=4), **UNCHECKED, image_encoder=None)
+
+
+def _build_ldm3d_upscale() -> DiffusionPipeline:
+    """LDM3D-SR: the UNet is also shown the latents of the small picture and its depth."""
+    return StableDiffusionUpscaleLDM3DPipeline(
+        **_sd_components(image_channels=4, in_channels=4 + 4, num_class_embeds=NUM_NOISE_LEVELS),
+        low_res_scheduler=parts.low_res_scheduler(),
+        max_noise_level=MAX_NOISE_LEVEL,
+    )
+
+
+def _build_sd2() -> DiffusionPipeline:
+    """Stable Diffusion 2.1 at 768 pixels."""
+    return StableDiffusionPipeline(**_sd2_components(), **UNCHECKED)
+
+
+def _build_depth2img() -> DiffusionPipeline:
+    """Stable Diffusion 2's depth to image: the UNet is also shown the depth."""
+    components = _sd2_components(in_channels=4 + 1) | {"scheduler": parts.pndm_scheduler()}
+    return StableDiffusionDepth2ImgPipeline(
+        **components,
+        depth_estimator=parts.depth_estimator(),
+        feature_extractor=parts.depth_processor(),
+    )
+
+
+def _build_upscale() -> DiffusionPipeline:
+    """The x4 upscaler: the UNet works at the small picture's size, and is also shown it."""
+    components = _sd2_components(
+        sample_size=64,
+        in_channels=4 + 3,
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        # Self-attention at the larger sizes would take most of the time.
+        only_cross_attention=(True, True, False),
+        attention_head_dim=2,
+        num_class_embeds=NUM_NOISE_LEVELS,
+    )
+    components |= {
+        "vae": parts.vae(scaling_factor=0.08333, widths=(16, 32, 32)),
+        "scheduler": parts.velocity_scheduler(beta_start=0.0001, beta_end=0.02),
+    }
+    return StableDiffusionUpscalePipeline(
+        **components, low_res_scheduler=parts.low_res_scheduler(), max_noise_level=MAX_NOISE_LEVEL
+    )
+
+
+def _build_latent_upscale() -> DiffusionPipeline:
+    """The x2 latent upscaler: the UNet is also shown the small latents; its fifth output is not used."""
+    tokenizer = parts.tokenizer()
+    noise_level_width = 128
+    return StableDiffusionLatentUpscalePipeline(
+        vae=parts.vae(scaling_factor=0.18215),
+        text_encoder=parts.text_encoder(CLIPTextModel, tokenizer),
         tokenizer=tokenizer,
-        tokenizer_2=tokenizer_2,
-        unet=_unet(
-            cross_attention_dim=2 * TEXT_WIDTH,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=time_width,
-            projection_class_embeddings_input_dim=TEXT_WIDTH + num_time_ids * time_width,
+        unet=parts.k_unet(in_channels=4 + 4, time_cond_proj_dim=noise_level_width + TEXT_WIDTH),
+        scheduler=parts.euler_scheduler(
+            prediction_type="sample", timestep_spacing="linspace", steps_offset=0
         ),
-        scheduler=_sdxl_scheduler(),
-        force_zeros_for_empty_prompt=True,
+    )
+
+
+def _build_sdxl() -> DiffusionPipeline:
+    """Stable Diffusion XL base 1.0."""
+    return StableDiffusionXLPipeline(
+        **_sdxl_components(), force_zeros_for_empty_prompt=True, add_watermarker=False
+    )
+
+
+def _build_sdxl_inpaint() -> DiffusionPipeline:
+    """Stable Diffusion XL's inpainting: the UNet is also shown the mask and the masked picture."""
+    return StableDiffusionXLInpaintPipeline(
+        **_sdxl_components(in_channels=4 + 1 + 4), force_zeros_for_empty_prompt=True, add_watermarker=False
+    )
+
+
+def _build_sdxl_refiner() -> DiffusionPipeline:
+    """Stable Diffusion XL's refiner: one text encoder, and an aesthetic score in place of a size."""
+    tokenizer = parts.tokenizer(pad_token="!")
+    return StableDiffusionXLImg2ImgPipeline(
+        vae=parts.vae(scaling_factor=0.13025),
+        text_encoder=None,
+        text_encoder_2=parts.text_encoder(CLIPTextModelWithProjection, tokenizer),
+        tokenizer=None,
+        tokenizer_2=tokenizer,
+        unet=parts.unet(**_size_aware(num_time_ids=5)),
+        scheduler=parts.euler_scheduler(),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
         add_watermarker=False,
     )
 
 
-BUILDERS: dict[str, Builder] = {"sd": _build_sd, "sdxl": _build_sdxl}
+BUILDERS: dict[str, Builder] = {
+    "sd": _build_sd,
+    "sd-safety": _build_sd_safety,
+    "sd-inpaint": _build_sd_inpaint,
+    "sd2": _build_sd2,
+    "depth2img": _build_depth2img,
+    "variation": _build_variation,
+    "safe": _build_safe,
+    "sdxl": _build_sdxl,
+    "sdxl-inpaint": _build_sdxl_inpaint,
+    "sdxl-refiner": _build_sdxl_refiner,
+    "upscale": _build_upscale,
+    "latent-upscale": _build_latent_upscale,
+    "ldm3d": _build_ldm3d,
+    "ldm3d-4c": _build_ldm3d_4c,
+    "ldm3d-upscale": _build_ldm3d_upscale,
+}
 
 
-def _sd_scheduler() -> PNDMScheduler:
-    return PNDMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
-def _sdxl_scheduler() -> EulerDiscreteScheduler:
-    return EulerDiscreteScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        timestep_spacing="leading",
-        steps_offset=1,
-    )
-
-
-def _unet(**changes: Any) -> UNet2DConditionModel:
-    """A UNet for 8x8 latents; `changes` are its configuration's keys."""
-    config: dict[str, Any] = {
-        "sample_size": LATENT_SIZE,
-        "in_channels": 4,
-        "out_channels": 4,
-        "block_out_channels": (32, 64),
-        "layers_per_block": 1,
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "cross_attention_dim": TEXT_WIDTH,
-        "attention_head_dim": 4,
-        "norm_num_groups": 16,
+def _sd_components(image_channels: int = 3, **unet: Any) -> Components:
+    """Stable Diffusion 1.5's; `unet` is what differs in the UNet's configuration."""
+    tokenizer = parts.tokenizer()
+    return {
+        "vae": parts.vae(scaling_factor=0.18215, channels=image_channels),
+        "text_encoder": parts.text_encoder(CLIPTextModel, tokenizer),
+        "tokenizer": tokenizer,
+        "unet": parts.unet(**unet),
+        "scheduler": parts.pndm_scheduler(),
     }
-    return _heed_prompts(UNet2DConditionModel(**config | changes))
 
 
-def _heed_prompts(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Let a prompt move the picture about as far as a seed does; fresh weights all but ignore it."""
-    for block in unet.modules():
-        if isinstance(block, BasicTransformerBlock):
-            block.attn2.to_q.weight.mul_(10)
-            block.attn2.to_out[0].weight.mul_(4)
-    unet.conv_out.weight.mul_(3)
-    return unet
+def _sd2_components(**unet: Any) -> Components:
+    """Stable Diffusion 2's: OpenCLIP reads the prompt, and the UNet's heads are equally wide at every level.
+
+    The text encoder is published without its last layer: what it gives is the penultimate one's.
+    """
+    tokenizer = parts.tokenizer(pad_token="!")
+    width = 48
+    own = {"cross_attention_dim": width, "attention_head_dim": (4, 8), "use_linear_projection": True}
+    return {
+        "vae": parts.vae(scaling_factor=0.18215),
+        "text_encoder": parts.text_encoder(CLIPTextModel, tokenizer, hidden_size=width, hidden_act="gelu"),
+        "tokenizer": tokenizer,
+        "unet": parts.unet(**own | unet),
+        "scheduler": parts.velocity_scheduler(),
+    }
 
 
-def _vae(scaling_factor: float, channels: int = 3) -> AutoencoderKL:
-    """A VAE of factor 8."""
-    vae = AutoencoderKL(
-        in_channels=channels,
-        out_channels=channels,
-        latent_channels=4,
-        block_out_channels=(16, 16, 32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=8,
-        sample_size=8 * LATENT_SIZE,
-        scaling_factor=scaling_factor,
-    )
-    return _vary_widely(vae)
+def _sdxl_components(**unet: Any) -> Components:
+    """Stable Diffusion XL base 1.0's: two text encoders side by side."""
+    tokenizer, tokenizer_2 = parts.tokenizer(), parts.tokenizer(pad_token="!")
+    own = {"cross_attention_dim": 2 * TEXT_WIDTH, **_size_aware(num_time_ids=6)}
+    return {
+        "vae": parts.vae(scaling_factor=0.13025),
+        "text_encoder": parts.text_encoder(CLIPTextModel, tokenizer),
+        "text_encoder_2": parts.text_encoder(CLIPTextModelWithProjection, tokenizer_2),
+        "tokenizer": tokenizer,
+        "tokenizer_2": tokenizer_2,
+        "unet": parts.unet(**own | unet),
+        "scheduler": parts.euler_scheduler(),
+    }
 
 
-def _vary_widely(vae: AutoencoderKL) -> AutoencoderKL:
-    """Give pixels a wide spread, and latents unit spread once scaled, with next to no noise."""
-    means, log_variances = slice(0, 4), slice(4, 8)
-    vae.decoder.conv_out.weight.mul_(1.3)
-    vae.quant_conv.weight[means].mul_(4.5 / vae.config.scaling_factor)
-    vae.quant_conv.weight[log_variances].zero_()
-    vae.quant_conv.bias[log_variances].fill_(-8)
-    return vae
-
-
-def _text_encoder(architecture: type[PreTrainedModel], tokenizer: CLIPTokenizer) -> PreTrainedModel:
-    """A text encoder whose attention is sharp, so that single words count."""
-    encoder = architecture(_text_config(tokenizer))
-    for name, weight in encoder.named_parameters():
-        if name.endswith("q_proj.weight"):
-            weight.mul_(10)
-    return encoder
-
-
-def _text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
-def _tokenizer(pad_token: str = END) -> CLIPTokenizer:
-    """A CLIP tokenizer over all 256 bytes, so that every prompt in every language has tokens."""
-    letters = sorted(ByteLevel.alphabet())
-    words = letters + [f"{letter}</w>" for letter in letters]
-    words += [left + right for left, right in MERGES] + [START, END]
-    return CLIPTokenizer(
-        vocab={word: number for number, word in enumerate(words)},
-        merges=MERGES,
-        pad_token=pad_token,
-        model_max_length=77,
-    )
+def _size_aware(num_time_ids: int) -> dict[str, Any]:
+    """The keys of a UNet that is told the pooled prompt and `num_time_ids` numbers, such as sizes."""
+    time_width = 8
+    return {
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": time_width,
+        "projection_class_embeddings_input_dim": TEXT_WIDTH + num_time_ids * time_width,
+    }
 
 
 def main(folder: str, kind: str, seed: str) -> int:

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
 
+from actors.calls import Decoded, Picture, arguments, check_pictures, pictures_of
 from actors.cohorts import Cohort, OpenedRow, Sample, cohorts
 from actors.components import ModelCache
-from actors.engine import Generated, Pixels
+from actors.engine import Generated
 from schemas.errors import DarkroomError, RowError
 from schemas.job import Job
 
@@ -47,16 +47,18 @@ class DiffusersEngine:
             yield from self._make(current)
 
     def _make(self, decoding: "_Decoding") -> Iterator[Generated]:
-        fit: list[_Decoded] = []
+        fit: list[Decoded] = []
         for sample, pictures in decoding.samples:
             try:
-                fit.append((sample, {field: future.result() for field, future in pictures.items()}))
+                ready = {field: future.result() for field, future in pictures.items()}
+                check_pictures(sample, ready)
+                fit.append((sample, ready))
             except RowError as problem:
                 yield Generated(sample=sample, pixels=None, nsfw=None, problem=problem)
         if fit:
             yield from self._run(decoding.cohort, fit)
 
-    def _run(self, cohort: Cohort, decoded: "list[_Decoded]") -> Iterator[Generated]:
+    def _run(self, cohort: Cohort, decoded: list[Decoded]) -> Iterator[Generated]:
         """One call, or after a failure two calls of half the size: one bad row or too large a batch
         costs no other row its picture."""
         failure = None
@@ -75,7 +77,7 @@ class DiffusersEngine:
         yield from made if failure is None else self._after_failure(cohort, decoded, failure)
 
     def _after_failure(
-        self, cohort: Cohort, decoded: "list[_Decoded]", problem: RowError
+        self, cohort: Cohort, decoded: list[Decoded], problem: RowError
     ) -> Iterator[Generated]:
         if len(decoded) == 1:
             yield _failed(decoded[0][0], problem)
@@ -87,22 +89,13 @@ class DiffusersEngine:
         yield from self._run(cohort, decoded[half:])
 
     @torch.inference_mode()
-    def _call(self, cohort: Cohort, decoded: "list[_Decoded]") -> list[Generated]:
+    def _call(self, cohort: Cohort, decoded: list[Decoded]) -> list[Generated]:
         scheduler = cohort.parameters.get("scheduler")
         model = self._models.get(cohort.model)
         pipeline = model.pipeline(cohort.system, str(scheduler) if scheduler else None)
-        output = pipeline(**_arguments(cohort, decoded, pipeline.vae_scale_factor), output_type="pt")
-        finite = torch.isfinite(output.images).flatten(1).all(dim=1).tolist()
-        # Rounded as diffusers' own numpy_to_pil does, but on the device: a quarter of the bytes leave it.
-        pixels = (output.images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        flags = getattr(output, "nsfw_content_detected", None) or [None] * len(decoded)
-        return [
-            _result(sample, picture, flag, is_finite)
-            for (sample, _), picture, flag, is_finite in zip(decoded, pixels, flags, finite, strict=True)
-        ]
-
-
-_Decoded = tuple[Sample, dict[str, Image.Image]]
+        output = pipeline(**arguments(cohort, decoded, pipeline))
+        made = pictures_of(output, len(decoded))
+        return [_result(sample, picture) for (sample, _), picture in zip(decoded, made, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,29 +114,13 @@ def _decode(cohort: Cohort | None, decoders: Executor) -> _Decoding | None:
     return _Decoding(cohort, samples)
 
 
-def _arguments(cohort: Cohort, decoded: list[_Decoded], size_factor: int) -> dict[str, Any]:
-    rows = [sample.opened.row for sample, _ in decoded]
-    arguments: dict[str, Any] = {
-        name: value for name, value in cohort.parameters.items() if value is not None and name != "scheduler"
-    }
-    arguments["prompt"] = [row.prompt for row in rows]
-    if cohort.has_negative_prompt:
-        arguments["negative_prompt"] = [row.negative_prompt for row in rows]
-    # On the CPU whatever the device is: a seed must mean the same picture on every machine.
-    arguments["generator"] = [torch.Generator("cpu").manual_seed(sample.seed) for sample, _ in decoded]
-    for field in cohort.system.images:
-        arguments[field] = [pictures[field] for _, pictures in decoded]
-    if cohort.system.task == "inpaint" and cohort.size:
-        # Left alone, diffusers 0.42.1 resizes to the model's own size; its img2img floors like this.
-        arguments["width"], arguments["height"] = (side // size_factor * size_factor for side in cohort.size)
-    return arguments
-
-
-def _result(sample: Sample, pixels: Pixels, nsfw: bool | None, finite: bool) -> Generated:
-    if not finite:
+def _result(sample: Sample, picture: Picture) -> Generated:
+    if not picture.finite:
         problem = RowError("nonfinite_image", "the model gave NaN or infinite pixels; try dtype: float32")
         return _failed(sample, problem)
-    return Generated(sample=sample, pixels=None if nsfw else pixels, nsfw=nsfw)
+    if picture.nsfw:
+        return Generated(sample=sample, pixels=None, nsfw=True)
+    return Generated(sample=sample, pixels=picture.pixels, depth=picture.depth, nsfw=picture.nsfw)
 
 
 def _failed(sample: Sample, problem: RowError) -> Generated:

@@ -14,6 +14,9 @@ from schemas.errors import RowError
 Pixels = npt.NDArray[np.uint8]
 """(height, width, 3) RGB."""
 
+Depth = npt.NDArray[np.uint16]
+"""(height, width), 0 to 65535."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
@@ -22,6 +25,8 @@ class Generated:
     sample: Sample
     pixels: Pixels | None
     """None where there is a problem, or where a safety checker withheld the picture."""
+    depth: Depth | None = None
+    """Where the system gives one."""
     nsfw: bool | None
     """The safety checker's word; None where the checkpoint has none."""
     problem: RowError | None = None

@@ -19,8 +19,11 @@ TYPICAL_BYTES_PER_PIXEL = {"png": 1.5, "webp": 1.3, "jpeg": 0.5}
 """For the plan's estimate: drawn pictures take about half of their 3 bytes, noise (2.4) more."""
 
 
-def encode(pixels: npt.NDArray[np.uint8], image_format: str) -> bytes:
-    """(height, width, 3) uint8 RGB to a file's bytes; equal pixels give equal bytes."""
+def encode(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], image_format: str) -> bytes:
+    """(height, width, 3) uint8 RGB, or (height, width) uint16 depth, to a file's bytes.
+
+    Equal pixels give equal bytes.
+    """
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, image_format, **_OPTIONS[image_format])
     return file.getvalue()

@@ -190,6 +190,8 @@ def _as_kind(array: pa.Array, kind: str) -> pa.Array:
         return array.cast(pa.string())
     if kind == "id":
         return array.cast(id_type(array.type))
+    if kind == "pair of whole numbers":
+        return array.cast(pa.list_(pa.int64()))
     array = array.cast(dense(array.type))
     if kind == "whole number" and not pa.types.is_floating(array.type):
         # What int64 does not hold stays uint64: the checks then name the row's own value.

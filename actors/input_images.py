@@ -1,19 +1,21 @@
 """Opening the pictures of a row: only known formats, only sane sizes, always RGB (masks: L)."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from actors.rows import ImageSource, Row
 from schemas.errors import RowError
+from schemas.systems import System
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Pillow opens dozens of formats, some by decoders that few people look after."""
 MAX_PIXELS = 8192 * 8192
 """Read from the header, before anything is decoded: a 10 kB PNG can unfold to 243 MB."""
-_MODES = {"image": "RGB", "mask_image": "L"}
+_MODES = {"image": "RGB", "mask_image": "L", "depth_map": "I;16"}
 
 # Pillow only warns at half of ours, and raises at its own: one cap, with one message, is enough.
 Image.MAX_IMAGE_PIXELS = None
@@ -35,25 +37,51 @@ class EncodedImage:
     """Pixels."""
 
     def decode(self) -> Image.Image:
-        """The pixels: RGB for an image, L for a mask, upright. RowError where the file is damaged."""
+        """The pixels, upright: RGB for an image, L for a mask, I;16 for a depth map.
+
+        RowError where the file is damaged.
+        """
         try:
             with _open(self.data) as opened:
                 opened.load()
-                return ImageOps.exif_transpose(opened).convert(_MODES[self.field])
+                return _as_mode(ImageOps.exif_transpose(opened), _MODES[self.field])
         except (OSError, SyntaxError, ValueError) as error:
             raise _invalid(self.field, error) from error
+
+
+def _as_mode(picture: Image.Image, mode: str) -> Image.Image:
+    if mode != "I;16" or picture.mode == mode:
+        return picture.convert(mode)
+    if picture.mode == "I":
+        return Image.fromarray(np.asarray(picture).clip(0, 65535).astype(np.uint16))
+    # Eight bits spread over sixteen: white stays the greatest depth.
+    return Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
 
 
 def open_images(row: Row, read_uri: ReadUri) -> dict[str, EncodedImage]:
     """The pictures that the row's pipeline needs; RowError where one is missing or of no use."""
     system = row.routed.system
-    needed = system.images if system else ()
-    opened = {field: open_image(field, row.images[field], read_uri) for field in needed}
-    sizes = {(image.width, image.height) for image in opened.values()}
-    if len(sizes) > 1:
-        shown = ", ".join(f"`{image.field}` {image.width}x{image.height}" for image in opened.values())
-        raise RowError("mask_size", f"the mask must have the image's size; here are {shown}")
+    assert system is not None, "rows with a problem are not opened"
+    wanted = [*system.images, *(field for field in system.optional_images if field in row.images)]
+    opened = {field: open_image(field, row.images[field], read_uri) for field in wanted}
+    _check_sizes(opened, system)
     return opened
+
+
+def _check_sizes(opened: Mapping[str, EncodedImage], system: System) -> None:
+    image, mask = opened.get("image"), opened.get("mask_image")
+    if image and mask and (image.width, image.height) != (mask.width, mask.height):
+        raise RowError(
+            "mask_size",
+            f"the mask must have the image's size; `image` is {image.width}x{image.height}, "
+            f"`mask_image` {mask.width}x{mask.height}",
+        )
+    multiple = system.picture_multiple
+    if image and (image.width % multiple or image.height % multiple):
+        raise RowError(
+            "invalid_size",
+            f"`image` is {image.width}x{image.height}; {system.task} needs multiples of {multiple}",
+        )
 
 
 def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedImage:

@@ -18,6 +18,8 @@ from schemas.errors import RowError
 ROW_GROUP_BYTES = 64 << 20
 """Small enough for viewers that read a row group to show a page of rows (theirs stop at 100 MB)."""
 
+_PICTURES = ("image.bytes", "depth.bytes")
+
 _WRITER_OPTIONS: dict[str, Any] = {
     # As the Hub writes its own files: pages of images line up between versions, and readers can skip.
     "use_content_defined_chunking": {
@@ -33,14 +35,23 @@ _WRITER_OPTIONS: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImage:
+    """An encoded picture."""
+
+    data: bytes
+    path: str
+    """The file's name inside the part, or its URI where it is an object of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedImage:
     """One picture of a row, ready to be stored."""
 
     image_index: int
-    data: bytes | None
-    """The encoded file; None where a safety checker withheld it."""
-    path: str
-    """The file's name inside the part, or its URI where it is an object of its own."""
+    image: StoredImage | None
+    """None where a safety checker withheld it."""
+    depth: StoredImage | None = None
+    """Where the system gives one: a 16-bit PNG."""
     width: int | None
     height: int | None
     nsfw: bool | None
@@ -106,8 +117,7 @@ def _records(outcome: RowOutcome, embed_images: bool) -> Iterator[dict[str, Any]
         "row_id": row.row_id,
         "task": row.routed.route,
         "model": row.routed.model or None,
-        "prompt": row.prompt,
-        "negative_prompt": row.negative_prompt,
+        **row.texts,
         **row.parameters,
         **row.keep,
     }
@@ -132,15 +142,21 @@ def _records(outcome: RowOutcome, embed_images: bool) -> Iterator[dict[str, Any]
             "status": "filtered" if image.nsfw else "ok",
             "width": image.width,
             "height": image.height,
-            "image": _struct(image, embed_images),
-            "image_sha256": hashlib.sha256(image.data).hexdigest() if image.data is not None else None,
+            "image": _struct(image.image, embed_images),
+            "image_sha256": _sha256(image.image),
+            "depth": _struct(image.depth, embed_images),
+            "depth_sha256": _sha256(image.depth),
         }
 
 
-def _struct(image: FinishedImage, embed_images: bool) -> dict[str, Any] | None:
-    if image.data is None:
+def _struct(stored: StoredImage | None, embed_images: bool) -> dict[str, Any] | None:
+    if stored is None:
         return None
-    return {"bytes": image.data if embed_images else None, "path": image.path}
+    return {"bytes": stored.data if embed_images else None, "path": stored.path}
+
+
+def _sha256(stored: StoredImage | None) -> str | None:
+    return None if stored is None else hashlib.sha256(stored.data).hexdigest()
 
 
 def _write(records: list[dict[str, Any]], schema: pa.Schema) -> bytes:
@@ -148,8 +164,8 @@ def _write(records: list[dict[str, Any]], schema: pa.Schema) -> bytes:
     leaves = _leaves(schema)
     options = _WRITER_OPTIONS | {
         # Pictures are compressed already, and no two of them are equal.
-        "compression": dict.fromkeys(leaves, "snappy") | {"image.bytes": "none"},
-        "use_dictionary": [leaf for leaf in leaves if leaf != "image.bytes"],
+        "compression": {leaf: "none" if leaf in _PICTURES else "snappy" for leaf in leaves},
+        "use_dictionary": [leaf for leaf in leaves if leaf not in _PICTURES],
     }
     with pq.ParquetWriter(file, schema, **options) as writer:
         for group in _row_groups(records):
@@ -171,8 +187,9 @@ def _row_groups(records: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
     group: list[dict[str, Any]] = []
     size = 0
     for record in records:
-        image = record["image"]
-        size += len(image["bytes"] or b"") if image else 0
+        size += sum(
+            len(stored["bytes"] or b"") for name in ("image", "depth") if (stored := record.get(name))
+        )
         group.append(record)
         if size >= ROW_GROUP_BYTES:
             yield group

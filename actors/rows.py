@@ -1,13 +1,13 @@
 """Rows as the engine sees them: every value settled, every picture still as it came."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from actors.checks import MAX_SEED, Checked
 from actors.routing import Routed
-from schemas.columns import IMAGE_FIELDS
+from schemas.columns import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
 from schemas.parameters import PARAMETERS, ParameterValue
 
@@ -30,10 +30,10 @@ class Row:
     """Place in the shard, from 0."""
     row_id: str | int
     routed: Routed
-    prompt: str | None
-    negative_prompt: str | None
+    texts: Mapping[str, str | None]
+    """By field: `prompt`, `negative_prompt` ..."""
     images: Mapping[str, ImageSource]
-    """By field: `image`, `mask_image`."""
+    """By field: `image`, `mask_image` ..."""
     seed: int
     num_images: int
     parameters: Mapping[str, ParameterValue | None]
@@ -74,8 +74,7 @@ def build_rows(
             index=first_index + place,
             row_id=row_id,
             routed=routed,
-            prompt=values.get("prompt"),
-            negative_prompt=values.get("negative_prompt"),
+            texts={field: values.get(field) for field in TEXT_FIELDS},
             images=_images(values),
             seed=int(seed) if seed is not None and 0 <= seed <= MAX_SEED else derived_seed(job_seed, row_id),
             num_images=1 if problem else int(values.get("num_images_per_prompt") or 1),
@@ -91,8 +90,16 @@ def _parameters(values: Mapping[str, Any], routed: Routed) -> dict[str, Paramete
     for name in settled:
         given = values.get(name)
         if given is not None:
-            settled[name] = PARAMETERS[name].kind(given)
+            settled[name] = _AS_KIND[PARAMETERS[name].kind](given)
     return settled
+
+
+_AS_KIND: dict[str, Callable[[Any], ParameterValue]] = {
+    "whole number": int,
+    "number": float,
+    "text": str,
+    "pair of whole numbers": lambda pair: (pair[0], pair[1]),
+}
 
 
 def _images(values: Mapping[str, Any]) -> dict[str, ImageSource]:

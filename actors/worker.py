@@ -22,10 +22,10 @@ import pyarrow as pa
 
 from actors.cohorts import OpenedRow
 from actors.commit import commit_part
-from actors.engine import Engine, Generated
+from actors.engine import Depth, Engine, Generated, Pixels
 from actors.images import MEDIA_ENDINGS, encode
 from actors.input_images import EncodedImage, open_images
-from actors.part import FinishedImage, Part, RowOutcome, build_part
+from actors.part import FinishedImage, Part, RowOutcome, StoredImage, build_part
 from actors.process import peak_rss_bytes
 from actors.row_uris import RowUris
 from actors.shard_reader import ShardReader
@@ -162,28 +162,36 @@ class Worker:
         """On an encoder's thread: the picture as a file, kept with its row or stored as an object."""
         image_index = generated.sample.image_index
         name = f"{shard.name}-{outcome.row.index:06d}-{image_index}"
-        pixels = generated.pixels
-        data = None if pixels is None else encode(pixels, self._job.spec.output.format)
+        image_format = self._job.spec.output.format
+        pixels, depth = generated.pixels, generated.depth
         outcome.images.append(
             FinishedImage(
                 image_index=image_index,
-                data=data,
-                path="" if data is None else self._place(shard, name, data),
+                image=self._stored(shard, name, pixels, image_format),
+                # Whatever the pictures' format is: only PNG holds sixteen bits.
+                depth=self._stored(shard, f"{name}-depth", depth, "png"),
                 width=None if pixels is None else pixels.shape[1],
                 height=None if pixels is None else pixels.shape[0],
                 nsfw=generated.nsfw,
             )
         )
 
+    def _stored(
+        self, shard: Shard, name: str, pixels: Pixels | Depth | None, image_format: str
+    ) -> StoredImage | None:
+        if pixels is None:
+            return None
+        data = encode(pixels, image_format)
+        return StoredImage(data=data, path=self._place(shard, f"{name}.{MEDIA_ENDINGS[image_format]}", data))
+
     def _place(self, shard: Shard, name: str, data: bytes) -> str:
         """The picture's name in the part, or the URI of the object that it becomes."""
         spec = self._job.spec.output
-        ending = MEDIA_ENDINGS[spec.format]
         if spec.images == "parquet":
-            return f"{name}.{ending}"
+            return name
         # The name holds the content's hash: whichever attempt wrote it, a part that names it is right.
         digest = hashlib.sha256(data).hexdigest()[:16]
-        uri = join(normalise(spec.path), "images", shard.name, f"{name}-{digest}.{ending}")
+        uri = join(normalise(spec.path), "images", shard.name, f"{digest}-{name}")
         self._output.create(uri, data, {})
         return uri
 

@@ -138,7 +138,7 @@ def schema(
 @app.command(name="demo-model")
 def demo_model(
     folder: Annotated[Path, typer.Argument(help="Where to write the checkpoint.")],
-    kind: Annotated[str, typer.Option(help="Which system: sd or sdxl.")] = "sd",
+    kind: Annotated[str, typer.Option(help="Which system; docs/job-spec.md lists them.")] = "sd",
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
 ) -> None:
     """Build a small checkpoint with random weights, for trying darkroom out: its pictures are noise."""

@@ -17,7 +17,7 @@ from schemas.errors import SpecError
 from schemas.job import Job, ModelCard
 from schemas.output_rows import output_schema
 from schemas.spec import JobSpec
-from schemas.systems import find_system
+from schemas.systems import SYSTEMS, find_system
 
 FOOTERS_AT_ONCE = 16
 _WILDCARDS = "*?["
@@ -163,7 +163,10 @@ def _read_footer(file: StoredObject, open_input: OpenInput) -> tuple[int, pa.Sch
 
 
 def _check_columns(spec: JobSpec, columns: ColumnMap, schema: pa.Schema) -> None:
-    if "prompt" not in columns.fields:
+    tasks = {spec.task_of(route) for route in spec.routes}
+    if "prompt" not in columns.fields and any(
+        "prompt" in system.texts for system in SYSTEMS if system.task in tasks
+    ):
         raise SpecError(
             f"the input has no column `prompt`; it has {', '.join(schema.names)}. "
             "Name the one to use with input.columns: {prompt: ...}"
@@ -195,7 +198,7 @@ def _check_routes(spec: JobSpec, models: dict[str, ModelCard]) -> None:
         for parameter, value in route.set_parameters().items():
             if parameter not in system.defaults:
                 raise SpecError(f"routes.{name}.{parameter}: {system.pipeline} has no such parameter")
-            if parameter in ("height", "width") and int(value) % card.size_factor:
+            if parameter in ("height", "width") and isinstance(value, int) and value % card.size_factor:
                 raise SpecError(
                     f"routes.{name}.{parameter}: {value} is not a multiple of {card.size_factor}, "
                     f"the VAE factor of model `{route.model}`"

@@ -11,22 +11,21 @@ from schemas.nearest import nearest
 from schemas.parameters import PARAMETERS
 from schemas.spec import InputSpec
 
-IMAGE_FIELDS: tuple[str, ...] = ("image", "mask_image")
+IMAGE_FIELDS: tuple[str, ...] = ("image", "mask_image", "depth_map")
 """Fields that hold a picture: an HF image struct, bytes, or a URI."""
+
+TEXT_FIELDS: tuple[str, ...] = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
+"""Fields that hold what the picture should show, or should not."""
 
 FIELD_KINDS: dict[str, str] = {
     "row_id": "id",
     "task": "text",
     "model": "text",
-    "prompt": "text",
-    "negative_prompt": "text",
+    **dict.fromkeys(TEXT_FIELDS, "text"),
     **dict.fromkeys(IMAGE_FIELDS, "image"),
     "seed": "whole number",
     "num_images_per_prompt": "whole number",
-    **{
-        name: {int: "whole number", float: "number", str: "text"}[bounds.kind]
-        for name, bounds in PARAMETERS.items()
-    },
+    **{name: bounds.kind for name, bounds in PARAMETERS.items()},
 }
 """Every field an input row may have, and what kind of column can fill it."""
 
@@ -104,6 +103,7 @@ def _check_type(field: str, column: str, arrow_type: pa.DataType) -> None:
         "number": "numbers",
         "id": "text or whole numbers",
         "image": "an image struct<bytes, path>, bytes, or text with a URI",
+        "pair of whole numbers": "lists of two whole numbers",
     }
     raise SpecError(
         f"column `{column}` is {arrow_type}, but the field `{field}` wants {shape.get(kind, kind)}; "
@@ -135,8 +135,15 @@ def _accepts(kind: str, arrow_type: pa.DataType) -> bool:
         return kind != "id"
     if kind == "image":
         return text or binary or _is_image_struct(arrow_type)
+    if kind == "pair of whole numbers":
+        return _is_list(arrow_type) and pa.types.is_integer(arrow_type.value_type)
     # A whole number with nulls comes out of pandas as a float column: its values are checked by row.
     return bool({"id": text or whole, "text": text, "whole number": number, "number": number}[kind])
+
+
+def _is_list(arrow_type: pa.DataType) -> bool:
+    checks = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(check(arrow_type) for check in checks)
 
 
 def _is_image_struct(arrow_type: pa.DataType) -> bool:

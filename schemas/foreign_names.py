@@ -11,6 +11,7 @@ FOREIGN_NAMES: dict[str, str] = {
     "neg_prompt": "negative_prompt",
     "init_image": "image",
     "mask": "mask_image",
+    "depth": "depth_map",
     "steps": "num_inference_steps",
     "cfg": "guidance_scale",
     "cfg_scale": "guidance_scale",

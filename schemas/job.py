@@ -27,6 +27,8 @@ class ModelCard:
     """The `_class_name` of its model_index.json."""
     scheduler: str
     """The scheduler class it is published with."""
+    max_noise_level: int
+    """The greatest `noise_level` that an upscaler takes."""
     size_factor: int
     """Pixels per latent; heights and widths are multiples of it."""
     height: int

@@ -1,15 +1,16 @@
 """The output's columns: one row per image, with Hugging Face's image type and its schema metadata."""
 
 import json
+from collections.abc import Sequence
 
 import pyarrow as pa
 
-from schemas.columns import ColumnMap, dense, id_type
+from schemas.columns import TEXT_FIELDS, ColumnMap, dense, id_type
 from schemas.errors import SpecError
 from schemas.job import ModelCard
 from schemas.parameters import PARAMETERS
 from schemas.spec import JobSpec
-from schemas.systems import find_system
+from schemas.systems import PROMPTS, System, find_system
 
 IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 """Exactly this, in this order: datasets 5.2 takes any other type for raw bytes, without a word."""
@@ -17,31 +18,39 @@ IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.stri
 STATUSES: tuple[str, ...] = ("ok", "filtered", "failed")
 """A row's outcomes: made, made but withheld by a safety checker, and not made."""
 
-_ARROW_KINDS = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+_ARROW_KINDS: dict[str, pa.DataType] = {
+    "whole number": pa.int64(),
+    "number": pa.float64(),
+    "text": pa.string(),
+    "pair of whole numbers": pa.list_(pa.int64()),
+}
 
 
 def output_schema(
     spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMap, input_schema: pa.Schema
 ) -> pa.Schema:
     """The schema of every part of a job; SpecError where a kept column's name is already taken."""
-    used = _used_parameters(spec, models)
+    systems = _systems(spec, models)
+    depth = any(system.gives_depth for system in systems)
+    texts = [name for name in TEXT_FIELDS if name in PROMPTS or any(name in each.texts for each in systems)]
     fields = [
         pa.field("row_id", _id_type(columns, input_schema), nullable=False),
         pa.field("image_index", pa.int64(), nullable=False),
         pa.field("task", pa.string()),
         pa.field("model", pa.string()),
         pa.field("image", IMAGE_TYPE),
+        *([pa.field("depth", IMAGE_TYPE)] if depth else []),
         pa.field("width", pa.int64()),
         pa.field("height", pa.int64()),
-        pa.field("prompt", pa.string()),
-        pa.field("negative_prompt", pa.string()),
+        *(pa.field(name, pa.string()) for name in texts),
         pa.field("seed", pa.int64()),
-        *(pa.field(name, _ARROW_KINDS[PARAMETERS[name].kind]) for name in used),
+        *(pa.field(name, _ARROW_KINDS[PARAMETERS[name].kind]) for name in _used_parameters(systems)),
         pa.field("nsfw", pa.bool_()),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error_code", pa.string()),
         pa.field("error_message", pa.string()),
         pa.field("image_sha256", pa.string()),
+        *([pa.field("depth_sha256", pa.string())] if depth else []),
     ]
     taken = {field.name for field in fields}
     for name in columns.keep:
@@ -51,14 +60,20 @@ def output_schema(
                 "or leave it out"
             )
         fields.append(pa.field(name, dense(input_schema.field(name).type)))
-    return pa.schema(fields, metadata=_hugging_face({"image"} | _image_columns(input_schema, columns.keep)))
+    images = {"image", "depth"} & taken | _image_columns(input_schema, columns.keep)
+    return pa.schema(fields, metadata=_hugging_face(images))
 
 
-def _used_parameters(spec: JobSpec, models: dict[str, ModelCard]) -> list[str]:
-    """Parameters that some row of this job can have; width and height are the image's own columns."""
-    families = {card.family for card in models.values()}
-    systems = [find_system(family, spec.task_of(route)) for family in families for route in spec.routes]
-    taken = {name for system in systems if system for name in system.defaults}
+def _systems(spec: JobSpec, models: dict[str, ModelCard]) -> list[System]:
+    """All that some row of this job can go through."""
+    families = sorted({card.family for card in models.values()})
+    found = (find_system(family, spec.task_of(route)) for family in families for route in spec.routes)
+    return [system for system in found if system is not None]
+
+
+def _used_parameters(systems: Sequence[System]) -> list[str]:
+    """Parameters that some row can have; width and height are the image's own columns."""
+    taken = {name for system in systems for name in system.defaults}
     return [name for name in PARAMETERS if name in taken and name not in ("height", "width")]
 
 

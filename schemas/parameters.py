@@ -4,12 +4,17 @@ Each parameter is declared once, here: the YAML's routes, the checks on a Parque
 output's columns and the JSON schema for editors are all read from these fields.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field
 
-ParameterValue = int | float | str
+ParameterValue = int | float | str | tuple[int, int]
+"""A pair is (height, width), or (top, left)."""
+
+Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
 class StrictModel(BaseModel):
@@ -39,36 +44,88 @@ class Parameters(StrictModel):
     """Noise added back per step by DDIM (arXiv 2010.02502); other schedulers ignore it."""
     clip_skip: int | None = Field(default=None, ge=1, le=32)
     """Layers of the text encoder left out, counted from its end."""
+    noise_level: int | None = Field(default=None, ge=0, le=999)
+    """Noise put on the picture before it is enlarged; upscalers are trained for 0 to 350."""
+    padding_mask_crop: int | None = Field(default=None, ge=0, le=4096)
+    """Pixels around the mask: only this crop is painted, at full size, and put back."""
+    denoising_start: float | None = Field(default=None, ge=0, le=1)
+    """Share of the steps that another model has done already (SDXL's refiner)."""
+    denoising_end: float | None = Field(default=None, ge=0, le=1)
+    """Share of the steps after which to stop and hand on (SDXL's base)."""
+    original_size: Pair | None = None
+    """[height, width] that SDXL is told the training picture had."""
+    crops_coords_top_left: Pair | None = None
+    """[top, left] at which SDXL is told the training picture was cropped."""
+    target_size: Pair | None = None
+    """[height, width] that SDXL is told the crop had."""
+    negative_original_size: Pair | None = None
+    """Like original_size, for the negative prompt."""
+    negative_crops_coords_top_left: Pair | None = None
+    """Like crops_coords_top_left, for the negative prompt."""
+    negative_target_size: Pair | None = None
+    """Like target_size, for the negative prompt."""
+    aesthetic_score: float | None = Field(default=None, ge=0, le=10)
+    """What SDXL's refiner is told the picture scores."""
+    negative_aesthetic_score: float | None = Field(default=None, ge=0, le=10)
+    """What SDXL's refiner is told the unwanted picture scores."""
+    sld_guidance_scale: float | None = Field(default=None, ge=0, le=100_000)
+    """Safe latent diffusion (arXiv 2211.05105): strength of the push away from the concept; below 1 off."""
+    sld_warmup_steps: int | None = Field(default=None, ge=0, le=1000)
+    """Steps before the push begins."""
+    sld_threshold: float | None = Field(default=None, ge=-10, le=10)
+    """How near a latent must be to the concept to be pushed."""
+    sld_momentum_scale: float | None = Field(default=None, ge=0, le=1)
+    """Share of earlier pushes that is kept; 0 is none."""
+    sld_mom_beta: float | None = Field(default=None, ge=0, lt=1)
+    """How slowly that memory fades."""
     scheduler: str | None = None
     """A diffusers scheduler class, built with the checkpoint's own scheduler configuration."""
 
     def set_parameters(self) -> dict[str, ParameterValue]:
         """Those that are set, by name, in the order of their declaration."""
         values = ((name, getattr(self, name)) for name in Parameters.model_fields)
-        return {name: value for name, value in values if value is not None}
+        return {
+            name: (value[0], value[1]) if isinstance(value, list) else value
+            for name, value in values
+            if value is not None
+        }
+
+
+Kind = Literal["whole number", "number", "text", "pair of whole numbers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
     """What a parameter's value must be."""
 
-    kind: type
-    """int, float or str."""
+    kind: Kind
     minimum: float
     """The least value allowed."""
     maximum: float
     """The greatest value allowed."""
 
 
+_KINDS: dict[object, Kind] = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    list[int]: "pair of whole numbers",
+}
+
+
 def _read_bounds(name: str) -> Bounds:
     field = Parameters.model_fields[name]
-    kind = next(kind for kind in (int, float, str) if kind in field.annotation.__args__)  # type: ignore[union-attr]
+    # Annotated[list[int], ...] has list[int] as its origin.
+    members = [getattr(member, "__origin__", member) for member in get_args(field.annotation)]
+    kind = next(_KINDS[member] for member in members if member in _KINDS)
     lows = [limit.ge for limit in field.metadata if isinstance(limit, Ge)]
     highs = [limit.le for limit in field.metadata if isinstance(limit, Le)]
+    highs += [math.nextafter(float(str(limit.lt)), 0) for limit in field.metadata if isinstance(limit, Lt)]
+    pair = kind == "pair of whole numbers"
     return Bounds(
         kind=kind,
-        minimum=float(lows[0]) if lows else float("-inf"),  # type: ignore[arg-type]
-        maximum=float(highs[0]) if highs else float("inf"),  # type: ignore[arg-type]
+        minimum=float(str(lows[0])) if lows else (0 if pair else float("-inf")),
+        maximum=float(str(highs[0])) if highs else (65_536 if pair else float("inf")),
     )
 
 

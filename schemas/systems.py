@@ -1,15 +1,21 @@
 """The table from a checkpoint's family and a task to the diffusers pipeline that does it.
 
-A new Stable Diffusion system is one more line in SYSTEMS (and, if its checkpoints are of a new kind, one
-more line in actors/checkpoints.py, which names a checkpoint's family). Plan, routing, checks, worker and
-output columns all read this table. Names only: the driver imports neither torch nor diffusers.
+A new Stable Diffusion system is one more line in SYSTEMS and one in actors/checkpoints.py, which names a
+checkpoint's family; where its call is unlike the others', one more in actors/calls.py. Plan, routing, checks,
+worker and output columns all read this table. Names only: the driver imports neither torch nor diffusers.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from schemas.parameters import ParameterValue
+
+Defaults = Mapping[str, ParameterValue | None]
+"""Parameters by name with their published defaults; None: the checkpoint decides."""
+
+PROMPTS = ("prompt", "negative_prompt")
+XL_PROMPTS = (*PROMPTS, "prompt_2", "negative_prompt_2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,89 +27,186 @@ class System:
     task: str
     """The generation task, as rows and routes name it."""
     pipeline: str
-    """The diffusers class; it is built from the components of the family's checkpoint."""
+    """The diffusers class (or actors/ldm3d_upscale.py's), built from the components of the checkpoint."""
+    texts: tuple[str, ...] = PROMPTS
+    """Text fields that the pipeline takes. Where `prompt` is among them, a row must have one."""
     images: tuple[str, ...] = ()
-    """Input fields that hold an image and must not be null."""
-    defaults: Mapping[str, ParameterValue | None]
-    """Every parameter the pipeline takes with its published default; None: the checkpoint decides."""
+    """Input fields that hold a picture and must not be null."""
+    optional_images: tuple[str, ...] = ()
+    """Input fields that hold a picture and may be null."""
+    gives_depth: bool = False
+    """Whether a depth map comes out beside the picture."""
+    scale: int = 1
+    """How many times larger than the input picture the output is."""
+    picture_multiple: int = 1
+    """What the input picture's sides must be multiples of, where the pipeline would not make them so."""
+    schedulers: frozenset[str] | None = None
+    """The only schedulers it runs with; None: all that fit the checkpoint's own."""
+    defaults: Defaults = field(default_factory=dict)
+    """Every parameter the pipeline takes."""
 
 
-def _with(
-    base: Mapping[str, ParameterValue | None], **changes: ParameterValue | None
-) -> Mapping[str, ParameterValue | None]:
-    return MappingProxyType({**base, **changes})
+def _frozen(*parts: Defaults, **changes: ParameterValue | None) -> Defaults:
+    merged: dict[str, ParameterValue | None] = {}
+    for part in parts:
+        merged |= part
+    return MappingProxyType(merged | changes)
 
 
 # diffusers 0.42.1, the defaults in each pipeline's __call__.
-_IMG2IMG: Mapping[str, ParameterValue | None] = MappingProxyType(
-    {
-        "num_inference_steps": 50,
-        "guidance_scale": 7.5,
-        "strength": 0.8,
-        "eta": 0.0,
-        "clip_skip": None,
-        "scheduler": None,
-    }
+_STEPS: Defaults = {"num_inference_steps": 50, "guidance_scale": 7.5, "eta": 0.0, "scheduler": None}
+_SIZE: Defaults = {"height": None, "width": None}
+_CLIP: Defaults = {"clip_skip": None}
+_SLD: Defaults = {
+    "sld_guidance_scale": 1000.0,
+    "sld_warmup_steps": 10,
+    "sld_threshold": 0.01,
+    "sld_momentum_scale": 0.3,
+    "sld_mom_beta": 0.4,
+}
+_SAFE = _frozen(_STEPS, _SIZE, _SLD)
+_UPSCALE: Defaults = {"num_inference_steps": 75, "guidance_scale": 9.0, "noise_level": 20}
+_XL: Defaults = {
+    "guidance_rescale": 0.0,
+    "denoising_end": None,
+    "original_size": None,
+    "crops_coords_top_left": (0, 0),
+    "target_size": None,
+    "negative_original_size": None,
+    "negative_crops_coords_top_left": (0, 0),
+    "negative_target_size": None,
+}
+_XL_IMAGE: Defaults = _frozen(
+    _STEPS, _CLIP, _XL, denoising_start=None, aesthetic_score=6.0, negative_aesthetic_score=2.5
 )
-_SIZED: Mapping[str, ParameterValue | None] = MappingProxyType({"height": None, "width": None})
-_TEXT2IMG = MappingProxyType(
-    {name: value for name, value in {**_IMG2IMG, **_SIZED}.items() if name != "strength"}
-)
+_INPAINT = _frozen(_STEPS, _CLIP, strength=1.0, padding_mask_crop=None)
+_XL_IMG2IMG = _frozen(_XL_IMAGE, guidance_scale=5.0, strength=0.3)
+_XL_INPAINT = _frozen(_XL_IMAGE, strength=0.9999, padding_mask_crop=None)
+_MASKED = ("image", "mask_image")
 
 SYSTEMS: tuple[System, ...] = (
     System(
         family="sd",
         task="text2img",
         pipeline="StableDiffusionPipeline",
-        defaults=_with(_TEXT2IMG, guidance_rescale=0.0),
+        defaults=_frozen(_STEPS, _CLIP, _SIZE, guidance_rescale=0.0),
     ),
     System(
         family="sd",
         task="img2img",
         pipeline="StableDiffusionImg2ImgPipeline",
         images=("image",),
-        defaults=_IMG2IMG,
+        defaults=_frozen(_STEPS, _CLIP, strength=0.8),
     ),
     System(
         family="sd",
         task="inpaint",
         pipeline="StableDiffusionInpaintPipeline",
-        images=("image", "mask_image"),
-        defaults=_with(_IMG2IMG, strength=1.0),
+        images=_MASKED,
+        defaults=_INPAINT,
     ),
     System(
         family="sd-inpaint",
         task="inpaint",
         pipeline="StableDiffusionInpaintPipeline",
-        images=("image", "mask_image"),
-        defaults=_with(_IMG2IMG, strength=1.0),
+        images=_MASKED,
+        defaults=_INPAINT,
+    ),
+    # Safe guidance is a way of sampling: it runs on the components of any Stable Diffusion checkpoint.
+    System(family="sd", task="safe", pipeline="StableDiffusionPipelineSafe", defaults=_SAFE),
+    System(family="safe", task="safe", pipeline="StableDiffusionPipelineSafe", defaults=_SAFE),
+    System(family="safe", task="text2img", pipeline="StableDiffusionPipelineSafe", defaults=_SAFE),
+    System(
+        family="depth2img",
+        task="depth2img",
+        pipeline="StableDiffusionDepth2ImgPipeline",
+        images=("image",),
+        optional_images=("depth_map",),
+        defaults=_frozen(_STEPS, _CLIP, strength=0.8),
+    ),
+    System(
+        family="variation",
+        task="variation",
+        pipeline="StableDiffusionImageVariationPipeline",
+        texts=(),
+        images=("image",),
+        defaults=_frozen(_STEPS, _SIZE),
+    ),
+    System(
+        family="upscale",
+        task="upscale",
+        pipeline="StableDiffusionUpscalePipeline",
+        images=("image",),
+        scale=4,
+        defaults=_frozen(_STEPS, _CLIP, _UPSCALE),
+    ),
+    System(
+        family="latent-upscale",
+        task="latent_upscale",
+        pipeline="StableDiffusionLatentUpscalePipeline",
+        images=("image",),
+        scale=2,
+        picture_multiple=64,
+        # It reads the scheduler's sigmas, as Euler keeps them.
+        schedulers=frozenset({"EulerDiscreteScheduler"}),
+        defaults=_frozen(num_inference_steps=75, guidance_scale=9.0, scheduler=None),
+    ),
+    System(
+        family="ldm3d",
+        task="ldm3d",
+        pipeline="StableDiffusionLDM3DPipeline",
+        gives_depth=True,
+        defaults=_frozen(
+            _STEPS, _CLIP, _SIZE, num_inference_steps=49, guidance_scale=5.0, guidance_rescale=0.0
+        ),
+    ),
+    System(
+        family="ldm3d-upscale",
+        task="ldm3d_upscale",
+        pipeline="StableDiffusionUpscaleLDM3DPipeline",
+        images=("image", "depth_map"),
+        gives_depth=True,
+        # The published pipeline's target_res.
+        defaults=_frozen(_STEPS, _CLIP, _UPSCALE, height=1024, width=1024),
     ),
     System(
         family="sdxl",
         task="text2img",
         pipeline="StableDiffusionXLPipeline",
-        defaults=_with(_TEXT2IMG, guidance_scale=5.0, guidance_rescale=0.0),
+        texts=XL_PROMPTS,
+        defaults=_frozen(_STEPS, _CLIP, _SIZE, _XL, guidance_scale=5.0),
     ),
     System(
         family="sdxl",
         task="img2img",
         pipeline="StableDiffusionXLImg2ImgPipeline",
+        texts=XL_PROMPTS,
         images=("image",),
-        defaults=_with(_IMG2IMG, guidance_scale=5.0, strength=0.3, guidance_rescale=0.0),
+        defaults=_XL_IMG2IMG,
     ),
     System(
         family="sdxl",
         task="inpaint",
         pipeline="StableDiffusionXLInpaintPipeline",
-        images=("image", "mask_image"),
-        defaults=_with(_IMG2IMG, strength=0.9999, guidance_rescale=0.0),
+        texts=XL_PROMPTS,
+        images=_MASKED,
+        defaults=_XL_INPAINT,
+    ),
+    System(
+        family="sdxl-refiner",
+        task="img2img",
+        pipeline="StableDiffusionXLImg2ImgPipeline",
+        texts=XL_PROMPTS,
+        images=("image",),
+        defaults=_XL_IMG2IMG,
     ),
     System(
         family="sdxl-inpaint",
         task="inpaint",
         pipeline="StableDiffusionXLInpaintPipeline",
-        images=("image", "mask_image"),
-        defaults=_with(_IMG2IMG, strength=0.9999, guidance_rescale=0.0),
+        texts=XL_PROMPTS,
+        images=_MASKED,
+        defaults=_XL_INPAINT,
     ),
 )
 

@@ -1,22 +1,37 @@
 """Checkpoints for tests: built once on a machine, then found in the cache by every test process."""
 
 import json
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from actors.demo_cache import demo_checkpoint
+from actors.demo_cache import demo_folder
+from schemas.errors import SpecError
 
 
 @cache
+def demo(kind: str) -> Path:
+    """The `demo:KIND` checkpoint, in the cache where a spec that names it finds it too."""
+    # Deferred: paper checkpoints need no torch.
+    from actors.demo_model import build_demo_model
+
+    folder = demo_folder(kind)
+    if not (folder / "model_index.json").is_file():
+        # Not `demo_checkpoint`, whose process of its own would import torch anew for every kind.
+        with suppress(SpecError):
+            build_demo_model(folder, kind)
+    assert (folder / "model_index.json").is_file()
+    return folder
+
+
 def sd_checkpoint() -> Path:
     """A small Stable Diffusion 1.5."""
-    return demo_checkpoint("sd")
+    return demo("sd")
 
 
-@cache
 def sdxl_checkpoint() -> Path:
     """A small Stable Diffusion XL base."""
-    return demo_checkpoint("sdxl")
+    return demo("sdxl")
 
 
 def paper_checkpoint(

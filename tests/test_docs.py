@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.demo_cache import KINDS
 from schemas.columns import FIELD_KINDS, FOREIGN_NAMES
 from schemas.parameters import PARAMETERS
 from schemas.spec import (
@@ -56,6 +57,13 @@ def test_every_column_and_foreign_name_is_documented() -> None:
     assert {"version", "name", "input", "models", "routes", "default_route", "output", "seed"} <= set(
         JobSpec.model_fields
     )
+
+
+def test_every_demo_checkpoint_is_documented() -> None:
+    """`demo:` and one of these."""
+    section = SPEC_PAGE[SPEC_PAGE.index("## Demo checkpoints") :]
+
+    assert set(KINDS) <= set(re.findall(r"`([\w-]+)`", section))
 
 
 def test_every_error_code_is_documented() -> None:
