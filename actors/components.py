@@ -12,6 +12,7 @@ import diffusers
 import torch
 
 from actors.checkpoints import local_folder, weight_bytes_on_disk
+from actors.clip_skip import enable_clip_skip
 from schemas.errors import RowError, SpecError
 from schemas.spec import ModelSpec
 from schemas.systems import System
@@ -75,6 +76,7 @@ def _load(name: str, spec: ModelSpec, device: torch.device) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         raise SpecError(f"models.{name}: {spec.checkpoint} cannot be loaded: {error}") from error
+    enable_clip_skip(getattr(pipeline, "text_encoder", None))
     return pipeline.to(device)
 
 
