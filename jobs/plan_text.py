@@ -54,14 +54,15 @@ def describe_bad_row(bad: BadRow) -> str:
 
 def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
     """Routes, mistakes, shards and size."""
-    _print_columns(plan.job, console)
+    print_columns(plan.job, console)
     console.print(_models_table(plan.job))
     console.print(_routes_table(findings))
     _print_bad_rows(plan, findings, console)
     _print_output(plan, findings, console)
 
 
-def _print_columns(job: Job, console: Console) -> None:
+def print_columns(job: Job, console: Console) -> None:
+    """The columns that are read by a foreign name: a mapping is never silent."""
     for field, column in job.columns.recognised.items():
         console.print(f"column `{column}` is read as `{field}`")
 
