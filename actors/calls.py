@@ -109,6 +109,9 @@ def pictures_of(output: Any, count: int) -> list[Picture]:
             Picture(pixels=np.asarray(image), depth=None, nsfw=flag, finite=True)
             for image, flag in zip(images, flags, strict=True)
         ]
+    if isinstance(images, np.ndarray):
+        # Safe, in diffusers 0.42.1, knows PIL pictures and numpy arrays only.
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
     depth = getattr(output, "depth", None)
     finite = _finite(images) if depth is None else _finite(images) & _finite(depth)
     pixels = (images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
