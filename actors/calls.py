@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from actors.cohorts import Cohort, Sample
+from actors.cohorts import Cohort
 from actors.engine import Depth, Pixels
+from actors.samples import Sample
 from schemas.errors import RowError
 
 Decoded = tuple[Sample, Mapping[str, Image.Image]]
@@ -26,8 +27,11 @@ Arguments = dict[str, Any]
 class Picture:
     """One picture that a call gave."""
 
-    pixels: Pixels
-    depth: Depth | None
+    pixels: Pixels | None
+    """None where latents came out instead."""
+    latents: torch.Tensor | None = None
+    """(channels, height, width), for the next step."""
+    depth: Depth | None = None
     nsfw: bool | None
     finite: bool
     """False where NaN or infinity came out."""
@@ -36,7 +40,7 @@ class Picture:
 def check_pictures(sample: Sample, pictures: Mapping[str, Image.Image]) -> None:
     """RowError for what a pipeline would spoil without a word."""
     depth = pictures.get("depth_map")
-    if depth is not None and sample.opened.row.routed.system.task == "depth2img":  # type: ignore[union-attr]
+    if depth is not None and sample.system.task == "depth2img":
         low, high = depth.getextrema()
         if low == high:
             # It is scaled by its range, so diffusers 0.42.1 gives NaN.
@@ -64,7 +68,9 @@ def arguments(cohort: Cohort, decoded: Sequence[Decoded], pipeline: Any) -> Argu
     found["generator"] = [torch.Generator("cpu").manual_seed(sample.seed) for sample, _ in decoded]
     for field in decoded[0][1]:
         found[field] = [pictures[field] for _, pictures in decoded]
-    found["output_type"] = "pt"
+        if isinstance(found[field][0], torch.Tensor):
+            found[field] = torch.stack(found[field])
+    found["output_type"] = "latent" if cohort.gives_latents else "pt"
     change = ARGUMENTS.get(cohort.system.pipeline)
     return change(found, cohort, pipeline) if change else found
 
@@ -100,14 +106,19 @@ ARGUMENTS: dict[str, Callable[[Arguments, Cohort, Any], Arguments]] = {
 }
 
 
-def pictures_of(output: Any, count: int) -> list[Picture]:
+def pictures_of(output: Any, count: int, *, gives_latents: bool) -> list[Picture]:
     """What a pipeline gave, as bytes: rounded on the device as diffusers' own numpy_to_pil rounds."""
     images = output.rgb if hasattr(output, "rgb") else output.images
     flags = getattr(output, "nsfw_content_detected", None) or [None] * count
     if isinstance(images, list):
         return [
-            Picture(pixels=np.asarray(image), depth=None, nsfw=flag, finite=True)
+            Picture(pixels=np.asarray(image), nsfw=flag, finite=True)
             for image, flag in zip(images, flags, strict=True)
+        ]
+    if gives_latents:
+        return [
+            Picture(pixels=None, latents=latents, nsfw=None, finite=finite)
+            for latents, finite in zip(images, _finite(images).tolist(), strict=True)
         ]
     if isinstance(images, np.ndarray):
         # Safe, in diffusers 0.42.1, knows PIL pictures and numpy arrays only.

@@ -67,7 +67,9 @@ def _findings(batch: RowBatch, where: Routed, card: ModelCard) -> Iterator[Findi
             yield from _out_of_bounds(batch.fields[name], name)
     for side in ("height", "width"):
         if side in where.defaults:
-            yield from _indivisible(batch, where, side, card.size_factor)
+            # All are powers of two, so the greatest is a multiple of the others.
+            steps = (step.system.picture_multiple for step in where.then if step.system)
+            yield from _indivisible(batch, where, side, max(card.size_factor, *steps, 1))
     if "strength" in where.defaults:
         yield from _no_step(batch, where)
     if "noise_level" in where.defaults and "noise_level" in batch.fields:
@@ -84,7 +86,7 @@ def _missing(batch: RowBatch, where: Routed) -> Iterator[Finding]:
     if "prompt" in texts and "prompt" in batch.fields:
         no_prompt = batch.fields["prompt"].is_null().to_numpy(zero_copy_only=False)
         yield no_prompt, "missing_prompt", _always("prompt is null; give a text (an empty one is allowed)")
-    for field in where.system.images if where.system else ():
+    for field in where.needed_images():
         if field in batch.present:
             absent, said = ~batch.present[field], "and the row has none"
         else:

@@ -7,32 +7,9 @@ input picture's size, and whether there is a negative prompt. Prompts, pictures 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.input_images import EncodedImage
-from actors.rows import Row
+from actors.samples import OpenedRow, Sample
 from schemas.parameters import ParameterValue
 from schemas.systems import System
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenedRow:
-    """A row that can be made, with its pictures' headers read."""
-
-    row: Row
-    images: Mapping[str, EncodedImage]
-    """By field; all that the row's pipeline needs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One picture to be made: a row asks for one or more."""
-
-    opened: OpenedRow
-    image_index: int
-
-    @property
-    def seed(self) -> int:
-        """Image j of a row uses the row's seed + j."""
-        return self.opened.row.seed + self.image_index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,57 +23,60 @@ class Cohort:
     """(width, height) of the input pictures, by field."""
     has_negative_prompt: bool
     """False: diffusers gets None, which some pipelines (XL) treat differently from an empty text."""
+    gives_latents: bool
+    """Whether the latents go on to the next step as they are."""
     samples: Sequence[Sample]
 
 
+NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2")
+
 _Parameters = tuple[tuple[str, ParameterValue | None], ...]
 _Sizes = tuple[tuple[str, tuple[int, int]], ...]
-_Key = tuple[str, str, _Parameters, _Sizes, bool]
+_Key = tuple[str, str, _Parameters, _Sizes, bool, bool]
 
 
-def cohorts(rows: Sequence[OpenedRow], max_batch_rows: int) -> Iterator[Cohort]:
-    """Cut a shard's rows into cohorts of at most `max_batch_rows` samples.
+def samples_of(rows: Sequence[OpenedRow]) -> list[Sample]:
+    """The pictures that rows ask for, at the first step of their chains."""
+    # num_images_per_prompt stays 1 in the call: with several input pictures, diffusers 0.42.1 pairs the
+    # wrong ones above it.
+    return [Sample(opened=opened, image_index=j) for opened in rows for j in range(opened.row.num_images)]
+
+
+def cohorts(samples: Sequence[Sample], max_batch_rows: int) -> Iterator[Cohort]:
+    """Cut a shard's samples into cohorts of at most `max_batch_rows`.
 
     The cut follows from the rows alone, never from time or place: so do the bits that come out.
     """
     groups: dict[_Key, list[Sample]] = {}
-    for opened in rows:
-        samples = groups.setdefault(_key(opened), [])
-        # num_images_per_prompt stays 1 in the call: with several input pictures, diffusers 0.42.1 pairs the
-        # wrong ones above it.
-        samples += [Sample(opened=opened, image_index=j) for j in range(opened.row.num_images)]
-    for key, samples in groups.items():
+    for sample in samples:
+        groups.setdefault(_key(sample), []).append(sample)
+    for key, group in groups.items():
         # diffusers 0.42.1 paints a crop for one picture at a time only.
         together = 1 if dict(key[2]).get("padding_mask_crop") is not None else max_batch_rows
-        for start in range(0, len(samples), together):
-            yield _cohort(key, samples[start : start + together])
+        for start in range(0, len(group), together):
+            yield _cohort(key, group[start : start + together])
 
 
-def _key(opened: OpenedRow) -> _Key:
-    row, system = opened.row, opened.row.routed.system
-    assert system is not None, "rows with a problem are kept away from the engine"
+def _key(sample: Sample) -> _Key:
+    system, texts = sample.system, sample.opened.row.texts
     return (
-        row.routed.model,
+        sample.routed.model,
         system.task,
-        tuple(sorted(row.parameters.items())),
-        tuple(sorted((field, (image.width, image.height)) for field, image in opened.images.items())),
-        any(
-            row.texts[name] is not None
-            for name in ("negative_prompt", "negative_prompt_2")
-            if name in system.texts
-        ),
+        tuple(sorted(sample.parameters.items())),
+        tuple(sorted((field, (image.width, image.height)) for field, image in sample.images.items())),
+        any(texts[name] is not None for name in NEGATIVE_PROMPTS if name in system.texts),
+        sample.hands_on_latents,
     )
 
 
 def _cohort(key: _Key, samples: Sequence[Sample]) -> Cohort:
-    model, _, parameters, sizes, has_negative_prompt = key
-    system = samples[0].opened.row.routed.system
-    assert system is not None, "see _key"
+    model, _, parameters, sizes, has_negative_prompt, gives_latents = key
     return Cohort(
         model=model,
-        system=system,
+        system=samples[0].system,
         parameters=dict(parameters),
         sizes=dict(sizes),
         has_negative_prompt=has_negative_prompt,
+        gives_latents=gives_latents,
         samples=samples,
     )

@@ -5,15 +5,17 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 
 from actors.calls import Decoded, Picture, arguments, check_pictures, pictures_of
-from actors.cohorts import Cohort, OpenedRow, Sample, cohorts
+from actors.chains import decode_latents, made_images
+from actors.cohorts import Cohort, cohorts, samples_of
 from actors.components import ModelCache
-from actors.engine import Generated
+from actors.engine import Generated, Pixels
+from actors.samples import OpenedRow, Sample
 from schemas.errors import DarkroomError, RowError
 from schemas.job import Job
 
@@ -39,12 +41,40 @@ class DiffusersEngine:
         return self._models.names
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
-        """Every sample of the rows; the next cohort's pictures are decoded while this one runs."""
-        waiting = cohorts(rows, self._max_batch_rows)
+        """Every sample of the rows: the first steps of all chains, then the second ones, and so on."""
+        waiting = samples_of(rows)
+        while waiting:
+            following: list[Sample] = []
+            for generated in self._make_all(waiting, decoders):
+                sample = generated.sample
+                if sample.following is None or generated.problem or generated.nsfw:
+                    yield generated
+                else:
+                    following.append(self._next(generated))
+            waiting = following
+
+    def _make_all(self, samples: Sequence[Sample], decoders: Executor) -> Iterator[Generated]:
+        """One step of each sample; the next cohort's pictures are decoded while this one runs."""
+        waiting = cohorts(samples, self._max_batch_rows)
         coming = _decode(next(waiting, None), decoders)
         while coming is not None:
             current, coming = coming, _decode(next(waiting, None), decoders)
             yield from self._make(current)
+
+    def _next(self, generated: Generated) -> Sample:
+        """The sample at its next step, with what this one gave."""
+        sample = generated.sample
+        kept = sample.kept
+        if sample.opened.row.routed.keep_steps:
+            kept += (self._picture(generated),)
+        return replace(sample, step=sample.step + 1, made=made_images(generated), kept=kept)
+
+    def _picture(self, generated: Generated) -> Pixels:
+        """What a step has to show, decoded only for being kept where latents go on."""
+        if generated.pixels is not None:
+            return generated.pixels
+        pipeline = self._models.get(generated.sample.routed.model).pipeline(generated.sample.system, None)
+        return decode_latents(pipeline, generated.latents)
 
     def _make(self, decoding: "_Decoding") -> Iterator[Generated]:
         fit: list[Decoded] = []
@@ -94,7 +124,7 @@ class DiffusersEngine:
         model = self._models.get(cohort.model)
         pipeline = model.pipeline(cohort.system, str(scheduler) if scheduler else None)
         output = pipeline(**arguments(cohort, decoded, pipeline))
-        made = pictures_of(output, len(decoded))
+        made = pictures_of(output, len(decoded), gives_latents=cohort.gives_latents)
         return [_result(sample, picture) for (sample, _), picture in zip(decoded, made, strict=True)]
 
 
@@ -108,7 +138,7 @@ def _decode(cohort: Cohort | None, decoders: Executor) -> _Decoding | None:
     if cohort is None:
         return None
     samples = [
-        (sample, {field: decoders.submit(image.decode) for field, image in sample.opened.images.items()})
+        (sample, {field: decoders.submit(image.decode) for field, image in sample.images.items()})
         for sample in cohort.samples
     ]
     return _Decoding(cohort, samples)
@@ -120,10 +150,18 @@ def _result(sample: Sample, picture: Picture) -> Generated:
         return _failed(sample, problem)
     if picture.nsfw:
         return Generated(sample=sample, pixels=None, nsfw=True)
-    return Generated(sample=sample, pixels=picture.pixels, depth=picture.depth, nsfw=picture.nsfw)
+    return Generated(
+        sample=sample,
+        pixels=picture.pixels,
+        latents=picture.latents,
+        depth=picture.depth,
+        nsfw=picture.nsfw,
+    )
 
 
 def _failed(sample: Sample, problem: RowError) -> Generated:
+    if sample.opened.row.routed.then:
+        problem = RowError(problem.code, f"step {sample.step + 1} ({sample.routed.route}): {problem.message}")
     return Generated(sample=sample, pixels=None, nsfw=None, problem=problem)
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from actors.cohorts import OpenedRow, Sample
+from actors.samples import OpenedRow, Sample
 from schemas.errors import RowError
 
 Pixels = npt.NDArray[np.uint8]
@@ -24,7 +24,9 @@ class Generated:
 
     sample: Sample
     pixels: Pixels | None
-    """None where there is a problem, or where a safety checker withheld the picture."""
+    """None where there is a problem, where a safety checker withheld the picture, or where latents go on."""
+    latents: Any = None
+    """A tensor (channels, height, width) for the next step."""
     depth: Depth | None = None
     """Where the system gives one."""
     nsfw: bool | None

@@ -59,10 +59,10 @@ def _as_mode(picture: Image.Image, mode: str) -> Image.Image:
 
 
 def open_images(row: Row, read_uri: ReadUri) -> dict[str, EncodedImage]:
-    """The pictures that the row's pipeline needs; RowError where one is missing or of no use."""
+    """The pictures that the row must bring; RowError where one is missing or of no use."""
     system = row.routed.system
     assert system is not None, "rows with a problem are not opened"
-    wanted = [*system.images, *(field for field in system.optional_images if field in row.images)]
+    wanted = [*row.routed.needed_images(), *(name for name in system.optional_images if name in row.images)]
     opened = {field: open_image(field, row.images[field], read_uri) for field in wanted}
     _check_sizes(opened, system)
     return opened

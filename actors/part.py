@@ -18,7 +18,7 @@ from schemas.errors import RowError
 ROW_GROUP_BYTES = 64 << 20
 """Small enough for viewers that read a row group to show a page of rows (theirs stop at 100 MB)."""
 
-_PICTURES = ("image.bytes", "depth.bytes")
+_PICTURES = ("image.bytes", "depth.bytes", "step_images.list.element.bytes")
 
 _WRITER_OPTIONS: dict[str, Any] = {
     # As the Hub writes its own files: pages of images line up between versions, and readers can skip.
@@ -52,6 +52,8 @@ class FinishedImage:
     """None where a safety checker withheld it."""
     depth: StoredImage | None = None
     """Where the system gives one: a 16-bit PNG."""
+    steps: tuple[StoredImage, ...] = ()
+    """What the steps before gave, where the route keeps them."""
     width: int | None
     height: int | None
     nsfw: bool | None
@@ -146,6 +148,7 @@ def _records(outcome: RowOutcome, embed_images: bool) -> Iterator[dict[str, Any]
             "image_sha256": _sha256(image.image),
             "depth": _struct(image.depth, embed_images),
             "depth_sha256": _sha256(image.depth),
+            "step_images": [_struct(step, embed_images) for step in image.steps] or None,
         }
 
 

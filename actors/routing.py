@@ -12,7 +12,7 @@ from schemas.job import NO_MODEL, ModelCard
 from schemas.nearest import nearest
 from schemas.parameters import ParameterValue
 from schemas.spec import JobSpec
-from schemas.systems import System, find_system, tasks_of
+from schemas.systems import SD_LATENTS, System, find_system, tasks_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,29 @@ class Routed:
     defaults: Mapping[str, ParameterValue | None]
     """The system's parameters: the route's values over the published ones over the checkpoint's."""
     problem: RowError | None = None
+    then: "tuple[Routed, ...]" = ()
+    """The steps that follow, each with its route's own values."""
+    keep_steps: bool = False
+    """Whether the pictures of all steps are kept, not the last one's alone."""
+
+    def needed_images(self) -> list[str]:
+        """Fields that a row must bring: what its first step needs, and what no step gives to a later one."""
+        found: dict[str, None] = {}
+        given: set[str] = set()
+        for step in (self, *self.then):
+            if step.system is not None:
+                found |= dict.fromkeys(name for name in step.system.images if name not in given)
+                given = {"image", "depth_map"} if step.system.gives_depth else {"image"}
+        return list(found)
+
+
+def hands_on_latents(step: Routed, following: Routed) -> bool:
+    """Whether `following` takes the latents of `step` as they are: no decoding, no loss."""
+    if step.system is None or following.system is None or step.system.gives_depth:
+        return False
+    if following.defaults.get("denoising_start") is not None:
+        return "denoising_end" in step.system.defaults  # SDXL's base, to its refiner
+    return following.system.task == "latent_upscale" and step.system.family in SD_LATENTS
 
 
 class Router:
@@ -86,7 +109,10 @@ class Router:
             name: published.get(name) if value is None else value for name, value in system.defaults.items()
         }
         defaults |= {name: value for name, value in route.set_parameters().items() if name in defaults}
-        return Routed(route=name, model=model, system=system, defaults=defaults)
+        then = tuple(self.resolve(step, None) for step in route.then)
+        return Routed(
+            route=name, model=model, system=system, defaults=defaults, then=then, keep_steps=route.keep_steps
+        )
 
     def _names(self) -> str:
         return ", ".join(self._spec.routes)

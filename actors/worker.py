@@ -20,7 +20,6 @@ from importlib.metadata import version
 
 import pyarrow as pa
 
-from actors.cohorts import OpenedRow
 from actors.commit import commit_part
 from actors.engine import Depth, Engine, Generated, Pixels
 from actors.images import MEDIA_ENDINGS, encode
@@ -28,6 +27,7 @@ from actors.input_images import EncodedImage, open_images
 from actors.part import FinishedImage, Part, RowOutcome, StoredImage, build_part
 from actors.process import peak_rss_bytes
 from actors.row_uris import RowUris
+from actors.samples import OpenedRow
 from actors.shard_reader import ShardReader
 from actors.storage import Storage, join, normalise
 from schemas.errors import RowError
@@ -167,20 +167,20 @@ class Worker:
         outcome.images.append(
             FinishedImage(
                 image_index=image_index,
-                image=self._stored(shard, name, pixels, image_format),
+                image=None if pixels is None else self._stored(shard, name, pixels, image_format),
                 # Whatever the pictures' format is: only PNG holds sixteen bits.
-                depth=self._stored(shard, f"{name}-depth", depth, "png"),
+                depth=None if depth is None else self._stored(shard, f"{name}-depth", depth, "png"),
+                steps=tuple(
+                    self._stored(shard, f"{name}-step{place}", step, image_format)
+                    for place, step in enumerate(generated.sample.kept)
+                ),
                 width=None if pixels is None else pixels.shape[1],
                 height=None if pixels is None else pixels.shape[0],
                 nsfw=generated.nsfw,
             )
         )
 
-    def _stored(
-        self, shard: Shard, name: str, pixels: Pixels | Depth | None, image_format: str
-    ) -> StoredImage | None:
-        if pixels is None:
-            return None
+    def _stored(self, shard: Shard, name: str, pixels: Pixels | Depth, image_format: str) -> StoredImage:
         data = encode(pixels, image_format)
         return StoredImage(data=data, path=self._place(shard, f"{name}.{MEDIA_ENDINGS[image_format]}", data))
 

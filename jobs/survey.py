@@ -195,6 +195,8 @@ def _check_routes(spec: JobSpec, models: dict[str, ModelCard]) -> None:
         system = find_system(card.family, task)
         if system is None:
             raise SpecError(f"routes.{name}: {unsupported_task(route.model, task, models)}")
+        for step in route.then:
+            _check_step(spec, name, step, models)
         for parameter, value in route.set_parameters().items():
             if parameter not in system.defaults:
                 raise SpecError(f"routes.{name}.{parameter}: {system.pipeline} has no such parameter")
@@ -203,3 +205,11 @@ def _check_routes(spec: JobSpec, models: dict[str, ModelCard]) -> None:
                     f"routes.{name}.{parameter}: {value} is not a multiple of {card.size_factor}, "
                     f"the VAE factor of model `{route.model}`"
                 )
+
+
+def _check_step(spec: JobSpec, route: str, step: str, models: dict[str, ModelCard]) -> None:
+    system = find_system(models[spec.routes[step].model].family, spec.task_of(step))
+    if system is not None and "image" not in system.images:
+        raise SpecError(
+            f"routes.{route}.then: `{step}` ({system.task}) takes no picture, so it cannot come second"
+        )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -32,6 +33,7 @@ def output_schema(
     """The schema of every part of a job; SpecError where a kept column's name is already taken."""
     systems = _systems(spec, models)
     depth = any(system.gives_depth for system in systems)
+    steps = any(route.keep_steps for route in spec.routes.values())
     texts = [name for name in TEXT_FIELDS if name in PROMPTS or any(name in each.texts for each in systems)]
     fields = [
         pa.field("row_id", _id_type(columns, input_schema), nullable=False),
@@ -51,6 +53,7 @@ def output_schema(
         pa.field("error_message", pa.string()),
         pa.field("image_sha256", pa.string()),
         *([pa.field("depth_sha256", pa.string())] if depth else []),
+        *([pa.field("step_images", pa.list_(IMAGE_TYPE))] if steps else []),
     ]
     taken = {field.name for field in fields}
     for name in columns.keep:
@@ -61,7 +64,7 @@ def output_schema(
             )
         fields.append(pa.field(name, dense(input_schema.field(name).type)))
     images = {"image", "depth"} & taken | _image_columns(input_schema, columns.keep)
-    return pa.schema(fields, metadata=_hugging_face(images))
+    return pa.schema(fields, metadata=_hugging_face(images, {"step_images"} & taken))
 
 
 def _systems(spec: JobSpec, models: dict[str, ModelCard]) -> list[System]:
@@ -86,7 +89,9 @@ def _image_columns(input_schema: pa.Schema, keep: tuple[str, ...]) -> set[str]:
     return {name for name in keep if input_schema.field(name).type == IMAGE_TYPE}
 
 
-def _hugging_face(images: set[str]) -> dict[str, str]:
+def _hugging_face(images: set[str], lists: set[str]) -> dict[str, str]:
     # Naming the image columns is enough; a listed type that differs from Arrow's own is an error.
-    features = {name: {"_type": "Image"} for name in sorted(images)}
+    image = {"_type": "Image"}
+    features: dict[str, Any] = dict.fromkeys(sorted(images), image)
+    features |= {name: {"_type": "List", "feature": image} for name in sorted(lists)}
     return {"huggingface": json.dumps({"info": {"features": features}})}

@@ -42,6 +42,10 @@ class Route(Parameters):
     """The generation task; the route's own name where it is left out."""
     model: Name
     """A key of `models`; a row's `model` column beats it."""
+    then: list[Name] = Field(default_factory=list)
+    """Routes that the picture goes through next, one after the other, without leaving the worker."""
+    keep_steps: bool = False
+    """Whether the pictures of the steps before the last are kept too, in the column `step_images`."""
 
     @field_validator("task")
     @classmethod
@@ -161,6 +165,14 @@ class JobSpec(StrictModel):
             raise ValueError(
                 f"routes.{name}: `{name}` is no task, so the route needs `task:` (one of {', '.join(TASKS)})"
             )
+        for step in route.then:
+            if step not in self.routes:
+                known = nearest(step, self.routes) or f"; routes are {', '.join(self.routes)}"
+                raise ValueError(f"routes.{name}.then: `{step}` is no route{known}")
+            if self.routes[step].then:
+                raise ValueError(
+                    f"routes.{name}.then: `{step}` has a `then` of its own; write the chain out here"
+                )
         for parameter in route.set_parameters():
             if not takes(task, parameter):
                 raise ValueError(f"routes.{name}.{parameter}: the task {task} has no such parameter")

@@ -210,6 +210,9 @@ SYSTEMS: tuple[System, ...] = (
     ),
 )
 
+SD_LATENTS = frozenset({"sd", "sd-inpaint", "depth2img"})
+"""Families whose latents the latent upscaler was trained on."""
+
 TASKS: tuple[str, ...] = tuple(dict.fromkeys(system.task for system in SYSTEMS))
 """Every task, in the table's order."""
 

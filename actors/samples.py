@@ -1,0 +1,94 @@
+"""Pictures in the making: one sample for each picture that a row asks for, at its step of the row's chain."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.input_images import EncodedImage
+from actors.routing import Routed, hands_on_latents
+from actors.rows import Row
+from schemas.parameters import ParameterValue
+from schemas.systems import System
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedRow:
+    """A row that can be made, with its pictures' headers read."""
+
+    row: Row
+    images: Mapping[str, EncodedImage]
+    """By field; all that the row must bring, for every step of its chain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeImage:
+    """What a step gave, as the next step's input: it never left the worker."""
+
+    picture: Any
+    """A PIL image, or one row of latents: a tensor (channels, height, width)."""
+    width: int
+    height: int
+
+    def decode(self) -> Any:
+        """It is decoded already."""
+        return self.picture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One picture to be made."""
+
+    opened: OpenedRow
+    image_index: int
+    step: int = 0
+    """Place in the row's chain."""
+    made: Mapping[str, MadeImage] = field(default_factory=dict)
+    """What the step before gave, by the field it fills."""
+    kept: tuple[npt.NDArray[np.uint8], ...] = ()
+    """Pictures of the steps before, where the route keeps them."""
+
+    @property
+    def seed(self) -> int:
+        """Image j of a row uses the row's seed + j, at every step."""
+        return self.opened.row.seed + self.image_index
+
+    @property
+    def routed(self) -> Routed:
+        """What makes this step."""
+        first = self.opened.row.routed
+        return first if self.step == 0 else first.then[self.step - 1]
+
+    @property
+    def system(self) -> System:
+        """The step's system."""
+        assert self.routed.system is not None, "rows with a problem are kept away from the engine"
+        return self.routed.system
+
+    @property
+    def following(self) -> Routed | None:
+        """The step after this one."""
+        chain = self.opened.row.routed.then
+        return chain[self.step] if self.step < len(chain) else None
+
+    @property
+    def hands_on_latents(self) -> bool:
+        """Whether this step's latents go on as they are."""
+        return self.following is not None and hands_on_latents(self.routed, self.following)
+
+    @property
+    def parameters(self) -> Mapping[str, ParameterValue | None]:
+        """A row's own values are its first step's; the others take their routes'."""
+        return self.opened.row.parameters if self.step == 0 else self.routed.defaults
+
+    @property
+    def images(self) -> Mapping[str, EncodedImage | MadeImage]:
+        """The step's input pictures, by field."""
+        if self.step == 0:
+            first = self.opened.row.routed.system
+            own = (*first.images, *first.optional_images) if first else ()
+            return {name: image for name, image in self.opened.images.items() if name in own}
+        wanted = (*self.system.images, *(name for name in self.system.optional_images if name in self.made))
+        return {name: self.made.get(name) or self.opened.images[name] for name in wanted}

@@ -1,0 +1,189 @@
+"""A chain makes what the same diffusers calls make one after the other, on the worker."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from actors.components import OWN_PIPELINES
+from actors.ldm3d import LDM3DImageProcessor
+from jobs.survey import survey
+from schemas.errors import SpecError
+from tests.checkpoints import demo
+from tests.in_process import Made, Record, job_spec, make, pixels, plan_for, write_rows
+
+LEVELS = 2
+MODELS = {
+    name: {"checkpoint": f"demo:{kind}"}
+    for name, kind in {
+        "sd": "sd",
+        "x2": "latent-upscale",
+        "x4": "upscale",
+        "xl": "sdxl",
+        "refiner": "sdxl-refiner",
+        "rgbd": "ldm3d",
+        "rgbd-up": "ldm3d-upscale",
+    }.items()
+}
+STEPS = {"num_inference_steps": 4}
+ROUTES: Record = {
+    "text2img": {"model": "sd", **STEPS},
+    "upscale": {"model": "x4", **STEPS, "noise_level": 10},
+    "latent_upscale": {"model": "x2", **STEPS},
+    "img2img": {"model": "sd", **STEPS, "strength": 0.6},
+    "poster": {"task": "text2img", "model": "sd", **STEPS, "then": ["latent_upscale"], "keep_steps": True},
+    "again": {"task": "text2img", "model": "sd", **STEPS, "then": ["img2img", "upscale"]},
+    "refine": {"task": "img2img", "model": "refiner", "num_inference_steps": 5, "denoising_start": 0.6},
+    "fine": {
+        "task": "text2img",
+        "model": "xl",
+        "num_inference_steps": 5,
+        "denoising_end": 0.6,
+        "then": ["refine"],
+        "keep_steps": True,
+    },
+    "ldm3d": {"model": "rgbd", **STEPS},
+    "ldm3d_upscale": {"model": "rgbd-up", **STEPS, "height": 128, "width": 128},
+    "deep": {"task": "ldm3d", "model": "rgbd", **STEPS, "then": ["ldm3d_upscale"]},
+}
+ROWS = [
+    {"row_id": f"{task}-{seed}", "task": task, "prompt": prompt, "seed": seed}
+    for task in ("poster", "again", "fine", "deep", "text2img")
+    for seed, prompt in ((3, "a fox"), (4, "an owl"))
+]
+
+
+def call(kind: str, cls: str, **arguments: Any) -> Any:
+    """A plain call of a fresh pipeline, for the prompt and seed of each chain's first row."""
+    loader = OWN_PIPELINES.get(cls) or getattr(diffusers, cls)
+    pipeline = loader.from_pretrained(demo(kind), use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    if cls == "StableDiffusionLDM3DPipeline":
+        pipeline.image_processor = LDM3DImageProcessor()
+    return pipeline(prompt="a fox", generator=torch.Generator("cpu").manual_seed(3), **arguments)
+
+
+def poster() -> Image.Image:
+    latents = call("sd", "StableDiffusionPipeline", **STEPS, output_type="latent").images
+    return call("latent-upscale", "StableDiffusionLatentUpscalePipeline", image=latents, **STEPS).images[0]
+
+
+def again() -> Image.Image:
+    first = call("sd", "StableDiffusionPipeline", **STEPS).images[0]
+    second = call("sd", "StableDiffusionImg2ImgPipeline", image=first, strength=0.6, **STEPS).images[0]
+    return call("upscale", "StableDiffusionUpscalePipeline", image=second, noise_level=10, **STEPS).images[0]
+
+
+def fine() -> Image.Image:
+    five = {"num_inference_steps": 5}
+    base = call("sdxl", "StableDiffusionXLPipeline", denoising_end=0.6, output_type="latent", **five).images
+    cls = "StableDiffusionXLImg2ImgPipeline"
+    return call("sdxl-refiner", cls, image=base, denoising_start=0.6, **five).images[0]
+
+
+def deep() -> Image.Image:
+    first = call("ldm3d", "StableDiffusionLDM3DPipeline", **STEPS)
+    cls, rgb, depth = "StableDiffusionUpscaleLDM3DPipeline", first.rgb[0], first.depth[0]
+    return call("ldm3d-upscale", cls, rgb=rgb, depth=depth, target_res=(128, 128), **STEPS).images[0]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """All chains in one job."""
+    folder = tmp_path_factory.mktemp("chains")
+    path = write_rows(folder / "in.parquet", ROWS)
+    return make(job_spec(path, folder / "out", models=MODELS, routes=ROUTES))
+
+
+@pytest.mark.parametrize("chain", [poster, again, fine, deep])
+def test_a_chain_is_what_plain_calls_give_one_after_the_other(made: Made, chain: Any) -> None:
+    """Latents go on as latents where the next pipeline takes them; every step starts from the row's seed."""
+    ours = made.row(f"{chain.__name__}-3")
+
+    assert ours["status"] == "ok", ours["error_message"]
+    difference = np.abs(np.asarray(pixels(ours), dtype=int) - np.asarray(chain(), dtype=int))
+    assert difference.max() <= LEVELS
+    assert pixels(ours).size == (ours["width"], ours["height"])
+
+
+def test_depth_goes_on_beside_the_picture(made: Made) -> None:
+    """The chain's depth map is the last step's, at its size."""
+    depth = Image.open(io.BytesIO(made.row("deep-3")["depth"]["bytes"]))
+
+    assert (depth.mode, depth.size) == ("I;16", (128, 128))
+
+
+def test_steps_are_kept_on_request(made: Made) -> None:
+    """Of `poster` and `fine`, whose latents are decoded for it; not of the others."""
+    assert [len(made.row(f"{name}-3")["step_images"] or []) for name in ("poster", "fine", "again")] == [
+        1,
+        1,
+        0,
+    ]
+    kept = pixels({"image": made.row("poster-3")["step_images"][0]})
+    plain = pixels(made.row("text2img-3"))
+    assert np.abs(np.asarray(kept, dtype=int) - np.asarray(plain, dtype=int)).max() <= LEVELS
+
+
+def test_hugging_face_opens_kept_steps_as_pictures(made: Made, tmp_path: Path) -> None:
+    """The column is a list of images, not of bytes."""
+    from datasets import load_dataset
+
+    files = str(Path(made.plan.job.spec.output.path) / "data" / "*.parquet")
+    rows = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
+    row = next(row for row in rows if row["row_id"] == "poster-3")
+
+    assert row["step_images"][0].size == (64, 64)
+
+
+def test_a_failure_names_its_step(tmp_path: Path) -> None:
+    """The first step went well; the second one could not."""
+    routes = ROUTES | {"odd": {"task": "text2img", "model": "sd", **STEPS, "then": ["strange"]}}
+    routes |= {"strange": {"task": "img2img", "model": "sd", "num_inference_steps": 1, "strength": 0.1}}
+    path = write_rows(tmp_path / "in.parquet", [{"row_id": 1, "task": "odd", "prompt": "x"}])
+
+    failed = make(job_spec(path, tmp_path / "out", models=MODELS, routes=routes)).rows[0]
+
+    assert failed["status"] == "failed"
+    assert failed["error_message"].startswith("step 2 (strange): ")
+
+
+def test_sizes_that_a_later_step_cannot_take_are_refused_at_plan(tmp_path: Path) -> None:
+    """The latent upscaler wants multiples of 64, and it comes second."""
+    rows = [{"row_id": 1, "task": "poster", "prompt": "x", "width": 96, "height": 64}]
+    path = write_rows(tmp_path / "in.parquet", rows)
+
+    failed = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES)).rows[0]
+
+    assert failed["error_code"] == "invalid_size"
+    assert "width is 96, not a multiple of 64" in failed["error_message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"poster": {"task": "text2img", "model": "sd", "then": ["upscael"]}}, "did you mean `upscale`"),
+        ({"poster": {"task": "text2img", "model": "sd", "then": ["again"]}}, "a `then` of its own"),
+        ({"poster": {"task": "text2img", "model": "sd", "then": ["text2img"]}}, "takes no picture"),
+    ],
+)
+def test_a_chain_that_cannot_run_is_a_mistake_of_the_spec(tmp_path: Path, changes: Record, said: str) -> None:
+    """Found before any row is read."""
+    path = write_rows(tmp_path / "in.parquet", ROWS)
+
+    with pytest.raises((SpecError, ValueError), match=said):
+        survey(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES | changes))
+
+
+def test_a_chains_shards_go_by_its_first_model(tmp_path: Path) -> None:
+    """A worker that has it loaded is given them."""
+    path = write_rows(tmp_path / "in.parquet", ROWS)
+
+    plan = plan_for(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+
+    assert plan.files[0].rows_by_model == {"rgbd": 2, "sd": 6, "xl": 2}
