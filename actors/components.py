@@ -6,18 +6,23 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import diffusers
 import torch
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from transformers import DPTImageProcessorPil
 
 from actors.checkpoints import local_folder, weight_bytes_on_disk
 from actors.clip_skip import enable_clip_skip
+from actors.component_files import ComponentFiles, component_files
 from actors.ldm3d import LDM3DImageProcessor
 from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
+from actors.safety import checker_of
 from schemas.errors import RowError, SpecError
-from schemas.spec import ModelSpec
+from schemas.spec import ModelSpec, SafetySpec
 from schemas.systems import System
 
 logger = logging.getLogger(__name__)
@@ -29,10 +34,27 @@ os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
 class LoadedModel:
     """One checkpoint's components on a device, and the pipelines built from them."""
 
-    def __init__(self, name: str, spec: ModelSpec, device: torch.device) -> None:
-        self._base = _load(name, spec, device)
+    def __init__(
+        self,
+        name: str,
+        spec: ModelSpec,
+        device: torch.device,
+        shared: "SharedModules | None" = None,
+        safety: SafetySpec = SafetySpec(),
+    ) -> None:
+        self._base = _load(name, spec, device, shared or SharedModules(), safety)
+        self.safety_checker = checker_of(self._base)
         self._pipelines: dict[str, Any] = {}
-        self.weight_bytes = weight_bytes(self._base.components)
+
+    @property
+    def components(self) -> Mapping[str, Any]:
+        """What the checkpoint is made of."""
+        return self._base.components  # type: ignore[no-any-return]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of its weights in memory."""
+        return weight_bytes(self.components)
 
     def pipeline(self, system: System, scheduler: str | None) -> Any:
         """The system's pipeline on the shared components, with a scheduler of its own for this call."""
@@ -73,7 +95,9 @@ def pipeline_class(name: str) -> Any:
 OWN_PIPELINES: dict[str, Any] = {"StableDiffusionUpscaleLDM3DPipeline": StableDiffusionUpscaleLDM3DPipeline}
 
 
-def _load(name: str, spec: ModelSpec, device: torch.device) -> Any:
+def _load(
+    name: str, spec: ModelSpec, device: torch.device, shared: "SharedModules", safety: SafetySpec
+) -> Any:
     folder = local_folder(spec)
     dtype = _dtype(spec.dtype, device)
     logger.info("loading model=%s checkpoint=%s dtype=%s device=%s", name, spec.checkpoint, dtype, device)
@@ -82,27 +106,32 @@ def _load(name: str, spec: ModelSpec, device: torch.device) -> Any:
     try:
         index = diffusers.DiffusionPipeline.load_config(**place)
         # Its own class for a pipeline that diffusers has not; diffusers' loader would look for it in vain.
+        known = shared.known(folder, spec, dtype) if folder else {}
         loader = OWN_PIPELINES.get(index["_class_name"], diffusers.DiffusionPipeline)
         pipeline = loader.from_pretrained(
             **place,
-            **_mended(index, place),
+            **known | _mended(index, place) | _checker_arguments(index, safety),
             variant=spec.variant,
             dtype=dtype,
             # None, the default, falls back to pickles, which run code when they are read.
             use_safetensors=True,
             trust_remote_code=False,
         )
+        if _has_safe_checker(index) and safety.checker == "on":
+            pipeline.register_modules(safety_checker=_ordinary_checker(place, spec, dtype))
     except (OSError, ValueError, KeyError) as error:
         raise SpecError(f"models.{name}: {spec.checkpoint} cannot be loaded: {error}") from error
     enable_clip_skip(getattr(pipeline, "text_encoder", None))
-    return pipeline.to(device)
+    pipeline = pipeline.to(device)
+    if folder:
+        shared.add(folder, spec, dtype, pipeline.components)
+    return pipeline
 
 
 def _mended(index: Mapping[str, Any], place: Mapping[str, str]) -> dict[str, Any]:
     """Components that diffusers 0.42.1 cannot load as published checkpoints name them."""
     mended: dict[str, Any] = {}
-    if index["_class_name"] == "StableDiffusionPipelineSafe":
-        # Its class has moved, and does not load under transformers 5: the ordinary checker does its work.
+    if _has_safe_checker(index):
         mended["safety_checker"] = None
     if (index.get("feature_extractor") or [None, None])[1] == "DPTFeatureExtractor":
         mended["feature_extractor"] = DPTImageProcessorPil.from_pretrained(
@@ -113,14 +142,42 @@ def _mended(index: Mapping[str, Any], place: Mapping[str, str]) -> dict[str, Any
     return mended
 
 
+def _has_safe_checker(index: Mapping[str, Any]) -> bool:
+    """Whether it has Safe's own checker, whose class has moved and does not load under transformers 5."""
+    return (index.get("safety_checker") or [None, None])[1] == "SafeStableDiffusionSafetyChecker"
+
+
+def _ordinary_checker(place: Mapping[str, str], spec: ModelSpec, dtype: torch.dtype) -> Any:
+    """Stable Diffusion's checker with Safe's weights: the same network, which Safe only keeps from blackening."""
+    return StableDiffusionSafetyChecker.from_pretrained(
+        place["pretrained_model_name_or_path"],
+        subfolder="safety_checker",
+        revision=place.get("revision", "main"),
+        variant=spec.variant,
+        dtype=dtype,
+        use_safetensors=True,
+    )
+
+
+def _checker_arguments(index: Mapping[str, Any], safety: SafetySpec) -> dict[str, Any]:
+    """Without a checker no word of warning: the plan has said so. Off, none is loaded."""
+    taken = inspect.signature(pipeline_class(index["_class_name"])).parameters
+    wanted: dict[str, Any] = {"requires_safety_checker": False}
+    if safety.checker == "off":
+        wanted["safety_checker"] = None
+    return {name: value for name, value in wanted.items() if name in taken}
+
+
 def _arguments(cls: Any, base: Any) -> dict[str, Any]:
-    """What `cls` takes of a base pipeline: its components and the switches of its configuration.
+    """What `cls` takes of a base pipeline: its components and the switches of its configuration, but no
+    safety checker (actors/safety.py says why).
 
     Not `cls.from_pipe(base)`: without a dtype that casts the shared weights to float32 in place
     (diffusers 0.42.1).
     """
     parameters = inspect.signature(cls).parameters
-    available: Mapping[str, Any] = {**base.config, **base.components}
+    unchecked = {"safety_checker": None, "requires_safety_checker": False}
+    available: Mapping[str, Any] = {**base.config, **base.components, **unchecked}
     return {name: available[name] for name in parameters if name in available}
 
 
@@ -131,7 +188,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def weight_bytes(components: Mapping[str, Any]) -> int:
+def weight_bytes(components: Mapping[Any, Any]) -> int:
     """Bytes of weights in memory, each tensor's storage counted once however many modules share it."""
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
@@ -147,14 +204,52 @@ def _tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
     yield from module.buffers()
 
 
+class SharedModules:
+    """Modules in memory by the content of their files: two checkpoints with the same VAE hold it once.
+
+    It keeps none alive: a module goes when the last model that uses it goes.
+    """
+
+    def __init__(self) -> None:
+        self._alike: dict[tuple[object, ...], list[tuple[ComponentFiles, ref[torch.nn.Module]]]] = {}
+
+    def known(self, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
+        """The checkpoint's components that are in memory already, by name."""
+        found = {}
+        for component in component_files(folder, spec.variant):
+            for other, module in self._alike.get((dtype, component.looks_like()), []):
+                # Gigabytes are hashed only here, where a component of the same kind and size is in memory.
+                alive = module()
+                if alive is not None and other.content() == component.content():
+                    found[component.name] = alive
+        return found
+
+    def add(self, folder: Path, spec: ModelSpec, dtype: torch.dtype, components: Mapping[str, Any]) -> None:
+        """Remember a checkpoint's components."""
+        for component in component_files(folder, spec.variant):
+            module = components.get(component.name)
+            if isinstance(module, torch.nn.Module):
+                alike = self._alike.setdefault((dtype, component.looks_like()), [])
+                alike[:] = [pair for pair in alike if pair[1]() is not None]
+                alike.append((component, ref(module)))
+
+
 class ModelCache:
     """The models a worker holds, the one used longest ago first to go when the bytes run out."""
 
-    def __init__(self, specs: Mapping[str, ModelSpec], device: torch.device, capacity_bytes: int) -> None:
+    def __init__(
+        self,
+        specs: Mapping[str, ModelSpec],
+        device: torch.device,
+        capacity_bytes: int,
+        safety: SafetySpec = SafetySpec(),
+    ) -> None:
         self._specs = specs
+        self._safety = safety
         self._device = device
         self._capacity_bytes = capacity_bytes
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
+        self._shared = SharedModules()
         self.num_loads = 0
 
     @property
@@ -166,7 +261,9 @@ class ModelCache:
         """The model, loaded now if it is not in memory."""
         if name not in self._models:
             self._make_room(name)
-            self._models[name] = LoadedModel(name, self._specs[name], self._device)
+            self._models[name] = LoadedModel(
+                name, self._specs[name], self._device, self._shared, self._safety
+            )
             self.num_loads += 1
             self._evict(keep=name)
         self._models.move_to_end(name)
@@ -186,7 +283,8 @@ class ModelCache:
             self._drop_oldest()
 
     def _bytes(self) -> int:
-        return sum(model.weight_bytes for model in self._models.values())
+        together = [module for model in self._models.values() for module in model.components.values()]
+        return weight_bytes(dict(enumerate(together)))
 
     def _drop_oldest(self) -> None:
         name, _ = self._models.popitem(last=False)

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from actors.component_files import bytes_shared
 from jobs.plan import BadRow, Findings, Plan, expected_bytes, make_plan
 from jobs.survey import Survey
 from schemas.errors import SpecError
@@ -56,6 +57,9 @@ def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
     """Routes, mistakes, shards and size."""
     print_columns(plan.job, console)
     console.print(_models_table(plan.job))
+    saved = bytes_shared(plan.job.spec.models)
+    if saved:
+        console.print(f"{_size(saved)} of weights are the same in two checkpoints and are held once")
     console.print(_routes_table(findings))
     _print_bad_rows(plan, findings, console)
     _print_output(plan, findings, console)

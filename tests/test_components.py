@@ -1,18 +1,21 @@
 """Checkpoints in memory: loaded once, shared, and never more than fit."""
 
+import gc
 import inspect
+import weakref
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
 
-from actors.components import LoadedModel, ModelCache, weight_bytes
+from actors.component_files import bytes_shared
+from actors.components import LoadedModel, ModelCache, pipeline_class, weight_bytes
 from schemas.errors import RowError, SpecError
 from schemas.parameters import SCHEDULERS
 from schemas.spec import ModelSpec
 from schemas.systems import SYSTEMS, System, find_system
-from tests.checkpoints import sd_checkpoint, sdxl_checkpoint
+from tests.checkpoints import demo, sd_checkpoint, sdxl_checkpoint
 
 CPU = torch.device("cpu")
 KINDS = {"sd": "demo:sd", "sdxl": "demo:sdxl"}
@@ -154,9 +157,61 @@ def test_half_precision_is_what_the_spec_asks_for() -> None:
 
 def test_every_system_names_a_pipeline_that_takes_its_parameters() -> None:
     """The table cannot drift from diffusers: each class exists, with these arguments and defaults."""
+    renamed = {"StableDiffusionUpscaleLDM3DPipeline": {"image": "rgb", "depth_map": "depth"}}
     for each in SYSTEMS:
-        call = inspect.signature(getattr(diffusers, each.pipeline).__call__).parameters
+        call = inspect.signature(pipeline_class(each.pipeline).__call__).parameters
+        names = renamed.get(each.pipeline, {})
         for name, default in each.defaults.items():
-            if name != "scheduler":
+            if name == "scheduler" or (names and name in ("height", "width")):
+                continue
+            assert name in call, (each.pipeline, name)
+            if default is not None:
                 assert call[name].default == default, (each.pipeline, name)
-        assert set(each.images) <= set(call)
+        assert {names.get(name, name) for name in (*each.images, *each.optional_images)} <= set(call)
+        assert set(each.texts) <= set(call)
+
+
+def test_checkpoints_with_the_same_component_hold_it_once() -> None:
+    """By the content of its files, whatever its folder is called; in another dtype it is another one."""
+    specs = {
+        "sd": ModelSpec(checkpoint="demo:sd"),
+        "copy": ModelSpec(checkpoint="demo:sd"),
+        "half": ModelSpec(checkpoint="demo:sd", dtype="bfloat16"),
+        "other": ModelSpec(checkpoint="demo:sdxl"),
+    }
+    models = ModelCache(specs, CPU, 10**9)
+    first, copy, half, other = (models.get(name) for name in specs)
+
+    assert copy.components["vae"] is first.components["vae"]
+    assert copy.components["unet"] is first.components["unet"]
+    assert half.components["vae"] is not first.components["vae"]
+    assert other.components["vae"] is not first.components["vae"]
+    assert models.names == tuple(specs)
+
+
+def test_a_checkpoint_with_another_unet_shares_the_rest(tmp_path: Path) -> None:
+    """A fine-tuned UNet beside its base: text encoder and VAE are held once, and the plan says how much."""
+    tuned = diffusers.StableDiffusionPipeline.from_pretrained(demo("sd"), use_safetensors=True)
+    with torch.no_grad():
+        tuned.unet.conv_out.weight.mul_(1.01)
+    tuned.save_pretrained(tmp_path / "tuned")
+    specs = {"sd": ModelSpec(checkpoint="demo:sd"), "tuned": ModelSpec(checkpoint=str(tmp_path / "tuned"))}
+    models = ModelCache(specs, CPU, 10**9)
+    base, other = (models.get(name) for name in specs)
+
+    assert other.components["vae"] is base.components["vae"]
+    assert other.components["text_encoder"] is base.components["text_encoder"]
+    assert other.components["unet"] is not base.components["unet"]
+    both = weight_bytes({"vae": base.components["vae"], "text": base.components["text_encoder"]})
+    assert abs(bytes_shared(specs) - both) < 0.05 * both
+
+
+def test_a_dropped_model_takes_what_it_alone_used() -> None:
+    """Nothing is kept alive by having been shared once."""
+    models = cache(capacity_bytes=1)
+    vae = weakref.ref(models.get("sd").components["vae"])
+
+    models.get("sdxl")
+    gc.collect()
+
+    assert vae() is None
