@@ -100,9 +100,7 @@ def main() -> None:
     encoding = encoding_ms()
     print(f"Python {sys.version.split()[0]}, ray {version('ray')}, pyarrow {version('pyarrow')}")
     print(f"encoding one {PIXELS.shape[1]}x{PIXELS.shape[0]} PNG: {encoding:.2f} ms of CPU\n")
-    print(
-        "| rows | driver ms | worker ms | beyond encoding, ms | driver peak MB | worker peak MB | rows/s |"
-    )
+    print("| rows | driver ms | worker ms | beyond encoding, ms | driver peak MB | worker peak MB | rows/s |")
     print("|---|---|---|---|---|---|---|")
     for num_rows in sizes:
         with tempfile.TemporaryDirectory() as folder:
