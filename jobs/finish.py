@@ -8,6 +8,7 @@ from jobs.parts import PartFile, Totals, list_parts, totals_of
 from jobs.progress import RunFigures
 from jobs.report import write_report
 from jobs.summary import write_summary
+from schemas.errors import StorageError
 
 MANIFEST = "_darkroom/manifest.jsonl"
 SUCCESS = "_SUCCESS"
@@ -17,6 +18,11 @@ CARD = "README.md"
 def finish(storage: Storage, output: str, record: JobRecord, figures: RunFigures) -> Totals:
     """Write everything that says the job is done, `_SUCCESS` last."""
     parts = list(list_parts(storage, output, record.num_shards))
+    if len(parts) < record.num_shards:
+        raise StorageError(
+            f"{output}/data has {len(parts):,} of {record.num_shards:,} parts, although workers have written "
+            "them all: output.path must be a place that every machine of the cluster shares, such as s3://"
+        )
     totals = totals_of(storage, parts)
     storage.replace(join(output, MANIFEST), _manifest(output, parts))
     write_summary(storage, output, record, totals, figures)

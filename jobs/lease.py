@@ -24,7 +24,7 @@ LEASE = "_darkroom/driver.json"
 RENEW_EVERY_S = 10.0
 VALID_S = 60.0
 """A driver that has not renewed its lease for this long is dead."""
-PATIENCE_S = 10.0
+PATIENCE_S = 5.0
 """How long one renewal is tried: a store that is away must not keep an interrupted driver from ending."""
 
 

@@ -1,10 +1,11 @@
 """Whose output this is: `_darkroom/job.json`, written once, compared by every later run."""
 
 import json
-from dataclasses import asdict, dataclass
+import posixpath
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from actors.storage import Storage, join
+from actors.storage import Storage, StoredObject, join
 from jobs.plan import Findings, Plan
 from jobs.survey import Survey
 from schemas.columns import ColumnMap
@@ -98,7 +99,11 @@ def plan_of(record: JobRecord, survey: Survey, output: str) -> Plan:
             + (f"\n  and {more} more" if more > 0 else "")
             + "\nUndo the change to go on with it, or give this job an output.path of its own."
         )
-    return Plan(job=survey.job, files=record.files)
+    # Where the files are now: a Ray job unpacks its working directory at a new place each time.
+    files = zip(record.files, survey.files, strict=True)
+    return Plan(
+        job=survey.job, files=tuple(replace(planned, uri=found.stored.uri) for planned, found in files)
+    )
 
 
 def _differences(there: object, here: object, at: str = "") -> list[str]:
@@ -119,6 +124,8 @@ def _shown(value: object) -> str:
 
 
 def _input_differences(record: JobRecord, survey: Survey) -> list[str]:
+    if [_content(file) for file in record.files] == [_content(file.stored) for file in survey.files]:
+        return []
     there = {file.uri: file for file in record.files}
     here = {file.stored.uri: file.stored for file in survey.files}
     lines = [f"input: {uri} is gone" for uri in there if uri not in here]
@@ -130,6 +137,10 @@ def _input_differences(record: JobRecord, survey: Survey) -> list[str]:
                 f"input: {uri} has changed ({mine.size_bytes:,} bytes there, {theirs.size_bytes:,} here)"
             )
     return lines
+
+
+def _content(file: PlannedFile | StoredObject) -> tuple[str, int, str]:
+    return posixpath.basename(file.uri), file.size_bytes, file.etag
 
 
 def plan_of_record(record: JobRecord) -> Plan:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 import actors
 import jobs
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.25
 """How long the driver is deaf to a signal, at most."""
 PROGRESS_EVERY_S = 2.0
+CONNECT_WITHIN_S = 10.0
 MAX_FAILED_STARTS = 5
 """In a row, over all workers: more mean that none can live, whatever the shard."""
 
@@ -72,18 +74,50 @@ class _Seat:
     """What was asked of it and not answered: a shard, or the name of a probe."""
 
 
+def in_ray_job() -> bool:
+    """Whether this process is the entrypoint of a `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 @contextmanager
 def connected() -> Iterator[None]:
-    """Inside the block there is a Ray: the one that RAY_ADDRESS names, or one started here and ended after."""
+    """Inside the block there is a Ray: the one that RAY_ADDRESS names, or one that starts and ends here."""
     if ray.is_initialized():
         yield
         return
-    with _own_sigterm():
-        ray.init(**_options())
+    address = os.environ.get("RAY_ADDRESS", "")
+    _check_answers(address)
+    try:
+        with _own_sigterm():
+            ray.init(**_options(address))
+    except (ConnectionError, AuthenticationError) as error:
+        raise SpecError(
+            f"RAY_ADDRESS is {address}, and the Ray there does not let us in: {error}. "
+            "If it asks for a token, set RAY_AUTH_MODE=token here and give it in ~/.ray/auth_token"
+        ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray 2.60 would try for a quarter of an hour to reach a head that is not there."""
+    if address.startswith("http"):
+        raise SpecError(
+            f"RAY_ADDRESS is {address}, the address for `darkroom submit --address`; "
+            "to join a Ray from here, give its head as host:6379, or unset it to start one"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto", "local", or none
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_WITHIN_S).close()
+    except OSError as error:
+        raise SpecError(
+            f"RAY_ADDRESS is {address}, and nobody answers there: {error}. "
+            "Unset it to start Ray on this machine"
+        ) from error
 
 
 @contextmanager
@@ -98,13 +132,13 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _options() -> dict[str, Any]:
+def _options(address: str) -> dict[str, Any]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if not os.environ.get("RAY_ADDRESS"):
+    if not address:
         # Without an address Ray would join whichever `ray start` it finds on this machine.
         options |= {"address": "local", "include_dashboard": False}
-    elif not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        # Not inside `ray job submit`, which has shipped the code already.
+    elif not in_ray_job():
+        # A job's working directory has brought the code already.
         options["runtime_env"] = {
             "py_modules": [str(Path(package.__path__[0])) for package in (schemas, actors, jobs)]
         }

@@ -1,5 +1,6 @@
 """Running a job: the one sentence that everything else serves."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +16,19 @@ from jobs.lease import Lease
 from jobs.ownership import JobRecord, claim, plan_of, read_record
 from jobs.parts import Totals, done_shards, list_parts, totals_of
 from jobs.plan import Plan
-from jobs.plan_text import check_rows, refuse_hopeless
-from jobs.pool import WorkerPool, connected, lay_out
+from jobs.plan_text import check_rows, print_columns, refuse_hopeless
+from jobs.pool import WorkerPool, connected, in_ray_job, lay_out
 from jobs.progress import Tally, display
 from jobs.signals import stopping_signals
 from jobs.survey import Survey, survey
 from schemas.errors import BudgetError
 from schemas.job import Shard
 from schemas.spec import JobSpec
+
+_OUTPUT_IN_JOB = (
+    "output.path {path} is relative, so this Ray job writes to {output}: a folder on one machine, which Ray "
+    "deletes some time after the job. Use s3:// or an absolute path"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +46,12 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
     """Generate every row of the input that has no outcome yet."""
     output = normalise(spec.output.path)
     storage = open_storage(output, deadline_s=spec.errors.storage_deadline_s)
+    if in_ray_job() and output.startswith(f"{os.getcwd()}/"):
+        console.print(_OUTPUT_IN_JOB.format(path=spec.output.path, output=output), soft_wrap=True)
     with stopping_signals():
-        plan, record = _settle(survey(spec), storage, output, console)
+        found = survey(spec)
+        print_columns(found.job, console)
+        plan, record = _settle(found, storage, output, console)
         done = done_shards(storage, output, record.num_shards)
         if all(done) and is_finished(storage, output):
             return _result(storage, output, record)
@@ -73,6 +83,8 @@ def _make_missing(
     if sum(done):
         console.print(f"{sum(done):,} of {len(done):,} parts are there already; making the other {missing:,}")
     dispatcher = _dispatcher(plan, done)
+    place = os.environ.get("RAY_ADDRESS")
+    console.print(f"joining the Ray at {place}" if place else "starting Ray", highlight=False)
     with connected():
         layout = lay_out(plan.job.spec.workers, missing)
         console.print(layout.describe(), highlight=False)
@@ -138,7 +150,7 @@ def judge(spec: JobSpec, result: RunResult) -> None:
             f"{first.reason.removesuffix('.')}. Run again to try once more"
         )
     totals = result.totals
-    if totals.failed > spec.errors.max_rate * totals.rows:
+    if totals.rows and totals.failed / totals.rows > spec.errors.max_rate:
         codes = ", ".join(f"{count:,} {code}" for code, count in totals.error_codes)
         raise BudgetError(
             f"{totals.failed:,} of {totals.rows:,} rows failed ({codes}), more than errors.max_rate "

@@ -1,0 +1,71 @@
+"""Engines for tests of what surrounds one: they need no torch, so that their workers are up at once.
+
+A job names one by module and function, as it names the engine that runs diffusers.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from actors.cohorts import OpenedRow, Sample
+from actors.engine import Generated
+from jobs.__main__ import exit_codes
+from jobs.run import judge, print_result, run_job
+from schemas.job import Job
+from schemas.spec_file import load_spec
+
+FATAL_PROMPT = "kills its worker"
+
+
+class NoiseEngine:
+    """Each picture is noise of its seed, and takes as long as it is told."""
+
+    num_loads = 1
+    models_loaded = ("sd",)
+
+    def __init__(self, seconds_a_picture: float) -> None:
+        self._seconds_a_picture = seconds_a_picture
+
+    def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
+        """Row after row."""
+        for opened in rows:
+            if opened.row.prompt == FATAL_PROMPT:
+                os._exit(1)
+            time.sleep(self._seconds_a_picture)
+            sample = Sample(opened=opened, image_index=0)
+            pixels = np.random.default_rng(sample.seed).integers(0, 256, (64, 64, 3), np.uint8)
+            yield Generated(sample=sample, pixels=pixels, nsfw=None)
+
+
+def quick(job: Job, num_cpus: int) -> NoiseEngine:
+    """For a job that is to end soon."""
+    return NoiseEngine(0.01)
+
+
+def slow(job: Job, num_cpus: int) -> NoiseEngine:
+    """For a job that is to be met in its middle."""
+    return NoiseEngine(0.1)
+
+
+def without_gpu(job: Job, num_cpus: int) -> NoiseEngine:
+    """Cannot start."""
+    raise RuntimeError("no CUDA device here")
+
+
+def main(engine: str, spec_path: str) -> None:
+    """`python -m tests.engines ENGINE SPEC`: what `darkroom run SPEC` does, with another engine."""
+    spec, console = load_spec(Path(spec_path)), Console(width=140)
+    result = run_job(spec, console, engine=f"tests.engines:{engine}")
+    print_result(result, console)
+    judge(spec, result)
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(*sys.argv[1:])

@@ -1,0 +1,182 @@
+"""Jobs that are stopped, killed and run again: nothing half-written, no row lost, none doubled.
+
+Real drivers, real Ray, real workers; the engine alone is a quick one, so that a job is up in seconds.
+"""
+
+import random
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tests.engines import FATAL_PROMPT
+from tests.running import (
+    Finished,
+    Record,
+    Started,
+    darkroom,
+    kill,
+    output_rows,
+    parts,
+    row_ids,
+    text_rows,
+    write_rows,
+    write_spec,
+)
+
+STOPPED_WITHIN_S = 20
+"""It takes 2 s; the rest is for machines that are busy."""
+
+
+def job(folder: Path, rows: Sequence[Record], **sections: Any) -> Path:
+    """A spec of shards of four rows, with its input beside it and its output in `out`."""
+    written = write_rows(folder / "rows.parquet", rows)
+    defaults = {"batching": {"shard_rows": 4}}
+    return write_spec(folder / "job.yaml", written, folder / "out", **defaults | sections)
+
+
+def run_to_end(spec: Path, engine: str = "quick") -> Finished:
+    with Started("-m", "tests.engines", engine, spec) as run:
+        return run.wait()
+
+
+def assert_whole(output: Path, rows: Sequence[Record]) -> None:
+    """Every row once, and `verify` finds nothing wrong."""
+    verified = darkroom("verify", output)
+    assert verified.code == 0, verified.err
+    assert row_ids(output) == [row["row_id"] for row in rows]
+
+
+def test_ctrl_c_ends_a_job_within_seconds_and_running_it_again_makes_the_rest(tmp_path: Path) -> None:
+    """Exit code 130, whole parts only, no process left; a second and a third Ctrl-C change nothing."""
+    rows = text_rows(160)
+    spec = job(tmp_path, rows)
+    output = tmp_path / "out"
+
+    with Started("-m", "tests.engines", "slow", spec) as run:
+        run.wait_until(lambda: len(parts(output)) > 2)
+        for _ in range(3):
+            run.press_ctrl_c()
+        stopped = run.wait(STOPPED_WITHIN_S)
+        run.wait_until_gone(STOPPED_WITHIN_S)
+    made = {part: part.read_bytes() for part in parts(output)}
+
+    assert stopped.code == 130
+    assert stopped.err == "darkroom: interrupted; what is committed stays, run again to resume\n"
+    assert 2 < len(made) < 40
+    assert all(pq.read_table(part).num_rows == 4 for part in made)
+    partial = darkroom("verify", output)
+    assert partial.code == 1
+    assert f"does not keep the row contract ({40 - len(made)} faults)" in partial.err
+    assert "no driver is at work: run the job again to go on" in darkroom("status", output).out
+
+    resumed = run_to_end(spec)
+
+    assert resumed.code == 0
+    assert f"{len(made)} of 40 parts are there already; making the other {40 - len(made)}" in resumed.out
+    assert {part: part.read_bytes() for part in made} == made
+    assert_whole(output, rows)
+
+
+def test_sigterm_while_ray_starts_ends_a_job_at_once(tmp_path: Path) -> None:
+    """`ray.init` brings a SIGTERM handler of its own, which must not show."""
+    spec = job(tmp_path, text_rows(8))
+
+    with Started("-m", "tests.engines", "slow", spec) as run:
+        run.wait_until(lambda: run.pids("gcs_server"))
+        run.signal(signal.SIGTERM)
+        stopped = run.wait(STOPPED_WITHIN_S)
+        run.wait_until_gone()
+
+    assert stopped.code == 130
+    assert stopped.err.endswith("darkroom: interrupted; what is committed stays, run again to resume\n")
+
+
+def test_sigterm_ends_a_job_as_ctrl_c_does(tmp_path: Path) -> None:
+    """What `ray job stop` and Kubernetes send: the lease is given back, so that another host can go on."""
+    spec = job(tmp_path, text_rows(160))
+    output = tmp_path / "out"
+
+    with Started("-m", "tests.engines", "slow", spec) as run:
+        run.wait_until(lambda: parts(output))
+        run.signal(signal.SIGTERM)
+        stopped = run.wait(STOPPED_WITHIN_S)
+        run.wait_until_gone(STOPPED_WITHIN_S)
+
+    assert stopped.code == 130
+    assert "Traceback" not in stopped.err
+    assert '"ended": true' in (output / "_darkroom" / "driver.json").read_text()
+
+
+def test_workers_killed_at_random_moments_cost_no_row(tmp_path: Path) -> None:
+    """SIGKILL, as the kernel sends it when memory runs out: fresh workers make what the dead ones held."""
+    rows, moments = text_rows(80), random.Random(20)
+    spec = job(tmp_path, rows, errors={"max_attempts": 20})
+    output = tmp_path / "out"
+
+    with Started("-m", "tests.engines", "slow", spec) as run:
+        run.wait_until(lambda: parts(output))
+        for _ in range(3):
+            pids = run.wait_until(lambda: run.pids("ray::WorkerProcess"))
+            time.sleep(moments.uniform(0, 1.0))  # the moment itself is what varies
+            kill(moments.choice(pids))
+        finished = run.wait()
+
+    assert finished.code == 0, finished.err
+    assert "worker=worker-" in finished.err
+    assert_whole(output, rows)
+
+
+def test_jobs_killed_at_random_moments_lose_and_double_no_row(tmp_path: Path) -> None:
+    """The driver alone, whose workers live on for a while beside the next run's; then everything at once."""
+    rows, moments = text_rows(100), random.Random(30)
+    spec = job(tmp_path, rows)
+    output = tmp_path / "out"
+
+    with ExitStack() as runs:
+        for victims in ("driver", "all"):
+            before = len(parts(output))
+            run = runs.enter_context(Started("-m", "tests.engines", "slow", spec))
+            run.wait_until(lambda before=before: len(parts(output)) > before + 1)
+            time.sleep(moments.uniform(0, 0.8))  # the moment itself is what varies
+            if victims == "all":
+                run.kill_all()
+            else:
+                run.signal(signal.SIGKILL)
+                run.wait()
+        finished = run_to_end(spec, "slow")
+
+    assert finished.code == 0, finished.err
+    assert_whole(output, rows)
+
+
+def test_a_shard_that_kills_its_workers_is_left_out_and_the_others_are_made(tmp_path: Path) -> None:
+    """It is tried `errors.max_attempts` times; the message names it and the reason, the exit code is 3."""
+    rows = text_rows(24)
+    rows[9]["prompt"] = FATAL_PROMPT
+    spec = job(tmp_path, rows, errors={"max_attempts": 2})
+
+    finished = run_to_end(spec)
+
+    assert finished.code == 3
+    assert "parts that are missing: 1. Making each of them failed 2 times" in finished.err
+    assert "train-00002-of-00006: its worker died" in finished.err
+    assert [part.name for part in parts(tmp_path / "out")] == [
+        f"train-{i:05d}-of-00006.parquet" for i in (0, 1, 3, 4, 5)
+    ]
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_an_engine_that_cannot_start_ends_the_job_with_its_reason(tmp_path: Path) -> None:
+    """After a handful of tries, not after an endless number."""
+    spec = job(tmp_path, text_rows(8))
+
+    finished = run_to_end(spec, "without_gpu")
+
+    assert finished.code == 1
+    assert "no worker can start: 5 in a row died: RuntimeError: no CUDA device here" in finished.err
+    assert output_rows(tmp_path / "out") == []
