@@ -80,6 +80,8 @@ class Dispatcher:
         if not self.num_waiting or len(mine) >= self._room(mine):
             return None
         model = self._choose(worker, loaded)
+        if mine and mine[-1].model != model:
+            return None  # two models in flight could push each other out of a small cache, shard by shard
         self._model_of[worker] = model
         shard = self._queues[model].take()
         mine.append(shard)

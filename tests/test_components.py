@@ -11,11 +11,14 @@ import torch
 
 from actors.component_files import bytes_shared
 from actors.components import LoadedModel, ModelCache, pipeline_class, weight_bytes
+from actors.diffusers_engine import DiffusersEngine
+from jobs.dispatcher import Dispatcher
 from schemas.errors import RowError, SpecError
 from schemas.parameters import SCHEDULERS
 from schemas.spec import ModelSpec
 from schemas.systems import SYSTEMS, System, find_system
 from tests.checkpoints import demo, sd_checkpoint, sdxl_checkpoint
+from tests.in_process import job_spec, model_cache, picture, plan_for, worker_for, write_rows
 
 CPU = torch.device("cpu")
 KINDS = {"sd": "demo:sd", "sdxl": "demo:sdxl"}
@@ -204,6 +207,46 @@ def test_a_checkpoint_with_another_unet_shares_the_rest(tmp_path: Path) -> None:
     assert other.components["unet"] is not base.components["unet"]
     both = weight_bytes({"vae": base.components["vae"], "text": base.components["text_encoder"]})
     assert abs(bytes_shared(specs) - both) < 0.05 * both
+
+
+@pytest.mark.parametrize("capacity_bytes", [10**9, 1])
+def test_one_worker_loads_each_of_five_checkpoints_once(tmp_path: Path, capacity_bytes: int) -> None:
+    """Their rows are mixed; even where one model fits at a time, shards come model by model."""
+    kinds = ("sd", "sdxl", "upscale", "variation", "ldm3d")
+    tasks = {
+        "sd": "text2img",
+        "sdxl": "text2img",
+        "upscale": "upscale",
+        "variation": "variation",
+        "ldm3d": "ldm3d",
+    }
+    rows = [
+        {"row_id": i, "task": tasks[kind], "model": kind, "prompt": "x", "image": picture((32, 32))}
+        for i, kind in enumerate(kinds * 4)
+    ]
+    spec = job_spec(
+        write_rows(tmp_path / "in.parquet", rows),
+        tmp_path / "out",
+        models={kind: {"checkpoint": f"demo:{kind}"} for kind in kinds},
+        routes={task: {"model": kind, "num_inference_steps": 1} for kind, task in tasks.items()},
+        batching={"shard_rows": 2},
+    )
+    plan = plan_for(spec)
+    queues = {kind: [shard for shard in plan.shards() if shard.model == kind] for kind in kinds}
+    counts = {kind: len(shards) for kind, shards in queues.items()}
+    dispatcher = Dispatcher({kind: iter(queues[kind]) for kind in kinds}, counts, max_attempts=1)
+    engine = DiffusersEngine(model_cache(spec, capacity_bytes), CPU, 16)
+    dispatcher.join("w")
+
+    with worker_for(plan, engine) as worker:
+        while not dispatcher.finished:
+            shard = dispatcher.next_for("w", engine.models_loaded)
+            assert shard is not None
+            report = worker.run(shard)
+            assert report.failed == 0
+            dispatcher.finish("w", shard)
+
+    assert engine.num_loads == 5
 
 
 def test_a_dropped_model_takes_what_it_alone_used() -> None:

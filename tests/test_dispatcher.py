@@ -58,6 +58,22 @@ def test_a_worker_holds_two_shards_and_no_more() -> None:
     assert [each is None for each in held] == [False, False, True]
 
 
+def test_a_worker_ends_one_model_before_it_begins_another() -> None:
+    """With both in flight, a cache with room for one would load them in turns."""
+    given_out = dispatcher({"sd": 1, "xl": 9})
+    given_out.join("w")
+    last = given_out.next_for("w", loaded=("sd",))
+    assert last is not None
+    assert last.model == "sd"
+
+    assert given_out.next_for("w", loaded=("sd",)) is None
+    given_out.finish("w", last)
+
+    following = given_out.next_for("w", loaded=("sd",))
+    assert following is not None
+    assert following.model == "xl"
+
+
 def test_in_the_last_wave_each_worker_gets_one() -> None:
     """With two shards and two workers, the first to ask does not take both."""
     given_out = dispatcher({"sd": 2})
