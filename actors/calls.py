@@ -14,6 +14,7 @@ from PIL import Image
 
 from actors.cohorts import Cohort
 from actors.engine import Depth, Pixels
+from actors.prompts import encoded
 from actors.samples import Sample
 from schemas.errors import RowError
 
@@ -32,7 +33,6 @@ class Picture:
     latents: torch.Tensor | None = None
     """(channels, height, width), for the next step."""
     depth: Depth | None = None
-    nsfw: bool | None
     finite: bool
     """False where NaN or infinity came out."""
 
@@ -51,7 +51,9 @@ def arguments(cohort: Cohort, decoded: Sequence[Decoded], pipeline: Any) -> Argu
     """Everything that the pipeline is called with."""
     rows = [sample.opened.row for sample, _ in decoded]
     found: Arguments = {
-        name: value for name, value in cohort.parameters.items() if value is not None and name != "scheduler"
+        name: value
+        for name, value in cohort.parameters.items()
+        if value is not None and name not in ("scheduler", "scheduler_options")
     }
     if "prompt" in cohort.system.texts:
         found["prompt"] = [row.texts["prompt"] for row in rows]
@@ -71,6 +73,8 @@ def arguments(cohort: Cohort, decoded: Sequence[Decoded], pipeline: Any) -> Argu
         if isinstance(found[field][0], torch.Tensor):
             found[field] = torch.stack(found[field])
     found["output_type"] = "latent" if cohort.gives_latents else "pt"
+    if cohort.num_windows > 1 or cohort.weighted:
+        found = encoded(found, pipeline, cohort.num_windows, weighted=cohort.weighted)
     change = ARGUMENTS.get(cohort.system.pipeline)
     return change(found, cohort, pipeline) if change else found
 
@@ -95,6 +99,8 @@ def _depth2img(found: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
 
 def _ldm3d_upscale(found: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
     found["target_res"] = (found.pop("height"), found.pop("width"))
+    # None where it is encoded already.
+    found.setdefault("prompt", None)
     return found | {"rgb": found.pop("image"), "depth": found.pop("depth_map")}
 
 
@@ -109,15 +115,11 @@ ARGUMENTS: dict[str, Callable[[Arguments, Cohort, Any], Arguments]] = {
 def pictures_of(output: Any, count: int, *, gives_latents: bool) -> list[Picture]:
     """What a pipeline gave, as bytes: rounded on the device as diffusers' own numpy_to_pil rounds."""
     images = output.rgb if hasattr(output, "rgb") else output.images
-    flags = getattr(output, "nsfw_content_detected", None) or [None] * count
     if isinstance(images, list):
-        return [
-            Picture(pixels=np.asarray(image), nsfw=flag, finite=True)
-            for image, flag in zip(images, flags, strict=True)
-        ]
+        return [Picture(pixels=np.asarray(image), finite=True) for image in images]
     if gives_latents:
         return [
-            Picture(pixels=None, latents=latents, nsfw=None, finite=finite)
+            Picture(pixels=None, latents=latents, finite=finite)
             for latents, finite in zip(images, _finite(images).tolist(), strict=True)
         ]
     if isinstance(images, np.ndarray):
@@ -127,10 +129,8 @@ def pictures_of(output: Any, count: int, *, gives_latents: bool) -> list[Picture
     finite = _finite(images) if depth is None else _finite(images) & _finite(depth)
     pixels = (images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [
-        Picture(pixels=picture, depth=depth, nsfw=flag, finite=is_finite)
-        for picture, depth, flag, is_finite in zip(
-            pixels, _depths(depth, count), flags, finite.tolist(), strict=True
-        )
+        Picture(pixels=picture, depth=depth, finite=is_finite)
+        for picture, depth, is_finite in zip(pixels, _depths(depth, count), finite.tolist(), strict=True)
     ]
 
 

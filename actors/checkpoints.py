@@ -6,38 +6,22 @@ never by its name.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from actors.demo_cache import demo_checkpoint
+from actors.demo_cache import KINDS, build_missing, demo_checkpoint
 from actors.storage import LocalStorage
 from schemas.errors import SpecError
 from schemas.job import ModelCard
+from schemas.schedulers import scheduler_settings
 from schemas.spec import ModelSpec
+from schemas.systems import FAMILIES
 
 DEMO_SCHEME = "demo:"
-
-_SD = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
-_XL = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
-
-FAMILIES: dict[tuple[str, int], str] = {
-    **{(pipeline, 4): "sd" for pipeline in _SD},
-    **{(pipeline, 9): "sd-inpaint" for pipeline in _SD},
-    ("StableDiffusionPipelineSafe", 4): "safe",
-    ("StableDiffusionDepth2ImgPipeline", 5): "depth2img",
-    ("StableDiffusionImageVariationPipeline", 4): "variation",
-    ("StableDiffusionUpscalePipeline", 7): "upscale",
-    ("StableDiffusionLatentUpscalePipeline", 8): "latent-upscale",
-    ("StableDiffusionLDM3DPipeline", 4): "ldm3d",
-    ("StableDiffusionUpscaleLDM3DPipeline", 8): "ldm3d-upscale",
-    **{(pipeline, 4): "sdxl" for pipeline in _XL},
-    **{(pipeline, 9): "sdxl-inpaint" for pipeline in _XL},
-}
-"""(`_class_name`, the UNet's in_channels) to the family whose tasks schemas/systems.py lists."""
 
 REFINER = "sdxl-refiner"
 """SDXL's refiner has the base's classes; it is told by being scored, and has no first text encoder."""
@@ -50,10 +34,20 @@ def local_folder(model: ModelSpec) -> Path | None:
 
     A `demo:KIND` checkpoint is built here if this machine has none yet.
     """
-    if model.checkpoint.startswith(DEMO_SCHEME):
+    if _is_demo(model):
         return demo_checkpoint(model.checkpoint.removeprefix(DEMO_SCHEME))
     folder = Path(model.checkpoint).expanduser()
     return folder if folder.is_dir() else None
+
+
+def _is_demo(model: ModelSpec) -> bool:
+    return model.checkpoint.startswith(DEMO_SCHEME)
+
+
+def build_demo_checkpoints(models: Iterable[ModelSpec]) -> None:
+    """Build those that the models name and this machine lacks, at once; read_card refuses unknown kinds."""
+    kinds = [model.checkpoint.removeprefix(DEMO_SCHEME) for model in models if _is_demo(model)]
+    build_missing(kind for kind in dict.fromkeys(kinds) if kind in KINDS)
 
 
 def read_card(name: str, model: ModelSpec) -> ModelCard:
@@ -98,12 +92,18 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weigh
         family=family,
         pipeline=pipeline,
         scheduler=str((index.get("scheduler") or ["", ""])[1]),
+        scheduler_settings=scheduler_settings(read_json("scheduler/scheduler_config.json")),
         max_noise_level=int(index.get("max_noise_level") or 350),
         size_factor=factor,
         height=height,
         width=width,
         weight_bytes=weight_bytes,
+        has_safety_checker=all(_has(index, part) for part in ("safety_checker", "feature_extractor")),
     )
+
+
+def _has(index: Mapping[str, Any], component: str) -> bool:
+    return (index.get(component) or [None, None])[1] is not None
 
 
 def _family(name: str, model: ModelSpec, index: Mapping[str, Any], channels: int) -> str:

@@ -6,19 +6,17 @@ so that a row is refused in both places for the same reason or in neither.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from actors.input_file import RowBatch
 from actors.routing import Routed, Router
 from schemas.errors import RowError
 from schemas.job import ModelCard
-from schemas.nearest import nearest
-from schemas.parameters import PARAMETERS, SCHEDULERS, Bounds
+from schemas.parameters import PARAMETERS, Bounds
+from schemas.scheduler_rules import Published, refusal
 from schemas.systems import System
 
 MAX_IMAGES_PER_ROW = 64
@@ -75,8 +73,8 @@ def _findings(batch: RowBatch, where: Routed, card: ModelCard) -> Iterator[Findi
     if "noise_level" in where.defaults and "noise_level" in batch.fields:
         levels = batch.fields["noise_level"]
         yield from _outside(levels, "noise_level", 0, card.max_noise_level, whole=True)
-    if where.system and where.system.schedulers and "scheduler" in batch.fields:
-        yield from _other_schedulers(batch.fields["scheduler"], where.system)
+    if "scheduler" in where.defaults:
+        yield from _refused_schedulers(batch, where, card)
 
 
 def _missing(batch: RowBatch, where: Routed) -> Iterator[Finding]:
@@ -102,11 +100,9 @@ def _seeds_and_counts(batch: RowBatch) -> Iterator[Finding]:
 
 def _out_of_bounds(values: pa.Array, name: str) -> Iterator[Finding]:
     bounds = PARAMETERS[name]
-    if name == "scheduler":
-        yield from _unknown_schedulers(values)
-    elif bounds.kind == "pair of whole numbers":
+    if bounds.kind == "pair of whole numbers":
         yield from _no_pair(values, name, bounds)
-    elif bounds.kind != "text":
+    elif bounds.kind not in ("text", "options"):
         whole = bounds.kind == "whole number"
         yield from _outside(values, name, bounds.minimum, bounds.maximum, whole=whole)
 
@@ -136,22 +132,62 @@ def _no_pair(values: pa.Array, name: str, bounds: Bounds) -> Iterator[Finding]:
     yield bad, "invalid_parameter", lambda row: f"{name} is {values[row].as_py()}; it must be {wanted}"
 
 
-def _unknown_schedulers(values: pa.Array) -> Iterator[Finding]:
-    known = pc.is_in(values, value_set=pa.array([*SCHEDULERS, None], pa.string()))
+def _refused_schedulers(batch: RowBatch, where: Routed, card: ModelCard) -> Iterator[Finding]:
+    """Each scheduler, with its options and its number of steps, is judged once however many rows have it."""
+    names, texts = _coded(batch, where, "scheduler"), _coded(batch, where, "scheduler_options")
+    given = _effective(batch, where, "num_inference_steps")
+    assert given is not None, "every pipeline has a published default"
+    # What lies beyond is another rule's to refuse.
+    steps = np.clip(np.nan_to_num(given, nan=1), 1, PARAMETERS["num_inference_steps"].maximum)
+    late = _begins_late(batch, where, steps)
+    rows = np.stack([names.codes, texts.codes, steps.astype(np.int64), late], axis=1)
+    distinct, places = np.unique(rows, axis=0, return_inverse=True)
+    published = published_scheduler(card, where.system)
+    said = [
+        refusal(names.values[name] or "", texts.values[text], published, num_steps, bool(is_late))
+        for name, text, num_steps, is_late in distinct.tolist()
+    ]
+    refused = np.array([why is not None for why in said], dtype=bool)
+    yield refused[places], "invalid_scheduler", lambda row: said[places[row]] or ""
 
-    @cache
-    def describe(name: str) -> str:
-        valid = ", ".join(sorted(SCHEDULERS))
-        return f"`{name}` is no scheduler{nearest(name, SCHEDULERS)}; they are {valid}"
 
-    bad = ~known.to_numpy(zero_copy_only=False)
-    yield bad, "invalid_scheduler", lambda row: describe(values[row].as_py())
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Coded:
+    """A field's values over a batch, or else the route's."""
+
+    codes: npt.NDArray[np.int64]
+    """For each row a position in `values`."""
+    values: list[str | None]
 
 
-def _other_schedulers(values: pa.Array, system: System) -> Iterator[Finding]:
-    fit = pc.is_in(values, value_set=pa.array([*(system.schedulers or ()), None], pa.string()))
-    said = f"{system.task} runs with {', '.join(sorted(system.schedulers or ()))} only"
-    yield ~fit.to_numpy(zero_copy_only=False), "invalid_scheduler", _always(said)
+def _coded(batch: RowBatch, where: Routed, name: str) -> _Coded:
+    default = where.defaults.get(name)
+    fallback = None if default is None else str(default)
+    column = batch.fields.get(name)
+    if column is None:
+        return _Coded(codes=np.zeros(batch.num_rows, dtype=np.int64), values=[fallback])
+    encoded = column.dictionary_encode()
+    values = [*encoded.dictionary.to_pylist(), fallback]
+    codes = encoded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
+    return _Coded(codes=codes.astype(np.int64), values=values)
+
+
+def _begins_late(batch: RowBatch, where: Routed, steps: npt.NDArray[np.float64]) -> Mask:
+    """Whether the first of the steps are left out, as diffusers counts them."""
+    late = np.zeros(batch.num_rows, dtype=bool)
+    for name in ("strength", "denoising_start"):
+        values = _effective(batch, where, name) if name in where.defaults else None
+        if values is not None and name == "strength":
+            late |= np.floor(steps * np.nan_to_num(values, nan=1)) < steps
+        elif values is not None:
+            late |= np.nan_to_num(values) > 0
+    return late
+
+
+def published_scheduler(card: ModelCard, system: System | None) -> Published:
+    """What a checkpoint's schedulers are measured against."""
+    settings = tuple(sorted(card.scheduler_settings.items()))
+    return Published(name=card.scheduler, settings=settings, only=system.schedulers if system else None)
 
 
 def _indivisible(batch: RowBatch, where: Routed, side: str, factor: int) -> Iterator[Finding]:

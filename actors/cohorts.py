@@ -1,7 +1,8 @@
 """Rows that can share one pipeline call, found within one shard.
 
 A cohort's samples agree in everything that a diffusers call takes once: the pipeline, every scalar, the
-input picture's size, and whether there is a negative prompt. Prompts, pictures and generators differ freely.
+input picture's size, whether there is a negative prompt, and in how many windows its texts are encoded.
+Prompts, pictures and generators differ freely.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,10 @@ class Cohort:
     """False: diffusers gets None, which some pipelines (XL) treat differently from an empty text."""
     gives_latents: bool
     """Whether the latents go on to the next step as they are."""
+    num_windows: int
+    """Windows of tokens in which each of its texts is encoded."""
+    weighted: bool
+    """Whether its texts have weights in them. Without, and in one window, diffusers encodes them."""
     samples: Sequence[Sample]
 
 
@@ -32,7 +37,7 @@ NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2")
 
 _Parameters = tuple[tuple[str, ParameterValue | None], ...]
 _Sizes = tuple[tuple[str, tuple[int, int]], ...]
-_Key = tuple[str, str, _Parameters, _Sizes, bool, bool]
+_Key = tuple[str, str, _Parameters, _Sizes, bool, bool, int, bool]
 
 
 def samples_of(rows: Sequence[OpenedRow]) -> list[Sample]:
@@ -66,11 +71,13 @@ def _key(sample: Sample) -> _Key:
         tuple(sorted((field, (image.width, image.height)) for field, image in sample.images.items())),
         any(texts[name] is not None for name in NEGATIVE_PROMPTS if name in system.texts),
         sample.hands_on_latents,
+        sample.num_windows,
+        sample.weighted,
     )
 
 
 def _cohort(key: _Key, samples: Sequence[Sample]) -> Cohort:
-    model, _, parameters, sizes, has_negative_prompt, gives_latents = key
+    model, _, parameters, sizes, has_negative_prompt, gives_latents, num_windows, weighted = key
     return Cohort(
         model=model,
         system=samples[0].system,
@@ -78,5 +85,7 @@ def _cohort(key: _Key, samples: Sequence[Sample]) -> Cohort:
         sizes=dict(sizes),
         has_negative_prompt=has_negative_prompt,
         gives_latents=gives_latents,
+        num_windows=num_windows,
+        weighted=weighted,
         samples=samples,
     )

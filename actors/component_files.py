@@ -1,4 +1,4 @@
-"""The parts of a checkpoint on disk, and which of two checkpoints' parts are the same: no torch, no loading."""
+"""The parts of a checkpoint on disk, and which parts of two checkpoints are the same: nothing is loaded."""
 
 import hashlib
 import json

@@ -289,14 +289,16 @@ def _size_aware(num_time_ids: int) -> dict[str, Any]:
     }
 
 
-def main(folder: str, kind: str, seed: str) -> int:
-    """Build one checkpoint; a fault of the caller's is one line on standard error."""
-    try:
-        build_demo_model(Path(folder), kind, int(seed))
-    except SpecError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+def main(seed: str, *places: str) -> int:
+    """Build checkpoints, each a kind and a folder; a fault of the caller's is one line on standard error."""
+    code = 0
+    for kind, folder in zip(places[::2], places[1::2], strict=True):
+        try:
+            build_demo_model(Path(folder), kind, int(seed))
+        except SpecError as error:
+            print(error, file=sys.stderr)
+            code = error.exit_code
+    return code
 
 
 if __name__ == "__main__":

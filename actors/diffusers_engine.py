@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,11 +14,14 @@ from PIL import Image
 from actors.calls import Decoded, Picture, arguments, check_pictures, pictures_of
 from actors.chains import decode_latents, made_images
 from actors.cohorts import Cohort, cohorts, samples_of
-from actors.components import ModelCache
+from actors.components import LoadedModel, ModelCache
 from actors.engine import Generated, Pixels
+from actors.prompts import PromptReader, check_texts
+from actors.safety import combined, withhold
 from actors.samples import OpenedRow, Sample
 from schemas.errors import DarkroomError, RowError
 from schemas.job import Job
+from schemas.spec import JobSpec
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +29,14 @@ logger = logging.getLogger(__name__)
 class DiffusersEngine:
     """Makes a shard's pictures with diffusers; `model_cache` holds what it makes them with."""
 
-    def __init__(self, models: ModelCache, device: torch.device, max_batch_rows: int) -> None:
+    def __init__(self, models: ModelCache, spec: JobSpec, device: torch.device) -> None:
         self._models = models
         self._device = device
-        self._max_batch_rows = max_batch_rows
+        self._max_batch_rows = spec.batching.max_batch_rows
+        self._flagged = spec.safety.flagged
+        self._prompts = PromptReader(
+            models, chunk=spec.long_prompts == "chunk", weighted=spec.prompt_weights == "compel"
+        )
 
     @property
     def num_loads(self) -> int:
@@ -46,16 +54,21 @@ class DiffusersEngine:
         while waiting:
             following: list[Sample] = []
             for generated in self._make_all(waiting, decoders):
-                sample = generated.sample
-                if sample.following is None or generated.problem or generated.nsfw:
-                    yield generated
+                if self._is_last(generated):
+                    yield withhold(generated, self._flagged) if generated.nsfw else generated
                 else:
                     following.append(self._next(generated))
             waiting = following
 
+    def _is_last(self, generated: Generated) -> bool:
+        """Whether the row's chain ends here. Only a picture of which nothing is kept is not worth going on
+        with: a black one has the size that the last step would have given."""
+        dropped = generated.nsfw and self._flagged == "drop"
+        return bool(generated.sample.following is None or generated.problem or dropped)
+
     def _make_all(self, samples: Sequence[Sample], decoders: Executor) -> Iterator[Generated]:
         """One step of each sample; the next cohort's pictures are decoded while this one runs."""
-        waiting = cohorts(samples, self._max_batch_rows)
+        waiting = cohorts(self._prompts.read(samples), self._max_batch_rows)
         coming = _decode(next(waiting, None), decoders)
         while coming is not None:
             current, coming = coming, _decode(next(waiting, None), decoders)
@@ -67,7 +80,9 @@ class DiffusersEngine:
         kept = sample.kept
         if sample.opened.row.routed.keep_steps:
             kept += (self._picture(generated),)
-        return replace(sample, step=sample.step + 1, made=made_images(generated), kept=kept)
+        return replace(
+            sample, step=sample.step + 1, made=made_images(generated), kept=kept, nsfw=generated.nsfw
+        )
 
     def _picture(self, generated: Generated) -> Pixels:
         """What a step has to show, decoded only for being kept where latents go on."""
@@ -82,6 +97,7 @@ class DiffusersEngine:
             try:
                 ready = {field: future.result() for field, future in pictures.items()}
                 check_pictures(sample, ready)
+                check_texts(sample)
                 fit.append((sample, ready))
             except RowError as problem:
                 yield Generated(sample=sample, pixels=None, nsfw=None, problem=problem)
@@ -120,12 +136,18 @@ class DiffusersEngine:
 
     @torch.inference_mode()
     def _call(self, cohort: Cohort, decoded: list[Decoded]) -> list[Generated]:
-        scheduler = cohort.parameters.get("scheduler")
+        scheduler, options = cohort.parameters.get("scheduler"), cohort.parameters.get("scheduler_options")
         model = self._models.get(cohort.model)
-        pipeline = model.pipeline(cohort.system, str(scheduler) if scheduler else None)
+        pipeline = model.pipeline(
+            cohort.system, str(scheduler) if scheduler else None, str(options) if options else None
+        )
         output = pipeline(**arguments(cohort, decoded, pipeline))
         made = pictures_of(output, len(decoded), gives_latents=cohort.gives_latents)
-        return [_result(sample, picture) for (sample, _), picture in zip(decoded, made, strict=True)]
+        flags = _flags(model, pipeline, made)
+        return [
+            _result(sample, picture, flag)
+            for (sample, _), picture, flag in zip(decoded, made, flags, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,18 +166,31 @@ def _decode(cohort: Cohort | None, decoders: Executor) -> _Decoding | None:
     return _Decoding(cohort, samples)
 
 
-def _result(sample: Sample, picture: Picture) -> Generated:
+def _flags(model: LoadedModel, pipeline: Any, made: Sequence[Picture]) -> Sequence[bool | None]:
+    """The verdict on each picture; latents that go on are decoded for it, for the next model may have no
+    checker."""
+    if model.safety_checker is None:
+        return [None] * len(made)
+    return model.safety_checker.flags([_shown(picture, pipeline) for picture in made])
+
+
+def _shown(picture: Picture, pipeline: Any) -> Pixels:
+    if picture.pixels is not None:
+        return picture.pixels
+    assert picture.latents is not None, "a picture has the one or the other"
+    return decode_latents(pipeline, picture.latents)
+
+
+def _result(sample: Sample, picture: Picture, nsfw: bool | None) -> Generated:
     if not picture.finite:
         problem = RowError("nonfinite_image", "the model gave NaN or infinite pixels; try dtype: float32")
         return _failed(sample, problem)
-    if picture.nsfw:
-        return Generated(sample=sample, pixels=None, nsfw=True)
     return Generated(
         sample=sample,
         pixels=picture.pixels,
         latents=picture.latents,
         depth=picture.depth,
-        nsfw=picture.nsfw,
+        nsfw=combined(sample.nsfw, nsfw),
     )
 
 
@@ -186,8 +221,8 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
     # Ray sets OMP_NUM_THREADS=1 in actors; and more threads than cores cost a factor of ten.
     torch.set_num_threads(num_cpus)
     capacity = _capacity_bytes(job, device, num_cpus)
-    models = ModelCache(job.spec.models, device, capacity)
-    return DiffusersEngine(models, device, job.spec.batching.max_batch_rows)
+    models = ModelCache(job.spec.models, device, capacity, with_checkers=job.spec.safety.checker == "on")
+    return DiffusersEngine(models, job.spec, device)
 
 
 def _capacity_bytes(job: Job, device: torch.device, num_cpus: int) -> int:

@@ -1,5 +1,6 @@
 """One Parquet file of the input, read in bounded steps: its columns under darkroom's names and types."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 
 from schemas.columns import FIELD_KINDS, IMAGE_FIELDS, ColumnMap, dense, id_type
 from schemas.output_rows import IMAGE_TYPE
+from schemas.schedulers import options_text
 
 BATCH_ROWS = 16_384
 """Rows whose routing columns are looked at together: large enough for numpy, a few megabytes."""
@@ -190,6 +192,8 @@ def _as_kind(array: pa.Array, kind: str) -> pa.Array:
         return array.cast(pa.string())
     if kind == "id":
         return array.cast(id_type(array.type))
+    if kind == "options":
+        return _as_options(array)
     if kind == "pair of whole numbers":
         return array.cast(pa.list_(pa.int64()))
     array = array.cast(dense(array.type))
@@ -197,6 +201,28 @@ def _as_kind(array: pa.Array, kind: str) -> pa.Array:
         # What int64 does not hold stays uint64: the checks then name the row's own value.
         return array if pa.types.is_uint64(array.type) else array.cast(pa.int64())
     return array.cast(pa.float64(), safe=False)
+
+
+def _as_options(array: pa.Array) -> pa.Array:
+    """Each row's mapping as JSON; texts stay as they are, for the checks to read."""
+    if pa.types.is_map(array.type):
+        is_text = pa.types.is_string(array.type.item_type) or pa.types.is_large_string(array.type.item_type)
+        rows = [None if pairs is None else dict(pairs) for pairs in array.to_pylist()]
+        if is_text:
+            rows = [None if row is None else {name: _from_text(row[name]) for name in row} for row in rows]
+    elif pa.types.is_struct(array.type):
+        rows = array.to_pylist()
+    else:
+        return array.cast(pa.string())
+    return pa.array([None if row is None else options_text(row) for row in rows], pa.string())
+
+
+def _from_text(value: str | None) -> object:
+    """A map of texts holds numbers and booleans as JSON writes them."""
+    try:
+        return json.loads(value) if value is not None else None
+    except (ValueError, RecursionError):
+        return value
 
 
 def _as_image(array: pa.Array) -> pa.Array:

@@ -88,7 +88,7 @@ class StableDiffusionUpscaleLDM3DPipeline(DiffusionPipeline):  # type: ignore[mi
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None,
         rgb: Image.Image | list[Image.Image],
         depth: Image.Image | list[Image.Image],
         num_inference_steps: int = 75,
@@ -100,23 +100,27 @@ class StableDiffusionUpscaleLDM3DPipeline(DiffusionPipeline):  # type: ignore[mi
         generator: Generators | None = None,
         eta: float = 0.0,
         clip_skip: int | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
         output_type: str = "pil",
     ) -> LDM3DUpscaleOutput:
         """Redraw each picture and its depth map at `target_res`, a height and a width.
 
         Depth maps are 16-bit ("I;16", "I") or 8-bit; either's full range is the model's. A list of generators
-        has one for each row, and a row is then the same whatever its company. ValueError for arguments that
-        do not fit each other or the checkpoint.
+        has one for each row, and a row is then the same whatever its company. Prompts may come encoded, with
+        None for `prompt`. ValueError for arguments that do not fit each other or the checkpoint.
         """
         pictures, maps = _listed(rgb), _listed(depth)
-        self._check(_listed(prompt), pictures, maps, target_res, noise_level, output_type)
+        num_prompts = len(_listed(prompt)) if prompt_embeds is None else len(prompt_embeds)
+        self._check(num_prompts, pictures, maps, target_res, noise_level, output_type)
         device = self._execution_device
         # As the published pipeline meant to: Stable Diffusion's VAEs can overflow in float16.
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
             self.vae.to(torch.float32)
         guided = guidance_scale > 1
         text, unguided_text = self.encode_prompt(
-            prompt, device, 1, guided, negative_prompt, clip_skip=clip_skip
+            *(prompt, device, 1, guided, negative_prompt, prompt_embeds, negative_prompt_embeds),
+            clip_skip=clip_skip,
         )
         timesteps, _ = retrieve_timesteps(self.scheduler, num_inference_steps, device)
 
@@ -142,16 +146,16 @@ class StableDiffusionUpscaleLDM3DPipeline(DiffusionPipeline):  # type: ignore[mi
 
     def _check(
         self,
-        prompts: list[str],
+        num_prompts: int,
         pictures: list[Image.Image],
         maps: list[Image.Image],
         target_res: Sequence[int],
         noise_level: int,
         output_type: str,
     ) -> None:
-        if not len(prompts) == len(pictures) == len(maps):
+        if not num_prompts == len(pictures) == len(maps):
             raise ValueError(
-                f"each row has a prompt, an rgb and a depth image; got {len(prompts)} prompts, "
+                f"each row has a prompt, an rgb and a depth image; got {num_prompts} prompts, "
                 f"{len(pictures)} rgb and {len(maps)} depth images"
             )
         if any(side <= 0 or side % self.vae_scale_factor for side in target_res):

@@ -65,6 +65,8 @@ class RowOutcome:
 
     row: Row
     images: list[FinishedImage] = field(default_factory=list)
+    prompt_truncated: str | None = None
+    """The part of the prompt that was not read."""
     problem: RowError | None = None
 
 
@@ -120,6 +122,7 @@ def _records(outcome: RowOutcome, embed_images: bool) -> Iterator[dict[str, Any]
         "task": row.routed.route,
         "model": row.routed.model or None,
         **row.texts,
+        "prompt_truncated": outcome.prompt_truncated,
         **row.parameters,
         **row.keep,
     }

@@ -10,6 +10,7 @@ from actors.routing import Routed
 from schemas.columns import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
 from schemas.parameters import PARAMETERS, ParameterValue
+from schemas.schedulers import options_text, parse_options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,7 @@ _AS_KIND: dict[str, Callable[[Any], ParameterValue]] = {
     "number": float,
     "text": str,
     "pair of whole numbers": lambda pair: (pair[0], pair[1]),
+    "options": lambda text: options_text(parse_options(text)),
 }
 
 

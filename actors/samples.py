@@ -49,6 +49,14 @@ class Sample:
     """What the step before gave, by the field it fills."""
     kept: tuple[npt.NDArray[np.uint8], ...] = ()
     """Pictures of the steps before, where the route keeps them."""
+    nsfw: bool | None = None
+    """What safety checkers said of the steps before; None where none looked."""
+    num_windows: int = 1
+    """Windows of tokens in which the step's longest text is encoded; 1: as diffusers does it."""
+    weighted: bool = False
+    """Whether a text of the step has weights in it; False where the job reads none."""
+    prompt_truncated: str | None = None
+    """The part of the prompt that this step or one before left out; None where it was read to its end."""
 
     @property
     def seed(self) -> int:

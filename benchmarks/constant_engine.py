@@ -5,8 +5,9 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from actors.cohorts import OpenedRow, cohorts
+from actors.cohorts import cohorts, samples_of
 from actors.engine import Generated
+from actors.samples import OpenedRow
 from schemas.job import Job
 
 SIDE = 64
@@ -26,7 +27,7 @@ class ConstantEngine:
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
         """The constant for every sample."""
-        for cohort in cohorts(rows, self._max_batch_rows):
+        for cohort in cohorts(samples_of(rows), self._max_batch_rows):
             for sample in cohort.samples:
                 yield Generated(sample=sample, pixels=PIXELS, nsfw=None)
 

@@ -1,8 +1,8 @@
 """Draw the demo's input and write it as demo/rows.parquet, the same bytes every time.
 
 Run as `python -m demo.make_rows`. The rows are small enough for any machine and wide enough to
-meet every path: three tasks, varied steps, guidance and strengths, missing values, two images
-for one row, and one row whose image cannot be read.
+meet every path: every system, chains, varied steps, guidance and strengths, missing values, two
+images for one row, and one row whose image cannot be read.
 """
 
 import io
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
@@ -23,7 +24,8 @@ Colour = tuple[int, int, int]
 Row = dict[str, Any]
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
-FEATURES = {"info": {"features": {"image": {"_type": "Image"}, "mask_image": {"_type": "Image"}}}}
+PICTURES = ("image", "mask_image", "depth_map")
+FEATURES = {"info": {"features": {name: {"_type": "Image"} for name in PICTURES}}}
 SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
@@ -32,10 +34,14 @@ SCHEMA = pa.schema(
         ("negative_prompt", pa.string()),
         ("image", IMAGE),
         ("mask_image", IMAGE),
+        ("depth_map", IMAGE),
         ("seed", pa.int64()),
         ("num_inference_steps", pa.int32()),
         ("guidance_scale", pa.float64()),
         ("strength", pa.float64()),
+        ("noise_level", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
         ("num_images_per_prompt", pa.int32()),
         ("category", pa.string()),
     ],
@@ -88,11 +94,67 @@ def demo_rows() -> Iterator[Row]:
         "evening-sun", "abstract", "a sun of folded silk", sunset, 0.9, "photo", steps=12, guidance=7.5
     )
     yield text("ink-drops", "abstract", "ink drops in clear water", seed=40, steps=8, guidance=1.0)
+    yield from rows_of_other_systems()
+
+
+def rows_of_other_systems() -> Iterator[Row]:
+    """Yield two rows or so of each system that the first rows do not meet."""
+    yield words("safe", "quiet-street", "city", "a quiet street after the parade", seed=15)
+    yield words("safe", "market", "city", "a market hall at noon, watercolour", seed=16, guidance=9.0)
+    yield words("sd2", "glacier", "landscape", "a glacier from above, large format", seed=18)
+    yield words("sd2", "violin", "still-life", "a violin on a chair", "people", seed=19, guidance=6.0)
+    yield words("sdxl", "greenhouse", "city", "a greenhouse at night, lit from inside", seed=20)
+    yield words("sdxl", "heron", "animal", "a heron in reeds, woodblock print", "text", seed=22, steps=6)
+    yield words("refined", "amber", "still-life", "an insect in amber, macro", seed=23)
+    yield words("poster", "jazz-night", "city", "a poster for a night of jazz", "photo", seed=24)
+    yield drawn("depth2img", "clay-hills", "landscape", "hills of clay, studio light", sunset, seed=25)
+    yield drawn(
+        "depth2img", "felt-boat", "still-life", "a boat of felt", boat, depth=slope, seed=26, strength=0.8
+    )
+    yield drawn("variation", "more-rings", "abstract", None, rings, seed=27)
+    yield drawn("variation", "more-houses", "city", None, blocks, seed=28, guidance=3.0)
+    yield drawn("upscale", "large-boat", "still-life", "a boat with one sail", boat, side=32, seed=29)
+    yield drawn(
+        "upscale", "large-wall", "city", "a brick wall, sharp", wall, side=32, seed=30, noise_level=100
+    )
+    yield drawn("latent_upscale", "wide-hills", "landscape", "hills at sunset", sunset, seed=31)
+    yield drawn("latent_upscale", "wide-lake", "landscape", "stars over a lake", night, seed=32, guidance=4.0)
+    yield words("ldm3d", "canyon", "landscape", "a canyon with a river", seed=34)
+    yield words("ldm3d", "panorama", "landscape", "a mountain panorama", seed=35, height=64, width=128)
+    yield words("relief", "coral", "animal", "a coral reef", seed=36)
+    yield drawn("ldm3d_upscale", "deep-rings", "abstract", "rings of glass", rings, depth=bowl, seed=37)
+    yield drawn(
+        "ldm3d_upscale", "deep-wall", "city", "an old wall", wall, depth=slope, seed=38, noise_level=60
+    )
 
 
 def text(row_id: str, category: str, prompt: str, negative: str | None = None, **values: Any) -> Row:
     """Return a row made from words alone."""
-    return _row("text2img", row_id, category, prompt, negative, **values)
+    return words("text2img", row_id, category, prompt, negative, **values)
+
+
+def words(
+    task: str, row_id: str, category: str, prompt: str, negative: str | None = None, **values: Any
+) -> Row:
+    """Return a row of any task that needs words alone."""
+    return _row(task, row_id, category, prompt, negative, **values)
+
+
+def drawn(
+    task: str,
+    row_id: str,
+    category: str,
+    prompt: str | None,
+    draw: Callable[[], Image.Image],
+    *,
+    depth: Callable[[], Image.Image] | None = None,
+    side: int = SIZE,
+    **values: Any,
+) -> Row:
+    """Return a row of any task that starts from a picture, with its depth map where `depth` draws one."""
+    image = _struct(_png(draw().resize((side, side))))
+    row = _row(task, row_id, category, prompt, None, image=image, **values)
+    return row | {"depth_map": _struct(_png(depth())) if depth else None}
 
 
 def redraw(
@@ -135,7 +197,7 @@ def _row(
     task: str,
     row_id: str,
     category: str,
-    prompt: str,
+    prompt: str | None,
     negative: str | None,
     *,
     image: dict[str, Any] | None = None,
@@ -143,6 +205,9 @@ def _row(
     steps: int | None = None,
     guidance: float | None = None,
     strength: float | None = None,
+    noise_level: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
     num_images: int | None = None,
 ) -> Row:
     return {
@@ -152,10 +217,14 @@ def _row(
         "negative_prompt": negative,
         "image": image,
         "mask_image": None,
+        "depth_map": None,
         "seed": seed,
         "num_inference_steps": steps,
         "guidance_scale": guidance,
         "strength": strength,
+        "noise_level": noise_level,
+        "height": height,
+        "width": width,
         "num_images_per_prompt": num_images,
         "category": category,
     }
@@ -242,6 +311,21 @@ def sky_mask() -> Image.Image:
     mask = Image.new("L", (SIZE, SIZE))
     ImageDraw.Draw(mask).rectangle((0, 0, 63, 27), fill=255)
     return mask
+
+
+def slope() -> Image.Image:
+    """Sixteen bits of depth: far above, near below."""
+    return _depth(lambda x, y: y * 1040)
+
+
+def bowl() -> Image.Image:
+    """Sixteen bits of depth: near at the edges, far in the middle."""
+    return _depth(lambda x, y: (2 * x - 63) ** 2 * 8 + (2 * y - 63) ** 2 * 8)
+
+
+def _depth(depth_at: Callable[[int, int], int]) -> Image.Image:
+    depths = [[depth_at(x, y) for x in range(SIZE)] for y in range(SIZE)]
+    return Image.fromarray(np.array(depths, np.uint16))
 
 
 def _gradient(top: Colour, bottom: Colour) -> Image.Image:

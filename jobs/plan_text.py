@@ -60,6 +60,7 @@ def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
     saved = bytes_shared(plan.job.spec.models)
     if saved:
         console.print(f"{_size(saved)} of weights are the same in two checkpoints and are held once")
+    _print_safety(plan.job, console)
     console.print(_routes_table(findings))
     _print_bad_rows(plan, findings, console)
     _print_output(plan, findings, console)
@@ -78,6 +79,23 @@ def _models_table(job: Job) -> Table:
         kind = f"{card.family} ({card.pipeline}), {card.width}x{card.height}"
         table.add_row(name, card.checkpoint, kind, size, card.revision[:12])
     return table
+
+
+def _print_safety(job: Job, console: Console) -> None:
+    """Which models have a safety checker, and what becomes of what it flags: off and on are never silent."""
+    safety = job.spec.safety
+    checked = [name for name, card in job.models.items() if card.has_safety_checker]
+    unchecked = [name for name in job.models if name not in checked]
+    if checked:
+        fate = {"drop": "dropped", "black": "stored as black ones", "keep": "stored as they are"}
+        meaning = (
+            f"pictures that it flags are {fate[safety.flagged]}, their rows filtered"
+            if safety.checker == "on"
+            else "switched off (safety.checker: off), so nothing is flagged"
+        )
+        console.print(f"safety checker in {', '.join(checked)}: {meaning}", soft_wrap=True)
+    if unchecked:
+        console.print(f"no safety checker in {', '.join(unchecked)}: nothing is flagged", soft_wrap=True)
 
 
 def _routes_table(findings: Findings) -> Table:

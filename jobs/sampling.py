@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -55,12 +56,14 @@ OWN_COLUMNS = frozenset(
         *FAILURE_COLUMNS,
         "image_index",
         "image",
+        "depth",
         "width",
         "height",
         "negative_prompt",
         "seed",
         "nsfw",
         "image_sha256",
+        "depth_sha256",
     }
 )
 """What a part has beside the parameters and the kept columns."""
@@ -89,6 +92,8 @@ class Frame:
     """Columns copied from the input, where a line of text can show them."""
     thumbnail: str | None
     """A data: URI; None where the picture was withheld or cannot be opened."""
+    depth: str | None
+    """The depth map's, in eight bits of its sixteen; None where the system gives none."""
     problem: str
     """Why the picture cannot be opened; else empty."""
     place: str
@@ -122,6 +127,8 @@ class _Group:
     first_row: int
     """In the part."""
     num_rows: int
+    pictures: tuple[str, ...]
+    """The columns to be shown as pictures."""
     picture_bytes: int
     """Of its embedded pictures; 0 where they are objects of their own."""
     columns: tuple[str, ...]
@@ -179,6 +186,7 @@ def _groups(uri: str, found: Any, columns: tuple[str, ...]) -> Iterator[_Group]:
     for index in range(found.num_row_groups):
         group = found.row_group(index)
         chunks = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+        pictures = tuple(name for name in ("image", "depth") if f"{name}.bytes" in chunks)
         if group.num_rows:
             yield _Group(
                 uri=uri,
@@ -186,7 +194,8 @@ def _groups(uri: str, found: Any, columns: tuple[str, ...]) -> Iterator[_Group]:
                 index=index,
                 first_row=first_row,
                 num_rows=group.num_rows,
-                picture_bytes=chunks["image.bytes"].total_compressed_size,
+                pictures=pictures,
+                picture_bytes=sum(chunks[f"{name}.bytes"].total_compressed_size for name in pictures),
                 columns=columns,
                 kinds=tuple(_ends(chunks[name]) for name in ("model", "task", "status")),
             )
@@ -264,12 +273,12 @@ def _develop(
     """Read a group up to the last wanted row, a few rows at a time, keeping no more than thumbnails."""
     frames: list[Frame] = []
     num_rows = min(ROWS_AT_ONCE, rows[-1] + 1)
-    for first, batch in _read_batches(storage, group, [*group.columns, "image"], num_rows):
+    for first, batch in _read_batches(storage, group, [*group.columns, *group.pictures], num_rows):
         here = [row - first for row in rows if first <= row < first + batch.num_rows]
         records = batch.take(pa.array(here, pa.int64())).to_pylist()
-        printed = printers.map(lambda record: _print(storage, output, record["image"]), records)
-        for row, record, (thumbnail, problem) in zip(here, records, printed, strict=True):
-            frames.append(_frame(record, thumbnail, problem, _place(group, first + row)))
+        printed = printers.map(lambda record: _print(storage, output, record), records)
+        for row, record, printed_record in zip(here, records, printed, strict=True):
+            frames.append(_frame(record, printed_record, _place(group, first + row)))
         if first + batch.num_rows > rows[-1]:
             break
     return frames
@@ -299,7 +308,16 @@ def _read_batches(
         raise RefusedError(f"{group.uri} cannot be read: {error}") from error
 
 
-def _frame(record: Mapping[str, Any], thumbnail: str | None, problem: str, place: str) -> Frame:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Printed:
+    """A row's thumbnails, or why there are none."""
+
+    thumbnail: str | None = None
+    depth: str | None = None
+    problem: str = ""
+
+
+def _frame(record: Mapping[str, Any], printed: _Printed, place: str) -> Frame:
     given = {name: text(value) for name, value in record.items() if value is not None}
     return Frame(
         row_id=given["row_id"],
@@ -314,8 +332,9 @@ def _frame(record: Mapping[str, Any], thumbnail: str | None, problem: str, place
         height=record["height"],
         parameters={name: given[name] for name in PARAMETERS if name in given and name not in OWN_COLUMNS},
         keep={name: value for name, value in given.items() if name not in {*OWN_COLUMNS, *PARAMETERS}},
-        thumbnail=thumbnail,
-        problem=problem,
+        thumbnail=printed.thumbnail,
+        depth=printed.depth,
+        problem=printed.problem,
         place=place,
     )
 
@@ -328,16 +347,27 @@ def text(value: object) -> str:
     return shown if len(shown) <= MAX_TEXT else f"{shown[:MAX_TEXT]}… ({len(shown):,} characters)"
 
 
-def _print(storage: Storage, output: str, image: Mapping[str, Any] | None) -> tuple[str | None, str]:
-    """A picture's thumbnail, or why there is none."""
-    if image is None:
-        return None, ""
-    source = ImageSource(data=image["bytes"], uri=image["path"])
+def _print(storage: Storage, output: str, record: Mapping[str, Any]) -> _Printed:
     try:
-        encoded = open_image("image", source, lambda uri: _read_picture(storage, output, uri))
-        return _thumbnail(encoded.decode()), ""
+        return _Printed(
+            thumbnail=_print_one(storage, output, "image", record["image"]),
+            depth=_print_one(storage, output, "depth_map", record.get("depth")),
+        )
     except RowError as error:
-        return None, text(error.message)
+        return _Printed(problem=text(error.message))
+
+
+def _print_one(storage: Storage, output: str, kind: str, image: Mapping[str, Any] | None) -> str | None:
+    """A thumbnail; None where there is no picture. RowError where there is one that cannot be opened."""
+    if image is None:
+        return None
+    source = ImageSource(data=image["bytes"], uri=image["path"])
+    picture = open_image(kind, source, lambda uri: _read_picture(storage, output, uri)).decode()
+    return _thumbnail(_in_eight_bits(picture) if picture.mode == "I;16" else picture)
+
+
+def _in_eight_bits(depth: Image.Image) -> Image.Image:
+    return Image.fromarray((np.asarray(depth) >> 8).astype(np.uint8))
 
 
 def _read_picture(storage: Storage, output: str, uri: str) -> bytes:

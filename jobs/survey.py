@@ -9,15 +9,18 @@ from functools import cache
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.checkpoints import read_card
+from actors.checkpoints import build_demo_checkpoints, read_card
+from actors.checks import published_scheduler
 from actors.routing import unsupported_task
 from actors.storage import S3_SCHEME, Storage, StoredObject, normalise, open_storage
 from schemas.columns import ColumnMap, map_columns
 from schemas.errors import SpecError
 from schemas.job import Job, ModelCard
 from schemas.output_rows import output_schema
+from schemas.scheduler_rules import refusal
+from schemas.schedulers import options_text
 from schemas.spec import JobSpec
-from schemas.systems import SYSTEMS, find_system
+from schemas.systems import SYSTEMS, System, find_system
 
 FOOTERS_AT_ONCE = 16
 _WILDCARDS = "*?["
@@ -75,6 +78,7 @@ def survey(spec: JobSpec) -> Survey:
         files = tuple(pool.map(look_at, stored))
     if not sum(file.num_rows for file in files):
         raise SpecError(f"input.path: no rows in {', '.join(_paths(spec))}")
+    build_demo_checkpoints(spec.models.values())
     models = {name: read_card(name, model) for name, model in spec.models.items()}
     _check_routes(spec, models)
     job = Job(
@@ -205,6 +209,25 @@ def _check_routes(spec: JobSpec, models: dict[str, ModelCard]) -> None:
                     f"routes.{name}.{parameter}: {value} is not a multiple of {card.size_factor}, "
                     f"the VAE factor of model `{route.model}`"
                 )
+        _check_scheduler(spec, name, system, card)
+
+
+def _check_scheduler(spec: JobSpec, name: str, system: System, card: ModelCard) -> None:
+    route = spec.routes[name]
+    values = {**system.defaults, **route.set_parameters()}
+    # Rows may change a route's number of steps, but not that of a chain's later steps.
+    follows = any(name in other.then for other in spec.routes.values())
+    late = float(str(values.get("strength") or 1)) < 1 or bool(values.get("denoising_start"))
+    said = refusal(
+        route.scheduler or card.scheduler,
+        None if route.scheduler_options is None else options_text(route.scheduler_options),
+        published_scheduler(card, system),
+        int(str(values["num_inference_steps"])) if follows else None,
+        late,
+    )
+    if said is not None:
+        key = "scheduler_options" if route.scheduler_options else "scheduler"
+        raise SpecError(f"routes.{name}.{key}: {said}")
 
 
 def _check_step(spec: JobSpec, route: str, step: str, models: dict[str, ModelCard]) -> None:

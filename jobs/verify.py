@@ -17,7 +17,7 @@ from rich.console import Console
 from actors.commit import JOB_KEY, SHARD_KEY
 from actors.input_file import InputFile
 from actors.input_images import FORMATS
-from actors.routing import Router
+from actors.routing import Routed, Router
 from actors.rows import derived_row_id
 from actors.storage import Storage, join, normalise, open_storage
 from jobs.ownership import JobRecord, plan_of_record, require_record
@@ -33,13 +33,18 @@ MAX_SHOWN = 20
 _CHECKED = (
     "row_id",
     "image_index",
+    "task",
+    "model",
     "image",
     "width",
     "height",
     "status",
     "error_code",
+    "nsfw",
     "image_sha256",
 )
+_CHECKED_IF_THERE = ("depth", "depth_sha256", "step_images")
+DEPTH_MODE = "I;16"
 
 
 _Item = tuple[Shard, list[Any]]
@@ -54,6 +59,8 @@ class PartVerdict:
     """Input rows by outcome."""
     images: int
     """Pictures that decode and have the recorded checksum and size."""
+    withheld: int
+    """Pictures that a safety checker flagged and that the spec has dropped."""
     faults: list[str]
 
 
@@ -64,19 +71,22 @@ def verify_output(output: str, console: Console) -> None:
     record = require_record(storage, folder)
     plan = plan_of_record(record)
     there = {part.index for part in list_parts(storage, folder, record.num_shards)}
-    verifier = _Verifier(storage, folder, record, there)
+    verifier = _Verifier(storage, folder, record, plan, there)
     rows: Counter[str] = Counter()
-    images = 0
+    images = withheld = 0
     faults = _input_faults(plan)
     with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
         for verdict in [] if faults else _map_ahead(pool, verifier.check, _expected(plan)):
             rows += verdict.rows
             images += verdict.images
+            withheld += verdict.withheld
             faults += verdict.faults
     counts = ", ".join(f"{rows[status]:,} {status}" for status in STATUSES)
     console.print(
         f"{sum(rows.values()):,} of {plan.num_rows:,} input rows have one outcome each ({counts}); "
-        f"{images:,} pictures decode and match their checksums; {len(there):,} of {plan.num_shards:,} parts",
+        f"{images:,} pictures decode and match their checksums"
+        + (f", {withheld:,} were flagged and dropped" if withheld else "")
+        + f"; {len(there):,} of {plan.num_shards:,} parts",
         highlight=False,
         soft_wrap=True,
     )
@@ -144,26 +154,30 @@ def _ids(plan: Plan, uri: str, router: Router) -> Iterator[tuple[str, Any]]:
 class _Verifier:
     """Checks parts; safe to call from several threads."""
 
-    def __init__(self, storage: Storage, output: str, record: JobRecord, there: set[int]) -> None:
+    def __init__(self, storage: Storage, output: str, record: JobRecord, plan: Plan, there: set[int]) -> None:
         self._storage = storage
         self._output = output
         self._record = record
+        self._router = Router(plan.job.spec, plan.job.models)
         self._there = there
 
     def check(self, expected: _Item) -> PartVerdict:
         """One part against the ids it must hold."""
         shard, ids = expected
         if shard.index not in self._there:
-            return PartVerdict(rows=Counter(), images=0, faults=[f"{shard.name} is missing: run again"])
+            faults = [f"{shard.name} is missing: run again"]
+            return PartVerdict(rows=Counter(), images=0, withheld=0, faults=faults)
         uri = join(self._output, "data", f"{shard.name}.parquet")
-        found = _PartCheck(shard.name, ids)
+        found = _PartCheck(shard.name, ids, self._record.spec["safety"]["flagged"], self._router)
         try:
             with (
                 self._storage.open(uri) as source,
                 pq.ParquetFile(source, page_checksum_verification=True) as part,
             ):
                 found.footer(part.metadata.metadata or {}, self._record.fingerprint)
-                for batch in part.iter_batches(batch_size=64, columns=list(_CHECKED), use_threads=False):
+                there = part.schema_arrow.names
+                columns = [*_CHECKED, *(name for name in _CHECKED_IF_THERE if name in there)]
+                for batch in part.iter_batches(batch_size=64, columns=columns, use_threads=False):
                     for row in batch.to_pylist():
                         found.row(row, self._storage)
         except (pa.ArrowException, OSError) as error:
@@ -174,12 +188,15 @@ class _Verifier:
 class _PartCheck:
     """What is known of a part while its rows go by."""
 
-    def __init__(self, name: str, ids: list[Any]) -> None:
+    def __init__(self, name: str, ids: list[Any], flagged: str, router: Router) -> None:
         self._name = name
         self._ids = ids
+        self._flagged = flagged
+        self._router = router
         self._outcomes: list[str] = []
         self._last_index = -1
         self._images = 0
+        self._withheld = 0
         self.faults: list[str] = []
 
     def footer(self, metadata: dict[bytes, bytes], fingerprint: str) -> None:
@@ -214,28 +231,78 @@ class _PartCheck:
             self._fault(row, f"has the status {status!r}")
         elif status == "ok" and image is None:
             self._fault(row, "is ok and has no image")
+        elif image is None and (row.get("depth") or row.get("step_images")):
+            self._fault(row, "has no image, but a depth map or steps")
         elif status == "failed" and (image is not None or not row["error_code"]):
             self._fault(row, "failed, and has an image or no error_code")
+        elif (status == "filtered") != (row["nsfw"] is True):
+            self._fault(row, f"is {status}, and its nsfw is {row['nsfw']}")
+        elif status == "filtered" and (image is None) != (self._flagged == "drop"):
+            has = "no" if image is None else "an"
+            self._fault(row, f"is filtered, and has {has} image though the spec says {self._flagged}")
         elif image is not None:
             self._check_image(row, storage)
+        elif status == "filtered":
+            self._withheld += 1
 
     def _check_image(self, row: dict[str, Any], storage: Storage) -> None:
-        image = row["image"]
-        try:
-            data = image["bytes"] if image["bytes"] is not None else storage.read(image["path"])
-            if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
-                self._fault(row, "has a picture with another checksum")
-                return
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                picture.load()
-                size = picture.size
-        except (OSError, SyntaxError, ValueError, DarkroomError) as error:
-            self._fault(row, f"has a picture that does not open: {error}")
+        picture = self._opened(row, "a picture", row["image"], storage, "image_sha256")
+        if picture is None:
             return
-        if size != (row["width"], row["height"]):
-            self._fault(row, f"has a picture of {size}, not {row['width']}x{row['height']}")
+        if picture.size != (row["width"], row["height"]):
+            self._fault(row, f"has a picture of {picture.size}, not {row['width']}x{row['height']}")
             return
         self._images += 1
+        routed = self._router.resolve(row["task"], row["model"])
+        self._check_depth(row, (routed, *routed.then)[-1], storage)
+        self._check_steps(row, routed, storage)
+
+    def _check_depth(self, row: dict[str, Any], last: Routed, storage: Storage) -> None:
+        depth = row.get("depth")
+        gives_depth = last.system is not None and last.system.gives_depth
+        if (depth is not None) != gives_depth:
+            has = "no" if depth is None else "a"
+            self._fault(row, f"has {has} depth map; {last.route} gives {'one' if gives_depth else 'none'}")
+        elif depth is not None:
+            found = self._opened(row, "a depth map", depth, storage, "depth_sha256")
+            if found is not None and (found.mode, found.size) != (DEPTH_MODE, (row["width"], row["height"])):
+                self._fault(
+                    row,
+                    f"has a depth map of {found.size} and mode {found.mode}, "
+                    f"not {row['width']}x{row['height']} and {DEPTH_MODE}",
+                )
+
+    def _check_steps(self, row: dict[str, Any], routed: Routed, storage: Storage) -> None:
+        steps = row.get("step_images") or []
+        wanted = len(routed.then) if routed.keep_steps else 0
+        if len(steps) != wanted:
+            self._fault(row, f"has {len(steps)} step_images, not {wanted}")
+        for place, step in enumerate(steps, 1):
+            self._opened(row, f"a picture of step {place}", step, storage)
+
+    def _opened(
+        self,
+        row: dict[str, Any],
+        what: str,
+        stored: dict[str, Any],
+        storage: Storage,
+        checksum: str | None = None,
+    ) -> Image.Image | None:
+        """A stored picture, decoded; None, and a fault, where it is not what the column `checksum` says."""
+        try:
+            data = stored["bytes"] if stored["bytes"] is not None else storage.read(stored["path"])
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            picture.load()
+        except (OSError, SyntaxError, ValueError, DarkroomError) as error:
+            self._fault(row, f"has {what} that does not open: {error}")
+            return None
+        if checksum and hashlib.sha256(data).hexdigest() != row[checksum]:
+            self._fault(row, f"has {what} with another checksum")
+            return None
+        if row["status"] == "filtered" and self._flagged == "black" and picture.getbbox() is not None:
+            self._fault(row, f"is filtered, and has {what} that is not black")
+            return None
+        return picture
 
     def _fault(self, row: dict[str, Any], message: str) -> None:
         self.faults.append(f"{self._name}: row {row['row_id']!r} {message}")
@@ -244,4 +311,6 @@ class _PartCheck:
         """When all rows have gone by."""
         if len(self._outcomes) != len(self._ids):
             self.faults.append(f"{self._name} has {len(self._outcomes)} rows of {len(self._ids)}")
-        return PartVerdict(rows=Counter(self._outcomes), images=self._images, faults=self.faults)
+        return PartVerdict(
+            rows=Counter(self._outcomes), images=self._images, withheld=self._withheld, faults=self.faults
+        )

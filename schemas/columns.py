@@ -104,6 +104,7 @@ def _check_type(field: str, column: str, arrow_type: pa.DataType) -> None:
         "id": "text or whole numbers",
         "image": "an image struct<bytes, path>, bytes, or text with a URI",
         "pair of whole numbers": "lists of two whole numbers",
+        "options": "JSON text, or a struct or a map of numbers, texts and booleans",
     }
     raise SpecError(
         f"column `{column}` is {arrow_type}, but the field `{field}` wants {shape.get(kind, kind)}; "
@@ -137,6 +138,8 @@ def _accepts(kind: str, arrow_type: pa.DataType) -> bool:
         return text or binary or _is_image_struct(arrow_type)
     if kind == "pair of whole numbers":
         return _is_list(arrow_type) and pa.types.is_integer(arrow_type.value_type)
+    if kind == "options":
+        return text or _is_mapping(arrow_type)
     # A whole number with nulls comes out of pandas as a float column: its values are checked by row.
     return bool({"id": text or whole, "text": text, "whole number": number, "number": number}[kind])
 
@@ -144,6 +147,17 @@ def _accepts(kind: str, arrow_type: pa.DataType) -> bool:
 def _is_list(arrow_type: pa.DataType) -> bool:
     checks = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return any(check(arrow_type) for check in checks)
+
+
+def _is_mapping(arrow_type: pa.DataType) -> bool:
+    """From names to single values."""
+    if pa.types.is_map(arrow_type):
+        return _accepts("text", arrow_type.key_type) and _is_setting(arrow_type.item_type)
+    return pa.types.is_struct(arrow_type) and all(_is_setting(field.type) for field in arrow_type)
+
+
+def _is_setting(arrow_type: pa.DataType) -> bool:
+    return pa.types.is_boolean(arrow_type) or _accepts("number", arrow_type) or _accepts("text", arrow_type)
 
 
 def _is_image_struct(arrow_type: pa.DataType) -> bool:

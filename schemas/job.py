@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.columns import ColumnMap
+from schemas.schedulers import Setting
 from schemas.spec import JobSpec
 
 NO_MODEL = ""
@@ -27,6 +28,8 @@ class ModelCard:
     """The `_class_name` of its model_index.json."""
     scheduler: str
     """The scheduler class it is published with."""
+    scheduler_settings: Mapping[str, Setting]
+    """Of its scheduler_config.json what schemas/schedulers.py knows."""
     max_noise_level: int
     """The greatest `noise_level` that an upscaler takes."""
     size_factor: int
@@ -37,6 +40,8 @@ class ModelCard:
     """Pixels, where a row names no size."""
     weight_bytes: int
     """Size of its weight files on disk; 0 where it is not known before the download."""
+    has_safety_checker: bool
+    """Whether it comes with a model that looks for what not everybody should see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

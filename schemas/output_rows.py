@@ -24,6 +24,7 @@ _ARROW_KINDS: dict[str, pa.DataType] = {
     "number": pa.float64(),
     "text": pa.string(),
     "pair of whole numbers": pa.list_(pa.int64()),
+    "options": pa.string(),
 }
 
 
@@ -45,6 +46,7 @@ def output_schema(
         pa.field("width", pa.int64()),
         pa.field("height", pa.int64()),
         *(pa.field(name, pa.string()) for name in texts),
+        pa.field("prompt_truncated", pa.string()),
         pa.field("seed", pa.int64()),
         *(pa.field(name, _ARROW_KINDS[PARAMETERS[name].kind]) for name in _used_parameters(systems)),
         pa.field("nsfw", pa.bool_()),

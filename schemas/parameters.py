@@ -6,10 +6,12 @@ output's columns and the JSON schema for editors are all read from these fields.
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.schedulers import Setting, options_text
 
 ParameterValue = int | float | str | tuple[int, int]
 """A pair is (height, width), or (top, left)."""
@@ -80,18 +82,23 @@ class Parameters(StrictModel):
     """How slowly that memory fades."""
     scheduler: str | None = None
     """A diffusers scheduler class, built with the checkpoint's own scheduler configuration."""
+    scheduler_options: dict[str, Setting] | None = None
+    """What is changed of that configuration, such as {use_karras_sigmas: true}; {} for nothing."""
 
     def set_parameters(self) -> dict[str, ParameterValue]:
         """Those that are set, by name, in the order of their declaration."""
         values = ((name, getattr(self, name)) for name in Parameters.model_fields)
-        return {
-            name: (value[0], value[1]) if isinstance(value, list) else value
-            for name, value in values
-            if value is not None
-        }
+        return {name: _settled(value) for name, value in values if value is not None}
 
 
-Kind = Literal["whole number", "number", "text", "pair of whole numbers"]
+def _settled(value: Any) -> ParameterValue:
+    """The value in the form in which rows have it, which can be compared and counted."""
+    if isinstance(value, dict):
+        return options_text(value)
+    return (value[0], value[1]) if isinstance(value, list) else value
+
+
+Kind = Literal["whole number", "number", "text", "pair of whole numbers", "options"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +117,13 @@ _KINDS: dict[object, Kind] = {
     float: "number",
     str: "text",
     list[int]: "pair of whole numbers",
+    dict: "options",
 }
 
 
 def _read_bounds(name: str) -> Bounds:
     field = Parameters.model_fields[name]
-    # Annotated[list[int], ...] has list[int] as its origin.
+    # Annotated[list[int], ...] has list[int] as its origin, dict[str, ...] has dict.
     members = [getattr(member, "__origin__", member) for member in get_args(field.annotation)]
     kind = next(_KINDS[member] for member in members if member in _KINDS)
     lows = [limit.ge for limit in field.metadata if isinstance(limit, Ge)]
@@ -131,25 +139,3 @@ def _read_bounds(name: str) -> Bounds:
 
 PARAMETERS: dict[str, Bounds] = {name: _read_bounds(name) for name in Parameters.model_fields}
 """Every per-row parameter, in the order in which output columns stand."""
-
-SCHEDULERS: frozenset[str] = frozenset(
-    {
-        "DDIMScheduler",
-        "DDPMScheduler",
-        "DEISMultistepScheduler",
-        "DPMSolverMultistepScheduler",
-        "DPMSolverSinglestepScheduler",
-        "EDMEulerScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "EulerDiscreteScheduler",
-        "HeunDiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "LMSDiscreteScheduler",
-        "PNDMScheduler",
-        "UniPCMultistepScheduler",
-    }
-)
-"""What diffusers 0.42.1 lists as `compatibles` of Stable Diffusion's schedulers and what honours one
-generator per row. DPMSolverSDEScheduler is left out: its `step` takes no generator, so a row's picture
-would depend on its batch. A test compares this list with diffusers."""

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from schemas.nearest import nearest
-from schemas.parameters import SCHEDULERS, Parameters, StrictModel
+from schemas.parameters import Parameters, StrictModel
+from schemas.schedulers import unknown_scheduler
 from schemas.systems import TASKS, takes
 
 Name = Annotated[str, Field(min_length=1)]
@@ -57,11 +58,9 @@ class Route(Parameters):
     @field_validator("scheduler")
     @classmethod
     def _known_scheduler(cls, scheduler: str | None) -> str | None:
-        if scheduler is not None and scheduler not in SCHEDULERS:
-            names = ", ".join(sorted(SCHEDULERS))
-            raise ValueError(
-                f"`{scheduler}` is no scheduler{nearest(scheduler, SCHEDULERS)}; they are {names}"
-            )
+        said = scheduler and unknown_scheduler(scheduler)
+        if said:
+            raise ValueError(said)
         return scheduler
 
 
@@ -83,6 +82,16 @@ class BatchingSpec(StrictModel):
     """Input rows per part: what is lost when a worker dies, and the size of one output file."""
     max_batch_rows: int = Field(default=16, ge=1, le=1024)
     """Images per pipeline call, at most."""
+
+
+class SafetySpec(StrictModel):
+    """What the safety checkers that come with checkpoints are for."""
+
+    checker: Literal["on", "off"] = "on"
+    """on: a checkpoint's own safety checker, where it has one, sees every picture; off: none is loaded."""
+    flagged: Literal["drop", "black", "keep"] = "drop"
+    """What is stored of a picture that it flags: nothing, a black one of its size, or the picture itself.
+    Whichever it is, the row's status is `filtered`, and no other row is touched."""
 
 
 class WorkersSpec(StrictModel):
@@ -138,6 +147,12 @@ class JobSpec(StrictModel):
     output: OutputSpec
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Rows without a seed get one from this and their row_id."""
+    long_prompts: Literal["truncate", "chunk"] = "truncate"
+    """A prompt beyond the text encoder's 75 tokens. truncate: the rest is cut, and recorded in the column
+    `prompt_truncated`; chunk: encoded in windows of 75 tokens (not by Safe, which takes texts only)."""
+    prompt_weights: Literal["off", "compel"] = "off"
+    """compel: `(fox)1.5` and `snow-` are weights, in the syntax of the library compel; off: they are text."""
+    safety: SafetySpec = SafetySpec()
     batching: BatchingSpec = BatchingSpec()
     workers: WorkersSpec = WorkersSpec()
     errors: ErrorsSpec = ErrorsSpec()

@@ -1,8 +1,8 @@
 """The table from a checkpoint's family and a task to the diffusers pipeline that does it.
 
-A new Stable Diffusion system is one more line in SYSTEMS and one in actors/checkpoints.py, which names a
-checkpoint's family; where its call is unlike the others', one more in actors/calls.py. Plan, routing, checks,
-worker and output columns all read this table. Names only: the driver imports neither torch nor diffusers.
+A new Stable Diffusion system is one more entry in SYSTEMS and one in FAMILIES; where its call is unlike the
+others', one more in actors/calls.py. Plan, routing, checks, worker and output columns all read these tables.
+docs/systems.md shows the way. Names only: the driver imports neither torch nor diffusers.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,8 @@ def _frozen(*parts: Defaults, **changes: ParameterValue | None) -> Defaults:
 
 
 # diffusers 0.42.1, the defaults in each pipeline's __call__.
-_STEPS: Defaults = {"num_inference_steps": 50, "guidance_scale": 7.5, "eta": 0.0, "scheduler": None}
+_SCHEDULER: Defaults = {"scheduler": None, "scheduler_options": None}
+_STEPS: Defaults = {"num_inference_steps": 50, "guidance_scale": 7.5, "eta": 0.0, **_SCHEDULER}
 _SIZE: Defaults = {"height": None, "width": None}
 _CLIP: Defaults = {"clip_skip": None}
 _SLD: Defaults = {
@@ -147,9 +148,9 @@ SYSTEMS: tuple[System, ...] = (
         images=("image",),
         scale=2,
         picture_multiple=64,
-        # It reads the scheduler's sigmas, as Euler keeps them.
-        schedulers=frozenset({"EulerDiscreteScheduler"}),
-        defaults=_frozen(num_inference_steps=75, guidance_scale=9.0, scheduler=None),
+        # It computes on the scheduler's sigmas: others have none, or (the DPM family) scale latents by them.
+        schedulers=frozenset({"EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"}),
+        defaults=_frozen(_SCHEDULER, num_inference_steps=75, guidance_scale=9.0),
     ),
     System(
         family="ldm3d",
@@ -209,6 +210,28 @@ SYSTEMS: tuple[System, ...] = (
         defaults=_XL_INPAINT,
     ),
 )
+
+_SD_CLASSES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+_XL_CLASSES = (
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+)
+
+FAMILIES: dict[tuple[str, int], str] = {
+    **{(pipeline, 4): "sd" for pipeline in _SD_CLASSES},
+    **{(pipeline, 9): "sd-inpaint" for pipeline in _SD_CLASSES},
+    ("StableDiffusionPipelineSafe", 4): "safe",
+    ("StableDiffusionDepth2ImgPipeline", 5): "depth2img",
+    ("StableDiffusionImageVariationPipeline", 4): "variation",
+    ("StableDiffusionUpscalePipeline", 7): "upscale",
+    ("StableDiffusionLatentUpscalePipeline", 8): "latent-upscale",
+    ("StableDiffusionLDM3DPipeline", 4): "ldm3d",
+    ("StableDiffusionUpscaleLDM3DPipeline", 8): "ldm3d-upscale",
+    **{(pipeline, 4): "sdxl" for pipeline in _XL_CLASSES},
+    **{(pipeline, 9): "sdxl-inpaint" for pipeline in _XL_CLASSES},
+}
+"""(`_class_name`, the UNet's in_channels) of a checkpoint, to the family whose tasks SYSTEMS lists."""
 
 SD_LATENTS = frozenset({"sd", "sd-inpaint", "depth2img"})
 """Families whose latents the latent upscaler was trained on."""

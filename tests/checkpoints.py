@@ -48,6 +48,7 @@ def paper_checkpoint(
         },
         "unet/config.json": {"in_channels": channels, "sample_size": sample_size},
         "vae/config.json": {"block_out_channels": [128, 256, 512, 512]},
+        "scheduler/scheduler_config.json": {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
     }
     for name, content in files.items():
         path = folder / name

@@ -74,7 +74,7 @@ def plan_for(spec: JobSpec) -> Plan:
 
 def model_cache(spec: JobSpec, capacity_bytes: int = 10**9) -> ModelCache:
     """The models of a spec, on the CPU."""
-    return ModelCache(spec.models, DEVICE, capacity_bytes)
+    return ModelCache(spec.models, DEVICE, capacity_bytes, with_checkers=spec.safety.checker == "on")
 
 
 def worker_for(plan: Plan, engine: Engine | None = None, *, num_threads: int = 2) -> Worker:
@@ -82,7 +82,7 @@ def worker_for(plan: Plan, engine: Engine | None = None, *, num_threads: int = 2
     spec = plan.job.spec
     return Worker(
         plan.job,
-        engine=engine or DiffusersEngine(model_cache(spec), DEVICE, spec.batching.max_batch_rows),
+        engine=engine or DiffusersEngine(model_cache(spec), spec, DEVICE),
         open_input=open_storage,
         output=open_storage(spec.output.path),
         num_threads=num_threads,

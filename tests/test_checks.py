@@ -18,7 +18,7 @@ from schemas.columns import map_columns
 from schemas.errors import RowError
 from schemas.job import NO_MODEL, ModelCard
 from schemas.output_rows import IMAGE_TYPE
-from schemas.parameters import SCHEDULERS
+from schemas.schedulers import SCHEDULERS
 from schemas.spec import InputSpec, JobSpec
 
 Values = dict[str, Any]
@@ -52,10 +52,13 @@ def card(family: str, size: int) -> ModelCard:
         family=family,
         pipeline="StableDiffusionPipeline",
         scheduler="PNDMScheduler",
+        scheduler_settings={"skip_prk_steps": True},
+        max_noise_level=350,
         size_factor=8,
         height=size,
         width=size,
         weight_bytes=1,
+        has_safety_checker=False,
     )
 
 
@@ -217,7 +220,7 @@ BAD: list[tuple[Values, str, str]] = [
     (
         {"prompt": "x", "scheduler": "EulerDiscrete"},
         "invalid_scheduler",
-        "`EulerDiscrete` is no scheduler (did you mean `EulerDiscreteScheduler`?); they are DDIMScheduler,",
+        "`EulerDiscrete` is no scheduler for Stable Diffusion (did you mean `EulerDiscreteScheduler`?);",
     ),
 ]
 
@@ -369,7 +372,7 @@ def test_a_row_without_a_problem_has_usable_values(rows: list[Values]) -> None:
             for row in build_rows(checked, wanted, file_name="f", first_index=0, job_seed=0):
                 assert 0 <= row.seed <= MAX_SEED
                 if row.problem is None:
-                    assert row.prompt is not None
+                    assert row.texts["prompt"] is not None
                     assert row.routed.system is not None
                     assert set(row.routed.system.images) <= set(row.images)
                     assert 1 <= row.num_images <= MAX_IMAGES_PER_ROW

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from actors.demo_cache import KINDS
 from jobs.__main__ import app, main
 from tests.checkpoints import paper_checkpoint
 
@@ -264,7 +265,7 @@ MISTAKES: list[tuple[Mistake, str]] = [
     ),
     (
         unknown_demo_kind,
-        "models.sd.checkpoint: unknown kind of demo checkpoint 'sd3'; choose one of sd, sdxl",
+        "models.sd.checkpoint: unknown kind of demo checkpoint 'sd3'; choose one of sd, sd-safety",
     ),
     (all_rows_bad, "rows.parquet row 0 (a): invalid_size: height is 500, not a multiple of 8; 496 would do"),
 ]
@@ -403,6 +404,6 @@ def test_an_unknown_kind_of_demo_model_is_answered_with_those_there_are(desk: De
 
     assert (ended.code, ended.err) == (
         2,
-        "darkroom: unknown kind of demo checkpoint 'sd3'; choose one of sd, sdxl\n",
+        f"darkroom: unknown kind of demo checkpoint 'sd3'; choose one of {', '.join(KINDS)}\n",
     )
     assert not (desk.folder / "new").exists()

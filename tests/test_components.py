@@ -13,8 +13,7 @@ from actors.component_files import bytes_shared
 from actors.components import LoadedModel, ModelCache, pipeline_class, weight_bytes
 from actors.diffusers_engine import DiffusersEngine
 from jobs.dispatcher import Dispatcher
-from schemas.errors import RowError, SpecError
-from schemas.parameters import SCHEDULERS
+from schemas.errors import SpecError
 from schemas.spec import ModelSpec
 from schemas.systems import SYSTEMS, System, find_system
 from tests.checkpoints import demo, sd_checkpoint, sdxl_checkpoint
@@ -108,24 +107,6 @@ def test_each_call_has_a_scheduler_of_its_own() -> None:
 
     assert first is not second
     assert first.config == second.config
-
-
-def test_schedulers_are_what_diffusers_calls_compatible_and_what_honours_row_seeds() -> None:
-    """The list that the plan checks against is diffusers' own, without the one that ignores generators."""
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(sd_checkpoint(), use_safetensors=True)
-    compatible = {cls.__name__ for cls in pipeline.scheduler.compatibles} | {
-        type(pipeline.scheduler).__name__
-    }
-
-    # diffusers lists two that need another package (torchsde, k-diffusion) and one without row generators.
-    assert compatible >= SCHEDULERS
-    assert compatible - SCHEDULERS <= {"DPMSolverSDEScheduler"}
-
-
-def test_a_scheduler_that_does_not_fit_is_the_rows_fault() -> None:
-    """The message lists those that fit."""
-    with pytest.raises(RowError, match=r"FlowMatch.* does not fit .*EulerDiscreteScheduler"):
-        cache().get("sd").pipeline(system("sd", "text2img"), "FlowMatchEulerDiscreteScheduler")
 
 
 def test_switches_of_a_checkpoint_reach_every_pipeline(tmp_path: Path) -> None:
@@ -235,7 +216,7 @@ def test_one_worker_loads_each_of_five_checkpoints_once(tmp_path: Path, capacity
     queues = {kind: [shard for shard in plan.shards() if shard.model == kind] for kind in kinds}
     counts = {kind: len(shards) for kind, shards in queues.items()}
     dispatcher = Dispatcher({kind: iter(queues[kind]) for kind in kinds}, counts, max_attempts=1)
-    engine = DiffusersEngine(model_cache(spec, capacity_bytes), CPU, 16)
+    engine = DiffusersEngine(model_cache(spec, capacity_bytes), spec, CPU)
     dispatcher.join("w")
 
     with worker_for(plan, engine) as worker:

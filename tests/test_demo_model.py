@@ -32,12 +32,15 @@ from diffusers import (
 from PIL import Image
 
 from actors import demo_cache
-from actors.demo_cache import KINDS, demo_checkpoint, demo_folder
+from actors.checkpoints import read_card
+from actors.demo_cache import KINDS, build_missing, demo_checkpoint, demo_folder
 from actors.demo_model import BUILDERS, build_demo_model
 from actors.ldm3d import LDM3DImageProcessor
 from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
-from demo.make_rows import BROKEN, ROWS, SCHEMA, demo_rows, disc_mask, night, sunset, write_rows
+from demo.make_rows import BROKEN, PICTURES, ROWS, SCHEMA, demo_rows, disc_mask, night, sunset, write_rows
 from schemas.errors import SpecError
+from schemas.spec_file import load_spec
+from schemas.systems import SYSTEMS
 from tests.checkpoints import demo
 
 pytestmark = [
@@ -390,6 +393,36 @@ def test_builders_at_once_end_with_one_whole_folder(tmp_path: Path, monkeypatch:
     assert DiffusionPipeline.from_pretrained(folders.pop(), use_safetensors=True)
 
 
+def test_missing_checkpoints_are_built_by_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are there stay as they are; nobody pays for torch's imports twice."""
+    monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path))
+    there = demo_checkpoint("sd") / "model_index.json"
+    built = there.stat().st_mtime_ns
+
+    build_missing(["sd", "sd2", "upscale"])
+
+    assert sorted(tmp_path.iterdir()) == sorted(demo_folder(kind) for kind in ("sd", "sd2", "upscale"))
+    assert there.stat().st_mtime_ns == built
+
+
+def test_the_demo_meets_every_system() -> None:
+    """Each system that a new one would stand beside has a route of configs/demo.yaml, and rows."""
+    spec = load_spec(REPOSITORY / "configs" / "demo.yaml")
+    build_missing(model.checkpoint.removeprefix("demo:") for model in spec.models.values())
+    families = {name: read_card(name, model).family for name, model in spec.models.items()}
+    tasks = {row["task"] for row in demo_rows()}
+
+    steps = {step for task in tasks for step in (task, *spec.routes[task].then)}
+    met = {(families[spec.routes[step].model], spec.task_of(step)) for step in steps}
+
+    # The same pipelines on other checkpoints.
+    alike = {("sd-inpaint", "inpaint"), ("sdxl", "img2img"), ("sdxl", "inpaint"), ("sdxl-inpaint", "inpaint")}
+    alike |= {("safe", "safe"), ("safe", "text2img")}
+    assert {(system.family, system.task) for system in SYSTEMS} - met == alike
+
+
 def test_a_cache_that_cannot_be_written_is_the_specs_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,9 +439,8 @@ def test_the_demos_rows_are_the_ones_that_the_script_draws(tmp_path: Path) -> No
     write_rows(tmp_path / "first.parquet")
     write_rows(tmp_path / "second.parquet")
 
-    drawn = {"image", "mask_image"}
     committed, fresh = (
-        pq.read_table(path).drop_columns(drawn) for path in (ROWS, tmp_path / "first.parquet")
+        pq.read_table(path).drop_columns(list(PICTURES)) for path in (ROWS, tmp_path / "first.parquet")
     )
     assert committed.equals(fresh)
     assert pq.read_schema(ROWS).equals(SCHEMA, check_metadata=True)
@@ -419,10 +451,7 @@ def test_the_demos_rows_are_the_ones_that_the_script_draws(tmp_path: Path) -> No
 def test_one_row_of_the_demo_is_broken() -> None:
     """Every picture of the demo's rows can be read but the one that says it cannot."""
     pictures = [
-        (row["row_id"], row[column]["bytes"])
-        for row in demo_rows()
-        for column in ("image", "mask_image")
-        if row[column]
+        (row["row_id"], row[column]["bytes"]) for row in demo_rows() for column in PICTURES if row[column]
     ]
 
     assert {row_id for row_id, png in pictures if not readable(png)} == {BROKEN}
@@ -430,6 +459,7 @@ def test_one_row_of_the_demo_is_broken() -> None:
 
 def readable(png: bytes) -> bool:
     try:
-        return Image.open(io.BytesIO(png)).convert("RGB").size == (64, 64)
+        Image.open(io.BytesIO(png)).load()
     except OSError:
         return False
+    return True

@@ -7,7 +7,7 @@ import pytest
 
 from actors.demo_cache import KINDS
 from schemas.columns import FIELD_KINDS, FOREIGN_NAMES
-from schemas.parameters import PARAMETERS
+from schemas.parameters import PARAMETERS, ParameterValue
 from schemas.spec import (
     BatchingSpec,
     ErrorsSpec,
@@ -15,9 +15,11 @@ from schemas.spec import (
     JobSpec,
     ModelSpec,
     OutputSpec,
+    SafetySpec,
     WorkersSpec,
 )
 from schemas.spec_file import load_spec
+from schemas.systems import SYSTEMS, TASKS
 
 ROOT = Path(__file__).parent.parent
 SPEC_PAGE = (ROOT / "docs" / "job-spec.md").read_text()
@@ -29,6 +31,7 @@ SPEC_PAGE = (ROOT / "docs" / "job-spec.md").read_text()
         ("input.", InputSpec),
         ("models.NAME.", ModelSpec),
         ("output.", OutputSpec),
+        ("safety.", SafetySpec),
         ("batching.", BatchingSpec),
         ("workers.", WorkersSpec),
         ("errors.", ErrorsSpec),
@@ -43,7 +46,12 @@ def test_every_key_of_a_spec_is_documented(prefix: str, model: type) -> None:
 
 def test_every_default_is_documented_as_it_is() -> None:
     """The table's second column is the code's default."""
-    sections = {"batching": BatchingSpec(), "workers": WorkersSpec(), "errors": ErrorsSpec()}
+    sections = {
+        "safety": SafetySpec(),
+        "batching": BatchingSpec(),
+        "workers": WorkersSpec(),
+        "errors": ErrorsSpec(),
+    }
     for name, section in sections.items():
         for key, value in section:
             shown = f"{value:g}" if isinstance(value, float) else str(value)
@@ -52,7 +60,17 @@ def test_every_default_is_documented_as_it_is() -> None:
 
 def test_every_column_and_foreign_name_is_documented() -> None:
     """Also every key at the top of the YAML."""
-    for name in [*FIELD_KINDS, *FOREIGN_NAMES, *PARAMETERS, "version", "name", "default_route", "seed"]:
+    for name in [
+        *FIELD_KINDS,
+        *FOREIGN_NAMES,
+        *PARAMETERS,
+        "version",
+        "name",
+        "default_route",
+        "seed",
+        "long_prompts",
+        "prompt_weights",
+    ]:
         assert f"`{name}`" in SPEC_PAGE, name
     assert {"version", "name", "input", "models", "routes", "default_route", "output", "seed"} <= set(
         JobSpec.model_fields
@@ -75,6 +93,29 @@ def test_every_error_code_is_documented() -> None:
     documented = set(re.findall(r"`(\w+)`", table))
 
     assert codes - documented == set()
+
+
+def parameter_rows() -> list[str]:
+    """What the table of docs/systems.md must say; families with the same parameters share a row."""
+    families: dict[tuple[str, str], list[str]] = {}
+    for system in SYSTEMS:
+        shown = ", ".join(f"`{name}` {_shown(name, value)}" for name, value in system.defaults.items())
+        families.setdefault((system.task, shown), []).append(system.family)
+    return [f"| `{task}` | {', '.join(names)} | {shown} |" for (task, shown), names in families.items()]
+
+
+def _shown(name: str, value: ParameterValue | None) -> str:
+    if value is None:
+        return "own" if name in ("height", "width", "scheduler") else "none"
+    return str(list(value)) if isinstance(value, tuple) else f"{value:g}"
+
+
+def test_every_system_is_documented_with_its_parameters() -> None:
+    """Each task of each family, every parameter with its published default."""
+    page = (ROOT / "docs" / "systems.md").read_text()
+
+    assert [row for row in parameter_rows() if row not in page] == []
+    assert {task for task in TASKS if f"`{task}`" not in page[: page.index("## Parameters")]} == set()
 
 
 def test_the_readmes_job_is_a_valid_spec(tmp_path: Path) -> None:

@@ -6,15 +6,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
-from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-from transformers import CLIPConfig, CLIPImageProcessor
 
 from actors.diffusers_engine import DiffusersEngine
 from schemas.systems import find_system
-from tests.checkpoints import sd_checkpoint
 from tests.in_process import DEVICE, Made, Record, job_spec, make, model_cache, write_rows
 
 Arguments = dict[str, Any]
@@ -32,19 +28,19 @@ def broken(tmp_path: Path) -> Callable[..., Made]:
         *,
         after: bool = False,
         rows: Sequence[Record] = ROWS,
-        checkpoint: str = "demo:sd",
     ) -> Made:
         spec = job_spec(
             write_rows(tmp_path / "rows.parquet", rows),
             tmp_path / "out",
-            models={"sd": {"checkpoint": checkpoint}},
+            models={"sd": {"checkpoint": "demo:sd"}},
+            batching={"max_batch_rows": 8},
         )
         models = model_cache(spec)
         system = find_system("sd", "text2img")
         assert system is not None
         part = attrgetter(module)(models.get("sd").pipeline(system, None))
         with hooked(part, hook, after=after):
-            return make(spec, DiffusersEngine(models, DEVICE, 8))
+            return make(spec, DiffusersEngine(models, spec, DEVICE))
 
     return run
 
@@ -149,38 +145,3 @@ def test_a_batch_stays_within_max_batch_rows(broken: Callable[..., Made]) -> Non
 
     assert max(sizes) == 8
     assert set(sizes) == {8}
-
-
-def checkpoint_with_safety_checker(folder: Path) -> str:
-    """The demo checkpoint with a real, tiny, random safety checker."""
-    base = diffusers.StableDiffusionPipeline.from_pretrained(sd_checkpoint(), use_safetensors=True)
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = CLIPConfig(vision_config=vision | {"image_size": 32, "patch_size": 16}, projection_dim=32)
-    checked = diffusers.StableDiffusionPipeline(
-        **base.components
-        | {
-            "safety_checker": StableDiffusionSafetyChecker(config),
-            "feature_extractor": CLIPImageProcessor(size=32, crop_size=32),
-        }
-    )
-    checked.save_pretrained(folder)
-    return str(folder)
-
-
-def test_a_flagged_picture_is_filtered_and_never_black(broken: Callable[..., Made], tmp_path: Path) -> None:
-    """The checker's verdict is data: that row is `filtered`, without a picture; the others have theirs."""
-
-    def flag_the_third(module: torch.nn.Module, args: Any, output: Any) -> tuple[torch.Tensor, list[bool]]:
-        return output[0], [i == 2 for i in range(len(output[1]))]
-
-    made = broken(
-        "safety_checker",
-        flag_the_third,
-        after=True,
-        checkpoint=checkpoint_with_safety_checker(tmp_path / "checked"),
-    )
-
-    assert statuses(made)["r2"] == "filtered"
-    assert (made.row("r2")["image"], made.row("r2")["nsfw"]) == (None, True)
-    assert list(statuses(made).values()).count("ok") == 7
-    assert {row["nsfw"] for row in made.rows if row["row_id"] != "r2"} == {False}

@@ -93,9 +93,9 @@ def test_the_demo_runs_as_a_ray_job(demo: tuple[Finished, Path]) -> None:
 
     assert finished.code == 0, finished.out
     assert "2 workers of 1 CPU each\n" in finished.out
-    assert "all in all 23 rows ok, 0 filtered, 1 failed" in finished.out
+    assert "all in all 44 rows ok, 0 filtered, 1 failed" in finished.out
     assert f"output: {output}\n" in finished.out
-    assert len(output_rows(output)) == 25
+    assert len(output_rows(output)) == 46
 
 
 def test_a_job_ships_what_it_needs_and_no_more(demo: tuple[Finished, Path], cluster: Cluster) -> None:

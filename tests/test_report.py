@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from actors.images import encode
-from actors.part import FinishedImage, RowOutcome, build_part
+from actors.part import FinishedImage, RowOutcome, StoredImage, build_part
 from actors.routing import Routed
 from actors.rows import Row
 from actors.storage import LocalStorage, Storage, join, open_storage
@@ -52,6 +52,7 @@ SCHEMA = pa.schema(
         ("task", pa.string()),
         ("model", pa.string()),
         ("image", IMAGE_TYPE),
+        ("depth", IMAGE_TYPE),
         ("width", pa.int64()),
         ("height", pa.int64()),
         ("prompt", pa.string()),
@@ -64,6 +65,7 @@ SCHEMA = pa.schema(
         ("error_code", pa.string()),
         ("error_message", pa.string()),
         ("image_sha256", pa.string()),
+        ("depth_sha256", pa.string()),
         ("category", pa.string()),
         ("reference", IMAGE_TYPE),
     ]
@@ -203,8 +205,7 @@ def row(index: int, **changes: Any) -> Row:
         index=index,
         row_id=f"row-{index}",
         routed=Routed(route="text2img", model="sd", system=None, defaults={}),
-        prompt=f"prompt {index}",
-        negative_prompt=None,
+        texts={"prompt": f"prompt {index}", "negative_prompt": None},
         images={},
         seed=index,
         num_images=1,
@@ -225,13 +226,22 @@ def noise(side: int, seed: int = 0) -> bytes:
     return encode(pixels, "png")
 
 
-def made(row: Row, data: bytes, *, side: int = 16, path: str = "picture.png") -> RowOutcome:
-    image = FinishedImage(image_index=0, data=data, path=path, width=side, height=side, nsfw=False)
+def made(
+    row: Row, data: bytes, *, side: int = 16, path: str = "picture.png", depth: bytes | None = None
+) -> RowOutcome:
+    image = FinishedImage(
+        image_index=0,
+        image=StoredImage(data=data, path=path),
+        depth=StoredImage(data=depth, path=f"depth-{path}") if depth else None,
+        width=side,
+        height=side,
+        nsfw=False,
+    )
     return RowOutcome(row, images=[image])
 
 
 def withheld(row: Row) -> RowOutcome:
-    image = FinishedImage(image_index=0, data=None, path="", width=None, height=None, nsfw=True)
+    image = FinishedImage(image_index=0, image=None, width=None, height=None, nsfw=True)
     return RowOutcome(row, images=[image])
 
 
@@ -299,7 +309,8 @@ def test_only_the_page_s_own_script_and_style_may_run(output: Output) -> None:
 
 def test_a_hostile_prompt_stays_text(output: Output) -> None:
     """It ends no element, begins none, and is found unchanged where the page's script reads it."""
-    hostile = row(0, row_id=HOSTILE, prompt=HOSTILE, negative_prompt=HOSTILE, keep={"category": HOSTILE})
+    texts = {"prompt": HOSTILE, "negative_prompt": HOSTILE}
+    hostile = row(0, row_id=HOSTILE, texts=texts, keep={"category": HOSTILE})
     output.write_part(0, [made(hostile, noise(16)), failed(replace(hostile, index=1), "bad", HOSTILE)])
     harmless = Markup(render(replace(output.sheet(), frames=(), failures=())))
 
@@ -324,8 +335,8 @@ def test_a_job_s_name_is_escaped(output: Output) -> None:
 def test_every_row_is_there_with_its_picture_and_parameters(output: Output) -> None:
     """A row shows its own picture; values are as the part holds them, also beyond what JavaScript counts."""
     seeds = [2**62 + 1, 3]
-    outcomes = [made(row(i, seed=seed), noise(16, i)) for i, seed in enumerate(seeds)]
-    output.write_part(0, outcomes)
+    pictures = [noise(16, i) for i in range(2)]
+    output.write_part(0, [made(row(i, seed=seeds[i]), data) for i, data in enumerate(pictures)])
 
     frames = output.sheet().frames
 
@@ -334,9 +345,32 @@ def test_every_row_is_there_with_its_picture_and_parameters(output: Output) -> N
     assert frames[0].parameters == {"num_inference_steps": "20", "guidance_scale": "7.5"}
     assert frames[0].keep == {"category": "coast"}
     assert frames[1].place == "train-00000-of-00001.parquet, row 1"
-    for frame, outcome in zip(frames, outcomes, strict=True):
-        with opened(frame.thumbnail) as thumbnail, Image.open(io.BytesIO(outcome.images[0].data)) as picture:
+    for frame, data in zip(frames, pictures, strict=True):
+        with opened(frame.thumbnail) as thumbnail, Image.open(io.BytesIO(data)) as picture:
             assert thumbnail.convert("RGB").tobytes() == picture.tobytes()
+
+
+def test_a_depth_map_stands_beside_its_picture(output: Output) -> None:
+    """In the eight bits that a browser shows; its checksum is nothing to read."""
+    ramp = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
+    output.write_part(0, [made(row(0), noise(16), depth=encode(ramp, "png")), made(row(1), noise(16))])
+
+    deep, flat = output.sheet().frames
+
+    with opened(deep.depth) as thumbnail:
+        assert np.array_equal(np.asarray(thumbnail.convert("L")), ramp >> 8)
+    assert flat.depth is None
+    assert deep.keep == {"category": "coast"}
+
+
+def test_a_damaged_depth_map_says_so(output: Output) -> None:
+    """As a damaged picture does."""
+    output.write_part(0, [made(row(0), noise(16), depth=b"no picture")])
+
+    (frame,) = output.sheet().frames
+
+    assert frame.thumbnail is None
+    assert "`depth_map`" in frame.problem
 
 
 @pytest.mark.parametrize(("side", "expected"), [(CRISP_SIDE, CRISP_SIDE), (512, THUMBNAIL_SIDE)])
@@ -353,7 +387,9 @@ def test_thumbnails_are_small(output: Output, side: int, expected: int) -> None:
 
 def test_a_long_prompt_is_cut(output: Output) -> None:
     """A prompt of a megabyte does not make a page of one."""
-    output.write_part(0, [made(row(0, prompt="x" * 1_000_000), noise(16))])
+    output.write_part(
+        0, [made(row(0, texts={"prompt": "x" * 1_000_000, "negative_prompt": None}), noise(16))]
+    )
 
     assert output.sheet().frames[0].prompt.endswith("x… (1,000,000 characters)")
 
@@ -402,7 +438,11 @@ def test_a_damaged_part_is_refused(output: Output) -> None:
 def test_failed_rows_stand_with_their_reasons(output: Output) -> None:
     """Rows by error code; a code that one row has is not lost among fifty of another."""
     common = [failed(row(i)) for i in range(2 * MAX_FAILURES)]
-    rare = failed(row(999, prompt=None), "invalid_size", "width is 13, not a multiple of 8; 16 would do")
+    rare = failed(
+        row(999, texts={"prompt": None, "negative_prompt": None}),
+        "invalid_size",
+        "width is 13, not a multiple of 8; 16 would do",
+    )
     output.write_part(0, [*common, rare])
 
     sheet = output.sheet()

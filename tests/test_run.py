@@ -79,7 +79,7 @@ def test_the_demo_makes_every_input_row_once(demo: Ran) -> None:
     """Exit code 0, and `verify` agrees."""
     assert demo.finished.code == 0, demo.finished.err
     assert row_ids(demo.output) == demo_ids()
-    assert "all in all 23 rows ok, 0 filtered, 1 failed" in demo.finished.out
+    assert "all in all 44 rows ok, 0 filtered, 1 failed" in demo.finished.out
 
     verified = darkroom("verify", demo.output)
 
@@ -114,7 +114,7 @@ def test_output_that_is_no_terminal_is_plain_lines(demo: Ran) -> None:
 
     assert re.search(r"[\x1b\r\x07]", text) is None
     assert "2 workers of 1 CPU each\n" in demo.finished.out
-    assert re.search(r"^24 of 24 rows \(100%\) · [0-9.]+ images/s · ", demo.finished.out, re.MULTILINE)
+    assert re.search(r"^45 of 45 rows \(100%\) · [0-9.]+ images/s · ", demo.finished.out, re.MULTILINE)
     assert demo.finished.err == ""
 
 
@@ -130,7 +130,7 @@ def test_a_finished_job_has_everything_that_goes_with_the_parts(demo: Ran) -> No
         "_darkroom/job.json",
         "_darkroom/manifest.jsonl",
         "_darkroom/summary.json",
-        *(f"data/train-0000{i}-of-00003.parquet" for i in range(3)),
+        *(f"data/train-0000{i}-of-00010.parquet" for i in range(10)),
     }
 
 
@@ -138,7 +138,7 @@ def test_status_and_report_tell_of_a_finished_job(demo: Ran) -> None:
     """From the output alone."""
     status, report = darkroom("status", demo.output), darkroom("report", demo.output)
 
-    assert "demo: 3 of 3 parts, 24 of 24 rows" in status.out
+    assert "demo: 10 of 10 parts, 45 of 45 rows" in status.out
     assert "done at 20" in status.out
     assert report.code == 0
     assert report.out == f"{demo.output}/contact-sheet.html\n"
@@ -151,7 +151,7 @@ def test_a_second_run_finds_nothing_to_do_and_starts_no_ray(demo: Ran) -> None:
     again = darkroom("run", DEMO, "--set", f"output.path={demo.output}", **NO_RAY)
 
     assert again.code == 0, again.err
-    assert "nothing was left to do; all in all 23 rows ok" in again.out
+    assert "nothing was left to do; all in all 44 rows ok" in again.out
     assert [part.stat().st_mtime_ns for part in parts(demo.output)] == before
 
 

@@ -1,5 +1,6 @@
 """`darkroom verify` finds what breaks the row contract."""
 
+import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from actors.storage import open_storage
@@ -17,7 +19,7 @@ from jobs.survey import survey
 from jobs.verify import verify_output
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec import JobSpec
-from tests.in_process import Record, job_spec, make, picture, write_rows
+from tests.in_process import Record, encoded, job_spec, make, picture, write_rows
 
 ROWS: list[Record] = [
     *({"row_id": f"r{i}", "prompt": f"p{i}", "num_inference_steps": 1} for i in range(5)),
@@ -140,6 +142,63 @@ def test_pictures_of_their_own_are_read_too(tmp_path: Path) -> None:
 
     with pytest.raises(DarkroomError, match="a picture that does not open"):
         verified(spec)
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> JobSpec:
+    """A finished job of two parts: pictures with depth maps, and one whose first step is kept."""
+    steps = {"num_inference_steps": 1}
+    rows = [
+        *({"row_id": f"d{i}", "task": "ldm3d", "prompt": "x"} for i in range(2)),
+        {"row_id": "chain", "task": "twice", "prompt": "x"},
+    ]
+    spec = job_spec(
+        write_rows(tmp_path / "in.parquet", rows),
+        tmp_path / "out",
+        models={"deep": {"checkpoint": "demo:ldm3d-4c"}, "sd": {"checkpoint": "demo:sd"}},
+        routes={
+            "ldm3d": {"model": "deep", **steps},
+            "twice": {"task": "text2img", "model": "sd", **steps, "then": ["img2img"], "keep_steps": True},
+            "img2img": {"model": "sd", "strength": 1.0, **steps},
+        },
+        default_route="ldm3d",
+    )
+    plan, findings = make_plan(survey(spec))
+    claim(open_storage(spec.output.path), spec.output.path, plan, findings)
+    make(spec)
+    return spec
+
+
+def eight_bits(rows: list[Record]) -> list[Record]:
+    """A depth map that has lost half of its bits, with a checksum that fits it."""
+    data = encoded(Image.new("L", (64, 64), 100))["bytes"]
+    depth = {"bytes": data, "path": "depth.png"}
+    return set_first(depth=depth, depth_sha256=hashlib.sha256(data).hexdigest())(rows)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "found"),
+    [
+        (0, set_first(depth=None), "'d0' has no depth map; ldm3d gives one"),
+        (0, set_first(depth={"bytes": b"", "path": "x"}), "'d0' has a depth map that does not open"),
+        (0, set_first(depth_sha256="0" * 64), "'d0' has a depth map with another checksum"),
+        (0, eight_bits, r"'d0' has a depth map of \(64, 64\) and mode L, not 64x64 and I;16"),
+        (0, set_first(status="failed", error_code="x", image=None), "no image, but a depth map or steps"),
+        (1, set_first(depth=picture()), "'chain' has a depth map; img2img gives none"),
+        (1, set_first(step_images=None), "'chain' has 0 step_images, not 1"),
+        (1, set_first(step_images=[{"bytes": b"", "path": "x"}]), "a picture of step 1 that does not open"),
+    ],
+)
+def test_depth_maps_and_kept_steps_are_held_to_the_contract_too(
+    deep: JobSpec, part: int, change: Callable[[list[Record]], list[Record]], found: str
+) -> None:
+    """Whole, they are verified; each breach is found."""
+    assert verified(deep).endswith("verified\n")
+
+    rewrite(deep, part, change)
+
+    with pytest.raises(DarkroomError, match=found):
+        verified(deep)
 
 
 def test_a_changed_input_proves_nothing(spec: JobSpec, tmp_path: Path) -> None:

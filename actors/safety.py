@@ -1,0 +1,71 @@
+"""A checkpoint's safety checker as a witness: it says what it sees and changes nothing.
+
+diffusers 0.42.1 runs the checker inside the pipeline, where it blackens what it flags in place. Safe reduces
+its verdicts to one for the batch, the x4 upscaler unpacks a third result that Stable Diffusion's checker has
+not, and a crop is judged before it is pasted back. So pipelines are built without it, and it is shown the
+finished pictures.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from actors.engine import Generated, Pixels
+
+Flagged = Literal["drop", "black", "keep"]
+
+# For each flagged picture it says that a black one will be returned, which is not so here.
+logging.getLogger("diffusers.pipelines.stable_diffusion.safety_checker").setLevel(logging.ERROR)
+
+
+class SafetyChecker:
+    """The checker with its feature extractor, on the device and in the dtype in which it was loaded."""
+
+    def __init__(self, checker: Any, feature_extractor: Any) -> None:
+        self.checker = checker
+        self._feature_extractor = feature_extractor
+
+    @torch.inference_mode()
+    def flags(self, pictures: Sequence[Pixels]) -> list[bool]:
+        """Its verdict on each picture: what the pipeline's own `run_safety_checker` would have said."""
+        features = self._feature_extractor([Image.fromarray(each) for each in pictures], return_tensors="pt")
+        seen = features.pixel_values.to(self.checker.device, self.checker.dtype)
+        # It blackens what it flags in `images`; these are nobody's.
+        stand_ins = [np.zeros(0) for _ in pictures]
+        return [bool(flag) for flag in self.checker(clip_input=seen, images=stand_ins)[1]]
+
+
+def checker_of(pipeline: Any) -> SafetyChecker | None:
+    """The checker that a loaded pipeline came with; None where it has none."""
+    checker = getattr(pipeline, "safety_checker", None)
+    feature_extractor = getattr(pipeline, "feature_extractor", None)
+    if checker is None or feature_extractor is None:
+        return None
+    return SafetyChecker(checker, feature_extractor)
+
+
+def combined(before: bool | None, now: bool | None) -> bool | None:
+    """The verdict on a chain so far: one flagged step flags it, and steps without a checker say nothing."""
+    if before is None or now is None:
+        return now if before is None else before
+    return before or now
+
+
+def withhold(generated: Generated, flagged: Flagged) -> Generated:
+    """What is stored of a flagged picture, its depth map, and the steps that led to it."""
+    sample = generated.sample
+    if flagged == "keep":
+        return generated
+    if flagged == "drop":
+        return replace(generated, sample=replace(sample, kept=()), pixels=None, latents=None, depth=None)
+    return replace(
+        generated,
+        sample=replace(sample, kept=tuple(np.zeros_like(step) for step in sample.kept)),
+        pixels=None if generated.pixels is None else np.zeros_like(generated.pixels),
+        depth=None if generated.depth is None else np.zeros_like(generated.depth),
+    )

@@ -1,0 +1,230 @@
+"""Why a row cannot have a scheduler: with its checkpoint, its options and its number of steps.
+
+Each rule names what diffusers 0.42.1 would answer with an exception, with NaN, or with a wrong picture.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from schemas.nearest import nearest
+from schemas.schedulers import (
+    MAX_NUMBER,
+    MAX_WHOLE,
+    MISFITS,
+    SCHEDULERS,
+    SIGMA_SWITCHES,
+    WITHHELD_OPTIONS,
+    Option,
+    Setting,
+    Settings,
+    parse_options,
+    shown,
+    unknown_scheduler,
+)
+
+_NEVER = "DPMSolverSDEScheduler"
+"""Not even where a checkpoint is published with it: a row's outcome must be its own."""
+_EDM = frozenset({"EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"})
+"""They fit each other's checkpoints."""
+
+_TRAIN_TIMESTEPS = 1000
+_RUNGE_KUTTA_STEPS = 4
+_MARKOV = frozenset({"DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler"})
+_FROM_ZERO_SIGNAL = _MARKOV | {"LCMScheduler", "TCDScheduler"}
+"""Those that divide by the signal's share; the others keep it a little above 0."""
+_SOLVERS = frozenset(
+    {
+        "DEISMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+        "SASolverScheduler",
+        "UniPCMultistepScheduler",
+    }
+)
+"""Those that place one timestep more than there are steps."""
+_DISTINCT_TIMES = _SOLVERS | _MARKOV | {"LMSDiscreteScheduler", "PNDMScheduler"}
+"""Those that raise, or give NaN, where two timesteps are equal or one lies past the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The scheduler that a checkpoint comes with."""
+
+    name: str
+    settings: tuple[tuple[str, Setting], ...]
+    """Of its scheduler_config.json, as `scheduler_settings` gives them."""
+    only: frozenset[str] | None = None
+    """The schedulers that the pipeline is written for; None: all."""
+
+
+@lru_cache(maxsize=4096)
+def refusal(
+    scheduler: str,
+    options: str | None,
+    published: Published,
+    num_inference_steps: int | None = None,
+    begins_late: bool = False,
+) -> str | None:
+    """Why rows cannot have this scheduler with these options (a JSON text), or None where they can.
+
+    `begins_late`: whether the first steps are left out, as where a picture is redrawn at a strength below 1.
+    Without `num_inference_steps`: only what is wrong with any number of them.
+    """
+    said = _unfit(scheduler, published)
+    if said is not None:
+        return said
+    try:
+        chosen = parse_options(options) if options is not None else {}
+    except ValueError as error:
+        return f"scheduler_options cannot be read: {error}"
+    if scheduler not in SCHEDULERS:
+        return f"darkroom knows no options of {scheduler}; leave scheduler_options out" if chosen else None
+    said = _wrong_option(scheduler, chosen)
+    if said is not None:
+        return said
+    settings = _effective(scheduler, published, chosen)
+    said = _conflict(scheduler, settings)
+    if said is not None or num_inference_steps is None:
+        return said
+    return _wrong_steps(scheduler, settings, num_inference_steps, begins_late)
+
+
+def _unfit(scheduler: str, published: Published) -> str | None:
+    if published.only is not None and scheduler not in published.only:
+        return f"{shown(scheduler)} does not fit this pipeline; it runs with {_listed(published.only)} only"
+    if (scheduler == published.name and scheduler != _NEVER) or {scheduler, published.name} <= _EDM:
+        return None
+    if scheduler in MISFITS:
+        return f"{scheduler} {MISFITS[scheduler]}; these would do: {', '.join(SCHEDULERS)}"
+    if scheduler in SCHEDULERS and published.name not in SCHEDULERS and published.name != _NEVER:
+        return f"{scheduler} does not fit a checkpoint published with {published.name}; leave scheduler out"
+    return unknown_scheduler(scheduler)
+
+
+def _wrong_option(scheduler: str, chosen: Settings) -> str | None:
+    options = SCHEDULERS[scheduler]
+    for name, value in chosen.items():
+        if name not in options:
+            if name in WITHHELD_OPTIONS:
+                return f"scheduler_options: {name} cannot be set: {WITHHELD_OPTIONS[name]}"
+            known = ", ".join(sorted(options))
+            return (
+                f"scheduler_options: {scheduler} has no option `{shown(name)}`{nearest(name, options)}; "
+                f"it has {known}"
+            )
+        wanted = _misfit(options[name], value)
+        if wanted is not None:
+            return f"scheduler_options: {name} is {shown(value)}; it must be {wanted}"
+    return None
+
+
+def _misfit(option: Option, value: object) -> str | None:
+    """What the value should be, where it is not."""
+    if option.kind == "true or false":
+        return None if isinstance(value, bool) else "true or false"
+    if option.kind == "text":
+        return None if value in option.choices else f"one of {', '.join(option.choices)}"
+    if option.kind == "whole number":
+        fits = type(value) is int and 0 <= value <= MAX_WHOLE
+        return None if fits else f"a whole number from 0 to {MAX_WHOLE}"
+    fits = type(value) in (int, float) and abs(value) <= MAX_NUMBER  # type: ignore[arg-type]
+    return None if fits else f"a number from {-MAX_NUMBER:.0f} to {MAX_NUMBER:.0f}"
+
+
+def _effective(scheduler: str, published: Published, chosen: Settings) -> Settings:
+    """The configuration that the scheduler will run with: `from_config(published, **chosen)`."""
+    options = SCHEDULERS[scheduler]
+    taken = {name: value for name, value in published.settings if name in options}
+    times = dict(published.settings).get("num_train_timesteps", _TRAIN_TIMESTEPS)
+    defaults = {name: option.default for name, option in options.items()}
+    return defaults | {"num_train_timesteps": times} | taken | dict(chosen)
+
+
+def _conflict(scheduler: str, settings: Settings) -> str | None:
+    """Why these settings cannot be had together; the checkpoint's own are among them."""
+    for name, option in SCHEDULERS[scheduler].items():
+        value = settings[name]
+        if option.choices and value not in (*option.choices, *option.translated):
+            return (
+                f"{scheduler} cannot have the checkpoint's own {name}, {shown(value)}; set it with "
+                f"scheduler_options to one of {', '.join(option.choices)}"
+            )
+    switches = [name for name in SIGMA_SWITCHES if settings.get(name)]
+    if len(switches) > 1:
+        return f"{scheduler} takes one of {', '.join(switches)}, not several; set the others to false"
+    if settings.get("final_sigmas_type") == "zero":
+        return _no_end_at_zero(scheduler, settings)
+    spread = settings.get("timestep_spacing") != "leading" or "original_inference_steps" in settings
+    blind = settings.get("rescale_betas_zero_snr") and settings["prediction_type"] == "epsilon"
+    if blind and spread and scheduler in _FROM_ZERO_SIGNAL:
+        return (
+            f"{scheduler} with rescale_betas_zero_snr begins where there is no signal, and divides by it: "
+            "that needs a checkpoint with prediction_type v_prediction"
+        )
+    return None
+
+
+def _no_end_at_zero(scheduler: str, settings: Settings) -> str | None:
+    """Why the last sigma cannot be zero."""
+    cause = None
+    if scheduler.startswith("DPMSolver") and settings["algorithm_type"] in (
+        "deis",
+        "dpmsolver",
+        "sde-dpmsolver",
+    ):
+        cause = f"algorithm_type {settings['algorithm_type']}"
+    elif scheduler == "UniPCMultistepScheduler":
+        if settings["solver_type"] == "bh1":
+            cause = "solver_type bh1"
+        elif not settings["predict_x0"]:
+            cause = "predict_x0 false"
+        elif not settings["lower_order_final"]:
+            cause = "lower_order_final false"
+    if cause is None:
+        return None
+    return f"{scheduler} with {cause} cannot end at a sigma of zero; set final_sigmas_type to sigma_min"
+
+
+def _wrong_steps(scheduler: str, settings: Settings, steps: int, begins_late: bool) -> str | None:
+    if "original_inference_steps" in settings:
+        most = settings["original_inference_steps"]
+        if steps > _as_int(most):
+            return (
+                f"{scheduler} takes at most {most} steps (its original_inference_steps), and "
+                f"num_inference_steps is {steps}"
+            )
+    if settings.get("skip_prk_steps") is False:
+        why = "as it is configured not to skip its Runge-Kutta steps"
+        way_out = "or set scheduler_options: {skip_prk_steps: true}"
+        if steps < _RUNGE_KUTTA_STEPS:
+            return (
+                f"PNDMScheduler needs at least {_RUNGE_KUTTA_STEPS} steps, {why}, and num_inference_steps is "
+                f"{steps}; ask for more, {way_out}"
+            )
+        if begins_late:
+            return (
+                f"PNDMScheduler cannot leave out the first steps, {why}, which go by the first timesteps "
+                f"whatever it begins at; set strength to 1, {way_out}"
+            )
+    if scheduler in _DISTINCT_TIMES and not _times_fit(scheduler, settings, steps):
+        return f"{scheduler} has no {steps} different timesteps here; ask for fewer num_inference_steps"
+    return None
+
+
+def _times_fit(scheduler: str, settings: Settings, steps: int) -> bool:
+    """Whether all timesteps are different and none lies past the last that the model was trained on."""
+    if any(settings.get(name) for name in (*SIGMA_SWITCHES, "use_lu_lambdas")):
+        return True
+    times, offset = _as_int(settings["num_train_timesteps"]), _as_int(settings["steps_offset"])
+    points = steps + 1 if scheduler in _SOLVERS else steps
+    if settings["timestep_spacing"] != "leading":
+        return settings["timestep_spacing"] == "trailing" or points <= times
+    return points <= times and (points - 1) * (times // points) + offset < times
+
+
+def _as_int(value: Setting | None) -> int:
+    return int(value) if isinstance(value, (int, float)) else 0
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
