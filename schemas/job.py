@@ -9,6 +9,8 @@ from typing import Any
 from schemas.columns import ColumnMap
 from schemas.spec import JobSpec
 
+RECORD = "_darkroom/job.json"
+"""Below the output: whose it is."""
 NO_MODEL = ""
 """Rows that no model can take (an unknown task, say) form shards of their own under this name."""
 
