@@ -184,3 +184,32 @@ def test_a_relative_output_inside_a_ray_job_is_pointed_out(tmp_path: Path) -> No
         "Use s3:// or an absolute path",
         finished.out,
     )
+
+
+def test_submit_runs_the_job_and_ends_with_its_exit_code(cluster: Cluster, tmp_path: Path) -> None:
+    """`darkroom submit --wait` prints the job's log; `ray job` itself would tell only 0 or 1."""
+    output = tmp_path / "out"
+    options = ("--address", cluster.dashboard, "--set", f"output.path={output}")
+
+    done = darkroom("submit", "configs/demo.yaml", "--wait", *options, **TOKEN)
+    refused = darkroom("submit", "configs/demo.yaml", "--wait", *options, "--set", "seed=1", **TOKEN)
+
+    assert done.code == 0, done.err
+    assert f"output: {output}\n" in done.out
+    assert refused.code == 4
+    assert "seed: 0 there, 1 here" in refused.out
+
+
+def test_submit_refuses_what_the_cluster_cannot_have(cluster: Cluster, tmp_path: Path) -> None:
+    """A spec outside the repository is not shipped, and nobody answers at a wrong address."""
+    rows = write_rows(tmp_path / "rows.parquet", text_rows(2))
+    outside = write_spec(tmp_path / "job.yaml", rows, tmp_path / "out")
+
+    unshipped = darkroom("submit", outside, "--address", cluster.dashboard, **TOKEN)
+    unanswered = darkroom("submit", "configs/demo.yaml", "--address", "http://127.0.0.1:1", **TOKEN)
+
+    assert unshipped.code == 2
+    assert "copy it into configs/" in unshipped.err
+    assert unanswered.code != 0
+    assert "http://127.0.0.1:1" in unanswered.err
+    assert "Traceback" not in unanswered.err
