@@ -30,6 +30,7 @@ from actors.row_uris import RowUris
 from actors.samples import OpenedRow
 from actors.shard_reader import ShardReader
 from actors.storage import Storage, join, normalise
+from schemas import __version__
 from schemas.errors import RowError
 from schemas.job import Job, Shard, ShardReport
 
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 MAX_ENCODINGS_WAITING = 64
 """Pictures made and not yet encoded, at most."""
 
-LIBRARIES = ("darkroom", "diffusers", "torch", "transformers", "pyarrow", "pillow")
+LIBRARIES = ("diffusers", "torch", "transformers", "pyarrow", "pillow")
 """Whose versions stand in a part's footer: another one may change the part's bytes."""
 
 
@@ -240,5 +241,5 @@ def part_uri(job: Job, shard: Shard) -> str:
 def _footer(job: Job) -> dict[str, str]:
     return {
         "models": json.dumps({name: card.revision for name, card in job.models.items()}),
-        "versions": json.dumps({name: version(name) for name in LIBRARIES}),
+        "versions": json.dumps({"darkroom": __version__} | {name: version(name) for name in LIBRARIES}),
     }

@@ -1,11 +1,13 @@
 """A worker as a process of its own: it builds from names what cannot be sent."""
 
 import logging
+import socket
 from importlib import import_module
 
-from actors.storage import normalise, open_storage
+from actors.storage import join, normalise, open_storage
 from actors.worker import Worker
-from schemas.job import Job
+from schemas.errors import SpecError
+from schemas.job import RECORD, Job
 
 ENGINE = "actors.diffusers_engine:make_engine"
 """module:function that makes the engine, here and not on the driver, which never imports torch."""
@@ -27,5 +29,12 @@ class WorkerProcess(Worker):
         )
 
     def ready(self) -> bool:
-        """Answers once the process is up and its engine is made."""
+        """Answers once the process is up and its engine made; SpecError where its output is another one."""
+        record = join(normalise(self._job.spec.output.path), RECORD)
+        if self._output.stat(record) is None:
+            raise SpecError(
+                f"{record}, which the driver has written, is not there for a worker on "
+                f"{socket.gethostname()}: "
+                "output.path must be a place that every machine of the cluster shares, such as s3://"
+            )
         return True

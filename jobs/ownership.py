@@ -10,11 +10,10 @@ from jobs.plan import Findings, Plan
 from jobs.survey import Survey
 from schemas.columns import ColumnMap
 from schemas.errors import RefusedError, SpecError
-from schemas.job import Job, ModelCard, PlannedFile
+from schemas.job import RECORD, Job, ModelCard, PlannedFile
 from schemas.spec import JobSpec
 
 FORMAT = 1
-RECORD = "_darkroom/job.json"
 MAX_DIFFERENCES = 10
 
 

@@ -92,7 +92,7 @@ def connected() -> Iterator[None]:
             ray.init(**_options(address))
     except (ConnectionError, AuthenticationError) as error:
         raise SpecError(
-            f"RAY_ADDRESS is {address}, and the Ray there does not let us in: {error}. "
+            f"cannot {f'join the Ray at {address}' if address else 'start Ray'}: {error}. "
             "If it asks for a token, set RAY_AUTH_MODE=token here and give it in ~/.ray/auth_token"
         ) from error
     try:

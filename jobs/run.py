@@ -44,10 +44,9 @@ class RunResult:
 
 def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResult:
     """Generate every row of the input that has no outcome yet."""
-    output = normalise(spec.output.path)
+    spec = _with_output_settled(spec, console)
+    output = spec.output.path
     storage = open_storage(output, deadline_s=spec.errors.storage_deadline_s)
-    if in_ray_job() and output.startswith(f"{os.getcwd()}/"):
-        console.print(_OUTPUT_IN_JOB.format(path=spec.output.path, output=output), soft_wrap=True)
     with stopping_signals():
         found = survey(spec)
         print_columns(found.job, console)
@@ -60,6 +59,14 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
             if not abandoned:
                 finish(storage, output, record, tally.figures())
         return _result(storage, output, record, tally.images, abandoned)
+
+
+def _with_output_settled(spec: JobSpec, console: Console) -> JobSpec:
+    """The spec with an absolute output.path: workers may have another current folder."""
+    output = normalise(spec.output.path)
+    if in_ray_job() and output.startswith(f"{os.getcwd()}/"):
+        console.print(_OUTPUT_IN_JOB.format(path=spec.output.path, output=output), soft_wrap=True)
+    return spec.model_copy(update={"output": spec.output.model_copy(update={"path": output})})
 
 
 def _settle(found: Survey, storage: Storage, output: str, console: Console) -> tuple[Plan, JobRecord]:

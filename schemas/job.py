@@ -10,6 +10,8 @@ from schemas.columns import ColumnMap
 from schemas.schedulers import Setting
 from schemas.spec import JobSpec
 
+RECORD = "_darkroom/job.json"
+"""Below the output: whose it is."""
 NO_MODEL = ""
 """Rows that no model can take (an unknown task, say) form shards of their own under this name."""
 

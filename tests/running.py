@@ -43,14 +43,16 @@ class Started:
     It has a session of its own, as a terminal's foreground job has a process group.
     """
 
-    def __init__(self, *arguments: object, cwd: Path = ROOT, **env: str) -> None:
+    def __init__(
+        self, *arguments: object, cwd: Path = ROOT, python: str = sys.executable, **env: str
+    ) -> None:
         self._mark = uuid.uuid4().hex
         # Files, not pipes: what outlives the program must not keep a reader waiting.
         self._out, self._err = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
+            [python, *map(str, arguments)],
             cwd=cwd,
-            env=clean_env(**{MARK: self._mark}, **env),
+            env=clean_env(python, **{MARK: self._mark}, **env),
             stdin=subprocess.DEVNULL,
             stdout=self._out,
             stderr=self._err,
@@ -133,11 +135,11 @@ def darkroom(*arguments: object, cwd: Path = ROOT, **env: str) -> Finished:
         return started.wait()
 
 
-def clean_env(**env: str) -> dict[str, str]:
-    """This process's environment without Ray's variables, without a GPU, as in an activated venv."""
+def clean_env(python: str, **env: str) -> dict[str, str]:
+    """This process's environment without Ray's variables, without a GPU, with `python` as its Python."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     fixed = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{Path(python).parent}:{os.environ['PATH']}",
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         # Left open, Ray would write a token file into the home folder.

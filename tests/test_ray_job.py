@@ -3,8 +3,9 @@
 import re
 import shutil
 import socket
-import sys
+import sysconfig
 import tempfile
+import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from tests.running import (
     write_spec,
 )
 
-RAY = str(Path(sys.executable).with_name("ray"))
+RAY = ("-m", "ray.scripts.scripts")
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 """What protects a cluster's ports; every client shows it."""
 
@@ -41,7 +42,7 @@ class Cluster:
 
     def job(self, command: str, *arguments: object) -> Finished:
         """`ray job COMMAND --address ... ARGUMENTS`"""
-        with Started(RAY, "job", command, "--address", self.dashboard, *arguments, **TOKEN) as started:
+        with Started(*RAY, "job", command, "--address", self.dashboard, *arguments, **TOKEN) as started:
             return started.wait()
 
     def submit(self, *arguments: object, name: str) -> Finished:
@@ -51,14 +52,27 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python with all that darkroom needs and without darkroom, as the machines of cluster.yaml have it."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder)
+    packages = next(folder.glob("lib/python*/site-packages"))
+    for place in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for entry in Path(place).iterdir():
+            if "darkroom" not in entry.name:
+                (packages / entry.name).symlink_to(entry)
+    return str(folder / "bin" / "python")
+
+
+@pytest.fixture(scope="module")
+def cluster(bare_python: str) -> Iterator[Cluster]:
     """`ray start --head` with a token, in a folder whose name is short enough for a socket."""
     folder = tempfile.mkdtemp(prefix="darkroom-ray-")
     port, dashboard_port, client_port = free_ports(3)
     ports = ("--port", port, "--dashboard-port", dashboard_port, "--ray-client-server-port", client_port)
     start = ("start", "--head", "--num-cpus", 2, "--temp-dir", folder, "--dashboard-agent-listen-port", 0)
     try:
-        with Started(RAY, *start, *ports, **TOKEN) as processes:
+        with Started(*RAY, *start, *ports, python=bare_python, **TOKEN) as processes:
             started = processes.wait()
             assert started.code == 0, started.err
             yield Cluster(
@@ -140,9 +154,10 @@ def test_a_stopped_ray_job_goes_on_when_it_is_submitted_again(cluster: Cluster, 
 
 
 def test_a_run_from_outside_joins_the_ray_that_ray_address_names(cluster: Cluster, tmp_path: Path) -> None:
-    """It brings its code along, starts no Ray of its own, and leaves the one it used as it was."""
+    """It brings its code along, starts no Ray of its own, and leaves the one it used as it was. A relative
+    output lies below the driver's folder, whatever folder the workers are in."""
     rows, output = text_rows(16), tmp_path / "out"
-    spec = write_spec(tmp_path / "job.yaml", write_rows(tmp_path / "rows.parquet", rows), output)
+    spec = write_spec(tmp_path / "job.yaml", write_rows(tmp_path / "rows.parquet", rows), "out")
 
     with Started("-m", "jobs", "run", spec, cwd=tmp_path, RAY_ADDRESS=cluster.address, **TOKEN) as run:
         wait_until(lambda: bool(parts(output)) or not run.pids())
@@ -169,3 +184,32 @@ def test_a_relative_output_inside_a_ray_job_is_pointed_out(tmp_path: Path) -> No
         "Use s3:// or an absolute path",
         finished.out,
     )
+
+
+def test_submit_runs_the_job_and_ends_with_its_exit_code(cluster: Cluster, tmp_path: Path) -> None:
+    """`darkroom submit --wait` prints the job's log; `ray job` itself would tell only 0 or 1."""
+    output = tmp_path / "out"
+    options = ("--address", cluster.dashboard, "--set", f"output.path={output}")
+
+    done = darkroom("submit", "configs/demo.yaml", "--wait", *options, **TOKEN)
+    refused = darkroom("submit", "configs/demo.yaml", "--wait", *options, "--set", "seed=1", **TOKEN)
+
+    assert done.code == 0, done.err
+    assert f"output: {output}\n" in done.out
+    assert refused.code == 4
+    assert "seed: 0 there, 1 here" in refused.out
+
+
+def test_submit_refuses_what_the_cluster_cannot_have(cluster: Cluster, tmp_path: Path) -> None:
+    """A spec outside the repository is not shipped, and nobody answers at a wrong address."""
+    rows = write_rows(tmp_path / "rows.parquet", text_rows(2))
+    outside = write_spec(tmp_path / "job.yaml", rows, tmp_path / "out")
+
+    unshipped = darkroom("submit", outside, "--address", cluster.dashboard, **TOKEN)
+    unanswered = darkroom("submit", "configs/demo.yaml", "--address", "http://127.0.0.1:1", **TOKEN)
+
+    assert unshipped.code == 2
+    assert "copy it into configs/" in unshipped.err
+    assert unanswered.code != 0
+    assert "http://127.0.0.1:1" in unanswered.err
+    assert "Traceback" not in unanswered.err

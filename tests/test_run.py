@@ -258,6 +258,26 @@ def test_a_changed_input_is_refused(over_budget: Ran) -> None:
     assert f"input: {rows} has changed" in changed.err
 
 
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "RAY_ADDRESS is 127.0.0.1:1, and nobody answers there"),
+        ("http://127.0.0.1:8265", "the address for `darkroom submit --address`"),
+    ],
+)
+def test_a_ray_address_that_leads_nowhere_is_refused_at_once(
+    address: str, message: str, tmp_path: Path
+) -> None:
+    """Ray itself would try for a quarter of an hour."""
+    rows = write_rows(tmp_path / "rows.parquet", text_rows(2))
+    spec = write_spec(tmp_path / "job.yaml", rows, tmp_path / "out")
+
+    refused = darkroom("run", spec, RAY_ADDRESS=address)
+
+    assert refused.code == 2
+    assert message in refused.err
+
+
 def test_rows_that_cannot_be_made_stop_a_job_before_it_begins(tmp_path: Path) -> None:
     """Where the plan knows of more of them than the budget allows: exit code 2, and the rows named."""
     rows = [{**row, "task": "text2video"} if i < 2 else row for i, row in enumerate(text_rows(6))]

@@ -171,6 +171,21 @@ def test_a_shard_that_kills_its_workers_is_left_out_and_the_others_are_made(tmp_
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
+def test_a_worker_that_does_not_see_the_output_stops_the_job(tmp_path: Path) -> None:
+    """A local output.path on a cluster of several machines: nothing is generated into folders apart."""
+    spec = job(tmp_path, text_rows(8))
+    record = tmp_path / "out" / "_darkroom" / "job.json"
+
+    with Started("-m", "tests.engines", "quick", spec) as run:
+        run.wait_until((tmp_path / "out" / "_darkroom" / "driver.json").exists)
+        record.unlink()
+        stopped = run.wait()
+
+    assert stopped.code == 2
+    assert f"{record}, which the driver has written, is not there for a worker on " in stopped.err
+    assert parts(tmp_path / "out") == []
+
+
 def test_an_engine_that_cannot_start_ends_the_job_with_its_reason(tmp_path: Path) -> None:
     """After a handful of tries, not after an endless number."""
     spec = job(tmp_path, text_rows(8))

@@ -351,7 +351,7 @@ def test_a_put_that_did_not_happen_is_repeated(
     created = faulty.create(join(s3_folder, "a"), b"content", {})
 
     assert created
-    assert s3_faults.count("PUT") == 4
+    assert s3_faults.count("PUT") >= 4
     assert faulty.read(join(s3_folder, "a")) == b"content"
 
 
@@ -364,9 +364,10 @@ def test_every_repetition_is_logged(
     faulty.create(join(s3_folder, "a"), b"", {})
 
     lines = [record.getMessage() for record in caplog.records if record.name == "actors.s3_storage"]
-    assert len(lines) == 2
+    # On a busy machine a try may time out as well: that is a line more and a request more.
+    assert sum("SlowDown" in line for line in lines) == 2
+    assert s3_faults.count("PUT") == len(lines) + 1
     assert f"operation=put_object uri={join(s3_folder, 'a')} attempt=1" in lines[0]
-    assert "SlowDown" in lines[0]
 
 
 def test_a_repeated_put_meets_its_own_first_write(
