@@ -42,8 +42,10 @@ _SOLVERS = frozenset(
     }
 )
 """Those that place one timestep more than there are steps."""
-_DISTINCT_TIMES = _SOLVERS | _MARKOV | {"LMSDiscreteScheduler", "PNDMScheduler"}
-"""Those that raise, or give NaN, where two timesteps are equal or one lies past the last."""
+_INDEXED = _MARKOV | {"PNDMScheduler"}
+"""Those that raise where a timestep lies past the last that the model was trained on."""
+_DISTINCT_NOISE = _SOLVERS | {"LMSDiscreteScheduler"}
+"""Those that divide by the difference of two noise levels; past the last timestep there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,20 +208,22 @@ def _wrong_steps(scheduler: str, settings: Settings, steps: int, begins_late: bo
                 f"PNDMScheduler cannot leave out the first steps, {why}, which go by the first timesteps "
                 f"whatever it begins at; set strength to 1, {way_out}"
             )
-    if scheduler in _DISTINCT_TIMES and not _times_fit(scheduler, settings, steps):
-        return f"{scheduler} has no {steps} different timesteps here; ask for fewer num_inference_steps"
+    if scheduler in _INDEXED | _DISTINCT_NOISE and not _times_fit(scheduler, settings, steps):
+        return f"{scheduler} finds no {steps} different timesteps; ask for fewer num_inference_steps"
     return None
 
 
 def _times_fit(scheduler: str, settings: Settings, steps: int) -> bool:
-    """Whether all timesteps are different and none lies past the last that the model was trained on."""
+    """Whether the timesteps lie where the scheduler can use them: its own formula, for its own spacing."""
     if any(settings.get(name) for name in (*SIGMA_SWITCHES, "use_lu_lambdas")):
         return True
     times, offset = _as_int(settings["num_train_timesteps"]), _as_int(settings["steps_offset"])
     points = steps + 1 if scheduler in _SOLVERS else steps
     if settings["timestep_spacing"] != "leading":
         return settings["timestep_spacing"] == "trailing" or points <= times
-    return points <= times and (points - 1) * (times // points) + offset < times
+    stride = times // points
+    greatest = (points - 1) * stride + offset
+    return greatest < times if scheduler in _INDEXED else stride > 0 and greatest - stride < times - 1
 
 
 def _as_int(value: Setting | None) -> int:

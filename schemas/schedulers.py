@@ -206,7 +206,7 @@ SCHEDULERS: Mapping[str, Options] = {
     },
 }
 """Each scheduler that fits these models and gives a row the same picture in any company, with its options:
-of diffusers' `compatibles` of Stable Diffusion's schedulers all that do, and others on the same betas."""
+of the `compatibles` of Stable Diffusion's schedulers all that do, and five more that go by the same betas."""
 
 _UNTRAINED_TIMES = (
     "tells the UNet the time on a scale of its own, from about -2 to 1, and this one was trained on 0 to 999"

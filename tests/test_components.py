@@ -146,7 +146,7 @@ def test_every_system_names_a_pipeline_that_takes_its_parameters() -> None:
         call = inspect.signature(pipeline_class(each.pipeline).__call__).parameters
         names = renamed.get(each.pipeline, {})
         for name, default in each.defaults.items():
-            if name == "scheduler" or (names and name in ("height", "width")):
+            if name in ("scheduler", "scheduler_options") or (names and name in ("height", "width")):
                 continue
             assert name in call, (each.pipeline, name)
             if default is not None:
