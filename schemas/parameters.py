@@ -43,7 +43,7 @@ class Parameters(StrictModel):
     width: int | None = Field(default=None, ge=8, le=8192)
     """Pixels; a multiple of the model's VAE factor (8)."""
     eta: float | None = Field(default=None, ge=0, le=1)
-    """Noise added back per step by DDIM (arXiv 2010.02502); other schedulers ignore it."""
+    """Noise added back per step by DDIM (arXiv 2010.02502) and TCD; other schedulers ignore it."""
     clip_skip: int | None = Field(default=None, ge=1, le=32)
     """Layers of the text encoder left out, counted from its end."""
     noise_level: int | None = Field(default=None, ge=0, le=999)

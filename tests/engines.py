@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from actors.cohorts import OpenedRow, Sample
 from actors.engine import Generated
+from actors.samples import OpenedRow, Sample
 from jobs.__main__ import exit_codes
 from jobs.run import judge, print_result, run_job
 from schemas.job import Job
@@ -35,7 +35,7 @@ class NoiseEngine:
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
         """Row after row."""
         for opened in rows:
-            if opened.row.prompt == FATAL_PROMPT:
+            if opened.row.texts["prompt"] == FATAL_PROMPT:
                 os._exit(1)
             time.sleep(self._seconds_a_picture)
             sample = Sample(opened=opened, image_index=0)

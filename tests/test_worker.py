@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from actors.cohorts import OpenedRow, Sample
 from actors.engine import Generated
 from actors.rows import derived_seed
+from actors.samples import OpenedRow, Sample
 from actors.storage import Buffer, LocalStorage, Storage, open_storage
 from actors.worker import Worker
 from schemas.errors import RefusedError
