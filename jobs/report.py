@@ -12,13 +12,13 @@ from typing import Any
 
 from actors.storage import Storage, join
 from jobs.ownership import JobRecord, require_record
+from jobs.part_footers import read_footers
 from jobs.parts import Totals, list_parts, totals_of
 from jobs.sampling import (
     MAX_FOOTERS,
     PICTURE_BYTES,
     Failure,
     Frame,
-    read_footers,
     sample_failures,
     sample_frames,
     spread,

@@ -6,11 +6,10 @@ only its first few rows, and the failed rows of MAX_FAILED_PARTS parts.
 
 import base64
 import io
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +20,7 @@ from PIL import Image
 from actors.input_images import open_image
 from actors.rows import ImageSource
 from actors.storage import Storage, join
-from jobs.parts import FOOTERS_AT_ONCE, PartFile
+from jobs.part_footers import PartFooter, RowGroup
 from schemas.errors import DarkroomError, RefusedError, RowError
 from schemas.parameters import PARAMETERS
 
@@ -113,100 +112,6 @@ class Failure:
     place: str
 
 
-# What to look at: row groups by what their statistics say.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Group:
-    """A row group of a part."""
-
-    uri: str
-    footer: Any = field(compare=False, repr=False)
-    """The part's, so that it is not read again for every group."""
-    index: int
-    first_row: int
-    """In the part."""
-    num_rows: int
-    pictures: tuple[str, ...]
-    """The columns to be shown as pictures."""
-    picture_bytes: int
-    """Of its embedded pictures; 0 where they are objects of their own."""
-    columns: tuple[str, ...]
-    """Those of the part that a line of text can show."""
-    kinds: tuple[tuple[str, str] | None, ...]
-    """Least and greatest model, task and status; None where the writer kept no statistics."""
-
-    @property
-    def has_failures(self) -> bool:
-        """False where its statistics rule it out."""
-        return self._may_hold("failed", 0)
-
-    @property
-    def has_pictures(self) -> bool:
-        """False where all its rows failed."""
-        return self._may_hold("ok", 1) or self._may_hold("filtered", 1)
-
-    def _may_hold(self, status: str, end: int) -> bool:
-        # In the order of letters: failed, filtered, ok.
-        statuses = self.kinds[-1]
-        return statuses is None or statuses[end] == status
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Footer:
-    """What a part's footer tells."""
-
-    groups: tuple[_Group, ...]
-    error_codes: Mapping[str, int]
-
-
-def read_footers(storage: Storage, parts: Sequence[PartFile]) -> list[_Footer]:
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        return list(pool.map(lambda part: _read_footer(storage, part.stored.uri), parts))
-
-
-def _read_footer(storage: Storage, uri: str) -> _Footer:
-    try:
-        with storage.open(uri) as file:
-            found = pq.read_metadata(file)
-        codes = json.loads((found.metadata or {})[b"darkroom.error_codes"])
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise RefusedError(f"{uri} is no part of darkroom's: {error}") from error
-    columns = tuple(field.name for field in found.schema.to_arrow_schema() if _is_plain(field.type))
-    return _Footer(groups=tuple(_groups(uri, found, columns)), error_codes=codes)
-
-
-def _is_plain(arrow_type: pa.DataType) -> bool:
-    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-    return not pa.types.is_nested(arrow_type) and not any(check(arrow_type) for check in binary)
-
-
-def _groups(uri: str, found: Any, columns: tuple[str, ...]) -> Iterator[_Group]:
-    first_row = 0
-    for index in range(found.num_row_groups):
-        group = found.row_group(index)
-        chunks = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
-        pictures = tuple(name for name in ("image", "depth") if f"{name}.bytes" in chunks)
-        if group.num_rows:
-            yield _Group(
-                uri=uri,
-                footer=found,
-                index=index,
-                first_row=first_row,
-                num_rows=group.num_rows,
-                pictures=pictures,
-                picture_bytes=sum(chunks[f"{name}.bytes"].total_compressed_size for name in pictures),
-                columns=columns,
-                kinds=tuple(_ends(chunks[name]) for name in ("model", "task", "status")),
-            )
-        first_row += group.num_rows
-
-
-def _ends(chunk: Any) -> tuple[str, str] | None:
-    statistics = chunk.statistics
-    return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else None
-
-
 # Pictures.
 
 
@@ -214,7 +119,7 @@ def _ends(chunk: Any) -> tuple[str, str] | None:
 class _Candidate:
     """A row that could be shown."""
 
-    group: _Group
+    group: RowGroup
     row: int
     """In the group."""
     kind: tuple[str | None, ...]
@@ -223,7 +128,7 @@ class _Candidate:
 
 
 def sample_frames(
-    storage: Storage, output: str, footers: Sequence[_Footer], max_images: int, picture_bytes: int
+    storage: Storage, output: str, footers: Sequence[PartFooter], max_images: int, picture_bytes: int
 ) -> Iterator[Frame]:
     """Frames in the order of the output, evenly over models, tasks, and the parts."""
     with_pictures = [group for footer in footers for group in footer.groups if group.has_pictures]
@@ -241,7 +146,7 @@ def sample_frames(
             yield from frames
 
 
-def _candidates(storage: Storage, group: _Group, budget_bytes: int, at_least: int) -> list[_Candidate]:
+def _candidates(storage: Storage, group: RowGroup, budget_bytes: int, at_least: int) -> list[_Candidate]:
     """The first rows of a group: as many as may be read, and no failed ones."""
     row_bytes = max(1, group.picture_bytes // group.num_rows)
     num_rows = max(at_least, min(MAX_ROWS_PER_GROUP, budget_bytes // row_bytes))
@@ -257,7 +162,7 @@ def _candidates(storage: Storage, group: _Group, budget_bytes: int, at_least: in
     return candidates
 
 
-def _choose(candidates: Sequence[_Candidate], max_images: int) -> dict[_Group, list[int]]:
+def _choose(candidates: Sequence[_Candidate], max_images: int) -> dict[RowGroup, list[int]]:
     """Rows to show, ascending, by group."""
     filtered = by_key((row.kind, row) for row in candidates if row.status == "filtered")
     made = by_key((row.kind, row) for row in candidates if row.status != "filtered")
@@ -268,7 +173,7 @@ def _choose(candidates: Sequence[_Candidate], max_images: int) -> dict[_Group, l
 
 
 def _develop(
-    storage: Storage, output: str, group: _Group, rows: Sequence[int], printers: ThreadPoolExecutor
+    storage: Storage, output: str, group: RowGroup, rows: Sequence[int], printers: ThreadPoolExecutor
 ) -> list[Frame]:
     """Read a group up to the last wanted row, a few rows at a time, keeping no more than thumbnails."""
     frames: list[Frame] = []
@@ -285,7 +190,7 @@ def _develop(
 
 
 def _read_batches(
-    storage: Storage, group: _Group, columns: Sequence[str], num_rows: int
+    storage: Storage, group: RowGroup, columns: Sequence[str], num_rows: int
 ) -> Iterator[tuple[int, Any]]:
     """Batches of a row group and the number of their first row; what follows the last is not read."""
     try:
@@ -402,7 +307,7 @@ def _webp(picture: Image.Image, **options: int | bool) -> bytes:
 # Failed rows.
 
 
-def sample_failures(storage: Storage, footers: Sequence[_Footer]) -> list[Failure]:
+def sample_failures(storage: Storage, footers: Sequence[PartFooter]) -> list[Failure]:
     """Failed rows of every error code, from parts that are known to have some."""
     with_code = by_key((code, i) for i, footer in enumerate(footers) for code in footer.error_codes)
     chosen = sorted(set(share(with_code, MAX_FAILED_PARTS)))
@@ -415,7 +320,7 @@ def sample_failures(storage: Storage, footers: Sequence[_Footer]) -> list[Failur
     return share(by_code, MAX_FAILURES)
 
 
-def _failures_of(storage: Storage, footer: _Footer, each: int) -> Iterator[Failure]:
+def _failures_of(storage: Storage, footer: PartFooter, each: int) -> Iterator[Failure]:
     """A part's first `each` failed rows of every code; reading stops with the last of them."""
     missing = {code: min(each, num_rows) for code, num_rows in footer.error_codes.items()}
     for group in (group for group in footer.groups if group.has_failures):
@@ -433,7 +338,7 @@ def _failure(record: Mapping[str, Any], place: str) -> Failure:
     return Failure(**{name: given.get(name, "") for name in FAILURE_COLUMNS if name != "status"}, place=place)
 
 
-def _place(group: _Group, row: int) -> str:
+def _place(group: RowGroup, row: int) -> str:
     return f"{group.uri.rpartition('/')[2]}, row {group.first_row + row}"
 
 
