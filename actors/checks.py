@@ -138,14 +138,16 @@ def _refused_schedulers(batch: RowBatch, where: Routed, card: ModelCard) -> Iter
     given = _effective(batch, where, "num_inference_steps")
     assert given is not None, "every pipeline has a published default"
     # What lies beyond is another rule's to refuse.
-    steps = np.clip(np.nan_to_num(given, nan=1), 1, PARAMETERS["num_inference_steps"].maximum)
+    most = int(PARAMETERS["num_inference_steps"].maximum)
+    steps = np.clip(np.nan_to_num(given, nan=1), 1, most).astype(np.int64)
     late = _begins_late(batch, where, steps)
-    rows = np.stack([names.codes, texts.codes, steps.astype(np.int64), late], axis=1)
-    distinct, places = np.unique(rows, axis=0, return_inverse=True)
+    shape = (len(names.values), len(texts.values), most + 1, 2)
+    rows = np.ravel_multi_index((names.codes, texts.codes, steps, late.astype(np.int64)), shape)
+    distinct, places = np.unique(rows, return_inverse=True)
     published = published_scheduler(card, where.system)
     said = [
         refusal(names.values[name] or "", texts.values[text], published, num_steps, bool(is_late))
-        for name, text, num_steps, is_late in distinct.tolist()
+        for name, text, num_steps, is_late in np.stack(np.unravel_index(distinct, shape), axis=1).tolist()
     ]
     refused = np.array([why is not None for why in said], dtype=bool)
     yield refused[places], "invalid_scheduler", lambda row: said[places[row]] or ""
@@ -172,7 +174,7 @@ def _coded(batch: RowBatch, where: Routed, name: str) -> _Coded:
     return _Coded(codes=codes.astype(np.int64), values=values)
 
 
-def _begins_late(batch: RowBatch, where: Routed, steps: npt.NDArray[np.float64]) -> Mask:
+def _begins_late(batch: RowBatch, where: Routed, steps: npt.NDArray[np.int64]) -> Mask:
     """Whether the first of the steps are left out, as diffusers counts them."""
     late = np.zeros(batch.num_rows, dtype=bool)
     for name in ("strength", "denoising_start"):

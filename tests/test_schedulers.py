@@ -723,3 +723,15 @@ def test_equal_options_have_one_text() -> None:
     assert options_text(parse_options('{"sigma_min": 1, "steps_offset": 1, "sigma_max": null}')) == (
         options_text({"steps_offset": 1, "sigma_min": 1.0})
     )
+
+
+@pytest.mark.parametrize(
+    "arrow_type", [pa.list_(pa.string()), pa.int64(), pa.struct({"a": pa.list_(pa.int64())})]
+)
+def test_a_column_that_holds_no_options_is_refused(tmp_path: Path, arrow_type: pa.DataType) -> None:
+    """Names and single values are all that options are."""
+    rows = [{"prompt": "x", "scheduler_options": None}]
+    path = write_rows(tmp_path / "rows.parquet", rows, {"scheduler_options": arrow_type})
+
+    with pytest.raises(SpecError, match="wants JSON text, or a struct or a map"):
+        survey(job_spec(path, tmp_path / "out"))
