@@ -130,7 +130,8 @@ def test_a_stopped_ray_job_goes_on_when_it_is_submitted_again(cluster: Cluster, 
         tmp_path / "job.yaml",
         write_rows(tmp_path / "rows.parquet", rows),
         output,
-        routes={"text2img": {"model": "sd", "num_inference_steps": 10}},
+        # So many that a quick machine is still at it when `ray job stop` has started up.
+        routes={"text2img": {"model": "sd", "num_inference_steps": 200}},
     )
     run = ("python", "-m", "jobs", "run", spec)
 
