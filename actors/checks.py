@@ -180,7 +180,8 @@ def _begins_late(batch: RowBatch, where: Routed, steps: npt.NDArray[np.int64]) -
     for name in ("strength", "denoising_start"):
         values = _effective(batch, where, name) if name in where.defaults else None
         if values is not None and name == "strength":
-            late |= np.floor(steps * np.nan_to_num(values, nan=1)) < steps
+            # What is no share is another rule's to refuse.
+            late |= np.floor(steps * np.clip(np.nan_to_num(values, nan=1), 0, 1)) < steps
         elif values is not None:
             late |= np.nan_to_num(values) > 0
     return late
@@ -210,7 +211,7 @@ def _no_step(batch: RowBatch, where: Routed) -> Iterator[Finding]:
     steps = _effective(batch, where, "num_inference_steps")
     if strength is None or steps is None:
         return
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         run = np.minimum(np.floor(np.nan_to_num(strength * steps)), steps)
 
     def describe(row: int) -> str:
