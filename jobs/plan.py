@@ -81,10 +81,6 @@ class Plan:
         """Parts of the whole output."""
         return sum(self._shards_in(rows) for file in self.files for rows in file.rows_by_model.values())
 
-    def models(self) -> list[str]:
-        """The models that have rows, and NO_MODEL where some row can go to none."""
-        return [*(name for name in [*self.job.models, NO_MODEL] if self.num_shards_of(name))]
-
     def num_shards_of(self, model: str) -> int:
         """Parts that a model makes."""
         return sum(self._shards_in(file.rows_by_model.get(model, 0)) for file in self.files)

@@ -3,7 +3,9 @@
 import os
 import platform
 import sys
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -12,6 +14,7 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+from actors.storage import Storage, open_storage
 from tests.fault_proxy import FaultProxy, fault_proxy
 from tests.s3_server import S3Server
 
@@ -52,3 +55,30 @@ def s3_faults(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fau
     with fault_proxy(s3_env.env["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty output folder, on disk and on S3."""
+    if request.param == "local":
+        return str(tmp_path / "out")
+    request.getfixturevalue("s3_env")
+    return f"s3://out/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def storage(folder: str) -> Storage:
+    """What holds that folder."""
+    return open_storage(folder)
+
+
+@pytest.fixture
+def s3_folder() -> str:
+    """A folder of S3 that nobody has used."""
+    return f"s3://out/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def faulty(s3_faults: FaultProxy, s3_folder: str) -> Storage:
+    """S3 behind the fault proxy, with short times so that tests end soon."""
+    return open_storage(s3_folder, timeout_s=5, deadline_s=30)

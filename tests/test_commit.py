@@ -2,7 +2,6 @@
 
 import io
 import threading
-import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,30 +14,6 @@ from actors.commit import JOB_KEY, SHARD_KEY, commit_part, probe
 from actors.storage import Buffer, LocalStorage, Storage, join, open_storage
 from schemas.errors import RefusedError
 from tests.fault_proxy import FaultKind, FaultProxy
-
-
-@pytest.fixture(params=["local", "s3"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty output folder, on disk and on S3."""
-    if request.param == "local":
-        return str(tmp_path / "out")
-    request.getfixturevalue("s3_env")
-    return f"s3://out/{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def storage(folder: str) -> Storage:
-    return open_storage(folder)
-
-
-@pytest.fixture
-def s3_folder() -> str:
-    return f"s3://out/{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def faulty(s3_faults: FaultProxy, s3_folder: str) -> Storage:
-    return open_storage(s3_folder, timeout_s=5, deadline_s=30)
 
 
 def part(job: str = "job", shard: str = "shard", *, row: int = 0) -> bytes:

@@ -19,31 +19,6 @@ from schemas.errors import RefusedError, SpecError, StorageError
 from tests.fault_proxy import FaultKind, FaultProxy
 
 
-@pytest.fixture(params=["local", "s3"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty output folder, on disk and on S3."""
-    if request.param == "local":
-        return str(tmp_path / "out")
-    request.getfixturevalue("s3_env")
-    return f"s3://out/{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def storage(folder: str) -> Storage:
-    return open_storage(folder)
-
-
-@pytest.fixture
-def s3_folder() -> str:
-    return f"s3://out/{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def faulty(s3_faults: FaultProxy, s3_folder: str) -> Storage:
-    """S3 behind the fault proxy, with short times so that tests end soon."""
-    return open_storage(s3_folder, timeout_s=5, deadline_s=30)
-
-
 def test_create_writes_an_object_that_reads_back(storage: Storage, folder: str) -> None:
     """What create wrote, read, open and stat agree on."""
     uri = join(folder, "data", "a.parquet")
