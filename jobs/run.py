@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -53,12 +53,16 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
         plan, record = _settle(found, storage, output, console)
         done = done_shards(storage, output, record.num_shards)
         if all(done) and is_finished(storage, output):
-            return _result(storage, output, record)
+            return RunResult(
+                output=output, totals=_totals(storage, output, record), images_made=0, abandoned=()
+            )
         with Lease(output) as lease:
             tally, abandoned = _make_missing(plan, done, lease, console, engine)
-            if not abandoned:
-                finish(storage, output, record, tally.figures())
-        return _result(storage, output, record, tally.images, abandoned)
+            if abandoned:
+                totals = _totals(storage, output, record)
+            else:
+                totals = finish(storage, output, record, tally.figures())
+        return RunResult(output=output, totals=totals, images_made=tally.images, abandoned=tuple(abandoned))
 
 
 def _with_output_settled(spec: JobSpec, console: Console) -> JobSpec:
@@ -123,15 +127,8 @@ def _rows_in(plan: Plan, done: bytearray) -> int:
     return sum(shard.num_rows for shard in plan.shards() if done[shard.index])
 
 
-def _result(
-    storage: Storage,
-    output: str,
-    record: JobRecord,
-    images_made: int = 0,
-    abandoned: Sequence[Abandoned] = (),
-) -> RunResult:
-    totals = totals_of(storage, list_parts(storage, output, record.num_shards))
-    return RunResult(output=output, totals=totals, images_made=images_made, abandoned=tuple(abandoned))
+def _totals(storage: Storage, output: str, record: JobRecord) -> Totals:
+    return totals_of(storage, list_parts(storage, output, record.num_shards))
 
 
 def print_result(result: RunResult, console: Console) -> None:
