@@ -36,8 +36,13 @@ def local_folder(model: ModelSpec) -> Path | None:
     """
     if _is_demo(model):
         return demo_checkpoint(model.checkpoint.removeprefix(DEMO_SCHEME))
-    folder = Path(model.checkpoint).expanduser()
+    folder = Path(model.checkpoint).expanduser().absolute()
     return folder if folder.is_dir() else None
+
+
+def is_folder_name(checkpoint: str) -> bool:
+    """Whether it can only be a folder, and not a repository of the Hub."""
+    return checkpoint.startswith(("/", ".", "~"))
 
 
 def _is_demo(model: ModelSpec) -> bool:
@@ -64,7 +69,7 @@ def read_card(name: str, model: ModelSpec) -> ModelCard:
                 "of other kinds are not read, for they can run code: save it again with `save_pretrained`"
             )
         return _card(name, model, read_json, _digest(folder), weight_bytes_on_disk(folder))
-    if model.checkpoint.startswith(("/", ".", "~")):
+    if is_folder_name(model.checkpoint):
         raise SpecError(f"models.{name}.checkpoint: the folder {model.checkpoint} does not exist")
     revision, read_json = _hub_reader(name, model)
     return _card(name, model, read_json, revision, weight_bytes=0)
@@ -87,7 +92,7 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weigh
             f"block_out_channels of its UNet or VAE is missing or wrong ({error!r})"
         ) from error
     return ModelCard(
-        checkpoint=model.checkpoint,
+        checkpoint=_place(model),
         revision=revision,
         family=family,
         pipeline=pipeline,
@@ -100,6 +105,12 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weigh
         weight_bytes=weight_bytes,
         has_safety_checker=all(_has(index, part) for part in ("safety_checker", "feature_extractor")),
     )
+
+
+def _place(model: ModelSpec) -> str:
+    """Where workers find the checkpoint, whatever folder they are in; each builds its own demos."""
+    folder = None if _is_demo(model) else local_folder(model)
+    return str(folder or model.checkpoint)
 
 
 def _has(index: Mapping[str, Any], component: str) -> bool:

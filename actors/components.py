@@ -2,8 +2,10 @@
 
 import copy
 import inspect
+import json
 import logging
 import os
+import socket
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
@@ -14,11 +16,12 @@ from weakref import ref
 import diffusers
 import torch
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from huggingface_hub import hf_hub_download
 from transformers import DPTImageProcessorPil
 
-from actors.checkpoints import local_folder, weight_bytes_on_disk
+from actors.checkpoints import is_folder_name, local_folder
 from actors.clip_skip import enable_clip_skip
-from actors.component_files import ComponentFiles, component_files
+from actors.component_files import ComponentFiles, component_files, files_in
 from actors.ldm3d import LDM3DImageProcessor
 from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
 from actors.safety import checker_of
@@ -107,23 +110,60 @@ def pipeline_class(name: str) -> Any:
 
 OWN_PIPELINES: dict[str, Any] = {"StableDiffusionUpscaleLDM3DPipeline": StableDiffusionUpscaleLDM3DPipeline}
 
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError)
+"""What diffusers and huggingface_hub raise for a checkpoint that is not as it should be."""
+
+
+def on_this_machine(name: str, spec: ModelSpec, *, with_checker: bool = True) -> ModelSpec:
+    """The same model with a folder of this machine for its checkpoint.
+
+    Of a Hub repository, what diffusers would load is downloaded now, into the Hub's own cache.
+    """
+    folder = local_folder(spec)
+    if folder is None:
+        if is_folder_name(spec.checkpoint):
+            raise SpecError(
+                f"models.{name}.checkpoint: the folder {spec.checkpoint} does not exist on "
+                f"{socket.gethostname()}; it must be one that every machine of the cluster shares, "
+                "or a Hub repository"
+            )
+        folder = _download(name, spec, with_checker)
+    return spec.model_copy(update={"checkpoint": str(folder), "revision": None})
+
+
+def _download(name: str, spec: ModelSpec, with_checker: bool) -> Path:
+    logger.info("fetching model=%s checkpoint=%s revision=%s", name, spec.checkpoint, spec.revision)
+    try:
+        index = Path(hf_hub_download(spec.checkpoint, "model_index.json", revision=spec.revision))
+        folder = _loader(json.loads(index.read_bytes())).download(
+            spec.checkpoint,
+            revision=spec.revision,
+            variant=spec.variant,
+            # None, the default, downloads pickles where there is nothing else.
+            use_safetensors=True,
+            trust_remote_code=False,
+            # What is given here is not downloaded.
+            **({} if with_checker else {"safety_checker": None}),
+        )
+    except LOADING_ERRORS as error:
+        raise SpecError(f"models.{name}: {spec.checkpoint} cannot be downloaded: {error}") from error
+    return Path(folder)
+
 
 def _load(
     name: str, spec: ModelSpec, device: torch.device, shared: "SharedModules", with_checker: bool
 ) -> Any:
-    folder = local_folder(spec)
+    spec = on_this_machine(name, spec, with_checker=with_checker)
+    folder = Path(spec.checkpoint)
     dtype = _dtype(spec.dtype, device)
-    logger.info("loading model=%s checkpoint=%s dtype=%s device=%s", name, spec.checkpoint, dtype, device)
-    place = {"pretrained_model_name_or_path": str(folder or spec.checkpoint)}
-    place |= {} if folder or not spec.revision else {"revision": spec.revision}
+    logger.info("loading model=%s checkpoint=%s dtype=%s device=%s", name, folder, dtype, device)
     try:
-        index = diffusers.DiffusionPipeline.load_config(**place)
-        # Its own class for a pipeline that diffusers has not; diffusers' loader would look for it in vain.
-        known = shared.known(folder, spec, dtype) if folder else {}
-        loader = OWN_PIPELINES.get(index["_class_name"], diffusers.DiffusionPipeline)
-        pipeline = loader.from_pretrained(
-            **place,
-            **known | _mended(index, place) | _checker_arguments(index, with_checker),
+        index = diffusers.DiffusionPipeline.load_config(folder)
+        pipeline = _loader(index).from_pretrained(
+            folder,
+            **shared.known(folder, spec, dtype)
+            | _mended(index, folder)
+            | _checker_arguments(index, with_checker),
             variant=spec.variant,
             dtype=dtype,
             # None, the default, falls back to pickles, which run code when they are read.
@@ -131,26 +171,28 @@ def _load(
             trust_remote_code=False,
         )
         if _has_safe_checker(index) and with_checker:
-            pipeline.register_modules(safety_checker=_ordinary_checker(place, spec, dtype))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise SpecError(f"models.{name}: {spec.checkpoint} cannot be loaded: {error}") from error
+            pipeline.register_modules(safety_checker=_ordinary_checker(folder, spec, dtype))
+    except LOADING_ERRORS as error:
+        raise SpecError(f"models.{name}: {folder} cannot be loaded: {error}") from error
     enable_clip_skip(getattr(pipeline, "text_encoder", None))
     pipeline = pipeline.to(device)
-    if folder:
-        shared.add(folder, spec, dtype, pipeline.components)
+    shared.add(folder, spec, dtype, pipeline.components)
     return pipeline
 
 
-def _mended(index: Mapping[str, Any], place: Mapping[str, str]) -> dict[str, Any]:
+def _loader(index: Mapping[str, Any]) -> Any:
+    """Its own class for a pipeline that diffusers has not; diffusers' loader would look for it in vain."""
+    return OWN_PIPELINES.get(index["_class_name"], diffusers.DiffusionPipeline)
+
+
+def _mended(index: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Components that diffusers 0.42.1 cannot load as published checkpoints name them."""
     mended: dict[str, Any] = {}
     if _has_safe_checker(index):
         mended["safety_checker"] = None
     if (index.get("feature_extractor") or [None, None])[1] == "DPTFeatureExtractor":
         mended["feature_extractor"] = DPTImageProcessorPil.from_pretrained(
-            place["pretrained_model_name_or_path"],
-            subfolder="feature_extractor",
-            revision=place.get("revision", "main"),
+            folder, subfolder="feature_extractor"
         )
     return mended
 
@@ -161,12 +203,11 @@ def _has_safe_checker(index: Mapping[str, Any]) -> bool:
     return bool(name == "SafeStableDiffusionSafetyChecker")
 
 
-def _ordinary_checker(place: Mapping[str, str], spec: ModelSpec, dtype: torch.dtype) -> Any:
+def _ordinary_checker(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> Any:
     """Stable Diffusion's checker with Safe's weights: the same network, but Safe's does not blacken."""
     return StableDiffusionSafetyChecker.from_pretrained(
-        place["pretrained_model_name_or_path"],
+        folder,
         subfolder="safety_checker",
-        revision=place.get("revision", "main"),
         variant=spec.variant,
         dtype=dtype,
         use_safetensors=True,
@@ -230,7 +271,7 @@ class SharedModules:
     def known(self, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
         """The checkpoint's components that are in memory already, by name."""
         found = {}
-        for component in component_files(folder, spec.variant):
+        for component in component_files(files_in(folder), spec.variant):
             for other, module in self._alike.get((dtype, component.looks_like()), []):
                 # Gigabytes are hashed only here, where a component of the same kind and size is in memory.
                 alive = module()
@@ -240,7 +281,7 @@ class SharedModules:
 
     def add(self, folder: Path, spec: ModelSpec, dtype: torch.dtype, components: Mapping[str, Any]) -> None:
         """Remember a checkpoint's components."""
-        for component in component_files(folder, spec.variant):
+        for component in component_files(files_in(folder), spec.variant):
             module = components.get(component.name)
             if isinstance(module, torch.nn.Module):
                 alike = self._alike.setdefault((dtype, component.looks_like()), [])
@@ -275,21 +316,20 @@ class ModelCache:
     def get(self, name: str) -> LoadedModel:
         """The model, loaded now if it is not in memory."""
         if name not in self._models:
-            self._make_room(name)
+            spec = on_this_machine(name, self._specs[name], with_checker=self._with_checkers)
+            self._make_room(spec)
             self._models[name] = LoadedModel(
-                name, self._specs[name], self._device, self._shared, with_checker=self._with_checkers
+                name, spec, self._device, self._shared, with_checker=self._with_checkers
             )
             self.num_loads += 1
             self._evict(keep=name)
         self._models.move_to_end(name)
         return self._models[name]
 
-    def _make_room(self, name: str) -> None:
+    def _make_room(self, spec: ModelSpec) -> None:
         """Before loading, by the weights' size on disk: both models would not fit together."""
-        folder = local_folder(self._specs[name])
-        if folder is None:
-            return
-        coming = weight_bytes_on_disk(folder)
+        parts = component_files(files_in(Path(spec.checkpoint)), spec.variant)
+        coming = sum(part.size_bytes for part in parts)
         while self._models and self._bytes() + coming > self._capacity_bytes:
             self._drop_oldest()
 

@@ -221,7 +221,7 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
     # Ray sets OMP_NUM_THREADS=1 in actors; and more threads than cores cost a factor of ten.
     torch.set_num_threads(num_cpus)
     capacity = _capacity_bytes(job, device, num_cpus)
-    models = ModelCache(job.spec.models, device, capacity, with_checkers=job.spec.safety.checker == "on")
+    models = ModelCache(job.checkpoints, device, capacity, with_checkers=job.spec.safety.checker == "on")
     return DiffusersEngine(models, job.spec, device)
 
 

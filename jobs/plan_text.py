@@ -57,7 +57,7 @@ def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
     """Routes, mistakes, shards and size."""
     print_columns(plan.job, console)
     console.print(_models_table(plan.job))
-    saved = bytes_shared(plan.job.spec.models)
+    saved = bytes_shared(plan.job.checkpoints)
     if saved:
         console.print(f"{_size(saved)} of weights are the same in two checkpoints and are held once")
     _print_safety(plan.job, console)

@@ -8,7 +8,7 @@ from typing import Any
 
 from schemas.columns import ColumnMap
 from schemas.schedulers import Setting
-from schemas.spec import JobSpec
+from schemas.spec import JobSpec, ModelSpec
 
 RECORD = "_darkroom/job.json"
 """Below the output: whose it is."""
@@ -21,7 +21,7 @@ class ModelCard:
     """What is known of a checkpoint from its configuration files, without loading it."""
 
     checkpoint: str
-    """Where it is, as the spec names it."""
+    """Where the driver found it: a folder's whole path, a Hub repository, or demo:KIND."""
     revision: str
     """The Hub's commit, or a digest of a local folder's files: what the job's pictures depend on."""
     family: str
@@ -68,6 +68,17 @@ class Job:
     columns: ColumnMap
     schema: bytes
     """The output's Arrow schema, serialised."""
+
+    @property
+    def checkpoints(self) -> dict[str, ModelSpec]:
+        """The models as workers load them: from where the driver found them, of the Hub the same commit."""
+        return {
+            # A folder has no revision; nobody asks for its digest.
+            name: self.spec.models[name].model_copy(
+                update={"checkpoint": card.checkpoint, "revision": card.revision}
+            )
+            for name, card in self.models.items()
+        }
 
     @property
     def fingerprint(self) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.demo_cache import demo_checkpoint
 from tests.running import (
     Finished,
     Started,
@@ -156,9 +157,15 @@ def test_a_stopped_ray_job_goes_on_when_it_is_submitted_again(cluster: Cluster, 
 
 def test_a_run_from_outside_joins_the_ray_that_ray_address_names(cluster: Cluster, tmp_path: Path) -> None:
     """It brings its code along, starts no Ray of its own, and leaves the one it used as it was. A relative
-    output lies below the driver's folder, whatever folder the workers are in."""
+    output and a relative checkpoint lie below the driver's folder, whatever folder the workers are in."""
     rows, output = text_rows(16), tmp_path / "out"
-    spec = write_spec(tmp_path / "job.yaml", write_rows(tmp_path / "rows.parquet", rows), "out")
+    (tmp_path / "sd").symlink_to(demo_checkpoint("sd"))
+    spec = write_spec(
+        tmp_path / "job.yaml",
+        write_rows(tmp_path / "rows.parquet", rows),
+        "out",
+        models={"sd": {"checkpoint": "sd"}},
+    )
 
     with Started("-m", "jobs", "run", spec, cwd=tmp_path, RAY_ADDRESS=cluster.address, **TOKEN) as run:
         wait_until(lambda: bool(parts(output)) or not run.pids())

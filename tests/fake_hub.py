@@ -1,0 +1,101 @@
+"""A Hub of a test's own: its API on a local port, and its cache as a download leaves it."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+
+def commit_of(folder: Path) -> str:
+    """The commit under which a folder's files are published."""
+    return hashlib.sha1(str(folder).encode()).hexdigest()
+
+
+def put_in_cache(cache: Path, repository: str, folder: Path, *, weights: bool = True) -> None:
+    """`folder` as the newest commit of a repository that has been downloaded, or all but its weights."""
+    place = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = place / "snapshots" / commit_of(folder)
+    for name, path in _files(folder).items():
+        if weights or path.suffix != ".safetensors":
+            blob, link = place / "blobs" / _blob_name(path), snapshot / name
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            blob.write_bytes(path.read_bytes())
+            link.symlink_to(Path(*[".."] * (2 + name.count("/")), "blobs", blob.name))
+    (place / "refs").mkdir(exist_ok=True)
+    (place / "refs" / "main").write_text(commit_of(folder))
+
+
+@contextmanager
+def serve_hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
+    """The address of a Hub with these repositories, and what it has been asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(f"{self.command} {self.path}")
+            parts = unquote(urlsplit(self.path).path).strip("/").removeprefix("api/models/").split("/")
+            folder, rest = repositories.get("/".join(parts[:2])), parts[2:]
+            if folder is None:
+                self.send_error(404)
+            elif rest[:1] == ["resolve"]:
+                path = folder / "/".join(rest[2:])
+                headers = {"ETag": f'"{_blob_name(path)}"', "X-Repo-Commit": commit_of(folder)}
+                self._answer(path.read_bytes(), headers)
+            elif rest[:1] == ["tree"]:
+                self._answer_json([_tree_entry(name, path) for name, path in _files(folder).items()])
+            else:
+                siblings = [_sibling(name, path) for name, path in _files(folder).items()]
+                self._answer_json({"id": "/".join(parts[:2]), "sha": commit_of(folder), "siblings": siblings})
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def _answer_json(self, answer: object) -> None:
+            self._answer(json.dumps(answer).encode(), {})
+
+        def _answer(self, content: bytes, headers: Mapping[str, str]) -> None:
+            self.send_response(200)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _blob_name(path: Path) -> str:
+    """SHA-256 of what Git LFS holds, Git's own hash of the rest."""
+    content = path.read_bytes()
+    if path.suffix in (".safetensors", ".bin"):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
+def _sibling(name: str, path: Path) -> dict[str, Any]:
+    """A file as a repository's card lists it."""
+    size, digest = path.stat().st_size, _blob_name(path)
+    lfs = {"lfs": {"sha256": digest, "size": size, "pointerSize": 130}} if len(digest) == 64 else {}
+    return {"rfilename": name, "size": size, "blobId": digest[:40], **lfs}
+
+
+def _tree_entry(name: str, path: Path) -> dict[str, Any]:
+    """A file as a repository's tree lists it."""
+    size, digest = path.stat().st_size, _blob_name(path)
+    lfs = {"lfs": {"oid": digest, "size": size, "pointerSize": 130}} if len(digest) == 64 else {}
+    return {"type": "file", "path": name, "size": size, "oid": digest[:40], **lfs}
