@@ -23,6 +23,9 @@ Decoded = tuple[Sample, Mapping[str, Image.Image]]
 
 Arguments = dict[str, Any]
 
+NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset")
+"""Parameters that a pipeline is not called with: it is given its scheduler, and a preset's numbers."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
@@ -53,7 +56,7 @@ def arguments(cohort: Cohort, decoded: Sequence[Decoded], pipeline: Any) -> Argu
     found: Arguments = {
         name: value
         for name, value in cohort.parameters.items()
-        if value is not None and name not in ("scheduler", "scheduler_options")
+        if value is not None and name not in NO_ARGUMENTS
     }
     if "prompt" in cohort.system.texts:
         found["prompt"] = [row.texts["prompt"] for row in rows]

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors.input_file import RowBatch
 from actors.routing import Routed, Router
 from schemas.errors import RowError
 from schemas.job import ModelCard
+from schemas.nearest import nearest
 from schemas.parameters import PARAMETERS, Bounds
 from schemas.scheduler_rules import Published, refusal
+from schemas.schedulers import shown
 from schemas.systems import System
 
 MAX_IMAGES_PER_ROW = 64
@@ -102,6 +105,8 @@ def _out_of_bounds(values: pa.Array, name: str) -> Iterator[Finding]:
     bounds = PARAMETERS[name]
     if bounds.kind == "pair of whole numbers":
         yield from _no_pair(values, name, bounds)
+    elif bounds.choices:
+        yield from _no_choice(values, name, bounds.choices)
     elif bounds.kind not in ("text", "options"):
         whole = bounds.kind == "whole number"
         yield from _outside(values, name, bounds.minimum, bounds.maximum, whole=whole)
@@ -130,6 +135,17 @@ def _no_pair(values: pa.Array, name: str, bounds: Bounds) -> Iterator[Finding]:
     bad = np.fromiter((is_wrong(pair) for pair in values.to_pylist()), dtype=bool, count=len(values))
     wanted = f"two whole numbers from {bounds.minimum:.0f} to {bounds.maximum:.0f}"
     yield bad, "invalid_parameter", lambda row: f"{name} is {values[row].as_py()}; it must be {wanted}"
+
+
+def _no_choice(values: pa.Array, name: str, choices: tuple[str, ...]) -> Iterator[Finding]:
+    given = values.is_valid().to_numpy(zero_copy_only=False)
+    known = pc.is_in(values, pa.array(choices)).to_numpy(zero_copy_only=False)
+
+    def describe(row: int) -> str:
+        value = values[row].as_py()
+        return f"{name} is {shown(value)}{nearest(value, choices)}; it must be one of {', '.join(choices)}"
+
+    yield given & ~known, "invalid_parameter", describe
 
 
 def _refused_schedulers(batch: RowBatch, where: Routed, card: ModelCard) -> Iterator[Finding]:

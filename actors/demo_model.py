@@ -89,7 +89,8 @@ def _build_sd_safety() -> DiffusionPipeline:
 
 def _build_sd_inpaint() -> DiffusionPipeline:
     """Stable Diffusion 1.5's inpainting: the UNet is also shown the mask and the masked picture."""
-    return StableDiffusionInpaintPipeline(**_sd_components(in_channels=4 + 1 + 4), **UNCHECKED)
+    components = _sd_components(in_channels=4 + 1 + 4) | {"scheduler": parts.ddim_scheduler()}
+    return StableDiffusionInpaintPipeline(**components, **UNCHECKED)
 
 
 def _build_safe() -> DiffusionPipeline:
@@ -178,9 +179,7 @@ def _build_latent_upscale() -> DiffusionPipeline:
         text_encoder=parts.text_encoder(CLIPTextModel, tokenizer),
         tokenizer=tokenizer,
         unet=parts.k_unet(in_channels=4 + 4, time_cond_proj_dim=noise_level_width + TEXT_WIDTH),
-        scheduler=parts.euler_scheduler(
-            prediction_type="sample", timestep_spacing="linspace", steps_offset=0
-        ),
+        scheduler=parts.sample_scheduler(),
     )
 
 

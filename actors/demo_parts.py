@@ -45,32 +45,32 @@ PAIRS = (
 MERGES = [tuple(pair.split("+")) for pair in PAIRS.split()]
 
 
+# What the published files agree on, also for classes that have no use for it: another scheduler inherits it.
+_PUBLISHED: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
 def pndm_scheduler() -> PNDMScheduler:
     """Stable Diffusion 1.5's."""
-    return PNDMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    return PNDMScheduler.from_config(_PUBLISHED | {"skip_prk_steps": True})
+
+
+def ddim_scheduler() -> DDIMScheduler:
+    """That of Stable Diffusion 1.5's inpainting, which does not say `skip_prk_steps`."""
+    return DDIMScheduler.from_config(_PUBLISHED)
 
 
 def velocity_scheduler(**changes: Any) -> DDIMScheduler:
     """Stable Diffusion 2.1's: the UNet predicts a velocity, not the noise."""
-    config: dict[str, Any] = {
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-        "prediction_type": "v_prediction",
-    }
-    return DDIMScheduler(**config | changes)
+    own = {"prediction_type": "v_prediction", "skip_prk_steps": True}
+    return DDIMScheduler.from_config(_PUBLISHED | own | changes)
 
 
 def low_res_scheduler() -> DDPMScheduler:
@@ -80,17 +80,15 @@ def low_res_scheduler() -> DDPMScheduler:
     )
 
 
-def euler_scheduler(**changes: Any) -> EulerDiscreteScheduler:
+def euler_scheduler() -> EulerDiscreteScheduler:
     """Stable Diffusion XL's."""
-    config: dict[str, Any] = {
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "timestep_spacing": "leading",
-        "steps_offset": 1,
-    }
-    return EulerDiscreteScheduler(**config | changes)
+    own = {"timestep_spacing": "leading", "skip_prk_steps": True}
+    return EulerDiscreteScheduler.from_config(_PUBLISHED | own)
+
+
+def sample_scheduler() -> EulerDiscreteScheduler:
+    """The latent upscaler's: the UNet predicts no noise but the picture, by a name that Euler alone knows."""
+    return EulerDiscreteScheduler.from_config(_PUBLISHED | {"prediction_type": "original_sample"})
 
 
 def unet(**changes: Any) -> UNet2DConditionModel:

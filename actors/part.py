@@ -65,8 +65,8 @@ class RowOutcome:
 
     row: Row
     images: list[FinishedImage] = field(default_factory=list)
-    prompt_truncated: str | None = None
-    """The part of the prompt that was not read."""
+    truncated: Mapping[str, str] = field(default_factory=dict)
+    """By text field, the part that was not read."""
     problem: RowError | None = None
 
 
@@ -122,7 +122,7 @@ def _records(outcome: RowOutcome, embed_images: bool) -> Iterator[dict[str, Any]
         "task": row.routed.route,
         "model": row.routed.model or None,
         **row.texts,
-        "prompt_truncated": outcome.prompt_truncated,
+        **{f"{name}_truncated": cut for name, cut in outcome.truncated.items()},
         **row.parameters,
         **row.keep,
     }

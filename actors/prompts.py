@@ -1,4 +1,4 @@
-"""What a checkpoint's text encoders read of a prompt: 75 tokens at a time, with weights, and what is cut."""
+"""What a checkpoint's text encoders read of a row: 75 tokens of a text at a time, with weights, or cut."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from actors.prompt_weights import is_weighted, parse, pieces_of, weighted_states
 from actors.samples import Sample
 from schemas.columns import TEXT_FIELDS
 from schemas.errors import RowError
+from schemas.systems import PROMPTS
 
 Tokens = list[int]
 
@@ -28,7 +29,7 @@ class PromptReader:
         self._tokenizers: dict[str, list[Any]] = {}
 
     def read(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples with how their texts are to be encoded, or with what is cut off their prompts."""
+        """The samples with how their texts are to be encoded, or with what is cut off them."""
         texts: dict[str, dict[str, None]] = {}
         for sample in samples:
             texts.setdefault(sample.routed.model, {}).update(dict.fromkeys(_all_texts(sample)))
@@ -59,15 +60,21 @@ class PromptReader:
             needed = (
                 -(-len(tokens[model, place, text]) // _room(tokenizer))
                 for place, tokenizer in enumerate(tokenizers)
-                for text in _texts(sample, place)
+                for text in _texts(sample, place).values()
             )
             return replace(sample, num_windows=max(1, *needed))
-        prompt, *_ = _texts(sample, 0)
-        cut = tokens[model, 0, prompt][_room(tokenizers[0]) :]
-        if not cut or sample.prompt_truncated is not None:
-            return sample
-        # As diffusers' own warning shows it.
-        return replace(sample, prompt_truncated=tokenizers[0].decode(cut))
+        return replace(sample, truncated={**self._cut(sample, tokens), **sample.truncated})
+
+    def _cut(self, sample: Sample, tokens: dict[tuple[str, int, str], Tokens]) -> dict[str, str]:
+        """What is left out, by the field whose text it is, as diffusers' own warning shows it."""
+        cut: dict[str, str] = {}
+        model = sample.routed.model
+        for place, tokenizer in enumerate(self._tokenizers[model]):
+            for field, text in _texts(sample, place).items():
+                rest = tokens[model, place, text][_room(tokenizer) :]
+                if rest:
+                    cut.setdefault(field, tokenizer.decode(rest))
+        return cut
 
 
 def check_texts(sample: Sample) -> None:
@@ -82,18 +89,19 @@ def _all_texts(sample: Sample) -> list[str]:
     if "prompt" not in sample.system.texts:
         return []
     places = (0, 1) if "prompt_2" in sample.system.texts else (0,)
-    return [text for place in places for text in _texts(sample, place)]
+    return [text for place in places for text in _texts(sample, place).values()]
 
 
-def _texts(sample: Sample, place: int) -> list[str]:
-    """What the text encoder at `place` reads for a sample: its prompt, and with guidance its negative one."""
+def _texts(sample: Sample, place: int) -> dict[str, str]:
+    """What the text encoder at `place` reads for a sample, by the field that has it: its prompt, and with
+    guidance its negative one."""
     row = sample.opened.row.texts
-    prompt, negative = row["prompt"] or "", row["negative_prompt"] or ""
-    if place == 1:
-        prompt, negative = row["prompt_2"] or prompt, row["negative_prompt_2"] or negative
     scale = sample.parameters["guidance_scale"]
     guided = isinstance(scale, (int, float)) and scale > 1
-    return [prompt, negative] if guided else [prompt]
+    fields: tuple[str, ...] = PROMPTS if guided else PROMPTS[:1]
+    if place == 1:
+        fields = tuple(f"{field}_2" if row[f"{field}_2"] else field for field in fields)
+    return {field: row[field] or "" for field in fields}
 
 
 def _tokenize(tokenizer: Any, texts: list[str], *, weighted: bool) -> Iterator[tuple[str, Tokens]]:

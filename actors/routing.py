@@ -10,7 +10,7 @@ import pyarrow as pa
 from schemas.errors import RowError
 from schemas.job import NO_MODEL, ModelCard
 from schemas.nearest import nearest
-from schemas.parameters import ParameterValue
+from schemas.parameters import ParameterValue, with_preset
 from schemas.spec import JobSpec
 from schemas.systems import SD_LATENTS, System, find_system, tasks_of
 
@@ -108,7 +108,8 @@ class Router:
         defaults = {
             name: published.get(name) if value is None else value for name, value in system.defaults.items()
         }
-        defaults |= {name: value for name, value in route.set_parameters().items() if name in defaults}
+        given = with_preset(route.set_parameters())
+        defaults |= {name: value for name, value in given.items() if name in defaults}
         then = tuple(self.resolve(step, None) for step in route.then)
         return Routed(
             route=name, model=model, system=system, defaults=defaults, then=then, keep_steps=route.keep_steps

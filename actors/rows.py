@@ -9,7 +9,7 @@ from actors.checks import MAX_SEED, Checked
 from actors.routing import Routed
 from schemas.columns import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
-from schemas.parameters import PARAMETERS, ParameterValue
+from schemas.parameters import PARAMETERS, ParameterValue, with_preset
 from schemas.schedulers import options_text, parse_options
 
 
@@ -86,13 +86,13 @@ def build_rows(
 
 
 def _parameters(values: Mapping[str, Any], routed: Routed) -> dict[str, ParameterValue | None]:
-    """The row's own value, or else the route's, or else the published default."""
-    settled = dict(routed.defaults)
-    for name in settled:
-        given = values.get(name)
-        if given is not None:
-            settled[name] = _AS_KIND[PARAMETERS[name].kind](given)
-    return settled
+    """The row's own value, or else its preset's, or else the route's, or else the published default."""
+    own = {
+        name: _AS_KIND[PARAMETERS[name].kind](values[name])
+        for name in routed.defaults
+        if values.get(name) is not None
+    }
+    return {**routed.defaults, **with_preset(own)}
 
 
 _AS_KIND: dict[str, Callable[[Any], ParameterValue]] = {

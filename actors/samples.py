@@ -55,8 +55,8 @@ class Sample:
     """Windows of tokens in which the step's longest text is encoded; 1: as diffusers does it."""
     weighted: bool = False
     """Whether a text of the step has weights in it; False where the job reads none."""
-    prompt_truncated: str | None = None
-    """The part of the prompt that this step or one before left out; None where it was read to its end."""
+    truncated: Mapping[str, str] = field(default_factory=dict)
+    """By text field, what this step or one before left out; those that were read to their ends are absent."""
 
     @property
     def seed(self) -> int:

@@ -148,7 +148,7 @@ class Worker:
         encodings: list[Future[None]] = []
         for generated in self._engine.generate(opened, self._decoders):
             outcome = outcomes[generated.sample.opened.row.index]
-            outcome.prompt_truncated = generated.sample.prompt_truncated
+            outcome.truncated = generated.sample.truncated
             if generated.problem:
                 outcome.problem = outcome.problem or generated.problem
                 continue

@@ -46,7 +46,7 @@ def output_schema(
         pa.field("width", pa.int64()),
         pa.field("height", pa.int64()),
         *(pa.field(name, pa.string()) for name in texts),
-        pa.field("prompt_truncated", pa.string()),
+        *(pa.field(f"{name}_truncated", pa.string()) for name in texts),
         pa.field("seed", pa.int64()),
         *(pa.field(name, _ARROW_KINDS[PARAMETERS[name].kind]) for name in _used_parameters(systems)),
         pa.field("nsfw", pa.bool_()),

@@ -5,8 +5,9 @@ output's columns and the JSON schema for editors are all read from these fields.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +18,28 @@ ParameterValue = int | float | str | tuple[int, int]
 """A pair is (height, width), or (top, left)."""
 
 Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
+
+_SLD_NUMBERS = (
+    "sld_guidance_scale",
+    "sld_warmup_steps",
+    "sld_threshold",
+    "sld_momentum_scale",
+    "sld_mom_beta",
+)
+SLD_PRESETS: Mapping[str, Mapping[str, ParameterValue]] = {
+    "weak": dict(zip(_SLD_NUMBERS, (20.0, 15, 0.0, 0.0, 0.0), strict=True)),
+    "medium": dict(zip(_SLD_NUMBERS, (1000.0, 10, 0.01, 0.3, 0.4), strict=True)),
+    "strong": dict(zip(_SLD_NUMBERS, (2000.0, 7, 0.025, 0.5, 0.7), strict=True)),
+    "max": dict(zip(_SLD_NUMBERS, (5000.0, 0, 1.0, 0.5, 0.7), strict=True)),
+}
+"""What each `sld_preset` stands for: diffusers 0.42.1's `SafetyConfig`, in the package
+pipelines/deprecated/stable_diffusion_safe."""
+
+
+def with_preset(values: Mapping[str, ParameterValue]) -> dict[str, ParameterValue]:
+    """What a row or a route sets, with the numbers of its preset for those that it does not set itself."""
+    preset = SLD_PRESETS[str(values["sld_preset"])] if "sld_preset" in values else {}
+    return {**preset, **values}
 
 
 class StrictModel(BaseModel):
@@ -70,8 +93,11 @@ class Parameters(StrictModel):
     """What SDXL's refiner is told the picture scores."""
     negative_aesthetic_score: float | None = Field(default=None, ge=0, le=10)
     """What SDXL's refiner is told the unwanted picture scores."""
+    sld_preset: Literal["weak", "medium", "strong", "max"] | None = None
+    """Safe latent diffusion (arXiv 2211.05105): the five numbers below by one name; one that is given beats
+    it."""
     sld_guidance_scale: float | None = Field(default=None, ge=0, le=100_000)
-    """Safe latent diffusion (arXiv 2211.05105): strength of the push away from the concept; below 1 off."""
+    """Strength of the push away from the concept; 1 and below off."""
     sld_warmup_steps: int | None = Field(default=None, ge=0, le=1000)
     """Steps before the push begins."""
     sld_threshold: float | None = Field(default=None, ge=-10, le=10)
@@ -110,12 +136,15 @@ class Bounds:
     """The least value allowed."""
     maximum: float
     """The greatest value allowed."""
+    choices: tuple[str, ...]
+    """The texts allowed; empty where it is no text, or one that schemas/schedulers.py judges."""
 
 
 _KINDS: dict[object, Kind] = {
     int: "whole number",
     float: "number",
     str: "text",
+    Literal: "text",
     list[int]: "pair of whole numbers",
     dict: "options",
 }
@@ -130,10 +159,12 @@ def _read_bounds(name: str) -> Bounds:
     highs = [limit.le for limit in field.metadata if isinstance(limit, Le)]
     highs += [math.nextafter(float(str(limit.lt)), 0) for limit in field.metadata if isinstance(limit, Lt)]
     pair = kind == "pair of whole numbers"
+    texts = [member for member in get_args(field.annotation) if get_origin(member) is Literal]
     return Bounds(
         kind=kind,
         minimum=float(str(lows[0])) if lows else (0 if pair else float("-inf")),
         maximum=float(str(highs[0])) if highs else (65_536 if pair else float("inf")),
+        choices=tuple(str(choice) for text in texts for choice in get_args(text)),
     )
 
 

@@ -27,7 +27,8 @@ class Option:
     choices: tuple[str, ...] = ()
     """The texts it may be; empty where it is no text."""
     translated: tuple[str, ...] = ()
-    """Other classes' texts, which it replaces by its own where a checkpoint's configuration has them."""
+    """Other classes' texts, or older ones, that it takes for its own where a checkpoint's configuration has
+    them."""
 
 
 def _switch(default: bool) -> Option:
@@ -155,7 +156,8 @@ SCHEDULERS: Mapping[str, Options] = {
     },
     "EulerDiscreteScheduler": {
         **_BETAS,
-        **_PREDICTION,
+        # The published latent upscaler says original_sample, which is sample's old name and here alone taken.
+        "prediction_type": _one_of("epsilon", "sample", "v_prediction", translated=("original_sample",)),
         **_SIGMAS,
         **_SIGMA_RANGE,
         **_FINAL_SIGMA,

@@ -148,7 +148,7 @@ class JobSpec(StrictModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Rows without a seed get one from this and their row_id."""
     long_prompts: Literal["truncate", "chunk"] = "truncate"
-    """A prompt beyond the text encoder's 75 tokens. truncate: the rest is cut, and recorded in the column
+    """A prompt beyond the text encoder's 75 tokens. truncate: the rest is cut, and recorded in a column like
     `prompt_truncated`; chunk: encoded in windows of 75 tokens (not by Safe, which takes texts only)."""
     prompt_weights: Literal["off", "compel"] = "off"
     """compel: `(fox)1.5` and `snow-` are weights, in the syntax of the library compel; off: they are text."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from schemas.parameters import ParameterValue
+from schemas.parameters import SLD_PRESETS, ParameterValue
 
 Defaults = Mapping[str, ParameterValue | None]
 """Parameters by name with their published defaults; None: the checkpoint decides."""
@@ -58,13 +58,7 @@ _SCHEDULER: Defaults = {"scheduler": None, "scheduler_options": None}
 _STEPS: Defaults = {"num_inference_steps": 50, "guidance_scale": 7.5, "eta": 0.0, **_SCHEDULER}
 _SIZE: Defaults = {"height": None, "width": None}
 _CLIP: Defaults = {"clip_skip": None}
-_SLD: Defaults = {
-    "sld_guidance_scale": 1000.0,
-    "sld_warmup_steps": 10,
-    "sld_threshold": 0.01,
-    "sld_momentum_scale": 0.3,
-    "sld_mom_beta": 0.4,
-}
+_SLD: Defaults = {"sld_preset": None, **SLD_PRESETS["medium"]}
 _SAFE = _frozen(_STEPS, _SIZE, _SLD)
 _UPSCALE: Defaults = {"num_inference_steps": 75, "guidance_scale": 9.0, "noise_level": 20}
 _XL: Defaults = {

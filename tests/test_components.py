@@ -9,9 +9,11 @@ import diffusers
 import pytest
 import torch
 
+from actors.calls import NO_ARGUMENTS
 from actors.component_files import bytes_shared
-from actors.components import LoadedModel, ModelCache, pipeline_class, weight_bytes
+from actors.components import LoadedModel, ModelCache, weight_bytes
 from actors.diffusers_engine import DiffusersEngine
+from actors.pipelines import pipeline_class
 from jobs.dispatcher import Dispatcher
 from schemas.errors import SpecError
 from schemas.spec import ModelSpec
@@ -146,7 +148,7 @@ def test_every_system_names_a_pipeline_that_takes_its_parameters() -> None:
         call = inspect.signature(pipeline_class(each.pipeline).__call__).parameters
         names = renamed.get(each.pipeline, {})
         for name, default in each.defaults.items():
-            if name in ("scheduler", "scheduler_options") or (names and name in ("height", "width")):
+            if name in NO_ARGUMENTS or (names and name in ("height", "width")):
                 continue
             assert name in call, (each.pipeline, name)
             if default is not None:

@@ -215,7 +215,7 @@ def test_the_rest_of_what_tells_checkpoints_apart() -> None:
     predictions = {kind: pipeline.scheduler.config.prediction_type for kind, pipeline in pipelines.items()}
     unlike = {"ldm3d": 6, "ldm3d-4c": 4, "ldm3d-upscale": 4}
     assert channels == {kind: unlike.get(kind, 3) for kind in KINDS}
-    others = {"sd2": "v_prediction", "upscale": "v_prediction", "latent-upscale": "sample"}
+    others = {"sd2": "v_prediction", "upscale": "v_prediction", "latent-upscale": "original_sample"}
     assert predictions == {kind: others.get(kind, "epsilon") for kind in KINDS}
     assert [kind for kind, pipeline in pipelines.items() if pipeline.vae_scale_factor != 8] == ["upscale"]
     assert pipelines["upscale"].vae_scale_factor == 4

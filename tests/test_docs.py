@@ -7,7 +7,7 @@ import pytest
 
 from actors.demo_cache import KINDS
 from schemas.columns import FIELD_KINDS, FOREIGN_NAMES
-from schemas.parameters import PARAMETERS, ParameterValue
+from schemas.parameters import PARAMETERS, SLD_PRESETS, ParameterValue
 from schemas.spec import (
     BatchingSpec,
     ErrorsSpec,
@@ -116,6 +116,18 @@ def test_every_system_is_documented_with_its_parameters() -> None:
 
     assert [row for row in parameter_rows() if row not in page] == []
     assert {task for task in TASKS if f"`{task}`" not in page[: page.index("## Parameters")]} == set()
+
+
+def test_every_preset_of_safe_is_documented_with_its_numbers() -> None:
+    """In the order of the table's head."""
+    page = (ROOT / "docs" / "systems.md").read_text()
+
+    head = "| " + " | ".join(f"`{name}`" for name in ("sld_preset", *SLD_PRESETS["medium"])) + " |"
+    rows = [
+        f"| `{preset}` | {' | '.join(f'{number:g}' for number in numbers.values())} |"
+        for preset, numbers in SLD_PRESETS.items()
+    ]
+    assert "\n".join([head, "|---|---|---|---|---|---|", *rows]) in page
 
 
 def test_the_readmes_job_is_a_valid_spec(tmp_path: Path) -> None:

@@ -102,11 +102,49 @@ def test_what_the_tokenizer_cuts_stands_in_a_column(tmp_path: Path, kind: str) -
         assert said[0].endswith(f"77 tokens: {[found[name]]}")
 
 
+def test_what_is_cut_off_a_negative_prompt_stands_beside_it(tmp_path: Path) -> None:
+    """Where it is read at all: without guidance it is not."""
+    rows = [
+        row("negative", SHORT, negative_prompt=LONG),
+        row("both", LONG, negative_prompt=f"{FIRST} {THIRD}"),
+        row("just", SHORT, negative_prompt=FIRST),
+        row("unguided", SHORT, negative_prompt=LONG, guidance_scale=1.0),
+    ]
+
+    made = make(spec_for(tmp_path, rows))
+
+    assert [(each["prompt_truncated"], each["negative_prompt_truncated"]) for each in made.rows] == [
+        (None, SECOND),
+        (SECOND, THIRD),
+        (None, None),
+        (None, None),
+    ]
+    assert "prompt_2_truncated" not in made.rows[0]
+
+
+def test_each_text_of_xl_says_what_was_cut_off_it(tmp_path: Path) -> None:
+    """A text that both encoders read is cut off for both, and said once."""
+    rows = [
+        row("own", LONG, prompt_2=f"{FIRST} {THIRD}", negative_prompt=SHORT, negative_prompt_2=LONG),
+        row("shared", LONG, prompt_2=None, negative_prompt=LONG, negative_prompt_2=None),
+        row("second", SHORT, prompt_2=LONG, negative_prompt=None, negative_prompt_2=None),
+    ]
+    names = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+
+    made = make(spec_for(tmp_path, rows, "demo:sdxl"))
+
+    assert [tuple(each[f"{name}_truncated"] for name in names) for each in made.rows] == [
+        (SECOND, THIRD, None, SECOND),
+        (SECOND, None, SECOND, None),
+        (None, SECOND, None, None),
+    ]
+
+
 def test_a_cut_at_a_later_step_is_recorded_too(tmp_path: Path) -> None:
     """A picture that was varied without a prompt, then redrawn with a long one."""
     spec = spec_for(
         tmp_path,
-        [row("chain", LONG, task="chain", image=picture())],
+        [row("chain", LONG, task="chain", image=picture(), negative_prompt=f"{FIRST} {THIRD}")],
         models={"vary": {"checkpoint": "demo:variation"}, "sd": {"checkpoint": "demo:sd"}},
         routes={
             "chain": {"task": "variation", "model": "vary", "then": ["img2img"]},
@@ -118,6 +156,20 @@ def test_a_cut_at_a_later_step_is_recorded_too(tmp_path: Path) -> None:
     made = make(spec).row("chain")
 
     assert (made["status"], made["prompt_truncated"]) == ("ok", SECOND)
+    assert made["negative_prompt_truncated"] == THIRD
+
+
+def test_a_cut_at_an_earlier_step_stays_recorded(tmp_path: Path) -> None:
+    """Though the step after it goes without guidance, and so without the negative prompt."""
+    routes = {
+        "chain": {"task": "text2img", "model": "sd", "then": ["img2img"]},
+        "img2img": {"model": "sd", "num_inference_steps": 2, "guidance_scale": 1.0},
+    }
+    rows = [row("chain", SHORT, negative_prompt=LONG)]
+
+    made = make(spec_for(tmp_path, rows, routes=routes, default_route="chain")).row("chain")
+
+    assert (made["status"], made["negative_prompt_truncated"]) == ("ok", SECOND)
 
 
 # In windows nothing is cut.
@@ -143,7 +195,8 @@ def picture_of(pipeline: Any, **arguments: Any) -> np.ndarray:
 
 def close(made: Made, row_id: str, theirs: np.ndarray) -> bool:
     ours = made.row(row_id)
-    assert (ours["status"], ours["prompt_truncated"]) == ("ok", None), ours["error_message"]
+    assert ours["status"] == "ok", ours["error_message"]
+    assert {value for name, value in ours.items() if name.endswith("_truncated")} == {None}
     return bool(np.abs(np.asarray(pixels(ours), np.int16) - theirs).max() <= LEVELS)
 
 
@@ -266,11 +319,11 @@ def test_every_system_that_takes_encoded_prompts_reads_to_the_end(tmp_path: Path
 
 
 def test_only_safe_takes_no_encoded_prompts(tmp_path: Path) -> None:
-    """It cuts them whatever the spec says, and the column says what."""
+    """It cuts them whatever the spec says, and the columns say what."""
     made = make(
         spec_for(
             tmp_path,
-            [row("safe", LONG)],
+            [row("safe", LONG, negative_prompt=f"{FIRST} {THIRD}")],
             routes={"safe": {"model": "sd"}},
             default_route="safe",
             long_prompts="chunk",
@@ -278,6 +331,7 @@ def test_only_safe_takes_no_encoded_prompts(tmp_path: Path) -> None:
     )
 
     assert (made.row("safe")["status"], made.row("safe")["prompt_truncated"]) == ("ok", SECOND)
+    assert made.row("safe")["negative_prompt_truncated"] == THIRD
     prompted = {system.pipeline for system in SYSTEMS if "prompt" in system.texts}
     assert [name for name in prompted if not takes_embeddings(name)] == ["StableDiffusionPipelineSafe"]
 

@@ -11,12 +11,16 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.deprecated.stable_diffusion_safe.safety_checker import (
+    SafeStableDiffusionSafetyChecker,
+)
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
 from rich.console import Console
 
-from actors.components import OWN_PIPELINES, LoadedModel
+from actors.components import LoadedModel
 from actors.demo_parts import feature_extractor
+from actors.pipelines import OWN_PIPELINES
 from actors.storage import open_storage
 from jobs.ownership import claim
 from jobs.plan import make_plan
@@ -25,6 +29,7 @@ from jobs.survey import survey
 from jobs.verify import verify_output
 from schemas.errors import DarkroomError
 from schemas.output_rows import IMAGE_TYPE
+from schemas.parameters import SLD_PRESETS
 from schemas.spec import JobSpec, ModelSpec
 from schemas.systems import find_system
 from tests.checkpoints import demo
@@ -48,14 +53,10 @@ ROWS: list[Record] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def flags_one(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """demo:sd-safety with a checker that knows, and flags, the picture of the row `r2`."""
-    folder = tmp_path_factory.mktemp("flags-one")
-    made = make(job_spec(write_rows(folder / "rows.parquet", ROWS), folder / "out"))
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(demo("sd-safety"), use_safetensors=True)
-    seen = pipeline.feature_extractor([pixels(row) for row in made.rows], return_tensors="pt").pixel_values
-    checker = pipeline.safety_checker
+def checker_that_knows(made: Made) -> StableDiffusionSafetyChecker:
+    """One that flags the picture of the row `r2`, and none of the others'."""
+    checker = StableDiffusionSafetyChecker.from_pretrained(demo("sd-safety"), subfolder="safety_checker")
+    seen = feature_extractor()([pixels(row) for row in made.rows], return_tensors="pt").pixel_values
     with torch.no_grad():
         embeds = torch.nn.functional.normalize(checker.visual_projection(checker.vision_model(seen)[1]))
         bad = embeds[[row["row_id"] for row in made.rows].index(FLAGGED)]
@@ -63,6 +64,16 @@ def flags_one(tmp_path_factory: pytest.TempPathFactory) -> str:
         checker.concept_embeds[0] = bad
         # Half-way between the picture itself and the one most like it.
         checker.concept_embeds_weights[0] = (alike[-1] + alike[-2]) / 2
+    return checker
+
+
+@pytest.fixture(scope="module")
+def flags_one(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """demo:sd-safety with such a checker."""
+    folder = tmp_path_factory.mktemp("flags-one")
+    made = make(job_spec(write_rows(folder / "rows.parquet", ROWS), folder / "out"))
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(demo("sd-safety"), use_safetensors=True)
+    pipeline.register_modules(safety_checker=checker_that_knows(made))
     pipeline.save_pretrained(folder / "checkpoint")
     return str(folder / "checkpoint")
 
@@ -135,6 +146,49 @@ def test_the_verdict_is_diffusers_own(flags_one: str, tmp_path: Path) -> None:
         assert np.abs(difference).max() <= 2
 
 
+@pytest.mark.parametrize("task", ["safe", "text2img"])
+def test_safes_verdict_and_pictures_are_those_of_its_own_pipeline(tmp_path: Path, task: str) -> None:
+    """Its `nsfw_content_detected`, its blackened `images` and, under keep, its `unsafe_images`.
+
+    Row by row, for of a batch it gives one flag.
+    """
+    guided = [row | {"sld_preset": "max"} for row in ROWS]
+    path = write_rows(tmp_path / "rows.parquet", guided)
+
+    def made_with(checkpoint: str, name: str, **safety: str) -> Made:
+        models, routes = {"safe": {"checkpoint": checkpoint}}, {task: {"model": "safe"}}
+        folder = tmp_path / name
+        return make(job_spec(path, folder, models=models, routes=routes, default_route=task, safety=safety))
+
+    unchecked = made_with("demo:safe", "unchecked")
+    checker = checker_that_knows(unchecked)
+    pipeline = diffusers.StableDiffusionPipelineSafe.from_pretrained(
+        demo("safe"), safety_checker=None, use_safetensors=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.register_modules(safety_checker=checker, feature_extractor=feature_extractor())
+    pipeline.save_pretrained(tmp_path / "checkpoint")
+    name_safes_own_checker(tmp_path / "checkpoint")
+    own = SafeStableDiffusionSafetyChecker(checker.config)
+    own.load_state_dict(checker.state_dict())
+    pipeline.register_modules(safety_checker=own)
+
+    blackened = made_with(str(tmp_path / "checkpoint"), "black", flagged="black")
+    as_it_is = made_with(str(tmp_path / "checkpoint"), "keep", flagged="keep")
+
+    assert {row["nsfw"] for row in unchecked.rows} == {None}
+    for row in guided:
+        generator = torch.Generator("cpu").manual_seed(row["seed"])
+        numbers = SLD_PRESETS["max"]
+        theirs = pipeline(row["prompt"], num_inference_steps=2, generator=generator, **numbers)
+        black, kept = blackened.row(row["row_id"]), as_it_is.row(row["row_id"])
+        flag = bool(np.all(theirs.nsfw_content_detected))
+        assert (black["nsfw"], kept["nsfw"], flag) == (row["row_id"] == FLAGGED,) * 3
+        unflagged = theirs.unsafe_images if flag else theirs.images
+        for ours, their in ((black, theirs.images[0]), (kept, unflagged[0])):
+            assert np.abs(np.asarray(pixels(ours), np.int16) - np.asarray(their, np.int16)).max() <= 2
+
+
 def test_one_flagged_picture_of_a_row_filters_the_row(flags_one: str, tmp_path: Path) -> None:
     """Its other pictures are stored all the same."""
     rows = [ROWS[2] | {"num_images_per_prompt": 2}, ROWS[0]]
@@ -147,6 +201,13 @@ def test_one_flagged_picture_of_a_row_filters_the_row(flags_one: str, tmp_path: 
         ("ok", False),
     ]
     assert made.reports[0].filtered == 1
+
+
+def name_safes_own_checker(checkpoint: Path) -> None:
+    """As it is published, with a class that diffusers 0.42.1 no longer finds."""
+    stored = checkpoint / "model_index.json"
+    entry = {"safety_checker": ["stable_diffusion_safe", "SafeStableDiffusionSafetyChecker"]}
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | entry))
 
 
 # Every system whose checkpoints can have a checker.
@@ -182,10 +243,7 @@ def strict_checkpoint(kind: str, folder: Path) -> str:
     pipeline.register_modules(safety_checker=checker, feature_extractor=feature_extractor())
     pipeline.save_pretrained(folder / kind)
     if kind == "safe":
-        # As it is published, with a class that diffusers 0.42.1 no longer finds.
-        stored = folder / kind / "model_index.json"
-        entry = {"safety_checker": ["stable_diffusion_safe", "SafeStableDiffusionSafetyChecker"]}
-        stored.write_text(json.dumps(json.loads(stored.read_text()) | entry))
+        name_safes_own_checker(folder / kind)
     return str(folder / kind)
 
 
