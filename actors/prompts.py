@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionLatentUpscalePipeline
 
-from actors.components import ModelCache, pipeline_class
+from actors.components import ModelCache
+from actors.pipelines import pipeline_class
 from actors.prompt_weights import is_weighted, parse, pieces_of, weighted_states
 from actors.samples import Sample
 from schemas.columns import TEXT_FIELDS

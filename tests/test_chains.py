@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from actors.components import OWN_PIPELINES
 from actors.ldm3d import LDM3DImageProcessor
+from actors.pipelines import OWN_PIPELINES
 from jobs.survey import survey
 from schemas.errors import SpecError
 from tests.checkpoints import demo

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from actors.clip_skip import enable_clip_skip
-from actors.components import OWN_PIPELINES
 from actors.ldm3d import LDM3DImageProcessor
+from actors.pipelines import OWN_PIPELINES
 from schemas.systems import SYSTEMS, find_system
 from tests.checkpoints import demo
 from tests.in_process import Made, Record, encoded, job_spec, make, mask, picture, pixels, write_rows

@@ -1,0 +1,145 @@
+"""From a model's name in the spec to a diffusers pipeline in memory."""
+
+import inspect
+import json
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from huggingface_hub import hf_hub_download
+from transformers import DPTImageProcessorPil
+
+from actors.checkpoints import is_folder_name, local_folder
+from actors.clip_skip import enable_clip_skip
+from actors.pipelines import OWN_PIPELINES, pipeline_class
+from actors.shared_modules import SharedModules
+from schemas.errors import SpecError
+from schemas.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+# A spec or a checkpoint must never bring code along.
+os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
+
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError)
+"""What diffusers and huggingface_hub raise for a checkpoint that is not as it should be."""
+
+
+def on_this_machine(name: str, spec: ModelSpec, *, with_checker: bool = True) -> ModelSpec:
+    """The same model with a folder of this machine for its checkpoint.
+
+    Of a Hub repository, what diffusers would load is downloaded now, into the Hub's own cache.
+    """
+    folder = local_folder(spec)
+    if folder is None:
+        if is_folder_name(spec.checkpoint):
+            raise SpecError(
+                f"models.{name}.checkpoint: the folder {spec.checkpoint} does not exist on "
+                f"{socket.gethostname()}; it must be one that every machine of the cluster shares, "
+                "or a Hub repository"
+            )
+        folder = _download(name, spec, with_checker)
+    return spec.model_copy(update={"checkpoint": str(folder), "revision": None})
+
+
+def _download(name: str, spec: ModelSpec, with_checker: bool) -> Path:
+    logger.info("fetching model=%s checkpoint=%s revision=%s", name, spec.checkpoint, spec.revision)
+    try:
+        index = Path(hf_hub_download(spec.checkpoint, "model_index.json", revision=spec.revision))
+        folder = _loader(json.loads(index.read_bytes())).download(
+            spec.checkpoint,
+            revision=spec.revision,
+            variant=spec.variant,
+            # None, the default, downloads pickles where there is nothing else.
+            use_safetensors=True,
+            trust_remote_code=False,
+            # What is given here is not downloaded.
+            **({} if with_checker else {"safety_checker": None}),
+        )
+    except LOADING_ERRORS as error:
+        raise SpecError(f"models.{name}: {spec.checkpoint} cannot be downloaded: {error}") from error
+    return Path(folder)
+
+
+def load(name: str, spec: ModelSpec, device: torch.device, shared: SharedModules, with_checker: bool) -> Any:
+    spec = on_this_machine(name, spec, with_checker=with_checker)
+    folder = Path(spec.checkpoint)
+    dtype = _dtype(spec.dtype, device)
+    logger.info("loading model=%s checkpoint=%s dtype=%s device=%s", name, folder, dtype, device)
+    try:
+        index = diffusers.DiffusionPipeline.load_config(folder)
+        pipeline = _loader(index).from_pretrained(
+            folder,
+            **shared.known(folder, spec, dtype)
+            | _mended(index, folder)
+            | _checker_arguments(index, with_checker),
+            variant=spec.variant,
+            dtype=dtype,
+            # None, the default, falls back to pickles, which run code when they are read.
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        if _has_safe_checker(index) and with_checker:
+            pipeline.register_modules(safety_checker=_ordinary_checker(folder, spec, dtype))
+    except LOADING_ERRORS as error:
+        raise SpecError(f"models.{name}: {folder} cannot be loaded: {error}") from error
+    enable_clip_skip(getattr(pipeline, "text_encoder", None))
+    pipeline = pipeline.to(device)
+    shared.add(folder, spec, dtype, pipeline.components)
+    return pipeline
+
+
+def _loader(index: Mapping[str, Any]) -> Any:
+    """Its own class for a pipeline that diffusers has not; diffusers' loader would look for it in vain."""
+    return OWN_PIPELINES.get(index["_class_name"], diffusers.DiffusionPipeline)
+
+
+def _mended(index: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Components that diffusers 0.42.1 cannot load as published checkpoints name them."""
+    mended: dict[str, Any] = {}
+    if _has_safe_checker(index):
+        mended["safety_checker"] = None
+    if (index.get("feature_extractor") or [None, None])[1] == "DPTFeatureExtractor":
+        mended["feature_extractor"] = DPTImageProcessorPil.from_pretrained(
+            folder, subfolder="feature_extractor"
+        )
+    return mended
+
+
+def _has_safe_checker(index: Mapping[str, Any]) -> bool:
+    """Whether it has Safe's own checker, whose class has moved and does not load under transformers 5."""
+    _, name = index.get("safety_checker") or (None, None)
+    return bool(name == "SafeStableDiffusionSafetyChecker")
+
+
+def _ordinary_checker(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> Any:
+    """Stable Diffusion's checker with Safe's weights: the same network, but Safe's does not blacken."""
+    return StableDiffusionSafetyChecker.from_pretrained(
+        folder,
+        subfolder="safety_checker",
+        variant=spec.variant,
+        dtype=dtype,
+        use_safetensors=True,
+    )
+
+
+def _checker_arguments(index: Mapping[str, Any], with_checker: bool) -> dict[str, Any]:
+    """Without a checker diffusers would warn; the plan has said so. Switched off, none is loaded."""
+    taken = inspect.signature(pipeline_class(index["_class_name"])).parameters
+    wanted: dict[str, Any] = {"requires_safety_checker": False}
+    if not with_checker:
+        wanted["safety_checker"] = None
+    return {name: value for name, value in wanted.items() if name in taken}
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

@@ -1,0 +1,41 @@
+"""Modules that several checkpoints have in common, held in memory once."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from weakref import ref
+
+import torch
+
+from actors.component_files import ComponentFiles, component_files, files_in
+from schemas.spec import ModelSpec
+
+
+class SharedModules:
+    """Modules in memory by the content of their files: two checkpoints with the same VAE hold it once.
+
+    It keeps none alive: a module goes when the last model that uses it goes.
+    """
+
+    def __init__(self) -> None:
+        self._alike: dict[tuple[object, ...], list[tuple[ComponentFiles, ref[torch.nn.Module]]]] = {}
+
+    def known(self, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
+        """The checkpoint's components that are in memory already, by name."""
+        found = {}
+        for component in component_files(files_in(folder), spec.variant):
+            for other, module in self._alike.get((dtype, component.looks_like()), []):
+                # Gigabytes are hashed only here, where a component of the same kind and size is in memory.
+                alive = module()
+                if alive is not None and other.content() == component.content():
+                    found[component.name] = alive
+        return found
+
+    def add(self, folder: Path, spec: ModelSpec, dtype: torch.dtype, components: Mapping[str, Any]) -> None:
+        """Remember a checkpoint's components."""
+        for component in component_files(files_in(folder), spec.variant):
+            module = components.get(component.name)
+            if isinstance(module, torch.nn.Module):
+                alike = self._alike.setdefault((dtype, component.looks_like()), [])
+                alike[:] = [pair for pair in alike if pair[1]() is not None]
+                alike.append((component, ref(module)))
