@@ -1,11 +1,10 @@
-"""What each system's pipeline is called with, and what it gives back.
+"""What each system's pipeline is called with.
 
 Most take rows alike: lists of texts, pictures and generators, one value of every parameter. The few that do
 not have an entry in ARGUMENTS, by the name of their pipeline.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 from PIL import Image
 
 from actors.cohorts import Cohort
-from actors.engine import Depth, Pixels
 from actors.prompts import encoded
 from actors.samples import Sample
 from schemas.errors import RowError
@@ -25,19 +23,6 @@ Arguments = dict[str, Any]
 
 NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset")
 """Parameters that a pipeline is not called with: it is given its scheduler, and a preset's numbers."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """One picture that a call gave."""
-
-    pixels: Pixels | None
-    """None where latents came out instead."""
-    latents: torch.Tensor | None = None
-    """(channels, height, width), for the next step."""
-    depth: Depth | None = None
-    finite: bool
-    """False where NaN or infinity came out."""
 
 
 def check_pictures(sample: Sample, pictures: Mapping[str, Image.Image]) -> None:
@@ -113,36 +98,3 @@ ARGUMENTS: dict[str, Callable[[Arguments, Cohort, Any], Arguments]] = {
     "StableDiffusionDepth2ImgPipeline": _depth2img,
     "StableDiffusionUpscaleLDM3DPipeline": _ldm3d_upscale,
 }
-
-
-def pictures_of(output: Any, count: int, *, gives_latents: bool) -> list[Picture]:
-    """What a pipeline gave, as bytes: rounded on the device as diffusers' own numpy_to_pil rounds."""
-    images = output.rgb if hasattr(output, "rgb") else output.images
-    if isinstance(images, list):
-        return [Picture(pixels=np.asarray(image), finite=True) for image in images]
-    if gives_latents:
-        return [
-            Picture(pixels=None, latents=latents, finite=finite)
-            for latents, finite in zip(images, _finite(images).tolist(), strict=True)
-        ]
-    if isinstance(images, np.ndarray):
-        # Safe, in diffusers 0.42.1, knows PIL pictures and numpy arrays only.
-        images = torch.from_numpy(images).permute(0, 3, 1, 2)
-    depth = getattr(output, "depth", None)
-    finite = _finite(images) if depth is None else _finite(images) & _finite(depth)
-    pixels = (images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [
-        Picture(pixels=picture, depth=depth, finite=is_finite)
-        for picture, depth, is_finite in zip(pixels, _depths(depth, count), finite.tolist(), strict=True)
-    ]
-
-
-def _finite(values: torch.Tensor) -> torch.Tensor:
-    return torch.isfinite(values).flatten(1).all(dim=1)
-
-
-def _depths(depth: torch.Tensor | None, count: int) -> Sequence[Depth | None]:
-    if depth is None:
-        return [None] * count
-    # torch has few operations on uint16; the round trip is exact.
-    return list((depth.float() * 65535).round().to(torch.int32).cpu().numpy().astype(np.uint16))

@@ -29,12 +29,7 @@ def _made(picture: Image.Image) -> MadeImage:
 def decode_latents(pipeline: Any, latents: torch.Tensor) -> Pixels:
     """One row's latents as a picture, by the pipeline's own VAE."""
     vae = pipeline.vae
-    upcast = vae.dtype == torch.float16 and vae.config.force_upcast
-    if upcast:
-        vae.to(torch.float32)
     scaled = latents[None].to(vae.dtype) / vae.config.scaling_factor
     image = pipeline.image_processor.postprocess(vae.decode(scaled).sample, output_type="pt")
-    if upcast:
-        vae.to(torch.float16)
     pixels: Pixels = (image[0].float() * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     return pixels

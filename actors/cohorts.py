@@ -55,7 +55,7 @@ def cohorts(samples: Sequence[Sample], max_batch_rows: int) -> Iterator[Cohort]:
     groups: dict[_Key, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(_key(sample), []).append(sample)
-    for key, group in groups.items():
+    for key, group in sorted(groups.items(), key=_turn):
         # diffusers 0.42.1 paints a crop for one picture at a time only.
         together = 1 if dict(key[2]).get("padding_mask_crop") is not None else max_batch_rows
         for start in range(0, len(group), together):
@@ -74,6 +74,22 @@ def _key(sample: Sample) -> _Key:
         sample.num_windows,
         sample.weighted,
     )
+
+
+def _turn(item: tuple[_Key, list[Sample]]) -> tuple[float, float, float]:
+    """Size after size, since only pictures of one size share a batch; the longest of each first: when the
+    last ones run out, few steps are left in which batches are not full."""
+    sample = item[1][0]
+    if "image" in sample.images:
+        height, width = float(sample.images["image"].height), float(sample.images["image"].width)
+    else:
+        height, width = _number(sample, "height", 0), _number(sample, "width", 0)
+    return height, width, -_number(sample, "num_inference_steps", 0) * _number(sample, "strength", 1)
+
+
+def _number(sample: Sample, parameter: str, otherwise: float) -> float:
+    value = sample.parameters.get(parameter)
+    return float(value) if isinstance(value, (int, float)) else otherwise
 
 
 def _cohort(key: _Key, samples: Sequence[Sample]) -> Cohort:

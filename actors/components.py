@@ -59,7 +59,9 @@ class LoadedModel:
         pipeline = self._pipelines.get(system.pipeline)
         if pipeline is None:
             pipeline = self._pipelines[system.pipeline] = build_pipeline(system, self._base)
-        # The scheduler keeps a call's state (timesteps, past model outputs): never share one.
+        # Calls run side by side, and both keep a call's state: the pipeline its arguments, the scheduler its
+        # timesteps and past model outputs.
+        pipeline = copy.copy(pipeline)
         pipeline.scheduler = copy.deepcopy(self._fresh_scheduler(scheduler, options))
         return pipeline
 

@@ -1,29 +1,27 @@
-"""From opened rows to pixels: one plain diffusers call per cohort, split when it fails."""
+"""From opened rows to pixels: chains step by step, each step's samples in cohorts, model by model."""
 
-import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
-from typing import Any
+from concurrent.futures import Executor
+from dataclasses import replace
 
 import torch
-from PIL import Image
 
-from actors.calls import Decoded, Picture, arguments, check_pictures, pictures_of
 from actors.chains import decode_latents, made_images
-from actors.cohorts import Cohort, cohorts, samples_of
-from actors.components import LoadedModel, ModelCache
+from actors.cohort_runner import CohortRunner
+from actors.cohorts import cohorts, samples_of
+from actors.components import ModelCache
+from actors.decode_ahead import DecodeAhead
 from actors.engine import Generated, Pixels
-from actors.prompts import PromptReader, check_texts
-from actors.safety import combined, withhold
+from actors.merged_modules import Count
+from actors.prompts import PromptReader
+from actors.safety import withhold
 from actors.samples import OpenedRow, Sample
-from schemas.errors import DarkroomError, RowError
 from schemas.job import Job
 from schemas.spec import JobSpec
 
-logger = logging.getLogger(__name__)
+COHORTS_A_BATCH = 4
+"""A cohort is at most this part of a batch: of pieces so small one can always fill it to three quarters."""
 
 
 class DiffusersEngine:
@@ -33,7 +31,10 @@ class DiffusersEngine:
         self._models = models
         self._device = device
         self._max_batch_rows = spec.batching.max_batch_rows
+        self._exact = spec.batching.exact
         self._flagged = spec.safety.flagged
+        self.counts: dict[str, Count] = {}
+        """What went through each kind of module so far."""
         self._prompts = PromptReader(
             models, chunk=spec.long_prompts == "chunk", weighted=spec.prompt_weights == "compel"
         )
@@ -67,12 +68,21 @@ class DiffusersEngine:
         return bool(generated.sample.following is None or generated.problem or dropped)
 
     def _make_all(self, samples: Sequence[Sample], decoders: Executor) -> Iterator[Generated]:
-        """One step of each sample; the next cohort's pictures are decoded while this one runs."""
-        waiting = cohorts(self._prompts.read(samples), self._max_batch_rows)
-        coming = _decode(next(waiting, None), decoders)
-        while coming is not None:
-            current, coming = coming, _decode(next(waiting, None), decoders)
-            yield from self._make(current)
+        """One step of each sample, model by model."""
+        by_model: dict[str, list[Sample]] = {}
+        for sample in self._prompts.read(samples):
+            by_model.setdefault(sample.routed.model, []).append(sample)
+        for name, group in by_model.items():
+            together = cohorts(group, 1 if self._exact else max(1, self._max_batch_rows // COHORTS_A_BATCH))
+            runner = CohortRunner(
+                self._models.get(name),
+                DecodeAhead(together, decoders),
+                self._max_batch_rows,
+                exact=self._exact,
+            )
+            yield from runner.run()
+            for module, count in runner.counts.items():
+                self.counts[module] = self.counts.get(module, Count()) + count
 
     def _next(self, generated: Generated) -> Sample:
         """The sample at its next step, with what this one gave."""
@@ -90,129 +100,6 @@ class DiffusersEngine:
             return generated.pixels
         pipeline = self._models.get(generated.sample.routed.model).pipeline(generated.sample.system, None)
         return decode_latents(pipeline, generated.latents)
-
-    def _make(self, decoding: "_Decoding") -> Iterator[Generated]:
-        fit: list[Decoded] = []
-        for sample, pictures in decoding.samples:
-            try:
-                ready = {field: future.result() for field, future in pictures.items()}
-                check_pictures(sample, ready)
-                check_texts(sample)
-                fit.append((sample, ready))
-            except RowError as problem:
-                yield Generated(sample=sample, pixels=None, nsfw=None, problem=problem)
-        if fit:
-            yield from self._run(decoding.cohort, fit)
-
-    def _run(self, cohort: Cohort, decoded: list[Decoded]) -> Iterator[Generated]:
-        """One call, or after a failure two calls of half the size: one bad row or too large a batch
-        costs no other row its picture."""
-        failure = None
-        try:
-            made = self._call(cohort, decoded)
-        except RowError as problem:
-            made = [_failed(sample, problem) for sample, _ in decoded]
-        except DarkroomError:
-            raise
-        except Exception as error:
-            if _is_fatal(error):
-                raise
-            logger.warning("a call for %d pictures failed: %s", len(decoded), error)
-            failure = _problem(error)
-        # Outside the `except`: the traceback there keeps the failed call's tensors in memory.
-        yield from made if failure is None else self._after_failure(cohort, decoded, failure)
-
-    def _after_failure(
-        self, cohort: Cohort, decoded: list[Decoded], problem: RowError
-    ) -> Iterator[Generated]:
-        if len(decoded) == 1:
-            yield _failed(decoded[0][0], problem)
-            return
-        if problem.code == "out_of_memory" and self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = len(decoded) // 2
-        yield from self._run(cohort, decoded[:half])
-        yield from self._run(cohort, decoded[half:])
-
-    @torch.inference_mode()
-    def _call(self, cohort: Cohort, decoded: list[Decoded]) -> list[Generated]:
-        scheduler, options = cohort.parameters.get("scheduler"), cohort.parameters.get("scheduler_options")
-        model = self._models.get(cohort.model)
-        pipeline = model.pipeline(
-            cohort.system, str(scheduler) if scheduler else None, str(options) if options else None
-        )
-        output = pipeline(**arguments(cohort, decoded, pipeline))
-        made = pictures_of(output, len(decoded), gives_latents=cohort.gives_latents)
-        flags = _flags(model, pipeline, made)
-        return [
-            _result(sample, picture, flag)
-            for (sample, _), picture, flag in zip(decoded, made, flags, strict=True)
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Decoding:
-    cohort: Cohort
-    samples: list[tuple[Sample, dict[str, Future[Image.Image]]]]
-
-
-def _decode(cohort: Cohort | None, decoders: Executor) -> _Decoding | None:
-    if cohort is None:
-        return None
-    samples = [
-        (sample, {field: decoders.submit(image.decode) for field, image in sample.images.items()})
-        for sample in cohort.samples
-    ]
-    return _Decoding(cohort, samples)
-
-
-def _flags(model: LoadedModel, pipeline: Any, made: Sequence[Picture]) -> Sequence[bool | None]:
-    """The verdict on each picture; latents that go on are decoded for it, for the next model may have no
-    checker."""
-    if model.safety_checker is None:
-        return [None] * len(made)
-    return model.safety_checker.flags([_shown(picture, pipeline) for picture in made])
-
-
-def _shown(picture: Picture, pipeline: Any) -> Pixels:
-    if picture.pixels is not None:
-        return picture.pixels
-    assert picture.latents is not None, "a picture has the one or the other"
-    return decode_latents(pipeline, picture.latents)
-
-
-def _result(sample: Sample, picture: Picture, nsfw: bool | None) -> Generated:
-    if not picture.finite:
-        problem = RowError("nonfinite_image", "the model gave NaN or infinite pixels; try dtype: float32")
-        return _failed(sample, problem)
-    return Generated(
-        sample=sample,
-        pixels=picture.pixels,
-        latents=picture.latents,
-        depth=picture.depth,
-        nsfw=combined(sample.nsfw, nsfw),
-    )
-
-
-def _failed(sample: Sample, problem: RowError) -> Generated:
-    if sample.opened.row.routed.then:
-        problem = RowError(problem.code, f"step {sample.step + 1} ({sample.routed.route}): {problem.message}")
-    return Generated(sample=sample, pixels=None, nsfw=None, problem=problem)
-
-
-def _problem(error: Exception) -> RowError:
-    """What goes into the part: without addresses and amounts of free memory, which differ between runs."""
-    said = re.sub(r"0x[0-9a-fA-F]+", "0x...", f"{type(error).__name__}: {error}".strip())
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in said:
-        return RowError(
-            "out_of_memory", "this picture does not fit in memory even alone; ask for a smaller one"
-        )
-    return RowError("generation_error", said[:500])
-
-
-def _is_fatal(error: Exception) -> bool:
-    """After a CUDA fault the process can compute nothing more: let the worker be replaced."""
-    return isinstance(error, torch.AcceleratorError)
 
 
 def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:

@@ -2,9 +2,11 @@
 
 import inspect
 from collections.abc import Mapping
+from functools import wraps
 from typing import Any
 
 import diffusers
+import torch
 
 from actors.ldm3d import LDM3DImageProcessor
 from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
@@ -23,11 +25,24 @@ def pipeline_class(name: str) -> Any:
 def build_pipeline(system: System, base: Any) -> Any:
     """The system's pipeline on the components of a loaded one."""
     cls = pipeline_class(system.pipeline)
-    pipeline = cls(**_arguments(cls, base))
+    pipeline = _on(base.device, cls)(**_arguments(cls, base))
     if system.gives_depth and hasattr(pipeline, "image_processor"):
         pipeline.image_processor = LDM3DImageProcessor()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _on(device: torch.device, cls: Any) -> Any:
+    """The pipeline class, knowing its device, and that its VAE is in float32 where it has to be.
+
+    diffusers 0.42.1 walks through every module's hooks each time a pipeline asks itself where it is: for a
+    small model that costs as much as all of a call's scheduler steps.
+    """
+    return type(cls.__name__, (cls,), {"_execution_device": device, "device": device, "upcast_vae": _nothing})
+
+
+def _nothing(_: Any) -> None:
+    """For `upcast_vae`: actors/float32_vae.py has done it, and diffusers 0.42.1 warns of its own method."""
 
 
 def _arguments(cls: Any, base: Any) -> dict[str, Any]:
@@ -57,3 +72,18 @@ def new_scheduler(published: Any, name: str | None, options: str | None) -> Any:
         return getattr(diffusers, name).from_config(published.config, **changes)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, ImportError) as error:
         raise RowError("invalid_scheduler", f"{name} with {options or 'no options'}: {error}") from error
+
+
+def keep_on_host(scheduler: Any) -> None:
+    """Let a scheduler's timesteps stay on the host, wherever its pipeline wants them.
+
+    diffusers 0.42.1 looks timesteps up in tables on the host at each step (DDIM, DDPM, PNDM): from a GPU that
+    has to be waited for. Numbers on the host go into its kernels as they are.
+    """
+    set_timesteps = scheduler.set_timesteps
+
+    @wraps(set_timesteps)
+    def on_host(*args: Any, device: Any = None, **kwargs: Any) -> None:
+        set_timesteps(*args, device="cpu", **kwargs)
+
+    scheduler.set_timesteps = on_host

@@ -81,7 +81,9 @@ class BatchingSpec(StrictModel):
     shard_rows: int = Field(default=256, ge=1, le=100_000)
     """Input rows per part: what is lost when a worker dies, and the size of one output file."""
     max_batch_rows: int = Field(default=16, ge=1, le=1024)
-    """Images per pipeline call, at most."""
+    """Images that go through a model together, at most."""
+    exact: bool = False
+    """true: each image by a plain diffusers call of its own, with the bits that gives; slower."""
 
 
 class SafetySpec(StrictModel):

@@ -70,7 +70,7 @@ def test_a_batch_that_does_not_fit_is_halved(broken: Callable[..., Made]) -> Non
         if sizes[-1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    made = broken("unet", only_two)
+    made = broken("unet.conv_in", only_two)
 
     assert set(statuses(made).values()) == {"ok"}
     assert sizes[:3] == [8, 4, 2]
@@ -82,7 +82,7 @@ def test_a_picture_that_does_not_fit_alone_fails_alone(broken: Callable[..., Mad
     def never(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: Arguments) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    made = broken("unet", never)
+    made = broken("unet.conv_in", never)
 
     assert set(statuses(made).values()) == {"out_of_memory"}
     assert len(made.rows) == len(ROWS)
@@ -99,7 +99,7 @@ def test_a_row_that_raises_fails_alone(broken: Callable[..., Made]) -> None:
         if any(torch.equal(row, marked[0]) for row in ids):
             raise ValueError("cannot read this prompt")
 
-    made = broken("text_encoder", reject)
+    made = broken("text_encoder.embeddings", reject)
 
     assert statuses(made)["r3"] == "generation_error"
     assert list(statuses(made).values()).count("ok") == 7
@@ -115,7 +115,7 @@ def test_a_picture_of_nan_fails_alone(broken: Callable[..., Made]) -> None:
         output[5] = float("nan")
         return output
 
-    made = broken("vae.decoder", spoil, after=True)
+    made = broken("vae.decoder.conv_out", spoil, after=True)
 
     assert statuses(made)["r5"] == "nonfinite_image"
     assert list(statuses(made).values()).count("ok") == 7
@@ -128,7 +128,7 @@ def test_a_row_with_one_bad_picture_of_three_fails_as_a_whole(broken: Callable[.
         output[1] = float("nan")
         return output
 
-    made = broken("vae.decoder", spoil, after=True, rows=[ROWS[0] | {"num_images_per_prompt": 3}])
+    made = broken("vae.decoder.conv_out", spoil, after=True, rows=[ROWS[0] | {"num_images_per_prompt": 3}])
 
     assert statuses(made) == {"r0": "nonfinite_image"}
     assert len(made.rows) == 1
@@ -141,7 +141,7 @@ def test_a_batch_stays_within_max_batch_rows(broken: Callable[..., Made]) -> Non
     def count(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: Arguments) -> None:
         sizes.append(args[0].shape[0] // 2)
 
-    broken("unet", count, rows=[row | {"num_images_per_prompt": 3} for row in ROWS])
+    broken("unet.conv_in", count, rows=[row | {"num_images_per_prompt": 3} for row in ROWS])
 
     assert max(sizes) == 8
     assert set(sizes) == {8}

@@ -1,0 +1,194 @@
+"""Cohorts of one model to pictures: diffusers calls run side by side, and split when they fail."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from actors.batcher import Batcher, Call, Outcome
+from actors.calls import Decoded, arguments, check_pictures
+from actors.chains import decode_latents
+from actors.cohorts import Cohort
+from actors.components import LoadedModel
+from actors.decode_ahead import DecodeAhead, Decoding
+from actors.engine import Generated, Pixels
+from actors.entry_points import entry_points
+from actors.failures import is_fatal, problem_of
+from actors.made_pictures import MadePictures, Picture, made_pictures
+from actors.merged_modules import Count
+from actors.pipelines import keep_on_host
+from actors.prompts import check_texts
+from actors.safety import combined
+from actors.samples import Sample
+from schemas.errors import DarkroomError, RowError
+
+logger = logging.getLogger(__name__)
+
+MAX_ARRIVING = 8
+"""Calls whose pictures are on their way from the device, at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """What a cohort's call gave."""
+
+    pictures: MadePictures
+    flags: Sequence[bool | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohortCall:
+    """A plain diffusers call for a cohort, or for those of its samples that are left."""
+
+    model: LoadedModel
+    cohort: Cohort
+    decoded: Sequence[Decoded]
+    exact: bool
+    """Whether it is to be what diffusers does by itself, to the bit, also on a GPU."""
+
+    def __call__(self) -> _Made:
+        parameters = self.cohort.parameters
+        scheduler, options = parameters.get("scheduler"), parameters.get("scheduler_options")
+        pipeline = self.model.pipeline(
+            self.cohort.system, str(scheduler) if scheduler else None, str(options) if options else None
+        )
+        if not self.exact:
+            keep_on_host(pipeline.scheduler)
+        output = pipeline(**arguments(self.cohort, self.decoded, pipeline))
+        pictures = made_pictures(output, gives_latents=self.cohort.gives_latents)
+        return _Made(pictures=pictures, flags=self._flags(pictures, pipeline))
+
+    def _flags(self, pictures: MadePictures, pipeline: Any) -> Sequence[bool | None]:
+        """The verdict on each picture; latents that go on are decoded for it, for the next model may have
+        no checker."""
+        checker = self.model.safety_checker
+        if checker is None:
+            return [None] * len(self.decoded)
+        return checker.flags([_shown(picture, pipeline) for picture in pictures.get()])
+
+    def halves(self) -> Iterator["CohortCall"]:
+        """The same for one half of the samples and for the other."""
+        middle = len(self.decoded) // 2
+        for decoded in (self.decoded[:middle], self.decoded[middle:]):
+            yield replace(self, decoded=decoded)
+
+
+def _shown(picture: Picture, pipeline: Any) -> Pixels:
+    if picture.pixels is not None:
+        return picture.pixels
+    assert picture.latents is not None, "a picture has the one or the other"
+    return decode_latents(pipeline, picture.latents)
+
+
+class CohortRunner:
+    """Makes the pictures of one model's cohorts. For one run."""
+
+    def __init__(self, model: LoadedModel, cohorts: DecodeAhead, max_batch_rows: int, *, exact: bool) -> None:
+        self._model = model
+        self._cohorts = cohorts
+        self._batcher: Batcher[_Made] = Batcher(
+            () if exact else [*entry_points(model.components)], max_batch_rows
+        )
+        self._exact = exact
+        self._again: deque[CohortCall] = deque()
+        self._unfit: deque[Generated] = deque()
+        self._arriving: deque[tuple[CohortCall, _Made]] = deque()
+
+    @property
+    def counts(self) -> dict[str, Count]:
+        """What went through each of the model's modules."""
+        return self._batcher.counts
+
+    @torch.inference_mode()
+    def run(self) -> Iterator[Generated]:
+        """Every sample of the cohorts."""
+        for outcome in one_by_one(self._next) if self._exact else self._batcher.run(self._next):
+            self._take(outcome)
+            yield from self._there(MAX_ARRIVING)
+        yield from self._there(0)
+
+    def _next(self) -> Call[_Made] | None:
+        """The next call whose samples are fit for it."""
+        while not self._again:
+            decoding = self._cohorts.next()
+            if decoding is None:
+                return None
+            fit = self._fit(decoding)
+            if fit:
+                self._again.append(
+                    CohortCall(model=self._model, cohort=decoding.cohort, decoded=fit, exact=self._exact)
+                )
+        make = self._again.popleft()
+        return Call(make=make, rows=len(make.decoded))
+
+    def _fit(self, decoding: Decoding) -> list[Decoded]:
+        fit: list[Decoded] = []
+        for sample, pictures in decoding.samples:
+            try:
+                ready = {field: future.result() for field, future in pictures.items()}
+                check_pictures(sample, ready)
+                check_texts(sample)
+                fit.append((sample, ready))
+            except RowError as problem:
+                self._unfit.append(Generated(sample=sample, pixels=None, nsfw=None, problem=problem))
+        return fit
+
+    def _take(self, outcome: Outcome[_Made]) -> None:
+        """A failed call is made again in halves: one bad row or too large a batch costs no other row its
+        picture."""
+        call, error = outcome.call.make, outcome.error
+        assert isinstance(call, CohortCall)
+        if error is None:
+            assert outcome.value is not None
+            self._arriving.append((call, outcome.value))
+        elif isinstance(error, DarkroomError) and not isinstance(error, RowError):
+            raise error
+        elif isinstance(error, RowError) or len(call.decoded) == 1:
+            problem = error if isinstance(error, RowError) else problem_of(error)
+            self._unfit.extend(_failed(sample, problem) for sample, _ in call.decoded)
+        else:
+            logger.warning("a call for %d pictures failed: %s", len(call.decoded), error)
+            self._again.extendleft(reversed([*call.halves()]))
+
+    def _there(self, max_arriving: int) -> Iterator[Generated]:
+        """What is ready, or has to be waited for now."""
+        while self._unfit:
+            yield self._unfit.popleft()
+        while self._arriving and (len(self._arriving) > max_arriving or self._arriving[0][1].pictures.ready):
+            call, made = self._arriving.popleft()
+            for (sample, _), picture, flag in zip(call.decoded, made.pictures.get(), made.flags, strict=True):
+                yield _result(sample, picture, flag)
+
+
+def one_by_one(next_call: Callable[[], Call[_Made] | None]) -> Iterator[Outcome[_Made]]:
+    """Calls as plain diffusers makes them, one after the other."""
+    while call := next_call():
+        try:
+            outcome = Outcome(call=call, value=call.make())
+        except Exception as error:
+            if is_fatal(error):
+                raise
+            outcome = Outcome(call=call, error=error)
+        yield outcome
+
+
+def _result(sample: Sample, picture: Picture, nsfw: bool | None) -> Generated:
+    if not picture.finite:
+        problem = RowError("nonfinite_image", "the model gave NaN or infinite pixels; try dtype: float32")
+        return _failed(sample, problem)
+    return Generated(
+        sample=sample,
+        pixels=picture.pixels,
+        latents=picture.latents,
+        depth=picture.depth,
+        nsfw=combined(sample.nsfw, nsfw),
+    )
+
+
+def _failed(sample: Sample, problem: RowError) -> Generated:
+    if sample.opened.row.routed.then:
+        problem = RowError(problem.code, f"step {sample.step + 1} ({sample.routed.route}): {problem.message}")
+    return Generated(sample=sample, pixels=None, nsfw=None, problem=problem)

@@ -1,0 +1,50 @@
+"""Input pictures decoded on other threads, ahead of the cohorts that need them."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+
+from PIL import Image
+
+from actors.cohorts import Cohort
+from actors.samples import Sample
+
+AHEAD_BYTES = 256 << 20
+"""Of decoded pictures that wait for their turn, at most; those of the next cohort always are decoded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """A cohort whose pictures are being decoded."""
+
+    cohort: Cohort
+    samples: Sequence[tuple[Sample, Mapping[str, "Future[Image.Image]"]]]
+    size_bytes: int
+
+
+class DecodeAhead:
+    """Hands cohorts out one by one."""
+
+    def __init__(self, cohorts: Iterator[Cohort], decoders: Executor) -> None:
+        self._cohorts = cohorts
+        self._decoders = decoders
+        self._begun: deque[Decoding] = deque()
+
+    def next(self) -> Decoding | None:
+        """The next cohort; None after the last."""
+        while sum(decoding.size_bytes for decoding in self._begun) < AHEAD_BYTES:
+            cohort = next(self._cohorts, None)
+            if cohort is None:
+                break
+            self._begun.append(self._begin(cohort))
+        return self._begun.popleft() if self._begun else None
+
+    def _begin(self, cohort: Cohort) -> Decoding:
+        samples = [
+            (sample, {field: self._decoders.submit(image.decode) for field, image in sample.images.items()})
+            for sample in cohort.samples
+        ]
+        # Four bytes a pixel, and text alone counts a little: cohorts without pictures come to an end too.
+        size = sum(4 * width * height for width, height in cohort.sizes.values()) + 4096
+        return Decoding(cohort=cohort, samples=samples, size_bytes=size * len(samples))

@@ -1,0 +1,101 @@
+"""What a pipeline gave, as bytes, on its way from the device."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.engine import Depth, Pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One picture that a call gave."""
+
+    pixels: Pixels | None
+    """None where latents came out instead."""
+    latents: torch.Tensor | None = None
+    """(channels, height, width), for the next step."""
+    depth: Depth | None = None
+    finite: bool
+    """False where NaN or infinity came out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadePictures:
+    """A call's pictures. On a GPU they are copied while it goes on with its work."""
+
+    pixels: torch.Tensor | None = None
+    """(N, height, width, 3) uint8, in the host's memory."""
+    depth: torch.Tensor | None = None
+    """(N, height, width) int32, 0 to 65535: torch has few operations on uint16."""
+    latents: torch.Tensor | None = None
+    """(N, channels, height, width), on the device."""
+    finite: torch.Tensor
+    """(N,) bool."""
+    copied: torch.cuda.Event | None = None
+    """The CUDA event that says that all are there; None where they are."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `get` need not wait."""
+        return self.copied is None or bool(self.copied.query())  # type: ignore[no-untyped-call]
+
+    def get(self) -> list[Picture]:
+        """One by one."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        count = len(self.finite)
+        pixels = [None] * count if self.pixels is None else self.pixels.numpy()
+        depths = [None] * count if self.depth is None else self.depth.numpy().astype(np.uint16)
+        latents = [None] * count if self.latents is None else self.latents
+        return [
+            Picture(pixels=one, depth=depth, latents=rows, finite=bool(finite))
+            for one, depth, rows, finite in zip(pixels, depths, latents, self.finite, strict=True)
+        ]
+
+
+def made_pictures(output: Any, *, gives_latents: bool) -> MadePictures:
+    """A pipeline's output: rounded on the device as diffusers' own numpy_to_pil rounds."""
+    images = output.rgb if hasattr(output, "rgb") else output.images
+    if isinstance(images, list):
+        pixels = torch.stack([torch.from_numpy(np.array(image)) for image in images])
+        return MadePictures(pixels=pixels, finite=torch.ones(len(images), dtype=torch.bool))
+    if isinstance(images, np.ndarray):
+        # Safe, in diffusers 0.42.1, knows PIL pictures and numpy arrays only.
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    values = {"finite": _finite(images)}
+    if not gives_latents:
+        values["pixels"] = (images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    depth = getattr(output, "depth", None)
+    if depth is not None:
+        values["finite"] &= _finite(depth)
+        values["depth"] = (depth.float() * 65535).round().to(torch.int32)
+    copied = None if images.device.type != "cuda" else _begin_copies(values, images.device)
+    return MadePictures(latents=images if gives_latents else None, copied=copied, **values)
+
+
+def _finite(values: torch.Tensor) -> torch.Tensor:
+    return torch.isfinite(values).flatten(1).all(dim=1)
+
+
+def _begin_copies(values: dict[str, torch.Tensor], device: torch.device) -> torch.cuda.Event:
+    """Put copies in the host's memory in their places; they are there when the event has happened."""
+    stream = _copy_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        for name, value in values.items():
+            # To pinned memory alone does a copy run beside the GPU's work.
+            host = torch.empty_like(value, device="cpu", pin_memory=True)
+            values[name] = host.copy_(value, non_blocking=True)
+            value.record_stream(stream)
+        copied.record(stream)
+    return copied
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
