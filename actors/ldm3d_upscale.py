@@ -169,13 +169,13 @@ class StableDiffusionUpscaleLDM3DPipeline(DiffusionPipeline):  # type: ignore[mi
             raise ValueError(f"output_type is one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
 
     def _encode(self, rgbd: torch.Tensor, generator: Generators | None) -> torch.Tensor:
-        rgbd = rgbd.to(self.vae.device, self.vae.dtype)
+        rgbd = rgbd.to(self.vae.device, _weights_dtype(self.vae))
         latents: torch.Tensor = self.vae.encode(rgbd).latent_dist.sample(generator)
         latents *= self.vae.config.scaling_factor
         return latents
 
     def _decode(self, latents: torch.Tensor, dtype: torch.dtype, output_type: str) -> LDM3DUpscaleOutput:
-        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        latents = latents.to(_weights_dtype(self.vae)) / self.vae.config.scaling_factor
         decoded = self.vae.decode(latents, return_dict=False)[0]
         decoded, flags = self.run_safety_checker(decoded, latents.device, dtype)
         images, depth = self.image_processor.postprocess(
@@ -184,6 +184,10 @@ class StableDiffusionUpscaleLDM3DPipeline(DiffusionPipeline):  # type: ignore[mi
         if output_type == "pil" and self.watermarker is not None:
             images = self.watermarker.apply_watermark(images)
         return LDM3DUpscaleOutput(images=images, depth=depth, nsfw_content_detected=flags)
+
+
+def _weights_dtype(module: torch.nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
 
 
 def _listed(value: Any) -> list[Any]:

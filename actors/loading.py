@@ -17,6 +17,7 @@ from transformers import DPTImageProcessorPil
 
 from actors.checkpoints import is_folder_name, local_folder
 from actors.clip_skip import enable_clip_skip
+from actors.float32_vae import keep_in_float32
 from actors.pipelines import OWN_PIPELINES, pipeline_class
 from actors.shared_modules import SharedModules
 from schemas.errors import SpecError
@@ -91,6 +92,7 @@ def load(name: str, spec: ModelSpec, device: torch.device, shared: SharedModules
         raise SpecError(f"models.{name}: {folder} cannot be loaded: {error}") from error
     enable_clip_skip(getattr(pipeline, "text_encoder", None))
     pipeline = pipeline.to(device)
+    keep_in_float32(pipeline)
     shared.add(folder, spec, dtype, pipeline.components)
     return pipeline
 
