@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
@@ -36,10 +36,10 @@ from schemas.job import Job, Shard, ShardReport
 
 logger = logging.getLogger(__name__)
 
-MAX_ENCODINGS_WAITING = 64
-"""Pictures made and not yet encoded, at most."""
+MAX_WAITING_BYTES = 256 << 20
+"""Of pixels made and not yet encoded: they are five times their encoding, and must not pile up behind it."""
 
-LIBRARIES = ("diffusers", "torch", "transformers", "pyarrow", "pillow")
+LIBRARIES = ("diffusers", "torch", "transformers", "pyarrow", "pillow", "imagecodecs")
 """Whose versions stand in a part's footer: another one may change the part's bytes."""
 
 
@@ -145,20 +145,19 @@ class Worker:
     ) -> list[Future[None]]:
         """On the device's thread; what it gives back are the encodings that are still under way."""
         clock.lap("wait")
-        encodings: list[Future[None]] = []
+        encodings = _Backlog()
         for generated in self._engine.generate(opened, self._decoders):
             outcome = outcomes[generated.sample.opened.row.index]
             outcome.truncated = generated.sample.truncated
             if generated.problem:
                 outcome.problem = outcome.problem or generated.problem
                 continue
-            encodings.append(self._encoders.submit(self._finish, shard, outcome, generated))
-            if len(encodings) > MAX_ENCODINGS_WAITING:
-                # Pixels are five times their encoding: never let them pile up behind slow encoders.
-                encodings[-MAX_ENCODINGS_WAITING - 1].result()
+            encodings.add(
+                self._encoders.submit(self._finish, shard, outcome, generated), _size_bytes(generated)
+            )
             self._in_making[shard.index] += 1
         clock.lap("generate")
-        return encodings
+        return encodings.futures
 
     def _finish(self, shard: Shard, outcome: RowOutcome, generated: Generated) -> None:
         """On an encoder's thread: the picture as a file, kept with its row or stored as an object."""
@@ -218,6 +217,29 @@ class Worker:
             shard=shard.name,
             attempt=uuid.uuid4().hex,
         )
+
+
+class _Backlog:
+    """Encodings under way; one more waits while too many bytes are before it."""
+
+    def __init__(self) -> None:
+        self.futures: list[Future[None]] = []
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._size_bytes = 0
+
+    def add(self, encoding: Future[None], size_bytes: int) -> None:
+        self.futures.append(encoding)
+        self._waiting.append((encoding, size_bytes))
+        self._size_bytes += size_bytes
+        while self._size_bytes > MAX_WAITING_BYTES:
+            oldest, size = self._waiting.popleft()
+            oldest.result()
+            self._size_bytes -= size
+
+
+def _size_bytes(generated: Generated) -> int:
+    pictures = (generated.pixels, generated.depth, *generated.sample.kept)
+    return sum(picture.nbytes for picture in pictures if picture is not None)
 
 
 class _Clock:
