@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from actors.async_transfers import transfers_in_background
 from actors.batcher import Batcher, Call, Outcome
 from actors.calls import Decoded, arguments, check_pictures
 from actors.chains import decode_latents
 from actors.cohorts import Cohort
+from actors.compiling import compile_blocks, is_compiler_error, ladder
 from actors.components import LoadedModel
 from actors.decode_ahead import DecodeAhead, Decoding
 from actors.engine import Generated, Pixels
@@ -23,7 +25,8 @@ from actors.pipelines import keep_on_host
 from actors.prompts import check_texts
 from actors.safety import combined
 from actors.samples import Sample
-from schemas.errors import DarkroomError, RowError
+from schemas.errors import DarkroomError, RowError, SpecError
+from schemas.spec import BatchingSpec
 
 logger = logging.getLogger(__name__)
 
@@ -86,13 +89,16 @@ def _shown(picture: Picture, pipeline: Any) -> Pixels:
 class CohortRunner:
     """Makes the pictures of one model's cohorts. For one run."""
 
-    def __init__(self, model: LoadedModel, cohorts: DecodeAhead, max_batch_rows: int, *, exact: bool) -> None:
+    def __init__(self, model: LoadedModel, cohorts: DecodeAhead, batching: BatchingSpec) -> None:
         self._model = model
         self._cohorts = cohorts
-        self._batcher: Batcher[_Made] = Batcher(
-            () if exact else [*entry_points(model.components)], max_batch_rows
-        )
-        self._exact = exact
+        self._exact = batching.exact
+        sizes: Sequence[int] = ()
+        if batching.compile:
+            compile_blocks(model.components["unet"])
+            sizes = ladder(batching.max_batch_rows)
+        entries = () if self._exact else [*entry_points(model.components)]
+        self._batcher: Batcher[_Made] = Batcher(entries, batching.max_batch_rows, sizes)
         self._again: deque[CohortCall] = deque()
         self._unfit: deque[Generated] = deque()
         self._arriving: deque[tuple[CohortCall, _Made]] = deque()
@@ -105,10 +111,17 @@ class CohortRunner:
     @torch.inference_mode()
     def run(self) -> Iterator[Generated]:
         """Every sample of the cohorts."""
-        for outcome in one_by_one(self._next) if self._exact else self._batcher.run(self._next):
+        for outcome in self._outcomes():
             self._take(outcome)
             yield from self._there(MAX_ARRIVING)
         yield from self._there(0)
+
+    def _outcomes(self) -> Iterator[Outcome[_Made]]:
+        if self._exact:
+            yield from one_by_one(self._next)
+            return
+        with transfers_in_background(self._model.device):
+            yield from self._batcher.run(self._next)
 
     def _next(self) -> Call[_Made] | None:
         """The next call whose samples are fit for it."""
@@ -144,6 +157,8 @@ class CohortRunner:
         if error is None:
             assert outcome.value is not None
             self._arriving.append((call, outcome.value))
+        elif is_compiler_error(error):
+            raise SpecError(f"batching.compile: torch.compile does not work here: {error}") from error
         elif isinstance(error, DarkroomError) and not isinstance(error, RowError):
             raise error
         elif isinstance(error, RowError) or len(call.decoded) == 1:

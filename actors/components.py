@@ -35,8 +35,14 @@ class LoadedModel:
         shared: SharedModules | None = None,
         *,
         with_checker: bool = True,
+        channels_last: bool = False,
     ) -> None:
-        self._base = load(name, spec, device, shared or SharedModules(), with_checker)
+        self.device = device
+        self._base = load(
+            *(name, spec, device, shared or SharedModules()),
+            with_checker=with_checker,
+            channels_last=channels_last,
+        )
         self.safety_checker = checker_of(self._base)
         self._pipelines: dict[str, Any] = {}
         self._fresh_scheduler = lru_cache(SCHEDULERS_KEPT)(partial(new_scheduler, self._base.scheduler))
@@ -92,9 +98,11 @@ class ModelCache:
         capacity_bytes: int,
         *,
         with_checkers: bool = True,
+        channels_last: bool = False,
     ) -> None:
         self._specs = specs
         self._with_checkers = with_checkers
+        self._channels_last = channels_last
         self._device = device
         self._capacity_bytes = capacity_bytes
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
@@ -112,7 +120,9 @@ class ModelCache:
             spec = on_this_machine(name, self._specs[name], with_checker=self._with_checkers)
             self._make_room(spec)
             self._models[name] = LoadedModel(
-                name, spec, self._device, self._shared, with_checker=self._with_checkers
+                *(name, spec, self._device, self._shared),
+                with_checker=self._with_checkers,
+                channels_last=self._channels_last,
             )
             self.num_loads += 1
             self._evict(keep=name)

@@ -29,9 +29,7 @@ class DiffusersEngine:
 
     def __init__(self, models: ModelCache, spec: JobSpec, device: torch.device) -> None:
         self._models = models
-        self._device = device
-        self._max_batch_rows = spec.batching.max_batch_rows
-        self._exact = spec.batching.exact
+        self._batching = spec.batching
         self._flagged = spec.safety.flagged
         self.counts: dict[str, Count] = {}
         """What went through each kind of module so far."""
@@ -72,14 +70,10 @@ class DiffusersEngine:
         by_model: dict[str, list[Sample]] = {}
         for sample in self._prompts.read(samples):
             by_model.setdefault(sample.routed.model, []).append(sample)
+        largest = 1 if self._batching.exact else max(1, self._batching.max_batch_rows // COHORTS_A_BATCH)
         for name, group in by_model.items():
-            together = cohorts(group, 1 if self._exact else max(1, self._max_batch_rows // COHORTS_A_BATCH))
-            runner = CohortRunner(
-                self._models.get(name),
-                DecodeAhead(together, decoders),
-                self._max_batch_rows,
-                exact=self._exact,
-            )
+            ahead = DecodeAhead(cohorts(group, largest), decoders)
+            runner = CohortRunner(self._models.get(name), ahead, self._batching)
             yield from runner.run()
             for module, count in runner.counts.items():
                 self.counts[module] = self.counts.get(module, Count()) + count
@@ -108,7 +102,14 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
     # Ray sets OMP_NUM_THREADS=1 in actors; and more threads than cores cost a factor of ten.
     torch.set_num_threads(num_cpus)
     capacity = _capacity_bytes(job, device, num_cpus)
-    models = ModelCache(job.checkpoints, device, capacity, with_checkers=job.spec.safety.checker == "on")
+    models = ModelCache(
+        job.checkpoints,
+        device,
+        capacity,
+        with_checkers=job.spec.safety.checker == "on",
+        # The order in which a GPU's convolutions want their numbers.
+        channels_last=device.type == "cuda" and not job.spec.batching.exact,
+    )
     return DiffusersEngine(models, job.spec, device)
 
 

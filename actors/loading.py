@@ -68,7 +68,16 @@ def _download(name: str, spec: ModelSpec, with_checker: bool) -> Path:
     return Path(folder)
 
 
-def load(name: str, spec: ModelSpec, device: torch.device, shared: SharedModules, with_checker: bool) -> Any:
+def load(
+    name: str,
+    spec: ModelSpec,
+    device: torch.device,
+    shared: SharedModules,
+    *,
+    with_checker: bool,
+    channels_last: bool,
+) -> Any:
+    """The checkpoint's own pipeline; SpecError where it cannot be had."""
     spec = on_this_machine(name, spec, with_checker=with_checker)
     folder = Path(spec.checkpoint)
     dtype = _dtype(spec.dtype, device)
@@ -92,6 +101,8 @@ def load(name: str, spec: ModelSpec, device: torch.device, shared: SharedModules
         raise SpecError(f"models.{name}: {folder} cannot be loaded: {error}") from error
     enable_clip_skip(getattr(pipeline, "text_encoder", None))
     pipeline = pipeline.to(device)
+    for module in (pipeline.unet, pipeline.vae) if channels_last else ():
+        module.to(memory_format=torch.channels_last)
     keep_in_float32(pipeline)
     shared.add(folder, spec, dtype, pipeline.components)
     return pipeline

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from actors import tensor_trees
+from actors.async_transfers import on_host
 
 CAPACITY_BYTES = 512 << 20
 """XL's encoders give 8 MB a prompt, Stable Diffusion's 0.2."""
@@ -64,9 +65,9 @@ def joined(results: Mapping[RowKey, Any], keys: Sequence[RowKey]) -> Any:
 def row_keys(arguments: Mapping[str, Any], num_rows: int) -> tuple[RowKey, ...]:
     """Of each row of a module's arguments, tensors and plain values."""
     common = repr(tensor_trees.form(arguments)).encode()
-    # On a GPU this waits for it, once for each call's prompts. As bytes: numpy has no bfloat16.
+    # As bytes: numpy has no bfloat16.
     rows = [
-        tensor.reshape(num_rows, -1).contiguous().view(torch.uint8).cpu().numpy()
+        on_host(tensor).reshape(num_rows, -1).contiguous().view(torch.uint8).numpy()
         for tensor in tensor_trees.tensors(arguments)
     ]
     return tuple(common + b"".join(each[place].tobytes() for each in rows) for place in range(num_rows))

@@ -84,6 +84,14 @@ class BatchingSpec(StrictModel):
     """Images that go through a model together, at most."""
     exact: bool = False
     """true: each image by a plain diffusers call of its own, with the bits that gives; slower."""
+    compile: bool = False
+    """true: torch.compile for the UNets' blocks; minutes at the start, kept on each node for later jobs."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "BatchingSpec":
+        if self.exact and self.compile:
+            raise ValueError("`exact` and `compile` exclude each other: compiled code has bits of its own")
+        return self
 
 
 class SafetySpec(StrictModel):
