@@ -1,5 +1,6 @@
 """The documents keep up with the code."""
 
+import json
 import re
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_every_default_is_documented_as_it_is() -> None:
     }
     for name, section in sections.items():
         for key, value in section:
-            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            shown = f"{value:g}" if isinstance(value, float) else json.dumps(value).strip('"')
             assert f"| `{name}.{key}` | `{shown}` |" in SPEC_PAGE
 
 
