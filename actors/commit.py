@@ -31,6 +31,17 @@ def commit_part(storage: Storage, uri: str, data: Buffer, *, job: str, shard: st
     return owner.get("attempt") == attempt
 
 
+def recommit_part(
+    storage: Storage, uri: str, data: Buffer, *, etag: str, job: str, shard: str, attempt: str
+) -> bool:
+    """Put another content in the place of the part with that `etag`; False where somebody else was first."""
+    if storage.exchange(uri, data, {"job": job, "shard": shard, "attempt": attempt}, etag=etag):
+        return True
+    # As in commit_part: the reply may have been lost. Without an attempt kept beside it, a local disk's
+    # answer is the truth.
+    return _owner(storage, uri).get("attempt") == attempt
+
+
 def _owner(storage: Storage, uri: str) -> dict[str, str]:
     """Job, shard and (where the store keeps metadata) attempt of the part at `uri`."""
     try:
@@ -56,21 +67,35 @@ def _footer_owner(storage: Storage, uri: str) -> dict[str, str]:
 
 
 def probe(storage: Storage, folder: str) -> None:
-    """Prove that this store lets only the first of two writers create an object; RefusedError otherwise."""
+    """Prove that this store lets only the first of two writers create an object, and replaces one only where
+    it is the one that was meant; RefusedError otherwise."""
     uri = join(folder, "_darkroom", f"probe-{uuid.uuid4().hex}")
     first, second = b"first", b"second"
     # The first answer does not matter: when a reply is lost it is False, and nobody else knows this name.
     storage.create(uri, first, {})
     created_twice = storage.create(uri, second, {})
     found = _read_or_none(storage, uri)
+    exchanged = storage.exchange(uri, second, {}, etag="0" * 32)
+    left = _read_or_none(storage, uri)
     storage.delete(uri)
     if created_twice or found != first:
         raise RefusedError(
             f"{folder}: this store does not honour conditional writes (If-None-Match: *): a second create "
             f"was {'accepted' if created_twice else 'refused'} and left {found!r} where {first!r} stood. "
-            "Two workers could overwrite each other's parts. Stores that work: AWS S3, Cloudflare R2, MinIO, "
-            "SeaweedFS and local disks; `rclone serve s3` and others that ignore the header do not"
+            f"Two workers could overwrite each other's parts. {_STORES}"
         )
+    if exchanged or left != first:
+        raise RefusedError(
+            f"{folder}: this store does not honour conditional writes (If-Match): a replacement of another "
+            f"object than the one that is there was {'accepted' if exchanged else 'refused'}, and {left!r} "
+            f"stands where {first!r} stood. `darkroom retry` could lose rows. {_STORES}"
+        )
+
+
+_STORES = (
+    "Stores that work: AWS S3, Cloudflare R2, MinIO, SeaweedFS and local disks; `rclone serve s3` and others "
+    "that ignore the headers do not"
+)
 
 
 def _read_or_none(storage: Storage, uri: str) -> bytes | None:

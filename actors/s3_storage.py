@@ -160,6 +160,13 @@ class S3Storage:
             return False
         return True
 
+    def exchange(self, uri: str, data: Buffer, metadata: Mapping[str, str], *, etag: str) -> bool:
+        try:
+            self._put(uri, data, Metadata=_ascii(metadata), IfMatch=f'"{etag}"')
+        except (PreconditionError, FileNotFoundError):
+            return False
+        return True
+
     def metadata(self, uri: str) -> dict[str, str]:
         return {name.lower(): unquote(value) for name, value in self._head(uri).get("Metadata", {}).items()}
 

@@ -6,6 +6,7 @@ URI and never sends it to another; credentials, region and endpoint come from th
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -67,6 +68,12 @@ class Storage(Protocol):
 
     def replace(self, uri: str, data: bytes) -> None:
         """Write the object whether or not one is there: for reports, never for parts."""
+
+    def exchange(self, uri: str, data: Buffer, metadata: Mapping[str, str], *, etag: str) -> bool:
+        """Write the object in place of the one with that `etag`; True if this call is known to have done it.
+
+        False, as in `create`, also where a lost reply's repetition meets its own first attempt.
+        """
 
     def delete(self, uri: str) -> None:
         """Remove the object if there is one."""
@@ -209,6 +216,23 @@ class LocalStorage:
             os.makedirs(os.path.dirname(uri), exist_ok=True)
             os.replace(temporary, uri)
             _sync_folder(uri)
+
+    def exchange(self, uri: str, data: Buffer, metadata: Mapping[str, str], *, etag: str) -> bool:
+        with _converted_errors(uri), self._written(data) as temporary, self._locked():
+            there = self.stat(uri)
+            if there is None or there.etag != etag:
+                return False
+            os.replace(temporary, uri)
+            _sync_folder(uri)
+            return True
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time: a file system compares nothing when it renames."""
+        with open(os.path.join(self._temp_dir, "lock"), "ab") as file:
+            # Given back when the file is closed, also by a process that dies.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def delete(self, uri: str) -> None:
         with _converted_errors(uri), suppress(FileNotFoundError):

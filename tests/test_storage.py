@@ -180,6 +180,48 @@ def test_replace_writes_over(storage: Storage, folder: str) -> None:
     assert storage.read(uri) == b"second"
 
 
+def test_exchange_replaces_the_object_that_was_meant(storage: Storage, folder: str) -> None:
+    """With its etag; metadata are the new content's."""
+    uri = join(folder, "a")
+    storage.create(uri, b"first", {"attempt": "one"})
+    there = storage.stat(uri)
+    assert there is not None
+
+    exchanged = storage.exchange(uri, b"second", {"attempt": "two"}, etag=there.etag)
+
+    assert exchanged
+    assert storage.read(uri) == b"second"
+    assert storage.metadata(uri) in ({"attempt": "two"}, {})
+
+
+def test_exchange_leaves_any_other_object_alone(storage: Storage, folder: str) -> None:
+    """One that has been replaced since, and a place where there is none."""
+    uri = join(folder, "a")
+    storage.create(uri, b"first", {})
+    there = storage.stat(uri)
+    assert there is not None
+    storage.replace(uri, b"other")
+
+    assert not storage.exchange(uri, b"second", {}, etag=there.etag)
+    assert not storage.exchange(join(folder, "b"), b"second", {}, etag=there.etag)
+    assert storage.read(uri) == b"other"
+    assert storage.stat(join(folder, "b")) is None
+
+
+def test_of_8_racing_exchanges_one_wins(storage: Storage, folder: str) -> None:
+    """All of them meant the same object."""
+    uri = join(folder, "a")
+    storage.create(uri, b"first", {})
+    there = storage.stat(uri)
+    assert there is not None
+
+    with ThreadPoolExecutor(8) as threads:
+        won = [*threads.map(lambda i: storage.exchange(uri, f"{i}".encode(), {}, etag=there.etag), range(8))]
+
+    assert sum(won) == 1
+    assert storage.read(uri) == f"{won.index(True)}".encode()
+
+
 def test_s3_keeps_metadata_of_any_text(s3_env: object, s3_folder: str) -> None:
     """Shard names hold file names, which are not ASCII everywhere; headers are."""
     storage = open_storage(s3_folder)
