@@ -10,7 +10,6 @@ same run, is taken off.
 import argparse
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +22,8 @@ import pyarrow.parquet as pq
 
 from actors.images import encode
 from benchmarks.constant_engine import PIXELS
+from benchmarks.job_process import run_job_apart
+from schemas.spec import JobSpec
 
 WORDS = (
     "a",
@@ -61,24 +62,18 @@ def write_rows(path: Path, num_rows: int) -> None:
 def run_once(folder: Path, num_rows: int) -> dict[str, Any]:
     """One job in a driver process of its own; its summary's figures."""
     write_rows(folder / "rows.parquet", num_rows)
-    spec = {
-        "version": 1,
-        "name": "overhead",
-        "input": {"path": str(folder / "rows.parquet")},
-        "models": {"sd": {"checkpoint": "demo:sd"}},
-        "routes": {"text2img": {"model": "sd"}},
-        "output": {"path": str(folder / f"out-{num_rows}")},
-        "workers": {"num": 1, "num_gpus": 0, "num_cpus": 1},
-    }
-    code = (
-        "import json, sys\n"
-        "from rich.console import Console\n"
-        "from jobs.run import run_job\n"
-        "from schemas.spec import JobSpec\n"
-        "spec = JobSpec.model_validate_json(sys.argv[1])\n"
-        "run_job(spec, Console(file=sys.stderr), engine='benchmarks.constant_engine:make_engine')\n"
+    spec = JobSpec.model_validate(
+        {
+            "version": 1,
+            "name": "overhead",
+            "input": {"path": str(folder / "rows.parquet")},
+            "models": {"sd": {"checkpoint": "demo:sd"}},
+            "routes": {"text2img": {"model": "sd"}},
+            "output": {"path": str(folder / f"out-{num_rows}")},
+            "workers": {"num": 1, "num_gpus": 0, "num_cpus": 1},
+        }
     )
-    subprocess.run([sys.executable, "-c", code, json.dumps(spec)], check=True)
+    run_job_apart(spec, "benchmarks.constant_engine:make_engine")
     summary = json.loads((folder / f"out-{num_rows}" / "_darkroom" / "summary.json").read_bytes())
     assert summary["ok"] == num_rows
     return dict(summary["last_run"])

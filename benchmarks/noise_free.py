@@ -1,0 +1,47 @@
+"""Figures of one run that are the same on every machine: what went through the modules, and how full."""
+
+from collections.abc import Iterable, Mapping
+
+from actors.merged_modules import Count
+from benchmarks.contenders import Darkroom
+
+HEADER = (
+    "mean UNet batch",
+    "UNet rows run / needed",
+    "text encoder calls",
+    "VAE encoder calls",
+    "UNet calls",
+    "VAE decoder calls",
+    "mean decode",
+    "weights loaded",
+)
+"""Columns. A batch's size is in pictures: with guidance a UNet sees two rows for each."""
+
+
+def cells(darkroom: Darkroom) -> list[str]:
+    """Of its last run; the loads are those of all runs so far."""
+    counts = darkroom.counts
+    unet, decoder = counts["unet"], counts["vae.decoder"]
+    return [
+        f"{unet.images / unet.batches:.1f}",
+        f"{(unet.rows_run + unet.rows_padded) / unet.rows_needed:.2f}",
+        str(_batches(counts, "text_encoder", "text_encoder_2")),
+        str(_batches(counts, "vae.encoder")),
+        str(unet.batches),
+        str(decoder.batches),
+        f"{decoder.images / decoder.batches:.1f}",
+        f"{_times(darkroom.models.num_loads)}, {darkroom.weights_mb:,.1f} MB",
+    ]
+
+
+def line(cells: Iterable[str]) -> str:
+    """Of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def _batches(counts: Mapping[str, Count], *names: str) -> int:
+    return sum(counts[name].batches for name in names if name in counts)
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
