@@ -14,12 +14,27 @@ SHARD_KEY = b"darkroom.shard"
 """Keys of the Parquet footer that say whose part it is, where the store keeps no metadata."""
 
 
-def commit_part(storage: Storage, uri: str, data: Buffer, *, job: str, shard: str, attempt: str) -> bool:
-    """True: the part of this attempt is the committed one. False: the shard had one already; ours is dropped.
+def commit_part(
+    storage: Storage,
+    uri: str,
+    data: Buffer,
+    *,
+    job: str,
+    shard: str,
+    attempt: str,
+    replaces: str | None = None,
+) -> bool:
+    """True: the part of this attempt is the committed one. False: another one is; ours is dropped.
 
+    `replaces`: the etag of the part whose place it takes; None: there is to be none.
     RefusedError where the place is taken by another job, another shard, or something that is no part.
     """
-    if storage.create(uri, data, {"job": job, "shard": shard, "attempt": attempt}):
+    metadata = {"job": job, "shard": shard, "attempt": attempt}
+    if replaces is None:
+        committed = storage.create(uri, data, metadata)
+    else:
+        committed = storage.exchange(uri, data, metadata, etag=replaces)
+    if committed:
         return True
     owner = _owner(storage, uri)
     if (owner.get("job"), owner.get("shard")) != (job, shard):
@@ -27,19 +42,8 @@ def commit_part(storage: Storage, uri: str, data: Buffer, *, job: str, shard: st
             f"{uri}: is there already and belongs to job {owner.get('job')!r}, shard {owner.get('shard')!r}, "
             f"while this is job {job!r}, shard {shard!r}; give this job an output.path of its own"
         )
-    # Ours although create() said no: the reply to the write was lost, and its repetition met it.
+    # Ours although the store said no: the reply to the write was lost, and its repetition met it.
     return owner.get("attempt") == attempt
-
-
-def recommit_part(
-    storage: Storage, uri: str, data: Buffer, *, etag: str, job: str, shard: str, attempt: str
-) -> bool:
-    """Put another content in the place of the part with that `etag`; False where somebody else was first."""
-    if storage.exchange(uri, data, {"job": job, "shard": shard, "attempt": attempt}, etag=etag):
-        return True
-    # As in commit_part: the reply may have been lost. Without an attempt kept beside it, a local disk's
-    # answer is the truth.
-    return _owner(storage, uri).get("attempt") == attempt
 
 
 def _owner(storage: Storage, uri: str) -> dict[str, str]:

@@ -33,6 +33,7 @@ class DiffusersEngine:
         self._flagged = spec.safety.flagged
         self.counts: dict[str, Count] = {}
         """What went through each kind of module so far."""
+        self._runner: CohortRunner | None = None
         self._prompts = PromptReader(
             models, chunk=spec.long_prompts == "chunk", weighted=spec.prompt_weights == "compel"
         )
@@ -46,6 +47,14 @@ class DiffusersEngine:
     def models_loaded(self) -> tuple[str, ...]:
         """Names of the models in memory."""
         return self._models.names
+
+    @property
+    def num_batches(self) -> int:
+        """Module calls so far; asked from other threads while one generates."""
+        # The runner's are the engine's when it has ended: for a moment they count twice or not at all.
+        runner = self._runner
+        counts = [*self.counts.values(), *(runner.counts.values() if runner else ())]
+        return sum(count.batches for count in counts)
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
         """Every sample of the rows: the first steps of all chains, then the second ones, and so on."""
@@ -73,8 +82,9 @@ class DiffusersEngine:
         largest = 1 if self._batching.exact else max(1, self._batching.max_batch_rows // COHORTS_A_BATCH)
         for name, group in by_model.items():
             ahead = DecodeAhead(cohorts(group, largest), decoders)
-            runner = CohortRunner(self._models.get(name), ahead, self._batching)
+            runner = self._runner = CohortRunner(self._models.get(name), ahead, self._batching)
             yield from runner.run()
+            self._runner = None
             for module, count in runner.counts.items():
                 self.counts[module] = self.counts.get(module, Count()) + count
 

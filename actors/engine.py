@@ -45,6 +45,10 @@ class Engine(Protocol):
     def models_loaded(self) -> tuple[str, ...]:
         """Names of the models in memory."""
 
+    @property
+    def num_batches(self) -> int:
+        """Module calls so far, or another number that moves while a picture is in the making."""
+
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
         """Every sample of the rows, in an order that follows from the rows alone.
 

@@ -34,6 +34,10 @@ _WRITER_OPTIONS: dict[str, Any] = {
 }
 
 
+Record = dict[str, Any]
+"""A row of the output, by column."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredImage:
     """An encoded picture."""
@@ -89,12 +93,19 @@ def build_part(
     shard: str,
     embed_images: bool,
     footer: Mapping[str, str],
+    kept: Mapping[int, Sequence[Record]] | None = None,
 ) -> Part:
-    """Encode a shard's rows. The bytes follow from the outcomes and the arguments alone."""
+    """Encode a shard's rows. The bytes follow from the outcomes and the arguments alone.
+
+    `kept`: by their place, rows that stay as a part has them already, whatever their outcome says.
+    """
+    rows = [
+        [*((kept or {}).get(outcome.row.index) or _records(outcome, embed_images))] for outcome in outcomes
+    ]
     counts = Counter({"ok": 0, "filtered": 0, "failed": 0})
-    counts.update(_status(outcome) for outcome in outcomes)
-    error_codes = Counter(outcome.problem.code for outcome in outcomes if outcome.problem)
-    records = [record for outcome in outcomes for record in _records(outcome, embed_images)]
+    counts.update(map(_status, rows))
+    error_codes = Counter(row[0]["error_code"] for row in rows if row[0]["status"] == "failed")
+    records = [record for row in rows for record in row]
     images = sum(record["image"] is not None for record in records)
     metadata = {
         **(schema.metadata or {}),
@@ -108,13 +119,12 @@ def build_part(
     return Part(data=data, counts=dict(counts), error_codes=dict(error_codes), images=images)
 
 
-def _status(outcome: RowOutcome) -> str:
-    if outcome.problem:
-        return "failed"
-    return "filtered" if any(image.nsfw for image in outcome.images) else "ok"
+def _status(row: Sequence[Record]) -> str:
+    """Of an input row, from its pictures'."""
+    return next((record["status"] for record in row if record["status"] != "ok"), "ok")
 
 
-def _records(outcome: RowOutcome, embed_images: bool) -> Iterator[dict[str, Any]]:
+def _records(outcome: RowOutcome, embed_images: bool) -> Iterator[Record]:
     """A row per picture; a failed row keeps its place with one row and no picture."""
     row, problem = outcome.row, outcome.problem
     common = {
@@ -165,7 +175,7 @@ def _sha256(stored: StoredImage | None) -> str | None:
     return None if stored is None else hashlib.sha256(stored.data).hexdigest()
 
 
-def _write(records: list[dict[str, Any]], schema: pa.Schema) -> bytes:
+def _write(records: list[Record], schema: pa.Schema) -> bytes:
     file = io.BytesIO()
     leaves = _leaves(schema)
     options = _WRITER_OPTIONS | {
@@ -189,8 +199,8 @@ def _leaves(schema: pa.Schema) -> list[str]:
     return [leaves.column(i).path for i in range(len(leaves.names))]
 
 
-def _row_groups(records: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    group: list[dict[str, Any]] = []
+def _row_groups(records: list[Record]) -> Iterator[list[Record]]:
+    group: list[Record] = []
     size = 0
     for record in records:
         size += sum(

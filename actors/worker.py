@@ -14,8 +14,9 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import pyarrow as pa
@@ -24,15 +25,17 @@ from actors.commit import commit_part
 from actors.engine import Depth, Engine, Generated, Pixels
 from actors.images import MEDIA_ENDINGS, encode
 from actors.input_images import EncodedImage, open_images
-from actors.part import FinishedImage, Part, RowOutcome, StoredImage, build_part
+from actors.kept_rows import kept_rows
+from actors.part import FinishedImage, Part, Record, RowOutcome, StoredImage, build_part
 from actors.process import peak_rss_bytes
 from actors.row_uris import RowUris
+from actors.rows import Row
 from actors.samples import OpenedRow
 from actors.shard_reader import ShardReader
 from actors.storage import Storage, join, normalise
 from schemas import __version__
-from schemas.errors import RowError
-from schemas.job import Job, Shard, ShardReport
+from schemas.errors import RefusedError, RowError
+from schemas.job import Job, Shard, ShardReport, WorkerProgress
 
 logger = logging.getLogger(__name__)
 
@@ -68,16 +71,18 @@ class Worker:
         self._decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         self._encoders = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
         self._in_making: Counter[int] = Counter()
+        self._beats = 0
 
     def run(self, shard: Shard) -> ShardReport:
-        """Read, generate, encode, write; the part is there when this returns."""
+        """Read, generate, encode, write; the part is there when this returns, unless this is a rehearsal."""
         clock = _Clock()
         try:
-            outcomes, opened = self._read(shard)
+            before = None if shard.again is None else self._part_there(shard)
+            outcomes, opened, kept = self._read(shard, before)
             clock.lap("read")
             encodings = self._device.submit(self._generate, clock, shard, outcomes, opened).result()
-            part = self._assemble(shard, outcomes, encodings)
-            committed = self._commit(shard, part)
+            part = self._assemble(shard, outcomes, encodings, kept)
+            committed = shard.rehearse is None and self._commit(shard, part, before)
             clock.lap("write")
         finally:
             self._in_making.pop(shard.index, None)
@@ -114,25 +119,41 @@ class Worker:
             threads.shutdown()
         self._reader.close()
 
-    def progress(self) -> int:
-        """Pictures made of shards that are not committed yet."""
-        return sum(self._in_making.values())
+    def progress(self) -> WorkerProgress:
+        """How far it is; answered while `run` is at work."""
+        return WorkerProgress(
+            images_in_making=sum(self._in_making.values()), beats=self._beats + self._engine.num_batches
+        )
 
-    def _read(self, shard: Shard) -> tuple[list[RowOutcome], list[OpenedRow]]:
+    def _part_there(self, shard: Shard) -> "_PartThere":
+        uri = part_uri(self._job, shard)
+        stored = self._output.stat(uri)
+        if stored is None:
+            raise RefusedError(f"{uri}, of which rows are to be made again, is gone")
+        return _PartThere(etag=stored.etag, data=self._output.read(uri))
+
+    def _read(
+        self, shard: Shard, before: "_PartThere | None"
+    ) -> tuple[list[RowOutcome], list[OpenedRow], Mapping[int, list[Record]]]:
+        """The shard's rows, those that are to be made, and those that stay as they are."""
         with self._reading:
             rows = self._reader.read(shard)
-        outcomes = [RowOutcome(row, problem=row.problem) for row in rows]
-        fit = [outcome for outcome in outcomes if outcome.problem is None]
+        self._beat()
+        kept = kept_rows(before.data, rows, shard.again or ()) if before else {}
+        first, end = shard.rehearse or (0, shard.num_rows)
+        outcomes = [RowOutcome(row, problem=row.problem or _crash(row, shard)) for row in rows[first:end]]
+        fit = [outcome for outcome in outcomes if not outcome.problem and outcome.row.index not in kept]
         opened = []
         for outcome, pictures in zip(fit, self._decoders.map(self._open(shard), fit), strict=True):
             if isinstance(pictures, RowError):
                 outcome.problem = pictures
             else:
                 opened.append(OpenedRow(row=outcome.row, images=pictures))
-        return outcomes, opened
+        return outcomes, opened, kept
 
     def _open(self, shard: Shard) -> Callable[[RowOutcome], "dict[str, EncodedImage] | RowError"]:
         def open_row(outcome: RowOutcome) -> "dict[str, EncodedImage] | RowError":
+            self._beat()
             try:
                 return open_images(outcome.row, self._uris.reader(beside=shard.uri))
             except RowError as problem:
@@ -146,8 +167,10 @@ class Worker:
         """On the device's thread; what it gives back are the encodings that are still under way."""
         clock.lap("wait")
         encodings = _Backlog()
+        by_index = {outcome.row.index: outcome for outcome in outcomes}
         for generated in self._engine.generate(opened, self._decoders):
-            outcome = outcomes[generated.sample.opened.row.index]
+            self._beat()
+            outcome = by_index[generated.sample.opened.row.index]
             outcome.truncated = generated.sample.truncated
             if generated.problem:
                 outcome.problem = outcome.problem or generated.problem
@@ -155,12 +178,14 @@ class Worker:
             encodings.add(
                 self._encoders.submit(self._finish, shard, outcome, generated), _size_bytes(generated)
             )
-            self._in_making[shard.index] += 1
+            if shard.rehearse is None:
+                self._in_making[shard.index] += 1
         clock.lap("generate")
         return encodings.futures
 
     def _finish(self, shard: Shard, outcome: RowOutcome, generated: Generated) -> None:
         """On an encoder's thread: the picture as a file, kept with its row or stored as an object."""
+        self._beat()
         image_index = generated.sample.image_index
         name = f"{shard.name}-{outcome.row.index:06d}-{image_index}"
         image_format = self._job.spec.output.format
@@ -193,10 +218,17 @@ class Worker:
         # The name holds the content's hash: whichever attempt wrote it, a part that names it is right.
         digest = hashlib.sha256(data).hexdigest()[:16]
         uri = join(normalise(spec.path), "images", shard.name, f"{digest}-{name}")
-        self._output.create(uri, data, {})
+        if shard.rehearse is None:
+            self._output.create(uri, data, {})
         return uri
 
-    def _assemble(self, shard: Shard, outcomes: list[RowOutcome], encodings: list[Future[None]]) -> Part:
+    def _assemble(
+        self,
+        shard: Shard,
+        outcomes: list[RowOutcome],
+        encodings: list[Future[None]],
+        kept: Mapping[int, list[Record]],
+    ) -> Part:
         for encoding in encodings:
             encoding.result()
         return build_part(
@@ -206,9 +238,10 @@ class Worker:
             shard=shard.name,
             embed_images=self._job.spec.output.images == "parquet",
             footer=self._footer,
+            kept=kept,
         )
 
-    def _commit(self, shard: Shard, part: Part) -> bool:
+    def _commit(self, shard: Shard, part: Part, before: "_PartThere | None") -> bool:
         return commit_part(
             self._output,
             part_uri(self._job, shard),
@@ -216,7 +249,31 @@ class Worker:
             job=self._job.fingerprint,
             shard=shard.name,
             attempt=uuid.uuid4().hex,
+            replaces=None if before is None else before.etag,
         )
+
+    def _beat(self) -> None:
+        # Two threads at once may count as one: it only has to move.
+        self._beats += 1
+
+
+def _crash(row: Row, shard: Shard) -> RowError | None:
+    """The problem of a row that the driver has found to kill."""
+    if row.index not in shard.skip:
+        return None
+    return RowError(
+        "worker_crash",
+        "making this row takes its worker process down, also when it is made alone; "
+        "the rest of its shard was made without it",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PartThere:
+    """A committed part of which some rows are made again."""
+
+    etag: str
+    data: bytes
 
 
 class _Backlog:

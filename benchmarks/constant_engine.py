@@ -20,6 +20,7 @@ class ConstantEngine:
     """Routes and cuts cohorts as the real one does, and generates nothing."""
 
     num_loads = 0
+    num_batches = 0
     models_loaded: tuple[str, ...] = ()
 
     def __init__(self, max_batch_rows: int) -> None:

@@ -70,8 +70,17 @@ class _Seat:
     loaded: tuple[str, ...] = ()
     up: bool = False
     images_in_making: int = 0
+    beats: int = -1
+    """Of its work, when it last told."""
+    stalled_s: float = 0.0
+    """How long it has had work without a change of them."""
     calls: dict[Any, Shard | str] = field(default_factory=dict)
     """What was asked of it and not answered: a shard, or the name of a probe."""
+
+    @property
+    def at_work(self) -> bool:
+        """Whether it has a shard."""
+        return any(isinstance(asked, Shard) for asked in self.calls.values())
 
 
 def in_ray_job() -> bool:
@@ -167,6 +176,7 @@ class WorkerPool:
 
     def __init__(self, job: Job, layout: Layout, *, engine: str = ENGINE) -> None:
         self._job_ref = ray.put(job)
+        self._stall_timeout_s = job.spec.errors.stall_timeout_s
         self._layout = layout
         self._engine = engine
         self._seats: list[_Seat] = []
@@ -196,7 +206,7 @@ class WorkerPool:
         """Make all of the dispatcher's shards. Yields at least every POLL_S seconds."""
         while not dispatcher.finished:
             self._hand_out(dispatcher)
-            self._poll_progress()
+            self._poll_progress(dispatcher)
             waiting = [ref for seat in self._seats for ref in seat.calls]
             answered, _ = ray.wait(waiting, num_returns=1, timeout=POLL_S)
             report = self._take(answered[0], dispatcher) if answered else None
@@ -225,14 +235,21 @@ class WorkerPool:
     def _hand_out(self, dispatcher: Dispatcher) -> None:
         for seat in self._seats:
             while seat.up and (shard := dispatcher.next_for(seat.name, seat.loaded)):
+                _log(shard)
                 seat.calls[seat.actor.run.remote(shard)] = shard
 
-    def _poll_progress(self) -> None:
-        if time.monotonic() - self._polled < PROGRESS_EVERY_S:
+    def _poll_progress(self, dispatcher: Dispatcher) -> None:
+        since = time.monotonic() - self._polled
+        if since < PROGRESS_EVERY_S:
             return
-        self._polled = time.monotonic()
+        self._polled += since
         for seat in self._seats:
-            if seat.up and "progress" not in seat.calls.values():
+            # Of a time in which the driver itself stood still nothing is known.
+            seat.stalled_s += min(since, 2 * PROGRESS_EVERY_S) if seat.at_work else -seat.stalled_s
+            # A stopped process does not answer at all, and that is no progress either.
+            if seat.stalled_s > self._stall_timeout_s:
+                self._replace(seat, dispatcher, f"it made no progress for {self._stall_timeout_s:g} s")
+            elif seat.up and "progress" not in seat.calls.values():
                 seat.calls[seat.actor.progress.remote()] = "progress"
 
     def _take(self, ref: Any, dispatcher: Dispatcher) -> ShardReport | None:
@@ -242,7 +259,8 @@ class WorkerPool:
         try:
             answer = ray.get(ref)
         except (RayActorError, OutOfMemoryError) as error:
-            self._replace(seat, dispatcher, error)
+            preempted = getattr(error, "preempted", False)
+            self._replace(seat, dispatcher, _reason(error), preempted=preempted)
             return None
         except RayTaskError as error:
             self._failed(seat, asked, dispatcher, error)
@@ -251,14 +269,17 @@ class WorkerPool:
             raise DarkroomError(f"Ray cannot run the workers: {error}") from error
         if isinstance(asked, Shard):
             seat.loaded = answer.models_loaded
+            seat.stalled_s = 0.0
             dispatcher.finish(seat.name, asked)
-            return answer  # type: ignore[no-any-return]
+            return None if asked.rehearse else answer
         if asked == "ready":
             seat.up = True
             self._failed_starts = 0
             dispatcher.join(seat.name)
         else:
-            seat.images_in_making = answer
+            seat.images_in_making = answer.images_in_making
+            if answer.beats != seat.beats:
+                seat.beats, seat.stalled_s = answer.beats, 0.0
         return None
 
     def _failed(self, seat: _Seat, asked: Shard | str, dispatcher: Dispatcher, error: RayTaskError) -> None:
@@ -270,11 +291,10 @@ class WorkerPool:
         logger.error("shard=%s failed: %s", asked.name, error)
         dispatcher.fail(seat.name, asked, f"{type(cause).__name__}: {cause}")
 
-    def _replace(self, seat: _Seat, dispatcher: Dispatcher, error: RayError) -> None:
-        """A worker died: its shards go back, and a fresh process takes its place."""
-        reason = _reason(error)
+    def _replace(self, seat: _Seat, dispatcher: Dispatcher, reason: str, *, preempted: bool = False) -> None:
+        """A worker died or is stuck: its shards go back, and a fresh process takes its place."""
         logger.warning("worker=%s died: %s", seat.name, reason)
-        if getattr(error, "preempted", False):
+        if preempted:
             dispatcher.leave(seat.name)
         elif seat.up:
             dispatcher.lose(seat.name, f"its worker died: {reason}")
@@ -285,10 +305,20 @@ class WorkerPool:
         # What else was asked of the dead process fails the same way; it is answered for already.
         seat.calls.clear()
         seat.up, seat.loaded, seat.images_in_making = False, (), 0
+        seat.beats, seat.stalled_s = -1, 0.0
         with contextlib.suppress(Exception):
             ray.kill(seat.actor, no_restart=True)
         seat.actor = self._start()
         self._ask_ready(seat)
+
+
+def _log(shard: Shard) -> None:
+    """Of a shard that took its worker down."""
+    if shard.rehearse:
+        first, end = shard.rehearse
+        logger.warning("shard=%s rehearses rows %d to %d", shard.name, first, end - 1)
+    elif shard.skip:
+        logger.warning("shard=%s is made without the rows %s", shard.name, [*shard.skip])
 
 
 def _reason(error: RayError) -> str:

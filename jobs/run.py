@@ -44,7 +44,7 @@ class RunResult:
 
 def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResult:
     """Generate every row of the input that has no outcome yet."""
-    spec = _with_output_settled(spec, console)
+    spec = with_output_settled(spec, console)
     output = spec.output.path
     storage = open_storage(output, deadline_s=spec.errors.storage_deadline_s)
     with stopping_signals():
@@ -65,7 +65,7 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
         return RunResult(output=output, totals=totals, images_made=tally.images, abandoned=tuple(abandoned))
 
 
-def _with_output_settled(spec: JobSpec, console: Console) -> JobSpec:
+def with_output_settled(spec: JobSpec, console: Console) -> JobSpec:
     """The spec with an absolute output.path: workers may have another current folder."""
     output = normalise(spec.output.path)
     if in_ray_job() and output.startswith(f"{os.getcwd()}/"):
@@ -94,10 +94,18 @@ def _make_missing(
     if sum(done):
         console.print(f"{sum(done):,} of {len(done):,} parts are there already; making the other {missing:,}")
     dispatcher = _dispatcher(plan, done)
+    make_shards(plan, dispatcher, tally, lease, console, engine)
+    return tally, dispatcher.abandoned
+
+
+def make_shards(
+    plan: Plan, dispatcher: Dispatcher, tally: Tally, lease: Lease, console: Console, engine: str
+) -> None:
+    """All of the dispatcher's shards, on the Ray there is or on one that is started."""
     place = os.environ.get("RAY_ADDRESS")
     console.print(f"joining the Ray at {place}" if place else "starting Ray", highlight=False)
     with connected():
-        layout = lay_out(plan.job.spec.workers, missing)
+        layout = lay_out(plan.job.spec.workers, dispatcher.num_waiting)
         console.print(layout.describe(), highlight=False)
         with display(console) as shown, WorkerPool(plan.job, layout, engine=engine) as pool:
             shown.show(tally)
@@ -107,7 +115,6 @@ def _make_missing(
                 tally.tick(tick.images_in_making, tick.num_workers)
                 shown.show(tally)
                 lease.renew(tally)
-    return tally, dispatcher.abandoned
 
 
 def _dispatcher(plan: Plan, done: bytearray) -> Dispatcher:
@@ -150,8 +157,8 @@ def judge(spec: JobSpec, result: RunResult) -> None:
         first = result.abandoned[0]
         raise BudgetError(
             f"parts that are missing: {len(result.abandoned):,}. Making each of them failed "
-            f"{spec.errors.max_attempts} times. The first is {first.shard.name}: "
-            f"{first.reason.removesuffix('.')}. Run again to try once more"
+            f"errors.max_attempts times ({spec.errors.max_attempts}) or more. "
+            f"The first is {first.shard.name}: {first.reason.removesuffix('.')}. Run again to try once more"
         )
     totals = result.totals
     if totals.rows and totals.failed / totals.rows > spec.errors.max_rate:

@@ -35,7 +35,7 @@ class ModelCard:
     max_noise_level: int
     """The greatest `noise_level` that an upscaler takes."""
     size_factor: int
-    """Pixels per latent; heights and widths are multiples of it."""
+    """Heights and widths are multiples of it: pixels per latent, and 8 at least."""
     height: int
     """Pixels, where a row names no size."""
     width: int
@@ -114,6 +114,13 @@ class Shard:
     """First row, counted among this file's rows of this model."""
     stop: int
     """One past the last row."""
+    skip: tuple[int, ...] = ()
+    """Rows that take their worker down, by their place in the shard: recorded as failed, and not made."""
+    rehearse: tuple[int, int] | None = None
+    """From which row to before which one: only these are made, and no part is written."""
+    again: tuple[str, ...] | None = None
+    """Of a part that is there, rows that failed with one of these codes are made again, with none given all
+    that failed; None: the whole part is made, where there is none."""
 
     @property
     def name(self) -> str:
@@ -127,12 +134,23 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerProgress:
+    """What a worker answers while it is at work."""
+
+    images_in_making: int
+    """Pictures of shards that are not committed yet."""
+    beats: int
+    """Steps of any kind since it started, such as rows read and batches run: it stands still when the work
+    does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardReport:
     """What became of one shard: the worker's answer to the driver, counts and seconds only."""
 
     index: int
     committed: bool
-    """False: the same part was there already, made by another attempt or driver."""
+    """False: the same part was there already, made by another attempt or driver; or it was a rehearsal."""
     ok: int
     filtered: int
     failed: int

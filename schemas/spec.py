@@ -137,9 +137,22 @@ class ErrorsSpec(StrictModel):
     max_rate: float = Field(default=0.01, ge=0, le=1)
     """Share of input rows that may fail. A plan that already finds more refuses to start."""
     max_attempts: int = Field(default=3, ge=1, le=100)
-    """Times that one shard may take its worker down before it is left out."""
+    """Times that one shard may take its worker down before the row that does it is searched for, and that
+    making it may fail in other ways before it is left out."""
     storage_deadline_s: float = Field(default=900, gt=0)
     """Seconds for which storage errors are retried before the job gives up."""
+    stall_timeout_s: float = Field(default=1200, gt=0)
+    """Seconds without progress after which a worker is killed. More than storage_deadline_s, and more than
+    the longest download, load or compilation of a model, during which nothing is seen to move."""
+
+    @model_validator(mode="after")
+    def _storage_is_given_its_time(self) -> "ErrorsSpec":
+        if self.stall_timeout_s <= self.storage_deadline_s:
+            raise ValueError(
+                f"`stall_timeout_s` ({self.stall_timeout_s:g}) must be more than `storage_deadline_s` "
+                f"({self.storage_deadline_s:g}): a worker that waits for storage is not stuck"
+            )
+        return self
 
 
 class JobSpec(StrictModel):

@@ -9,18 +9,29 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 from rich.console import Console
 
 from actors.engine import Generated
+from actors.input_images import EncodedImage
 from actors.samples import OpenedRow, Sample
 from jobs.__main__ import exit_codes
 from jobs.run import judge, print_result, run_job
 from schemas.job import Job
 from schemas.spec_file import load_spec
 
-FATAL_PROMPT = "kills its worker"
+FATAL_WIDTH = 13
+"""Pixels of a picture whose decoding ends the process."""
+ENDLESS_PROMPT = "is never done"
+
+
+def decode(image: EncodedImage) -> None:
+    """As a faulty codec may do it."""
+    if image.width == FATAL_WIDTH:
+        os._exit(1)
+    image.decode()
 
 
 class NoiseEngine:
@@ -28,6 +39,7 @@ class NoiseEngine:
 
     num_loads = 1
     models_loaded = ("sd",)
+    num_batches = 0
 
     def __init__(self, seconds_a_picture: float) -> None:
         self._seconds_a_picture = seconds_a_picture
@@ -35,8 +47,10 @@ class NoiseEngine:
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
         """Row after row."""
         for opened in rows:
-            if opened.row.texts["prompt"] == FATAL_PROMPT:
-                os._exit(1)
+            for image in opened.images.values():
+                decoders.submit(decode, image).result()
+            if opened.row.texts["prompt"] == ENDLESS_PROMPT:
+                Event().wait()
             time.sleep(self._seconds_a_picture)
             sample = Sample(opened=opened, image_index=0)
             pixels = np.random.default_rng(sample.seed).integers(0, 256, (64, 64, 3), np.uint8)

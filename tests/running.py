@@ -94,6 +94,11 @@ class Started:
             time.sleep(POLL_S)
         return value
 
+    def err(self) -> str:
+        """Standard error so far. The program writes where this file is read, so it is left as it stands."""
+        file = self._err.fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode()
+
     def pids(self, name: str = "") -> list[int]:
         """Everything that it started and that lives, itself included; those called `name` only, if given."""
         return [

@@ -3,17 +3,20 @@
 Real drivers, real Ray, real workers; the engine alone is a quick one, so that a job is up in seconds.
 """
 
+import io
+import os
 import random
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from PIL import Image
 
-from tests.engines import FATAL_PROMPT
+from tests.engines import ENDLESS_PROMPT, FATAL_WIDTH
 from tests.running import (
     Finished,
     Record,
@@ -154,21 +157,81 @@ def test_jobs_killed_at_random_moments_lose_and_double_no_row(tmp_path: Path) ->
     assert_whole(output, rows)
 
 
-def test_a_shard_that_kills_its_workers_is_left_out_and_the_others_are_made(tmp_path: Path) -> None:
-    """It is tried `errors.max_attempts` times; the message names it and the reason, the exit code is 3."""
-    rows = text_rows(24)
-    rows[9]["prompt"] = FATAL_PROMPT
-    spec = job(tmp_path, rows, errors={"max_attempts": 2})
+def test_a_picture_that_kills_its_worker_costs_its_own_row_only(tmp_path: Path) -> None:
+    """The row is recorded as failed; finding it takes three deaths and the logarithm of the shard's size."""
+    rows = text_rows(48)
+    rows[21] |= {"task": "img2img", "image": fatal_picture()}
+    spec = job(tmp_path, rows, batching={"shard_rows": 32}, errors={"max_rate": 0.5})
+    output = tmp_path / "out"
+
+    finished = run_to_end(spec)
+    again = run_to_end(spec)
+
+    assert finished.code == 0, finished.err
+    assert finished.err.count(" died: ") <= 3 + 5
+    assert "47 images made; all in all 47 rows ok" in finished.out
+    assert_whole(output, rows)
+    failed = [row for row in output_rows(output) if row["status"] != "ok"]
+    assert [(row["row_id"], row["error_code"], row["image"]) for row in failed] == [
+        ("row-0021", "worker_crash", None)
+    ]
+    assert "takes its worker process down" in failed[0]["error_message"]
+    assert "nothing was left to do; all in all 47 rows ok, 0 filtered, 1 failed" in again.out
+
+
+def test_a_row_that_is_never_done_is_found_like_one_that_kills(tmp_path: Path) -> None:
+    """Its worker is killed when nothing has moved for `errors.stall_timeout_s`."""
+    rows = text_rows(3)
+    rows[0]["prompt"] = ENDLESS_PROMPT
+    errors = {"max_rate": 0.5, "max_attempts": 1, "storage_deadline_s": 1, "stall_timeout_s": 3}
+    spec = job(tmp_path, rows, errors=errors, workers={"num": 1})
 
     finished = run_to_end(spec)
 
-    assert finished.code == 3
-    assert "parts that are missing: 1. Making each of them failed 2 times" in finished.err
-    assert "train-00002-of-00006: its worker died" in finished.err
-    assert [part.name for part in parts(tmp_path / "out")] == [
-        f"train-{i:05d}-of-00006.parquet" for i in (0, 1, 3, 4, 5)
-    ]
-    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    assert finished.code == 0, finished.err
+    assert finished.err.count("worker=worker-0 died: it made no progress for 3 s") == 2
+    assert [row["error_code"] for row in output_rows(tmp_path / "out")] == ["worker_crash", None, None]
+
+
+def test_a_worker_that_is_stopped_is_replaced_and_costs_no_row(tmp_path: Path) -> None:
+    """It answers nothing at all, which is no progress either. Going on later it finds its shards made."""
+    rows = text_rows(80)
+    errors = {"storage_deadline_s": 1, "stall_timeout_s": 3}
+    spec = job(tmp_path, rows, errors=errors)
+    output = tmp_path / "out"
+
+    with Started("-m", "tests.engines", "slow", spec) as run:
+        run.wait_until(lambda: parts(output))
+        stopped = run.wait_until(lambda: run.pids("ray::WorkerProcess"))[0]
+        os.kill(stopped, signal.SIGSTOP)
+        run.wait_until(lambda: "no progress" in run.err())
+        with suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGCONT)
+        finished = run.wait()
+
+    assert finished.code == 0, finished.err
+    assert finished.err.count("died: it made no progress for 3 s") == 1
+    assert_whole(output, rows)
+
+
+def test_shards_that_all_die_end_the_job_with_the_reason(tmp_path: Path) -> None:
+    """After some deaths of the first ones, not after those of every shard."""
+    rows = [row | {"task": "img2img", "image": fatal_picture()} for row in text_rows(160)]
+    spec = job(tmp_path, rows, errors={"max_attempts": 1})
+
+    finished = run_to_end(spec)
+
+    assert finished.code == 1
+    assert "every shard of the model 'sd' takes its worker down" in finished.err
+    assert finished.err.count(" died: ") <= 20
+    assert parts(tmp_path / "out") == []
+
+
+def fatal_picture() -> Record:
+    """Its header is in order."""
+    file = io.BytesIO()
+    Image.new("RGB", (FATAL_WIDTH, 16)).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
 
 
 def test_a_worker_that_does_not_see_the_output_stops_the_job(tmp_path: Path) -> None:

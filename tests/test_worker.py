@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from actors.diffusers_engine import DiffusersEngine
 from actors.engine import Generated
 from actors.rows import derived_seed
 from actors.samples import OpenedRow, Sample
@@ -21,11 +23,13 @@ from actors.storage import Buffer, LocalStorage, Storage, open_storage
 from actors.worker import Worker
 from schemas.errors import RefusedError
 from tests.in_process import (
+    DEVICE,
     Record,
     encoded,
     job_spec,
     make,
     mask,
+    model_cache,
     picture,
     pixels,
     plan_for,
@@ -304,6 +308,64 @@ def test_a_shard_that_is_there_already_is_not_written_again(tmp_path: Path) -> N
     assert first.parts == second.parts
 
 
+def test_rows_to_skip_are_recorded_and_not_made(tmp_path: Path) -> None:
+    """In their place, with the reason; a part follows from its rows and which of them are skipped."""
+    spec = job_spec(write_rows(tmp_path / "in.parquet", MIXED[:3]), tmp_path / "out")
+    plan = plan_for(spec)
+    shard = replace(next(plan.shards()), skip=(0, 1))
+    engine = NotingEngine()
+
+    with worker_for(plan, engine) as worker:
+        report = worker.run(shard)
+    made = read_output(plan, [report])
+
+    assert engine.asked == [["c"]]
+    assert [(row["row_id"], row["error_code"] or row["status"]) for row in made.rows] == [
+        ("a", "worker_crash"),
+        ("b", "missing_prompt"),
+        ("c", "ok"),
+    ]
+    assert "takes its worker process down" in made.rows[0]["error_message"]
+    assert (report.ok, report.failed, report.committed) == (1, 2, True)
+    assert report.error_codes == {"worker_crash": 1, "missing_prompt": 1}
+
+
+@pytest.mark.parametrize("images", ["parquet", "files"])
+def test_a_rehearsal_makes_its_rows_and_writes_nothing(tmp_path: Path, images: str) -> None:
+    """No part and no object; the whole shard is made afterwards as if nothing had been."""
+    rows = [{"row_id": name, "prompt": "x"} for name in "abcdef"]
+    output = {"path": str(tmp_path / "out"), "images": images}
+    plan = plan_for(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out", output=output))
+    shard = next(plan.shards())
+    engine = NotingEngine()
+
+    with worker_for(plan, engine) as worker:
+        rehearsed = worker.run(replace(shard, rehearse=(1, 4), skip=(2,)))
+        files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        in_making = worker.progress().images_in_making
+        made = worker.run(shard)
+
+    assert engine.asked == [["b", "d"], [*"abcdef"]]
+    assert (rehearsed.committed, rehearsed.ok, files, in_making) == (False, 2, [], 0)
+    assert (made.committed, made.ok) == (True, 6)
+
+
+def test_a_worker_at_work_can_be_seen_to_move(tmp_path: Path) -> None:
+    """Rows read, batches run: the driver kills a worker of which nothing moves."""
+    spec = job_spec(write_rows(tmp_path / "in.parquet", MIXED[:1]), tmp_path / "out")
+    plan = plan_for(spec)
+    engine = DiffusersEngine(model_cache(spec), spec, DEVICE)
+    seen: list[int] = []
+
+    with worker_for(plan, engine) as worker:
+        unet = engine._models.get("sd").components["unet"]
+        unet.register_forward_pre_hook(lambda *_: seen.append(worker.progress().beats))
+        before = worker.progress().beats
+        worker.run(next(plan.shards()))
+
+    assert before < seen[0] < seen[1] < worker.progress().beats
+
+
 def test_shards_of_many_row_groups_and_models_hold_the_right_rows(tmp_path: Path) -> None:
     """Rows of two models interleave over small row groups; each shard finds its own, in any order."""
     rows = [
@@ -326,10 +388,28 @@ def test_shards_of_many_row_groups_and_models_hold_the_right_rows(tmp_path: Path
     ]
 
 
+class NotingEngine:
+    """Makes grey pictures, and notes of which rows."""
+
+    num_loads = 0
+    num_batches = 0
+    models_loaded: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.asked: list[list[object]] = []
+
+    def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
+        self.asked.append([opened.row.row_id for opened in rows])
+        for opened in rows:
+            sample = Sample(opened=opened, image_index=0)
+            yield Generated(sample=sample, pixels=np.full((8, 8, 3), 128, np.uint8), nsfw=None)
+
+
 class WaitingEngine:
     """Makes grey pictures, and lets a test look at what else goes on meanwhile."""
 
     num_loads = 0
+    num_batches = 0
     models_loaded: tuple[str, ...] = ()
 
     def __init__(self, before: Callable[[], None]) -> None:
