@@ -73,6 +73,26 @@ def run(spec: SpecPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def retry(
+    spec: SpecPath,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Rows with this error_code; may be given several times.", metavar="CODE"),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Make the failed rows of a job again; every other row stays as it is."""
+    from jobs.retry import retry_job
+    from jobs.run import judge, print_result
+
+    checked = load_spec(spec, overrides or [])
+    out = console()
+    result = retry_job(checked, out, only or [])
+    print_result(result, out)
+    judge(checked, result)
+
+
+@app.command()
 def submit(
     spec: SpecPath,
     address: Annotated[

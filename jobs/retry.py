@@ -1,0 +1,85 @@
+"""`darkroom retry`: rows whose outcome is `failed` are made again, each in its place."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rich.console import Console
+
+from actors.storage import Storage, open_storage
+from actors.worker_process import ENGINE
+from jobs.dispatcher import Dispatcher
+from jobs.finish import finish
+from jobs.lease import Lease
+from jobs.ownership import JobRecord, plan_of, require_record
+from jobs.part_footers import read_footers
+from jobs.parts import list_parts, totals_of
+from jobs.plan import Plan
+from jobs.progress import Tally
+from jobs.run import RunResult, make_shards, with_output_settled
+from jobs.signals import stopping_signals
+from jobs.survey import survey
+from schemas.errors import SpecError
+from schemas.job import Shard
+from schemas.nearest import nearest
+from schemas.spec import JobSpec
+
+
+def retry_job(
+    spec: JobSpec, console: Console, only: Sequence[str] = (), *, engine: str = ENGINE
+) -> RunResult:
+    """Make failed rows again, those with one of the codes `only` or all; every other row stays as it is."""
+    spec = with_output_settled(spec, console)
+    output = spec.output.path
+    storage = open_storage(output, deadline_s=spec.errors.storage_deadline_s)
+    with stopping_signals():
+        record = require_record(storage, output)
+        plan = plan_of(record, survey(spec), output)
+        shards = _shards_to_retry(plan, record, storage, output, tuple(only))
+        tally = Tally(rows_total=sum(shard.num_rows for shard in shards), rows_before=0)
+        dispatcher = _dispatcher(shards, spec.errors.max_attempts)
+        if shards:
+            with Lease(output) as lease:
+                console.print(f"making failed rows of {len(shards):,} parts again")
+                make_shards(plan, dispatcher, tally, lease, console, engine)
+                if _is_complete(storage, output, record):
+                    finish(storage, output, record, tally.figures())
+        return RunResult(
+            output=output,
+            totals=totals_of(storage, list_parts(storage, output, record.num_shards)),
+            images_made=tally.images,
+            abandoned=tuple(dispatcher.abandoned),
+        )
+
+
+def _shards_to_retry(
+    plan: Plan, record: JobRecord, storage: Storage, output: str, only: tuple[str, ...]
+) -> list[Shard]:
+    """Those whose parts have failed rows of the wanted kind; SpecError for a code that no part has."""
+    parts = list(list_parts(storage, output, record.num_shards))
+    codes = {
+        part.index: footer.error_codes
+        for part, footer in zip(parts, read_footers(storage, parts), strict=True)
+    }
+    found = Counter(code for mine in codes.values() for code in mine)
+    for code in only:
+        if code not in found:
+            there = f"; there are {', '.join(sorted(found))}" if found else ""
+            raise SpecError(f"--only {code}: no row failed with it{nearest(code, found)}{there}")
+    wanted = {index for index, mine in codes.items() if any(not only or code in only for code in mine)}
+    return [replace(shard, again=only) for shard in plan.shards() if shard.index in wanted]
+
+
+def _dispatcher(shards: Sequence[Shard], max_attempts: int) -> Dispatcher:
+    by_model: defaultdict[str, list[Shard]] = defaultdict(list)
+    for shard in shards:
+        by_model[shard.model].append(shard)
+    return Dispatcher(
+        {model: iter(mine) for model, mine in by_model.items()},
+        {model: len(mine) for model, mine in by_model.items()},
+        max_attempts=max_attempts,
+    )
+
+
+def _is_complete(storage: Storage, output: str, record: JobRecord) -> bool:
+    return sum(1 for _ in list_parts(storage, output, record.num_shards)) == record.num_shards
