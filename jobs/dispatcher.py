@@ -5,7 +5,7 @@ fault is searched for by rehearsals; then the shard is made without that row, wh
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from jobs.poison import Search
@@ -95,10 +95,17 @@ class Dispatcher:
     """Hands out shards so that a worker keeps the model it has loaded, and finds out which rows kill."""
 
     def __init__(
-        self, shards: Mapping[str, Iterator[Shard]], num_shards: Mapping[str, int], *, max_attempts: int
+        self,
+        shards: Mapping[str, Iterator[Shard]],
+        num_shards: Mapping[str, int],
+        *,
+        max_attempts: int,
+        working: Collection[str] = (),
     ) -> None:
-        """`shards`, and how many there are, by model."""
+        """`shards`, and how many there are, by model; `working`: models of which parts are there already."""
         self._queues = {model: _Queue(shards[model], num_shards[model]) for model in shards}
+        for model in self._queues.keys() & set(working):
+            self._queues[model].works = True
         self._max_attempts = max_attempts
         self._in_flight: dict[str, list[Shard]] = {}
         self._model_of: dict[str, str] = {}

@@ -123,6 +123,7 @@ def _dispatcher(plan: Plan, done: bytearray) -> Dispatcher:
         {model: _missing_shards(plan, done, model) for model in missing},
         missing,
         max_attempts=plan.job.spec.errors.max_attempts,
+        working={shard.model for shard in plan.shards() if done[shard.index]},
     )
 
 
