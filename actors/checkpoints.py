@@ -26,6 +26,9 @@ DEMO_SCHEME = "demo:"
 REFINER = "sdxl-refiner"
 """SDXL's refiner has the base's classes; it is told by being scored, and has no first text encoder."""
 
+LEAST_SIZE_FACTOR = 8
+"""What diffusers 0.42.1's pipelines divide heights and widths by, also where a VAE halves them only twice."""
+
 ReadJson = Callable[[str], dict[str, Any]]
 
 
@@ -99,7 +102,7 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weigh
         scheduler=str((index.get("scheduler") or ["", ""])[1]),
         scheduler_settings=scheduler_settings(read_json("scheduler/scheduler_config.json")),
         max_noise_level=int(index.get("max_noise_level") or 350),
-        size_factor=factor,
+        size_factor=max(factor, LEAST_SIZE_FACTOR),
         height=height,
         width=width,
         weight_bytes=weight_bytes,

@@ -35,7 +35,7 @@ from schemas.schedulers import (
 )
 from tests.checkpoints import demo
 from tests.in_process import Made, Record, job_spec, make, mask, picture, pixels, write_rows
-from tests.test_systems import depth_map
+from tests.plain_diffusers import depth_map
 
 LEVELS = 2
 """Of 255: a row's company in a batch may move it this far, no further."""
