@@ -229,10 +229,13 @@ class LocalStorage:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One process at a time: a file system compares nothing when it renames."""
-        with open(os.path.join(self._temp_dir, "lock"), "ab") as file:
-            # Given back when the file is closed, also by a process that dies.
-            fcntl.flock(file, fcntl.LOCK_EX)
+        folder = os.open(self._temp_dir, os.O_RDONLY)
+        try:
+            # Given back when the folder is closed, also by a process that dies.
+            fcntl.flock(folder, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(folder)
 
     def delete(self, uri: str) -> None:
         with _converted_errors(uri), suppress(FileNotFoundError):
