@@ -13,6 +13,8 @@ from hypothesis import settings
 # Before any Hugging Face library is imported, which reads these once: tests use no network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+# Before torch is: two test processes with a thread for each core wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from actors.storage import Storage, open_storage
 from tests.fault_proxy import FaultProxy, fault_proxy
