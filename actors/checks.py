@@ -57,6 +57,7 @@ def check_batch(batch: RowBatch, router: Router, models: Mapping[str, ModelCard]
         for bad, code, describe in _findings(batch, where, models[where.model]):
             for row in np.flatnonzero(bad & mine).tolist():
                 problems.setdefault(row, RowError(code, describe(row)))
+    problems |= batch.problems
     return Checked(batch=batch, positions=positions, routed=routed, problems=problems)
 
 

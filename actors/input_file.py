@@ -11,7 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from schemas.columns import FIELD_KINDS, IMAGE_FIELDS, ColumnMap, dense, id_type
+from actors.input_texts import (
+    MAX_KEPT_BYTES,
+    MAX_NAME_BYTES,
+    Problems,
+    is_text,
+    most_bytes,
+    readable,
+    unreadable,
+    without,
+)
+from schemas.columns import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS, ColumnMap, dense, id_type
+from schemas.errors import RowError
 from schemas.output_rows import IMAGE_TYPE
 from schemas.schedulers import options_text
 
@@ -20,6 +31,11 @@ BATCH_ROWS = 16_384
 
 _STREAM_BYTES = 1 << 20
 """Read this much of a column chunk at a time, not the chunk whole: row groups can be gigabytes."""
+
+_BATCH_BYTES = 256 << 20
+"""Of a batch, where the footer tells the truth: rows can be megabytes, and compress to nothing."""
+
+_DICTIONARY_ENCODINGS = {"PLAIN", "RLE", "RLE_DICTIONARY", "PLAIN_DICTIONARY", "BIT_PACKED"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +51,8 @@ class RowBatch:
     """For each image field of the input, whether the row has one."""
     keep: Mapping[str, pa.Array]
     """Columns that go to the output as they are."""
+    problems: Mapping[int, RowError]
+    """By position in the batch, rows with a text that cannot be read; the batch has its beginning instead."""
 
 
 class InputFile:
@@ -43,8 +61,14 @@ class InputFile:
     def __init__(self, source: BinaryIO, columns: ColumnMap) -> None:
         self._source = source
         self._columns = columns
+        footer = pq.read_metadata(source)
         self._parquet = pq.ParquetFile(
-            source, buffer_size=_STREAM_BYTES, pre_buffer=False, page_checksum_verification=True
+            source,
+            metadata=footer,
+            read_dictionary=_dictionaries(footer, columns.columns()),
+            buffer_size=_STREAM_BYTES,
+            pre_buffer=False,
+            page_checksum_verification=True,
         )
         sizes = [self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
@@ -79,10 +103,14 @@ class InputFile:
         fields = ("row_id", "task", "model") if with_ids else ("task", "model")
         return self._read(0, self._routing_columns(fields), batch_size)
 
+    def read_ids(self) -> Iterator[RowBatch]:
+        """All rows, with their ids alone; only where the input has some."""
+        return self._read(0, [self._columns.fields["row_id"]], BATCH_ROWS)
+
     def read_for_checks(self, batch_size: int = BATCH_ROWS) -> Iterator[RowBatch]:
         """All rows, without pictures and without texts that the footer's statistics vouch for."""
         fields = [field for field in FIELD_KINDS if field not in ("row_id", "negative_prompt")]
-        return self._read(0, self._routing_columns(fields), batch_size)
+        return self._read(0, self._routing_columns(fields), batch_size, with_texts=False)
 
     def read_rows(self, first_row: int, batch_size: int = 64) -> Iterator[RowBatch]:
         """Every needed column from the row group of `first_row` on."""
@@ -95,9 +123,13 @@ class InputFile:
             return [""] * len(rows)
         found: dict[int, str] = {}
         for group in sorted({self.row_group_of(row) for row in rows}):
-            ids = self._parquet.read_row_group(group, columns=[column]).column(column)
-            mine = (row for row in rows if self.row_group_of(row) == group)
-            found |= {row: str(ids[row - int(self._starts[group])].as_py()) for row in mine}
+            mine = {row for row in rows if self.row_group_of(row) == group}
+            for batch in self._read(group, [column], BATCH_ROWS):
+                here = {row for row in mine if batch.first_row <= row < batch.first_row + batch.num_rows}
+                ids = batch.fields["row_id"]
+                found |= {row: str(ids[row - batch.first_row].as_py()) for row in here}
+                if mine <= found.keys():
+                    break
         return [found[row] for row in rows]
 
     def num_nulls(self, field: str) -> int:
@@ -143,51 +175,110 @@ class InputFile:
             total += chunk.statistics.null_count
         return total
 
-    def _read(self, first_group: int, columns: list[str], batch_size: int) -> Iterator[RowBatch]:
+    def _read(
+        self, first_group: int, columns: list[str], batch_size: int, *, with_texts: bool = True
+    ) -> Iterator[RowBatch]:
         groups = list(range(first_group, self.metadata.num_row_groups))
         row = int(self._starts[first_group])
         if not columns:
             yield from self._empty_batches(row, batch_size)
             return
         for batch in self._parquet.iter_batches(
-            batch_size, row_groups=groups, columns=columns, use_threads=False
+            self._fitting(batch_size, columns), row_groups=groups, columns=columns, use_threads=False
         ):
-            yield self._named(batch, row)
+            yield self._named(batch, row, with_texts)
             row += batch.num_rows
+
+    def _fitting(self, batch_size: int, columns: list[str]) -> int:
+        """As many rows as a batch may have by the footer's word on their size."""
+        wanted = {column.partition(".")[0] for column in columns}
+        sizes = [1.0]
+        for group in map(self.metadata.row_group, range(self.metadata.num_row_groups)):
+            chunks = (group.column(i) for i in range(group.num_columns))
+            mine = (chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in wanted)
+            sizes.append(sum(chunk.total_uncompressed_size for chunk in mine) / max(group.num_rows, 1))
+        return max(1, min(batch_size, int(_BATCH_BYTES / max(sizes))))
 
     def _empty_batches(self, row: int, batch_size: int) -> Iterator[RowBatch]:
         while row < self.metadata.num_rows:
             num_rows = min(batch_size, self.metadata.num_rows - row)
             present = {field: np.ones(num_rows, dtype=bool) for field in self._image_fields()}
-            yield RowBatch(first_row=row, num_rows=num_rows, fields={}, present=present, keep={})
+            yield RowBatch(first_row=row, num_rows=num_rows, fields={}, present=present, keep={}, problems={})
             row += num_rows
 
     def _image_fields(self) -> list[str]:
         return [field for field in IMAGE_FIELDS if field in self._columns.fields]
 
-    def _named(self, batch: pa.RecordBatch, first_row: int) -> RowBatch:
+    def _named(self, batch: pa.RecordBatch, first_row: int, with_texts: bool) -> RowBatch:
         arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
-        fields = {
-            field: _as_kind(arrays[column], FIELD_KINDS[field])
-            for field, column in self._columns.fields.items()
-            if column in arrays
-        }
+        problems: Problems = {}
+        fields = {}
+        for name, column in self._columns.fields.items():
+            if column in arrays and name in TEXT_FIELDS and not with_texts:
+                fields[name] = _presence(arrays[column])
+            elif column in arrays:
+                fields[name], wrong = _as_kind(arrays[column], name)
+                problems = wrong | problems
         present = {
             field: _present(fields[field]) if field in fields else np.ones(batch.num_rows, dtype=bool)
             for field in self._image_fields()
         }
-        keep = {
-            name: arrays[name].cast(dense(arrays[name].type)) for name in self._columns.keep if name in arrays
-        }
+        keep = {}
+        for name in self._columns.keep:
+            if name in arrays:
+                keep[name], wrong = _as_kept(arrays[name], name)
+                problems = wrong | problems
         return RowBatch(
-            first_row=first_row, num_rows=batch.num_rows, fields=fields, present=present, keep=keep
+            first_row=first_row,
+            num_rows=batch.num_rows,
+            fields=fields,
+            present=present,
+            keep=keep,
+            problems=problems,
         )
 
 
-def _as_kind(array: pa.Array, kind: str) -> pa.Array:
-    """The array in the one type that its kind of field has; checked for fitness by `map_columns`."""
-    if kind == "image":
-        return _as_image(array)
+def _dictionaries(footer: pq.FileMetaData, columns: Sequence[str]) -> list[str]:
+    """Columns that pyarrow can read with their dictionaries, so that no text is unfolded unseen."""
+    fit: dict[str, bool] = {}
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            is_fit = (
+                chunk.physical_type == "BYTE_ARRAY"
+                and chunk.has_dictionary_page
+                and _DICTIONARY_ENCODINGS.issuperset(chunk.encodings)
+            )
+            fit[chunk.path_in_schema] = fit.get(chunk.path_in_schema, True) and is_fit
+    return [column for column in columns if fit.get(column)]
+
+
+def _presence(array: pa.Array) -> pa.Array:
+    """An empty text for each that is there."""
+    return pc.if_else(array.is_valid(), "", pa.scalar(None, pa.string()))
+
+
+def _as_kept(array: pa.Array, name: str) -> tuple[pa.Array, Problems]:
+    kept_type = dense(array.type)
+    if is_text(kept_type):
+        texts, problems = readable(array, name, MAX_KEPT_BYTES)
+        return texts.cast(kept_type), problems
+    array = array.cast(kept_type)
+    problems = unreadable(array, name)
+    return without(array, problems), problems
+
+
+def _as_kind(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
+    """The array in the one type that its kind of field has, and the rows whose text cannot be read."""
+    if FIELD_KINDS[field] == "image":
+        return _as_image(array, field)
+    if is_text(array.type):
+        return readable(array, field, most_bytes(field))
+    problems = unreadable(array, field) if pa.types.is_nested(array.type) else {}
+    return _as_values(without(array, problems), FIELD_KINDS[field]), problems
+
+
+def _as_values(array: pa.Array, kind: str) -> pa.Array:
+    """Of any column but those of texts and pictures; checked for fitness by `map_columns`."""
     if kind == "text":
         return array.cast(pa.string())
     if kind == "id":
@@ -225,18 +316,25 @@ def _from_text(value: str | None) -> object:
         return value
 
 
-def _as_image(array: pa.Array) -> pa.Array:
+def _as_image(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
+    data: pa.Array = pa.nulls(len(array), pa.binary())
+    path: pa.Array = pa.nulls(len(array), pa.string())
+    problems: Problems = {}
     if pa.types.is_struct(array.type):
-        names = {field.name for field in array.type}
-        parts = [
-            pc.struct_field(array, name).cast(leaf) if name in names else pa.nulls(len(array), leaf)
-            for name, leaf in (("bytes", pa.binary()), ("path", pa.string()))
-        ]
-        return pa.StructArray.from_arrays(parts, fields=list(IMAGE_TYPE), mask=array.is_null())
-    is_uri = pa.types.is_string(dense(array.type)) or pa.types.is_large_string(dense(array.type))
-    path = array.cast(pa.string()) if is_uri else pa.nulls(len(array), pa.string())
-    data = pa.nulls(len(array), pa.binary()) if is_uri else array.cast(pa.binary())
-    return pa.StructArray.from_arrays([data, path], fields=list(IMAGE_TYPE), mask=array.is_null())
+        names = {leaf.name for leaf in array.type}
+        data = pc.struct_field(array, "bytes").cast(pa.binary()) if "bytes" in names else data
+        if "path" in names:
+            path, problems = _as_paths(pc.struct_field(array, "path"), field)
+    elif is_text(array.type):
+        path, problems = _as_paths(array, field)
+    else:
+        data = array.cast(pa.binary())
+    struct = pa.StructArray.from_arrays([data, path], fields=list(IMAGE_TYPE), mask=array.is_null())
+    return struct, problems
+
+
+def _as_paths(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
+    return readable(array, field, MAX_NAME_BYTES) if is_text(array.type) else (array.cast(pa.string()), {})
 
 
 def _present(array: pa.Array) -> npt.NDArray[np.bool_]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from actors.rows import ImageSource, Row
 from schemas.errors import RowError
@@ -44,9 +44,27 @@ class EncodedImage:
         try:
             with _open(self.data) as opened:
                 opened.load()
-                return _as_mode(ImageOps.exif_transpose(opened), _MODES[self.field])
+                turn = _TURNS.get(_orientation(opened))
+                return _as_mode(opened if turn is None else opened.transpose(turn), _MODES[self.field])
         except (OSError, SyntaxError, ValueError) as error:
             raise _invalid(self.field, error) from error
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's Orientation. Pillow's own exif_transpose also writes the EXIF anew, which damaged ones break."""
+
+
+def _orientation(picture: Image.Image) -> int:
+    found = picture.getexif().get(0x0112, 1)
+    return found if isinstance(found, int) else 1
 
 
 def _as_mode(picture: Image.Image, mode: str) -> Image.Image:
@@ -92,14 +110,16 @@ def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedIma
     try:
         with _open(data) as opened:
             width, height = opened.size
-            if opened.getexif().get(0x0112, 1) >= 5:  # EXIF Orientation: turned by 90 degrees
+            if width * height > MAX_PIXELS:
+                raise RowError(
+                    "image_too_large",
+                    f"`{field}` has {width}x{height} pixels; at most {MAX_PIXELS:,} are read",
+                )
+            # Only now: Pillow 13 decodes a PNG whole in search of its EXIF.
+            if _orientation(opened) >= 5:  # turned by 90 degrees
                 width, height = height, width
     except (OSError, SyntaxError, ValueError) as error:
         raise _invalid(field, error) from error
-    if width * height > MAX_PIXELS:
-        raise RowError(
-            "image_too_large", f"`{field}` has {width}x{height} pixels; at most {MAX_PIXELS:,} are read"
-        )
     return EncodedImage(field=field, data=data, width=width, height=height)
 
 

@@ -2,7 +2,9 @@
 
 import io
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.part import Record
@@ -13,7 +15,9 @@ from schemas.errors import RefusedError
 def kept_rows(part: bytes, rows: Sequence[Row], again: Collection[str]) -> Mapping[int, list[Record]]:
     """A part's rows by their place in the shard, but those that failed with one of the codes `again` (with
     any code, where it is empty). RefusedError where the part does not hold these rows."""
-    records = pq.ParquetFile(io.BytesIO(part), page_checksum_verification=True).read().to_pylist()
+    table = pq.ParquetFile(io.BytesIO(part), page_checksum_verification=True).read()
+    columns = [_values(column) for column in table.columns]
+    records = [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
     kept: dict[int, list[Record]] = {}
     start = 0
     for row in rows:
@@ -27,6 +31,14 @@ def kept_rows(part: bytes, rows: Sequence[Row], again: Collection[str]) -> Mappi
     if start != len(records):
         raise RefusedError(f"the part has {len(records) - start} rows more than its shard")
     return kept
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError):
+        # Kept columns may hold what Python has not: nanoseconds, dates of far-off years.
+        return [value if value.is_valid else None for value in column]
 
 
 def _num_records(records: Sequence[Record], start: int, row: Row) -> int:

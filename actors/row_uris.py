@@ -7,6 +7,9 @@ from collections.abc import Callable
 from actors.storage import S3_SCHEME, Storage, normalise, open_storage
 from schemas.errors import DarkroomError, RowError, SpecError
 
+MAX_FILE_BYTES = 256 << 20
+"""Of a picture that a row names."""
+
 
 class RowUris:
     """Reads s3:// objects, and files at or below the input's own folder."""
@@ -21,13 +24,25 @@ class RowUris:
         def read(uri: str) -> bytes:
             allowed = resolve(uri, beside)
             try:
-                return self._storage(allowed).read(allowed)
+                size_bytes = self._size_bytes(allowed)
+                if size_bytes <= MAX_FILE_BYTES:
+                    return self._storage(allowed).read(allowed)
             except FileNotFoundError as error:
                 raise RowError("unreadable_uri", f"{uri} does not exist") from error
             except DarkroomError as error:
                 raise RowError("unreadable_uri", f"{uri} cannot be read: {error}") from error
+            raise RowError(
+                "image_too_large", f"{uri} has {size_bytes:,} bytes; at most {MAX_FILE_BYTES:,} are read"
+            )
 
         return read
+
+    def _size_bytes(self, uri: str) -> int:
+        """A row may name any object there is: terabytes of video, or a pipe, which would be read for ever."""
+        stored = self._storage(uri).stat(uri)
+        if stored is None:
+            raise FileNotFoundError(uri)
+        return stored.size_bytes
 
     def _storage(self, uri: str) -> Storage:
         remote = uri.startswith(S3_SCHEME)

@@ -62,7 +62,11 @@ def build_rows(
     """The rows at the `wanted` positions of a checked batch; `first_index` is the first one's place."""
     batch = checked.batch
     fields = {field: array.take(wanted).to_pylist() for field, array in batch.fields.items()}
-    keep = {name: array.take(wanted).to_pylist() for name, array in batch.keep.items()}
+    # Arrow's own values: Python has none for some, such as nanoseconds and dates of far-off years.
+    keep = {
+        name: [value if value.is_valid else None for value in array.take(wanted)]
+        for name, array in batch.keep.items()
+    }
     for place, position in enumerate(wanted):
         values = {field: column[place] for field, column in fields.items()}
         row_id = values.get("row_id")

@@ -1,6 +1,5 @@
 """A shard's few numbers back into its rows."""
 
-import posixpath
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -38,7 +37,7 @@ class ShardReader:
             rows += build_rows(
                 checked,
                 wanted,
-                file_name=posixpath.basename(shard.uri),
+                file_name=shard.file_name,
                 first_index=len(rows),
                 job_seed=self._job.spec.seed,
             )

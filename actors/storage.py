@@ -23,6 +23,9 @@ from schemas.errors import RefusedError, SpecError, StorageError
 S3_SCHEME = "s3://"
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_SIGNATURE = re.compile(
+    r"([?&][^=&]*(?:credential|key|password|secret|sig|token)[^=&]*=)[^&]*", re.IGNORECASE
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ETAG_SAMPLE_BYTES = 64 * 1024
 
@@ -106,29 +109,28 @@ def normalise(uri: str) -> str:
     `simplecache::s3://...`, credentials, query strings, and `..`.
     """
     if not uri or _CONTROL.search(uri):
-        raise SpecError(f"{uri!r} is not a path: it is empty or holds control characters")
+        raise SpecError(f"{masked(uri)!r} is not a path: it is empty or holds control characters")
     if "::" in uri:
-        raise SpecError(f"{uri!r}: chained paths ('::') are not read; name the file itself")
+        raise SpecError(f"{masked(uri)!r}: chained paths ('::') are not read; name the file itself")
     if uri.lower().startswith(S3_SCHEME):
         return _normalise_s3(uri)
     if uri.lower().startswith("file://"):
         return _normalise_file_uri(uri)
     if scheme := _SCHEME.match(uri):
-        raise SpecError(
-            f"{_masked(uri)!r}: {scheme[0]} is not supported; use s3://, file:/// or a local path"
-        )
+        raise SpecError(f"{masked(uri)!r}: {scheme[0]} is not supported; use s3://, file:/// or a local path")
     return _normalise_local(uri, uri)
 
 
 def _normalise_s3(uri: str) -> str:
     bucket, _, key = uri[len(S3_SCHEME) :].partition("/")
-    if "@" in bucket:
+    # A secret key may hold slashes.
+    if "@" in bucket or (":" in bucket and "@" in key):
         raise SpecError(
-            f"{_masked(uri)!r}: credentials do not belong in a URI; set AWS_PROFILE or AWS_ACCESS_KEY_ID and "
+            f"{masked(uri)!r}: credentials do not belong in a URI; set AWS_PROFILE or AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY in the environment of the driver and the workers"
         )
     if "?" in key:
-        raise SpecError(f"{uri!r}: query strings are not read (in a pattern use '*' in place of '?')")
+        raise SpecError(f"{masked(uri)!r}: query strings are not read (in a pattern use '*' in place of '?')")
     if not _BUCKET.match(bucket):
         raise SpecError(f"{uri!r}: {bucket!r} is not a bucket name; the form is s3://bucket/folder")
     _refuse_parent_segments(key, uri)
@@ -138,9 +140,9 @@ def _normalise_s3(uri: str) -> str:
 def _normalise_file_uri(uri: str) -> str:
     path = uri[len("file://") :]
     if "?" in path:
-        raise SpecError(f"{uri!r}: query strings are not read")
+        raise SpecError(f"{masked(uri)!r}: query strings are not read")
     if not path.startswith("/"):
-        raise SpecError(f"{_masked(uri)!r}: the form is file:///absolute/path, with three slashes")
+        raise SpecError(f"{masked(uri)!r}: the form is file:///absolute/path, with three slashes")
     return _normalise_local(unquote(path), uri)
 
 
@@ -154,9 +156,9 @@ def _refuse_parent_segments(path: str, uri: str) -> None:
         raise SpecError(f"{uri!r}: '..' is not allowed in a path; write the path out")
 
 
-def _masked(uri: str) -> str:
-    """The URI without what stands before '@' in its host, which may be a secret."""
-    return re.sub(r"(://)[^/]*@", r"\1***@", uri)
+def masked(uri: str) -> str:
+    """The URI for a message: without what stands before '@', and without a signed link's signature."""
+    return _SIGNATURE.sub(r"\1***", re.sub(r"://.*@", "://***@", uri, flags=re.DOTALL))
 
 
 class LocalStorage:

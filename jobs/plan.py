@@ -13,6 +13,7 @@ from actors.checks import Checked, check_batch
 from actors.images import TYPICAL_BYTES_PER_PIXEL
 from actors.input_file import InputFile, RowBatch
 from actors.routing import Routed, Router
+from jobs.row_ids import Keys, are_compared, id_keys, refuse_repeated
 from jobs.survey import OpenInput, Survey, SurveyedFile, input_opener
 from schemas.errors import RowError, SpecError
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard
@@ -77,6 +78,18 @@ class Plan:
         return sum(file.num_rows for file in self.files)
 
     @property
+    def file_names(self) -> dict[str, str]:
+        """By URI, what a file's rows are named after where they have no ids: its name, or, where files share
+        theirs, the path below the folder that holds them all, wherever that is."""
+        paths = [file.uri.split("/") for file in self.files]
+        folder = 0
+        if len({path[-1] for path in paths}) < len(paths):
+            folder = next(i for i, names in enumerate(zip(*paths, strict=False)) if len({*names}) > 1)
+        return {
+            file.uri: "/".join(path[folder or -1 :]) for file, path in zip(self.files, paths, strict=True)
+        }
+
+    @property
     def num_shards(self) -> int:
         """Parts of the whole output."""
         return sum(self._shards_in(rows) for file in self.files for rows in file.rows_by_model.values())
@@ -88,6 +101,7 @@ class Plan:
     def shards(self) -> Iterator[Shard]:
         """Every shard, in the order of the parts' names."""
         num_shards = self.num_shards
+        names = self.file_names
         index = 0
         for file in self.files:
             for model in [*self.job.models, NO_MODEL]:
@@ -97,6 +111,7 @@ class Plan:
                         index=index,
                         num_shards=num_shards,
                         uri=file.uri,
+                        file_name=names[file.uri],
                         etag=file.etag,
                         model=model,
                         start=start,
@@ -117,9 +132,16 @@ def make_plan(survey: Survey, report: Report = lambda rows: None) -> tuple[Plan,
     job = survey.job
     router, open_input = Router(job.spec, job.models), input_opener(job.spec)
     gathered = _Gathered()
+    with_ids = are_compared(job.columns, survey.num_rows)
+
+    def scan_file(file: SurveyedFile) -> _FileScan:
+        return _scan(file, job, router, open_input, report, with_ids=with_ids)
+
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        for scan in pool.map(lambda file: _scan(file, job, router, open_input, report), survey.files):
+        for scan in pool.map(scan_file, survey.files):
             gathered.add(scan)
+    if with_ids:
+        refuse_repeated(gathered.keys, survey.files, job.columns, open_input)
     return Plan(job=job, files=tuple(gathered.files)), gathered.findings()
 
 
@@ -145,6 +167,8 @@ class _FileScan:
         self.num_bad: Counter[str] = Counter()
         self.examples: list[tuple[int, RowError]] = []
         self.bad_rows: list[BadRow] = []
+        self.keys: Keys | None = None
+        """Of the rows' ids, where they are compared."""
 
     def planned(self) -> PlannedFile:
         """The plan's line for the file."""
@@ -191,6 +215,8 @@ class _Gathered:
 
     def __init__(self) -> None:
         self.files: list[PlannedFile] = []
+        self.keys: list[Keys] = []
+        """Each file's, where ids are compared."""
         self._rows: Counter[_Way] = Counter()
         self._images: Counter[_Way] = Counter()
         self._pixels: Counter[_Way] = Counter()
@@ -200,6 +226,7 @@ class _Gathered:
     def add(self, scan: _FileScan) -> None:
         """Add a file's counts."""
         self.files.append(scan.planned())
+        self.keys += [] if scan.keys is None else [scan.keys]
         self._rows += scan.rows
         self._images += scan.images
         self._pixels += scan.pixels
@@ -227,12 +254,15 @@ class _Gathered:
         return Findings(counts=tuple(counts), bad_rows=tuple(bad_rows), num_bad=num_bad)
 
 
-def _scan(file: SurveyedFile, job: Job, router: Router, open_input: OpenInput, report: Report) -> _FileScan:
+def _scan(
+    file: SurveyedFile, job: Job, router: Router, open_input: OpenInput, report: Report, *, with_ids: bool
+) -> _FileScan:
     scan = _FileScan(file)
     uri = file.stored.uri
     try:
         with InputFile(open_input(uri).open(uri), job.columns) as opened:
             _check_ids(opened, uri, job)
+            scan.keys = id_keys(opened) if with_ids else None
             for batch in opened.read_for_checks():
                 scan.add(check_batch(batch, router, job.models), job)
                 report(batch.num_rows)

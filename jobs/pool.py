@@ -104,6 +104,13 @@ def connected() -> Iterator[None]:
             f"cannot {f'join the Ray at {address}' if address else 'start Ray'}: {error}. "
             "If it asks for a token, set RAY_AUTH_MODE=token here and give it in ~/.ray/auth_token"
         ) from error
+    if address not in ("", "local") and os.environ.get("RAY_AUTH_MODE") != "token":
+        # It would not have let us in without a token if it asked for one.
+        logger.warning(
+            "the Ray at %s has no authentication: whoever reaches its ports can run code there and use its "
+            "credentials. Set RAY_AUTH_MODE=token on all its machines and here",
+            address,
+        )
     try:
         yield
     finally:

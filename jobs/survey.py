@@ -187,6 +187,8 @@ def _check_drift(columns: ColumnMap, first: str, schema: pa.Schema, uri: str, ot
     for column in columns.columns():
         if column not in other.names:
             raise SpecError(f"{uri} has no column `{column}`, which {first} has; all files must agree")
+        if other.names.count(column) > 1:
+            raise SpecError(f"{uri} has several columns of the name `{column}`; rename all but one")
         mine, theirs = schema.field(column).type, other.field(column).type
         if mine != theirs:
             raise SpecError(f"column `{column}` is {theirs} in {uri} and {mine} in {first}; all must agree")

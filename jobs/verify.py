@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import posixpath
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -126,11 +125,12 @@ def _expected(plan: Plan) -> Iterator[_Item]:
     for shard in plan.shards():
         shards.setdefault((shard.uri, shard.model), []).append(shard)
     router = Router(plan.job.spec, plan.job.models)
+    names = plan.file_names
     for file in plan.files:
         waiting: dict[str, list[Any]] = {model: [] for model in file.rows_by_model}
         coming = {model: iter(shards[file.uri, model]) for model in file.rows_by_model}
         nearest = {model: next(coming[model]) for model in coming}
-        for model, row_id in _ids(plan, file.uri, router):
+        for model, row_id in _ids(plan, file.uri, names[file.uri], router):
             waiting[model].append(row_id)
             if len(waiting[model]) == nearest[model].num_rows:
                 yield nearest[model], waiting[model]
@@ -138,9 +138,8 @@ def _expected(plan: Plan) -> Iterator[_Item]:
                 nearest[model] = next(coming[model], nearest[model])
 
 
-def _ids(plan: Plan, uri: str, router: Router) -> Iterator[tuple[str, Any]]:
-    """(model, row_id) of every row of a file."""
-    name = posixpath.basename(uri)
+def _ids(plan: Plan, uri: str, name: str, router: Router) -> Iterator[tuple[str, Any]]:
+    """(model, row_id) of every row of a file, whose name is that of its rows."""
     with InputFile(input_opener(plan.job.spec)(uri).open(uri), plan.job.columns) as file:
         for batch in file.read_routing(with_ids=True):
             tasks, models = batch.fields.get("task"), batch.fields.get("model")

@@ -55,6 +55,11 @@ def map_columns(schema: pa.Schema, spec: InputSpec) -> ColumnMap:
     fields |= {name: name for name in spare if name in FIELD_KINDS and name not in spec.columns}
     recognised = _recognise(spare, {*fields, *spec.columns})
     fields |= recognised
+    for column in {*fields.values(), *spec.keep}:
+        if names.count(column) > 1:
+            raise SpecError(
+                f"the input has {names.count(column)} columns of the name `{column}`; rename all but one"
+            )
     for field, column in fields.items():
         _check_type(field, column, schema.field(column).type)
     ordered = {field: fields[field] for field in FIELD_KINDS if field in fields}

@@ -114,6 +114,8 @@ class Shard:
     """First row, counted among this file's rows of this model."""
     stop: int
     """One past the last row."""
+    file_name: str = ""
+    """What this file's rows are named after where they have no ids."""
     skip: tuple[int, ...] = ()
     """Rows that take their worker down, by their place in the shard: recorded as failed, and not made."""
     rehearse: tuple[int, int] | None = None

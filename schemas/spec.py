@@ -35,6 +35,16 @@ class ModelSpec(StrictModel):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """auto: float16 on a GPU, float32 on a CPU."""
 
+    @field_validator("checkpoint")
+    @classmethod
+    def _no_address(cls, checkpoint: str) -> str:
+        if "://" in checkpoint:
+            # Its own words are left out: addresses of repositories often hold a token.
+            raise ValueError(
+                "a checkpoint is a folder, a Hub repository such as owner/name, or demo:KIND, not an address"
+            )
+        return checkpoint
+
 
 class Route(Parameters):
     """One entry of the task-routing stage: what a row whose `task` has this name goes through."""

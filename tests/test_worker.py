@@ -106,7 +106,10 @@ def test_a_row_without_a_seed_gets_one_from_the_job_and_its_id(tmp_path: Path) -
 
 def test_the_same_shard_gives_the_same_bytes(tmp_path: Path) -> None:
     """Whatever the threads and the order of shards; the parts of two runs can be compared by checksum."""
-    path = write_rows(tmp_path / "in.parquet", MIXED * 3)
+    path = write_rows(
+        tmp_path / "in.parquet",
+        [row | {"row_id": f"{row['row_id']}{i}"} for i in range(3) for row in MIXED],
+    )
     batching = {"shard_rows": 5, "max_batch_rows": 4}
     first = make(job_spec(path, tmp_path / "a", batching=batching), num_threads=1)
 

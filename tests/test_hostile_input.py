@@ -1,0 +1,530 @@
+"""Facts about input that nobody should trust: a bad row fails alone, and no file takes the machine down."""
+
+import io
+import os
+import random
+import resource
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+from rich.console import Console
+
+from actors.engine import Generated
+from actors.input_file import InputFile
+from actors.input_images import open_image
+from actors.input_texts import MAX_PROMPT_BYTES
+from actors.row_uris import MAX_FILE_BYTES
+from actors.rows import ImageSource
+from actors.samples import OpenedRow, Sample
+from actors.storage import normalise, open_storage
+from jobs.ownership import claim
+from jobs.plan import make_plan
+from jobs.survey import survey
+from jobs.verify import verify_output
+from schemas.columns import map_columns
+from schemas.errors import RowError, SpecError
+from schemas.spec import InputSpec, JobSpec
+from schemas.spec_file import load_spec
+from tests.in_process import (
+    Made,
+    Record,
+    encoded,
+    job_spec,
+    make,
+    mask,
+    picture,
+    plan_for,
+    worker_for,
+    write_rows,
+)
+from tests.running import write_spec
+
+GOOD = {"row_id": "good", "prompt": "a fox"}
+DAMAGED = b"caf\xe9 \xff"
+"""Latin-1, and no UTF-8."""
+FILE_TIMEOUT_S = 60
+TOO_MUCH_MB = 400
+
+pytestmark = pytest.mark.timeout(FILE_TIMEOUT_S)
+
+
+class GreyEngine:
+    """Decodes what it is given, and makes grey pictures."""
+
+    num_loads = 0
+    num_batches = 0
+    models_loaded: tuple[str, ...] = ()
+
+    def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
+        """Row after row."""
+        for opened in rows:
+            sample = Sample(opened=opened, image_index=0)
+            try:
+                modes = [image.decode().mode for image in opened.images.values()]
+            except RowError as problem:
+                yield Generated(sample=sample, pixels=None, nsfw=None, problem=problem)
+                continue
+            assert set(modes) <= {"RGB", "L", "I;16"}
+            yield Generated(sample=sample, pixels=np.full((8, 8, 3), 128, np.uint8), nsfw=None)
+
+
+def table(folder: Path, **columns: object) -> JobSpec:
+    """A job over one file of these columns, with `row_id`s of its own."""
+    path = folder / "in.parquet"
+    pq.write_table(pa.table(columns), path)
+    return job_spec(path, folder / "out")
+
+
+def outcomes(made: Made) -> list[str]:
+    """Of each row its code, or its status."""
+    return [row["error_code"] or row["status"] for row in made.rows]
+
+
+def damaged_texts(*values: bytes | None) -> pa.Array:
+    """Texts that a careless writer has put down as they came."""
+    return pa.array(values, pa.binary()).view(pa.string())
+
+
+def peak_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+@pytest.mark.parametrize("column", ["prompt", "negative_prompt", "task", "scheduler", "row_id", "sld_preset"])
+@pytest.mark.parametrize("in_dictionary", [False, True])
+def test_a_text_that_is_no_utf_8_fails_its_row_alone(
+    tmp_path: Path, column: str, in_dictionary: bool
+) -> None:
+    """Whatever column it stands in; the output has its beginning, with replacement characters."""
+    texts = damaged_texts(b"a", DAMAGED) if column in ("prompt", "row_id") else damaged_texts(None, DAMAGED)
+    columns = {"row_id": pa.array(["a", "b"]), "prompt": pa.array(["x", "y"])} | {column: texts}
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet", use_dictionary=in_dictionary)
+
+    made = make(job_spec(tmp_path / "in.parquet", tmp_path / "out"), GreyEngine())
+
+    assert outcomes(made) == ["ok", "invalid_text"]
+    assert f"`{column}` is no UTF-8: byte 3" in made.rows[1]["error_message"]
+    if column in ("prompt", "row_id"):
+        assert made.rows[1][column] == "caf� �"
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_damaged_texts_in_kept_columns_fail_their_rows_too(tmp_path: Path, nested: bool) -> None:
+    """A part with such a text could not be read by anyone."""
+    texts = damaged_texts(b"fine", DAMAGED)
+    kept = pa.ListArray.from_arrays([0, 1, 2], texts) if nested else texts
+    spec = table(tmp_path, row_id=["a", "b"], prompt=["x", "y"], note=kept)
+    spec = spec.model_copy(update={"input": spec.input.model_copy(update={"keep": ["note"]})})
+
+    made = make(spec, GreyEngine())
+
+    assert outcomes(made) == ["ok", "invalid_text"]
+    assert made.rows[0]["note"] == (["fine"] if nested else "fine")
+
+
+def test_kept_values_that_python_has_no_word_for_come_through(tmp_path: Path) -> None:
+    """Nanoseconds, and dates of years with more than four digits."""
+    kept = {
+        "when": pa.array([1, None], pa.int64()).cast(pa.timestamp("ns")),
+        "day": pa.array([10_000_000, None], pa.int32()).cast(pa.date32()),
+        "pairs": pa.array([[(1, 2)], None], pa.map_(pa.int64(), pa.int64())),
+    }
+    spec = table(tmp_path, row_id=["a", "b"], prompt=["x", "y"], **kept)
+    spec = spec.model_copy(update={"input": spec.input.model_copy(update={"keep": [*kept]})})
+
+    plan = plan_for(spec)
+    with worker_for(plan, GreyEngine()) as worker:
+        worker.run(next(plan.shards()))
+        again = worker.run(replace(next(plan.shards()), again=()))
+
+    assert again.committed
+    part = pq.read_table(next((tmp_path / "out" / "data").iterdir()))
+    assert {name: part[name].combine_chunks() for name in kept} == kept
+
+
+def test_a_damaged_id_is_the_same_for_verify(tmp_path: Path) -> None:
+    """Both read it as the same text."""
+    spec = table(tmp_path, row_id=damaged_texts(b"a", DAMAGED), prompt=["x", "y"])
+    plan, findings = make_plan(survey(spec))
+    claim(open_storage(spec.output.path), spec.output.path, plan, findings)
+    make(spec, GreyEngine())
+
+    said = io.StringIO()
+    verify_output(spec.output.path, Console(file=said, width=200))
+    assert "verified" in said.getvalue()
+
+
+def test_a_text_of_megabytes_fails_its_row_alone(tmp_path: Path) -> None:
+    """Its beginning is recorded, not all of it; the longest that is allowed is made."""
+    rows: list[Record] = [
+        GOOD | {"row_id": "longest", "prompt": "x" * MAX_PROMPT_BYTES},
+        {"row_id": "b", "prompt": "é" * 5_000_000},
+    ]
+
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out"), GreyEngine())
+
+    assert outcomes(made) == ["ok", "text_too_long"]
+    assert made.rows[1]["prompt"] == "é" * 100
+    assert len(made.parts[0]) < 200_000
+
+
+@pytest.mark.parametrize("column", ["prompt", "task", "row_id", "scheduler_options", "image", "note"])
+def test_a_dictionary_bomb_is_not_unfolded(tmp_path: Path, column: str) -> None:
+    """A file of a kilobyte with ten megabytes in each of its 20,000 rows: 200 GB."""
+    num_rows = 20_000
+    bomb = pa.DictionaryArray.from_arrays(pa.array([0] * num_rows, pa.int32()), ["x" * 10_000_000])
+    columns = {
+        "prompt": pa.array(["p"] * num_rows),
+        "row_id": pa.array([*map(str, range(num_rows))]),
+        column: bomb,
+    }
+    path = tmp_path / "in.parquet"
+    pq.write_table(
+        pa.table(columns),
+        path,
+        compression="zstd",
+        store_schema=False,
+        write_statistics=False,
+        dictionary_pagesize_limit=1 << 30,
+    )
+    with InputFile(
+        open(path, "rb"),
+        map_columns(pq.read_schema(path), InputSpec(path="x", keep=["note"] if column == "note" else [])),
+    ) as file:
+        before = peak_mb()
+
+        batches = [*file.read_for_checks(), next(file.read_rows(0)), *file.read_routing(with_ids=True)]
+        assert path.stat().st_size < 200_000
+        assert sum(len(batch.problems) for batch in batches) >= 64
+        assert {problem.code for batch in batches for problem in batch.problems.values()} == {"text_too_long"}
+        assert peak_mb() - before < TOO_MUCH_MB
+
+
+def test_rows_that_compress_to_nothing_are_read_few_at_a_time(tmp_path: Path) -> None:
+    """Without a dictionary the footer says how large they are."""
+    path = tmp_path / "in.parquet"
+    column = pa.array(["x" * 1_000_000] * 400)
+    pq.write_table(
+        pa.table({"prompt": column, "task": column}), path, compression="zstd", use_dictionary=False
+    )
+    with InputFile(open(path, "rb"), map_columns(pq.read_schema(path), InputSpec(path="x"))) as file:
+        largest = max(batch.num_rows for batch in file.read_for_checks())
+
+    assert path.stat().st_size < 1_000_000
+    assert largest < 300
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG whose header says so, of a few bytes."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    packer = zlib.compressobj(9)
+    line = bytes(1 + width)
+    data = b"".join(packer.compress(line) for _ in range(min(height, 100))) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_a_decompression_bomb_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """30,000 times 30,000 pixels are 900 MB: the header is enough to refuse them."""
+    bomb = {"bytes": png_of(30_000, 30_000), "path": None}
+    row = {"row_id": "b", "prompt": "x", "task": "img2img", "image": bomb}
+    decoded = []
+    monkeypatch.setattr(PngImageFile, "load", lambda image: decoded.append(image.size))
+
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", [row]), tmp_path / "out"), GreyEngine())
+
+    assert outcomes(made) == ["image_too_large"]
+    assert decoded == []
+
+
+def animated(image_format: str) -> Record:
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    return encoded(frames[0], image_format, save_all=True, append_images=frames[1:])
+
+
+def sixteen_bits() -> Record:
+    return encoded(Image.fromarray(np.full((64, 64), 40_000, np.uint16)))
+
+
+@pytest.mark.parametrize(
+    ("image", "outcome"),
+    [
+        (picture(mode="CMYK", image_format="JPEG"), "ok"),
+        (picture(mode="P"), "ok"),
+        (picture(mode="RGBA"), "ok"),
+        (picture(mode="LA"), "ok"),
+        (picture(mode="1"), "ok"),
+        (sixteen_bits(), "ok"),
+        (animated("PNG"), "ok"),
+        (animated("WEBP"), "ok"),
+        (animated("GIF"), "invalid_image"),
+        ({"bytes": b"", "path": None}, "invalid_image"),
+        ({"bytes": None, "path": None}, "missing_image"),
+        ({"bytes": b"<svg/>", "path": None}, "invalid_image"),
+        ({"bytes": picture()["bytes"][:30], "path": None}, "invalid_image"),
+        ({"bytes": picture()["bytes"][:-300], "path": None}, "invalid_image"),
+    ],
+)
+def test_pictures_of_every_kind_are_made_rgb_or_refused(tmp_path: Path, image: Record, outcome: str) -> None:
+    """Of animated ones the first frame counts."""
+    row = {"row_id": "r", "prompt": "x", "task": "inpaint", "image": image, "mask_image": mask()}
+
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", [row, GOOD]), tmp_path / "out"), GreyEngine())
+
+    assert outcomes(made) == [outcome, "ok"]
+
+
+def with_exif(image_format: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    data: bytes = picture((40, 24), image_format=image_format)["bytes"]
+    file = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(file, image_format, exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of EXIF that lies.
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+def test_no_damage_makes_a_picture_fail_in_another_way(image_format: str) -> None:
+    """Bytes changed, cut out and put in, EXIF among them, by a seed: it opens, or it is a row's error."""
+    whole = with_exif(image_format)
+    dice = random.Random(image_format)
+    refused = 0
+    for _ in range(1_500):
+        data = bytearray(whole)
+        for _ in range(dice.choice([1, 2, 8])):
+            at = dice.randrange(min(len(data), dice.choice([80, len(data)])))
+            data[at : at + dice.choice([0, 1, 1, 1, 4])] = bytes([dice.choice([0, 255, dice.randrange(256)])])
+        if image_format == "PNG":
+            data = bytearray(resealed(bytes(data)))
+        try:
+            image = open_image("image", ImageSource(data=bytes(data), uri=None), lambda uri: b"")
+            if image.width * image.height < 1_000_000:
+                assert image.decode().mode == "RGB"
+        except RowError:
+            refused += 1
+
+    assert refused > 100
+
+
+def resealed(png: bytes) -> bytes:
+    """With the checksums that fit its chunks: a reader looks at no others."""
+    out, at = png[:8], 8
+    while at + 12 <= len(png):
+        size = struct.unpack(">I", png[at : at + 4])[0]
+        content = png[at + 4 : at + 8 + size]
+        out += png[at : at + 4] + content + struct.pack(">I", zlib.crc32(content))
+        at += 12 + size
+    return out
+
+
+@pytest.mark.parametrize(
+    "uri", ["rows/pipe", "rows", "rows/huge.png", "x" * 5_000, "a\x00b", "rows/in.parquet"]
+)
+def test_a_row_cannot_name_what_would_be_read_for_ever(tmp_path: Path, uri: str) -> None:
+    """A pipe, a folder, a file of terabytes, names that are none."""
+    (tmp_path / "rows").mkdir()
+    os.mkfifo(tmp_path / "rows" / "pipe")
+    with open(tmp_path / "rows" / "huge.png", "wb") as huge:
+        huge.truncate(MAX_FILE_BYTES + 1)
+    (tmp_path / "rows" / "in.parquet").write_bytes(b"PAR1")
+    rows: list[Record] = [{"row_id": "bad", "prompt": "x", "task": "img2img", "image": uri}]
+
+    path = write_rows(tmp_path / "in.parquet", rows, {"image": pa.string()})
+    made = make(job_spec(path, tmp_path / "out"), GreyEngine())
+
+    codes = {
+        "rows/huge.png": "image_too_large",
+        "x" * 5_000: "text_too_long",
+        "a\x00b": "disallowed_uri",
+        "rows/in.parquet": "invalid_image",
+    }
+    assert outcomes(made) == [codes.get(uri, "unreadable_uri")]
+    assert len(made.rows[0]["error_message"]) < 500
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://169.254.169.254/latest/meta-data/",
+        "file:///etc/passwd",
+        "simplecache::s3://bucket/key",
+        "gs://bucket/key",
+        "s3://key:sec/ret@bucket/a.png",
+        "s3://bucket/../other",
+        "~/secret.png",
+        "https://host/a.png?X-Amz-Signature=sec/ret&x=1",
+    ],
+)
+def test_a_row_reaches_no_other_host_and_its_secret_is_not_recorded(tmp_path: Path, uri: str) -> None:
+    """Nothing is sent: these tests have no network, and no credentials."""
+    rows: list[Record] = [{"row_id": "bad", "prompt": "x", "task": "img2img", "image": uri}]
+
+    path = write_rows(tmp_path / "in.parquet", rows, {"image": pa.string()})
+    made = make(job_spec(path, tmp_path / "out"), GreyEngine())
+
+    assert outcomes(made) == ["disallowed_uri"]
+    assert b"sec/ret" not in made.parts[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("guidance_scale", float("nan")),
+        ("guidance_scale", float("-inf")),
+        ("num_inference_steps", 10**18),
+        ("seed", -1),
+        ("num_images_per_prompt", 10**9),
+        ("height", -64),
+        ("scheduler_options", "[" * 2_000),
+        ("scheduler_options", '{"__class__": "os.system"}'),
+        ("scheduler", "os.system"),
+    ],
+)
+def test_a_senseless_parameter_fails_its_row(tmp_path: Path, field: str, value: object) -> None:
+    """By rule, before anything is made."""
+    rows: list[Record] = [GOOD | {"row_id": "bad", field: value}, GOOD]
+
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out"), GreyEngine())
+
+    code = outcomes(made)
+    assert code[0] in ("invalid_parameter", "invalid_size", "invalid_scheduler")
+    assert code[1] == "ok"
+
+
+def test_an_id_that_stands_twice_is_refused_with_both_places(tmp_path: Path) -> None:
+    """Over all files; a row's outcome is found by its id."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    write_rows(folder / "a.parquet", [{"row_id": f"{i}", "prompt": "x"} for i in range(10)])
+    write_rows(folder / "b.parquet", [{"row_id": f"{i}", "prompt": "x"} for i in range(9, 15)])
+
+    with pytest.raises(SpecError) as raised:
+        make_plan(survey(job_spec(folder, tmp_path / "out")))
+
+    said = str(raised.value)
+    assert "1 rows have a `row_id` that an earlier row has: 9 (row 9 of" in said
+    assert "a.parquet and row 0 of" in said
+    assert "{row_id: null}" in said
+
+
+def test_ids_that_python_hashes_alike_are_told_apart(tmp_path: Path) -> None:
+    """-1 and -2 have one hash, as have 0 and 2**61 - 1."""
+    rows: list[Record] = [{"row_id": i, "prompt": "x"} for i in (-1, -2, 0, 2**61 - 1)]
+
+    plan, _ = make_plan(survey(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out")))
+
+    assert plan.num_rows == 4
+
+
+def test_rows_without_ids_are_told_apart_in_files_of_one_name(tmp_path: Path) -> None:
+    """As partitioned datasets have them: the folders are part of the name, and so of the seed."""
+    for day in ("day=1", "day=2"):
+        (tmp_path / "rows" / day).mkdir(parents=True)
+        write_rows(tmp_path / "rows" / day / "f.parquet", [{"prompt": "x"}])
+
+    made = make(job_spec(tmp_path / "rows", tmp_path / "out"), GreyEngine())
+
+    assert [row["row_id"] for row in made.rows] == ["day=1/f.parquet#0", "day=2/f.parquet#0"]
+    assert len({row["seed"] for row in made.rows}) == 2
+
+
+def twice_the_same_name(folder: Path) -> None:
+    columns = [pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["prompt", "prompt"]), folder / "a.parquet")
+
+
+def a_list_of_prompts(folder: Path) -> None:
+    pq.write_table(pa.table({"prompt": [["a"], ["b"]]}), folder / "a.parquet")
+
+
+def a_drifting_schema(folder: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a"]}), folder / "a.parquet")
+    pq.write_table(pa.table({"prompt": [b"a"]}), folder / "b.parquet")
+
+
+def a_cut_file(folder: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a"] * 1000}), folder / "a.parquet")
+    data = (folder / "a.parquet").read_bytes()
+    (folder / "a.parquet").write_bytes(data[: len(data) // 2])
+
+
+def a_footer_of_noise(folder: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a"] * 1000}), folder / "a.parquet")
+    data = bytearray((folder / "a.parquet").read_bytes())
+    data[-60:-8] = random.Random(0).randbytes(52)
+    (folder / "a.parquet").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (twice_the_same_name, "2 columns of the name `prompt`"),
+        (a_list_of_prompts, "column `prompt` is list<element: string>"),
+        (a_drifting_schema, "column `prompt` is binary in"),
+        (a_cut_file, "is no readable Parquet file"),
+        (a_footer_of_noise, "is no readable Parquet file"),
+    ],
+)
+def test_a_file_that_cannot_be_input_is_named(
+    tmp_path: Path, write: Callable[[Path], None], says: str
+) -> None:
+    """Exit code 2, before any row is made."""
+    (tmp_path / "rows").mkdir()
+    write(tmp_path / "rows")
+
+    with pytest.raises(SpecError) as raised:
+        make_plan(survey(job_spec(tmp_path / "rows", tmp_path / "out")))
+
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://AKIA123:sec/ret@bucket/rows",
+        "https://me:sec/ret@host/rows",
+        "https://host/rows?X-Amz-Security-Token=sec/ret",
+        "s3://AKIA123:sec/ret@bucket/a::b",
+        "s3://bucket/rows?AWSSecretAccessKey=sec/ret",
+    ],
+)
+def test_a_secret_in_a_path_is_not_repeated(path: str) -> None:
+    """The refusal goes into logs that many read."""
+    with pytest.raises(SpecError) as raised:
+        normalise(path)
+
+    assert "sec/ret" not in str(raised.value)
+    assert "***" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"aws_secret_access_key": "sec/ret"},
+        {"input": {"path": "x", "storage_options": {"secret": "sec/ret"}}},
+        {"models": {"sd": {"checkpoint": "a/b", "token": "sec/ret"}}},
+        {"models": {"sd": {"checkpoint": "https://me:sec/ret@huggingface.co/a/b"}}},
+        {"workers": {"env": {"HF_TOKEN": "sec/ret"}}},
+    ],
+)
+def test_a_secret_in_a_spec_is_refused_and_not_repeated(tmp_path: Path, sections: Record) -> None:
+    """There is no key for one."""
+    path = write_spec(tmp_path / "job.yaml", "rows", "out", **sections)
+
+    with pytest.raises(SpecError) as raised:
+        load_spec(path)
+
+    assert "sec/ret" not in str(raised.value)
