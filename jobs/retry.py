@@ -11,9 +11,9 @@ from actors.worker_process import ENGINE
 from jobs.dispatcher import Dispatcher
 from jobs.finish import finish
 from jobs.lease import Lease
-from jobs.ownership import JobRecord, plan_of, require_record
+from jobs.ownership import plan_of, require_record
 from jobs.part_footers import read_footers
-from jobs.parts import list_parts, totals_of
+from jobs.parts import PartFile, list_parts, totals_of
 from jobs.plan import Plan
 from jobs.progress import Tally
 from jobs.run import RunResult, make_shards, with_output_settled
@@ -35,28 +35,30 @@ def retry_job(
     with stopping_signals():
         record = require_record(storage, output)
         plan = plan_of(record, survey(spec), output)
-        shards = _shards_to_retry(plan, record, storage, output, tuple(only))
+        parts = list(list_parts(storage, output, record.num_shards))
+        shards = _shards_to_retry(plan, storage, parts, tuple(only))
         tally = Tally(rows_total=sum(shard.num_rows for shard in shards), rows_before=0)
         dispatcher = _dispatcher(shards, spec.errors.max_attempts)
+        totals = None
         if shards:
             with Lease(output) as lease:
                 console.print(f"making failed rows of {len(shards):,} parts again")
                 make_shards(plan, dispatcher, tally, lease, console, engine)
-                if _is_complete(storage, output, record):
-                    finish(storage, output, record, tally.figures())
+                # Parts are replaced here and none is added: what was missing still is.
+                if len(parts) == record.num_shards:
+                    totals = finish(storage, output, record, tally.figures())
         return RunResult(
             output=output,
-            totals=totals_of(storage, list_parts(storage, output, record.num_shards)),
+            totals=totals or totals_of(storage, list_parts(storage, output, record.num_shards)),
             images_made=tally.images,
             abandoned=tuple(dispatcher.abandoned),
         )
 
 
 def _shards_to_retry(
-    plan: Plan, record: JobRecord, storage: Storage, output: str, only: tuple[str, ...]
+    plan: Plan, storage: Storage, parts: Sequence[PartFile], only: tuple[str, ...]
 ) -> list[Shard]:
     """Those whose parts have failed rows of the wanted kind; SpecError for a code that no part has."""
-    parts = list(list_parts(storage, output, record.num_shards))
     codes = {
         part.index: footer.error_codes
         for part, footer in zip(parts, read_footers(storage, parts), strict=True)
@@ -79,7 +81,3 @@ def _dispatcher(shards: Sequence[Shard], max_attempts: int) -> Dispatcher:
         {model: len(mine) for model, mine in by_model.items()},
         max_attempts=max_attempts,
     )
-
-
-def _is_complete(storage: Storage, output: str, record: JobRecord) -> bool:
-    return sum(1 for _ in list_parts(storage, output, record.num_shards)) == record.num_shards
