@@ -27,7 +27,7 @@ COHORTS_A_BATCH = 4
 class DiffusersEngine:
     """Makes a shard's pictures with diffusers; `model_cache` holds what it makes them with."""
 
-    def __init__(self, models: ModelCache, spec: JobSpec, device: torch.device) -> None:
+    def __init__(self, models: ModelCache, spec: JobSpec) -> None:
         self._models = models
         self._batching = spec.batching
         self._flagged = spec.safety.flagged
@@ -120,7 +120,7 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
         # The order in which a GPU's convolutions want their numbers.
         channels_last=device.type == "cuda" and not job.spec.batching.exact,
     )
-    return DiffusersEngine(models, job.spec, device)
+    return DiffusersEngine(models, job.spec)
 
 
 def _capacity_bytes(job: Job, device: torch.device, num_cpus: int) -> int:

@@ -122,7 +122,7 @@ class Darkroom:
 
     def _engine(self, plan: Plan) -> DiffusersEngine:
         """One that counts from zero, on the models in memory."""
-        engine = DiffusersEngine(self.models, plan.job.spec, self._setting.device)
+        engine = DiffusersEngine(self.models, plan.job.spec)
         self.counts = engine.counts
         return engine
 

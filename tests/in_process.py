@@ -1,7 +1,9 @@
 """Whole jobs in this process, without Ray: what tests of rows, pictures and parts run."""
 
 import io
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ def worker_for(plan: Plan, engine: Engine | None = None, *, num_threads: int = 2
     spec = plan.job.spec
     return Worker(
         plan.job,
-        engine=engine or DiffusersEngine(model_cache(spec), spec, DEVICE),
+        engine=engine or DiffusersEngine(model_cache(spec), spec),
         open_input=open_storage,
         output=open_storage(spec.output.path),
         num_threads=num_threads,
@@ -130,3 +132,16 @@ def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> Re
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return {"bytes": file.getvalue(), "path": None}
+
+
+@contextmanager
+def said_by_diffusers() -> Iterator[list[str]]:
+    """What it logs."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("diffusers").addHandler(handler)
+    try:
+        yield said
+    finally:
+        logging.getLogger("diffusers").removeHandler(handler)

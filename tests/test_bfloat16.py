@@ -10,7 +10,6 @@ import torch
 from actors.diffusers_engine import DiffusersEngine
 from tests.checkpoints import demo
 from tests.in_process import (
-    DEVICE,
     Made,
     Record,
     job_spec,
@@ -45,7 +44,7 @@ def made_in_bfloat16(folder: Path, **batching: bool) -> tuple[Made, DiffusersEng
     routes = {task: {"model": "xl"} for task in CLASSES}
     path = write_rows(folder / "rows.parquet", ROWS)
     spec = job_spec(path, folder / "out", models=models, routes=routes, batching=batching)
-    engine = DiffusersEngine(model_cache(spec), spec, DEVICE)
+    engine = DiffusersEngine(model_cache(spec), spec)
     return make(spec, engine), engine
 
 

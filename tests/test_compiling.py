@@ -11,7 +11,7 @@ from actors.compiling import COMPILED, ladder
 from actors.diffusers_engine import DiffusersEngine
 from schemas.errors import SpecError
 from schemas.spec import BatchingSpec
-from tests.in_process import DEVICE, job_spec, make, model_cache, pixels, write_rows
+from tests.in_process import job_spec, make, model_cache, pixels, write_rows
 
 ROWS = [
     {"row_id": f"r{i}", "prompt": f"a fox, number {i}", "seed": i, "num_inference_steps": 2} for i in range(2)
@@ -39,7 +39,7 @@ def test_compiled_blocks_make_the_same_pictures(tmp_path: Path) -> None:
     )
     models = model_cache(spec)
     torch._dynamo.utils.counters.clear()
-    compiled = make(spec, DiffusersEngine(models, spec, DEVICE))
+    compiled = make(spec, DiffusersEngine(models, spec))
     plain = make(job_spec(tmp_path / "rows.parquet", tmp_path / "plain"))
 
     for row in ROWS:
@@ -66,7 +66,7 @@ def test_a_machine_that_cannot_compile_says_so(tmp_path: Path) -> None:
     models.get("sd").components["unet"].conv_in.register_forward_pre_hook(fail)
 
     with pytest.raises(SpecError, match=r"torch\.compile does not work here"):
-        make(spec, DiffusersEngine(models, spec, DEVICE))
+        make(spec, DiffusersEngine(models, spec))
 
 
 def without_compiler(*_: Any) -> Any:

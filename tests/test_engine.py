@@ -11,7 +11,7 @@ import torch
 
 from actors.diffusers_engine import DiffusersEngine
 from schemas.systems import find_system
-from tests.in_process import DEVICE, Made, Record, job_spec, make, model_cache, write_rows
+from tests.in_process import Made, Record, job_spec, make, model_cache, write_rows
 
 Arguments = dict[str, Any]
 
@@ -40,7 +40,7 @@ def broken(tmp_path: Path) -> Callable[..., Made]:
         assert system is not None
         part = attrgetter(module)(models.get("sd").pipeline(system, None))
         with hooked(part, hook, after=after):
-            return make(spec, DiffusersEngine(models, spec, DEVICE))
+            return make(spec, DiffusersEngine(models, spec))
 
     return run
 

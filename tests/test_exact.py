@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from actors.diffusers_engine import DiffusersEngine
-from tests.in_process import DEVICE, Made, Record, job_spec, make, model_cache, write_rows
+from tests.in_process import Made, Record, job_spec, make, model_cache, write_rows
 from tests.plain_diffusers import MODELS, ROUTES, ROWS, VARIED, distances, expected, reference, row
 
 # What Safe says of every call without guidance.
@@ -53,7 +53,7 @@ def test_nothing_is_merged(tmp_path: Path) -> None:
     unet = models.get("sd").components["unet"]
     handle = unet.conv_in.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
 
-    make(spec, DiffusersEngine(models, spec, DEVICE))
+    make(spec, DiffusersEngine(models, spec))
 
     handle.remove()
     # With guidance a call's one row is two of the UNet's; PNDM asks once more than it has steps.

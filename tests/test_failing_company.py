@@ -12,7 +12,7 @@ import torch
 from actors.components import ModelCache
 from actors.diffusers_engine import DiffusersEngine
 from schemas.spec import JobSpec
-from tests.in_process import DEVICE, Made, job_spec, make, model_cache, write_rows
+from tests.in_process import Made, job_spec, make, model_cache, write_rows
 from tests.plain_diffusers import (
     LEVELS,
     MODELS,
@@ -78,7 +78,7 @@ def test_a_row_of_nan_does_not_spread(spec: JobSpec, plain: dict[str, Expected])
     models = model_cache(spec)
 
     with marked(models, BAD["prompt"], float("nan")):
-        made = make(spec, DiffusersEngine(models, spec, DEVICE))
+        made = make(spec, DiffusersEngine(models, spec))
 
     assert statuses(made) == dict.fromkeys(plain, "ok") | {"bad": "nonfinite_image"}
     assert too_far(made, plain) == {}
@@ -96,7 +96,7 @@ def test_a_row_that_a_module_refuses_fails_alone(spec: JobSpec, plain: dict[str,
 
     middle = models.get("sd").components["unet"].mid_block
     with marked(models, BAD["prompt"], MARK), middle.register_forward_pre_hook(refuse, with_kwargs=True):
-        made = make(spec, DiffusersEngine(models, spec, DEVICE))
+        made = make(spec, DiffusersEngine(models, spec))
 
     assert statuses(made) == dict.fromkeys(plain, "ok") | {"bad": "generation_error"}
     assert too_far(made, plain) == {}
@@ -130,7 +130,7 @@ def test_batches_that_do_not_fit_are_cut_until_they_do(
     owner, _, part = module.partition(".")
     small = attrgetter(part)(models.get("sd").components[owner])
     with small.register_forward_pre_hook(fit, with_kwargs=True):
-        made = make(spec, DiffusersEngine(models, spec, DEVICE))
+        made = make(spec, DiffusersEngine(models, spec))
 
     assert set(statuses(made).values()) == {"ok"}
     assert too_far(made, plain) == {}

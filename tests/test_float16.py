@@ -64,7 +64,7 @@ def test_an_exact_picture_in_float16_is_that_of_plain_diffusers(tmp_path: Path) 
 def test_calls_side_by_side_in_float16_find_the_vae_as_it_should_be(tmp_path: Path) -> None:
     """Text-to-image rows that decode while image-to-image rows encode; float16 rounds by a few levels."""
     spec = spec_for(tmp_path)
-    engine = DiffusersEngine(model_cache(spec), spec, DEVICE)
+    engine = DiffusersEngine(model_cache(spec), spec)
     made = make(spec, engine)
     (tmp_path / "single").mkdir()
     single = make(spec_for(tmp_path / "single", {"checkpoint": "demo:sdxl", "dtype": "float32"}))

@@ -6,8 +6,7 @@ import random
 import resource
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +18,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from rich.console import Console
 
-from actors.engine import Generated
 from actors.input_file import InputFile
 from actors.input_images import open_image
 from actors.input_texts import MAX_PROMPT_BYTES
 from actors.row_uris import MAX_FILE_BYTES
 from actors.rows import ImageSource
-from actors.samples import OpenedRow, Sample
 from actors.storage import normalise, open_storage
 from jobs.ownership import claim
 from jobs.plan import make_plan
@@ -35,6 +32,7 @@ from schemas.columns import map_columns
 from schemas.errors import RowError, SpecError
 from schemas.spec import InputSpec, JobSpec
 from schemas.spec_file import load_spec
+from tests.engines import GreyEngine
 from tests.in_process import (
     Made,
     Record,
@@ -56,26 +54,6 @@ FILE_TIMEOUT_S = 60
 TOO_MUCH_MB = 400
 
 pytestmark = pytest.mark.timeout(FILE_TIMEOUT_S)
-
-
-class GreyEngine:
-    """Decodes what it is given, and makes grey pictures."""
-
-    num_loads = 0
-    num_batches = 0
-    models_loaded: tuple[str, ...] = ()
-
-    def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
-        """Row after row."""
-        for opened in rows:
-            sample = Sample(opened=opened, image_index=0)
-            try:
-                modes = [image.decode().mode for image in opened.images.values()]
-            except RowError as problem:
-                yield Generated(sample=sample, pixels=None, nsfw=None, problem=problem)
-                continue
-            assert set(modes) <= {"RGB", "L", "I;16"}
-            yield Generated(sample=sample, pixels=np.full((8, 8, 3), 128, np.uint8), nsfw=None)
 
 
 def table(folder: Path, **columns: object) -> JobSpec:

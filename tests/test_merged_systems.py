@@ -4,7 +4,7 @@ import pytest
 
 from actors.diffusers_engine import DiffusersEngine
 from actors.merged_modules import Count
-from tests.in_process import DEVICE, Made, job_spec, make, model_cache, write_rows
+from tests.in_process import Made, job_spec, make, model_cache, write_rows
 from tests.plain_diffusers import DEPTH_LEVELS, LEVELS, MODELS, ROUTES, VARIED, distances, expected
 
 # What Safe says of every call without guidance.
@@ -20,7 +20,7 @@ def merged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     path = write_rows(folder / "rows.parquet", VARIED)
     shards = {"shard_rows": request.param}
     spec = job_spec(path, folder / "out", models=MODELS, routes=ROUTES, batching=shards)
-    engine = DiffusersEngine(model_cache(spec), spec, DEVICE)
+    engine = DiffusersEngine(model_cache(spec), spec)
     return make(spec, engine), engine.counts
 
 

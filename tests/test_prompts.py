@@ -1,8 +1,5 @@
 """Prompts beyond the text encoder's 75 tokens: what is cut is recorded, and in windows nothing is cut."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from tests.in_process import (
     model_cache,
     picture,
     pixels,
+    said_by_diffusers,
     write_rows,
 )
 
@@ -52,19 +50,6 @@ def spec_for(folder: Path, rows: list[Record], checkpoint: str = "demo:sd", **ch
     """A job over one model, called `sd` as in_process's routes call it."""
     rows_file = write_rows(folder / "in.parquet", rows, {"depth_map": IMAGE_TYPE})
     return job_spec(rows_file, folder / "out", **{"models": {"sd": {"checkpoint": checkpoint}}} | changes)
-
-
-@contextmanager
-def warnings_of_diffusers() -> Iterator[list[str]]:
-    """What it logs."""
-    said: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("diffusers").addHandler(handler)
-    try:
-        yield said
-    finally:
-        logging.getLogger("diffusers").removeHandler(handler)
 
 
 def plain(kind: str, cls: type = diffusers.StableDiffusionPipeline) -> Any:
@@ -97,7 +82,7 @@ def test_what_the_tokenizer_cuts_stands_in_a_column(tmp_path: Path, kind: str) -
 
     assert [found[name] for name in ("short", "empty", "just")] == [None, None, None]
     for name in ("one-more", "long"):
-        with warnings_of_diffusers() as said:
+        with said_by_diffusers() as said:
             windows_of(pipeline, PROMPTS[name])
         assert said[0].endswith(f"77 tokens: {[found[name]]}")
 
@@ -362,7 +347,7 @@ def test_rows_with_different_numbers_of_windows_never_share_a_call(tmp_path: Pat
 
     handle = models.get("sd").pipeline(system, None).unet.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        made = make(spec, DiffusersEngine(models, spec, DEVICE))
+        made = make(spec, DiffusersEngine(models, spec))
     finally:
         handle.remove()
 

@@ -19,7 +19,6 @@ from jobs.plan import Plan
 from schemas.errors import RefusedError
 from schemas.spec import JobSpec
 from tests.in_process import (
-    DEVICE,
     Made,
     Record,
     job_spec,
@@ -61,7 +60,7 @@ def begun(folder: Path) -> tuple[JobSpec, Made]:
     spec = job_spec(write_rows(folder / "rows.parquet", ROWS), folder / "out")
     models = model_cache(spec)
     with without_memory(models):
-        return spec, make(spec, DiffusersEngine(models, spec, DEVICE))
+        return spec, make(spec, DiffusersEngine(models, spec))
 
 
 def again(plan: Plan, *codes: str) -> Made:

@@ -6,17 +6,13 @@ import os
 import platform
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from actors.commit import probe
-from actors.engine import Generated
-from actors.samples import OpenedRow, Sample
 from actors.storage import open_storage
 from jobs.finish import finish
 from jobs.ownership import claim
@@ -25,6 +21,7 @@ from jobs.progress import Tally
 from jobs.status import print_status
 from jobs.survey import survey
 from schemas.errors import StorageError
+from tests.engines import GreyEngine
 from tests.in_process import Record, job_spec, worker_for, write_rows
 from tests.s3_server import S3Server
 
@@ -49,20 +46,6 @@ class ServerWithRoles(S3Server):
         ]
         path.write_text(json.dumps(config))
         return command
-
-
-class GreyEngine:
-    """Makes grey pictures."""
-
-    num_loads = 0
-    num_batches = 0
-    models_loaded: tuple[str, ...] = ()
-
-    def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
-        """Row after row."""
-        for opened in rows:
-            sample = Sample(opened=opened, image_index=0)
-            yield Generated(sample=sample, pixels=np.full((8, 8, 3), 128, np.uint8), nsfw=None)
 
 
 @pytest.fixture(scope="module")

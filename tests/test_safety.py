@@ -2,9 +2,6 @@
 
 import io
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
@@ -43,6 +40,7 @@ from tests.in_process import (
     mask,
     picture,
     pixels,
+    said_by_diffusers,
     worker_for,
     write_rows,
 )
@@ -336,19 +334,6 @@ def test_the_checkers_weights_count_once(tmp_path: Path) -> None:
     size = sum(tensor.nbytes for tensor in (*checker.parameters(), *checker.buffers()))
     assert without.safety_checker is None
     assert with_checker.weight_bytes == without.weight_bytes + size
-
-
-@contextmanager
-def said_by_diffusers() -> Iterator[list[str]]:
-    """What it logs."""
-    said: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("diffusers").addHandler(handler)
-    try:
-        yield said
-    finally:
-        logging.getLogger("diffusers").removeHandler(handler)
 
 
 def test_no_warning_is_given_of_a_checker_that_is_not_there(flags_one: str, tmp_path: Path) -> None:

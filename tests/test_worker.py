@@ -23,7 +23,6 @@ from actors.storage import Buffer, LocalStorage, Storage, open_storage
 from actors.worker import Worker
 from schemas.errors import RefusedError
 from tests.in_process import (
-    DEVICE,
     Record,
     encoded,
     job_spec,
@@ -357,7 +356,7 @@ def test_a_worker_at_work_can_be_seen_to_move(tmp_path: Path) -> None:
     """Rows read, batches run: the driver kills a worker of which nothing moves."""
     spec = job_spec(write_rows(tmp_path / "in.parquet", MIXED[:1]), tmp_path / "out")
     plan = plan_for(spec)
-    engine = DiffusersEngine(model_cache(spec), spec, DEVICE)
+    engine = DiffusersEngine(model_cache(spec), spec)
     seen: list[int] = []
 
     with worker_for(plan, engine) as worker:
