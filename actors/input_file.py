@@ -297,9 +297,8 @@ def _as_values(array: pa.Array, kind: str) -> pa.Array:
 def _as_options(array: pa.Array) -> pa.Array:
     """Each row's mapping as JSON; texts stay as they are, for the checks to read."""
     if pa.types.is_map(array.type):
-        is_text = pa.types.is_string(array.type.item_type) or pa.types.is_large_string(array.type.item_type)
         rows = [None if pairs is None else dict(pairs) for pairs in array.to_pylist()]
-        if is_text:
+        if is_text(array.type.item_type):
             rows = [None if row is None else {name: _from_text(row[name]) for name in row} for row in rows]
     elif pa.types.is_struct(array.type):
         rows = array.to_pylist()
