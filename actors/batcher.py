@@ -55,12 +55,13 @@ class _Stopped:
     running: _Running
     module: MergedModule
     request: Request
+    rows: int
+    """What it takes of a batch. With guidance a module sees two rows for each row of the call; and pipelines
+    encode pictures one by one, however many the call makes: so the fewer of the two."""
 
-    @property
-    def rows(self) -> int:
-        """What it takes of a batch. With guidance a module sees two rows for each row of the call; and
-        pipelines encode pictures one by one, however many the call makes."""
-        return min(self.request.rows, self.running.call.rows)
+
+Group = list[_Stopped]
+"""Calls that can go through a module together."""
 
 
 def _within_call() -> bool:
@@ -70,7 +71,8 @@ def _within_call() -> bool:
 def _stop(module: MergedModule, request: Request) -> Any:
     """Called by a call: returns when its answer is there."""
     running = getcurrent()
-    return running.parent.switch(_Stopped(running=running, module=module, request=request))
+    rows = min(request.rows, running.call.rows)
+    return running.parent.switch(_Stopped(running=running, module=module, request=request, rows=rows))
 
 
 class Batcher(Generic[T]):
@@ -104,12 +106,13 @@ class Batcher(Generic[T]):
             stack.callback(self._abandon)
             more = True
             while more or self._alive:
-                if more and self._wants_more():
+                groups = self._groups()
+                if more and self._wants_more(groups):
                     call = next_call()
                     more = call is not None
                     outcomes = [] if call is None else [self._resume(self._begin(call))]
                 else:
-                    outcomes = self._advance(self._due())
+                    outcomes = self._advance(self._due(groups))
                 for outcome in filter(None, outcomes):
                     more = True
                     yield outcome
@@ -119,7 +122,7 @@ class Batcher(Generic[T]):
         self._alive[running] = None
         return running
 
-    def _advance(self, due: Sequence[_Stopped]) -> list[Outcome[T] | None]:
+    def _advance(self, due: Group) -> list[Outcome[T] | None]:
         """Ask a module for these calls, and let each go on to its next stop or its end."""
         module = due[0].module
         module.count.images += _rows(due)
@@ -152,21 +155,20 @@ class Batcher(Generic[T]):
                 running.throw()
         self._alive.clear()
 
-    def _groups(self, stage: Stage) -> list[list[_Stopped]]:
-        """Calls that can go through a module together, the fullest group first, then the oldest."""
-        groups: dict[Any, list[_Stopped]] = {}
+    def _groups(self) -> list[list[Group]]:
+        """The groups that wait at each stage, the fullest first, then the oldest."""
+        stages: list[dict[Any, Group]] = [{} for _ in Stage]
         for stopped in self._alive.values():
-            if stopped is not None and stopped.module.entry.stage is stage:
-                groups.setdefault(stopped.request.form, []).append(stopped)
-        return sorted(groups.values(), key=_rows, reverse=True)
+            if stopped is not None:
+                stages[stopped.module.entry.stage].setdefault(stopped.request.form, []).append(stopped)
+        return [sorted(groups.values(), key=_rows, reverse=True) for groups in stages]
 
-    def _wants_more(self) -> bool:
+    def _wants_more(self, groups: list[list[Group]]) -> bool:
         """Calls are begun several at a time, so that what leads to the main module is merged too: whenever
         it would not be full, until half as many more as fill it are on their way."""
-        main = self._groups(Stage.MAIN)
-        before = [stopped for group in self._groups(Stage.BEFORE) for stopped in group]
-        upstream = sum(map(_rows, main)) + _rows(before)
-        if self._after_is_due():
+        before, main, after = groups
+        upstream = sum(map(_rows, [*before, *main]))
+        if self._after_is_due(after):
             return False
         if upstream >= self._max_rows // 2 + self._max_rows * min(max(1, len(main)), MAX_SHAPES):
             self._filling = False
@@ -174,22 +176,22 @@ class Batcher(Generic[T]):
             self._filling = True
         return self._filling
 
-    def _due(self) -> list[_Stopped]:
+    def _due(self, groups: list[list[Group]]) -> Group:
         """The calls whose turn it is: full batches first; then what fills the main module; what comes after
         it waits for half a batch of its own."""
-        before, main, after = (self._groups(stage) for stage in Stage)
-        if self._after_is_due():
+        before, main, after = groups
+        if self._after_is_due(after):
             return self._fitting(after[0])
         if main and _rows(main[0]) >= self._max_rows:
             return self._fitting(main[0])
         return self._fitting((before or main or after)[0])
 
-    def _after_is_due(self) -> bool:
+    def _after_is_due(self, after: list[Group]) -> bool:
         """Whether what comes after the main module has half a batch of one form, or a batch of several."""
-        rows = [*map(_rows, self._groups(Stage.AFTER))]
+        rows = [*map(_rows, after)]
         return sum(rows) >= self._max_rows or 2 * max(rows, default=0) >= self._max_rows
 
-    def _fitting(self, group: Sequence[_Stopped]) -> list[_Stopped]:
+    def _fitting(self, group: Group) -> Group:
         """What goes into one batch of a group; the oldest always does."""
         chosen = [group[0]]
         rows, module_rows = group[0].rows, group[0].request.rows
@@ -203,5 +205,5 @@ class Batcher(Generic[T]):
         return chosen
 
 
-def _rows(group: Sequence[_Stopped]) -> int:
+def _rows(group: Group) -> int:
     return sum(stopped.rows for stopped in group)

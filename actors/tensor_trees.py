@@ -1,6 +1,6 @@
 """Arguments and results of module calls: tensors in tuples, lists and dicts, with rows along dimension 0."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ def form(value: Any) -> Hashable:
     """What two values must have in common to be joined: everything but the number of rows."""
     if isinstance(value, torch.Tensor):
         return value.shape[1:], value.dtype, value.device
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return tuple((key, form(each)) for key, each in value.items())
     if isinstance(value, (tuple, list)):
         return tuple(map(form, value))
@@ -21,8 +21,9 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
     """Those in it, in their order."""
     if isinstance(value, torch.Tensor):
         yield value
-    for part in _parts(value):
-        yield from tensors(part)
+    elif isinstance(value, (dict, tuple, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors(part)
 
 
 def leading_sizes(value: Any) -> Iterator[int | None]:
@@ -62,14 +63,8 @@ def size_bytes(value: Any) -> int:
     return sum(tensor.nbytes for tensor in tensors(value))
 
 
-def _parts(value: Any) -> Iterable[Any]:
-    if isinstance(value, Mapping):
-        return value.values()
-    return value if isinstance(value, (tuple, list)) else ()
-
-
 def _rebuilt(value: Any, part: Callable[[Any], Any]) -> Any:
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         # diffusers' and transformers' outputs are dicts too, whose fields are their keys.
         return type(value)(**{key: part(key) for key in value})
     if isinstance(value, (tuple, list)):
