@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from actors.engine import Depth, Engine, Generated, Pixels
 from actors.images import MEDIA_ENDINGS, encode
 from actors.input_images import EncodedImage, open_images
 from actors.kept_rows import kept_rows
+from actors.making import Making
 from actors.part import FinishedImage, Part, Record, RowOutcome, StoredImage, build_part
 from actors.process import peak_rss_bytes
 from actors.row_uris import RowUris
@@ -70,22 +71,23 @@ class Worker:
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         self._encoders = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
-        self._in_making: Counter[int] = Counter()
+        self._in_making: dict[int, Making] = {}
         self._beats = 0
 
     def run(self, shard: Shard) -> ShardReport:
         """Read, generate, encode, write; the part is there when this returns, unless this is a rehearsal."""
         clock = _Clock()
+        making = self._in_making[shard.index] = Making()
         try:
             before = None if shard.again is None else self._part_there(shard)
-            outcomes, opened, kept = self._read(shard, before)
+            outcomes, opened, kept = self._read(shard, before, making)
             clock.lap("read")
-            encodings = self._device.submit(self._generate, clock, shard, outcomes, opened).result()
+            encodings = self._device.submit(self._generate, clock, shard, outcomes, opened, making).result()
             part = self._assemble(shard, outcomes, encodings, kept)
             committed = shard.rehearse is None and self._commit(shard, part, before)
             clock.lap("write")
         finally:
-            self._in_making.pop(shard.index, None)
+            del self._in_making[shard.index]
         logger.info(
             "shard=%s committed=%s counts=%s images=%d seconds=%s",
             *(shard.name, committed, part.counts, part.images, clock.seconds),
@@ -99,6 +101,7 @@ class Worker:
             images=part.images,
             size_bytes=len(part.data),
             error_codes=part.error_codes,
+            unforeseen=making.told().unforeseen,
             seconds=clock.seconds,
             models_loaded=self._engine.models_loaded,
             num_loads=self._engine.num_loads,
@@ -122,7 +125,8 @@ class Worker:
     def progress(self) -> WorkerProgress:
         """How far it is; answered while `run` is at work."""
         return WorkerProgress(
-            images_in_making=sum(self._in_making.values()), beats=self._beats + self._engine.num_batches
+            in_making={index: making.told() for index, making in [*self._in_making.items()]},
+            beats=self._beats + self._engine.num_batches,
         )
 
     def _part_there(self, shard: Shard) -> "_PartThere":
@@ -133,7 +137,7 @@ class Worker:
         return _PartThere(etag=stored.etag, data=self._output.read(uri))
 
     def _read(
-        self, shard: Shard, before: "_PartThere | None"
+        self, shard: Shard, before: "_PartThere | None", making: Making
     ) -> tuple[list[RowOutcome], list[OpenedRow], Mapping[int, list[Record]]]:
         """The shard's rows, those that are to be made, and those that stay as they are."""
         with self._reading:
@@ -147,6 +151,7 @@ class Worker:
         for outcome, pictures in zip(fit, self._decoders.map(self._open(shard), fit), strict=True):
             if isinstance(pictures, RowError):
                 outcome.problem = pictures
+                making.failed(pictures)
             else:
                 opened.append(OpenedRow(row=outcome.row, images=pictures))
         return outcomes, opened, kept
@@ -162,7 +167,12 @@ class Worker:
         return open_row
 
     def _generate(
-        self, clock: "_Clock", shard: Shard, outcomes: list[RowOutcome], opened: list[OpenedRow]
+        self,
+        clock: "_Clock",
+        shard: Shard,
+        outcomes: list[RowOutcome],
+        opened: list[OpenedRow],
+        making: Making,
     ) -> list[Future[None]]:
         """On the device's thread; what it gives back are the encodings that are still under way."""
         clock.lap("wait")
@@ -173,13 +183,14 @@ class Worker:
             outcome = by_index[generated.sample.opened.row.index]
             outcome.truncated = generated.sample.truncated
             if generated.problem:
-                outcome.problem = outcome.problem or generated.problem
+                if not outcome.problem:
+                    outcome.problem = generated.problem
+                    making.failed(generated.problem)
                 continue
             encodings.add(
                 self._encoders.submit(self._finish, shard, outcome, generated), _size_bytes(generated)
             )
-            if shard.rehearse is None:
-                self._in_making[shard.index] += 1
+            making.images += 1
         clock.lap("generate")
         return encodings.futures
 

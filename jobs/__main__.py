@@ -63,13 +63,14 @@ def plan(spec: SpecPath, overrides: Overrides = None) -> None:
 @app.command()
 def run(spec: SpecPath, overrides: Overrides = None) -> None:
     """Run a job, or what is missing of it: on the Ray that RAY_ADDRESS names, or on one started here."""
-    from jobs.run import judge, print_result, run_job
+    from jobs.budget import judge
+    from jobs.run import print_result, run_job
 
     checked = load_spec(spec, overrides or [])
     out = console()
     result = run_job(checked, out)
     print_result(result, out)
-    judge(checked, result)
+    judge(checked.errors, result.totals, result.abandoned)
 
 
 @app.command()
@@ -82,14 +83,15 @@ def retry(
     overrides: Overrides = None,
 ) -> None:
     """Make the failed rows of a job again; every other row stays as it is."""
+    from jobs.budget import judge
     from jobs.retry import retry_job
-    from jobs.run import judge, print_result
+    from jobs.run import print_result
 
     checked = load_spec(spec, overrides or [])
     out = console()
     result = retry_job(checked, out, only or [])
     print_result(result, out)
-    judge(checked, result)
+    judge(checked.errors, result.totals, result.abandoned)
 
 
 @app.command()

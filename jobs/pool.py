@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ import schemas
 from actors.worker_process import ENGINE, WorkerProcess
 from jobs.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
 from schemas.errors import DarkroomError, SpecError
-from schemas.job import Job, Shard, ShardReport
+from schemas.job import InMaking, Job, Shard, ShardReport
 from schemas.spec import WorkersSpec
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ class Tick:
     """What the pool tells while it works: a shard that is done, or that time has passed."""
 
     report: ShardReport | None
-    images_in_making: int
-    """Pictures of shards that are not done yet."""
+    in_making: Sequence[InMaking]
+    """What has come so far of shards that are not done."""
     num_workers: int
     """Workers that are up."""
 
@@ -69,7 +69,8 @@ class _Seat:
     actor: Any
     loaded: tuple[str, ...] = ()
     up: bool = False
-    images_in_making: int = 0
+    in_making: Mapping[int, InMaking] = field(default_factory=dict)
+    """By the shard's index, as it last told."""
     beats: int = -1
     """Of its work, when it last told."""
     stalled_s: float = 0.0
@@ -81,6 +82,12 @@ class _Seat:
     def at_work(self) -> bool:
         """Whether it has a shard."""
         return any(isinstance(asked, Shard) for asked in self.calls.values())
+
+    @property
+    def made(self) -> set[int]:
+        """Indices of the shards whose rows it makes for good."""
+        shards = [asked for asked in self.calls.values() if isinstance(asked, Shard)]
+        return {shard.index for shard in shards if shard.rehearse is None}
 
 
 def in_ray_job() -> bool:
@@ -219,7 +226,7 @@ class WorkerPool:
             report = self._take(answered[0], dispatcher) if answered else None
             yield Tick(
                 report=report,
-                images_in_making=sum(seat.images_in_making for seat in self._seats),
+                in_making=[made for seat in self._seats for made in seat.in_making.values()],
                 num_workers=self.num_up,
             )
 
@@ -276,6 +283,7 @@ class WorkerPool:
             raise DarkroomError(f"Ray cannot run the workers: {error}") from error
         if isinstance(asked, Shard):
             seat.loaded = answer.models_loaded
+            seat.in_making = {i: made for i, made in seat.in_making.items() if i != asked.index}
             seat.stalled_s = 0.0
             dispatcher.finish(seat.name, asked)
             return None if asked.rehearse else answer
@@ -284,7 +292,8 @@ class WorkerPool:
             self._failed_starts = 0
             dispatcher.join(seat.name)
         else:
-            seat.images_in_making = answer.images_in_making
+            # It may have been asked before one of them was done.
+            seat.in_making = {i: made for i, made in answer.in_making.items() if i in seat.made}
             if answer.beats != seat.beats:
                 seat.beats, seat.stalled_s = answer.beats, 0.0
         return None
@@ -311,7 +320,7 @@ class WorkerPool:
             raise DarkroomError(f"no worker can start: {self._failed_starts} in a row died: {reason}")
         # What else was asked of the dead process fails the same way; it is answered for already.
         seat.calls.clear()
-        seat.up, seat.loaded, seat.images_in_making = False, (), 0
+        seat.up, seat.loaded, seat.in_making = False, (), {}
         seat.beats, seat.stalled_s = -1, 0.0
         with contextlib.suppress(Exception):
             ray.kill(seat.actor, no_restart=True)

@@ -10,6 +10,7 @@ from rich.console import Console
 from actors.commit import probe
 from actors.storage import Storage, normalise, open_storage
 from actors.worker_process import ENGINE
+from jobs.budget import Budget
 from jobs.dispatcher import Abandoned, Dispatcher
 from jobs.finish import finish, is_finished
 from jobs.lease import Lease
@@ -21,7 +22,6 @@ from jobs.pool import WorkerPool, connected, in_ray_job, lay_out
 from jobs.progress import Tally, display
 from jobs.signals import stopping_signals
 from jobs.survey import Survey, survey
-from schemas.errors import BudgetError
 from schemas.job import Shard
 from schemas.spec import JobSpec
 
@@ -94,12 +94,18 @@ def _make_missing(
     if sum(done):
         console.print(f"{sum(done):,} of {len(done):,} parts are there already; making the other {missing:,}")
     dispatcher = _dispatcher(plan, done)
-    make_shards(plan, dispatcher, tally, lease, console, engine)
+    make_shards(plan, dispatcher, tally, lease, console, engine, Budget(plan.job.spec.errors))
     return tally, dispatcher.abandoned
 
 
 def make_shards(
-    plan: Plan, dispatcher: Dispatcher, tally: Tally, lease: Lease, console: Console, engine: str
+    plan: Plan,
+    dispatcher: Dispatcher,
+    tally: Tally,
+    lease: Lease,
+    console: Console,
+    engine: str,
+    budget: Budget | None = None,
 ) -> None:
     """All of the dispatcher's shards, on the Ray there is or on one that is started."""
     place = os.environ.get("RAY_ADDRESS")
@@ -112,9 +118,11 @@ def make_shards(
             for tick in pool.run(dispatcher):
                 if tick.report:
                     tally.add(tick.report)
-                tally.tick(tick.images_in_making, tick.num_workers)
+                tally.tick(sum(made.images for made in tick.in_making), tick.num_workers)
                 shown.show(tally)
                 lease.renew(tally)
+                if budget:
+                    budget.watch(tick)
 
 
 def _dispatcher(plan: Plan, done: bytearray) -> Dispatcher:
@@ -150,21 +158,3 @@ def print_result(result: RunResult, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def judge(spec: JobSpec, result: RunResult) -> None:
-    """BudgetError where more went wrong than the spec allows."""
-    if result.abandoned:
-        first = result.abandoned[0]
-        raise BudgetError(
-            f"parts that are missing: {len(result.abandoned):,}. Making each of them failed "
-            f"errors.max_attempts times ({spec.errors.max_attempts}) or more. "
-            f"The first is {first.shard.name}: {first.reason.removesuffix('.')}. Run again to try once more"
-        )
-    totals = result.totals
-    if totals.rows and totals.failed / totals.rows > spec.errors.max_rate:
-        codes = ", ".join(f"{count:,} {code}" for code, count in totals.error_codes)
-        raise BudgetError(
-            f"{totals.failed:,} of {totals.rows:,} rows failed ({codes}), more than errors.max_rate "
-            f"({spec.errors.max_rate:g}) allows; each one's error_message is in the output"
-        )

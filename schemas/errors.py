@@ -2,7 +2,7 @@
 
 DarkroomError                  exit code 1: our bug
 ├── SpecError                  2: the spec or the input is wrong; nothing has started
-├── BudgetError                3: finished, but more rows failed than `errors.max_rate` allows
+├── BudgetError                3: more rows failed than `errors.max_rate` allows
 ├── RefusedError               4: this output belongs to another job, or cannot be trusted
 ├── StorageError               5: storage stayed unreachable past its deadline
 └── RowError                   one row's fault: recorded in the output, the job goes on
@@ -25,7 +25,7 @@ class SpecError(DarkroomError):
 
 
 class BudgetError(DarkroomError):
-    """The job finished with more failed rows than its error budget."""
+    """The job finished with more failed rows than its error budget, or is plainly going to."""
 
     exit_code = 3
 

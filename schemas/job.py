@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.columns import ColumnMap
@@ -136,11 +136,39 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failures:
+    """Rows that failed for one reason."""
+
+    num_rows: int
+    message: str
+    """The first one's."""
+
+
+def joined(failures: Iterable[Mapping[str, Failures]]) -> dict[str, Failures]:
+    """All of them, by error_code."""
+    every: dict[str, Failures] = {}
+    for each in failures:
+        for code, more in each.items():
+            known = every.get(code, Failures(num_rows=0, message=more.message))
+            every[code] = Failures(num_rows=known.num_rows + more.num_rows, message=known.message)
+    return every
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InMaking:
+    """What has come so far of a shard that is not committed."""
+
+    images: int = 0
+    unforeseen: Mapping[str, Failures] = field(default_factory=dict)
+    """By error_code, rows that failed though the plan found nothing wrong with them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerProgress:
     """What a worker answers while it is at work."""
 
-    images_in_making: int
-    """Pictures of shards that are not committed yet."""
+    in_making: Mapping[int, InMaking]
+    """By the shard's index."""
     beats: int
     """Steps of any kind since it started, such as rows read and batches run: it stands still when the work
     does."""
@@ -163,6 +191,8 @@ class ShardReport:
     """Of the part."""
     error_codes: Mapping[str, int]
     """Failed rows by error_code."""
+    unforeseen: Mapping[str, Failures]
+    """Of these, the rows with which the plan had found nothing wrong."""
     seconds: Mapping[str, float]
     """Read, wait for the device, generate, write."""
     models_loaded: tuple[str, ...]

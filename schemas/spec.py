@@ -145,7 +145,8 @@ class ErrorsSpec(StrictModel):
     """How much may go wrong before the job says so."""
 
     max_rate: float = Field(default=0.01, ge=0, le=1)
-    """Share of input rows that may fail. A plan that already finds more refuses to start."""
+    """Share of input rows that may fail. A plan that already finds more refuses to start, and a run of which
+    the first hundred rows all fail stops, unless it is 1."""
     max_attempts: int = Field(default=3, ge=1, le=100)
     """Times that one shard may take its worker down before the row that does it is searched for, and that
     making it may fail in other ways before it is left out."""

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -18,7 +19,8 @@ from actors.engine import Generated
 from actors.input_images import EncodedImage
 from actors.samples import OpenedRow, Sample
 from jobs.__main__ import exit_codes
-from jobs.run import judge, print_result, run_job
+from jobs.budget import judge
+from jobs.run import print_result, run_job
 from schemas.errors import RowError
 from schemas.job import Job
 from schemas.spec_file import load_spec
@@ -78,6 +80,16 @@ class GreyEngine:
             yield Generated(sample=sample, pixels=np.full((8, 8, 3), 128, np.uint8), nsfw=None)
 
 
+class NaNEngine(NoiseEngine):
+    """No picture of it is one."""
+
+    def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
+        """Row after row."""
+        for generated in super().generate(rows, decoders):
+            problem = RowError("nonfinite_image", "nothing but NaN")
+            yield replace(generated, pixels=None, problem=problem)
+
+
 def quick(job: Job, num_cpus: int) -> NoiseEngine:
     """For a job that is to end soon."""
     return NoiseEngine(0.01)
@@ -86,6 +98,11 @@ def quick(job: Job, num_cpus: int) -> NoiseEngine:
 def slow(job: Job, num_cpus: int) -> NoiseEngine:
     """For a job that is to be met in its middle."""
     return NoiseEngine(0.1)
+
+
+def hopeless(job: Job, num_cpus: int) -> NaNEngine:
+    """Makes nothing, one row after the other."""
+    return NaNEngine(0.04)
 
 
 def without_gpu(job: Job, num_cpus: int) -> NoiseEngine:
@@ -98,7 +115,7 @@ def main(engine: str, spec_path: str) -> None:
     spec, console = load_spec(Path(spec_path)), Console(width=140)
     result = run_job(spec, console, engine=f"tests.engines:{engine}")
     print_result(result, console)
-    judge(spec, result)
+    judge(spec.errors, result.totals, result.abandoned)
 
 
 if __name__ == "__main__":

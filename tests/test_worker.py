@@ -344,11 +344,11 @@ def test_a_rehearsal_makes_its_rows_and_writes_nothing(tmp_path: Path, images: s
     with worker_for(plan, engine) as worker:
         rehearsed = worker.run(replace(shard, rehearse=(1, 4), skip=(2,)))
         files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-        in_making = worker.progress().images_in_making
+        in_making = worker.progress().in_making
         made = worker.run(shard)
 
     assert engine.asked == [["b", "d"], [*"abcdef"]]
-    assert (rehearsed.committed, rehearsed.ok, files, in_making) == (False, 2, [], 0)
+    assert (rehearsed.committed, rehearsed.ok, files, in_making) == (False, 2, [], {})
     assert (made.committed, made.ok) == (True, 6)
 
 
