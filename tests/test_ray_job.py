@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from actors.demo_cache import demo_checkpoint
+from tests.canaries import CANARIES, leaks
 from tests.running import (
     Finished,
     Started,
@@ -29,6 +30,7 @@ from tests.running import (
 RAY = ("-m", "ray.scripts.scripts")
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 """What protects a cluster's ports; every client shows it."""
+ENV = TOKEN | CANARIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class Cluster:
 
     def job(self, command: str, *arguments: object) -> Finished:
         """`ray job COMMAND --address ... ARGUMENTS`"""
-        with Started(*RAY, "job", command, "--address", self.dashboard, *arguments, **TOKEN) as started:
+        with Started(*RAY, "job", command, "--address", self.dashboard, *arguments, **ENV) as started:
             return started.wait()
 
     def submit(self, *arguments: object, name: str) -> Finished:
@@ -73,7 +75,7 @@ def cluster(bare_python: str) -> Iterator[Cluster]:
     ports = ("--port", port, "--dashboard-port", dashboard_port, "--ray-client-server-port", client_port)
     start = ("start", "--head", "--num-cpus", 2, "--temp-dir", folder, "--dashboard-agent-listen-port", 0)
     try:
-        with Started(*RAY, *start, *ports, python=bare_python, **TOKEN) as processes:
+        with Started(*RAY, *start, *ports, python=bare_python, **ENV) as processes:
             started = processes.wait()
             assert started.code == 0, started.err
             yield Cluster(
@@ -122,6 +124,20 @@ def test_a_job_ships_what_it_needs_and_no_more(demo: tuple[Finished, Path], clus
     assert not names & {".git", ".venv", "out", "tests", "benchmarks", "docs", ".ci", ".mypy_cache"}
     assert not list(shipped.parent.rglob("__pycache__"))
     assert sum(path.stat().st_size for path in shipped.parent.rglob("*")) < 2_000_000
+
+
+def test_neither_the_jobs_metadata_nor_what_ray_writes_holds_a_secret(
+    demo: tuple[Finished, Path], cluster: Cluster
+) -> None:
+    """Of those in the environment of the submitter and of the cluster; its own token included."""
+    listed = cluster.job("list")
+    files = [path for path in cluster.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    written = {str(path.relative_to(cluster.folder)): path.read_bytes() for path in files}
+
+    assert "submission_id='demo'" in listed.out
+    assert any(place.endswith("job-driver-demo.log") for place in written)
+    assert leaks(written | {"job list": (listed.out + listed.err).encode()}) == []
+    assert [place for place, data in written.items() if TOKEN["RAY_AUTH_TOKEN"].encode() in data] == []
 
 
 def test_a_stopped_ray_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:

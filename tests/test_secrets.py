@@ -17,16 +17,11 @@ from jobs.plan_text import print_plan
 from jobs.progress import Tally
 from jobs.survey import survey
 from schemas.spec_file import load_spec
+from tests.canaries import CANARIES, leaks
 from tests.in_process import Record, job_spec, make, picture, write_rows
 from tests.running import write_spec
 from tests.s3_server import SECRET_KEY, S3Server
 
-CANARIES = {
-    "AWS_ACCESS_KEY_ID": "canary-of-the-key-id",
-    "AWS_SECRET_ACCESS_KEY": "canary/of/the+secret",
-    "AWS_SESSION_TOKEN": "canary-of-the-session",
-    "HF_TOKEN": "hf_canary",
-}
 ROWS: list[Record] = [
     {"row_id": "made", "prompt": "a fox"},
     {"row_id": "failed", "prompt": None},
@@ -34,21 +29,15 @@ ROWS: list[Record] = [
 ]
 
 
-@pytest.fixture
-def canaries(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Secrets in the environment, where the SDKs look for them."""
+@pytest.fixture(autouse=True)
+def canaries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets in the environment."""
     for name, value in CANARIES.items():
         monkeypatch.setenv(name, value)
-    return [b"canary"]
-
-
-def leaks(canaries: list[bytes], found: dict[str, bytes]) -> list[str]:
-    """Names of the places where a secret stands."""
-    return [place for place, data in found.items() if any(canary in data for canary in canaries)]
 
 
 def test_a_job_writes_no_secret_anywhere(
-    tmp_path: Path, canaries: list[bytes], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Not into parts, records, reports or logs, nor into what goes to the workers."""
     caplog.set_level(logging.DEBUG)
@@ -79,10 +68,10 @@ def test_a_job_writes_no_secret_anywhere(
     }
     assert {Path(path).name for path in written} >= {"job.json", "summary.json", "driver.json", "README.md"}
     assert caplog.text
-    assert leaks(canaries, written | rows | sent | said) == []
+    assert leaks(written | rows | sent | said) == []
 
 
-def test_a_planted_secret_would_be_found(tmp_path: Path, canaries: list[bytes]) -> None:
+def test_a_planted_secret_would_be_found(tmp_path: Path) -> None:
     """The search itself works: in a prompt, which is recorded, it is seen."""
     spec = job_spec(
         write_rows(tmp_path / "in.parquet", [{"row_id": "a", "prompt": CANARIES["HF_TOKEN"]}]),
@@ -91,17 +80,17 @@ def test_a_planted_secret_would_be_found(tmp_path: Path, canaries: list[bytes]) 
 
     made = make(spec)
 
-    assert leaks(canaries, {"rows": repr(made.rows).encode(), "part": made.parts[0]}) == ["rows", "part"]
+    assert leaks({"rows": repr(made.rows).encode(), "part": made.parts[0]}) == ["rows", "part"]
 
 
-def test_the_environment_is_not_read_into_a_spec(tmp_path: Path, canaries: list[bytes]) -> None:
+def test_the_environment_is_not_read_into_a_spec(tmp_path: Path) -> None:
     """`$NAME` in a YAML is the text it is."""
     path = write_spec(tmp_path / "job.yaml", "rows/$AWS_SECRET_ACCESS_KEY", "out/${HF_TOKEN}")
 
     spec = load_spec(path)
 
     assert spec.output.path == "out/${HF_TOKEN}"
-    assert leaks(canaries, {"spec": spec.model_dump_json().encode()}) == []
+    assert leaks({"spec": spec.model_dump_json().encode()}) == []
 
 
 def test_a_storage_in_use_does_not_hold_the_secret(s3_env: S3Server, s3_folder: str) -> None:
