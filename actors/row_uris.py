@@ -2,7 +2,7 @@
 
 import os
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from actors.storage import S3_SCHEME, Storage, normalise, open_storage
 from schemas.errors import DarkroomError, RowError, SpecError
@@ -12,17 +12,19 @@ MAX_FILE_BYTES = 256 << 20
 
 
 class RowUris:
-    """Reads s3:// objects, and files at or below the input's own folder."""
+    """Reads files at or below the input's own folder, objects of its bucket, and what the spec allows."""
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: float, folders: Sequence[str] = ()) -> None:
+        """`folders`: whence rows may name pictures, wherever the input is."""
         self._deadline_s = deadline_s
+        self._folders = tuple(map(normalise, folders))
         self._storages: dict[bool, Storage] = {}
 
     def reader(self, beside: str) -> Callable[[str], bytes]:
         """A function that reads a row's URI; `beside` is the input file that the row stands in."""
 
         def read(uri: str) -> bytes:
-            allowed = resolve(uri, beside)
+            allowed = resolve(uri, beside, self._folders)
             try:
                 size_bytes = self._size_bytes(allowed)
                 if size_bytes <= MAX_FILE_BYTES:
@@ -51,7 +53,7 @@ class RowUris:
         return self._storages[remote]
 
 
-def resolve(uri: str, beside: str) -> str:
+def resolve(uri: str, beside: str, folders: Sequence[str] = ()) -> str:
     """The place that a row's URI means; RowError where a row may not read from there."""
     folder = posixpath.dirname(beside)
     relative = "://" not in uri and "::" not in uri and not uri.startswith(("/", "~"))
@@ -59,12 +61,19 @@ def resolve(uri: str, beside: str) -> str:
         place = normalise(posixpath.join(folder, uri) if relative else uri)
     except SpecError as error:
         raise RowError("disallowed_uri", str(error)) from error
-    if place.startswith(S3_SCHEME):
-        return place
-    real, root = os.path.realpath(place), os.path.realpath(folder)
-    if beside.startswith(S3_SCHEME) or os.path.commonpath([real, root]) != root:
+    own = _bucket(beside) if beside.startswith(S3_SCHEME) else folder
+    roots = [own, *folders]
+    if not place.startswith(S3_SCHEME):
+        # What a link names may lie anywhere.
+        place = os.path.realpath(place)
+        roots = [os.path.realpath(root) for root in roots if not root.startswith(S3_SCHEME)]
+    if not any(place.startswith(f"{root.rstrip('/')}/") for root in roots):
         raise RowError(
             "disallowed_uri",
-            f"{uri} is not below the input's folder; rows read files there, and s3:// objects",
+            f"{uri} is neither where the input is ({own}) nor in a folder that input.pictures names",
         )
-    return real
+    return place
+
+
+def _bucket(uri: str) -> str:
+    return S3_SCHEME + uri.removeprefix(S3_SCHEME).partition("/")[0]

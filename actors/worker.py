@@ -63,7 +63,7 @@ class Worker:
         self._engine = engine
         self._output = output
         self._reader = ShardReader(job, open_input)
-        self._uris = RowUris(job.spec.errors.storage_deadline_s)
+        self._uris = RowUris(job.spec.errors.storage_deadline_s, job.spec.input.pictures)
         self._schema = pa.ipc.read_schema(pa.py_buffer(job.schema))
         self._footer = _footer(job)
         self._reading = threading.Lock()

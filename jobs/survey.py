@@ -102,6 +102,8 @@ def find_files(spec: JobSpec, open_input: OpenInput) -> list[StoredObject]:
 
 
 def _paths(spec: JobSpec) -> list[str]:
+    for folder in spec.input.pictures:
+        _place("input.pictures", folder)
     paths = [spec.input.path] if isinstance(spec.input.path, str) else spec.input.path
     return [_place("input.path", path) for path in paths]
 

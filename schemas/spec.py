@@ -21,6 +21,17 @@ class InputSpec(StrictModel):
     """field: column, where the input's names differ from darkroom's; null leaves the field unread."""
     keep: list[str] = Field(default_factory=list)
     """Input columns that are copied to the output."""
+    pictures: list[str] = Field(default_factory=list)
+    """Folders, s3:// or local, from which rows may name pictures, beside where the input is."""
+
+    @field_validator("pictures")
+    @classmethod
+    def _wholly_named(cls, folders: list[str]) -> list[str]:
+        for folder in folders:
+            if not folder.startswith(("/", "s3://", "file://")):
+                # Workers may have another current folder.
+                raise ValueError(f"{folder!r} is relative; give an absolute path or an s3:// URI")
+        return folders
 
 
 class ModelSpec(StrictModel):
