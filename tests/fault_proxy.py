@@ -5,23 +5,31 @@ One request per connection: simple, and a broken connection never takes another 
 """
 
 import asyncio
+import itertools
+import random
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
-FaultKind = Literal["500", "503", "409", "lie", "reset", "lost_reply", "hang", "truncate", "corrupt"]
+FaultKind = Literal[
+    "500", "503", "409", "412", "lie", "reset", "lost_reply", "hang", "hold", "delay", "truncate", "corrupt"
+]
 """What happens to a request:
 
-500, 503, 409: the store is not asked; the client hears InternalError, SlowDown, ConditionalRequestConflict
+500, 503: the store is not asked; the client hears InternalError, SlowDown
+409, 412: the store is not asked; the client hears ConditionalRequestConflict, PreconditionFailed
 lie: the store's 412 becomes 200, as at a store that ignores If-None-Match
 reset: the connection breaks before the store hears of the request
 lost_reply: the store does it, the connection breaks before the client hears of it
 hang: the request is read and never answered
+hold: the store hears of the request only after `release`, however long its client has been gone by then
+delay: the store does it, and the client hears of it DELAY_S later
 truncate: the connection ends in the middle of the reply's body
 corrupt: one bit of the reply's body is flipped
 """
@@ -30,7 +38,20 @@ _REPLIES = {
     "500": (b"500 Internal Server Error", b"InternalError"),
     "503": (b"503 Service Unavailable", b"SlowDown"),
     "409": (b"409 Conflict", b"ConditionalRequestConflict"),
+    "412": (b"412 Precondition Failed", b"PreconditionFailed"),
 }
+
+DELAY_S = 0.3
+"""Longer than a request to a store on this machine takes by far."""
+POLL_S = 0.02
+
+STORM: dict[str, tuple[FaultKind, ...]] = {
+    "PUT": ("500", "503", "reset", "lost_reply", "delay", "409", "412"),
+    "GET": ("500", "503", "reset", "delay", "truncate"),
+    "HEAD": ("500", "503", "reset", "delay"),
+    "DELETE": ("500", "503", "reset", "lost_reply"),
+}
+"""What a bad network and a store in trouble do to requests of each method, PUTs being conditional ones."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,13 +66,32 @@ class Fault:
 
 
 @dataclass(slots=True, kw_only=True)
+class Storm:
+    """Faults by chance."""
+
+    rate: float
+    """Share of requests."""
+    random: random.Random
+    kinds: dict[str, Iterator[FaultKind]] = field(
+        default_factory=lambda: {method: itertools.cycle(kinds) for method, kinds in STORM.items()}
+    )
+    """Each in its turn, so that a short storm has them all."""
+
+
+@dataclass(slots=True, kw_only=True)
 class FaultProxy:
     """The proxy as a test sees it: its address, what to inject, what came."""
 
     port: int = 0
     requests: list[str] = field(default_factory=list)
     """`METHOD /path` of every request that came, in order."""
+    answers: list[str] = field(default_factory=list)
+    """`METHOD /path STATUS` of every request that the store has answered, heard by the client or not."""
     faults: list[Fault] = field(default_factory=list)
+    storm: Storm | None = None
+    injected: Counter[str] = field(default_factory=Counter)
+    """How often each kind was."""
+    holding: bool = False
 
     @property
     def url(self) -> str:
@@ -59,18 +99,35 @@ class FaultProxy:
 
     def inject(self, kind: FaultKind, *, method: str, key: str = "", count: int = 1) -> None:
         """Do `kind` to the next `count` requests of this method whose path holds `key`."""
+        self.holding |= kind == "hold"
         self.faults.append(Fault(kind=kind, method=method, key=key, count=count))
+
+    def release(self) -> None:
+        """Let what is held go to the store."""
+        self.holding = False
+
+    def break_by_chance(self, rate: float, seed: int) -> None:
+        """From now on, do one of STORM to this share of all requests."""
+        self.storm = Storm(rate=rate, random=random.Random(seed))
 
     def count(self, method: str, key: str = "") -> int:
         """How many such requests came."""
         return sum(line.startswith(f"{method} ") and key in line for line in self.requests)
 
-    def _next_fault(self, method: str, path: str) -> FaultKind | None:
+    def _next_fault(self, method: str, path: str, head: bytes) -> FaultKind | None:
         for fault in self.faults:
             if fault.count > 0 and fault.method == method and fault.key in path:
                 fault.count -= 1
                 return fault.kind
-        return None
+        return self._by_chance(method, head)
+
+    def _by_chance(self, method: str, head: bytes) -> FaultKind | None:
+        if self.storm is None or self.storm.random.random() >= self.storm.rate:
+            return None
+        if method == "PUT" and b"\r\nif-none-match:" not in head.lower():
+            # No store says of a request without a condition that it does not hold.
+            method = "DELETE"
+        return next(self.storm.kinds[method])
 
 
 @contextmanager
@@ -116,8 +173,10 @@ async def _handle(
         head, body = await _read_request(reader, writer)
         method, path = head.split(b" ", 2)[:2]
         proxy.requests.append(f"{method.decode()} {path.decode()}")
-        fault = proxy._next_fault(method.decode(), path.decode())
-        reply = await _reply(fault, target, head, body)
+        fault = proxy._next_fault(method.decode(), path.decode(), head)
+        if fault:
+            proxy.injected[fault] += 1
+        reply = await _reply(proxy, fault, target, head, body)
         if reply is None:
             _reset(writer)
         else:
@@ -129,17 +188,25 @@ async def _handle(
         writer.close()
 
 
-async def _reply(fault: FaultKind | None, target: str, head: bytes, body: bytes) -> bytes | None:
+async def _reply(
+    proxy: FaultProxy, fault: FaultKind | None, target: str, head: bytes, body: bytes
+) -> bytes | None:
     """What the client hears; None for a broken connection."""
-    if fault in ("500", "503", "409"):
+    if fault in _REPLIES:
         return _error_reply(fault)
     if fault == "hang":
         await asyncio.Event().wait()
     if fault == "reset":
         return None
+    while fault == "hold" and proxy.holding:
+        await asyncio.sleep(POLL_S)
     reply = await _forward(target, head, body)
+    request = b" ".join(head.split(b" ", 2)[:2] + reply.split(b" ", 2)[1:2])
+    proxy.answers.append(request.decode())
     if fault == "lost_reply":
         return None
+    if fault == "delay":
+        await asyncio.sleep(DELAY_S)
     if fault == "lie" and reply.startswith(b"HTTP/1.1 412 "):
         return b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     if fault == "truncate":

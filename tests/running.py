@@ -77,6 +77,11 @@ class Started:
         """SIGINT to the whole process group, as a terminal sends it."""
         os.killpg(self._process.pid, signal.SIGINT)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the program itself has not ended."""
+        return self._process.poll() is None
+
     def wait(self, timeout_s: float = 120) -> Finished:
         """Its end."""
         try:
@@ -94,10 +99,13 @@ class Started:
             time.sleep(POLL_S)
         return value
 
+    def out(self) -> str:
+        """Standard output so far."""
+        return _content_so_far(self._out)
+
     def err(self) -> str:
-        """Standard error so far. The program writes where this file is read, so it is left as it stands."""
-        file = self._err.fileno()
-        return os.pread(file, os.fstat(file).st_size, 0).decode()
+        """Standard error so far."""
+        return _content_so_far(self._err)
 
     def pids(self, name: str = "") -> list[int]:
         """Everything that it started and that lives, itself included; those called `name` only, if given."""
@@ -218,6 +226,11 @@ def row_ids(output: Path) -> list[str]:
 def _content(file: Any) -> str:
     file.seek(0)
     return str(file.read())
+
+
+def _content_so_far(file: Any) -> str:
+    """The program writes where this file is read, so it is left as it stands."""
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
 
 
 def _read(path: str) -> str:

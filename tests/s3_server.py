@@ -50,13 +50,27 @@ class S3Server:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
 
+    def kill(self) -> None:
+        """SIGKILL, as a machine fails; what it has stored stays."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def restart(self) -> None:
+        """A killed one again, at the same address."""
+        if not self._launch():
+            raise RuntimeError("SeaweedFS did not start again")
+
     def _start(self) -> bool:
         self._folder = Path(tempfile.mkdtemp(prefix="darkroom-s3-"))
-        ports = _free_ports(5)
-        self.port = ports[0]
-        with open(self._folder / "log", "wb") as log:
+        self._ports = _free_ports(5)
+        self.port = self._ports[0]
+        return self._launch()
+
+    def _launch(self) -> bool:
+        with open(self._folder / "log", "ab") as log:
             self._process = subprocess.Popen(
-                self._command(ports),
+                self._command(self._ports),
                 cwd=self._folder,
                 env={**os.environ, "GOMEMLIMIT": "300MiB"},
                 stdin=subprocess.DEVNULL,
@@ -104,9 +118,17 @@ class S3Server:
         return False
 
     def _is_healthy(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
+        # It is healthy before it has made its buckets, which are folders of its filer.
+        filer = self._ports[3]
+        return self._answers(self.port, "/healthz") and all(
+            self._answers(filer, f"/buckets/{bucket}/") for bucket in self.buckets
+        )
+
+    @staticmethod
+    def _answers(port: int, path: str) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
         try:
-            connection.request("GET", "/healthz")
+            connection.request("GET", path)
             return connection.getresponse().status == 200
         except (OSError, http.client.HTTPException):
             return False
@@ -114,9 +136,7 @@ class S3Server:
             connection.close()
 
     def _stop(self) -> None:
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self.kill()
         self._log = (self._folder / "log").read_text(errors="replace")[-2000:]
         shutil.rmtree(self._folder, ignore_errors=True)
 
