@@ -49,6 +49,9 @@ KEPT_BLOCKS = 8
 MAX_RANGE_BYTES = 32 * 2**20
 """Longest single ranged GET, so that one try of it fits `timeout_s`."""
 
+MAX_WRONG_ANSWERS = 10
+"""Times that a store may say that a write's condition does not hold when it does."""
+
 _FOREIGN_ERRORS = (BotoCoreError, ClientError, aiohttp.ClientError, OSError)
 _TRANSIENT_ERRORS = (
     ChecksumError,
@@ -154,18 +157,27 @@ class S3Storage:
         return body
 
     def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
-        try:
-            self._put(uri, data, Metadata=_ascii(metadata), IfNoneMatch="*")
-        except PreconditionError:
-            return False
-        return True
+        return self._put_where(uri, data, metadata, None)
 
     def exchange(self, uri: str, data: Buffer, metadata: Mapping[str, str], *, etag: str) -> bool:
-        try:
-            self._put(uri, data, Metadata=_ascii(metadata), IfMatch=f'"{etag}"')
-        except (PreconditionError, FileNotFoundError):
-            return False
-        return True
+        return self._put_where(uri, data, metadata, etag)
+
+    def _put_where(self, uri: str, data: Buffer, metadata: Mapping[str, str], etag: str | None) -> bool:
+        """Write where the object with that etag is, or none; False where the store says that it is not so."""
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
+        for _ in range(MAX_WRONG_ANSWERS):
+            try:
+                self._put(uri, data, Metadata=_ascii(metadata), **condition)
+                return True
+            except (PreconditionError, FileNotFoundError):
+                stored = self.stat(uri)
+                # A gateway's word, or a copy that lags behind, is not believed against what is to be seen.
+                if (stored and stored.etag) != etag:
+                    return False
+        raise StorageError(
+            f"{uri}: the store refuses to write it as already there or changed (412) and shows it as before; "
+            f"{MAX_WRONG_ANSWERS} tries"
+        )
 
     def metadata(self, uri: str) -> dict[str, str]:
         return {name.lower(): unquote(value) for name, value in self._head(uri).get("Metadata", {}).items()}

@@ -372,6 +372,34 @@ def test_a_put_that_did_not_happen_is_repeated(
     assert faulty.read(join(s3_folder, "a")) == b"content"
 
 
+def test_a_412_is_believed_only_where_the_object_shows_it(
+    s3_faults: FaultProxy, faulty: Storage, s3_folder: str
+) -> None:
+    """A gateway that is wrong about it costs a try; else a part would be taken for another worker's."""
+    uri = join(s3_folder, "a")
+    s3_faults.inject("412", method="PUT", count=2)
+    created = faulty.create(uri, b"content", {})
+    there = faulty.stat(uri)
+    assert there is not None
+    s3_faults.inject("412", method="PUT", count=2)
+
+    exchanged = faulty.exchange(uri, b"other", {}, etag=there.etag)
+
+    assert created
+    assert exchanged
+    assert faulty.read(uri) == b"other"
+
+
+def test_a_store_that_always_says_412_is_given_up(
+    s3_faults: FaultProxy, faulty: Storage, s3_folder: str
+) -> None:
+    """Nothing is there, and nothing can be written."""
+    s3_faults.inject("412", method="PUT", count=1000)
+
+    with pytest.raises(StorageError, match=r"refuses to write it as already there or changed \(412\)"):
+        faulty.create(join(s3_folder, "a"), b"content", {})
+
+
 def test_every_repetition_is_logged(
     s3_faults: FaultProxy, faulty: Storage, s3_folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
