@@ -39,17 +39,22 @@ def read_lease(storage: Storage, output: str) -> dict[str, Any] | None:
 class Lease:
     """Held while a driver runs; renewed from a thread so that a slow store never stops the dispatch."""
 
-    def __init__(self, output: str) -> None:
-        self._storage = open_storage(output, timeout_s=PATIENCE_S, deadline_s=PATIENCE_S)
+    def __init__(self, storage: Storage, output: str) -> None:
+        """`storage` is asked for the lease, as patiently as for anything that a job begins with."""
+        self._storage = storage
+        self._hasty = open_storage(output, timeout_s=PATIENCE_S, deadline_s=PATIENCE_S)
+        self._uri = join(output, LEASE)
         self._output = output
         self._driver = uuid.uuid4().hex
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="lease")
         self._writing: Future[None] | None = None
         self._renewed = float("-inf")
+        self._successor: dict[str, Any] | None = None
+        """Who has taken the lease since."""
 
     def __enter__(self) -> "Lease":
-        self._refuse_living()
-        self._write({})
+        while not self._claimed():
+            pass
         return self
 
     def __exit__(
@@ -59,28 +64,45 @@ class Lease:
         self._renew({"ended": True})
 
     def renew(self, tally: Tally) -> None:
-        """Say that this driver is alive and how far it is; does nothing until it is time again."""
+        """Say that this driver is alive and how far it is; does nothing until it is time again.
+
+        RefusedError where another driver was found to have taken over.
+        """
+        self._refuse_succeeded()
         if time.monotonic() - self._renewed < RENEW_EVERY_S or (self._writing and not self._writing.done()):
             return
         self._renewed = time.monotonic()
-        state = {
-            "rows_done": round(tally.rows_done),
-            "rows_total": tally.rows_total,
-            "images_per_second": round(tally.images_per_second, 2),
-            "seconds_left": tally.seconds_left,
-            "failed": tally.failed,
-            "workers": tally.num_workers,
-        }
-        self._writing = self._writer.submit(self._renew, state)
+        self._writing = self._writer.submit(self._renew, _state(tally))
+
+    def confirm(self, tally: Tally) -> None:
+        """Renew it now, before something is written that another driver would write too."""
+        self._writer.submit(self._renew, _state(tally)).result()
+        self._refuse_succeeded()
 
     def _renew(self, state: dict[str, Any]) -> None:
         try:
-            self._write(state)
+            lease = read_lease(self._hasty, self._output)
+            if lease and lease["driver"] != self._driver:
+                self._successor = lease
+            else:
+                self._hasty.replace(self._uri, self._record(state))
         except DarkroomError as error:
             # A store that stays away ends the job where a part cannot be written.
             logger.warning("lease not renewed: %s", error)
 
-    def _write(self, state: dict[str, Any]) -> None:
+    def _claimed(self) -> bool:
+        """Whether the lease is this driver's; False where another one has written it in between."""
+        stored = self._storage.stat(self._uri)
+        lease = read_lease(self._storage, self._output)
+        if lease and lease["driver"] == self._driver:
+            return True  # the reply to its write was lost
+        if lease and is_alive(lease):
+            raise RefusedError(self._refusal(lease))
+        if stored is None:
+            return self._storage.create(self._uri, self._record({}), {})
+        return self._storage.exchange(self._uri, self._record({}), {}, etag=stored.etag)
+
+    def _record(self, state: dict[str, Any]) -> bytes:
         record = {
             "driver": self._driver,
             "host": socket.gethostname(),
@@ -89,18 +111,35 @@ class Lease:
             "ended": False,
             **state,
         }
-        self._storage.replace(join(self._output, LEASE), json.dumps(record, indent=2).encode())
+        return json.dumps(record, indent=2).encode()
 
-    def _refuse_living(self) -> None:
-        lease = read_lease(self._storage, self._output)
-        if lease is None or not is_alive(lease):
-            return
+    def _refusal(self, lease: dict[str, Any]) -> str:
         age = time.time() - lease["renewed_at"]
-        raise RefusedError(
+        return (
             f"another driver is at work on {self._output}: process {lease['pid']} on {lease['host']}, "
             f"heard of {age:.0f} s ago. Wait for it or stop it; if it is dead, try again in "
             f"{max(1, VALID_S - age):.0f} s"
         )
+
+    def _refuse_succeeded(self) -> None:
+        if self._successor:
+            raise RefusedError(
+                f"another driver has taken {self._output} over: process {self._successor['pid']} on "
+                f"{self._successor['host']}. This one had not been heard of for {VALID_S:.0f} s, or "
+                "both began at once. What is committed stays; the other one goes on"
+            )
+
+
+def _state(tally: Tally) -> dict[str, Any]:
+    """How far the job is."""
+    return {
+        "rows_done": round(tally.rows_done),
+        "rows_total": tally.rows_total,
+        "images_per_second": round(tally.images_per_second, 2),
+        "seconds_left": tally.seconds_left,
+        "failed": tally.failed,
+        "workers": tally.num_workers,
+    }
 
 
 def is_alive(lease: dict[str, Any]) -> bool:

@@ -41,11 +41,12 @@ def retry_job(
         dispatcher = _dispatcher(shards, spec.errors.max_attempts)
         totals = None
         if shards:
-            with Lease(output) as lease:
+            with Lease(storage, output) as lease:
                 console.print(f"making failed rows of {len(shards):,} parts again")
                 make_shards(plan, dispatcher, tally, lease, console, engine)
                 # Parts are replaced here and none is added: what was missing still is.
                 if len(parts) == record.num_shards:
+                    lease.confirm(tally)
                     totals = finish(storage, output, record, tally.figures())
         return RunResult(
             output=output,

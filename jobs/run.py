@@ -56,11 +56,12 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
             return RunResult(
                 output=output, totals=_totals(storage, output, record), images_made=0, abandoned=()
             )
-        with Lease(output) as lease:
+        with Lease(storage, output) as lease:
             tally, abandoned = _make_missing(plan, done, lease, console, engine)
             if abandoned:
                 totals = _totals(storage, output, record)
             else:
+                lease.confirm(tally)
                 totals = finish(storage, output, record, tally.figures())
         return RunResult(output=output, totals=totals, images_made=tally.images, abandoned=tuple(abandoned))
 

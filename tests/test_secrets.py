@@ -46,7 +46,7 @@ def test_a_job_writes_no_secret_anywhere(
     plan, findings = make_plan(survey(spec))
     print_plan(plan, findings, Console(file=printed))
     record = claim(storage, output, plan, findings)
-    with Lease(output) as lease:
+    with Lease(storage, output) as lease:
         made = make(spec)
         tally = Tally(rows_total=plan.num_rows, rows_before=0)
         for report in made.reports:

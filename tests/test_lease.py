@@ -1,0 +1,70 @@
+"""Who drives an output: one driver at a time, and the one that is found dead is succeeded."""
+
+import json
+
+import pytest
+
+from actors.storage import Storage, join
+from jobs.lease import LEASE, VALID_S, Lease, read_lease
+from jobs.progress import Tally
+from schemas.errors import RefusedError
+from tests.fault_proxy import FaultProxy
+
+TALLY = Tally(rows_total=1, rows_before=0)
+
+
+def test_a_second_driver_is_refused_until_the_first_has_ended(storage: Storage, folder: str) -> None:
+    """And told who it is."""
+    with Lease(storage, folder), pytest.raises(RefusedError, match="another driver is at work"):
+        Lease(storage, folder).__enter__()
+
+    with Lease(storage, folder):
+        lease = read_lease(storage, folder)
+
+    assert lease is not None
+    assert not lease["ended"]
+
+
+def test_a_driver_that_was_succeeded_stops_and_leaves_the_lease_alone(storage: Storage, folder: str) -> None:
+    """It was suspended for longer than its lease holds, say."""
+    with Lease(storage, folder) as late:
+        age(storage, folder, VALID_S + 1)
+        with Lease(storage, folder):
+            successor = storage.read(join(folder, LEASE))
+            with pytest.raises(RefusedError, match="another driver has taken"):
+                late.confirm(TALLY)
+
+    ended = json.loads(storage.read(join(folder, LEASE)))
+    assert ended["driver"] == json.loads(successor)["driver"]
+    assert ended["ended"]
+
+
+def test_a_lease_that_cannot_be_read_does_not_keep_a_driver_out(storage: Storage, folder: str) -> None:
+    """Half a file, of a disk that was full."""
+    storage.replace(join(folder, LEASE), b'{"driver": ')
+
+    with Lease(storage, folder) as lease:
+        lease.confirm(TALLY)
+
+        assert read_lease(storage, folder) is not None
+
+
+def test_a_lease_is_taken_through_a_store_in_trouble(
+    s3_faults: FaultProxy, faulty: Storage, s3_folder: str
+) -> None:
+    """The reply to its creation is lost: the repetition meets it, and it is its own."""
+    s3_faults.inject("lost_reply", method="PUT")
+
+    with Lease(faulty, s3_folder):
+        lease = read_lease(faulty, s3_folder)
+
+    assert lease is not None
+    assert not lease["ended"]
+
+
+def age(storage: Storage, folder: str, seconds: float) -> None:
+    """Make the last word of a driver so much older."""
+    lease = read_lease(storage, folder)
+    assert lease is not None
+    lease["renewed_at"] -= seconds
+    storage.replace(join(folder, LEASE), json.dumps(lease).encode())
