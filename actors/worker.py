@@ -35,7 +35,7 @@ from actors.samples import OpenedRow
 from actors.shard_reader import ShardReader
 from actors.storage import Storage, join, normalise
 from schemas import __version__
-from schemas.errors import RefusedError, RowError
+from schemas.errors import ReclaimedError, RefusedError, RowError
 from schemas.job import Job, Shard, ShardReport, WorkerProgress
 
 logger = logging.getLogger(__name__)
@@ -73,12 +73,14 @@ class Worker:
         self._encoders = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
         self._in_making: dict[int, Making] = {}
         self._beats = 0
+        self._leaving = False
 
     def run(self, shard: Shard) -> ShardReport:
         """Read, generate, encode, write; the part is there when this returns, unless this is a rehearsal."""
         clock = _Clock()
         making = self._in_making[shard.index] = Making()
         try:
+            self._refuse_if_leaving(shard)
             before = None if shard.again is None else self._part_there(shard)
             outcomes, opened, kept = self._read(shard, before, making)
             clock.lap("read")
@@ -127,7 +129,16 @@ class Worker:
         return WorkerProgress(
             in_making={index: making.told() for index, making in [*self._in_making.items()]},
             beats=self._beats + self._engine.num_batches,
+            leaving=self._leaving,
         )
+
+    def leave(self) -> None:
+        """Finish the shard that is on the device and take up no other one."""
+        self._leaving = True
+
+    def _refuse_if_leaving(self, shard: Shard) -> None:
+        if self._leaving:
+            raise ReclaimedError(f"{shard.name} is left to another worker")
 
     def _part_there(self, shard: Shard) -> "_PartThere":
         uri = part_uri(self._job, shard)
@@ -176,6 +187,7 @@ class Worker:
     ) -> list[Future[None]]:
         """On the device's thread; what it gives back are the encodings that are still under way."""
         clock.lap("wait")
+        self._refuse_if_leaving(shard)
         encodings = _Backlog()
         by_index = {outcome.row.index: outcome for outcome in outcomes}
         for generated in self._engine.generate(opened, self._decoders):

@@ -1,40 +1,108 @@
-"""A worker as a process of its own: it builds from names what cannot be sent."""
+"""A worker as a process of its own: it builds from names what cannot be sent, and goes when it is told to."""
 
 import logging
+import os
+import signal
 import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from importlib import import_module
+from typing import Any
 
 from actors.storage import join, normalise, open_storage
 from actors.worker import Worker
-from schemas.errors import SpecError
-from schemas.job import RECORD, Job
+from schemas.errors import ReclaimedError, SpecError
+from schemas.job import RECORD, Job, Shard, ShardReport, WorkerProgress
+
+logger = logging.getLogger(__name__)
 
 ENGINE = "actors.diffusers_engine:make_engine"
 """module:function that makes the engine, here and not on the driver, which never imports torch."""
 
+EXIT_AFTER_S = 5.0
+"""How long after the notice a driver may take to end the process, before it ends itself."""
 
-class WorkerProcess(Worker):
-    """The class that becomes a Ray actor."""
+
+class WorkerProcess:
+    """The class that becomes a Ray actor. What may hang is done by `ready`, not at its birth."""
 
     def __init__(self, job: Job, *, num_cpus: int, engine: str = ENGINE) -> None:
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
-        module, _, function = engine.partition(":")
-        deadline_s = job.spec.errors.storage_deadline_s
-        super().__init__(
-            job,
-            engine=getattr(import_module(module), function)(job, num_cpus),
-            open_input=lambda uri: open_storage(uri, deadline_s=deadline_s),
-            output=open_storage(normalise(job.spec.output.path), deadline_s=deadline_s),
-            num_threads=num_cpus,
-        )
+        self._job = job
+        self._num_cpus = num_cpus
+        self._engine = engine
+        self._worker: Worker | None = None
+        self._leaving = False
+        self._out_of_time: Future[None] = Future()
+        self._runs = ThreadPoolExecutor(thread_name_prefix="run")
+        # Ray 2.60's own handler ends the process when its calls are through, and goes on taking new ones.
+        signal.signal(signal.SIGTERM, self._leave)
+
+    def born(self) -> bool:
+        """Answers as soon as there is a process."""
+        return True
 
     def ready(self) -> bool:
-        """Answers once the process is up and its engine made; SpecError where its output is another one."""
-        record = join(normalise(self._job.spec.output.path), RECORD)
-        if self._output.stat(record) is None:
+        """Answers once the engine is made; SpecError where its output is another one."""
+        self._worker = self._made()
+        if self._leaving:
+            raise ReclaimedError("asked to end before it was ready")
+        return True
+
+    def run(self, shard: Shard) -> ShardReport:
+        """See `Worker.run`. After a SIGTERM only a shard on the device is made, if in time."""
+        made = self._runs.submit(self._ready_worker.run, shard)
+        either: list[Future[Any]] = [made, self._out_of_time]
+        wait(either, return_when=FIRST_COMPLETED)
+        if not made.done():
+            raise ReclaimedError(f"{shard.name} was not made in time")
+        return made.result()
+
+    def progress(self) -> WorkerProgress:
+        """See `Worker.progress`."""
+        return self._ready_worker.progress()
+
+    @property
+    def _ready_worker(self) -> Worker:
+        assert self._worker is not None, "asked before it was ready"
+        return self._worker
+
+    def _made(self) -> Worker:
+        module, _, function = self._engine.partition(":")
+        job, output = self._job, normalise(self._job.spec.output.path)
+        deadline_s = job.spec.errors.storage_deadline_s
+        storage = open_storage(output, deadline_s=deadline_s)
+        worker = Worker(
+            job,
+            engine=getattr(import_module(module), function)(job, self._num_cpus),
+            open_input=lambda uri: open_storage(uri, deadline_s=deadline_s),
+            output=storage,
+            num_threads=self._num_cpus,
+        )
+        record = join(output, RECORD)
+        if storage.stat(record) is None:
             raise SpecError(
                 f"{record}, which the driver has written, is not there for a worker on "
                 f"{socket.gethostname()}: "
                 "output.path must be a place that every machine of the cluster shares, such as s3://"
             )
-        return True
+        return worker
+
+    def _leave(self, number: int, frame: object) -> None:
+        """On a SIGTERM. The driver ends this process when it has given its shards back."""
+        if self._leaving:
+            return
+        self._leaving = True
+        notice_s = self._job.spec.workers.notice_s
+        logger.warning("told to end: the shard on the device has %g s", notice_s)
+        if self._worker:
+            self._worker.leave()
+        _after(notice_s, self._out_of_time.set_result, None)
+        _after(notice_s + EXIT_AFTER_S, os._exit, 128 + number)
+
+
+def _after(seconds: float, call: Callable[[Any], object], argument: object) -> None:
+    timer = threading.Timer(seconds, call, (argument,))
+    timer.daemon = True
+    timer.start()

@@ -137,6 +137,11 @@ class Dispatcher:
             self._give_back(shard)
         self._model_of.pop(worker, None)
 
+    def take_back(self, worker: str, shard: Shard) -> None:
+        """The worker does not make this shard, without fault of it."""
+        self._in_flight[worker].remove(shard)
+        self._give_back(shard)
+
     def next_for(self, worker: str, loaded: Sequence[str] = ()) -> Shard | None:
         """A shard for this worker now, or None; `loaded` are the models in its memory, the latest last."""
         mine = self._in_flight[worker]

@@ -1,53 +1,38 @@
-"""Ray: actors started, asked, replaced. The only module that knows how they are reached."""
+"""Workers as Ray actors: started, asked, replaced. The only module that knows how they are reached."""
 
 import contextlib
 import logging
-import os
-import signal
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
-import actors
-import jobs
-import schemas
 from actors.worker_process import ENGINE, WorkerProcess
+from jobs.cluster import Layout, num_fitting
 from jobs.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
-from schemas.errors import DarkroomError, SpecError
+from schemas.errors import DarkroomError, ReclaimedError
 from schemas.job import InMaking, Job, Shard, ShardReport
-from schemas.spec import WorkersSpec
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
 """How long the driver is deaf to a signal, at most."""
 PROGRESS_EVERY_S = 2.0
-CONNECT_WITHIN_S = 10.0
 MAX_FAILED_STARTS = 5
-"""In a row, over all workers: more mean that none can live, whatever the shard."""
+"""In a row, of one worker while no other is up: more mean that none can live, whatever the shard."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """The workers of a job on this cluster."""
-
-    num: int
-    num_gpus: float
-    num_cpus: int
-
-    def describe(self) -> str:
-        """For the log."""
-        each = [f"{self.num_gpus:g} GPU"] if self.num_gpus else []
-        workers = "1 worker" if self.num == 1 else f"{self.num} workers"
-        return f"{workers} of {' and '.join([*each, f'{self.num_cpus} CPU'])} each"
+_EXPECTED = "node was terminated expectedly"
+"""After a SIGTERM to the machine's raylet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +56,16 @@ class _Seat:
     up: bool = False
     in_making: Mapping[int, InMaking] = field(default_factory=dict)
     """By the shard's index, as it last told."""
+    born: bool = False
+    """Whether there is a process (Ray may have no room for one); until it is up it makes its engine."""
+    leaving: bool = False
+    """Whether its process was asked to end by somebody else: it gets no more shards."""
+    failed_starts: int = 0
+    """Since it was up."""
     beats: int = -1
     """Of its work, when it last told."""
     stalled_s: float = 0.0
-    """How long it has had work without a change of them."""
+    """How long it has had work, or has been making its engine, without a change of them."""
     calls: dict[Any, Shard | str] = field(default_factory=dict)
     """What was asked of it and not answered: a shard, or the name of a probe."""
 
@@ -89,100 +80,10 @@ class _Seat:
         shards = [asked for asked in self.calls.values() if isinstance(asked, Shard)]
         return {shard.index for shard in shards if shard.rehearse is None}
 
-
-def in_ray_job() -> bool:
-    """Whether this process is the entrypoint of a `ray job submit`."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-@contextmanager
-def connected() -> Iterator[None]:
-    """Inside the block there is a Ray: the one that RAY_ADDRESS names, or one that starts and ends here."""
-    if ray.is_initialized():
-        yield
-        return
-    address = os.environ.get("RAY_ADDRESS", "")
-    _check_answers(address)
-    try:
-        with _own_sigterm():
-            ray.init(**_options(address))
-    except (ConnectionError, AuthenticationError) as error:
-        raise SpecError(
-            f"cannot {f'join the Ray at {address}' if address else 'start Ray'}: {error}. "
-            "If it asks for a token, set RAY_AUTH_MODE=token here and give it in ~/.ray/auth_token"
-        ) from error
-    if address not in ("", "local") and os.environ.get("RAY_AUTH_MODE") != "token":
-        # It would not have let us in without a token if it asked for one.
-        logger.warning(
-            "the Ray at %s has no authentication: whoever reaches its ports can run code there and use its "
-            "credentials. Set RAY_AUTH_MODE=token on all its machines and here",
-            address,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_answers(address: str) -> None:
-    """Ray 2.60 would try for a quarter of an hour to reach a head that is not there."""
-    if address.startswith("http"):
-        raise SpecError(
-            f"RAY_ADDRESS is {address}, the address for `darkroom submit --address`; "
-            "to join a Ray from here, give its head as host:6379, or unset it to start one"
-        )
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # "auto", "local", or none
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_WITHIN_S).close()
-    except OSError as error:
-        raise SpecError(
-            f"RAY_ADDRESS is {address}, and nobody answers there: {error}. "
-            "Unset it to start Ray on this machine"
-        ) from error
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """ray.init puts a SIGTERM handler of its own in place, which raises SystemExit: undo both."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-
-
-def _options(address: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if not address:
-        # Without an address Ray would join whichever `ray start` it finds on this machine.
-        options |= {"address": "local", "include_dashboard": False}
-    elif not in_ray_job():
-        # A job's working directory has brought the code already.
-        options["runtime_env"] = {
-            "py_modules": [str(Path(package.__path__[0])) for package in (schemas, actors, jobs)]
-        }
-    return options
-
-
-def lay_out(spec: WorkersSpec, num_shards: int) -> Layout:
-    """How many workers of which size this cluster can hold and this job can use."""
-    resources = ray.cluster_resources()
-    gpus, cpus = resources.get("GPU", 0), int(resources.get("CPU", 1))
-    num_gpus = float(bool(gpus)) if spec.num_gpus == "auto" else spec.num_gpus
-    if num_gpus and not gpus and not os.environ.get("RAY_ADDRESS"):
-        raise SpecError(
-            f"workers.num_gpus is {num_gpus:g} and this machine has no GPU that Ray can see; "
-            "use --set workers.num_gpus=0 to run on its CPUs"
-        )
-    gpu_share = num_gpus / gpus if gpus else 0.0
-    num_cpus = spec.num_cpus if spec.num_cpus != "auto" else max(1, min(4, int(cpus * gpu_share)))
-    fitting = int(1 / gpu_share) if gpu_share else cpus // num_cpus
-    num = spec.num if spec.num != "auto" else max(1, fitting)
-    return Layout(num=min(num, num_shards), num_gpus=num_gpus, num_cpus=num_cpus)
+    @property
+    def is_to_move(self) -> bool:
+        """Whether it has something to do that may hang."""
+        return self.at_work or (self.born and not self.up)
 
 
 class WorkerPool:
@@ -190,17 +91,16 @@ class WorkerPool:
 
     def __init__(self, job: Job, layout: Layout, *, engine: str = ENGINE) -> None:
         self._job_ref = ray.put(job)
+        self._workers = job.spec.workers
         self._stall_timeout_s = job.spec.errors.stall_timeout_s
         self._layout = layout
         self._engine = engine
         self._seats: list[_Seat] = []
-        self._failed_starts = 0
         self._polled = 0.0
+        self._since_polled = 0.0
 
     def __enter__(self) -> "WorkerPool":
-        self._seats = [_Seat(name=f"worker-{i}", actor=self._start()) for i in range(self._layout.num)]
-        for seat in self._seats:
-            self._ask_ready(seat)
+        self._add_seats(self._layout.num)
         return self
 
     def __exit__(
@@ -220,7 +120,10 @@ class WorkerPool:
         """Make all of the dispatcher's shards. Yields at least every POLL_S seconds."""
         while not dispatcher.finished:
             self._hand_out(dispatcher)
-            self._poll_progress(dispatcher)
+            if self._is_time_to_look():
+                self._grow(dispatcher)
+                self._poll_progress(dispatcher)
+            self._let_go(dispatcher)
             waiting = [ref for seat in self._seats for ref in seat.calls]
             answered, _ = ray.wait(waiting, num_returns=1, timeout=POLL_S)
             report = self._take(answered[0], dispatcher) if answered else None
@@ -243,23 +146,50 @@ class WorkerPool:
         )
         return remote.remote(self._job_ref, num_cpus=self._layout.num_cpus, engine=self._engine)
 
+    def _add_seats(self, num: int) -> None:
+        for _ in range(num):
+            seat = _Seat(name=f"worker-{len(self._seats)}", actor=self._start())
+            self._seats.append(seat)
+            self._ask_ready(seat)
+
     def _ask_ready(self, seat: _Seat) -> None:
+        seat.calls[seat.actor.born.remote()] = "born"
         seat.calls[seat.actor.ready.remote()] = "ready"
+
+    def _grow(self, dispatcher: Dispatcher) -> None:
+        """Use machines that have joined the cluster, where the spec leaves the number of workers to us."""
+        if self._workers.num != "auto":
+            return
+        num_busy = sum(seat.at_work for seat in self._seats)
+        added = min(num_fitting(self._layout), num_busy + dispatcher.num_waiting) - len(self._seats)
+        if added > 0:
+            logger.warning("workers=%d more: the cluster has room for them now", added)
+            self._add_seats(added)
 
     def _hand_out(self, dispatcher: Dispatcher) -> None:
         for seat in self._seats:
-            while seat.up and (shard := dispatcher.next_for(seat.name, seat.loaded)):
+            while seat.up and not seat.leaving and (shard := dispatcher.next_for(seat.name, seat.loaded)):
                 _log(shard)
                 seat.calls[seat.actor.run.remote(shard)] = shard
 
-    def _poll_progress(self, dispatcher: Dispatcher) -> None:
+    def _is_time_to_look(self) -> bool:
         since = time.monotonic() - self._polled
         if since < PROGRESS_EVERY_S:
-            return
+            return False
         self._polled += since
+        # Of a time in which the driver itself stood still nothing is known.
+        self._since_polled = min(since, 2 * PROGRESS_EVERY_S)
+        return True
+
+    def _let_go(self, dispatcher: Dispatcher) -> None:
+        """Replace workers that were asked to end and have nothing left to do."""
         for seat in self._seats:
-            # Of a time in which the driver itself stood still nothing is known.
-            seat.stalled_s += min(since, 2 * PROGRESS_EVERY_S) if seat.at_work else -seat.stalled_s
+            if seat.leaving and not seat.at_work:
+                self._replace(seat, dispatcher, "its process was told to end (SIGTERM)")
+
+    def _poll_progress(self, dispatcher: Dispatcher) -> None:
+        for seat in self._seats:
+            seat.stalled_s = seat.stalled_s + self._since_polled if seat.is_to_move else 0.0
             # A stopped process does not answer at all, and that is no progress either.
             if seat.stalled_s > self._stall_timeout_s:
                 self._replace(seat, dispatcher, f"it made no progress for {self._stall_timeout_s:g} s")
@@ -273,8 +203,7 @@ class WorkerPool:
         try:
             answer = ray.get(ref)
         except (RayActorError, OutOfMemoryError) as error:
-            preempted = getattr(error, "preempted", False)
-            self._replace(seat, dispatcher, _reason(error), preempted=preempted)
+            self._replace(seat, dispatcher, _reason(error), blameless=_is_blameless(error))
             return None
         except RayTaskError as error:
             self._failed(seat, asked, dispatcher, error)
@@ -287,41 +216,58 @@ class WorkerPool:
             seat.stalled_s = 0.0
             dispatcher.finish(seat.name, asked)
             return None if asked.rehearse else answer
-        if asked == "ready":
-            seat.up = True
-            self._failed_starts = 0
+        if asked == "born":
+            seat.born = True
+        elif asked == "ready":
+            seat.up, seat.stalled_s, seat.failed_starts = True, 0.0, 0
             dispatcher.join(seat.name)
         else:
             # It may have been asked before one of them was done.
             seat.in_making = {i: made for i, made in answer.in_making.items() if i in seat.made}
+            seat.leaving = answer.leaving
             if answer.beats != seat.beats:
                 seat.beats, seat.stalled_s = answer.beats, 0.0
         return None
 
     def _failed(self, seat: _Seat, asked: Shard | str, dispatcher: Dispatcher, error: RayTaskError) -> None:
         cause = error.cause
+        if isinstance(cause, ReclaimedError):
+            seat.leaving = True
+            if isinstance(asked, Shard):
+                dispatcher.take_back(seat.name, asked)
+            return
         if isinstance(cause, DarkroomError):
             raise cause from error  # the job's fault or the storage's, not the shard's
+        if asked == "ready":
+            self._replace(seat, dispatcher, _said(cause))
+            return
         if not isinstance(asked, Shard):
             raise error
         logger.error("shard=%s failed: %s", asked.name, error)
-        dispatcher.fail(seat.name, asked, f"{type(cause).__name__}: {cause}")
+        dispatcher.fail(seat.name, asked, _said(cause))
 
-    def _replace(self, seat: _Seat, dispatcher: Dispatcher, reason: str, *, preempted: bool = False) -> None:
-        """A worker died or is stuck: its shards go back, and a fresh process takes its place."""
-        logger.warning("worker=%s died: %s", seat.name, reason)
-        if preempted:
+    def _replace(self, seat: _Seat, dispatcher: Dispatcher, reason: str, *, blameless: bool = False) -> None:
+        """A worker died or is stuck: its shards go back, and a fresh process takes its place.
+
+        `blameless`: it was taken away, so that its end says nothing about its shards nor about the next one.
+        """
+        blameless |= seat.leaving
+        logger.warning("worker=%s %s: %s", seat.name, "was taken away" if blameless else "died", reason)
+        if blameless:
             dispatcher.leave(seat.name)
         elif seat.up:
             dispatcher.lose(seat.name, f"its worker died: {reason}")
         else:
-            self._failed_starts += 1
-        if self._failed_starts >= MAX_FAILED_STARTS:
-            raise DarkroomError(f"no worker can start: {self._failed_starts} in a row died: {reason}")
+            seat.failed_starts += 1
         # What else was asked of the dead process fails the same way; it is answered for already.
         seat.calls.clear()
-        seat.up, seat.loaded, seat.in_making = False, (), {}
+        seat.born = seat.up = seat.leaving = False
+        seat.loaded, seat.in_making = (), {}
         seat.beats, seat.stalled_s = -1, 0.0
+        if seat.failed_starts >= MAX_FAILED_STARTS and not self.num_up:
+            raise DarkroomError(
+                f"no worker can start: {seat.name} died {seat.failed_starts} times in a row: {reason}"
+            )
         with contextlib.suppress(Exception):
             ray.kill(seat.actor, no_restart=True)
         seat.actor = self._start()
@@ -335,6 +281,16 @@ def _log(shard: Shard) -> None:
         logger.warning("shard=%s rehearses rows %d to %d", shard.name, first, end - 1)
     elif shard.skip:
         logger.warning("shard=%s is made without the rows %s", shard.name, [*shard.skip])
+
+
+def _is_blameless(error: RayError) -> bool:
+    """Whether a worker's machine was told to end; one that is lost may have been taken down by a shard."""
+    # For the second Ray 2.60 has words alone.
+    return getattr(error, "preempted", False) or _EXPECTED in str(error)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _reason(error: RayError) -> str:

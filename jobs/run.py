@@ -11,6 +11,7 @@ from actors.commit import probe
 from actors.storage import Storage, normalise, open_storage
 from actors.worker_process import ENGINE
 from jobs.budget import Budget
+from jobs.cluster import connected, in_ray_job, lay_out
 from jobs.dispatcher import Abandoned, Dispatcher
 from jobs.finish import finish, is_finished
 from jobs.lease import Lease
@@ -18,7 +19,7 @@ from jobs.ownership import JobRecord, claim, plan_of, read_record
 from jobs.parts import Totals, done_shards, list_parts, totals_of
 from jobs.plan import Plan
 from jobs.plan_text import check_rows, print_columns, refuse_hopeless
-from jobs.pool import WorkerPool, connected, in_ray_job, lay_out
+from jobs.pool import WorkerPool
 from jobs.progress import Tally, display
 from jobs.signals import stopping_signals
 from jobs.survey import Survey, survey

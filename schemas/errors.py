@@ -7,6 +7,8 @@ DarkroomError                  exit code 1: our bug
 ├── StorageError               5: storage stayed unreachable past its deadline
 └── RowError                   one row's fault: recorded in the output, the job goes on
 
+ReclaimedError stands apart: a worker that was asked to go gives its shard back, and nothing is wrong.
+
 Exceptions take positional arguments only: one with required keyword arguments does not
 survive pickling between a worker and the driver.
 """
@@ -52,3 +54,7 @@ class RowError(DarkroomError):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+class ReclaimedError(Exception):
+    """The process was asked to end (SIGTERM, as spot machines send it): the shard is not made here."""

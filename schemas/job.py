@@ -172,6 +172,8 @@ class WorkerProgress:
     beats: int
     """Steps of any kind since it started, such as rows read and batches run: it stands still when the work
     does."""
+    leaving: bool
+    """Whether its process was asked to end; it takes up no more shards."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

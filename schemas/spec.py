@@ -136,6 +136,8 @@ class WorkersSpec(StrictModel):
     """CPUs per worker, and its torch threads on a CPU. auto: up to 4 beside a GPU, else 1."""
     model_cache_gb: float | Literal["auto"] = "auto"
     """Weights one worker holds at most. auto: 80 % of its GPU, or its share of half the memory."""
+    notice_s: float = Field(default=25, ge=0)
+    """Seconds that a worker told to end (SIGTERM) may give the shard on its device."""
 
     @field_validator("num", "num_cpus")
     @classmethod

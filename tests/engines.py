@@ -105,6 +105,21 @@ def hopeless(job: Job, num_cpus: int) -> NaNEngine:
     return NaNEngine(0.04)
 
 
+def leisurely(job: Job, num_cpus: int) -> NoiseEngine:
+    """For a shard that is to be met in its middle."""
+    return NoiseEngine(1.0)
+
+
+def stuck_once(job: Job, num_cpus: int) -> NoiseEngine:
+    """Loads for ever in the first process of a job whose input is a local file."""
+    try:
+        Path(job.spec.input.path).with_suffix(".stuck").touch(exist_ok=False)
+    except FileExistsError:
+        return quick(job, num_cpus)
+    Event().wait()
+    raise AssertionError("not reached")
+
+
 def without_gpu(job: Job, num_cpus: int) -> NoiseEngine:
     """Cannot start."""
     raise RuntimeError("no CUDA device here")

@@ -214,6 +214,35 @@ def test_a_worker_that_is_stopped_is_replaced_and_costs_no_row(tmp_path: Path) -
     assert_whole(output, rows)
 
 
+def test_a_worker_that_hangs_before_it_is_ready_is_replaced(tmp_path: Path) -> None:
+    """While it loads a library or a driver, say; it has no shard yet that could show it."""
+    rows = text_rows(16)
+    errors = {"storage_deadline_s": 1, "stall_timeout_s": 3}
+    spec = job(tmp_path, rows, errors=errors, workers={"num": 1})
+
+    finished = run_to_end(spec, "stuck_once")
+
+    assert finished.code == 0, finished.err
+    assert "worker=worker-0 died: it made no progress for 3 s" in finished.err
+    assert_whole(tmp_path / "out", rows)
+
+
+def test_a_storm_of_dying_workers_ends_the_job_with_the_reason(tmp_path: Path) -> None:
+    """Something outside kills each of them as soon as it is there: the job does not go on for ever."""
+    spec = job(tmp_path, text_rows(80), errors={"max_attempts": 1})
+
+    with Started("-m", "tests.engines", "slow", spec) as run:
+        run.wait_until(lambda: run.pids("ray::WorkerProcess"))
+        while run.is_alive:
+            for pid in run.pids("ray::WorkerProcess"):
+                kill(pid)
+        finished = run.wait()
+
+    assert finished.code == 1
+    assert "Traceback" not in finished.err
+    assert "in a row" in finished.err
+
+
 def test_shards_that_all_die_end_the_job_with_the_reason(tmp_path: Path) -> None:
     """After some deaths of the first ones, not after those of every shard."""
     rows = [row | {"task": "img2img", "image": fatal_picture()} for row in text_rows(160)]
@@ -251,10 +280,11 @@ def test_a_worker_that_does_not_see_the_output_stops_the_job(tmp_path: Path) -> 
 
 def test_an_engine_that_cannot_start_ends_the_job_with_its_reason(tmp_path: Path) -> None:
     """After a handful of tries, not after an endless number."""
-    spec = job(tmp_path, text_rows(8))
+    spec = job(tmp_path, text_rows(8), workers={"num": 1})
 
     finished = run_to_end(spec, "without_gpu")
 
     assert finished.code == 1
-    assert "no worker can start: 5 in a row died: RuntimeError: no CUDA device here" in finished.err
+    reason = "worker-0 died 5 times in a row: RuntimeError: no CUDA device here"
+    assert f"no worker can start: {reason}" in finished.err
     assert output_rows(tmp_path / "out") == []

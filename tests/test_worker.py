@@ -21,7 +21,7 @@ from actors.rows import derived_seed
 from actors.samples import OpenedRow, Sample
 from actors.storage import Buffer, LocalStorage, Storage, open_storage
 from actors.worker import Worker
-from schemas.errors import RefusedError
+from schemas.errors import ReclaimedError, RefusedError
 from tests.in_process import (
     Record,
     encoded,
@@ -462,3 +462,18 @@ def test_reading_and_writing_go_on_while_the_device_works(tmp_path: Path) -> Non
 
     assert generated == [True, True]
     assert written == [True, True]
+
+
+def test_a_worker_that_is_to_leave_finishes_the_shard_on_the_device_alone(tmp_path: Path) -> None:
+    """The next one it does not begin, and gives back."""
+    path = write_rows(tmp_path / "in.parquet", [{"prompt": str(i)} for i in range(4)])
+    plan = plan_for(job_spec(path, tmp_path / "out", batching={"shard_rows": 2}))
+    first, second = plan.shards()
+
+    with worker_for(plan, WaitingEngine(lambda: worker.leave())) as worker:
+        report = worker.run(first)
+        with pytest.raises(ReclaimedError, match="train-00001-of-00002 is left to another worker"):
+            worker.run(second)
+
+        assert report.committed
+        assert worker.progress().leaving
