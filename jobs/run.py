@@ -59,12 +59,23 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
             )
         with Lease(storage, output) as lease:
             tally, abandoned = _make_missing(plan, done, lease, console, engine)
+            abandoned = still_missing(abandoned, storage, output, record.num_shards)
             if abandoned:
                 totals = _totals(storage, output, record)
             else:
                 lease.confirm(tally)
                 totals = finish(storage, output, record, tally.figures())
         return RunResult(output=output, totals=totals, images_made=tally.images, abandoned=tuple(abandoned))
+
+
+def still_missing(
+    abandoned: list[Abandoned], storage: Storage, output: str, num_shards: int
+) -> list[Abandoned]:
+    """Without those that a worker which was believed dead has made after all."""
+    if not abandoned:
+        return []
+    done = done_shards(storage, output, num_shards)
+    return [each for each in abandoned if not done[each.shard.index]]
 
 
 def with_output_settled(spec: JobSpec, console: Console) -> JobSpec:

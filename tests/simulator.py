@@ -409,7 +409,10 @@ class Driver:
         if all(self.done) and is_finished(store, OUTPUT):
             return
         if not all(self.done):
-            self.make_shards(run._dispatcher(plan, self.done))
+            dispatcher = run._dispatcher(plan, self.done)
+            self.make_shards(dispatcher)
+            missing = run.still_missing(dispatcher.abandoned, store, OUTPUT, num_shards)
+            self.abandoned = [lost.shard for lost in missing]
         if not self.abandoned:
             self.finish(num_shards)
 

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from actors.storage import open_storage
 from jobs.budget import Budget
+from jobs.dispatcher import Abandoned
 from jobs.pool import Tick
+from jobs.run import still_missing
 from schemas.errors import BudgetError
 from schemas.job import Failures, InMaking, ShardReport
 from schemas.spec import ErrorsSpec
+from tests.in_process import job_spec, plan_for
 from tests.running import Started, output_rows, parts, text_rows, write_rows, write_spec
 
 
@@ -110,3 +114,22 @@ def test_a_hopeless_job_stops_in_the_midst_of_its_first_shard(tmp_path: Path) ->
     assert ended.code == 0, ended.err
     assert {row["error_code"] for row in output_rows(tmp_path / "out")} == {"nonfinite_image"}
     assert len(output_rows(tmp_path / "out")) == 400
+
+
+def test_a_part_that_came_after_all_is_not_told_as_missing(tmp_path: Path) -> None:
+    """A worker that was given up on, with its shard, may have been about to write it."""
+    plan = plan_for(
+        job_spec(
+            write_rows(tmp_path / "in.parquet", text_rows(8)), tmp_path / "out", batching={"shard_rows": 2}
+        )
+    )
+    abandoned = [Abandoned(shard=shard, reason="it made no progress") for shard in plan.shards()]
+    part = tmp_path / "out" / "data" / f"{abandoned[1].shard.name}.parquet"
+    part.parent.mkdir(parents=True)
+    part.touch()
+
+    left = still_missing(
+        abandoned, open_storage(str(tmp_path / "out")), str(tmp_path / "out"), len(abandoned)
+    )
+
+    assert left == [abandoned[0], *abandoned[2:]]
