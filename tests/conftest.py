@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from actors.storage import Storage, open_storage
 from tests.fault_proxy import FaultProxy, fault_proxy
+from tests.on_s3 import env_of
 from tests.s3_server import S3Server
 
 # In CI the same examples every time: a change is judged by its own faults. New ones are found at home.
@@ -35,18 +36,27 @@ def s3() -> Iterator[S3Server]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def s3_only(s3: S3Server) -> dict[str, str]:
+    """The environment of a program that is to see this server and no other AWS settings."""
+    return env_of(s3)
+
+
+@pytest.fixture(scope="module")
+def store(s3_only: dict[str, str]) -> Iterator[Storage]:
+    """The server as this process reaches it, for tests of programs of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_only.items():
+            patch.setenv(name, value)
+        yield open_storage("s3://out", timeout_s=10, deadline_s=10)
+
+
 @pytest.fixture
 def s3_env(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """The same server, with this process's environment set to use it and no other AWS settings."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    isolation = {
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "NO_PROXY": "127.0.0.1",
-    }
-    for name, value in {**isolation, **s3.env}.items():
+    for name, value in env_of(s3).items():
         monkeypatch.setenv(name, value)
     return s3
 

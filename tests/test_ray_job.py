@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import socket
 import sysconfig
 import tempfile
 import venv
@@ -14,6 +13,7 @@ import pytest
 
 from actors.demo_cache import demo_checkpoint
 from tests.canaries import CANARIES, leaks
+from tests.ray_nodes import RAY, free_ports
 from tests.running import (
     Finished,
     Started,
@@ -27,7 +27,6 @@ from tests.running import (
     write_spec,
 )
 
-RAY = ("-m", "ray.scripts.scripts")
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 """What protects a cluster's ports; every client shows it."""
 ENV = TOKEN | CANARIES
@@ -86,15 +85,6 @@ def cluster(bare_python: str) -> Iterator[Cluster]:
             )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

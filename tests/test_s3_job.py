@@ -1,16 +1,14 @@
 """Whole jobs with input and output on a real S3 server, and through a network that breaks."""
 
 import io
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from actors.s3_storage import S3Storage
 from actors.storage import Storage
 from tests.fault_proxy import fault_proxy
+from tests.on_s3 import download, upload
 from tests.running import (
     Finished,
     Record,
@@ -19,35 +17,12 @@ from tests.running import (
     output_rows,
     row_ids,
     text_rows,
-    write_rows,
     write_spec,
 )
-from tests.s3_server import S3Server
 
 STOPPED_WITHIN_S = 45
 """Two tries of the lease at 10 s each, and a busy machine."""
 FAULTY_REPLIES = ("503", "lost_reply", "reset", "409")
-
-
-@pytest.fixture(scope="module")
-def s3_only(s3: S3Server) -> dict[str, str]:
-    """The environment of a program that is to see this server and no other AWS settings."""
-    isolation = {
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "NO_PROXY": "127.0.0.1",
-    }
-    return isolation | s3.env
-
-
-@pytest.fixture(scope="module")
-def store(s3_only: dict[str, str]) -> Iterator[Storage]:
-    """The server as this process reaches it."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_only.items():
-            patch.setenv(name, value)
-        yield S3Storage(timeout_s=10, deadline_s=10)
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +36,6 @@ def mixed_input(store: Storage, tmp_path_factory: pytest.TempPathFactory) -> str
     for row, uri in zip(rows, uris * 3, strict=False):
         row |= {"task": "img2img", "image": uri}
     return upload(store, "s3://inp/mixed/rows.parquet", rows, tmp_path_factory.mktemp("mixed"))
-
-
-def upload(store: Storage, uri: str, rows: list[Record], folder: Path) -> str:
-    store.create(uri, write_rows(folder / "rows.parquet", rows).read_bytes(), {})
-    return uri
-
-
-def download(store: Storage, output: str, folder: Path) -> Path:
-    """The parts of an output, as files."""
-    (folder / "data").mkdir(parents=True)
-    for stored in store.list(f"{output}/data"):
-        (folder / "data" / stored.uri.rpartition("/")[2]).write_bytes(store.read(stored.uri))
-    return folder
 
 
 def relative_rows(downloaded: Path, output: object) -> list[Record]:
