@@ -12,11 +12,19 @@ from actors.rows import Row
 from schemas.errors import RefusedError
 
 
-def kept_rows(part: bytes, rows: Sequence[Row], again: Collection[str]) -> Mapping[int, list[Record]]:
+def kept_rows(
+    part: bytes, rows: Sequence[Row], again: Collection[str], carried: Collection[str]
+) -> Mapping[int, list[Record]]:
     """A part's rows by their place in the shard, but those that failed with one of the codes `again` (with
-    any code, where it is empty). RefusedError where the part does not hold these rows."""
+    any code, where it is empty). RefusedError where the part does not hold these rows.
+
+    `carried`: the columns of input.keep.
+    """
     table = pq.ParquetFile(io.BytesIO(part), page_checksum_verification=True).read()
-    columns = [_values(column) for column in table.columns]
+    columns = [
+        _slices(column) if name in carried else column.to_pylist()
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    ]
     records = [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
     kept: dict[int, list[Record]] = {}
     start = 0
@@ -33,12 +41,9 @@ def kept_rows(part: bytes, rows: Sequence[Row], again: Collection[str]) -> Mappi
     return kept
 
 
-def _values(column: pa.ChunkedArray) -> list[Any]:
-    try:
-        return list(column.to_pylist())
-    except (OverflowError, ValueError):
-        # Kept columns may hold what Python has not: nanoseconds, dates of far-off years.
-        return [value if value.is_valid else None for value in column]
+def _slices(column: pa.ChunkedArray) -> list[Any]:
+    """Arrays of one: input.keep may have columns of which Python has no values, such as nanoseconds."""
+    return [chunk.slice(place, 1) for chunk in column.chunks for place in range(len(chunk))]
 
 
 def _num_records(records: Sequence[Record], start: int, row: Row) -> int:

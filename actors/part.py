@@ -35,7 +35,7 @@ _WRITER_OPTIONS: dict[str, Any] = {
 
 
 Record = dict[str, Any]
-"""A row of the output, by column."""
+"""A row of the output, by column; a kept one's value is an array of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,9 +185,16 @@ def _write(records: list[Record], schema: pa.Schema) -> bytes:
     }
     with pq.ParquetWriter(file, schema, **options) as writer:
         for group in _row_groups(records):
-            columns = [pa.array([record.get(field.name) for record in group], field.type) for field in schema]
+            columns = [_column([record.get(field.name) for record in group], field.type) for field in schema]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=len(group))
     return file.getvalue()
+
+
+def _column(values: Sequence[Any], arrow_type: pa.DataType) -> pa.Array:
+    """A column of Python's values, or of arrays of one value each, as kept columns have them."""
+    if not any(isinstance(value, pa.Array) for value in values):
+        return pa.array(values, arrow_type)
+    return pa.concat_arrays([pa.nulls(1, arrow_type) if value is None else value for value in values])
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

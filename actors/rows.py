@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from actors.checks import MAX_SEED, Checked
 from actors.routing import Routed
 from schemas.columns import IMAGE_FIELDS, TEXT_FIELDS
@@ -39,8 +41,8 @@ class Row:
     num_images: int
     parameters: Mapping[str, ParameterValue | None]
     """All parameters of the row's pipeline; None where the checkpoint decides."""
-    keep: Mapping[str, Any]
-    """Columns that go to the output as they are."""
+    keep: Mapping[str, pa.Array]
+    """Columns that go to the output as they are: of each the one value."""
     problem: RowError | None
     """Why the row cannot be made, where that is known from its values alone."""
 
@@ -62,11 +64,7 @@ def build_rows(
     """The rows at the `wanted` positions of a checked batch; `first_index` is the first one's place."""
     batch = checked.batch
     fields = {field: array.take(wanted).to_pylist() for field, array in batch.fields.items()}
-    # Arrow's own values: Python has none for some, such as nanoseconds and dates of far-off years.
-    keep = {
-        name: [value if value.is_valid else None for value in array.take(wanted)]
-        for name, array in batch.keep.items()
-    }
+    keep = {name: array.take(wanted) for name, array in batch.keep.items()}
     for place, position in enumerate(wanted):
         values = {field: column[place] for field, column in fields.items()}
         row_id = values.get("row_id")
@@ -84,7 +82,8 @@ def build_rows(
             seed=int(seed) if seed is not None and 0 <= seed <= MAX_SEED else derived_seed(job_seed, row_id),
             num_images=1 if problem else int(values.get("num_images_per_prompt") or 1),
             parameters={} if problem else _parameters(values, routed),
-            keep={name: column[place] for name, column in keep.items()},
+            # In Arrow's hands throughout: Python has no value for some, such as nanoseconds.
+            keep={name: column.slice(place, 1) for name, column in keep.items()},
             problem=problem,
         )
 

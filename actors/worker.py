@@ -154,7 +154,8 @@ class Worker:
         with self._reading:
             rows = self._reader.read(shard)
         self._beat()
-        kept = kept_rows(before.data, rows, shard.again or ()) if before else {}
+        carried = self._job.columns.keep
+        kept = kept_rows(before.data, rows, shard.again or (), carried) if before else {}
         first, end = shard.rehearse or (0, shard.num_rows)
         outcomes = [RowOutcome(row, problem=row.problem or _crash(row, shard)) for row in rows[first:end]]
         fit = [outcome for outcome in outcomes if not outcome.problem and outcome.row.index not in kept]

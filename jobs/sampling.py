@@ -180,13 +180,27 @@ def _develop(
     num_rows = min(ROWS_AT_ONCE, rows[-1] + 1)
     for first, batch in _read_batches(storage, group, [*group.columns, *group.pictures], num_rows):
         here = [row - first for row in rows if first <= row < first + batch.num_rows]
-        records = batch.take(pa.array(here, pa.int64())).to_pylist()
+        records = _records(batch.take(pa.array(here, pa.int64())))
         printed = printers.map(lambda record: _print(storage, output, record), records)
         for row, record, printed_record in zip(here, records, printed, strict=True):
             frames.append(_frame(record, printed_record, _place(group, first + row)))
         if first + batch.num_rows > rows[-1]:
             break
     return frames
+
+
+def _records(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    names, columns = batch.schema.names, map(_values, batch.columns)
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _values(array: pa.Array) -> list[Any]:
+    """Python's, or Arrow's words for them: kept columns may hold dates of far-off years, or of no known zone."""
+    try:
+        return list(array.to_pylist())
+    except (OverflowError, ValueError):
+        in_utc = array.cast(pa.timestamp(array.type.unit)) if pa.types.is_timestamp(array.type) else array
+        return list(in_utc.cast(pa.string()).to_pylist())
 
 
 def _read_batches(

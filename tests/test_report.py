@@ -210,7 +210,10 @@ def row(index: int, **changes: Any) -> Row:
         seed=index,
         num_images=1,
         parameters={"num_inference_steps": 20, "guidance_scale": 7.5},
-        keep={"category": "coast", "reference": {"bytes": b"kept", "path": None}},
+        keep={
+            "category": pa.array(["coast"]),
+            "reference": pa.array([{"bytes": b"kept", "path": None}], IMAGE_TYPE),
+        },
         problem=None,
     )
     return replace(plain, **changes)
@@ -310,7 +313,7 @@ def test_only_the_page_s_own_script_and_style_may_run(output: Output) -> None:
 def test_a_hostile_prompt_stays_text(output: Output) -> None:
     """It ends no element, begins none, and is found unchanged where the page's script reads it."""
     texts = {"prompt": HOSTILE, "negative_prompt": HOSTILE}
-    hostile = row(0, row_id=HOSTILE, texts=texts, keep={"category": HOSTILE})
+    hostile = row(0, row_id=HOSTILE, texts=texts, keep={"category": pa.array([HOSTILE])})
     output.write_part(0, [made(hostile, noise(16)), failed(replace(hostile, index=1), "bad", HOSTILE)])
     harmless = Markup(render(replace(output.sheet(), frames=(), failures=())))
 

@@ -136,9 +136,9 @@ def test_a_part_of_other_rows_is_refused(tmp_path: Path) -> None:
         rows = worker._reader.read(next(plan_for(spec).shards()))
 
     with pytest.raises(RefusedError, match="does not hold row 'r1'"):
-        kept_rows(failed.parts[0], rows[1:], ())
+        kept_rows(failed.parts[0], rows[1:], (), ())
     with pytest.raises(RefusedError, match="1 rows more"):
-        kept_rows(failed.parts[0], rows[:-1], ())
+        kept_rows(failed.parts[0], rows[:-1], (), ())
 
 
 def test_the_command_makes_what_can_be_made_now(tmp_path: Path) -> None:
