@@ -195,7 +195,7 @@ def _records(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _values(array: pa.Array) -> list[Any]:
-    """Python's, or Arrow's words for them: kept columns may hold dates of far-off years, or of no known zone."""
+    """Python's, or Arrow's words for them: kept columns may hold dates of far-off years."""
     try:
         return list(array.to_pylist())
     except (OverflowError, ValueError):
