@@ -68,7 +68,9 @@ class LoadedModel:
         # Calls run side by side, and both keep a call's state: the pipeline its arguments, the scheduler its
         # timesteps and past model outputs.
         pipeline = copy.copy(pipeline)
-        pipeline.scheduler = copy.deepcopy(self._fresh_scheduler(scheduler, options))
+        fresh = self._fresh_scheduler(scheduler, options)
+        # Its configuration is frozen, and half of the work.
+        pipeline.scheduler = copy.deepcopy(fresh, {id(fresh.config): fresh.config})
         return pipeline
 
 

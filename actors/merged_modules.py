@@ -142,18 +142,19 @@ class MergedModule:
         left_out = {name for name in named if named[name] is None and self._defaults.get(name) is None}
         arguments = {name: named[name] for name in sorted(named.keys() - left_out)}
         numbers = self.entry.numbers & arguments.keys()
+        autocast = _autocast()
         tensors = [*tensor_trees.tensors([arguments[name] for name in arguments.keys() - numbers])]
         sizes = set(tensor_trees.leading_sizes(tensors))
         rows = next(iter(sizes)) if len(sizes) == 1 else None
         if rows is None:
             # A tensor without rows, or with other ones.
-            return Request(arguments=named, rows=1, form=object(), alone=True, autocast=_autocast())
+            return Request(arguments=named, rows=1, form=object(), alone=True, autocast=autocast)
         arguments |= {name: _a_row_each(arguments[name], rows) for name in numbers}
         return Request(
             arguments=arguments,
             rows=rows,
-            form=(self.entry.name, _autocast(), tensor_trees.form(arguments)),
-            autocast=_autocast(),
+            form=(self.entry.name, autocast, tensor_trees.form(arguments)),
+            autocast=autocast,
             keys=row_keys(arguments, rows) if self._remembered is not None else (),
         )
 

@@ -25,20 +25,37 @@ def pipeline_class(name: str) -> Any:
 def build_pipeline(system: System, base: Any) -> Any:
     """The system's pipeline on the components of a loaded one."""
     cls = pipeline_class(system.pipeline)
-    pipeline = _on(base.device, cls)(**_arguments(cls, base))
+    pipeline = _on(base.device, cls, base.components)(**_arguments(cls, base))
     if system.gives_depth and hasattr(pipeline, "image_processor"):
         pipeline.image_processor = LDM3DImageProcessor()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _on(device: torch.device, cls: Any) -> Any:
-    """The pipeline class, knowing its device, and that its VAE is in float32 where it has to be.
+def _on(device: torch.device, cls: Any, components: Mapping[str, Any]) -> Any:
+    """The pipeline class, knowing its device, that its VAE is in float32 where it has to be, and that prompts
+    are read as they are.
 
     diffusers 0.42.1 walks through every module's hooks each time a pipeline asks itself where it is: for a
-    small model that costs as much as all of a call's scheduler steps.
+    small model that costs as much as all of a call's scheduler steps. And it tokenizes each prompt once more
+    to look for learned tokens of several vectors.
     """
-    return type(cls.__name__, (cls,), {"_execution_device": device, "device": device, "upcast_vae": _nothing})
+    known = {"_execution_device": device, "device": device, "upcast_vae": _nothing}
+    if not any(map(_has_long_tokens, components.values())):
+        known["maybe_convert_prompt"] = _as_it_is
+    return type(cls.__name__, (cls,), known)
+
+
+def _has_long_tokens(component: Any) -> bool:
+    """Whether it is a tokenizer with tokens that stand for several, as textual inversion learns them: for
+    `<cat>` there are `<cat>_1`, `<cat>_2` ..."""
+    added = getattr(component, "added_tokens_encoder", {})
+    return any(f"{token}_1" in added for token in added)
+
+
+def _as_it_is(_: Any, prompt: Any, tokenizer: Any) -> Any:
+    """For `maybe_convert_prompt`."""
+    return prompt
 
 
 def _nothing(_: Any) -> None:

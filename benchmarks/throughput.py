@@ -25,7 +25,7 @@ from benchmarks.contenders import DARKROOM, R0, R0B, R1, Darkroom, Setting, in_p
 from benchmarks.noise_free import HEADER, cells, line
 from benchmarks.race import Contender, race, surroundings, timed
 from benchmarks.ray_data import RayDataJob, ray_here, steady
-from benchmarks.workloads import WORKLOADS, Row
+from benchmarks.workloads import DIFFERENT, EQUAL, WORKLOADS, Row
 
 SIDE = 64
 """Pixels: what the small models are made for."""
@@ -36,6 +36,8 @@ class Lanes:
     """The contenders, with what they keep from one workload to the next."""
 
     def __init__(self, setting: Setting, *, with_ray_data: bool) -> None:
+        self.here = (R0, R0B, R1, DARKROOM)
+        """In this process."""
         self.names = (R0, R0B, *((RAY_DATA,) if with_ray_data else ()), R1, DARKROOM)
         self.darkroom = Darkroom(setting)
         self._setting = setting
@@ -81,6 +83,25 @@ def print_rates(lanes: Lanes, wanted: argparse.Namespace) -> None:
     print("\n".join(noise_free))
 
 
+def print_cost_of_variety(lanes: Lanes, wanted: argparse.Namespace) -> None:
+    """How much slower rows are for being different: both workloads take turns, round by round."""
+    with tempfile.TemporaryDirectory() as folder:
+        contenders: dict[str, Contender] = {}
+        for workload in (EQUAL, DIFFERENT):
+            place = Path(folder, workload)
+            place.mkdir()
+            alone = lanes.over(WORKLOADS[workload](wanted.rows, SIDE, wanted.steps), place)
+            contenders |= {f"{name}, {workload}": alone[name] for name in lanes.here}
+        rates = race(contenders, wanted.rounds)
+    print(f"\n{DIFFERENT.capitalize()}, in turns with {EQUAL}:\n")
+    print(line(["", *lanes.here]))
+    print("|---|" + "---|" * len(lanes.here))
+    for workload in (EQUAL, DIFFERENT):
+        print(line([workload, *(f"{rates[f'{name}, {workload}']:.1f}" for name in lanes.here)]))
+    ratios = (rates[f"{name}, {DIFFERENT}"] / rates[f"{name}, {EQUAL}"] for name in lanes.here)
+    print(line(["ratio", *(f"{ratio:.2f}" for ratio in ratios)]), flush=True)
+
+
 def main() -> None:
     """Print the tables."""
     wanted = arguments()
@@ -102,7 +123,9 @@ def main() -> None:
         f"and {wanted.steps} steps on average, median of {wanted.rounds} rounds\n"
     )
     with nullcontext() if wanted.no_ray_data else ray_here(wanted.threads):
-        print_rates(Lanes(setting, with_ray_data=not wanted.no_ray_data), wanted)
+        lanes = Lanes(setting, with_ray_data=not wanted.no_ray_data)
+        print_rates(lanes, wanted)
+        print_cost_of_variety(lanes, wanted)
     if wanted.job_rounds:
         print(f"\nWhole jobs of {wanted.job_rows} rows, median of {wanted.job_rounds} rounds:\n")
         whole_job.print_table(

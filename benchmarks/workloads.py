@@ -86,10 +86,11 @@ def sizes(num_rows: int, side: int, mean_steps: int) -> list[Row]:
     return [row | {"width": side * (2 + i % 2) // 2} for i, row in enumerate(rows)]
 
 
+EQUAL, DIFFERENT = "equal rows", "every row different"
 WORKLOADS: dict[str, Callable[[int, int, int], list[Row]]] = {
-    "equal rows": equal,
+    EQUAL: equal,
     "16 combinations": combinations,
-    "every row different": different,
+    DIFFERENT: different,
     "three tasks": tasks,
     "two sizes": sizes,
 }

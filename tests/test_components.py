@@ -241,3 +241,21 @@ def test_a_dropped_model_takes_what_it_alone_used() -> None:
     gc.collect()
 
     assert vae() is None
+
+
+def test_a_learned_token_of_several_vectors_is_spelt_out(tmp_path: Path) -> None:
+    """As diffusers does it, where a checkpoint's tokenizer has such tokens; else prompts stay as they are."""
+    learned = diffusers.StableDiffusionPipeline.from_pretrained(demo("sd"), use_safetensors=True)
+    learned.tokenizer.add_tokens(["<cat>", "<cat>_1"])
+    learned.text_encoder.resize_token_embeddings(len(learned.tokenizer))
+    learned.save_pretrained(tmp_path, safe_serialization=True)
+    text2img = system("sd", "text2img")
+
+    converted = [
+        model.pipeline(text2img, None).maybe_convert_prompt(
+            ["a <cat> by night"], model.components["tokenizer"]
+        )
+        for model in (LoadedModel("cat", ModelSpec(checkpoint=str(tmp_path)), CPU), cache().get("sd"))
+    ]
+
+    assert converted == [["a <cat> <cat>_1 by night"], ["a <cat> by night"]]
