@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from actors.damaged_pages import Damage, find_damage, is_damage, lost_rows, read_around
 from actors.input_texts import (
     MAX_KEPT_BYTES,
     MAX_NAME_BYTES,
@@ -34,6 +35,9 @@ _STREAM_BYTES = 1 << 20
 
 _BATCH_BYTES = 256 << 20
 """Of a batch, where the footer tells the truth: rows can be megabytes, and compress to nothing."""
+
+_PLACING = ("row_id", "task", "model")
+"""Fields without which a row has no name or no place to go: a file with damage there cannot be planned."""
 
 _DICTIONARY_ENCODINGS = {"PLAIN", "RLE", "RLE_DICTIONARY", "PLAIN_DICTIONARY", "BIT_PACKED"}
 
@@ -72,6 +76,7 @@ class InputFile:
         )
         sizes = [self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._damages: dict[tuple[int, str], Damage | None] = {}
 
     def __enter__(self) -> "InputFile":
         return self
@@ -178,16 +183,60 @@ class InputFile:
     def _read(
         self, first_group: int, columns: list[str], batch_size: int, *, with_texts: bool = True
     ) -> Iterator[RowBatch]:
-        groups = list(range(first_group, self.metadata.num_row_groups))
         row = int(self._starts[first_group])
         if not columns:
             yield from self._empty_batches(row, batch_size)
             return
-        for batch in self._parquet.iter_batches(
-            self._fitting(batch_size, columns), row_groups=groups, columns=columns, use_threads=False
-        ):
-            yield self._named(batch, row, with_texts)
+        for batch, lost in self._batches(first_group, columns, self._fitting(batch_size, columns)):
+            yield self._named(batch, row, with_texts, lost)
             row += batch.num_rows
+
+    def _batches(
+        self, first_group: int, columns: list[str], batch_size: int
+    ) -> Iterator[tuple[pa.RecordBatch, Problems]]:
+        """Batches, and which of their rows are lost to damaged pages."""
+        row, end = int(self._starts[first_group]), self.metadata.num_rows
+        while row < end:
+            group = self.row_group_of(row)
+            rest = list(range(group, self.metadata.num_row_groups))
+            try:
+                for batch in self._parquet.iter_batches(
+                    batch_size, row_groups=rest, columns=columns, use_threads=False
+                ):
+                    yield batch, {}
+                    row += batch.num_rows
+            except (pa.ArrowException, OSError) as error:
+                if not is_damage(error):
+                    raise
+            if row < end:
+                group = self.row_group_of(row)
+                yield from self._around_damage(group, columns, batch_size, row - int(self._starts[group]))
+                row = int(self._starts[group + 1])
+
+    def _around_damage(
+        self, group: int, columns: list[str], batch_size: int, first_row: int
+    ) -> Iterator[tuple[pa.RecordBatch, Problems]]:
+        """The rows of a row group from its `first_row` on, column by column."""
+        damages = {column: self._damage(group, column) for column in columns}
+        arrays = [
+            read_around(self._parquet, group, column, batch_size, damages[column]) for column in columns
+        ]
+        found = [damage for damage in damages.values() if damage]
+        names = [column if column in self.schema.names else column.partition(".")[0] for column in columns]
+        done = 0
+        for step in zip(*arrays, strict=True):
+            batch = pa.RecordBatch.from_arrays(list(step), names).slice(max(0, first_row - done))
+            done += len(step[0])
+            if batch.num_rows:
+                yield batch, lost_rows(found, done - batch.num_rows, batch.num_rows)
+
+    def _damage(self, group: int, column: str) -> Damage | None:
+        if (group, column) not in self._damages:
+            self._damages[group, column] = find_damage(self._parquet, group, column)
+        damage = self._damages[group, column]
+        if damage and column in map(self._columns.fields.get, _PLACING):
+            raise pa.ArrowInvalid(damage.problem.message)
+        return damage
 
     def _fitting(self, batch_size: int, columns: list[str]) -> int:
         """As many rows as a batch may have by the footer's word on their size."""
@@ -209,7 +258,7 @@ class InputFile:
     def _image_fields(self) -> list[str]:
         return [field for field in IMAGE_FIELDS if field in self._columns.fields]
 
-    def _named(self, batch: pa.RecordBatch, first_row: int, with_texts: bool) -> RowBatch:
+    def _named(self, batch: pa.RecordBatch, first_row: int, with_texts: bool, lost: Problems) -> RowBatch:
         arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
         problems: Problems = {}
         fields = {}
@@ -234,7 +283,7 @@ class InputFile:
             fields=fields,
             present=present,
             keep=keep,
-            problems=problems,
+            problems=problems | lost,
         )
 
 

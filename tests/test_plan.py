@@ -352,8 +352,8 @@ def test_a_file_that_is_not_parquet_is_named(spec: JobSpec, content: bytes) -> N
 
 
 def test_damage_inside_a_file_is_found(spec: JobSpec) -> None:
-    """A file whose footer is whole but whose pages are not is refused by the plan, not by a worker."""
-    path = write_input(spec, prompt=["p"] * 5000, seed=list(range(5000)))
+    """A file whose footer is whole but whose ids are not is refused by the plan, not by a worker."""
+    path = write_input(spec, prompt=["p"] * 5000, row_id=list(range(5000)))
     column = pq.read_metadata(path).row_group(0).column(1)
     data = bytearray(path.read_bytes())
     start = column.dictionary_page_offset or column.data_page_offset
