@@ -1,5 +1,6 @@
 """Facts about input that nobody should trust: a bad row fails alone, and no file takes the machine down."""
 
+import base64
 import io
 import os
 import random
@@ -16,6 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
+from pyarrow.parquet.encryption import (
+    CryptoFactory,
+    EncryptionConfiguration,
+    KmsClient,
+    KmsConnectionConfig,
+)
 from rich.console import Console
 
 from actors.input_file import InputFile
@@ -439,6 +446,26 @@ def a_cut_file(folder: Path) -> None:
     (folder / "a.parquet").write_bytes(data[: len(data) // 2])
 
 
+class NoKms(KmsClient):
+    """Wraps nothing."""
+
+    def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64encode(key_bytes)
+
+    def unwrap_key(self, wrapped_key: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64decode(wrapped_key)
+
+
+def encrypted_columns(folder: Path) -> None:
+    """Below a footer that everybody can read."""
+    table = pa.table({"prompt": ["a"], "seed": [1]})
+    keys = EncryptionConfiguration(footer_key="f", column_keys={"c": ["prompt"]}, plaintext_footer=True)
+    factory = CryptoFactory(lambda config: NoKms())
+    properties = factory.file_encryption_properties(KmsConnectionConfig(), keys)
+    with pq.ParquetWriter(folder / "a.parquet", table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+
+
 def a_footer_of_noise(folder: Path) -> None:
     pq.write_table(pa.table({"prompt": ["a"] * 1000}), folder / "a.parquet")
     data = bytearray((folder / "a.parquet").read_bytes())
@@ -454,6 +481,7 @@ def a_footer_of_noise(folder: Path) -> None:
         (a_drifting_schema, "column `prompt` is binary in"),
         (a_cut_file, "is no readable Parquet file"),
         (a_footer_of_noise, "is no readable Parquet file"),
+        (encrypted_columns, "a.parquet is encrypted"),
     ],
 )
 def test_a_file_that_cannot_be_input_is_named(
