@@ -1,6 +1,7 @@
 """Opening the pictures of a row: only known formats, only sane sizes, always RGB (masks: L)."""
 
 import io
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,10 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 """Pillow opens dozens of formats, some by decoders that few people look after."""
 MAX_PIXELS = 8192 * 8192
 """Read from the header, before anything is decoded: a 10 kB PNG can unfold to 243 MB."""
+MAX_SCANS = 500
+"""Of a progressive JPEG, each of which passes over all pixels; common ones have ten."""
+_SCAN = b"\xff\xda"
+"""What a scan begins with; among pixels no 255 is followed by it."""
 _MODES = {"image": "RGB", "mask_image": "L", "depth_map": "I;16"}
 
 # Pillow only warns at half of ours, and raises at its own: one cap, with one message, is enough.
@@ -44,11 +49,15 @@ class EncodedImage:
         try:
             with _open(self.data) as opened:
                 opened.load()
-                turn = _TURNS.get(_orientation(opened))
+                turn = _TURNS.get(_orientation(opened, self.data))
                 return _as_mode(opened if turn is None else opened.transpose(turn), _MODES[self.field])
         except (OSError, SyntaxError, ValueError) as error:
             raise _invalid(self.field, error) from error
 
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_WORDS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+"""PNG's chunks in which Pillow looks for EXIF."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,9 +71,25 @@ _TURNS = {
 """By EXIF's Orientation. Pillow's own exif_transpose also writes the EXIF anew, which damaged ones break."""
 
 
-def _orientation(picture: Image.Image) -> int:
-    found = picture.getexif().get(0x0112, 1)
+def _orientation(picture: Image.Image, data: bytes) -> int:
+    if picture.format == "PNG" and not _has_words_behind_pixels(data):
+        # Pillow 13's own for PNG decodes the whole picture first, for what may stand behind the pixels.
+        found = Image.Image.getexif(picture).get(0x0112, 1)
+    else:
+        found = picture.getexif().get(0x0112, 1)
     return found if isinstance(found, int) else 1
+
+
+def _has_words_behind_pixels(png: bytes) -> bool:
+    """Whether chunks that may hold EXIF come after the first of pixels: then the header does not tell all."""
+    at, in_pixels = len(_PNG_SIGNATURE), False
+    while at + 8 <= len(png):
+        size, name = struct.unpack_from(">I4s", png, at)
+        in_pixels |= name == b"IDAT"
+        if in_pixels and name in _WORDS:
+            return True
+        at += size + 12  # with the length, the name and the checksum
+    return False
 
 
 def _as_mode(picture: Image.Image, mode: str) -> Image.Image:
@@ -115,8 +140,12 @@ def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedIma
                     "image_too_large",
                     f"`{field}` has {width}x{height} pixels; at most {MAX_PIXELS:,} are read",
                 )
-            # Only now: Pillow 13 decodes a PNG whole in search of its EXIF.
-            if _orientation(opened) >= 5:  # turned by 90 degrees
+            if opened.format == "JPEG" and data.count(_SCAN) > MAX_SCANS:
+                raise RowError(
+                    "invalid_image", f"`{field}` has more than {MAX_SCANS} scans: decoding could take hours"
+                )
+            # Only now: it may take decoding.
+            if _orientation(opened, data) >= 5:  # turned by 90 degrees
                 width, height = height, width
     except (OSError, SyntaxError, ValueError) as error:
         raise _invalid(field, error) from error

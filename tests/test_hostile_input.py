@@ -234,6 +234,46 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path: Path, monkeypatch: pytest
     assert decoded == []
 
 
+def test_a_jpeg_of_thousands_of_scans_is_not_decoded() -> None:
+    """It would be a worker's work for hours: each of them is a few bytes and passes over all pixels."""
+    data: bytes = encoded(Image.new("RGB", (64, 64)), "JPEG", progressive=True)["bytes"]
+    last = data[data.rindex(b"\xff\xda") : -2]
+    bomb = data[:-2] + 1_000 * last + data[-2:]
+
+    assert open_image("image", ImageSource(data=data, uri=None), lambda uri: b"").decode().size == (64, 64)
+    with pytest.raises(RowError, match="more than 500 scans"):
+        open_image("image", ImageSource(data=bomb, uri=None), lambda uri: b"")
+
+
+def turned_png(*, behind: bool) -> bytes:
+    """Lying on its side, which is said before or behind its pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data: bytes = picture((40, 24))["bytes"]
+    content = exif.tobytes().removeprefix(b"Exif\x00\x00")
+    chunk = (
+        struct.pack(">I", len(content)) + b"eXIf" + content + struct.pack(">I", zlib.crc32(b"eXIf" + content))
+    )
+    at = data.index(b"IEND" if behind else b"IDAT") - 4
+    return data[:at] + chunk + data[at:]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_png_is_decoded_once_unless_words_stand_behind_its_pixels(
+    monkeypatch: pytest.MonkeyPatch, behind: bool
+) -> None:
+    """Turned either way; its header is looked at without the pixels where that is all there is."""
+    decoded: list[object] = []
+    load = PngImageFile.load
+    monkeypatch.setattr(PngImageFile, "load", lambda image: decoded.append(image) or load(image))
+
+    image = open_image("image", ImageSource(data=turned_png(behind=behind), uri=None), lambda uri: b"")
+
+    assert bool(decoded) == behind
+    assert (image.width, image.height) == (24, 40)
+    assert image.decode().size == (24, 40)
+
+
 def animated(image_format: str) -> Record:
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     return encoded(frames[0], image_format, save_all=True, append_images=frames[1:])
