@@ -134,13 +134,12 @@ def _accepts(kind: str, arrow_type: pa.DataType) -> bool:
     text = (
         types.is_string(arrow_type) or types.is_large_string(arrow_type) or types.is_string_view(arrow_type)
     )
-    binary = types.is_binary(arrow_type) or types.is_large_binary(arrow_type)
     whole = types.is_integer(arrow_type)
     number = whole or types.is_floating(arrow_type)
     if types.is_null(arrow_type):
         return kind != "id"
     if kind == "image":
-        return text or binary or _is_image_struct(arrow_type)
+        return text or _is_binary(arrow_type) or _is_image_struct(arrow_type)
     if kind == "pair of whole numbers":
         return _is_list(arrow_type) and pa.types.is_integer(arrow_type.value_type)
     if kind == "options":
@@ -166,4 +165,16 @@ def _is_setting(arrow_type: pa.DataType) -> bool:
 
 
 def _is_image_struct(arrow_type: pa.DataType) -> bool:
-    return pa.types.is_struct(arrow_type) and {"bytes", "path"} <= {field.name for field in arrow_type}
+    if not pa.types.is_struct(arrow_type):
+        return False
+    leaves = [(field.name, field.type) for field in arrow_type if field.name in ("bytes", "path")]
+    types = dict(leaves)
+    return (
+        len(leaves) == len(types) == 2
+        and (pa.types.is_null(types["bytes"]) or _is_binary(types["bytes"]))
+        and _accepts("text", types["path"])
+    )
+
+
+def _is_binary(arrow_type: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(arrow_type) or pa.types.is_large_binary(arrow_type))

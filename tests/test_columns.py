@@ -118,6 +118,13 @@ def test_a_column_that_is_not_there_is_answered_with_those_that_are(
     ("field", "arrow_type", "wants"),
     [
         ("prompt", pa.int64(), "text"),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.list_(pa.int8()))]), "an image struct"),
+        ("image", pa.struct([("bytes", pa.list_(pa.int8())), ("path", pa.string())]), "an image struct"),
+        (
+            "image",
+            pa.struct([("bytes", pa.binary()), ("path", pa.string()), ("bytes", pa.binary())]),
+            "an image struct",
+        ),
         ("prompt", pa.binary(), "text"),
         ("prompt", pa.list_(pa.string()), "text"),
         ("row_id", pa.float64(), "text or whole numbers"),
