@@ -39,8 +39,11 @@ def local_folder(model: ModelSpec) -> Path | None:
     """
     if _is_demo(model):
         return demo_checkpoint(model.checkpoint.removeprefix(DEMO_SCHEME))
-    folder = Path(model.checkpoint).expanduser().absolute()
-    return folder if folder.is_dir() else None
+    try:
+        folder = Path(model.checkpoint).expanduser().absolute()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError) as error:  # a name that is too long, the home of somebody who is not there
+        raise SpecError(f"{model.checkpoint[:100]} cannot be a folder: {error.args[-1]}") from error
 
 
 def is_folder_name(checkpoint: str) -> bool:

@@ -200,7 +200,7 @@ class LocalStorage:
             return file.read()
 
     def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
-        with _converted_errors(uri), self._written(data) as temporary:
+        with _converted_errors(uri, absent_is_failure=True), self._written(data) as temporary:
             os.makedirs(os.path.dirname(uri), exist_ok=True)
             try:
                 os.link(temporary, uri)
@@ -214,7 +214,7 @@ class LocalStorage:
         return {}
 
     def replace(self, uri: str, data: bytes) -> None:
-        with _converted_errors(uri), self._written(data) as temporary:
+        with _converted_errors(uri, absent_is_failure=True), self._written(data) as temporary:
             os.makedirs(os.path.dirname(uri), exist_ok=True)
             os.replace(temporary, uri)
             _sync_folder(uri)
@@ -285,12 +285,12 @@ def _raise_unless_absent(error: OSError) -> None:
 
 
 @contextmanager
-def _converted_errors(path: str) -> Iterator[None]:
+def _converted_errors(path: str, *, absent_is_failure: bool = False) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not absent_is_failure:
+            raise
         if error.errno in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK) and error.filename2:
             raise RefusedError(
                 f"{path}: this folder cannot hold an output ({error.strerror}): parts are committed by hard "

@@ -102,9 +102,17 @@ def _value(
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, item, (*at, i), lines, name) for i, item in enumerate(node.value)]
     try:
-        return loader.construct_object(node, deep=True)
+        return _whole(loader.construct_object(node, deep=True), lines[at], name)
     except ValueError as error:  # Python 3.11 reads no number of more than 4,300 digits.
         raise SpecError(f"{name}:{lines[at]}: {node.value[:20]}... is too long for a number") from error
+
+
+def _whole(value: object, line: int, name: str) -> object:
+    """The value; SpecError for a text such as "\\ud800", half a character, which nothing could write down."""
+    half = isinstance(value, str) and next((sign for sign in value if "\ud800" <= sign <= "\udfff"), None)
+    if half:
+        raise SpecError(f"{name}:{line}: U+{ord(half):04X} is half a character; write the whole one")
+    return value
 
 
 def _mapping(
@@ -114,6 +122,7 @@ def _mapping(
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         key = loader.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else None
+        _whole(key, line, name)
         if not isinstance(key, str):
             written = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or a mapping"
             raise SpecError(f"{name}:{line}: a key must be text, not {written}; put it in quotes")

@@ -228,6 +228,19 @@ def all_rows_bad(desk: Desk) -> None:
     desk.write_rows({"row_id": ["a", "b"], "prompt": ["a fox", "an owl"], "height": [500, 512]})
 
 
+def more_than_the_disk_holds(desk: Desk) -> None:
+    """Petabytes."""
+    num_rows = 1_000
+    columns = {"height": 8192, "width": 8192, "num_images_per_prompt": 64, "prompt": "a fox"}
+    desk.write_rows({name: [value] * num_rows for name, value in columns.items()})
+    desk.spec["routes"]["text2img"]["num_inference_steps"] = 1
+    desk.spec["input"]["path"] = [str(desk.copy_rows(i)) for i in range(50)]
+
+
+def a_checkpoint_of_no_possible_name(desk: Desk) -> None:
+    desk.spec["models"]["sd"]["checkpoint"] = "a/" + "x" * 5_000
+
+
 MISTAKES: list[tuple[Mistake, str]] = [
     (unknown_key, "input.colums: unknown key (did you mean `columns`?)"),
     (wrong_type, 'routes.text2img.num_inference_steps: wants a whole number, not "many"'),
@@ -267,6 +280,8 @@ MISTAKES: list[tuple[Mistake, str]] = [
         unknown_demo_kind,
         "models.sd.checkpoint: unknown kind of demo checkpoint 'sd3'; choose one of sd, sd-safety",
     ),
+    (more_than_the_disk_holds, "out will need about 322,122.5 GB, and its disk has"),
+    (a_checkpoint_of_no_possible_name, "xxx cannot be a folder: File name too long"),
     (all_rows_bad, "rows.parquet row 0 (a): invalid_size: height is 500, not a multiple of 8; 496 would do"),
 ]
 

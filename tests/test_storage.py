@@ -3,9 +3,11 @@
 import io
 import mmap
 import os
+import resource
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -275,6 +277,38 @@ def test_a_local_path_that_cannot_be_written_is_a_storage_error(tmp_path: Path) 
 
     with pytest.raises(StorageError, match="file/a"):
         storage.create(str(tmp_path / "file" / "a"), b"", {})
+
+
+def test_a_place_where_nothing_can_be_made_is_a_storage_error() -> None:
+    """Linux says of such that the file is not there, which a reader would take for an answer."""
+    with pytest.raises(StorageError, match="/proc/darkroom/a: No such file"):
+        open_storage("/proc/darkroom").create("/proc/darkroom/a", b"", {})
+
+
+@pytest.mark.parametrize("write", ["create", "replace", "exchange"])
+def test_a_disk_that_fills_up_keeps_nothing_half_written(tmp_path: Path, write: str) -> None:
+    """The part that did not fit is not there, what was there is, and no temporary file takes room."""
+    storage, uri = open_storage(str(tmp_path)), str(tmp_path / "data" / "part")
+    if write != "create":
+        storage.create(uri, b"whole", {})
+    before = [*storage.list(str(tmp_path))]
+    writers: dict[str, Callable[[bytes], object]] = {
+        "create": lambda data: storage.create(uri, data, {}),
+        "replace": lambda data: storage.replace(uri, data),
+        "exchange": lambda data: storage.exchange(uri, data, {}, etag=before[0].etag),
+    }
+
+    # A limit for one file: the kernel stops a write in its midst, as on a disk without room.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(StorageError, match="check free space"):
+            writers[write](bytes(20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert [*storage.list(str(tmp_path))] == before
+    assert [*(tmp_path / "_darkroom" / "tmp").iterdir()] == []
 
 
 def test_a_target_on_another_file_system_is_refused(tmp_path: Path) -> None:
