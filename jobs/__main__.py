@@ -16,6 +16,7 @@ from rich.console import Console
 
 from jobs.signals import Interrupted
 from schemas.errors import DarkroomError, SpecError
+from schemas.printable import printable
 from schemas.spec_file import load_spec
 
 app = typer.Typer(
@@ -57,7 +58,7 @@ def plan(spec: SpecPath, overrides: Overrides = None) -> None:
     found = survey(load_spec(spec, overrides or []))
     made, findings = check_rows(found, out)
     print_plan(made, findings, out)
-    refuse_hopeless(found, findings)
+    refuse_hopeless(found, findings, listed=True)
 
 
 @app.command()
@@ -184,7 +185,7 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except DarkroomError as error:
-        sys.stderr.write(f"darkroom: {error}\n")
+        sys.stderr.write(f"darkroom: {printable(str(error))}\n")
         sys.exit(error.exit_code)
     except (Interrupted, KeyboardInterrupt):
         sys.stderr.write("darkroom: interrupted; what is committed stays, run again to resume\n")

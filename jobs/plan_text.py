@@ -11,9 +11,12 @@ from jobs.plan import BadRow, Findings, Plan, expected_bytes, make_plan
 from jobs.survey import Survey
 from schemas.errors import SpecError
 from schemas.job import NO_MODEL, Job
+from schemas.printable import printable
 
 LARGE_PART_BYTES = 500_000_000
 """Hugging Face's advice for one Parquet file, at most."""
+MAX_NAMED = 5
+"""Rows in a refusal."""
 MAX_ROUTE_LINES = 30
 """Rows may ask for any number of sizes; the commonest are listed."""
 
@@ -26,20 +29,27 @@ def check_rows(found: Survey, console: Console) -> tuple[Plan, Findings]:
         return make_plan(found, lambda rows: progress.advance(task, rows))
 
 
-def refuse_hopeless(found: Survey, findings: Findings) -> None:
-    """SpecError where more rows cannot be made than the job's error budget allows."""
+def refuse_hopeless(found: Survey, findings: Findings, *, listed: bool = False) -> None:
+    """SpecError where more rows cannot be made than the job's error budget allows; it names some, unless they
+    are `listed` already."""
     bad, allowed = sum(findings.num_bad.values()), found.job.spec.errors.max_rate
     if bad / found.num_rows <= allowed:
         return
-    rows = "\n".join(f"  {describe_bad_row(row)}" for row in findings.bad_rows[:5])
-    more = "`darkroom plan` lists more of them. " if len(findings.bad_rows) > 5 else ""
     codes = ", ".join(f"{count:,} {code}" for code, count in findings.num_bad.items())
+    where = "; they are listed" if listed else _named(findings)
     raise SpecError(
         f"{bad:,} of {found.num_rows:,} rows cannot be made ({codes}), "
-        f"more than errors.max_rate ({allowed:g}) allows:\n{rows}\n"
-        f"{more}Correct the rows; or, to have them recorded as failed and the others made, "
+        f"more than errors.max_rate ({allowed:g}) allows{where}\n"
+        f"Correct the rows; or, to have them recorded as failed and the others made, "
         f"--set errors.max_rate={_enough(bad, found.num_rows)}"
     )
+
+
+def _named(findings: Findings) -> str:
+    """A few bad rows, each on a line."""
+    rows = "".join(f"\n  {describe_bad_row(row)}" for row in findings.bad_rows[:MAX_NAMED])
+    more = "\n`darkroom plan` lists more of them" if len(findings.bad_rows) > MAX_NAMED else ""
+    return f":{rows}{more}"
 
 
 def _enough(bad: int, rows: int) -> float:
@@ -50,7 +60,7 @@ def _enough(bad: int, rows: int) -> float:
 def describe_bad_row(bad: BadRow) -> str:
     """`rows.parquet row 12 (owl): invalid_size: height is ...`"""
     named = f" ({bad.row_id})" if bad.row_id else ""
-    return f"{PurePath(bad.uri).name} row {bad.row}{named}: {bad.problem}"
+    return printable(f"{PurePath(bad.uri).name} row {bad.row}{named}: {bad.problem}")
 
 
 def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
@@ -69,7 +79,7 @@ def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
 def print_columns(job: Job, console: Console) -> None:
     """The columns that are read by a foreign name: a mapping is never silent."""
     for field, column in job.columns.recognised.items():
-        console.print(f"column `{column}` is read as `{field}`")
+        console.print(printable(f"column `{column}` is read as `{field}`"))
 
 
 def _models_table(job: Job) -> Table:

@@ -298,9 +298,21 @@ def test_a_mistake_ends_with_code_2_and_the_way_out(
 
     assert ended.code == 2
     assert ended.err.startswith("darkroom: ")
-    assert says in ended.err
+    # `plan` lists bad rows where it shows the plan.
+    assert (ended.err + ended.out).count(says) == 1
     assert "Traceback" not in ended.err
     assert not desk.output.exists()
+
+
+def test_a_row_cannot_command_the_terminal(desk: Desk) -> None:
+    """Its id and values are shown with their control characters written out."""
+    desk.write_rows({"row_id": ["\x1b[2J\u202ea"], "prompt": ["a fox"], "task": ["\x1b]0;title\x07"]})
+
+    ended = desk.ask("plan")
+
+    assert ended.code == 2
+    assert "row 0 (\\x1b[2J\\u202ea)" in ended.out
+    assert not set("\x1b\x07\u202e") & set(ended.out + ended.err)
 
 
 def test_a_mistake_is_found_without_ray_or_torch(desk: Desk) -> None:
