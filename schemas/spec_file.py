@@ -1,6 +1,7 @@
 """From a YAML file to a JobSpec, with errors that name the line, the key and the way out."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +29,13 @@ _WANTED = {
 """What pydantic's types of error say that a value should be."""
 
 
+_SECRET = re.compile(
+    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}|\bgh[opsu]_[A-Za-z0-9]{30,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+"""Keys of AWS, tokens of Hugging Face and GitHub, and private keys: forms that nothing else has."""
+
+
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     """Read a job's YAML, apply `a.b=value` overrides, check all of it.
 
@@ -39,10 +47,25 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     sources: dict[Location, str] = {at: f"{path}:{line}" for at, line in lines.items()}
     for override in overrides:
         _apply(value, override, sources)
+    _refuse_secrets(value, sources)
     try:
         return JobSpec.model_validate(value)
     except ValidationError as error:
         raise SpecError(_describe(error, sources, str(path))) from error
+
+
+def _refuse_secrets(value: object, sources: dict[Location, str], at: Location = ()) -> None:
+    """The spec is stored beside the output and shown in reports: a key has no place in it."""
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_secrets(key, sources, at)
+            _refuse_secrets(inner, sources, (*at, key))
+    elif isinstance(value, str) and _SECRET.search(value):
+        source = next((sources[at[:n]] for n in range(len(at), -1, -1) if at[:n] in sources), "the spec")
+        raise SpecError(
+            f"{source.partition('=')[0]}: a value here has the form of a secret key or token; credentials "
+            "are found in the environment of the driver and the workers (AWS_*, HF_TOKEN), never in a spec"
+        )
 
 
 def _apply(value: dict[str, Any], override: str, sources: dict[Location, str]) -> None:

@@ -564,6 +564,11 @@ def test_a_secret_in_a_path_is_not_repeated(path: str) -> None:
         {"models": {"sd": {"checkpoint": "a/b", "token": "sec/ret"}}},
         {"models": {"sd": {"checkpoint": "https://me:sec/ret@huggingface.co/a/b"}}},
         {"workers": {"env": {"HF_TOKEN": "sec/ret"}}},
+        {"default_route": "hf_sec/ret".replace("/", "x" * 30)},
+        {"models": {"sd": {"checkpoint": "a/b", "revision": "AKIASECRET0123456789"}}},
+        {"input": {"path": ["rows", "ghp_sec/ret".replace("/", "x" * 30)]}},
+        {"hf_sec/ret".replace("/", "x" * 30): 1},
+        {"name": "-----BEGIN RSA PRIVATE KEY-----\nsec/ret"},
     ],
 )
 def test_a_secret_in_a_spec_is_refused_and_not_repeated(tmp_path: Path, sections: Record) -> None:
@@ -573,4 +578,15 @@ def test_a_secret_in_a_spec_is_refused_and_not_repeated(tmp_path: Path, sections
     with pytest.raises(SpecError) as raised:
         load_spec(path)
 
-    assert "sec/ret" not in str(raised.value)
+    said = str(raised.value)
+    assert not any(secret in said for secret in ("sec/ret", "secxxx", "SECRET", "BEGIN"))
+
+
+def test_a_secret_in_an_override_is_not_repeated(tmp_path: Path) -> None:
+    """The key that was set is named, and not its value."""
+    path = write_spec(tmp_path / "job.yaml", "rows", "out")
+
+    with pytest.raises(SpecError, match=r"^--set models.sd.revision: a value here has the form of") as raised:
+        load_spec(path, [f"models.sd.revision=hf_{'x' * 34}"])
+
+    assert "xxx" not in str(raised.value)
