@@ -51,6 +51,9 @@ def validate(spec: SpecPath, overrides: Overrides = None) -> None:
 @app.command()
 def plan(spec: SpecPath, overrides: Overrides = None) -> None:
     """Check every row, and show routes, shards and the output's size. Needs no GPU and loads no model."""
+    from actors.storage import normalise
+    from jobs.disk_space import refuse_full_disk
+    from jobs.plan import expected_bytes
     from jobs.plan_text import check_rows, print_plan, refuse_hopeless
     from jobs.survey import survey
 
@@ -59,6 +62,7 @@ def plan(spec: SpecPath, overrides: Overrides = None) -> None:
     made, findings = check_rows(found, out)
     print_plan(made, findings, out)
     refuse_hopeless(found, findings, listed=True)
+    refuse_full_disk(normalise(made.job.spec.output.path), expected_bytes(findings, made.job))
 
 
 @app.command()

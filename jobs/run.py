@@ -12,12 +12,13 @@ from actors.storage import Storage, normalise, open_storage
 from actors.worker_process import ENGINE
 from jobs.budget import Budget
 from jobs.cluster import connected, in_ray_job, lay_out
+from jobs.disk_space import bytes_to_come, refuse_full_disk
 from jobs.dispatcher import Abandoned, Dispatcher
 from jobs.finish import finish, is_finished
 from jobs.lease import Lease
 from jobs.ownership import JobRecord, claim, plan_of, read_record
 from jobs.parts import Totals, done_shards, list_parts, totals_of
-from jobs.plan import Plan
+from jobs.plan import Plan, expected_bytes
 from jobs.plan_text import check_rows, print_columns, refuse_hopeless
 from jobs.pool import WorkerPool
 from jobs.progress import Tally, display
@@ -58,7 +59,7 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
                 output=output, totals=_totals(storage, output, record), images_made=0, abandoned=()
             )
         with Lease(storage, output) as lease:
-            tally, abandoned = _make_missing(plan, done, lease, console, engine)
+            tally, abandoned = _make_missing(plan, storage, done, lease, console, engine)
             abandoned = still_missing(abandoned, storage, output, record.num_shards)
             if abandoned:
                 totals = _totals(storage, output, record)
@@ -92,19 +93,22 @@ def _settle(found: Survey, storage: Storage, output: str, console: Console) -> t
     if record is None:
         plan, findings = check_rows(found, console)
         refuse_hopeless(found, findings)
+        refuse_full_disk(output, expected_bytes(findings, plan.job))
         probe(storage, output)
         record = claim(storage, output, plan, findings)
     return plan_of(record, found, output), record
 
 
 def _make_missing(
-    plan: Plan, done: bytearray, lease: Lease, console: Console, engine: str
+    plan: Plan, storage: Storage, done: bytearray, lease: Lease, console: Console, engine: str
 ) -> tuple[Tally, list[Abandoned]]:
+    output = plan.job.spec.output.path
     tally = Tally(rows_total=plan.num_rows, rows_before=_rows_in(plan, done))
     missing = len(done) - sum(done)
     if not missing:
         return tally, []
     if sum(done):
+        refuse_full_disk(output, bytes_to_come(storage, output, len(done)))
         console.print(f"{sum(done):,} of {len(done):,} parts are there already; making the other {missing:,}")
     dispatcher = _dispatcher(plan, done)
     make_shards(plan, dispatcher, tally, lease, console, engine, Budget(plan.job.spec.errors))

@@ -68,6 +68,12 @@ class Desk:
         """Replace the input."""
         pq.write_table(pa.table(columns), self.rows)
 
+    def copy_rows(self, number: int) -> Path:
+        """The input once more, under another name."""
+        path = self.folder / f"rows-{number}.parquet"
+        path.write_bytes(self.rows.read_bytes())
+        return path
+
     def ask(self, command: str, *arguments: str) -> Ended:
         """Run `darkroom COMMAND job.yaml ARGUMENTS` in this process."""
         path = self.folder / "job.yaml"

@@ -1,0 +1,39 @@
+"""Whether a job's output fits on the disk that it goes to: asked before anything is paid for."""
+
+import os
+import shutil
+
+from actors.storage import S3_SCHEME, Storage
+from jobs.parts import list_parts
+from schemas.errors import SpecError
+
+
+def refuse_full_disk(output: str, needed_bytes: int) -> None:
+    """SpecError where less is free than is needed; stores such as S3 have no end."""
+    if output.startswith(S3_SCHEME):
+        return
+    free = shutil.disk_usage(_nearest_folder(output)).free
+    if needed_bytes > free:
+        raise SpecError(
+            f"output.path: {output} will need about {_gb(needed_bytes)}, and its disk has {_gb(free)} free; "
+            "free some, choose another disk or s3://, or a smaller output.format"
+        )
+
+
+def bytes_to_come(storage: Storage, output: str, num_shards: int) -> int:
+    """What the missing parts of a local output will take, if they are like those that are there."""
+    if output.startswith(S3_SCHEME):
+        return 0  # Not worth a listing: nobody asks.
+    sizes = [part.stored.size_bytes for part in list_parts(storage, output, num_shards)]
+    return sum(sizes) * (num_shards - len(sizes)) // max(len(sizes), 1)
+
+
+def _nearest_folder(path: str) -> str:
+    """The folder itself, or what of its path is there already."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:,.1f} GB"
