@@ -6,6 +6,7 @@ never by its name.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,13 @@ REFINER = "sdxl-refiner"
 
 LEAST_SIZE_FACTOR = 8
 """What diffusers 0.42.1's pipelines divide heights and widths by, also where a VAE halves them only twice."""
+
+MAX_SIDE, MAX_VAE_BLOCKS, MAX_TRAIN_TIMESTEPS = 8192, 8, 100_000
+"""More than any checkpoint has; a damaged or a hostile one could ask for all memory there is."""
+
+_ALWAYS_COMPONENTS = ("unet", "vae", "scheduler", "safety_checker", "feature_extractor")
+_LIBRARY = re.compile(r"diffusers|transformers|(?:stable|latent)_diffusion\w*")
+"""Of a component's class. The last are parts of diffusers, named after its pipelines' folders."""
 
 ReadJson = Callable[[str], dict[str, Any]]
 
@@ -86,16 +94,21 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weigh
     pipeline = str(index.get("_class_name"))
     if pipeline not in {known for known, _ in FAMILIES}:
         raise _unknown(name, model, f"a {pipeline}")
+    _check_components(name, model, index)
     unet = read_json("unet/config.json")
     vae = read_json("vae/config.json")
+    settings = scheduler_settings(read_json("scheduler/scheduler_config.json"))
     try:
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        factor = 2 ** (_within(len(vae["block_out_channels"]), MAX_VAE_BLOCKS) - 1)
         height, width = _default_size(unet["sample_size"], factor)
         family = _family(name, model, index, int(unet["in_channels"]))
+        max_noise_level = int(index.get("max_noise_level") or 350)
+        _within(int(settings.get("num_train_timesteps", 1000)), MAX_TRAIN_TIMESTEPS)
     except (KeyError, TypeError, ValueError) as error:
         raise SpecError(
             f"models.{name}.checkpoint: {model.checkpoint} is damaged: sample_size, in_channels or "
-            f"block_out_channels of its UNet or VAE is missing or wrong ({error!r})"
+            "block_out_channels of its UNet or VAE, its max_noise_level or its scheduler's "
+            f"num_train_timesteps is missing or wrong ({error!r})"
         ) from error
     return ModelCard(
         checkpoint=_place(model),
@@ -103,14 +116,46 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weigh
         family=family,
         pipeline=pipeline,
         scheduler=str((index.get("scheduler") or ["", ""])[1]),
-        scheduler_settings=scheduler_settings(read_json("scheduler/scheduler_config.json")),
-        max_noise_level=int(index.get("max_noise_level") or 350),
+        scheduler_settings=settings,
+        max_noise_level=max_noise_level,
         size_factor=max(factor, LEAST_SIZE_FACTOR),
         height=height,
         width=width,
         weight_bytes=weight_bytes,
         has_safety_checker=all(_has(index, part) for part in ("safety_checker", "feature_extractor")),
     )
+
+
+def _check_components(name: str, model: ModelSpec, index: Mapping[str, Any]) -> None:
+    """SpecError where a component is of a class that neither diffusers nor transformers brings: it would be
+    code of the checkpoint's own, or whatever else is installed."""
+    place = f"models.{name}.checkpoint: {model.checkpoint}"
+    for component, entry in index.items():
+        if not isinstance(entry, list) and component not in _ALWAYS_COMPONENTS:
+            continue
+        named = entry is None or (
+            isinstance(entry, list)
+            and len(entry) == 2
+            and (
+                entry == [None, None] or all(isinstance(word, str) and word.isidentifier() for word in entry)
+            )
+        )
+        if not named or not component.isidentifier():
+            raise SpecError(
+                f"{place} is damaged: model_index.json has {entry!r:.80} for {component[:80]!r} where the "
+                "library and the class of a component should be"
+            )
+        if entry and entry[0] is not None and not _LIBRARY.fullmatch(entry[0]):
+            raise SpecError(
+                f"{place} asks for {entry[0]}.{entry[1]} as its {component}; classes of diffusers and "
+                "transformers are loaded and no others, for they could be any code"
+            )
+
+
+def _within(number: int, most: int) -> int:
+    if not 0 < number <= most:
+        raise ValueError(f"{number} is not from 1 to {most}")
+    return number
 
 
 def _place(model: ModelSpec) -> str:
@@ -138,14 +183,14 @@ def _unknown(name: str, model: ModelSpec, kind: str) -> SpecError:
 
 def _default_size(sample_size: int | list[int], factor: int) -> tuple[int, int]:
     height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-    return height * factor, width * factor
+    return _within(int(height) * factor, MAX_SIDE), _within(int(width) * factor, MAX_SIDE)
 
 
 def _folder_reader(name: str, folder: Path) -> ReadJson:
     def read_json(file: str) -> dict[str, Any]:
         try:
             return dict(json.loads((folder / file).read_bytes()))
-        except (OSError, TypeError, ValueError) as error:
+        except (OSError, RecursionError, TypeError, ValueError) as error:
             raise SpecError(
                 f"models.{name}.checkpoint: {folder} has no readable {file}; "
                 "it must be a diffusers folder as `save_pretrained` writes it"

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 # A spec or a checkpoint must never bring code along.
 os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
 
-LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError)
 """What diffusers and huggingface_hub raise for a checkpoint that is not as it should be."""
 
 

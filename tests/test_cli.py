@@ -280,7 +280,7 @@ MISTAKES: list[tuple[Mistake, str]] = [
     (another_architecture, "is a FluxPipeline; darkroom runs StableDiffusionPipeline (4 channels), "),
     (
         damaged_checkpoint,
-        "is damaged: sample_size, in_channels or block_out_channels of its UNet or VAE is missing",
+        "is damaged: sample_size, in_channels or block_out_channels of its UNet or VAE, its max_noise_level",
     ),
     (
         unknown_demo_kind,
