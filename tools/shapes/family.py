@@ -1,0 +1,87 @@
+"""The checkpoints as folders: the base is whole, a sibling's folder has only what differs from the base."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionDepth2ImgPipeline,
+    StableDiffusionLDM3DPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation, DPTImageProcessorPil
+
+from tools.shapes import parts
+from tools.shapes.autoencoder import with_channels
+
+BASE, LDM3D, DEPTH2IMG = "shapes", "shapes-ldm3d", "shapes-depth2img"
+UNCHECKED: dict[str, Any] = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "requires_safety_checker": False,
+}
+
+# What transformers loads stays in float32: it loads a model as it is stored, and diffusers in float32.
+
+
+def save_base(
+    models: Path,
+    deep_vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+) -> None:
+    """An ordinary Stable Diffusion; its VAE is LDM3D's without the depth."""
+    pipeline = StableDiffusionPipeline(
+        vae=_half(with_channels(deep_vae, 3)),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=_half(unet),
+        scheduler=parts.scheduler(),
+        **UNCHECKED,
+    )
+    pipeline.save_pretrained(models / BASE, safe_serialization=True)
+
+
+def save_ldm3d(models: Path, deep_vae: AutoencoderKL) -> None:
+    """LDM3D-4c's own: the VAE with a depth."""
+    _half(deep_vae).save_pretrained(models / LDM3D / "vae")
+
+
+def save_depth2img(models: Path, unet: UNet2DConditionModel, estimator: DPTForDepthEstimation) -> None:
+    """Depth-to-image's own: the UNet that is shown a depth, and what sees the depth in a picture."""
+    folder = models / DEPTH2IMG
+    _half(unet).save_pretrained(folder / "unet")
+    estimator.save_pretrained(folder / "depth_estimator")
+    parts.depth_processor().save_pretrained(folder / "feature_extractor")
+
+
+def load_ldm3d(models: Path) -> StableDiffusionLDM3DPipeline:
+    """The base with the VAE that has a depth."""
+    own = {"vae": AutoencoderKL.from_pretrained(models / LDM3D / "vae", dtype=torch.float32)}
+    return StableDiffusionLDM3DPipeline(**_base(models) | own, **UNCHECKED, image_encoder=None)
+
+
+def load_depth2img(models: Path) -> StableDiffusionDepth2ImgPipeline:
+    """The base with the UNet that is shown a depth."""
+    folder = models / DEPTH2IMG
+    own = {
+        "unet": UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32),
+        "depth_estimator": DPTForDepthEstimation.from_pretrained(folder / "depth_estimator"),
+        "feature_extractor": DPTImageProcessorPil.from_pretrained(folder / "feature_extractor"),
+    }
+    return StableDiffusionDepth2ImgPipeline(**_base(models) | own)
+
+
+def _base(models: Path) -> dict[str, Any]:
+    base = StableDiffusionPipeline.from_pretrained(models / BASE, dtype=torch.float32)
+    return {name: getattr(base, name) for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
+
+
+def _half(model: Any) -> Any:
+    """A copy in float16: what is still to be trained stays as it is."""
+    copy = type(model).from_config(model.config)
+    copy.load_state_dict(model.state_dict())
+    return copy.half()

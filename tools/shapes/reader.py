@@ -1,0 +1,61 @@
+"""Training of the text encoder: it learns to say what a prompt says, and what it leaves open.
+
+Stable Diffusion's text encoder, CLIP's, is trained before the UNet and without it, too.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from tools.shapes import parts, world
+from tools.shapes.training import Stage, train
+
+BATCH = 64
+NAMES = {
+    "shape": world.SHAPES,
+    "colour": tuple(world.COLOURS),
+    "background": tuple(world.COLOURS),
+    "size": tuple(world.RADII),
+    "position": tuple(world.POSITIONS),
+}
+
+
+def train_text_encoder(stage: Stage, tokenizer: CLIPTokenizer, folder: Path) -> CLIPTextModel:
+    """A text encoder from whose output, at every place after the prompt, the scene can be read off."""
+    torch.manual_seed(stage.seed)
+    heads = {name: nn.Linear(parts.TEXT_WIDTH, len(values) + 1) for name, values in NAMES.items()}
+    modules = nn.ModuleDict({"text_encoder": parts.text_encoder(tokenizer), "heads": nn.ModuleDict(heads)})
+
+    def loss_of(modules: nn.ModuleDict, rng: np.random.Generator) -> torch.Tensor:
+        scenes = world.some_scenes(rng, BATCH)
+        prompts, told = zip(*(world.some_prompt(scene, rng) for scene in scenes), strict=True)
+        ids = tokenize(tokenizer, list(prompts))
+        after = ids == tokenizer.eos_token_id
+        states = modules["text_encoder"](ids).last_hidden_state[after]
+        losses = []
+        for name, values in NAMES.items():
+            facts = [
+                getattr(scene, name) if name in said else None
+                for scene, said in zip(scenes, told, strict=True)
+            ]
+            wanted = torch.tensor([(*values, None).index(fact) for fact in facts])
+            losses.append(
+                functional.cross_entropy(
+                    modules["heads"][name](states), wanted[:, None].expand_as(ids)[after]
+                )
+            )
+        return torch.stack(losses).sum()
+
+    return train(stage, modules, loss_of, folder)["text_encoder"]
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
+    """Token ids as a pipeline makes them."""
+    padded = tokenizer(
+        prompts, padding="max_length", max_length=parts.NUM_TOKENS, truncation=True, return_tensors="pt"
+    )
+    return padded.input_ids

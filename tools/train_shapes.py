@@ -1,0 +1,79 @@
+"""Train the small Stable Diffusion that draws shapes, from nothing but what this script draws.
+
+    python -m tools.train_shapes --output models
+
+It can be stopped at any moment; the same command goes on from the checkpoints in --work.
+"""
+
+import json
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from tools.shapes import family, parts
+from tools.shapes.autoencoder import train_decoder, train_vae
+from tools.shapes.depth import train_estimator
+from tools.shapes.painter import draw_latents, train_unet, with_depth
+from tools.shapes.reader import train_text_encoder
+from tools.shapes.training import Stage
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Where the checkpoints' folders are to lie.")] = Path("models"),
+    work: Annotated[Path, typer.Option(help="Where the training's own files lie.")] = Path(
+        "out/train-shapes"
+    ),
+    seed: int = 0,
+    vae_steps: int = 1700,
+    decoder_steps: int = 1250,
+    text_steps: int = 1200,
+    unet_steps: int = 9000,
+    depth_unet_steps: int = 1500,
+    depth_estimator_steps: int = 800,
+    num_pictures: Annotated[int, typer.Option(help="Drawn beforehand, for the UNets.")] = 30_000,
+    num_threads: int = 2,
+) -> None:
+    """Train VAE, text encoder and UNet, then what the siblings have of their own, and save all."""
+    torch.set_num_threads(num_threads)
+    work.mkdir(parents=True, exist_ok=True)
+
+    def stage(name: str, num_steps: int, learning_rate: float, ema_decay: float) -> Stage:
+        return Stage(
+            name=name, num_steps=num_steps, learning_rate=learning_rate, ema_decay=ema_decay, seed=seed
+        )
+
+    tokenizer = parts.tokenizer()
+    text_encoder = train_text_encoder(stage("text", text_steps, 2e-3, 0.99), tokenizer, work)
+    vae = train_vae(stage("vae", vae_steps, 2e-3, 0.995), work)
+    deep_vae = train_decoder(stage("decoder", decoder_steps, 1e-3, 0.995), vae, work)
+    pictures = draw_latents(vae, num_pictures, seed)
+    torch.manual_seed(seed)
+    unet = parts.unet()
+    unet = train_unet(stage("unet", unet_steps, 1e-3, 0.997), unet, pictures, tokenizer, text_encoder, work)
+    family.save_base(output, deep_vae, text_encoder, tokenizer, unet)
+    family.save_ldm3d(output, deep_vae)
+
+    deep_stage = stage("depth-unet", depth_unet_steps, 5e-4, 0.997)
+    deep_unet = train_unet(deep_stage, with_depth(unet), pictures, tokenizer, text_encoder, work)
+    estimator = train_estimator(stage("depth-estimator", depth_estimator_steps, 1e-3, 0.99), work)
+    family.save_depth2img(output, deep_unet, estimator)
+    for line in _what_it_took(output, work):
+        print(line)
+
+
+def _what_it_took(output: Path, work: Path) -> Iterator[str]:
+    """The time and the last loss of each stage, the size, and the machine."""
+    lines = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+    for end in {line["stage"]: line for line in lines}.values():
+        yield f"{end['stage']}: {end['step']} steps in {end['spent_s'] / 60:.0f} min, loss {end['loss']}"
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    yield f"{output}: {size / 1e6:.1f} MB; {machine}"
+
+
+if __name__ == "__main__":
+    typer.run(main)
