@@ -25,7 +25,7 @@ def main(
     num: Annotated[int, typer.Option(help="Pictures.")] = 500,
     seed: int = 1,
     num_inference_steps: int = 20,
-    guidance_scale: float = 4.0,
+    guidance_scale: float = 2.0,
     strength: Annotated[float | None, typer.Option(help="Of img2img and inpainting.")] = None,
     scheduler: Annotated[str, typer.Option(help="A diffusers class; the checkpoint's own if left out.")] = "",
     num_threads: int = 2,

@@ -30,8 +30,7 @@ def train_vae(stage: Stage, folder: Path) -> AutoencoderKL:
     trained = train(stage, nn.ModuleDict({"vae": vae}), _loss, folder)["vae"]
     trained.set_attn_processor(AttnProcessor2_0())
     latents = encode(trained, *pictures_for(np.random.default_rng(stage.seed), 512)[:1])
-    trained.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
-    return trained
+    return _copy(trained, 3, scaling_factor=round(1 / float(latents.std()), 4))
 
 
 def _loss(modules: nn.ModuleDict, rng: np.random.Generator) -> torch.Tensor:
@@ -68,13 +67,15 @@ def train_decoder(stage: Stage, vae: AutoencoderKL, folder: Path) -> Autoencoder
     return deep.eval().requires_grad_(False)
 
 
-@torch.no_grad()
 def with_channels(vae: AutoencoderKL, channels: int) -> AutoencoderKL:
     """The same VAE for pictures with more or fewer channels."""
-    changed = parts.vae(channels)
-    parts.take_over(changed, vae)
-    changed.register_to_config(scaling_factor=vae.config.scaling_factor)
-    return changed
+    return _copy(vae, channels, vae.config.scaling_factor)
+
+
+def _copy(vae: AutoencoderKL, channels: int, scaling_factor: float) -> AutoencoderKL:
+    copy = parts.vae(channels, scaling_factor)
+    parts.take_over(copy, vae)
+    return copy.eval()
 
 
 def difference(drawn: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

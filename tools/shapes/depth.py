@@ -26,5 +26,10 @@ def train_estimator(stage: Stage, folder: Path) -> DPTForDepthEstimation:
         wanted = functional.interpolate(torch.from_numpy(depths)[:, None], guessed.shape[-2:], mode="area")
         return functional.smooth_l1_loss(guessed, wanted[:, 0], beta=0.1)
 
-    modules = nn.ModuleDict({"depth_estimator": parts.depth_estimator()})
-    return train(stage, modules, loss_of, folder)["depth_estimator"]
+    estimator = parts.depth_estimator()
+    # Its last step cuts off what is below 0, as the background nearly is: nothing would be learned there.
+    cut = estimator.head.head[-1]
+    estimator.head.head[-1] = nn.Identity()
+    trained = train(stage, nn.ModuleDict({"depth_estimator": estimator}), loss_of, folder)["depth_estimator"]
+    trained.head.head[-1] = cut
+    return trained

@@ -1,5 +1,6 @@
 """The checkpoints as folders: the base is whole, a sibling's folder has only what differs from the base."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,4 @@ def _base(models: Path) -> dict[str, Any]:
 
 def _half(model: Any) -> Any:
     """A copy in float16: what is still to be trained stays as it is."""
-    copy = type(model).from_config(model.config)
-    copy.load_state_dict(model.state_dict())
-    return copy.half()
+    return copy.deepcopy(model).half()

@@ -27,7 +27,7 @@ NUM_TOKENS = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def vae(channels: int = 3) -> AutoencoderKL:
+def vae(channels: int = 3, scaling_factor: float = 1.0) -> AutoencoderKL:
     """A VAE of factor 4; LDM3D-4c's has depth as a fourth channel."""
     return AutoencoderKL(
         in_channels=channels,
@@ -39,6 +39,7 @@ def vae(channels: int = 3) -> AutoencoderKL:
         layers_per_block=1,
         norm_num_groups=8,
         sample_size=world.SIZE,
+        scaling_factor=scaling_factor,
     )
 
 
@@ -91,8 +92,10 @@ def depth_estimator() -> DPTForDepthEstimation:
         fusion_hidden_size=16,
     )
     estimator = DPTForDepthEstimation(config)
-    # Its last step cuts off what is below 0: where all is, nothing is learned.
-    nn.init.constant_(estimator.head.head[-2].bias, 0.5)
+    for layer in estimator.modules():
+        # transformers' own start is meant for a backbone that has been trained: too faint to learn from.
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            layer.reset_parameters()
     return estimator
 
 
