@@ -5,6 +5,7 @@ import shutil
 
 from actors.storage import S3_SCHEME, Storage
 from jobs.parts import list_parts
+from jobs.plan_text import size_text
 from schemas.errors import SpecError
 
 
@@ -15,8 +16,8 @@ def refuse_full_disk(output: str, needed_bytes: int) -> None:
     free = shutil.disk_usage(_nearest_folder(output)).free
     if needed_bytes > free:
         raise SpecError(
-            f"output.path: {output} will need about {_gb(needed_bytes)}, and its disk has {_gb(free)} free; "
-            "free some, choose another disk or s3://, or a smaller output.format"
+            f"output.path: {output} will need about {size_text(needed_bytes)}, and its disk has "
+            f"{size_text(free)} free; free some, choose another disk or s3://, or a smaller output.format"
         )
 
 
@@ -33,7 +34,3 @@ def _nearest_folder(path: str) -> str:
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     return path
-
-
-def _gb(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:,.1f} GB"

@@ -69,7 +69,7 @@ def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
     console.print(_models_table(plan.job))
     saved = bytes_shared(plan.job.checkpoints)
     if saved:
-        console.print(f"{_size(saved)} of weights are the same in two checkpoints and are held once")
+        console.print(f"{size_text(saved)} of weights are the same in two checkpoints and are held once")
     _print_safety(plan.job, console)
     console.print(_routes_table(findings))
     _print_bad_rows(plan, findings, console)
@@ -85,7 +85,7 @@ def print_columns(job: Job, console: Console) -> None:
 def _models_table(job: Job) -> Table:
     table = Table("model", "checkpoint", "recognised as", "size", "revision", title_justify="left")
     for name, card in job.models.items():
-        size = _size(card.weight_bytes) if card.weight_bytes else "on the Hub"
+        size = size_text(card.weight_bytes) if card.weight_bytes else "on the Hub"
         kind = f"{card.family} ({card.pipeline}), {card.width}x{card.height}"
         table.add_row(name, card.checkpoint, kind, size, card.revision[:12])
     return table
@@ -142,13 +142,13 @@ def _print_output(plan: Plan, findings: Findings, console: Console) -> None:
         f"{_many(plan.num_shards, 'part')} of up to {_many(spec.batching.shard_rows, 'row')} "
         f"({_many(models, 'model')}"
         + (f", and {nowhere:,} of rows that no model takes" if nowhere else "")
-        + f"); about {_size(total)} of {spec.output.format} in {spec.output.path}",
+        + f"); about {size_text(total)} of {spec.output.format} in {spec.output.path}",
         soft_wrap=True,
     )
     if total / max(plan.num_shards, 1) > LARGE_PART_BYTES:
         console.print(
-            f"parts will be about {_size(total // plan.num_shards)} each; viewers like them below "
-            f"{_size(LARGE_PART_BYTES)}: lower batching.shard_rows",
+            f"parts will be about {size_text(total // plan.num_shards)} each; viewers like them below "
+            f"{size_text(LARGE_PART_BYTES)}: lower batching.shard_rows",
         )
 
 
@@ -156,7 +156,7 @@ def _many(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def _size(size_bytes: float) -> str:
+def size_text(size_bytes: float) -> str:
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if size_bytes < 1000 or unit == "TB":
             return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
