@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from actors import trained_models
+from actors.whole_folder import whole
 from schemas.errors import SpecError
 
-KINDS = (
+RANDOM_KINDS = (
     "sd",
     "sd-safety",
     "sd-inpaint",
@@ -31,8 +33,10 @@ KINDS = (
     "ldm3d-4c",
     "ldm3d-upscale",
 )
+"""With random weights, built here."""
+KINDS = (*RANDOM_KINDS, *trained_models.KINDS)
 SOURCES = ("demo_model.py", "demo_parts.py")
-"""The modules that build them."""
+"""The modules that build those with random weights."""
 SEED = 0
 BUILD_TIMEOUT_S = 300
 ROOT = Path(__file__).parent.parent
@@ -49,7 +53,7 @@ def build_missing(kinds: Iterable[str]) -> None:
     missing = {kind: folder for kind in kinds if not _is_whole(folder := demo_folder(kind))}
     if not missing:
         return
-    said = _build_apart(missing, SEED)
+    said = _make(missing, SEED)
     # Of several that build at once, the first to rename wins; the others find it there.
     for kind, folder in missing.items():
         if not _is_whole(folder):
@@ -59,7 +63,8 @@ def build_missing(kinds: Iterable[str]) -> None:
 def demo_folder(kind: str) -> Path:
     """Return where the checkpoint belongs: another builder or library version, another folder."""
     check_kind(kind)
-    return _cache_folder() / f"demo-{kind}-{_digest()}"
+    digest = trained_models.digest() if kind in trained_models.KINDS else _digest()
+    return _cache_folder() / f"demo-{kind}-{digest}"
 
 
 def check_kind(kind: str) -> None:
@@ -68,15 +73,31 @@ def check_kind(kind: str) -> None:
         raise SpecError(f"unknown kind of demo checkpoint {kind!r}; choose one of {', '.join(KINDS)}")
 
 
-def build_apart(folder: Path, kind: str, seed: int = SEED) -> None:
-    """Build in a process of its own; SpecError, with what the builder said, where it cannot."""
+def build(folder: Path, kind: str, seed: int = SEED) -> None:
+    """Make `folder` a checkpoint of `kind`; SpecError, with what the builder said, where it cannot.
+
+    `seed`: of random weights.
+    """
     check_kind(kind)
-    if said := _build_apart({kind: folder}, seed):
+    if said := _make({kind: folder}, seed):
         raise SpecError(f"cannot build demo:{kind} as {folder}: {said}")
 
 
+def _make(folders: Mapping[str, Path], seed: int) -> str:
+    """The last words on what could not be made; empty where everything is."""
+    said = ""
+    for kind in folders.keys() & set(trained_models.KINDS):
+        try:
+            with whole(folders[kind]) as unfinished:
+                trained_models.put_together(kind, unfinished)
+        except SpecError as error:
+            said = str(error)
+    random = {kind: folder for kind, folder in folders.items() if kind in RANDOM_KINDS}
+    return (_build_apart(random, seed) if random else "") or said
+
+
 def _build_apart(folders: Mapping[str, Path], seed: int) -> str:
-    """The builder's last words on what it could not build; empty where it has built everything."""
+    """In a process of its own: the builder's last words on what it could not build, or nothing."""
     places = [str(part) for kind, folder in folders.items() for part in (kind, folder.absolute())]
     command = [sys.executable, "-m", "actors.demo_model", str(seed), *places]
     try:

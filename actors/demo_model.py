@@ -5,9 +5,7 @@ published architectures and schedulers, at 64x64 pixels and a few megabytes, and
 noise that follows the prompt, the guidance and the seed.
 """
 
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from actors import demo_parts as parts
 from actors.demo_cache import check_kind
 from actors.demo_parts import TEXT_WIDTH
 from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
+from actors.whole_folder import whole
 from schemas.errors import SpecError
 
 Builder = Callable[[], DiffusionPipeline]
@@ -50,21 +49,8 @@ def build_demo_model(folder: Path, kind: str = "sd", seed: int = 0) -> None:
     and for a folder that has something in it.
     """
     check_kind(kind)
-    _refuse_used(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        unfinished = Path(scratch) / "checkpoint"
+    with whole(folder) as unfinished:
         _build(kind, seed).save_pretrained(unfinished, safe_serialization=True)
-        try:
-            os.rename(unfinished, folder)
-        except OSError:
-            _refuse_used(folder)
-            raise
-
-
-def _refuse_used(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SpecError(f"{folder} is there already; name a new folder for the demo checkpoint")
 
 
 def _build(kind: str, seed: int) -> DiffusionPipeline:

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
+from tools.shapes import world
+
 ROWS = Path(__file__).with_name("rows.parquet")
 SIZE = 64
 BROKEN = "broken-on-purpose"
@@ -58,139 +60,143 @@ def write_rows(path: Path) -> None:
 
 def demo_rows() -> Iterator[Row]:
     """Yield the rows in the file's order: the tasks mixed, as a dataset has them."""
-    yield text("lighthouse", "coast", "a lighthouse on a cliff at dawn, oil painting", steps=8, guidance=7.5)
-    yield redraw("sunset-hills", "landscape", "rolling hills at sunset, watercolour", sunset, 0.6, steps=10)
-    yield text("red-fox", "animal", "a red fox in fresh snow, soft light", "blurry", seed=7, steps=6)
-    yield mend("moon-lake", "landscape", "a full moon over a still lake", night, disc_mask, 1.0, steps=8)
-    yield text("oranges", "still-life", "a bowl of oranges on a blue table", seed=21, guidance=5.0)
-    yield redraw("paper-boat", "still-life", "a paper boat on the sea, gouache", boat, 0.75, "text", seed=3)
-    yield text(
-        "tram", "city", "a yellow tram in Lisbon in the rain", "people", seed=4, steps=12, guidance=9.0
-    )
-    yield text("whale", "animal", "a blue whale among stars, paper cut", steps=5, guidance=6.0)
+    yield text("a big red circle at the left on a white background", seed=1)
+    yield redraw("big green square left white", "a blue square", seed=2)
+    yield text("a small yellow star at the top on a blue background", seed=3, steps=12)
+    yield mend("big red circle right black", "a big yellow star at the right on a black background", seed=4)
+    yield text("a big purple ring in the centre on a yellow background", "circle", seed=5, guidance=3.5)
+    yield redraw("big orange star centre black", "a white star", strength=0.75, seed=6, steps=25)
+    yield text("a large green triangle on the right, on orange", seed=7, steps=25)
+    yield text("a tiny white cross at the bottom on a red background", seed=8, steps=30, guidance=3.0)
     yield mend(
-        "round-window", "city", "a round window full of plants", wall, disc_mask, 0.9, seed=12, steps=6
+        "big blue square left yellow", "a big red ring at the left on a yellow background", seed=9, steps=15
     )
-    yield redraw("city-blocks", "city", "a town of coloured houses, isometric", blocks, 0.5, seed=5, steps=9)
-    yield text("teapot", "still-life", "a copper teapot, studio photograph", "text", guidance=8.0)
-    yield text("mountain-hut", "landscape", "a mountain hut under northern lights", seed=11, steps=10)
-    yield broken("a garden gate in spring, pastel")
-    yield text("owl", "animal", "an owl made of autumn leaves", seed=2, steps=4, guidance=4.0, num_images=2)
-    yield redraw(
-        "rainbow-rings", "abstract", "rings of coloured glass, macro", rings, 0.8, steps=7, guidance=6.5
-    )
-    yield mend("sea-sky", "coast", "a wide sky with gulls", boat, sky_mask, 0.85, "clouds", seed=9, steps=11)
-    yield text("train-station", "city", "an old train station in morning fog", "crowd", steps=7, guidance=7.0)
-    yield text("desert-road", "landscape", "a straight road through the desert, film", seed=33)
-    yield redraw(
-        "night-garden", "landscape", "fireflies in a garden at night", night, 0.4, seed=14, guidance=10.0
-    )
-    yield text("tulips", "still-life", "tulips in a glass jar, Dutch master", "frame", seed=17, steps=9)
+    yield redraw("big yellow ring right purple", "a green ring", seed=10, steps=18)
+    yield text("a black square on a yellow background", seed=11, num_images=2)
+    yield text("a big orange cross on a purple background", "small", seed=12, steps=16, guidance=4.0)
+    yield broken("a red circle")
+    yield redraw("big black triangle centre white", "an orange triangle", "black", seed=13, steps=22)
     yield mend(
-        "tower-block", "city", "a tower with a copper roof", blocks, sky_mask, 0.7, seed=6, guidance=5.5
+        "big white cross centre blue", "a big orange circle in the centre on a blue background", seed=14
     )
-    yield text("otters", "animal", "two otters holding hands, pencil drawing", seed=8, steps=6, guidance=3.0)
-    yield redraw(
-        "evening-sun", "abstract", "a sun of folded silk", sunset, 0.9, "photo", steps=12, guidance=7.5
-    )
-    yield text("ink-drops", "abstract", "ink drops in clear water", seed=40, steps=8, guidance=1.0)
-    yield from rows_of_other_systems()
-
-
-def rows_of_other_systems() -> Iterator[Row]:
-    """Yield two rows or so of each system that the first rows do not meet."""
-    yield words("safe", "quiet-street", "city", "a quiet street after the parade", seed=15)
-    yield words("safe", "market", "city", "a market hall at noon, watercolour", seed=16, guidance=9.0)
-    yield words("sd2", "glacier", "landscape", "a glacier from above, large format", seed=18)
-    yield words("sd2", "violin", "still-life", "a violin on a chair", "people", seed=19, guidance=6.0)
-    yield words("sdxl", "greenhouse", "city", "a greenhouse at night, lit from inside", seed=20)
-    yield words("sdxl", "heron", "animal", "a heron in reeds, woodblock print", "text", seed=22, steps=6)
-    yield words("refined", "amber", "still-life", "an insect in amber, macro", seed=23)
-    yield words("poster", "jazz-night", "city", "a poster for a night of jazz", "photo", seed=24)
-    yield drawn("depth2img", "clay-hills", "landscape", "hills of clay, studio light", sunset, seed=25)
+    yield text("blue star on white", seed=15, guidance=3.0)
+    yield text("a little red triangle at the top on white", seed=16)
+    # Without guidance a prompt is heard less well.
+    yield text("a big yellow circle on a green background", seed=17, guidance=1.0)
+    yield words("safe", "a big blue circle in the middle on a white background", seed=18)
+    yield words("safe", "a small black ring at the left on an orange background", seed=19, guidance=4.0)
+    yield drawn("depth2img", "big red star centre white", "a yellow star on a blue background", seed=20)
     yield drawn(
-        "depth2img", "felt-boat", "still-life", "a boat of felt", boat, depth=slope, seed=26, strength=0.8
+        "depth2img", "big green ring left black", "a red ring on a white background", with_depth=True, seed=21
     )
-    yield drawn("variation", "more-rings", "abstract", None, rings, seed=27)
-    yield drawn("variation", "more-houses", "city", None, blocks, seed=28, guidance=3.0)
-    yield drawn("upscale", "large-boat", "still-life", "a boat with one sail", boat, side=32, seed=29)
-    yield drawn(
-        "upscale", "large-wall", "city", "a brick wall, sharp", wall, side=32, seed=30, noise_level=100
+    yield words("poster", "a big green star in the centre on a black background", seed=24)
+    yield words("ldm3d", "a big red circle at the right on a white background", seed=25)
+    yield words("ldm3d", "a small blue square at the left on a yellow background", seed=26)
+    yield words(
+        "ldm3d", "a big blue star at the right on an orange background", seed=37, height=64, width=128
     )
-    yield drawn("latent_upscale", "wide-hills", "landscape", "hills at sunset", sunset, seed=31)
-    yield drawn("latent_upscale", "wide-lake", "landscape", "stars over a lake", night, seed=32, guidance=4.0)
-    yield words("ldm3d", "canyon", "landscape", "a canyon with a river", seed=34)
-    yield words("ldm3d", "panorama", "landscape", "a mountain panorama", seed=35, height=64, width=128)
-    yield words("relief", "coral", "animal", "a coral reef", seed=36)
-    yield drawn("ldm3d_upscale", "deep-rings", "abstract", "rings of glass", rings, depth=bowl, seed=37)
-    yield drawn(
-        "ldm3d_upscale", "deep-wall", "city", "an old wall", wall, depth=slope, seed=38, noise_level=60
-    )
+    yield from rows_of_random_weights()
 
 
-def text(row_id: str, category: str, prompt: str, negative: str | None = None, **values: Any) -> Row:
+def rows_of_random_weights() -> Iterator[Row]:
+    """Yield two rows or so of each system whose demo checkpoint is not trained."""
+    yield noise("sd2", "glacier", "a glacier from above, large format", seed=27)
+    yield noise("sd2", "violin", "a violin on a chair", "people", seed=28, guidance=6.0)
+    yield noise("sdxl", "greenhouse", "a greenhouse at night, lit from inside", seed=29)
+    yield noise("sdxl", "heron", "a heron in reeds, woodblock print", "text", seed=30, steps=6)
+    yield noise("refined", "amber", "an insect in amber, macro", seed=31)
+    yield noise("variation", "more-rings", image=rings, seed=32)
+    yield noise("variation", "more-houses", image=blocks, seed=33, guidance=3.0)
+    yield noise("upscale", "large-wall", "a brick wall, sharp", image=small_wall, seed=22)
+    yield noise("upscale", "large-rings", "rings", image=small_rings, seed=23, noise_level=100)
+    yield noise("latent_upscale", "wide-hills", "hills at sunset", image=sunset, seed=34)
+    yield noise("latent_upscale", "wide-lake", "stars over a lake", image=night, seed=35, guidance=4.0)
+    yield noise("relief", "coral", "a coral reef", seed=36)
+    yield noise("ldm3d_upscale", "deep-rings", "rings of glass", image=rings, depth=bowl, seed=38)
+    yield noise("ldm3d_upscale", "deep-wall", "an old wall", image=wall, depth=slope, seed=39, noise_level=60)
+
+
+def text(prompt: str, negative: str | None = None, **values: Any) -> Row:
     """Return a row made from words alone."""
-    return words("text2img", row_id, category, prompt, negative, **values)
+    return words("text2img", prompt, negative, **values)
 
 
-def words(
-    task: str, row_id: str, category: str, prompt: str, negative: str | None = None, **values: Any
-) -> Row:
-    """Return a row of any task that needs words alone."""
-    return _row(task, row_id, category, prompt, negative, **values)
+def words(task: str, prompt: str, negative: str | None = None, **values: Any) -> Row:
+    """Return a row of any task that needs words alone, for a model that knows shapes."""
+    return _row(task, _name(task, prompt), "shapes", prompt, negative, **values)
 
 
 def drawn(
     task: str,
-    row_id: str,
-    category: str,
-    prompt: str | None,
-    draw: Callable[[], Image.Image],
+    scene: str,
+    prompt: str,
+    negative: str | None = None,
     *,
+    with_depth: bool = False,
+    **values: Any,
+) -> Row:
+    """Return a row that starts from a picture of a scene, such as `big red circle left white`."""
+    picture, depth = _draw(scene)
+    row = _row(task, _name(task, prompt), "shapes", prompt, negative, image=_struct(_png(picture)), **values)
+    return row | {"depth_map": _struct(_png(depth)) if with_depth else None}
+
+
+def redraw(scene: str, prompt: str, negative: str | None = None, **values: Any) -> Row:
+    """Return a row that paints a scene in another way."""
+    return drawn("img2img", scene, prompt, negative, **values)
+
+
+def mend(scene: str, prompt: str, **values: Any) -> Row:
+    """Return a row that repaints a scene around its shape."""
+    row = drawn("inpaint", scene, prompt, **values)
+    return row | {"mask_image": _struct(_png(_mask(scene)))}
+
+
+def noise(
+    task: str,
+    row_id: str,
+    prompt: str | None = None,
+    negative: str | None = None,
+    *,
+    image: Callable[[], Image.Image] | None = None,
     depth: Callable[[], Image.Image] | None = None,
-    side: int = SIZE,
     **values: Any,
 ) -> Row:
-    """Return a row of any task that starts from a picture, with its depth map where `depth` draws one."""
-    image = _struct(_png(draw().resize((side, side))))
-    row = _row(task, row_id, category, prompt, None, image=image, **values)
+    """Return a row of a system whose checkpoint is random."""
+    given = _struct(_png(image())) if image else None
+    row = _row(task, row_id, "noise", prompt, negative, image=given, **values)
     return row | {"depth_map": _struct(_png(depth())) if depth else None}
-
-
-def redraw(
-    row_id: str,
-    category: str,
-    prompt: str,
-    draw: Callable[[], Image.Image],
-    strength: float,
-    negative: str | None = None,
-    **values: Any,
-) -> Row:
-    """Return a row that starts from a picture."""
-    image = _struct(_png(draw()))
-    return _row("img2img", row_id, category, prompt, negative, image=image, strength=strength, **values)
-
-
-def mend(
-    row_id: str,
-    category: str,
-    prompt: str,
-    draw: Callable[[], Image.Image],
-    mask: Callable[[], Image.Image],
-    strength: float,
-    negative: str | None = None,
-    **values: Any,
-) -> Row:
-    """Return a row that repaints a picture where its mask is white."""
-    row = redraw(row_id, category, prompt, draw, strength, negative, **values)
-    return row | {"task": "inpaint", "mask_image": _struct(_png(mask()))}
 
 
 def broken(prompt: str) -> Row:
     """Return a row that must fail alone: its PNG stops half way."""
     whole = _png(rings())
-    row = redraw(BROKEN, "landscape", prompt, rings, 0.6, seed=1, steps=8)
+    row = _row("img2img", BROKEN, "shapes", prompt, None, seed=1)
     return row | {"image": _struct(whole[: len(whole) // 2])}
+
+
+def _name(task: str, prompt: str) -> str:
+    """`img2img-a-blue-square`"""
+    return "-".join([task, *prompt.replace(",", "").split()])
+
+
+def _scene(words: str) -> world.Scene:
+    size, colour, shape, position, background = words.split()
+    return world.Scene(shape=shape, colour=colour, background=background, size=size, position=position)
+
+
+def _draw(words: str) -> tuple[Image.Image, Image.Image]:
+    """The picture of a scene, and its depth in sixteen bits."""
+    pictures, depths = world.draw([_scene(words)], np.random.default_rng(0))
+    return Image.fromarray(pictures[0]), Image.fromarray((depths[0] * 65535).astype(np.uint16))
+
+
+def _mask(words: str) -> Image.Image:
+    """White around the scene's shape: what is to be repainted."""
+    x, y = world.POSITIONS[_scene(words).position]
+    mask = Image.new("L", (SIZE, SIZE))
+    ImageDraw.Draw(mask).rectangle((x - 20, y - 20, x + 19, y + 19), fill=255)
+    return mask
 
 
 def _row(
@@ -252,16 +258,6 @@ def night() -> Image.Image:
     return picture
 
 
-def boat() -> Image.Image:
-    """A boat with one sail."""
-    picture = _gradient((170, 216, 240), (236, 246, 244))
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, 42, 63, 63), fill=(40, 120, 160))
-    draw.polygon(((32, 8), (32, 38), (54, 38)), fill=(250, 250, 246))
-    draw.polygon(((10, 40), (56, 40), (46, 52), (20, 52)), fill=(206, 70, 54))
-    return picture
-
-
 def wall() -> Image.Image:
     """A brick wall."""
     picture = Image.new("RGB", (SIZE, SIZE), (214, 202, 186))
@@ -306,11 +302,14 @@ def disc_mask() -> Image.Image:
     return mask
 
 
-def sky_mask() -> Image.Image:
-    """White in the upper half."""
-    mask = Image.new("L", (SIZE, SIZE))
-    ImageDraw.Draw(mask).rectangle((0, 0, 63, 27), fill=255)
-    return mask
+def small_wall() -> Image.Image:
+    """At half its size."""
+    return wall().resize((SIZE // 2, SIZE // 2))
+
+
+def small_rings() -> Image.Image:
+    """At half their size."""
+    return rings().resize((SIZE // 2, SIZE // 2))
 
 
 def slope() -> Image.Image:

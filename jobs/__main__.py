@@ -168,11 +168,13 @@ def demo_model(
     kind: Annotated[str, typer.Option(help="Which system; docs/job-spec.md lists them.")] = "sd",
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
 ) -> None:
-    """Build a small checkpoint with random weights, for trying darkroom out: its pictures are noise."""
-    from actors.demo_cache import build_apart
+    """Write a small checkpoint for trying darkroom out: one that draws shapes, or one with random weights."""
+    from actors.demo_cache import RANDOM_KINDS, build
 
-    build_apart(folder, kind, seed)
-    said = f"{folder}: a {kind} checkpoint with random weights; its pictures are noise by design"
+    build(folder, kind, seed)
+    said = f"{folder}: a {kind} checkpoint"
+    if kind in RANDOM_KINDS:
+        said += " with random weights; its pictures are noise by design"
     console().print(said, soft_wrap=True)
 
 

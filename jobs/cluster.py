@@ -15,6 +15,7 @@ from ray.exceptions import AuthenticationError
 
 import actors
 import jobs
+import models
 import schemas
 from schemas.errors import SpecError
 from schemas.spec import WorkersSpec
@@ -112,7 +113,7 @@ def _options(address: str) -> dict[str, Any]:
     elif not in_ray_job():
         # A job's working directory has brought the code already.
         options["runtime_env"] = {
-            "py_modules": [str(Path(package.__path__[0])) for package in (schemas, actors, jobs)]
+            "py_modules": [str(Path(package.__path__[0])) for package in (schemas, actors, jobs, models)]
         }
     return options
 

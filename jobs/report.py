@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.demo_cache import RANDOM_KINDS
 from actors.storage import Storage, join
 from jobs.ownership import JobRecord, require_record
 from jobs.part_footers import read_footers
@@ -26,6 +27,7 @@ from jobs.sampling import (
 from jobs.summary import read_summary
 
 PAGE = "contact-sheet.html"
+_RANDOM = {f"demo:{kind}" for kind in RANDOM_KINDS}
 _TEMPLATE = Path(__file__).with_name("contact_sheet.html")
 
 
@@ -38,7 +40,7 @@ class Sheet:
     fingerprint: str
     checkpoints: Mapping[str, str]
     """By model."""
-    demo_models: tuple[str, ...]
+    random_models: tuple[str, ...]
     """Those with random weights."""
     num_rows: int
     """Of the whole input."""
@@ -75,7 +77,7 @@ def make_sheet(
         output=output,
         fingerprint=record.fingerprint,
         checkpoints=checkpoints,
-        demo_models=tuple(name for name, place in checkpoints.items() if place.startswith("demo:")),
+        random_models=tuple(name for name, place in checkpoints.items() if place in _RANDOM),
         num_rows=sum(file.num_rows for file in record.files),
         num_shards=record.num_shards,
         num_parts=len(parts),

@@ -38,7 +38,7 @@ class ModelSpec(StrictModel):
     """One checkpoint, under the name by which routes and rows call it."""
 
     checkpoint: str = Field(min_length=1)
-    """A `save_pretrained` folder, a Hugging Face repository, or demo:KIND for a small random one."""
+    """A `save_pretrained` folder, a Hugging Face repository, or demo:KIND for a small one."""
     revision: str | None = None
     """A Hugging Face branch, tag or commit."""
     variant: str | None = None

@@ -286,7 +286,7 @@ MISTAKES: list[tuple[Mistake, str]] = [
         unknown_demo_kind,
         "models.sd.checkpoint: unknown kind of demo checkpoint 'sd3'; choose one of sd, sd-safety",
     ),
-    (more_than_the_disk_holds, "out will need about 322,122.5 GB, and its disk has"),
+    (more_than_the_disk_holds, "out will need about 322.1 TB, and its disk has"),
     (a_checkpoint_of_no_possible_name, "xxx cannot be a folder: File name too long"),
     (all_rows_bad, "rows.parquet row 0 (a): invalid_size: height is 500, not a multiple of 8; 496 would do"),
 ]

@@ -607,6 +607,7 @@ def footer_bytes(output: Output) -> int:
     [
         ({"sd": "demo:sd", "xl": "demo:sdxl"}, ["sd", "xl"]),
         ({"sd": "demo:sd", "xl": "somebody/xl"}, ["sd"]),
+        ({"sd": "demo:shapes", "xl": "demo:sdxl"}, ["xl"]),
         ({"sd": "somebody/sd"}, []),
     ],
 )
@@ -616,7 +617,7 @@ def test_random_weights_are_told(output: Output, checkpoints: dict[str, str], ex
 
     page = render(output.sheet())
 
-    assert Markup(page).island()["demo_models"] == expected
+    assert Markup(page).island()["random_models"] == expected
     assert "random weights: the pictures are noise by design" in page
 
 

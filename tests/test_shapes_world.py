@@ -163,11 +163,12 @@ def test_the_trainer_writes_checkpoints_that_diffusers_loads(tmp_path: Path) -> 
     )
 
     base = StableDiffusionPipeline.from_pretrained(tmp_path / "models" / family.BASE)
-    picture = base("a red circle", num_inference_steps=1, output_type="np").images[0]
+    made = base("a red circle", num_inference_steps=1, output_type="np").images[0]
     deep = family.load_ldm3d(tmp_path / "models")("a red circle", num_inference_steps=1, output_type="np")
     depth = family.load_depth2img(tmp_path / "models")
-    repainted = depth("a red circle", image=Image.fromarray(drawn(1)[1][0]), num_inference_steps=2).images[0]
-    assert picture.shape == (world.SIZE, world.SIZE, 3)
+    picture, slope = Image.fromarray(drawn(1)[1][0]), torch.linspace(0, 1, 64).expand(1, 64, 64)
+    repainted = depth("a red circle", image=picture, depth_map=slope, num_inference_steps=2).images[0]
+    assert made.shape == (world.SIZE, world.SIZE, 3)
     assert deep.rgb.shape[1:] == (world.SIZE, world.SIZE, 3)
     assert deep.depth.shape[1:3] == (world.SIZE, world.SIZE)
     assert repainted.size == (world.SIZE, world.SIZE)

@@ -31,7 +31,7 @@ def main(
     vae_steps: int = 1700,
     decoder_steps: int = 1250,
     text_steps: int = 1200,
-    unet_steps: int = 9000,
+    unet_steps: int = 12_000,
     depth_unet_steps: int = 1500,
     depth_estimator_steps: int = 800,
     num_pictures: Annotated[int, typer.Option(help="Drawn beforehand, for the UNets.")] = 30_000,

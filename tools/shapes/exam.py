@@ -16,7 +16,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from tools.shapes import world
+from tools.shapes import family, world
 from tools.shapes.judge import Seen, look
 from tools.shapes.world import COLOURS, POSITIONS, SIZE, Array, Scene
 
@@ -41,7 +41,10 @@ class Answer:
 
 def load(kind: type[DiffusionPipeline], model: Path, scheduler: str = "") -> DiffusionPipeline:
     """A checkpoint in float32, whatever it was saved in, perhaps with another scheduler."""
-    pipeline = kind.from_pretrained(model, dtype=torch.float32)
+    return _ready(kind.from_pretrained(model, dtype=torch.float32), scheduler)
+
+
+def _ready(pipeline: DiffusionPipeline, scheduler: str) -> DiffusionPipeline:
     if scheduler:
         pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
@@ -92,7 +95,21 @@ def inpaint(model: Path, count: int, seed: int, scheduler: str = "", **values: A
     return [_answer(scene, picture, before=old, mask=mask) for scene, picture, old, mask in answers]
 
 
-TASKS = {"text2img": text2img, "img2img": img2img, "inpaint": inpaint}
+def depth2img(model: Path, count: int, seed: int, scheduler: str = "", **values: Any) -> list[Answer]:
+    """A drawn shape in other colours: the prompt says neither size nor place, which the depth shows."""
+    scenes = held_out(count, seed)
+    before = _drawn(scenes, seed)
+    wanted = [_recoloured(scene, np.random.default_rng((seed, n))) for n, scene in enumerate(scenes)]
+    prompts = [f"a {scene.colour} {scene.shape} on a {scene.background} background" for scene in wanted]
+    pipeline = _ready(family.load_depth2img(model.parent), scheduler)
+    pictures = _run(pipeline, prompts, seed, values, image=before)
+    return [
+        _answer(scene, picture, before=old)
+        for scene, picture, old in zip(wanted, pictures, before, strict=True)
+    ]
+
+
+TASKS = {"text2img": text2img, "img2img": img2img, "inpaint": inpaint, "depth2img": depth2img}
 
 
 def _answer(wanted: Scene, picture: Array, **given: Array) -> Answer:
@@ -107,6 +124,13 @@ def _repainted(scene: Scene, rng: np.random.Generator) -> Scene:
     """The scene with its shape in a colour that it has nowhere."""
     others = [name for name in COLOURS if name not in (scene.colour, scene.background)]
     return replace(scene, colour=str(rng.choice(others)))
+
+
+def _recoloured(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with its shape and its background in colours that neither had."""
+    others = [name for name in COLOURS if name not in (scene.colour, scene.background)]
+    colour, background = rng.choice(others, size=2, replace=False)
+    return replace(scene, colour=str(colour), background=str(background))
 
 
 def _square_around(scene: Scene) -> Array:

@@ -49,6 +49,7 @@ def save_base(
 def save_ldm3d(models: Path, deep_vae: AutoencoderKL) -> None:
     """LDM3D-4c's own: the VAE with a depth."""
     _half(deep_vae).save_pretrained(models / LDM3D / "vae")
+    load_ldm3d(models).save_config(models / LDM3D)
 
 
 def save_depth2img(models: Path, unet: UNet2DConditionModel, estimator: DPTForDepthEstimation) -> None:
@@ -57,6 +58,7 @@ def save_depth2img(models: Path, unet: UNet2DConditionModel, estimator: DPTForDe
     _half(unet).save_pretrained(folder / "unet")
     estimator.save_pretrained(folder / "depth_estimator")
     parts.depth_processor().save_pretrained(folder / "feature_extractor")
+    load_depth2img(models).save_config(folder)
 
 
 def load_ldm3d(models: Path) -> StableDiffusionLDM3DPipeline:

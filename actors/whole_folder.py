@@ -1,0 +1,29 @@
+"""Checkpoints that are written whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from schemas.errors import SpecError
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """Where to write what becomes `folder` at the end of the block; SpecError where something is there."""
+    _refuse_used(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        unfinished = Path(scratch) / "checkpoint"
+        yield unfinished
+        try:
+            os.rename(unfinished, folder)
+        except OSError:
+            _refuse_used(folder)
+            raise
+
+
+def _refuse_used(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SpecError(f"{folder} is there already; name a new folder for the demo checkpoint")

@@ -1,0 +1,1 @@
+"""Checkpoints that come with darkroom; each folder says in its README how it was trained."""
