@@ -248,33 +248,33 @@ def test_a_jpeg_of_thousands_of_scans_is_not_decoded() -> None:
         open_image("image", ImageSource(data=bomb, uri=None), lambda uri: b"")
 
 
-def turned_png(*, behind: bool) -> bytes:
-    """Lying on its side, which is said before or behind its pixels."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data: bytes = picture((40, 24))["bytes"]
-    content = exif.tobytes().removeprefix(b"Exif\x00\x00")
-    chunk = (
-        struct.pack(">I", len(content)) + b"eXIf" + content + struct.pack(">I", zlib.crc32(b"eXIf" + content))
-    )
-    at = data.index(b"IEND" if behind else b"IDAT") - 4
-    return data[:at] + chunk + data[at:]
+def with_chunk_before(png: bytes, name: bytes, content: bytes) -> bytes:
+    """A turn to the side, written before the chunk of this name."""
+    chunk = struct.pack(">I", len(content)) + b"eXIf" + content
+    at = png.index(name) - 4
+    return png[:at] + chunk + struct.pack(">I", zlib.crc32(chunk[4:])) + png[at:]
 
 
-@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("exif_before", [None, b"IDAT", b"IEND"])
 def test_a_png_is_decoded_once_unless_words_stand_behind_its_pixels(
-    monkeypatch: pytest.MonkeyPatch, behind: bool
+    monkeypatch: pytest.MonkeyPatch, exif_before: bytes | None
 ) -> None:
-    """Turned either way; its header is looked at without the pixels where that is all there is."""
+    """Its header is looked at without the pixels where that is all there is, and every turn is seen."""
     decoded: list[object] = []
     load = PngImageFile.load
     monkeypatch.setattr(PngImageFile, "load", lambda image: decoded.append(image) or load(image))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data: bytes = picture((40, 24))["bytes"]
+    decoded.clear()
+    if exif_before:
+        data = with_chunk_before(data, exif_before, exif.tobytes().removeprefix(b"Exif\x00\x00"))
 
-    image = open_image("image", ImageSource(data=turned_png(behind=behind), uri=None), lambda uri: b"")
+    image = open_image("image", ImageSource(data=data, uri=None), lambda uri: b"")
 
-    assert bool(decoded) == behind
-    assert (image.width, image.height) == (24, 40)
-    assert image.decode().size == (24, 40)
+    assert bool(decoded) == (exif_before == b"IEND")
+    assert (image.width, image.height) == ((24, 40) if exif_before else (40, 24))
+    assert image.decode().size == (image.width, image.height)
 
 
 def animated(image_format: str) -> Record:
