@@ -133,14 +133,7 @@ def _check_components(name: str, model: ModelSpec, index: Mapping[str, Any]) -> 
     for component, entry in index.items():
         if not isinstance(entry, list) and component not in _ALWAYS_COMPONENTS:
             continue
-        named = entry is None or (
-            isinstance(entry, list)
-            and len(entry) == 2
-            and (
-                entry == [None, None] or all(isinstance(word, str) and word.isidentifier() for word in entry)
-            )
-        )
-        if not named or not component.isidentifier():
+        if not _names_a_class(entry) or not component.isidentifier():
             raise SpecError(
                 f"{place} is damaged: model_index.json has {entry!r:.80} for {component[:80]!r} where the "
                 "library and the class of a component should be"
@@ -150,6 +143,14 @@ def _check_components(name: str, model: ModelSpec, index: Mapping[str, Any]) -> 
                 f"{place} asks for {entry[0]}.{entry[1]} as its {component}; classes of diffusers and "
                 "transformers are loaded and no others, for they could be any code"
             )
+
+
+def _names_a_class(entry: Any) -> bool:
+    """Whether it is a library and a class, or says that there is no component."""
+    if entry is None or entry == [None, None]:
+        return True
+    is_pair = isinstance(entry, list) and len(entry) == 2
+    return is_pair and all(isinstance(word, str) and word.isidentifier() for word in entry)
 
 
 def _within(number: int, most: int) -> int:
