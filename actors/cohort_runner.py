@@ -2,11 +2,13 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from actors.async_transfers import transfers_in_background
 from actors.batcher import Batcher, Call, Outcome
@@ -174,8 +176,8 @@ class CohortRunner:
             yield self._unfit.popleft()
         while self._arriving and (len(self._arriving) > max_arriving or self._arriving[0][1].pictures.ready):
             call, made = self._arriving.popleft()
-            for (sample, _), picture, flag in zip(call.decoded, made.pictures.get(), made.flags, strict=True):
-                yield _result(sample, picture, flag)
+            for decoded, picture, flag in zip(call.decoded, made.pictures.get(), made.flags, strict=True):
+                yield _result(decoded, picture, flag)
 
 
 def one_by_one(next_call: Callable[[], Call[_Made] | None]) -> Iterator[Outcome[_Made]]:
@@ -190,10 +192,15 @@ def one_by_one(next_call: Callable[[], Call[_Made] | None]) -> Iterator[Outcome[
         yield outcome
 
 
-def _result(sample: Sample, picture: Picture, nsfw: bool | None) -> Generated:
+def _result(decoded: Decoded, picture: Picture, nsfw: bool | None) -> Generated:
+    sample, given = decoded
     if not picture.finite:
         problem = RowError("nonfinite_image", "the model gave NaN or infinite pixels; try dtype: float32")
         return _failed(sample, problem)
+    if picture.pixels is not None and _is_constant(picture.pixels) and not _begins_constant(given):
+        color = tuple(picture.pixels[0, 0].tolist())
+        said = f"the model gave RGB {color} in every pixel; try dtype: float32 or another guidance_scale"
+        return _failed(sample, RowError("constant_image", said))
     return Generated(
         sample=sample,
         pixels=picture.pixels,
@@ -201,6 +208,17 @@ def _result(sample: Sample, picture: Picture, nsfw: bool | None) -> Generated:
         depth=picture.depth,
         nsfw=combined(sample.nsfw, nsfw),
     )
+
+
+def _is_constant(pixels: Pixels) -> bool:
+    # The first line tells most pictures, at once.
+    return bool((pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all())
+
+
+def _begins_constant(given: Mapping[str, Image.Image | torch.Tensor]) -> bool:
+    """Whether the row handed in one colour: then one colour may well be right."""
+    image = given.get("image")
+    return isinstance(image, Image.Image) and _is_constant(np.asarray(image))
 
 
 def _failed(sample: Sample, problem: RowError) -> Generated:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from actors.diffusers_engine import DiffusersEngine
 from schemas.systems import find_system
-from tests.in_process import Made, Record, job_spec, make, model_cache, write_rows
+from tests.in_process import Made, Record, encoded, job_spec, make, model_cache, write_rows
 
 Arguments = dict[str, Any]
 
@@ -119,6 +120,46 @@ def test_a_picture_of_nan_fails_alone(broken: Callable[..., Made]) -> None:
 
     assert statuses(made)["r5"] == "nonfinite_image"
     assert list(statuses(made).values()).count("ok") == 7
+
+
+def flattened(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    output[-1] = 9.0
+    return output
+
+
+def test_a_picture_of_one_colour_fails_alone(broken: Callable[..., Made]) -> None:
+    """Values that overflow without becoming NaN come out white or black, which no picture is."""
+    made = broken("vae.decoder.conv_out", flattened, after=True)
+
+    assert statuses(made)["r7"] == "constant_image"
+    assert made.row("r7")["error_message"].startswith("the model gave RGB (255, 255, 255) in every pixel;")
+    assert made.row("r7")["image"] is None
+    assert list(statuses(made).values()).count("ok") == 7
+
+
+def test_a_picture_of_one_colour_may_stay_one(broken: Callable[..., Made]) -> None:
+    """A white page that is enlarged or varied is rightly white: its row is made, another's is not."""
+    white, drawn = Image.new("RGB", (64, 64), "white"), Image.radial_gradient("L").resize((64, 64))
+    rows = [
+        {
+            "row_id": name,
+            "prompt": "x",
+            "seed": 1,
+            "task": "img2img",
+            "strength": 0.5,
+            "image": encoded(picture),
+        }
+        for name, picture in (("white", white), ("drawn", drawn))
+    ]
+
+    def all_white(
+        module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor:
+        return output.fill_(9.0)
+
+    made = broken("vae.decoder.conv_out", all_white, after=True, rows=rows)
+
+    assert statuses(made) == {"white": "ok", "drawn": "constant_image"}
 
 
 def test_a_row_with_one_bad_picture_of_three_fails_as_a_whole(broken: Callable[..., Made]) -> None:
