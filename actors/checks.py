@@ -54,14 +54,14 @@ def check_batch(batch: RowBatch, router: Router, models: Mapping[str, ModelCard]
         if where.problem is not None:
             problems |= dict.fromkeys(np.flatnonzero(mine).tolist(), where.problem)
             continue
-        for bad, code, describe in _findings(batch, where, models[where.model]):
+        for bad, code, describe in _findings(batch, where, models[where.model], router.max_pixels):
             for row in np.flatnonzero(bad & mine).tolist():
                 problems.setdefault(row, RowError(code, describe(row)))
     problems |= batch.problems
     return Checked(batch=batch, positions=positions, routed=routed, problems=problems)
 
 
-def _findings(batch: RowBatch, where: Routed, card: ModelCard) -> Iterator[Finding]:
+def _findings(batch: RowBatch, where: Routed, card: ModelCard, max_pixels: int) -> Iterator[Finding]:
     yield from _missing(batch, where)
     yield from _seeds_and_counts(batch)
     for name in where.defaults:
@@ -72,6 +72,7 @@ def _findings(batch: RowBatch, where: Routed, card: ModelCard) -> Iterator[Findi
             # All are powers of two, so the greatest is a multiple of the others.
             steps = (step.system.picture_multiple for step in where.then if step.system)
             yield from _indivisible(batch, where, side, max(card.size_factor, *steps, 1))
+    yield from _too_many_pixels(batch, where, max_pixels)
     if "strength" in where.defaults:
         yield from _no_step(batch, where)
     if "noise_level" in where.defaults and "noise_level" in batch.fields:
@@ -220,6 +221,23 @@ def _indivisible(batch: RowBatch, where: Routed, side: str, factor: int) -> Iter
         return f"{side} is {pixels[row]:g}, not a multiple of {factor}; {near} would do"
 
     yield np.nan_to_num(pixels) % factor != 0, "invalid_size", describe
+
+
+def _too_many_pixels(batch: RowBatch, where: Routed, most: int) -> Iterator[Finding]:
+    """Each row may be within its own bounds and still be a day's work, or all of a device's memory."""
+    height, width = _effective(batch, where, "height"), _effective(batch, where, "width")
+    if height is None or width is None:  # The picture decides, and a worker looks at its header.
+        return
+    growth = where.growth()
+    with np.errstate(over="ignore"):  # What is no number is another rule's to refuse.
+        pixels = np.nan_to_num(height) * np.nan_to_num(width) * growth**2
+
+    def describe(row: int) -> str:
+        grown = f", for a later step {growth} times as wide" if growth > 1 else ""
+        size = f"height {height[row]:g}, width {width[row]:g}{grown}"
+        return f"{size}: that is more than the {most:,} pixels of input.max_pixels"
+
+    yield pixels > most, "invalid_size", describe
 
 
 def _no_step(batch: RowBatch, where: Routed) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from actors.routing import Routed
 from actors.rows import ImageSource, Row
 from schemas.errors import RowError
 from schemas.systems import System
@@ -101,14 +102,28 @@ def _as_mode(picture: Image.Image, mode: str) -> Image.Image:
     return Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
 
 
-def open_images(row: Row, read_uri: ReadUri) -> dict[str, EncodedImage]:
+def open_images(row: Row, read_uri: ReadUri, max_pixels: int) -> dict[str, EncodedImage]:
     """The pictures that the row must bring; RowError where one is missing or of no use."""
     system = row.routed.system
     assert system is not None, "rows with a problem are not opened"
     wanted = [*row.routed.needed_images(), *(name for name in system.optional_images if name in row.images)]
     opened = {field: open_image(field, row.images[field], read_uri) for field in wanted}
     _check_sizes(opened, system)
+    _check_work(opened, row.routed, max_pixels)
     return opened
+
+
+def _check_work(opened: Mapping[str, EncodedImage], routed: Routed, max_pixels: int) -> None:
+    """That a model is given no more to work on than the spec allows."""
+    image = opened.get("image")
+    if image is None or "height" in routed.defaults:  # There the picture decides nothing.
+        return
+    if image.width * image.height * routed.growth() ** 2 > max_pixels:
+        raise RowError(
+            "image_too_large",
+            f"`image` is {image.width}x{image.height}, the size at which {routed.route} works or begins; "
+            f"input.max_pixels allows {max_pixels:,} pixels",
+        )
 
 
 def _check_sizes(opened: Mapping[str, EncodedImage], system: System) -> None:

@@ -1,5 +1,6 @@
 """The task-routing stage: from a row's `task` and `model` to the pipeline that makes it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,6 +44,11 @@ class Routed:
                 given = {"image", "depth_map"} if step.system.gives_depth else {"image"}
         return list(found)
 
+    def growth(self) -> int:
+        """How many times wider than the first step's picture the widest is that a later step begins with."""
+        scales = [step.system.scale for step in (self, *self.then) if step.system is not None]
+        return math.prod(scales[:-1])
+
 
 def hands_on_latents(step: Routed, following: Routed) -> bool:
     """Whether `following` takes the latents of `step` as they are: no decoding, no loss."""
@@ -60,6 +66,8 @@ class Router:
         self._spec = spec
         self._models = models
         self._known: dict[tuple[str | None, str | None], Routed] = {}
+        self.max_pixels = spec.input.max_pixels
+        """What a model is given to work on at most."""
 
     def resolve(self, task: str | None, model: str | None) -> Routed:
         """Where a row with these two column values goes; null or empty means the default."""

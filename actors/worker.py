@@ -172,7 +172,9 @@ class Worker:
         def open_row(outcome: RowOutcome) -> "dict[str, EncodedImage] | RowError":
             self._beat()
             try:
-                return open_images(outcome.row, self._uris.reader(beside=shard.uri))
+                return open_images(
+                    outcome.row, self._uris.reader(beside=shard.uri), self._job.spec.input.max_pixels
+                )
             except RowError as problem:
                 return problem
 

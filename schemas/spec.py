@@ -23,6 +23,8 @@ class InputSpec(StrictModel):
     """Input columns that are copied to the output."""
     pictures: list[str] = Field(default_factory=list)
     """Folders, s3:// or local, from which rows may name pictures, beside where the input is."""
+    max_pixels: int = Field(default=2048 * 2048, ge=64 * 64, le=8192 * 8192)
+    """Pixels that a model is given to work on at most: what a row asks for, or the picture it hands in."""
 
     @field_validator("pictures")
     @classmethod

@@ -62,7 +62,12 @@ def card(family: str, size: int) -> ModelCard:
     )
 
 
-MODELS = {"sd": card("sd", 512), "xl": card("sdxl", 1024), "fill": card("sd-inpaint", 512)}
+MODELS = {
+    "sd": card("sd", 512),
+    "xl": card("sdxl", 1024),
+    "fill": card("sd-inpaint", 512),
+    "x4": card("upscale", 512),
+}
 SPEC = JobSpec.model_validate(
     {
         "version": 1,
@@ -74,6 +79,9 @@ SPEC = JobSpec.model_validate(
             "img2img": {"model": "sd", "num_inference_steps": 10},
             "inpaint": {"model": "fill"},
             "poster": {"task": "text2img", "model": "xl", "height": 768, "width": 512},
+            "upscale": {"model": "x4"},
+            "large": {"task": "text2img", "model": "sd", "then": ["upscale"]},
+            "larger": {"task": "text2img", "model": "sd", "then": ["upscale", "img2img"]},
         },
         "default_route": "text2img",
         "output": {"path": "out"},
@@ -128,6 +136,9 @@ GOOD: list[Values] = [
     {"prompt": "x", "num_inference_steps": 1, "guidance_scale": 0.0, "guidance_rescale": 1.0, "eta": 1.0},
     {"prompt": "x", "num_inference_steps": 1000, "guidance_scale": 100.0, "clip_skip": 32},
     {"prompt": "x", "height": 8, "width": 8192},
+    {"prompt": "x", "height": 2048, "width": 2048},
+    {"prompt": "x", "height": 2048, "width": 2048, "task": "large"},
+    {"prompt": "x", "height": 512, "width": 512, "task": "larger"},
     {"prompt": "x", "scheduler": "HeunDiscreteScheduler"},
     {"prompt": "x", "task": "img2img", "image": PICTURE, "strength": 0.1},
     {"prompt": "x", "task": "img2img", "image": PICTURE, "strength": 1.0, "num_inference_steps": 1},
@@ -200,6 +211,16 @@ BAD: list[tuple[Values, str, str]] = [
         {"prompt": "x", "height": 4},
         "invalid_parameter",
         "height is 4; it must be a whole number from 8 to 8192",
+    ),
+    (
+        {"prompt": "x", "height": 4096, "width": 2048},
+        "invalid_size",
+        "height 4096, width 2048: that is more than the 4,194,304 pixels of input.max_pixels",
+    ),
+    (
+        {"prompt": "x", "height": 1024, "width": 1024, "task": "larger"},
+        "invalid_size",
+        "height 1024, width 1024, for a later step 4 times as wide: that is more than",
     ),
     ({"prompt": "x", "height": 2**60 + 1}, "invalid_parameter", f"height is {2**60 + 1};"),
     (
@@ -311,7 +332,7 @@ def test_a_rows_value_beats_its_route_and_the_route_beats_what_is_published() ->
 
 def test_a_row_that_goes_nowhere_has_no_model() -> None:
     """Such rows are a shard of their own, so that no checkpoint is loaded for them."""
-    row = built({"prompt": "x", "task": "upscale"})
+    row = built({"prompt": "x", "task": "variation"})
 
     assert row.routed.model == NO_MODEL
     assert isinstance(row.problem, RowError)

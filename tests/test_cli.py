@@ -240,6 +240,7 @@ def more_than_the_disk_holds(desk: Desk) -> None:
     columns = {"height": 8192, "width": 8192, "num_images_per_prompt": 64, "prompt": "a fox"}
     desk.write_rows({name: [value] * num_rows for name, value in columns.items()})
     desk.spec["routes"]["text2img"]["num_inference_steps"] = 1
+    desk.spec["input"]["max_pixels"] = 8192 * 8192
     desk.spec["input"]["path"] = [str(desk.copy_rows(i)) for i in range(50)]
 
 

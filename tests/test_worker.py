@@ -280,6 +280,37 @@ def test_a_picture_with_too_many_pixels_is_refused_by_its_header(tmp_path: Path)
     assert made.rows[0]["error_code"] == "image_too_large"
 
 
+def test_a_model_is_given_no_more_pixels_than_the_spec_allows(tmp_path: Path) -> None:
+    """Where the picture decides the size of the work its header tells; a variation's is made small anyhow."""
+    small, large = encoded(Image.new("L", (64, 64))), encoded(Image.new("L", (128, 64)))
+    rows = [
+        {"row_id": "small", "prompt": "x", "task": "img2img", "image": small},
+        {"row_id": "large", "prompt": "x", "task": "img2img", "image": large},
+        {"row_id": "varied", "prompt": "x", "task": "variation", "image": large},
+    ]
+    models = {"sd": {"checkpoint": "demo:sd"}, "variation": {"checkpoint": "demo:variation"}}
+    routes = {name: {"model": model} for name, model in (("img2img", "sd"), ("variation", "variation"))}
+    path = write_rows(tmp_path / "in.parquet", rows)
+
+    made = make(
+        job_spec(
+            path,
+            tmp_path / "out",
+            input={"path": str(path), "max_pixels": 64 * 64},
+            models=models,
+            routes=routes | {"text2img": {"model": "sd", "num_inference_steps": 1}},
+        )
+    )
+
+    assert {row["row_id"]: row["error_code"] or row["status"] for row in made.rows} == {
+        "small": "ok",
+        "large": "image_too_large",
+        "varied": "ok",
+    }
+    said = made.row("large")["error_message"]
+    assert said.startswith("`image` is 128x64, the size at which img2img works or begins; input.max_pixels")
+
+
 @pytest.mark.parametrize("image_format", ["GIF", "BMP", "TIFF"])
 def test_other_formats_are_not_opened(tmp_path: Path, image_format: str) -> None:
     """Pillow knows dozens; darkroom opens PNG, JPEG and WebP."""
