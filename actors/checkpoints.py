@@ -77,11 +77,6 @@ def read_card(name: str, model: ModelSpec) -> ModelCard:
         raise SpecError(f"models.{name}.checkpoint: {error}") from error
     if folder is not None:
         read_json = _folder_reader(name, folder)
-        if bare := _without_safetensors(folder, read_json("model_index.json")):
-            raise SpecError(
-                f"models.{name}.checkpoint: {folder} has no .safetensors in {', '.join(bare)}; weights "
-                "of other kinds are not read, for they can run code: save it again with `save_pretrained`"
-            )
         return _card(name, model, read_json, _digest(folder), weight_bytes_on_disk(folder))
     if is_folder_name(model.checkpoint):
         raise SpecError(f"models.{name}.checkpoint: the folder {model.checkpoint} does not exist")
@@ -198,13 +193,6 @@ def _folder_reader(name: str, folder: Path) -> ReadJson:
             ) from error
 
     return read_json
-
-
-def _without_safetensors(folder: Path, index: Mapping[str, Any]) -> list[str]:
-    """Components that should have weights and do not: all that diffusers would load, and a UNet and VAE."""
-    loaded = [name for name, entry in index.items() if isinstance(entry, list) and entry[:1] != [None]]
-    models = {name for name in loaded if (folder / name / "config.json").is_file()} | {"unet", "vae"}
-    return sorted(name for name in models if not any((folder / name).glob("*.safetensors")))
 
 
 def _digest(folder: Path) -> str:

@@ -119,8 +119,7 @@ def component_files(files: Files, variant: str | None) -> list[ComponentFiles]:
     found = []
     for name, entry in index.items():
         config = files.get(f"{name}/config.json")
-        # Where a component has no weights of the variant, diffusers takes the plain ones.
-        weights = _weights(files, name, variant) or _weights(files, name, None)
+        weights = weights_of(files, name, variant)
         if isinstance(entry, list) and entry[1] and weights and config:
             found.append(ComponentFiles(name=name, class_name=str(entry[1]), config=config, weights=weights))
     return found
@@ -142,7 +141,7 @@ def bytes_shared(models: Mapping[str, ModelSpec]) -> int:
     alike: dict[object, list[ComponentFiles]] = defaultdict(list)
     for spec in models.values():
         with suppress(OSError, HTTPError):
-            for component in component_files(_files_of(spec), spec.variant):
+            for component in component_files(files_of(spec), spec.variant):
                 alike[(spec.dtype, component.looks_like())].append(component)
     saved = 0
     for group in alike.values():
@@ -152,24 +151,23 @@ def bytes_shared(models: Mapping[str, ModelSpec]) -> int:
     return saved
 
 
-def _files_of(model: ModelSpec) -> Files:
+def files_of(model: ModelSpec) -> Files:
     """A checkpoint's files on this machine, or before the download those that the Hub lists."""
     folder = local_folder(model)
     if folder is not None:
         return files_in(folder)
     index = hf_hub_download(model.checkpoint, "model_index.json", revision=model.revision)
     files = files_in(Path(index).parent)
-    return files if _weights(files, "unet", model.variant) else _files_on_hub(model)
+    return files if _weights(files, "unet", model.variant) else files_on_hub(model.checkpoint, model.revision)
 
 
-def _files_on_hub(model: ModelSpec) -> Files:
-    """A repository's files with their hashes, by one request."""
-    found = HfApi().model_info(
-        model.checkpoint, revision=model.revision, files_metadata=True, timeout=HUB_TIMEOUT_S
-    )
+@lru_cache(maxsize=1024)
+def files_on_hub(repository: str, revision: str | None) -> Files:
+    """A repository's files with their hashes, by one request; the errors of huggingface_hub."""
+    found = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=HUB_TIMEOUT_S)
     return {
         file.rfilename: HubFile(
-            repository=model.checkpoint,
+            repository=repository,
             commit=str(found.sha),
             name=file.rfilename,
             size_bytes=file.size or 0,
@@ -177,6 +175,11 @@ def _files_on_hub(model: ModelSpec) -> Files:
         )
         for file in found.siblings or []
     }
+
+
+def weights_of(files: Files, component: str, variant: str | None) -> tuple[CheckpointFile, ...]:
+    """A component's weight files as diffusers takes them: the plain ones where none are the variant's."""
+    return _weights(files, component, variant) or _weights(files, component, None)
 
 
 def _weights(files: Files, component: str, variant: str | None) -> tuple[CheckpointFile, ...]:

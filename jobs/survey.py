@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from actors.checkpoints import build_demo_checkpoints, read_card
 from actors.checks import published_scheduler
 from actors.routing import unsupported_task
+from actors.safetensors_only import refuse_other_weights
 from actors.storage import S3_SCHEME, Storage, StoredObject, normalise, open_storage
 from schemas.columns import ColumnMap, map_columns
 from schemas.errors import SpecError
@@ -92,6 +93,8 @@ def survey(spec: JobSpec) -> Survey:
         columns=columns,
         schema=output_schema(spec, models, columns, schema).serialize().to_pybytes(),
     )
+    for name, model in job.checkpoints.items():
+        refuse_other_weights(name, model, with_checker=spec.safety.checker == "on")
     return Survey(job=job, files=files)
 
 

@@ -164,6 +164,35 @@ def test_a_plan_needs_no_hub(tmp_path: Path, tuned: Path, weights: bool, offline
     assert ("of weights are the same in two checkpoints" in planned.out) is weights
 
 
+@pytest.mark.parametrize(
+    ("suffix", "way_out"),
+    [
+        (".bin", "save it again with diffusers' `save_pretrained`"),
+        (".fp16.safetensors", "set `variant: fp16`"),
+    ],
+)
+def test_a_repository_without_safetensors_is_refused_by_the_plan(
+    tmp_path: Path, tuned: Path, suffix: str, way_out: str
+) -> None:
+    """Before anything is downloaded or started; a variant that has them is named."""
+    published = tmp_path / "published"
+    shutil.copytree(tuned, published)
+    for weights in published.glob("*/*.safetensors"):
+        weights.rename(weights.with_suffix(suffix))
+    spec = job_of_three(tmp_path, tuned)
+
+    with serve_hub({"studio/base": tuned, "studio/tuned": published}) as (address, _):
+        planned = darkroom(
+            "plan", spec, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="0", HF_ENDPOINT=address
+        )
+
+    assert planned.code == 2
+    assert (
+        "models.tuned.checkpoint: studio/tuned has no .safetensors in text_encoder, unet, vae" in planned.err
+    )
+    assert way_out in planned.err
+
+
 def test_a_worker_downloads_what_it_loads_and_no_more(tmp_path: Path, tuned: Path) -> None:
     """The variant where there is one, no pickles, no file that holds all; and what is compared with other
     checkpoints is what was loaded."""
