@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import RowError
+from schemas.printable import printable
 
 MAX_SAID = 200
 """Of what Arrow says about the damage."""
@@ -44,7 +45,9 @@ def find_damage(parquet: pq.ParquetFile, group: int, column: str) -> Damage | No
         except (pa.ArrowException, OSError) as error:
             if not is_damage(error):
                 raise
-            said = _on_one_line(str(error))
+            said = printable(
+                " ".join(str(error).split())[:MAX_SAID]
+            )  # Arrow quotes what it found in the file.
         if num_readable >= num_rows:
             return None
     return Damage(
@@ -70,12 +73,6 @@ def read_around(
 
 def _batches(parquet: pq.ParquetFile, group: int, column: str, batch_size: int) -> Iterator[pa.RecordBatch]:
     return iter(parquet.iter_batches(batch_size, row_groups=[group], columns=[column], use_threads=False))
-
-
-def _on_one_line(said: str) -> str:
-    """Arrow quotes what it found in the file."""
-    line = " ".join(said.split())[:MAX_SAID]
-    return "".join(sign if sign.isprintable() else "?" for sign in line)
 
 
 def _type_of(schema: pa.Schema, column: str) -> pa.DataType:

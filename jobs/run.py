@@ -143,12 +143,18 @@ def make_shards(
 
 
 def _dispatcher(plan: Plan, done: bytearray) -> Dispatcher:
-    missing = Counter(shard.model for shard in plan.shards() if not done[shard.index])
+    missing: Counter[str] = Counter()
+    working: set[str] = set()
+    for shard in plan.shards():
+        if done[shard.index]:
+            working.add(shard.model)
+        else:
+            missing[shard.model] += 1
     return Dispatcher(
         {model: _missing_shards(plan, done, model) for model in missing},
         missing,
         max_attempts=plan.job.spec.errors.max_attempts,
-        working={shard.model for shard in plan.shards() if done[shard.index]},
+        working=working,
     )
 
 
