@@ -22,6 +22,10 @@ MAX_DYING_SHARDS = 5
 """Of one model, since one was made. If then no row of one of them can be made alone either, the job ends."""
 
 
+MAX_DEPARTURES = 20
+"""Workers taken away with the same shard: it does not fit into the time that they are given."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abandoned:
     """A shard that was given up on in this run."""
@@ -36,6 +40,8 @@ class _Record:
 
     attempts: int = 0
     """To make it, or to rehearse what is being rehearsed."""
+    departures: int = 0
+    """Workers that were taken away with it."""
     suspect: bool = False
     """Whether a worker died with it: it is made alone, so that the next death tells about no other shard."""
     search: Search | None = None
@@ -134,13 +140,25 @@ class Dispatcher:
     def leave(self, worker: str) -> None:
         """A worker is gone for good, without fault of its shards: somebody else makes them."""
         for shard in self._in_flight.pop(worker, []):
-            self._give_back(shard)
+            self._depart(shard)
         self._model_of.pop(worker, None)
 
     def take_back(self, worker: str, shard: Shard) -> None:
-        """The worker does not make this shard, without fault of it."""
+        """The worker does not make this shard, for it was told to end."""
         self._in_flight[worker].remove(shard)
-        self._give_back(shard)
+        self._depart(shard)
+
+    def _depart(self, shard: Shard) -> None:
+        record = self._record_of(shard)
+        record.departures += 1
+        if record.departures < MAX_DEPARTURES:
+            self._give_back(shard)
+        else:
+            self._abandon(
+                shard,
+                f"{record.departures} workers were taken away with it before it was made: it needs machines "
+                "that stay longer, or, in an output of its own, a smaller batching.shard_rows",
+            )
 
     def next_for(self, worker: str, loaded: Sequence[str] = ()) -> Shard | None:
         """A shard for this worker now, or None; `loaded` are the models in its memory, the latest last."""

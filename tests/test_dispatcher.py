@@ -116,6 +116,26 @@ def test_a_shard_that_cannot_be_made_is_abandoned_after_max_attempts_with_its_la
     assert [lost.reason for lost in given_out.abandoned] == ["second"]
 
 
+def test_a_shard_with_which_every_worker_is_taken_away_is_left_out() -> None:
+    """It would go round for ever; the others are made."""
+    given_out = dispatcher({"sd": 2})
+    made = []
+    for _ in range(50):
+        given_out.join("w")
+        taken = given_out.next_for("w")
+        if taken and taken.index == 0:
+            given_out.leave("w")
+        elif taken:
+            made.append(taken.index)
+            given_out.finish("w", taken)
+
+    assert given_out.finished
+    assert made == [1]
+    (left_out,) = given_out.abandoned
+    assert left_out.shard.index == 0
+    assert "20 workers were taken away with it" in left_out.reason
+
+
 def test_a_preempted_worker_charges_nothing() -> None:
     """The machine was taken away; no shard is to blame."""
     given_out = dispatcher({"sd": 1}, max_attempts=1)
