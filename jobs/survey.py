@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from actors.checkpoints import build_demo_checkpoints, read_card
 from actors.checks import published_scheduler
 from actors.routing import unsupported_task
-from actors.safetensors_only import refuse_other_weights
 from actors.storage import S3_SCHEME, Storage, StoredObject, normalise, open_storage
+from actors.weights_check import check_weights
 from schemas.columns import ColumnMap, map_columns
 from schemas.errors import SpecError
 from schemas.job import Job, ModelCard
@@ -94,7 +94,7 @@ def survey(spec: JobSpec) -> Survey:
         schema=output_schema(spec, models, columns, schema).serialize().to_pybytes(),
     )
     for name, model in job.checkpoints.items():
-        refuse_other_weights(name, model, with_checker=spec.safety.checker == "on")
+        check_weights(name, model, with_checker=spec.safety.checker == "on")
     return Survey(job=job, files=files)
 
 

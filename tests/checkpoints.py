@@ -8,6 +8,9 @@ from pathlib import Path
 from actors.demo_cache import demo_folder
 from schemas.errors import SpecError
 
+NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"
+"""A whole safetensors file without a tensor."""
+
 
 @cache
 def demo(kind: str) -> Path:
@@ -55,5 +58,5 @@ def paper_checkpoint(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
     for part in ("unet", "vae"):
-        (folder / part / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+        (folder / part / "diffusion_pytorch_model.safetensors").write_bytes(NO_WEIGHTS)
     return folder

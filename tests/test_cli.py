@@ -212,6 +212,11 @@ def no_safetensors(desk: Desk) -> None:
     unet.with_suffix(".safetensors").rename(unet.with_suffix(".bin"))
 
 
+def half_copied_weights(desk: Desk) -> None:
+    weights = desk.checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
 def a_single_file(desk: Desk) -> None:
     (desk.folder / "merged").mkdir()
     (desk.folder / "merged" / "model.safetensors").write_bytes(b"x")
@@ -274,6 +279,7 @@ MISTAKES: list[tuple[Mistake, str]] = [
     (no_checkpoint, "models.sd.checkpoint: the folder /no/such/checkpoint does not exist"),
     (no_repository, "models.sd.checkpoint: nobody/nothing is neither a folder here nor a"),
     (no_safetensors, "has no .safetensors in unet; weights of other kinds are not read"),
+    (half_copied_weights, "vae/diffusion_pytorch_model.safetensors is damaged, half copied, or a Git LFS"),
     (
         a_single_file,
         "merged has no readable model_index.json; it must be a diffusers folder as `save_pretrained`",

@@ -1,0 +1,75 @@
+"""Looking at a checkpoint's weights before a machine is paid for: their kind and whether they are whole."""
+
+import json
+from contextlib import suppress
+
+from httpx2 import HTTPError
+from safetensors import SafetensorError, safe_open
+
+from actors.checkpoints import local_folder
+from actors.component_files import CheckpointFile, Files, LocalFile, files_of, files_on_hub, weights_of
+from schemas.errors import SpecError
+from schemas.spec import ModelSpec
+
+ENDING = ".safetensors"
+
+
+def check_weights(name: str, model: ModelSpec, *, with_checker: bool) -> None:
+    """SpecError where a component that diffusers would load has no safetensors, or damaged ones.
+
+    Of a repository that cannot be asked nothing is said: the worker that fetches it will.
+    """
+    with suppress(OSError, HTTPError):
+        files = files_of(model)
+        found = _weights(files, model, with_checker)
+        if not all(found.values()) and local_folder(model) is None:
+            # What is in the Hub's cache may be half of a download.
+            files = files_on_hub(model.checkpoint, model.revision)
+            found = _weights(files, model, with_checker)
+        place = f"models.{name}.checkpoint: {model.checkpoint}"
+        if bare := [component for component, weights in found.items() if not weights]:
+            raise SpecError(
+                f"{place} has no {ENDING} in {', '.join(bare)}; weights of other kinds are not read, for "
+                f"they can run code: {_way_out(files, bare)}"
+            )
+        for component, weights in found.items():
+            _check_whole(f"{place}: {component}", weights)
+
+
+def _weights(files: Files, model: ModelSpec, with_checker: bool) -> dict[str, tuple[CheckpointFile, ...]]:
+    """Of each component that should have weights: all that diffusers would load, and a UNet and VAE."""
+    index = json.loads(files["model_index.json"].read())
+    loaded = {name for name, entry in index.items() if isinstance(entry, list) and entry[:1] != [None]}
+    modules = {name for name in loaded if f"{name}/config.json" in files} | {"unet", "vae"}
+    if not with_checker:
+        modules.discard("safety_checker")
+    return {name: weights_of(files, name, model.variant) for name in sorted(modules)}
+
+
+def _check_whole(place: str, weights: tuple[CheckpointFile, ...]) -> None:
+    """By the header, which says how long the file must be."""
+    for file in weights:
+        if not isinstance(file, LocalFile):
+            continue
+        try:
+            with safe_open(file.path, framework="np"):
+                pass
+        except SafetensorError as error:
+            raise SpecError(
+                f"{place}/{file.path.name} is damaged, half copied, or a Git LFS pointer: {error}. "
+                "Copy or download it again"
+            ) from error
+
+
+def _way_out(files: Files, bare: list[str]) -> str:
+    variants = [
+        {path.split(".")[-2].partition("-")[0] for path in _safetensors(files, name) if path.count(".") > 1}
+        for name in bare
+    ]
+    if there := sorted(set.intersection(*variants)):
+        return f"set `variant: {there[0]}`, which has them"
+    return "load it where you trust it, and save it again with diffusers' `save_pretrained`"
+
+
+def _safetensors(files: Files, component: str) -> list[str]:
+    return [path for path in files if path.startswith(f"{component}/") and path.endswith(ENDING)]
