@@ -334,13 +334,17 @@ def _as_values(array: pa.Array, kind: str) -> pa.Array:
         return array.cast(id_type(array.type))
     if kind == "options":
         return _as_options(array)
-    if kind == "pair of whole numbers":
-        return array.cast(pa.list_(pa.int64()))
     array = array.cast(dense(array.type))
+    if kind == "pair of whole numbers":
+        return array.cast(pa.list_(_whole(getattr(array.type, "value_type", array.type))))
     if kind == "whole number" and not pa.types.is_floating(array.type):
-        # What int64 does not hold stays uint64: the checks then name the row's own value.
-        return array if pa.types.is_uint64(array.type) else array.cast(pa.int64())
+        return array.cast(_whole(array.type))
     return array.cast(pa.float64(), safe=False)
+
+
+def _whole(arrow_type: pa.DataType) -> pa.DataType:
+    """What int64 does not hold stays uint64: the checks then name the row's own value."""
+    return pa.uint64() if pa.types.is_uint64(arrow_type) else pa.int64()
 
 
 def _as_options(array: pa.Array) -> pa.Array:

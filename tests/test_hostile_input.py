@@ -432,6 +432,22 @@ def test_a_senseless_parameter_fails_its_row(tmp_path: Path, field: str, value: 
     assert code[1] == "ok"
 
 
+@pytest.mark.parametrize("column", ["original_size", "negative_crops_coords_top_left"])
+def test_a_pair_beyond_all_signed_numbers_fails_its_row_alone(tmp_path: Path, column: str) -> None:
+    """Unsigned numbers of 64 bits go twice as far as signed ones."""
+    pairs = pa.array([[2**64 - 1, 64], [64, 64], None], pa.list_(pa.uint64()))
+    spec = table(tmp_path, row_id=["bad", "b", "c"], prompt=["x"] * 3, **{column: pairs})
+    folder = paper_checkpoint(tmp_path / "sdxl", pipeline="StableDiffusionXLPipeline")
+    models = {"sdxl": ModelSpec(checkpoint=str(folder))}
+    route = spec.routes["text2img"].model_copy(update={"model": "sdxl"})
+
+    made = make(spec.model_copy(update={"models": models, "routes": {"text2img": route}}), GreyEngine())
+
+    assert outcomes(made) == ["invalid_parameter", "ok", "ok"]
+    assert f"{column} is [18446744073709551615, 64]; it must be two whole" in made.rows[0]["error_message"]
+    assert made.rows[1][column] == [64, 64]
+
+
 def test_an_id_that_stands_twice_is_refused_with_both_places(tmp_path: Path) -> None:
     """Over all files; a row's outcome is found by its id."""
     folder = tmp_path / "rows"
