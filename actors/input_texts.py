@@ -84,22 +84,28 @@ def _too_long(values: pa.Array, most: int) -> set[int]:
 
 
 def unreadable(array: pa.Array, name: str) -> Problems:
-    """Rows whose value Arrow itself calls damaged, such as a list of texts that are no UTF-8."""
-    if _is_valid(array):
+    """Rows whose value Arrow itself calls damaged: lists of texts that are no UTF-8, times past midnight."""
+    if _damage(array) is None:
         return {}
-    return {
-        row: RowError("invalid_text", f"`{name}` holds what is no UTF-8 text")
-        for row in range(len(array))
-        if not _is_valid(array.take([row]))
-    }
+    said = ((row, _damage(array.take([row]))) for row in range(len(array)))
+    return {row: _unreadable(name, why) for row, why in said if why is not None}
 
 
-def _is_valid(array: pa.Array) -> bool:
+def _damage(array: pa.Array) -> str | None:
+    """What is wrong, in Arrow's words."""
     try:
         array.validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
+    except pa.ArrowInvalid as error:
+        return str(error)
+    return None
+
+
+def _unreadable(name: str, why: str) -> RowError:
+    if "UTF8" in why:
+        return RowError("invalid_text", f"`{name}` holds what is no UTF-8 text")
+    # Before it stands the way through lists and structs.
+    value = why.rpartition("Invalid: ")[2]
+    return RowError("invalid_value", f"`{name}` holds what its type does not allow: {value[:SHOWN_BYTES]}")
 
 
 def without(array: pa.Array, problems: Mapping[int, RowError]) -> pa.Array:

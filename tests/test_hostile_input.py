@@ -119,6 +119,21 @@ def test_damaged_texts_in_kept_columns_fail_their_rows_too(tmp_path: Path, neste
     assert made.rows[0]["note"] == (["fine"] if nested else "fine")
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_kept_value_outside_of_its_type_fails_its_row_with_the_value(tmp_path: Path, nested: bool) -> None:
+    """Three days are no time of day. No text is at fault, and none is named."""
+    times = pa.array([1, 259_200_000_000], pa.int64()).view(pa.time64("us"))
+    kept = pa.ListArray.from_arrays([0, 1, 2], times) if nested else times
+    spec = table(tmp_path, row_id=["a", "b"], prompt=["x", "y"], when=kept)
+    spec = spec.model_copy(update={"input": spec.input.model_copy(update={"keep": ["when"]})})
+
+    made = make(spec, GreyEngine())
+
+    assert outcomes(made) == ["ok", "invalid_value"]
+    said = "`when` holds what its type does not allow: time64[us] 259200000000 is not within"
+    assert made.rows[1]["error_message"].startswith(said)
+
+
 def test_kept_values_that_python_has_no_word_for_come_through(tmp_path: Path) -> None:
     """Nanoseconds, and dates of years with more than four digits."""
     kept = {
