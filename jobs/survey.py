@@ -1,13 +1,10 @@
 """What a spec meets: the input's files and columns, and the checkpoints. Footers only, no rows."""
 
-import os
-import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +14,7 @@ from actors.checks import published_scheduler
 from actors.routing import unsupported_task
 from actors.storage import S3_SCHEME, Storage, StoredObject, normalise, open_storage
 from actors.weights_check import check_weights
+from jobs.encrypted_files import EncryptedError, FooterOnly, refuse_encrypted
 from schemas.columns import ColumnMap, map_columns
 from schemas.errors import SpecError
 from schemas.job import Job, ModelCard
@@ -28,8 +26,6 @@ from schemas.systems import SYSTEMS, System, find_system
 
 FOOTERS_AT_ONCE = 16
 _WILDCARDS = "*?["
-_TAIL_BYTES = 8
-"""Of a Parquet file: the footer's length and the magic word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,20 +166,20 @@ def _is_hidden(name: str) -> bool:
 
 def _read_footer(file: StoredObject, open_input: OpenInput) -> tuple[int, pa.Schema]:
     try:
-        with open_input(file.uri).open(file.uri) as source, pq.ParquetFile(source) as parquet:
-            _refuse_encrypted(file, source, parquet)
-            return parquet.metadata.num_rows, parquet.schema_arrow
+        with (
+            FooterOnly(open_input(file.uri).open(file.uri)) as source,
+            # Unbuffered, it would read all columns before it looks at the first.
+            pq.ParquetFile(source, buffer_size=1, pre_buffer=False) as parquet,
+        ):
+            num_rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
+            refuse_encrypted(source, parquet)
+            return num_rows, schema
+    except EncryptedError as error:
+        raise SpecError(
+            f"input.path: {file.uri} is encrypted; darkroom has no keys: write it without"
+        ) from error
     except (pa.ArrowException, OSError, ValueError) as error:
         raise SpecError(f"input.path: {file.uri} is no readable Parquet file: {error}") from error
-
-
-def _refuse_encrypted(file: StoredObject, source: BinaryIO, parquet: pq.ParquetFile) -> None:
-    """Where the footer is in the clear and columns are not, pyarrow 26 ends the process when it is asked
-    about such a column. Such a footer is signed: it is longer than what was read of it."""
-    source.seek(-_TAIL_BYTES, os.SEEK_END)
-    (size,) = struct.unpack("<I", source.read(4))
-    if size > parquet.metadata.serialized_size:
-        raise SpecError(f"input.path: {file.uri} is encrypted; darkroom has no keys: write it without")
 
 
 def _check_columns(spec: JobSpec, columns: ColumnMap, schema: pa.Schema) -> None:

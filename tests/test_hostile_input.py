@@ -530,14 +530,28 @@ class NoKms(KmsClient):
         return base64.b64decode(wrapped_key)
 
 
-def encrypted_columns(folder: Path) -> None:
+def encrypted_columns(folder: Path, column: str = "prompt") -> None:
     """Below a footer that everybody can read."""
     table = pa.table({"prompt": ["a"], "seed": [1]})
-    keys = EncryptionConfiguration(footer_key="f", column_keys={"c": ["prompt"]}, plaintext_footer=True)
+    keys = EncryptionConfiguration(footer_key="f", column_keys={"c": [column]}, plaintext_footer=True)
     factory = CryptoFactory(lambda config: NoKms())
     properties = factory.file_encryption_properties(KmsConnectionConfig(), keys)
     with pq.ParquetWriter(folder / "a.parquet", table.schema, encryption_properties=properties) as writer:
         writer.write_table(table)
+
+
+def encrypted_columns_below_no_signature(folder: Path, column: str = "prompt") -> None:
+    """Somebody has cut it off, so that the footer is exactly as long as it is in other files."""
+    encrypted_columns(folder, column)
+    data = (folder / "a.parquet").read_bytes()
+    size = pq.read_metadata(folder / "a.parquet").serialized_size
+    begin = len(data) - 8 - struct.unpack("<I", data[-8:-4])[0]
+    (folder / "a.parquet").write_bytes(data[: begin + size] + struct.pack("<I", size) + b"PAR1")
+
+
+def encrypted_columns_behind_others(folder: Path) -> None:
+    """The last of them."""
+    encrypted_columns_below_no_signature(folder, "seed")
 
 
 def a_footer_of_noise(folder: Path) -> None:
@@ -556,6 +570,8 @@ def a_footer_of_noise(folder: Path) -> None:
         (a_cut_file, "is no readable Parquet file"),
         (a_footer_of_noise, "is no readable Parquet file"),
         (encrypted_columns, "a.parquet is encrypted"),
+        (encrypted_columns_below_no_signature, "a.parquet is encrypted"),
+        (encrypted_columns_behind_others, "a.parquet is encrypted"),
     ],
 )
 def test_a_file_that_cannot_be_input_is_named(
