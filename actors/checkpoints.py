@@ -33,6 +33,12 @@ LEAST_SIZE_FACTOR = 8
 MAX_SIDE, MAX_VAE_BLOCKS, MAX_TRAIN_TIMESTEPS = 8192, 8, 100_000
 """More than any checkpoint has; a damaged or a hostile one could ask for all memory there is."""
 
+CLIP_LAYERS = 12
+"""Of a CLIPTextConfig that does not say, in transformers."""
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+_XL = "StableDiffusionXL"
+"""What its pipelines' names begin with; they count from the last layer but one."""
+
 _ALWAYS_COMPONENTS = ("unet", "vae", "scheduler", "safety_checker", "feature_extractor")
 _LIBRARY = re.compile(r"diffusers|transformers|(?:stable|latent)_diffusion\w*")
 """Of a component's class. The last are parts of diffusers, named after its pipelines' folders."""
@@ -90,6 +96,7 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weigh
     if pipeline not in {known for known, _ in FAMILIES}:
         raise _unknown(name, model, f"a {pipeline}")
     _check_components(name, model, index)
+    skips = [_max_clip_skip(name, part, read_json) for part in _TEXT_ENCODERS if _has(index, part)]
     unet = read_json("unet/config.json")
     vae = read_json("vae/config.json")
     settings = scheduler_settings(read_json("scheduler/scheduler_config.json"))
@@ -118,7 +125,17 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weigh
         width=width,
         weight_bytes=weight_bytes,
         has_safety_checker=all(_has(index, part) for part in ("safety_checker", "feature_extractor")),
+        max_clip_skip=min([32, *(most - pipeline.startswith(_XL) for most in skips)]),
+        vae_factor=factor,
     )
+
+
+def _max_clip_skip(name: str, component: str, read_json: ReadJson) -> int:
+    """A text encoder's layers: as many may be left out, for the first of its states is before them all."""
+    found = read_json(f"{component}/config.json").get("num_hidden_layers", CLIP_LAYERS)
+    if not isinstance(found, int) or found < 1:
+        raise SpecError(f"models.{name}.checkpoint is damaged: its {component} has {found!r:.80} layers")
+    return found
 
 
 def _check_components(name: str, model: ModelSpec, index: Mapping[str, Any]) -> None:

@@ -75,9 +75,9 @@ def _findings(batch: RowBatch, where: Routed, card: ModelCard, max_pixels: int) 
     yield from _too_many_pixels(batch, where, max_pixels)
     if "strength" in where.defaults:
         yield from _no_step(batch, where)
-    if "noise_level" in where.defaults and "noise_level" in batch.fields:
-        levels = batch.fields["noise_level"]
-        yield from _outside(levels, "noise_level", 0, card.max_noise_level, whole=True)
+    for name, most in own_limits(card).items():
+        if name in where.defaults:
+            yield from _beyond(batch, where, name, most)
     if "scheduler" in where.defaults:
         yield from _refused_schedulers(batch, where, card)
 
@@ -238,6 +238,23 @@ def _too_many_pixels(batch: RowBatch, where: Routed, most: int) -> Iterator[Find
         return f"{size}: that is more than the {most:,} pixels of input.max_pixels"
 
     yield pixels > most, "invalid_size", describe
+
+
+def own_limits(card: ModelCard) -> dict[str, int]:
+    """By parameter the greatest value that this checkpoint takes, where not all take the same."""
+    return {"noise_level": card.max_noise_level, "clip_skip": card.max_clip_skip}
+
+
+def _beyond(batch: RowBatch, where: Routed, name: str, most: int) -> Iterator[Finding]:
+    """A route's value is looked at too: the row may have chosen another model than the route's."""
+    values = _effective(batch, where, name)
+    if values is not None:
+        bad = np.nan_to_num(values) > most
+        yield bad, "invalid_parameter", lambda row: _too_much(name, values[row], where.model, most)
+
+
+def _too_much(name: str, value: float, model: str, most: int) -> str:
+    return f"{name} is {value:g}; model `{model}` takes {most} at most"
 
 
 def _no_step(batch: RowBatch, where: Routed) -> Iterator[Finding]:

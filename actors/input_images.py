@@ -102,13 +102,16 @@ def _as_mode(picture: Image.Image, mode: str) -> Image.Image:
     return Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
 
 
-def open_images(row: Row, read_uri: ReadUri, max_pixels: int) -> dict[str, EncodedImage]:
-    """The pictures that the row must bring; RowError where one is missing or of no use."""
+def open_images(row: Row, read_uri: ReadUri, *, max_pixels: int, vae_factor: int) -> dict[str, EncodedImage]:
+    """The pictures that the row must bring; RowError where one is missing or of no use.
+
+    `max_pixels`: the spec's bound on what a model is given; `vae_factor`: pixels per latent of the row's model.
+    """
     system = row.routed.system
     assert system is not None, "rows with a problem are not opened"
     wanted = [*row.routed.needed_images(), *(name for name in system.optional_images if name in row.images)]
     opened = {field: open_image(field, row.images[field], read_uri) for field in wanted}
-    _check_sizes(opened, system)
+    _check_sizes(opened, system, vae_factor if system.cuts_picture else 1)
     _check_work(opened, row.routed, max_pixels)
     return opened
 
@@ -126,13 +129,18 @@ def _check_work(opened: Mapping[str, EncodedImage], routed: Routed, max_pixels: 
         )
 
 
-def _check_sizes(opened: Mapping[str, EncodedImage], system: System) -> None:
+def _check_sizes(opened: Mapping[str, EncodedImage], system: System, least: int) -> None:
     image, mask = opened.get("image"), opened.get("mask_image")
     if image and mask and (image.width, image.height) != (mask.width, mask.height):
         raise RowError(
             "mask_size",
             f"the mask must have the image's size; `image` is {image.width}x{image.height}, "
             f"`mask_image` {mask.width}x{mask.height}",
+        )
+    if image and min(image.width, image.height) < least:
+        raise RowError(
+            "invalid_size",
+            f"`image` is {image.width}x{image.height}; {system.task} needs {least} pixels a side at least",
         )
     multiple = system.picture_multiple
     if image and (image.width % multiple or image.height % multiple):

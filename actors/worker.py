@@ -171,9 +171,13 @@ class Worker:
     def _open(self, shard: Shard) -> Callable[[RowOutcome], "dict[str, EncodedImage] | RowError"]:
         def open_row(outcome: RowOutcome) -> "dict[str, EncodedImage] | RowError":
             self._beat()
+            card = self._job.models[outcome.row.routed.model]
             try:
                 return open_images(
-                    outcome.row, self._uris.reader(beside=shard.uri), self._job.spec.input.max_pixels
+                    outcome.row,
+                    self._uris.reader(beside=shard.uri),
+                    max_pixels=self._job.spec.input.max_pixels,
+                    vae_factor=card.vae_factor,
                 )
             except RowError as problem:
                 return problem

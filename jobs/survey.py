@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.checkpoints import build_demo_checkpoints, read_card
-from actors.checks import published_scheduler
+from actors.checks import own_limits, published_scheduler
 from actors.routing import unsupported_task
 from actors.storage import S3_SCHEME, Storage, StoredObject, normalise, open_storage
 from actors.weights_check import check_weights
@@ -226,6 +226,12 @@ def _check_routes(spec: JobSpec, models: dict[str, ModelCard]) -> None:
                 raise SpecError(
                     f"routes.{name}.{parameter}: {value} is not a multiple of {card.size_factor}, "
                     f"the VAE factor of model `{route.model}`"
+                )
+            most = own_limits(card).get(parameter)
+            if most is not None and isinstance(value, int) and value > most:
+                raise SpecError(
+                    f"routes.{name}.{parameter}: {value} is more than the {most} that model "
+                    f"`{route.model}` takes"
                 )
         _check_scheduler(spec, name, system, card)
 

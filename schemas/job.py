@@ -44,6 +44,10 @@ class ModelCard:
     """Size of its weight files on disk; 0 where it is not known before the download."""
     has_safety_checker: bool
     """Whether it comes with a model that looks for what not everybody should see."""
+    max_clip_skip: int = 32
+    """The greatest `clip_skip` that leaves a layer of its text encoders. The default is for older records."""
+    vae_factor: int = 1
+    """Pixels per latent. The default is for older records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

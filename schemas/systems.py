@@ -40,6 +40,8 @@ class System:
     """How many times larger than the input picture the output is."""
     picture_multiple: int = 1
     """What the input picture's sides must be multiples of, where the pipeline would not make them so."""
+    cuts_picture: bool = False
+    """Whether it cuts the input picture's sides down to multiples of the VAE's factor: less is nothing."""
     schedulers: frozenset[str] | None = None
     """The only schedulers it runs with; None: all that fit the checkpoint's own."""
     defaults: Defaults = field(default_factory=dict)
@@ -91,6 +93,7 @@ SYSTEMS: tuple[System, ...] = (
         task="img2img",
         pipeline="StableDiffusionImg2ImgPipeline",
         images=("image",),
+        cuts_picture=True,
         defaults=_frozen(_STEPS, _CLIP, strength=0.8),
     ),
     System(
@@ -116,6 +119,7 @@ SYSTEMS: tuple[System, ...] = (
         task="depth2img",
         pipeline="StableDiffusionDepth2ImgPipeline",
         images=("image",),
+        cuts_picture=True,
         optional_images=("depth_map",),
         defaults=_frozen(_STEPS, _CLIP, strength=0.8),
     ),
@@ -132,6 +136,7 @@ SYSTEMS: tuple[System, ...] = (
         task="upscale",
         pipeline="StableDiffusionUpscalePipeline",
         images=("image",),
+        cuts_picture=True,
         scale=4,
         defaults=_frozen(_STEPS, _CLIP, _UPSCALE),
     ),
@@ -177,6 +182,7 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionXLImg2ImgPipeline",
         texts=XL_PROMPTS,
         images=("image",),
+        cuts_picture=True,
         defaults=_XL_IMG2IMG,
     ),
     System(
@@ -193,6 +199,7 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionXLImg2ImgPipeline",
         texts=XL_PROMPTS,
         images=("image",),
+        cuts_picture=True,
         defaults=_XL_IMG2IMG,
     ),
     System(

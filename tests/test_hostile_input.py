@@ -447,6 +447,72 @@ def test_a_senseless_parameter_fails_its_row(tmp_path: Path, field: str, value: 
     assert code[1] == "ok"
 
 
+def with_text_encoders(folder: Path, pipeline: str, **layers: int) -> JobSpec:
+    """A checkpoint of no weights whose text encoders have so many layers."""
+    checkpoint = paper_checkpoint(folder / "sd", pipeline=pipeline)
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    for name, num_layers in layers.items():
+        index[name] = ["transformers", "CLIPTextModel"]
+        (checkpoint / name).mkdir()
+        (checkpoint / name / "config.json").write_text(json.dumps({"num_hidden_layers": num_layers}))
+        (checkpoint / name / "model.safetensors").write_bytes(b"no weights")
+    (checkpoint / "model_index.json").write_text(json.dumps(index))
+    rows: list[Record] = [{"row_id": f"{skip}", "prompt": "x", "clip_skip": skip} for skip in (3, 4, 5)]
+    models = {"sd": {"checkpoint": str(checkpoint)}}
+    routes = {"text2img": {"model": "sd"}}
+    path = write_rows(folder / "in.parquet", rows)
+    return job_spec(path, folder / "out", models=models, routes=routes)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "layers", "most"),
+    [
+        ("StableDiffusionPipeline", {"text_encoder": 4}, 4),
+        ("StableDiffusionXLPipeline", {"text_encoder": 4, "text_encoder_2": 20}, 3),
+    ],
+)
+def test_a_clip_skip_of_more_layers_than_there_are_fails_its_row_at_the_plan(
+    tmp_path: Path, pipeline: str, layers: dict[str, int], most: int
+) -> None:
+    """The checkpoint's configuration tells; XL counts from the last layer but one."""
+    spec = with_text_encoders(tmp_path, pipeline, **layers)
+
+    _, findings = make_plan(survey(spec))
+
+    assert [bad.row_id for bad in findings.bad_rows] == [str(skip) for skip in (3, 4, 5) if skip > most]
+    said = f"invalid_parameter: clip_skip is 5; model `sd` takes {most} at most"
+    assert str(findings.bad_rows[-1].problem) == said
+
+
+def test_a_route_s_clip_skip_of_more_layers_than_there_are_is_refused(tmp_path: Path) -> None:
+    """Before any row is looked at."""
+    spec = with_text_encoders(tmp_path, "StableDiffusionPipeline", text_encoder=4)
+    route = spec.routes["text2img"].model_copy(update={"clip_skip": 5})
+
+    with pytest.raises(SpecError, match=r"routes\.text2img\.clip_skip: 5 is more than the 4 that model `sd`"):
+        survey(spec.model_copy(update={"routes": {"text2img": route}}))
+
+
+def test_a_picture_smaller_than_one_latent_fails_its_row(tmp_path: Path) -> None:
+    """By its header: img2img would cut it down to nothing. Inpainting paints it all the same."""
+    rows: list[Record] = [
+        {
+            "row_id": f"{task} {size}",
+            "prompt": "x",
+            "task": task,
+            "image": picture(size),
+            "mask_image": mask(size),
+        }
+        for task in ("img2img", "inpaint")
+        for size in ((1, 1), (64, 7), (8, 8))
+    ]
+
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out"), GreyEngine())
+
+    assert outcomes(made) == ["invalid_size", "invalid_size", "ok", "ok", "ok", "ok"]
+    assert made.rows[1]["error_message"] == "`image` is 64x7; img2img needs 8 pixels a side at least"
+
+
 @pytest.mark.parametrize("column", ["original_size", "negative_crops_coords_top_left"])
 def test_a_pair_beyond_all_signed_numbers_fails_its_row_alone(tmp_path: Path, column: str) -> None:
     """Unsigned numbers of 64 bits go twice as far as signed ones."""
