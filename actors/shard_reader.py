@@ -9,7 +9,7 @@ from actors.checks import check_batch
 from actors.input_file import InputFile, RowBatch
 from actors.routing import Router
 from actors.rows import Row, build_rows
-from actors.storage import Storage
+from actors.storage import S3_SCHEME, Storage
 from schemas.errors import RefusedError
 from schemas.job import Job, Shard
 
@@ -24,9 +24,29 @@ class ShardReader:
         self._open_input = open_input
         self._router = Router(job.spec, job.models)
         self._cursor: _Cursor | None = None
+        self._storages: dict[bool, Storage] = {}
 
     def read(self, shard: Shard) -> list[Row]:
         """Every row of the shard, in the file's order, with its problem if it has one."""
+        try:
+            return self._rows(shard)
+        finally:
+            # Also where reading failed, and above all where it did not: of a file that is cut meanwhile the
+            # rest looks like damaged pages.
+            self._refuse_changed(shard)
+
+    def _refuse_changed(self, shard: Shard) -> None:
+        stored = self._storage(shard.uri).stat(shard.uri)
+        if stored is None or stored.etag != shard.etag:
+            raise changed(shard.uri)
+
+    def _storage(self, uri: str) -> Storage:
+        remote = uri.startswith(S3_SCHEME)
+        if remote not in self._storages:
+            self._storages[remote] = self._open_input(uri)
+        return self._storages[remote]
+
+    def _rows(self, shard: Shard) -> list[Row]:
         cursor = self._cursor_for(shard)
         positions = cursor.rows_of(shard.model)[shard.start : shard.stop]
         if len(positions) != shard.num_rows:
@@ -52,11 +72,8 @@ class ShardReader:
     def _cursor_for(self, shard: Shard) -> "_Cursor":
         if self._cursor is None or self._cursor.uri != shard.uri:
             self.close()
-            storage = self._open_input(shard.uri)
-            stored = storage.stat(shard.uri)
-            if stored is None or stored.etag != shard.etag:
-                raise changed(shard.uri)
-            file = InputFile(storage.open(shard.uri), self._job.columns)
+            self._refuse_changed(shard)
+            file = InputFile(self._storage(shard.uri).open(shard.uri), self._job.columns)
             self._cursor = _Cursor(shard.uri, file, self._router)
         return self._cursor
 

@@ -22,6 +22,7 @@ from actors.samples import OpenedRow, Sample
 from actors.storage import Buffer, LocalStorage, Storage, open_storage
 from actors.worker import Worker
 from schemas.errors import ReclaimedError, RefusedError
+from tests.engines import GreyEngine
 from tests.in_process import (
     Record,
     encoded,
@@ -329,6 +330,39 @@ def test_an_input_that_changed_after_the_plan_is_refused(tmp_path: Path) -> None
 
     with worker_for(plan) as worker, pytest.raises(RefusedError, match="changed after this job was planned"):
         worker.run(next(plan.shards()))
+
+
+def rewrite(path: Path) -> None:
+    """In place, as a copy does it."""
+    data = path.read_bytes()
+    path.write_bytes(data[:-8].replace(b"fox", b"cat") + data[-8:])
+
+
+def cut(path: Path) -> None:
+    """To nothing but its beginning."""
+    with path.open("r+b") as file:
+        file.truncate(100)
+
+
+@pytest.mark.parametrize("change", [rewrite, cut, Path.unlink])
+def test_an_input_that_changes_between_two_shards_stops_the_job(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """Though the worker has it open: of what it reads from then on nothing is committed."""
+    rows = [{"row_id": i, "prompt": f"a fox {'x' * i}"} for i in range(200)]
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=100, compression="none")
+    spec = job_spec(path, tmp_path / "out", batching={"shard_rows": 100})
+    plan = plan_for(spec)
+    first, second = plan.shards()
+
+    with worker_for(plan, GreyEngine()) as worker:
+        worker.run(first)
+        change(path)
+        with pytest.raises(RefusedError, match=r"in\.parquet changed after this job was planned"):
+            worker.run(second)
+
+    assert [part.name for part in (tmp_path / "out" / "data").iterdir()] == [f"{first.name}.parquet"]
 
 
 def test_a_shard_that_is_there_already_is_not_written_again(tmp_path: Path) -> None:
