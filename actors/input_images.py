@@ -105,7 +105,7 @@ def _as_mode(picture: Image.Image, mode: str) -> Image.Image:
 def open_images(row: Row, read_uri: ReadUri, *, max_pixels: int, vae_factor: int) -> dict[str, EncodedImage]:
     """The pictures that the row must bring; RowError where one is missing or of no use.
 
-    `max_pixels`: the spec's bound on what a model is given; `vae_factor`: pixels per latent of the row's model.
+    `max_pixels`: of the spec, what a model is given at most; `vae_factor`: pixels per latent of the model.
     """
     system = row.routed.system
     assert system is not None, "rows with a problem are not opened"

@@ -41,7 +41,7 @@ from schemas.columns import map_columns
 from schemas.errors import RowError, SpecError
 from schemas.spec import InputSpec, JobSpec, ModelSpec
 from schemas.spec_file import load_spec
-from tests.checkpoints import paper_checkpoint
+from tests.checkpoints import NO_WEIGHTS, paper_checkpoint
 from tests.engines import GreyEngine
 from tests.in_process import (
     Made,
@@ -455,7 +455,7 @@ def with_text_encoders(folder: Path, pipeline: str, **layers: int) -> JobSpec:
         index[name] = ["transformers", "CLIPTextModel"]
         (checkpoint / name).mkdir()
         (checkpoint / name / "config.json").write_text(json.dumps({"num_hidden_layers": num_layers}))
-        (checkpoint / name / "model.safetensors").write_bytes(b"no weights")
+        (checkpoint / name / "model.safetensors").write_bytes(NO_WEIGHTS)
     (checkpoint / "model_index.json").write_text(json.dumps(index))
     rows: list[Record] = [{"row_id": f"{skip}", "prompt": "x", "clip_skip": skip} for skip in (3, 4, 5)]
     models = {"sd": {"checkpoint": str(checkpoint)}}

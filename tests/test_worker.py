@@ -8,6 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from actors.diffusers_engine import DiffusersEngine
 from actors.engine import Generated
 from actors.rows import derived_seed
 from actors.samples import OpenedRow, Sample
-from actors.storage import Buffer, LocalStorage, Storage, open_storage
+from actors.storage import Buffer, LocalStorage
 from actors.worker import Worker
 from schemas.errors import ReclaimedError, RefusedError
 from tests.engines import GreyEngine
@@ -508,17 +509,17 @@ def test_reading_and_writing_go_on_while_the_device_works(tmp_path: Path) -> Non
             written.append(second_generated.wait(timeout=20))
             return super().create(uri, data, metadata)
 
-    def open_input(uri: str) -> Storage:
-        if uri.endswith("b.parquet"):
-            second_read.set()
-        return open_storage(uri)
+    class Input(LocalStorage):
+        def open(self, uri: str) -> BinaryIO:
+            if uri.endswith("b.parquet"):
+                second_read.set()
+            return super().open(uri)
 
     plan = plan_for(spec)
-    second_read.clear()
     worker = Worker(
         plan.job,
         engine=WaitingEngine(generating),
-        open_input=open_input,
+        open_input=lambda _: Input(temp_dir=str(tmp_path)),
         output=Output(temp_dir=str(tmp_path / "out" / "_darkroom" / "tmp")),
         num_threads=1,
     )
