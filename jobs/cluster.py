@@ -123,7 +123,7 @@ def lay_out(spec: WorkersSpec, num_shards: int) -> Layout:
     resources = ray.cluster_resources()
     gpus, cpus = resources.get("GPU", 0), int(resources.get("CPU", 1))
     num_gpus = float(bool(gpus)) if spec.num_gpus == "auto" else spec.num_gpus
-    if num_gpus and not gpus and not os.environ.get("RAY_ADDRESS"):
+    if num_gpus and not gpus and _is_own():
         raise SpecError(
             f"workers.num_gpus is {num_gpus:g} and this machine has no GPU that Ray can see; "
             "use --set workers.num_gpus=0 to run on its CPUs"
@@ -132,7 +132,38 @@ def lay_out(spec: WorkersSpec, num_shards: int) -> Layout:
     num_cpus = spec.num_cpus if spec.num_cpus != "auto" else max(1, min(4, int(cpus * gpu_share)))
     fitting = int(1 / gpu_share) if gpu_share else cpus // num_cpus
     num = spec.num if spec.num != "auto" else max(1, fitting)
-    return Layout(num=min(num, num_shards), num_gpus=num_gpus, num_cpus=num_cpus)
+    layout = Layout(num=min(num, num_shards), num_gpus=num_gpus, num_cpus=num_cpus)
+    _check_room(layout)
+    return layout
+
+
+def _is_own() -> bool:
+    """Whether this Ray is this machine alone: others may grow, by an autoscaler or by hand."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
+def _check_room(layout: Layout) -> None:
+    """Ray itself would wait for ever, and without a word, for a machine that is large enough."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(_has_room(machine, layout) for machine in machines):
+        return
+    sizes = {f"{machine.get('GPU', 0):g} GPU and {machine.get('CPU', 0):g} CPU" for machine in machines}
+    wanted, there = f"{layout.num_gpus:g} GPU and {layout.num_cpus} CPU", ", ".join(sorted(sizes))
+    if _is_own():
+        raise SpecError(
+            f"a worker is to have {wanted}, and this machine has {there}: lower workers.num_gpus and "
+            "workers.num_cpus, or leave them auto"
+        )
+    logger.warning(
+        "waiting for a machine with %s, which is one worker: those in the cluster now have %s. If none is to "
+        "come, stop this and lower workers.num_gpus and workers.num_cpus",
+        wanted,
+        there,
+    )
+
+
+def _has_room(machine: dict[str, float], layout: Layout) -> bool:
+    return machine.get("CPU", 0) >= layout.num_cpus and machine.get("GPU", 0) >= layout.num_gpus
 
 
 def num_fitting(layout: Layout) -> int:

@@ -127,6 +127,9 @@ class SafetySpec(StrictModel):
     Whichever it is, the row's status is `filtered`, and no other row is touched."""
 
 
+MAX_CACHE_GB = 1_000_000
+
+
 class WorkersSpec(StrictModel):
     """The Ray actors; nothing here changes a picture on the same hardware."""
 
@@ -138,7 +141,7 @@ class WorkersSpec(StrictModel):
     """CPUs per worker, and its torch threads on a CPU. auto: up to 4 beside a GPU, else 1."""
     model_cache_gb: float | Literal["auto"] = "auto"
     """Weights one worker holds at most. auto: 80 % of its GPU, or its share of half the memory."""
-    notice_s: float = Field(default=25, ge=0)
+    notice_s: float = Field(default=25, ge=0, le=86_400)
     """Seconds that a worker told to end (SIGTERM) may give the shard on its device."""
 
     @field_validator("num", "num_cpus")
@@ -146,6 +149,24 @@ class WorkersSpec(StrictModel):
     def _at_least_one(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
             raise ValueError(f"{value} is too few; give 1 or more, or auto")
+        return value
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _whole_or_a_share(cls, value: float | str) -> float | str:
+        if isinstance(value, (int, float)) and ((value > 1 and value % 1) or 0 < value < 0.0001):
+            raise ValueError(
+                f"{value:g} is nothing Ray can give; give 0, a share from 0.0001 to 1, or a whole number"
+            )
+        return value
+
+    @field_validator("model_cache_gb")
+    @classmethod
+    def _of_this_world(cls, value: float | str) -> float | str:
+        if isinstance(value, (int, float)) and value > MAX_CACHE_GB:
+            raise ValueError(
+                f"{value:g} is more than any machine has; give {MAX_CACHE_GB:,} or less, or auto"
+            )
         return value
 
     @field_validator("num_gpus", "model_cache_gb")

@@ -93,6 +93,24 @@ def test_a_machine_that_is_told_to_end_costs_its_shards_nothing(nodes: RayNodes,
     assert_whole(output, rows)
 
 
+def test_a_job_whose_workers_fit_on_no_machine_says_what_it_waits_for(
+    nodes: RayNodes, tmp_path: Path
+) -> None:
+    """At once, and begins when such a machine has joined."""
+    rows, output = text_rows(8), tmp_path / "out"
+    spec = job(tmp_path, rows, workers={"num": 1, "num_cpus": 3})
+
+    with Started("-m", "tests.engines", "quick", spec, **nodes.env) as run:
+        run.wait_until(lambda: "waiting for a machine with 0 GPU and 3 CPU" in run.err())
+        joined = nodes.add(num_cpus=3)
+        finished = run.wait()
+        joined.kill_all()
+
+    assert finished.code == 0, finished.err
+    assert "those in the cluster now have 0 GPU and 0 CPU, 0 GPU and 1 CPU" in finished.err
+    assert_whole(output, rows)
+
+
 def test_a_worker_that_is_told_to_end_finishes_what_it_is_at(nodes: RayNodes, tmp_path: Path) -> None:
     """Its shard is made, the one that waits behind it goes to another worker, and no death is counted."""
     rows, output = text_rows(600), tmp_path / "out"

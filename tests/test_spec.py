@@ -139,6 +139,10 @@ def test_an_unknown_key_is_named_with_its_line_and_the_right_one(
         ("workers.num=2.5", "workers.num: wants a whole number or 'auto', not 2.5"),
         ("workers.num=0", "workers.num: 0 is too few; give 1 or more, or auto"),
         ("workers.num_gpus=-1", "workers.num_gpus: -1 is negative; give 0 or more, or auto"),
+        ("workers.num_gpus=1.5", "workers.num_gpus: 1.5 is nothing Ray can give; give 0, a share from"),
+        ("workers.num_gpus=0.00001", "workers.num_gpus: 1e-05 is nothing Ray can give"),
+        ("workers.model_cache_gb=1e+308", "1e+308 is more than any machine has; give 1,000,000 or less"),
+        ("workers.notice_s=1e+308", "workers.notice_s: wants a value less than or equal to 86400"),
         ("version=2", "version: wants 1, not 2"),
     ],
 )
