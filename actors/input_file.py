@@ -22,7 +22,7 @@ from actors.input_texts import (
     unreadable,
     without,
 )
-from schemas.columns import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS, ColumnMap, dense, id_type
+from schemas.columns import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS, ColumnMap, dense, id_type, kept_type
 from schemas.errors import RowError
 from schemas.output_rows import IMAGE_TYPE
 from schemas.schedulers import options_text
@@ -307,11 +307,11 @@ def _presence(array: pa.Array) -> pa.Array:
 
 
 def _as_kept(array: pa.Array, name: str) -> tuple[pa.Array, Problems]:
-    kept_type = dense(array.type)
-    if is_text(kept_type):
+    plain = kept_type(name, array.type)
+    if is_text(plain):
         texts, problems = readable(array, name, MAX_KEPT_BYTES)
-        return texts.cast(kept_type), problems
-    array = array.cast(kept_type)
+        return texts.cast(plain), problems
+    array = array.cast(plain)
     problems = unreadable(array, name)
     return without(array, problems), problems
 

@@ -123,6 +123,46 @@ def dense(arrow_type: pa.DataType) -> pa.DataType:
     return arrow_type.value_type if pa.types.is_dictionary(arrow_type) else arrow_type
 
 
+def kept_type(column: str, arrow_type: pa.DataType) -> pa.DataType:
+    """What a kept column becomes; SpecError where Arrow itself cannot pick single rows of it."""
+    plain = dense(arrow_type)
+    if "_view" in str(plain):
+        plain = _without_views(plain)
+    try:
+        pa.nulls(1, arrow_type).cast(plain).take(pa.array([0]))
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise SpecError(
+            f"input.keep: column `{column}` is {arrow_type}, of which Arrow cannot copy single rows; "
+            "convert it, or do not keep it"
+        ) from error
+    return plain
+
+
+def _without_views(arrow_type: pa.DataType) -> pa.DataType:
+    """With plain texts, bytes and lists in place of Arrow's views, which it can read and hardly use."""
+    types, inner = pa.types, _without_views
+    if types.is_string_view(arrow_type):
+        return pa.large_string()
+    if types.is_binary_view(arrow_type):
+        return pa.large_binary()
+    if types.is_map(arrow_type):
+        item = arrow_type.item_field.with_type(inner(arrow_type.item_type))
+        return pa.map_(arrow_type.key_field.with_type(inner(arrow_type.key_type)), item)
+    if types.is_struct(arrow_type):
+        return pa.struct([field.with_type(inner(field.type)) for field in arrow_type])
+    if types.is_fixed_size_list(arrow_type):
+        return pa.list_(_item(arrow_type), arrow_type.list_size)
+    if types.is_large_list(arrow_type) or types.is_large_list_view(arrow_type):
+        return pa.large_list(_item(arrow_type))
+    if types.is_list(arrow_type) or types.is_list_view(arrow_type):
+        return pa.list_(_item(arrow_type))
+    return arrow_type
+
+
+def _item(arrow_type: pa.DataType) -> pa.Field:
+    return arrow_type.value_field.with_type(_without_views(arrow_type.value_type))
+
+
 def id_type(arrow_type: pa.DataType) -> pa.DataType:
     """What ids become: int64 where that holds them all, else text."""
     kind = dense(arrow_type)

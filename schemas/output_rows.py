@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.columns import TEXT_FIELDS, ColumnMap, dense, id_type
+from schemas.columns import TEXT_FIELDS, ColumnMap, id_type, kept_type
 from schemas.errors import SpecError
 from schemas.job import ModelCard
 from schemas.parameters import PARAMETERS
@@ -64,7 +64,7 @@ def output_schema(
                 f"input.keep: `{name}` is a column that darkroom writes itself; rename it in the input, "
                 "or leave it out"
             )
-        fields.append(pa.field(name, dense(input_schema.field(name).type)))
+        fields.append(pa.field(name, kept_type(name, input_schema.field(name).type)))
     images = {"image", "depth"} & taken | _image_columns(input_schema, columns.keep)
     return pa.schema(fields, metadata=_hugging_face(images, {"step_images"} & taken))
 

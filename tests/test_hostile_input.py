@@ -154,6 +154,37 @@ def test_kept_values_that_python_has_no_word_for_come_through(tmp_path: Path) ->
     assert {name: part[name].combine_chunks() for name in kept} == kept
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(["a", None], pa.string_view()),
+        pa.array([["a"], None], pa.list_(pa.string_view())),
+        pa.array([{"s": [b"a"]}, None], pa.struct([("s", pa.list_view(pa.binary_view()))])),
+        pa.array([[("a", "b")], None], pa.map_(pa.string(), pa.string_view())),
+    ],
+    ids=str,
+)
+def test_kept_views_become_plain_columns(tmp_path: Path, values: pa.Array) -> None:
+    """Arrow reads them, and can pick no rows of them; whoever reads the parts is spared that."""
+    spec = table(tmp_path, row_id=["a", "b"], prompt=["x", "y"], note=values)
+    spec = spec.model_copy(update={"input": spec.input.model_copy(update={"keep": ["note"]})})
+
+    made = make(spec, GreyEngine())
+
+    assert [row["note"] for row in made.rows] == values.to_pylist()
+    assert "_view" not in str(pq.read_schema(next((tmp_path / "out" / "data").iterdir())).field("note").type)
+
+
+def test_a_kept_column_that_arrow_cannot_copy_is_refused(tmp_path: Path) -> None:
+    """Such as texts of an extension type that are views."""
+    values = pa.ExtensionArray.from_storage(pa.json_(pa.string_view()), pa.array(["{}"], pa.string_view()))
+    spec = table(tmp_path, prompt=["x"], note=values)
+    spec = spec.model_copy(update={"input": spec.input.model_copy(update={"keep": ["note"]})})
+
+    with pytest.raises(SpecError, match=r"input\.keep: column `note` is extension<arrow\.json>"):
+        survey(spec)
+
+
 def test_a_damaged_id_is_the_same_for_verify(tmp_path: Path) -> None:
     """Both read it as the same text."""
     spec = table(tmp_path, row_id=damaged_texts(b"a", DAMAGED), prompt=["x", "y"])
