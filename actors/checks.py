@@ -22,6 +22,8 @@ from schemas.scheduler_rules import Published, refusal
 from schemas.schedulers import shown
 from schemas.systems import System
 
+_SHOWN_NUMBERS = 4
+"""Of a list that should be of two."""
 MAX_IMAGES_PER_ROW = 64
 MAX_SEED = 2**63 - 1024
 """The greatest number below 2**63 that a float column can hold. Image j uses seed + j, and all of them
@@ -127,16 +129,22 @@ def _outside(values: pa.Array, name: str, low: float, high: float, *, whole: boo
 
 
 def _no_pair(values: pa.Array, name: str, bounds: Bounds) -> Iterator[Finding]:
-    def is_wrong(pair: list[int | None] | None) -> bool:
-        if pair is None:
-            return False
-        return len(pair) != 2 or not all(
-            number is not None and bounds.minimum <= number <= bounds.maximum for number in pair
-        )
+    def is_wrong(pair: list[int | None]) -> bool:
+        return not all(number is not None and bounds.minimum <= number <= bounds.maximum for number in pair)
 
-    bad = np.fromiter((is_wrong(pair) for pair in values.to_pylist()), dtype=bool, count=len(values))
+    def describe(row: int) -> str:
+        # One list may hold millions.
+        numbers = values.slice(row, 1).flatten().slice(0, _SHOWN_NUMBERS + 1).to_pylist()
+        rest = f" ... ({lengths[row]:,} in all)" if len(numbers) > _SHOWN_NUMBERS else ""
+        return f"{name} is {numbers[:_SHOWN_NUMBERS]}{rest}; it must be {wanted}"
+
+    lengths = pc.list_value_length(values).fill_null(2).to_numpy(zero_copy_only=False)
+    given = values.is_valid().to_numpy(zero_copy_only=False)
+    bad = lengths != 2
+    pairs = np.flatnonzero(given & ~bad)
+    bad[pairs] = [is_wrong(pair) for pair in values.take(pairs).to_pylist()]
     wanted = f"two whole numbers from {bounds.minimum:.0f} to {bounds.maximum:.0f}"
-    yield bad, "invalid_parameter", lambda row: f"{name} is {values[row].as_py()}; it must be {wanted}"
+    yield bad, "invalid_parameter", describe
 
 
 def _no_choice(values: pa.Array, name: str, choices: tuple[str, ...]) -> Iterator[Finding]:

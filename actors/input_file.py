@@ -36,6 +36,9 @@ _STREAM_BYTES = 1 << 20
 _BATCH_BYTES = 256 << 20
 """Of a batch, where the footer tells the truth: rows can be megabytes, and compress to nothing."""
 
+_VALUE_BYTES = 8
+"""Of a number in memory."""
+
 _PLACING = ("row_id", "task", "model")
 """Fields without which a row has no name or no place to go: a file with damage there cannot be planned."""
 
@@ -239,13 +242,16 @@ class InputFile:
         return damage
 
     def _fitting(self, batch_size: int, columns: list[str]) -> int:
-        """As many rows as a batch may have by the footer's word on their size."""
+        """As many rows as a batch may have by the footer's word on their size.
+
+        A list of millions of equal numbers is a few bytes in the file; how many they are is told as well.
+        """
         wanted = {column.partition(".")[0] for column in columns}
         sizes = [1.0]
         for group in map(self.metadata.row_group, range(self.metadata.num_row_groups)):
             chunks = (group.column(i) for i in range(group.num_columns))
             mine = (chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in wanted)
-            sizes.append(sum(chunk.total_uncompressed_size for chunk in mine) / max(group.num_rows, 1))
+            sizes.append(sum(map(_unfolded_bytes, mine)) / max(group.num_rows, 1))
         return max(1, min(batch_size, int(_BATCH_BYTES / max(sizes))))
 
     def _empty_batches(self, row: int, batch_size: int) -> Iterator[RowBatch]:
@@ -285,6 +291,10 @@ class InputFile:
             keep=keep,
             problems=problems | lost,
         )
+
+
+def _unfolded_bytes(chunk: pq.ColumnChunkMetaData) -> int:
+    return int(max(chunk.total_uncompressed_size, _VALUE_BYTES * chunk.num_values))
 
 
 def _dictionaries(footer: pq.FileMetaData, columns: Sequence[str]) -> list[str]:

@@ -257,6 +257,37 @@ def test_rows_that_compress_to_nothing_are_read_few_at_a_time(tmp_path: Path) ->
     assert largest < 300
 
 
+def test_lists_that_unfold_to_gigabytes_are_read_few_at_a_time(tmp_path: Path) -> None:
+    """Zeros are counted, not written: 100 MB in each of 40 rows. Of one the beginning is told."""
+    path, num_rows, length = tmp_path / "in.parquet", 40, 12_000_000
+    lists = pa.ListArray.from_arrays([0, length], np.zeros(length, np.int64))
+    with pq.ParquetWriter(path, pa.schema({"prompt": pa.string(), "original_size": lists.type})) as writer:
+        for _ in range(num_rows):
+            writer.write_table(pa.table({"prompt": ["x"], "original_size": lists}))
+
+    columns = map_columns(pq.read_schema(path), InputSpec(path="x"))
+    with InputFile(open(path, "rb"), columns) as file:
+        largest = max(batch.num_rows for batch in file.read_for_checks())
+
+    assert path.stat().st_size < 1_000_000
+    assert largest < 3
+
+
+def test_a_size_of_millions_of_numbers_fails_its_row_in_a_few_words(tmp_path: Path) -> None:
+    """They are not written out."""
+    lists = pa.ListArray.from_arrays([0, 2, 3_000_000], np.full(3_000_000, 64))
+    spec = table(tmp_path, row_id=["a", "b"], prompt=["x", "y"], original_size=lists)
+    folder = paper_checkpoint(tmp_path / "sdxl", pipeline="StableDiffusionXLPipeline")
+    models = {"sdxl": ModelSpec(checkpoint=str(folder))}
+    route = spec.routes["text2img"].model_copy(update={"model": "sdxl"})
+
+    made = make(spec.model_copy(update={"models": models, "routes": {"text2img": route}}), GreyEngine())
+
+    assert outcomes(made) == ["ok", "invalid_parameter"]
+    said = "original_size is [64, 64, 64, 64] ... (2,999,998 in all); it must be two whole numbers from 0 to"
+    assert made.rows[1]["error_message"].startswith(said)
+
+
 def png_of(width: int, height: int) -> bytes:
     """A PNG whose header says so, of a few bytes."""
 
