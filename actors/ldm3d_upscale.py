@@ -195,9 +195,13 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _rgbd(pictures: list[Image.Image], maps: list[Image.Image], target_res: Sequence[int]) -> torch.Tensor:
-    """(N, 4, height, width) in [-1, 1], whatever sizes the images have."""
+    """(N, 4, height, width) in [-1, 1], whatever sizes the images have.
+
+    The published pipeline asks for bilinear resizing, but the image processor of diffusers 0.42.1
+    forgets that and takes its default, Lanczos.
+    """
     height, width = target_res
-    processor = VaeImageProcessor(resample="bilinear", do_convert_rgb=True)
+    processor = VaeImageProcessor(resample="lanczos", do_convert_rgb=True)
     rgb = processor.preprocess(pictures, height, width)
     depth = torch.stack([_depth_values(picture, height, width) for picture in maps])
     return torch.cat([rgb, processor.normalize(depth)], dim=1)
@@ -205,8 +209,10 @@ def _rgbd(pictures: list[Image.Image], maps: list[Image.Image], target_res: Sequ
 
 def _depth_values(picture: Image.Image, height: int, width: int) -> torch.Tensor:
     """(1, height, width) in [0, 1]."""
-    # diffusers 0.42.1 divides 8-bit depths by 65535 too, which leaves them all but black.
-    deep = picture.mode.startswith("I")
-    levels = picture if deep else picture.convert("L")
-    resized = levels.convert("F").resize((width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(resized))[None] / (MAX_DEPTH if deep else 255)
+    if picture.mode.startswith("I"):
+        levels = np.asarray(picture).clip(0, MAX_DEPTH)
+    else:
+        # diffusers 0.42.1 divides 8-bit depths by 65535 too, which leaves them all but black.
+        levels = np.asarray(picture.convert("L")) * np.uint16(MAX_DEPTH // 255)
+    resized = Image.fromarray(levels.astype(np.uint16)).resize((width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(resized, dtype=np.float32))[None] / MAX_DEPTH

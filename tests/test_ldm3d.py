@@ -256,12 +256,10 @@ def test_a_saved_upscaler_loads_as_it_was(index: dict[str, Any] | None, tmp_path
 
 
 def low_res_by_hand(row: int) -> torch.Tensor:
-    """(1, 4, height, width) in [-1, 1]."""
-    width_height = (SIZE[1], SIZE[0])
-    rgb = np.asarray(picture(row).resize(width_height, Image.Resampling.BILINEAR), dtype=np.float32) / 255
-    depth = Image.fromarray(np.asarray(depth_map(row), dtype=np.float32))
-    depth = np.asarray(depth.resize(width_height, Image.Resampling.BILINEAR)) / 65_535
-    return torch.from_numpy(np.dstack([rgb, depth])).permute(2, 0, 1)[None] * 2 - 1
+    """(1, 4, height, width) in [-1, 1], by the image processor of the published pipeline."""
+    processor = VaeImageProcessorLDM3D(vae_scale_factor=8, resample="bilinear")
+    rgb, depth = processor.preprocess([picture(row)], [depth_map(row)], target_res=SIZE)
+    return torch.cat([rgb, depth], dim=1)
 
 
 @torch.no_grad()
