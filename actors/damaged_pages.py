@@ -33,11 +33,14 @@ def is_damage(error: Exception) -> bool:
     return isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None)
 
 
-def find_damage(parquet: pq.ParquetFile, group: int, column: str) -> Damage | None:
-    """The first row that a damaged page takes; None where the whole column can be read."""
+def find_damage(parquet: pq.ParquetFile, group: int, column: str, most_rows: int) -> Damage | None:
+    """The first row that a damaged page takes; None where the whole column can be read.
+
+    `most_rows`: of a batch.
+    """
     num_rows = parquet.metadata.row_group(group).num_rows
     said = "it has fewer values than rows"
-    for batch_size in (1024, 1):
+    for batch_size in (most_rows, 1):
         num_readable = 0
         try:
             for batch in _batches(parquet, group, column, batch_size):

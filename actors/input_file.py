@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from actors.batch_sizes import dictionary_leaves, fitting, joined
 from actors.damaged_pages import Damage, find_damage, is_damage, lost_rows, read_around
 from actors.input_texts import (
     MAX_KEPT_BYTES,
@@ -22,6 +23,7 @@ from actors.input_texts import (
     unreadable,
     without,
 )
+from actors.value_sizes import too_large
 from schemas.columns import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS, ColumnMap, dense, id_type, kept_type
 from schemas.errors import RowError
 from schemas.output_rows import IMAGE_TYPE
@@ -33,16 +35,14 @@ BATCH_ROWS = 16_384
 _STREAM_BYTES = 1 << 20
 """Read this much of a column chunk at a time, not the chunk whole: row groups can be gigabytes."""
 
-_BATCH_BYTES = 256 << 20
-"""Of a batch, where the footer tells the truth: rows can be megabytes, and compress to nothing."""
+MAX_KEPT_VALUE_BYTES = 16 << 20
+"""Of a value that is only copied and is no text; a picture of eight megapixels fits."""
 
-_VALUE_BYTES = 8
-"""Of a number in memory."""
+_DAMAGE_ROWS = 1024
+"""Read together where damage is looked for."""
 
 _PLACING = ("row_id", "task", "model")
 """Fields without which a row has no name or no place to go: a file with damage there cannot be planned."""
-
-_DICTIONARY_ENCODINGS = {"PLAIN", "RLE", "RLE_DICTIONARY", "PLAIN_DICTIONARY", "BIT_PACKED"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class RowBatch:
     present: Mapping[str, npt.NDArray[np.bool_]]
     """For each image field of the input, whether the row has one."""
     keep: Mapping[str, pa.Array]
-    """Columns that go to the output as they are."""
+    """Columns that go to the output as they are, perhaps still in their dictionaries."""
     problems: Mapping[int, RowError]
     """By position in the batch, rows with a text that cannot be read; the batch has its beginning instead."""
 
@@ -69,10 +69,12 @@ class InputFile:
         self._source = source
         self._columns = columns
         footer = pq.read_metadata(source)
+        self._types = footer.schema.to_arrow_schema()
+        self._dictionaries = dictionary_leaves(footer, columns.columns())
         self._parquet = pq.ParquetFile(
             source,
             metadata=footer,
-            read_dictionary=_dictionaries(footer, columns.columns()),
+            read_dictionary=self._dictionaries,
             buffer_size=_STREAM_BYTES,
             pre_buffer=False,
             page_checksum_verification=True,
@@ -96,11 +98,6 @@ class InputFile:
     def metadata(self) -> pq.FileMetaData:
         """The footer."""
         return self._parquet.metadata
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The file's Arrow schema."""
-        return self._parquet.schema_arrow
 
     def row_group_of(self, row: int) -> int:
         """The row group that holds a row."""
@@ -146,7 +143,8 @@ class InputFile:
         told = self._null_count(column)
         if told is not None:
             return told
-        return sum(batch.column(0).null_count for batch in self._parquet.iter_batches(columns=[column]))
+        batches = self._parquet.iter_batches(self._fitting(BATCH_ROWS, [column]), columns=[column])
+        return sum(batch.column(0).null_count for batch in batches)
 
     def _routing_columns(self, fields: Sequence[str]) -> list[str]:
         wanted = []
@@ -162,7 +160,7 @@ class InputFile:
 
     def _presence_column(self, column: str) -> list[str]:
         """What to read to know whether a picture is there, without reading the picture."""
-        if not pa.types.is_struct(self.schema.field(column).type):
+        if not pa.types.is_struct(self._types.field(column).type):
             return [column] if self._null_count(column) != 0 else []
         return [f"{column}.path"] if self._null_count(f"{column}.bytes") != 0 else []
 
@@ -190,7 +188,8 @@ class InputFile:
         if not columns:
             yield from self._empty_batches(row, batch_size)
             return
-        for batch, lost in self._batches(first_group, columns, self._fitting(batch_size, columns)):
+        feared = self._batches(first_group, columns, self._fitting(batch_size, columns))
+        for batch, lost in joined(feared, batch_size):
             yield self._named(batch, row, with_texts, lost)
             row += batch.num_rows
 
@@ -225,7 +224,7 @@ class InputFile:
             read_around(self._parquet, group, column, batch_size, damages[column]) for column in columns
         ]
         found = [damage for damage in damages.values() if damage]
-        names = [column if column in self.schema.names else column.partition(".")[0] for column in columns]
+        names = [column if column in self._types.names else column.partition(".")[0] for column in columns]
         done = 0
         for step in zip(*arrays, strict=True):
             batch = pa.RecordBatch.from_arrays(list(step), names).slice(max(0, first_row - done))
@@ -235,24 +234,15 @@ class InputFile:
 
     def _damage(self, group: int, column: str) -> Damage | None:
         if (group, column) not in self._damages:
-            self._damages[group, column] = find_damage(self._parquet, group, column)
+            most_rows = self._fitting(_DAMAGE_ROWS, [column])
+            self._damages[group, column] = find_damage(self._parquet, group, column, most_rows)
         damage = self._damages[group, column]
         if damage and column in map(self._columns.fields.get, _PLACING):
             raise pa.ArrowInvalid(damage.problem.message)
         return damage
 
-    def _fitting(self, batch_size: int, columns: list[str]) -> int:
-        """As many rows as a batch may have by the footer's word on their size.
-
-        A list of millions of equal numbers is a few bytes in the file; how many they are is told as well.
-        """
-        wanted = {column.partition(".")[0] for column in columns}
-        sizes = [1.0]
-        for group in map(self.metadata.row_group, range(self.metadata.num_row_groups)):
-            chunks = (group.column(i) for i in range(group.num_columns))
-            mine = (chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in wanted)
-            sizes.append(sum(map(_unfolded_bytes, mine)) / max(group.num_rows, 1))
-        return max(1, min(batch_size, int(_BATCH_BYTES / max(sizes))))
+    def _fitting(self, most_rows: int, columns: list[str]) -> int:
+        return fitting(self.metadata, most_rows, columns, self._dictionaries)
 
     def _empty_batches(self, row: int, batch_size: int) -> Iterator[RowBatch]:
         while row < self.metadata.num_rows:
@@ -272,7 +262,7 @@ class InputFile:
             if column in arrays and name in TEXT_FIELDS and not with_texts:
                 fields[name] = _presence(arrays[column])
             elif column in arrays:
-                fields[name], wrong = _as_kind(arrays[column], name)
+                fields[name], wrong = _as_kind(arrays[column], name, self._types.field(column).type)
                 problems = wrong | problems
         present = {
             field: _present(fields[field]) if field in fields else np.ones(batch.num_rows, dtype=bool)
@@ -281,7 +271,7 @@ class InputFile:
         keep = {}
         for name in self._columns.keep:
             if name in arrays:
-                keep[name], wrong = _as_kept(arrays[name], name)
+                keep[name], wrong = _as_kept(arrays[name], name, self._types.field(name).type)
                 problems = wrong | problems
         return RowBatch(
             first_row=first_row,
@@ -293,46 +283,36 @@ class InputFile:
         )
 
 
-def _unfolded_bytes(chunk: pq.ColumnChunkMetaData) -> int:
-    return int(max(chunk.total_uncompressed_size, _VALUE_BYTES * chunk.num_values))
-
-
-def _dictionaries(footer: pq.FileMetaData, columns: Sequence[str]) -> list[str]:
-    """Columns that pyarrow can read with their dictionaries, so that no text is unfolded unseen."""
-    fit: dict[str, bool] = {}
-    for group in map(footer.row_group, range(footer.num_row_groups)):
-        for chunk in map(group.column, range(group.num_columns)):
-            is_fit = (
-                chunk.physical_type == "BYTE_ARRAY"
-                and chunk.has_dictionary_page
-                and _DICTIONARY_ENCODINGS.issuperset(chunk.encodings)
-            )
-            fit[chunk.path_in_schema] = fit.get(chunk.path_in_schema, True) and is_fit
-    return [column for column in columns if fit.get(column)]
-
-
 def _presence(array: pa.Array) -> pa.Array:
     """An empty text for each that is there."""
     return pc.if_else(array.is_valid(), "", pa.scalar(None, pa.string()))
 
 
-def _as_kept(array: pa.Array, name: str) -> tuple[pa.Array, Problems]:
-    plain = kept_type(name, array.type)
-    if is_text(plain):
-        texts, problems = readable(array, name, MAX_KEPT_BYTES)
-        return texts.cast(plain), problems
-    array = array.cast(plain)
-    problems = unreadable(array, name)
-    return without(array, problems), problems
+def _as_kept(array: pa.Array, name: str, arrow_type: pa.DataType) -> tuple[pa.Array, Problems]:
+    if is_text(arrow_type):
+        return readable(array, name, MAX_KEPT_BYTES)
+    plain = kept_type(name, arrow_type)
+    if "_view" in str(arrow_type):
+        # pyarrow 26 cannot pick rows of these. They have no dictionaries here, so nothing is unfolded.
+        array = array.cast(plain)
+    large = too_large(array, name, MAX_KEPT_VALUE_BYTES, "kept_too_large")
+    array = without(array, large)
+    damaged = unreadable(array, name, plain)
+    return without(array, damaged), large | damaged
 
 
-def _as_kind(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
+def _as_kind(array: pa.Array, field: str, arrow_type: pa.DataType) -> tuple[pa.Array, Problems]:
     """The array in the one type that its kind of field has, and the rows whose text cannot be read."""
     if FIELD_KINDS[field] == "image":
         return _as_image(array, field)
-    if is_text(array.type):
+    if is_text(arrow_type):
         return readable(array, field, most_bytes(field))
-    problems = unreadable(array, field) if pa.types.is_nested(array.type) else {}
+    problems: Problems = {}
+    if FIELD_KINDS[field] == "options":
+        problems = too_large(array, field, MAX_NAME_BYTES, "text_too_long")
+        array = without(array, problems)
+    if pa.types.is_nested(arrow_type):
+        problems |= unreadable(array, field, dense(arrow_type))
     return _as_values(without(array, problems), FIELD_KINDS[field]), problems
 
 

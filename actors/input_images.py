@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from actors.held_bytes import Encoded, whole
 from actors.routing import Routed
 from actors.rows import ImageSource, Row
 from schemas.errors import RowError
@@ -27,7 +28,7 @@ _MODES = {"image": "RGB", "mask_image": "L", "depth_map": "I;16"}
 Image.MAX_IMAGE_PIXELS = None
 
 
-ReadUri = Callable[[str], bytes]
+ReadUri = Callable[[str], Encoded]
 """Fetches an encoded picture by its URI; RowError where it cannot be had."""
 
 
@@ -36,7 +37,7 @@ class EncodedImage:
     """A picture whose header was looked at and found fit; not decoded yet."""
 
     field: str
-    data: bytes
+    data: Encoded
     width: int
     """Pixels, after the turn that EXIF may ask for."""
     height: int
@@ -47,10 +48,11 @@ class EncodedImage:
 
         RowError where the file is damaged.
         """
+        data = whole(self.data)
         try:
-            with _open(self.data) as opened:
+            with _open(data) as opened:
                 opened.load()
-                turn = _TURNS.get(_orientation(opened, self.data))
+                turn = _TURNS.get(_orientation(opened, data))
                 return _as_mode(opened if turn is None else opened.transpose(turn), _MODES[self.field])
         except (OSError, SyntaxError, ValueError) as error:
             raise _invalid(self.field, error) from error
@@ -152,9 +154,12 @@ def _check_sizes(opened: Mapping[str, EncodedImage], system: System, least: int)
 
 def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedImage:
     """Fetch a picture if it is elsewhere and check its header; RowError where it is of no use."""
+    if source.problem:
+        raise source.problem
     if source.data is None and source.uri is None:
         raise RowError(f"missing_{field}", f"`{field}` has neither bytes nor a path")
-    data = source.data if source.data is not None else read_uri(source.uri or "")
+    encoded = source.data if source.data is not None else read_uri(source.uri or "")
+    data = whole(encoded)
     try:
         with _open(data) as opened:
             width, height = opened.size
@@ -172,7 +177,7 @@ def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedIma
                 width, height = height, width
     except (OSError, SyntaxError, ValueError) as error:
         raise _invalid(field, error) from error
-    return EncodedImage(field=field, data=data, width=width, height=height)
+    return EncodedImage(field=field, data=encoded, width=width, height=height)
 
 
 def _invalid(field: str, error: Exception) -> RowError:

@@ -83,11 +83,14 @@ def _too_long(values: pa.Array, most: int) -> set[int]:
     return set(np.flatnonzero(long.to_numpy(zero_copy_only=False)).tolist())
 
 
-def unreadable(array: pa.Array, name: str) -> Problems:
-    """Rows whose value Arrow itself calls damaged: lists of texts that are no UTF-8, times past midnight."""
+def unreadable(array: pa.Array, name: str, plain: pa.DataType) -> Problems:
+    """Rows whose value Arrow itself calls damaged: lists of texts that are no UTF-8, times past midnight.
+
+    `plain`: the array's type without dictionaries, of which each row has all the texts.
+    """
     if _damage(array) is None:
         return {}
-    said = ((row, _damage(array.take([row]))) for row in range(len(array)))
+    said = ((row, _damage(array.take([row]).cast(plain))) for row in range(len(array)))
     return {row: _unreadable(name, why) for row, why in said if why is not None}
 
 

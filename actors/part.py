@@ -100,7 +100,8 @@ def build_part(
     `kept`: by their place, rows that stay as a part has them already, whatever their outcome says.
     """
     rows = [
-        [*((kept or {}).get(outcome.row.index) or _records(outcome, embed_images))] for outcome in outcomes
+        [*((kept or {}).get(outcome.row.index) or _records(outcome, schema, embed_images))]
+        for outcome in outcomes
     ]
     counts = Counter({"ok": 0, "filtered": 0, "failed": 0})
     counts.update(map(_status, rows))
@@ -124,7 +125,7 @@ def _status(row: Sequence[Record]) -> str:
     return next((record["status"] for record in row if record["status"] != "ok"), "ok")
 
 
-def _records(outcome: RowOutcome, embed_images: bool) -> Iterator[Record]:
+def _records(outcome: RowOutcome, schema: pa.Schema, embed_images: bool) -> Iterator[Record]:
     """A row per picture; a failed row keeps its place with one row and no picture."""
     row, problem = outcome.row, outcome.problem
     common = {
@@ -134,7 +135,7 @@ def _records(outcome: RowOutcome, embed_images: bool) -> Iterator[Record]:
         **row.texts,
         **{f"{name}_truncated": cut for name, cut in outcome.truncated.items()},
         **row.parameters,
-        **row.keep,
+        **{name: value.cast(schema.field(name).type) for name, value in row.keep.items()},
     }
     if problem:
         yield common | {
@@ -213,6 +214,7 @@ def _row_groups(records: list[Record]) -> Iterator[list[Record]]:
         size += sum(
             len(stored["bytes"] or b"") for name in ("image", "depth") if (stored := record.get(name))
         )
+        size += sum(value.nbytes for value in record.values() if isinstance(value, pa.Array))
         group.append(record)
         if size >= ROW_GROUP_BYTES:
             yield group

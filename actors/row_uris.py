@@ -4,11 +4,9 @@ import os
 import posixpath
 from collections.abc import Callable, Sequence
 
+from actors.rows import MAX_PICTURE_BYTES
 from actors.storage import S3_SCHEME, Storage, normalise, open_storage
 from schemas.errors import DarkroomError, RowError, SpecError
-
-MAX_FILE_BYTES = 256 << 20
-"""Of a picture that a row names."""
 
 
 class RowUris:
@@ -27,14 +25,14 @@ class RowUris:
             allowed = resolve(uri, beside, self._folders)
             try:
                 size_bytes = self._size_bytes(allowed)
-                if size_bytes <= MAX_FILE_BYTES:
+                if size_bytes <= MAX_PICTURE_BYTES:
                     return self._storage(allowed).read(allowed)
             except FileNotFoundError as error:
                 raise RowError("unreadable_uri", f"{uri} does not exist") from error
             except DarkroomError as error:
                 raise RowError("unreadable_uri", f"{uri} cannot be read: {error}") from error
             raise RowError(
-                "image_too_large", f"{uri} has {size_bytes:,} bytes; at most {MAX_FILE_BYTES:,} are read"
+                "image_too_large", f"{uri} has {size_bytes:,} bytes; at most {MAX_PICTURE_BYTES:,} are read"
             )
 
         return read

@@ -1,28 +1,39 @@
 """Rows as the engine sees them: every value settled, every picture still as it came."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from actors.checks import MAX_SEED, Checked
+from actors.held_bytes import Encoded, Shelf
+from actors.input_file import RowBatch
 from actors.routing import Routed
+from actors.value_sizes import unfolded_bytes
 from schemas.columns import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
 from schemas.parameters import PARAMETERS, ParameterValue, with_preset
 from schemas.schedulers import options_text, parse_options
+
+MAX_PICTURE_BYTES = 256 << 20
+"""Of a picture's file, in a row or named by one."""
+MAX_KEPT_BYTES = 1 << 30
+"""Of all that a shard's rows keep, as often as their part has it: a part is written from memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSource:
     """A picture of the input, not yet opened."""
 
-    data: bytes | None
+    data: Encoded | None
     """The encoded file, where the row carries it."""
     uri: str | None
     """Where it is, otherwise."""
+    problem: RowError | None = None
+    """Why neither will do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +53,7 @@ class Row:
     parameters: Mapping[str, ParameterValue | None]
     """All parameters of the row's pipeline; None where the checkpoint decides."""
     keep: Mapping[str, pa.Array]
-    """Columns that go to the output as they are: of each the one value."""
+    """Columns that go to the output as they are: of each the one value, perhaps still in a dictionary."""
     problem: RowError | None
     """Why the row cannot be made, where that is known from its values alone."""
 
@@ -59,11 +70,18 @@ def derived_row_id(file_name: str, row: int) -> str:
 
 
 def build_rows(
-    checked: Checked, wanted: Sequence[int], *, file_name: str, first_index: int, job_seed: int
+    checked: Checked, wanted: Sequence[int], *, file_name: str, first_index: int, job_seed: int, shelf: Shelf
 ) -> Iterator[Row]:
-    """The rows at the `wanted` positions of a checked batch; `first_index` is the first one's place."""
+    """The rows at the `wanted` positions of a checked batch; `first_index` is the first one's place.
+
+    `shelf`: what holds their pictures.
+    """
     batch = checked.batch
-    fields = {field: array.take(wanted).to_pylist() for field, array in batch.fields.items()}
+    fields = {
+        field: array.take(wanted).to_pylist()
+        for field, array in batch.fields.items()
+        if field not in IMAGE_FIELDS
+    }
     keep = {name: array.take(wanted) for name, array in batch.keep.items()}
     for place, position in enumerate(wanted):
         values = {field: column[place] for field, column in fields.items()}
@@ -78,7 +96,7 @@ def build_rows(
             row_id=row_id,
             routed=routed,
             texts={field: values.get(field) for field in TEXT_FIELDS},
-            images=_images(values),
+            images=_images(batch, position, shelf),
             seed=int(seed) if seed is not None and 0 <= seed <= MAX_SEED else derived_seed(job_seed, row_id),
             num_images=1 if problem else int(values.get("num_images_per_prompt") or 1),
             parameters={} if problem else _parameters(values, routed),
@@ -107,10 +125,55 @@ _AS_KIND: dict[str, Callable[[Any], ParameterValue]] = {
 }
 
 
-def _images(values: Mapping[str, Any]) -> dict[str, ImageSource]:
+def _images(batch: RowBatch, position: int, shelf: Shelf) -> dict[str, ImageSource]:
     found = {}
     for field in IMAGE_FIELDS:
-        struct = values.get(field)
-        if struct is not None:
-            found[field] = ImageSource(data=struct["bytes"], uri=struct["path"])
+        # One at a time: a batch's pictures are in memory already.
+        struct = batch.fields[field][position] if field in batch.fields else None
+        if struct is not None and struct.is_valid:
+            found[field] = _source(field, struct["bytes"].as_buffer(), struct["path"].as_py(), shelf)
     return found
+
+
+def _source(field: str, data: pa.Buffer | None, uri: str | None, shelf: Shelf) -> ImageSource:
+    if data is None:
+        return ImageSource(data=None, uri=uri)
+    if data.size > MAX_PICTURE_BYTES:
+        said = f"`{field}` has {data.size:,} bytes; at most {MAX_PICTURE_BYTES:,} are read"
+        return ImageSource(data=None, uri=None, problem=RowError("image_too_large", said))
+    return ImageSource(data=shelf.hold(data.to_pybytes()), uri=uri)
+
+
+def kept_bytes(batch: RowBatch, wanted: Sequence[int]) -> list[int]:
+    """What the rows at these positions keep, each once."""
+    sizes = np.zeros(len(wanted), np.int64)
+    for array in batch.keep.values():
+        sizes += unfolded_bytes(array)[wanted]
+    found: list[int] = sizes.tolist()
+    return found
+
+
+class KeptRoom:
+    """Room in a part for what its rows keep."""
+
+    def __init__(self) -> None:
+        self._left_bytes = MAX_KEPT_BYTES
+
+    def fit(self, rows: Iterable[Row], sizes: Iterable[int]) -> Iterator[Row]:
+        """The rows, `sizes` being what each keeps; those for which there is no room fail and keep nothing."""
+        for row, once in zip(rows, sizes, strict=True):
+            size_bytes = once * row.num_images
+            if size_bytes <= self._left_bytes:
+                self._left_bytes -= size_bytes
+                yield row
+            else:
+                yield _without_kept(row, size_bytes)
+
+
+def _without_kept(row: Row, size_bytes: int) -> Row:
+    said = (
+        f"the columns of input.keep have {size_bytes:,} bytes here, and there is room for "
+        f"{MAX_KEPT_BYTES:,} of all rows of a part; lower batching.shard_rows, or keep fewer columns"
+    )
+    problem = row.problem or RowError("kept_too_large", said)
+    return replace(row, keep={}, num_images=1, parameters={}, problem=problem)

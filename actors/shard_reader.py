@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.checks import check_batch
+from actors.held_bytes import Shelf
 from actors.input_file import InputFile, RowBatch
 from actors.routing import Router
-from actors.rows import Row, build_rows
+from actors.rows import KeptRoom, Row, build_rows, kept_bytes
 from actors.storage import S3_SCHEME, Storage
 from schemas.errors import RefusedError
 from schemas.job import Job, Shard
@@ -26,10 +27,13 @@ class ShardReader:
         self._cursor: _Cursor | None = None
         self._storages: dict[bool, Storage] = {}
 
-    def read(self, shard: Shard) -> list[Row]:
-        """Every row of the shard, in the file's order, with its problem if it has one."""
+    def read(self, shard: Shard, shelf: Shelf) -> list[Row]:
+        """Every row of the shard, in the file's order, with its problem if it has one.
+
+        `shelf`: what holds their pictures.
+        """
         try:
-            return self._rows(shard)
+            return self._rows(shard, shelf)
         finally:
             # Also where reading failed, and above all where it did not: of a file that is cut meanwhile the
             # rest looks like damaged pages.
@@ -46,21 +50,24 @@ class ShardReader:
             self._storages[remote] = self._open_input(uri)
         return self._storages[remote]
 
-    def _rows(self, shard: Shard) -> list[Row]:
+    def _rows(self, shard: Shard, shelf: Shelf) -> list[Row]:
         cursor = self._cursor_for(shard)
         positions = cursor.rows_of(shard.model)[shard.start : shard.stop]
         if len(positions) != shard.num_rows:
             raise changed(shard.uri)
         rows: list[Row] = []
+        room = KeptRoom()
         for batch, wanted in cursor.batches(positions):
             checked = check_batch(batch, self._router, self._job.models)
-            rows += build_rows(
+            found = build_rows(
                 checked,
                 wanted,
                 file_name=shard.file_name,
                 first_index=len(rows),
                 job_seed=self._job.spec.seed,
+                shelf=shelf,
             )
+            rows += [*room.fit(found, kept_bytes(batch, wanted))]
         return rows
 
     def close(self) -> None:

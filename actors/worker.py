@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from actors.commit import commit_part
 from actors.engine import Depth, Engine, Generated, Pixels
+from actors.held_bytes import Shelf
 from actors.images import MEDIA_ENDINGS, encode
 from actors.input_images import EncodedImage, open_images
 from actors.kept_rows import kept_rows
@@ -151,8 +152,9 @@ class Worker:
         self, shard: Shard, before: "_PartThere | None", making: Making
     ) -> tuple[list[RowOutcome], list[OpenedRow], Mapping[int, list[Record]]]:
         """The shard's rows, those that are to be made, and those that stay as they are."""
+        shelf = Shelf()
         with self._reading:
-            rows = self._reader.read(shard)
+            rows = self._reader.read(shard, shelf)
         self._beat()
         carried = self._job.columns.keep
         kept = kept_rows(before.data, rows, shard.again or (), carried) if before else {}
@@ -160,7 +162,7 @@ class Worker:
         outcomes = [RowOutcome(row, problem=row.problem or _crash(row, shard)) for row in rows[first:end]]
         fit = [outcome for outcome in outcomes if not outcome.problem and outcome.row.index not in kept]
         opened = []
-        for outcome, pictures in zip(fit, self._decoders.map(self._open(shard), fit), strict=True):
+        for outcome, pictures in zip(fit, self._decoders.map(self._open(shard, shelf), fit), strict=True):
             if isinstance(pictures, RowError):
                 outcome.problem = pictures
                 making.failed(pictures)
@@ -168,14 +170,18 @@ class Worker:
                 opened.append(OpenedRow(row=outcome.row, images=pictures))
         return outcomes, opened, kept
 
-    def _open(self, shard: Shard) -> Callable[[RowOutcome], "dict[str, EncodedImage] | RowError"]:
+    def _open(
+        self, shard: Shard, shelf: Shelf
+    ) -> Callable[[RowOutcome], "dict[str, EncodedImage] | RowError"]:
+        read = self._uris.reader(beside=shard.uri)
+
         def open_row(outcome: RowOutcome) -> "dict[str, EncodedImage] | RowError":
             self._beat()
             card = self._job.models[outcome.row.routed.model]
             try:
                 return open_images(
                     outcome.row,
-                    self._uris.reader(beside=shard.uri),
+                    lambda uri: shelf.hold(read(uri)),
                     max_pixels=self._job.spec.input.max_pixels,
                     vae_factor=card.vae_factor,
                 )

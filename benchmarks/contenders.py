@@ -11,6 +11,7 @@ import torch
 
 from actors.components import ModelCache, weight_bytes
 from actors.diffusers_engine import DiffusersEngine
+from actors.held_bytes import Shelf
 from actors.input_images import open_images
 from actors.merged_modules import Count
 from actors.samples import OpenedRow
@@ -144,9 +145,14 @@ def in_process(
 def _opened(plan: Plan) -> Iterator[OpenedRow]:
     reader = ShardReader(plan.job, open_storage)
     for shard in plan.shards():
-        for row in reader.read(shard):
+        for row in reader.read(shard, Shelf()):
             if row.problem:
                 raise row.problem
-            # Pictures are in the rows, and so need no reader of URIs.
-            yield OpenedRow(row=row, images=open_images(row, None))  # type: ignore[arg-type]
+            images = open_images(
+                row,
+                None,  # type: ignore[arg-type]  # Pictures are in the rows.
+                max_pixels=plan.job.spec.input.max_pixels,
+                vae_factor=plan.job.models[row.routed.model].vae_factor,
+            )
+            yield OpenedRow(row=row, images=images)
     reader.close()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.checks import MAX_IMAGES_PER_ROW, MAX_SEED, check_batch
+from actors.held_bytes import Shelf
 from actors.input_file import InputFile, RowBatch
 from actors.routing import Router
 from actors.rows import Row, build_rows
@@ -116,7 +117,7 @@ def built(row: Values, types: Mapping[str, pa.DataType] = TYPES) -> Row:
     with input_file([row], types) as opened:
         (batch,) = opened.read_rows(0)
         checked = check_batch(batch, Router(SPEC, MODELS), MODELS)
-        return next(build_rows(checked, [0], file_name="f.parquet", first_index=0, job_seed=0))
+        return next(build_rows(checked, [0], file_name="f.parquet", first_index=0, job_seed=0, shelf=Shelf()))
 
 
 GOOD: list[Values] = [
@@ -390,7 +391,7 @@ def test_a_row_without_a_problem_has_usable_values(rows: list[Values]) -> None:
         for batch in opened.read_rows(0):
             checked = check_batch(batch, router, MODELS)
             wanted = list(range(batch.num_rows))
-            for row in build_rows(checked, wanted, file_name="f", first_index=0, job_seed=0):
+            for row in build_rows(checked, wanted, file_name="f", first_index=0, job_seed=0, shelf=Shelf()):
                 assert 0 <= row.seed <= MAX_SEED
                 if row.problem is None:
                     assert row.texts["prompt"] is not None

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from actors.diffusers_engine import DiffusersEngine
+from actors.held_bytes import Shelf
 from actors.kept_rows import kept_rows
 from actors.storage import LocalStorage
 from jobs.plan import Plan
@@ -133,7 +134,7 @@ def test_a_part_of_other_rows_is_refused(tmp_path: Path) -> None:
     """Nothing is guessed about whose picture is whose."""
     spec, failed = begun(tmp_path)
     with worker_for(plan_for(spec)) as worker:
-        rows = worker._reader.read(next(plan_for(spec).shards()))
+        rows = worker._reader.read(next(plan_for(spec).shards()), Shelf())
 
     with pytest.raises(RefusedError, match="does not hold row 'r1'"):
         kept_rows(failed.parts[0], rows[1:], (), ())
