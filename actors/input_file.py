@@ -162,7 +162,26 @@ class InputFile:
         """What to read to know whether a picture is there, without reading the picture."""
         if not pa.types.is_struct(self._types.field(column).type):
             return [column] if self._null_count(column) != 0 else []
-        return [f"{column}.path"] if self._null_count(f"{column}.bytes") != 0 else []
+        if self._null_count(f"{column}.bytes") == 0:
+            return []
+        return [column] if self._has_hollow(column) else [f"{column}.path"]
+
+    def _has_hollow(self, column: str) -> bool:
+        """Whether a struct may be there with nothing in it, so that only reading the bytes tells which.
+
+        A footer without statistics does not say; a worker then finds it.
+        """
+        no_bytes, no_path = self._null_count(f"{column}.bytes"), self._null_count(f"{column}.path")
+        if no_bytes is None or not no_path:
+            return False
+        absent = 0
+        try:
+            for batch in self._parquet.iter_batches(columns=[f"{column}.path"], use_threads=False):
+                absent += batch.column(0).null_count
+        except (pa.ArrowException, OSError) as error:
+            if not is_damage(error):
+                raise
+        return no_bytes > absent and no_path > absent
 
     def _null_count(self, leaf: str) -> int | None:
         total = 0
@@ -362,16 +381,20 @@ def _as_image(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
     data: pa.Array = pa.nulls(len(array), pa.binary())
     path: pa.Array = pa.nulls(len(array), pa.string())
     problems: Problems = {}
+    absent = array.is_null()
     if pa.types.is_struct(array.type):
         names = {leaf.name for leaf in array.type}
         data = pc.struct_field(array, "bytes").cast(pa.binary()) if "bytes" in names else data
         if "path" in names:
             path, problems = _as_paths(pc.struct_field(array, "path"), field)
+        if names >= {"bytes", "path"}:
+            # Neither, as some writers have it, is no picture as well.
+            absent = pc.and_(data.is_null(), path.is_null())
     elif is_text(array.type):
         path, problems = _as_paths(array, field)
     else:
         data = array.cast(pa.binary())
-    struct = pa.StructArray.from_arrays([data, path], fields=list(IMAGE_TYPE), mask=array.is_null())
+    struct = pa.StructArray.from_arrays([data, path], fields=list(IMAGE_TYPE), mask=absent)
     return struct, problems
 
 

@@ -248,6 +248,21 @@ def test_pictures_are_never_read_for_a_plan(tmp_path: Path, one_is_missing: bool
     assert source.num_bytes < 100_000
 
 
+@pytest.mark.parametrize("others", [{"bytes": b"x", "path": None}, {"bytes": None, "path": "x"}, None])
+@pytest.mark.parametrize("whole", [{"bytes": b"x", "path": "x"}, {"bytes": b"x", "path": None}])
+def test_a_picture_of_neither_bytes_nor_a_path_is_missing(tmp_path: Path, whole: Any, others: Any) -> None:
+    """As some writers have it: the plan knows it from one that is there, and from a null, in any company."""
+    pictures = [whole, {"bytes": None, "path": None}, others, whole]
+    path = write(tmp_path / "a.parquet", {"prompt": ["p"] * 4, "image": pa.array(pictures, IMAGE_TYPE)})
+
+    with InputFile(io.FileIO(path), map_columns(pq.read_schema(path), InputSpec(path="x"))) as opened:
+        (checked,) = opened.read_for_checks()
+        (made,) = opened.read_rows(0)
+
+    for batch in (checked, made):
+        assert list(batch.present["image"]) == [True, False, others is not None, True]
+
+
 def test_prompts_are_not_read_where_the_footer_says_that_none_is_missing(tmp_path: Path) -> None:
     """A column of long texts costs a plan nothing."""
     texts = [np.random.default_rng(i).bytes(5_000).hex() for i in range(100)]
