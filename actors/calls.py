@@ -1,7 +1,8 @@
 """What each system's pipeline is called with.
 
-Most take rows alike: lists of texts, pictures and generators, one value of every parameter. The few that do
-not have an entry in ARGUMENTS, by the name of their pipeline.
+Most take rows alike: lists of texts, pictures and generators, one value of every parameter. The few of
+diffusers that do not have an entry in ARGUMENTS, by the name of their pipeline; one of darkroom's own says
+itself how it is called, with `row_arguments`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,10 @@ def arguments(cohort: Cohort, decoded: Sequence[Decoded], pipeline: Any) -> Argu
     if cohort.num_windows > 1 or cohort.weighted:
         found = encoded(found, pipeline, cohort.num_windows, weighted=cohort.weighted)
     change = ARGUMENTS.get(cohort.system.pipeline)
-    return change(found, cohort, pipeline) if change else found
+    if change:
+        return change(found, cohort, pipeline)
+    own = getattr(pipeline, "row_arguments", None)
+    return own(found) if own else found
 
 
 def _inpaint(found: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
@@ -85,16 +89,8 @@ def _depth2img(found: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
     return found
 
 
-def _ldm3d_upscale(found: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
-    found["target_res"] = (found.pop("height"), found.pop("width"))
-    # None where it is encoded already.
-    found.setdefault("prompt", None)
-    return found | {"rgb": found.pop("image"), "depth": found.pop("depth_map")}
-
-
 ARGUMENTS: dict[str, Callable[[Arguments, Cohort, Any], Arguments]] = {
     "StableDiffusionInpaintPipeline": _inpaint,
     "StableDiffusionXLInpaintPipeline": _inpaint,
     "StableDiffusionDepth2ImgPipeline": _depth2img,
-    "StableDiffusionUpscaleLDM3DPipeline": _ldm3d_upscale,
 }

@@ -85,6 +85,14 @@ class StableDiffusionUpscaleLDM3DPipeline(DiffusionPipeline):  # type: ignore[mi
         self.image_processor = LDM3DImageProcessor()
         enable_clip_skip(text_encoder)
 
+    @staticmethod
+    def row_arguments(found: dict[str, Any]) -> dict[str, Any]:
+        """What rows have, by the names that the published pipeline gives to its arguments."""
+        found["target_res"] = (found.pop("height"), found.pop("width"))
+        # None where it is encoded already.
+        found.setdefault("prompt", None)
+        return found | {"rgb": found.pop("image"), "depth": found.pop("depth_map")}
+
     @torch.no_grad()
     def __call__(
         self,

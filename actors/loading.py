@@ -18,7 +18,7 @@ from transformers import DPTImageProcessorPil
 from actors.checkpoints import is_folder_name, local_folder
 from actors.clip_skip import enable_clip_skip
 from actors.float32_vae import keep_in_float32
-from actors.pipelines import OWN_PIPELINES, pipeline_class
+from actors.pipelines import pipeline_class
 from actors.shared_modules import SharedModules
 from schemas.errors import SpecError
 from schemas.spec import ModelSpec
@@ -53,7 +53,7 @@ def _download(name: str, spec: ModelSpec, with_checker: bool) -> Path:
     logger.info("fetching model=%s checkpoint=%s revision=%s", name, spec.checkpoint, spec.revision)
     try:
         index = Path(hf_hub_download(spec.checkpoint, "model_index.json", revision=spec.revision))
-        folder = _loader(json.loads(index.read_bytes())).download(
+        folder = pipeline_class(json.loads(index.read_bytes())["_class_name"]).download(
             spec.checkpoint,
             revision=spec.revision,
             variant=spec.variant,
@@ -84,7 +84,7 @@ def load(
     logger.info("loading model=%s checkpoint=%s dtype=%s device=%s", name, folder, dtype, device)
     try:
         index = diffusers.DiffusionPipeline.load_config(folder)
-        pipeline = _loader(index).from_pretrained(
+        pipeline = pipeline_class(index["_class_name"]).from_pretrained(
             folder,
             **shared.known(folder, spec, dtype)
             | _mended(index, folder)
@@ -106,11 +106,6 @@ def load(
     keep_in_float32(pipeline)
     shared.add(folder, spec, dtype, pipeline.components)
     return pipeline
-
-
-def _loader(index: Mapping[str, Any]) -> Any:
-    """Its own class for a pipeline that diffusers has not; diffusers' loader would look for it in vain."""
-    return OWN_PIPELINES.get(index["_class_name"], diffusers.DiffusionPipeline)
 
 
 def _mended(index: Mapping[str, Any], folder: Path) -> dict[str, Any]:

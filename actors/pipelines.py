@@ -3,23 +3,21 @@
 import inspect
 from collections.abc import Mapping
 from functools import wraps
+from importlib import import_module
 from typing import Any
 
 import diffusers
 import torch
 
 from actors.ldm3d import LDM3DImageProcessor
-from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
 from schemas.errors import RowError
 from schemas.schedulers import parse_options
-from schemas.systems import System
-
-OWN_PIPELINES: dict[str, Any] = {"StableDiffusionUpscaleLDM3DPipeline": StableDiffusionUpscaleLDM3DPipeline}
+from schemas.systems import System, module_of
 
 
 def pipeline_class(name: str) -> Any:
     """diffusers' class, or darkroom's own where diffusers has none."""
-    return OWN_PIPELINES.get(name) or getattr(diffusers, name)
+    return getattr(import_module(module_of(name)), name)
 
 
 def build_pipeline(system: System, base: Any) -> Any:

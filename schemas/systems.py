@@ -1,8 +1,8 @@
 """The table from a checkpoint's family and a task to the diffusers pipeline that does it.
 
-A new Stable Diffusion system is one more entry in SYSTEMS and one in FAMILIES; where its call is unlike the
-others', one more in actors/calls.py. Plan, routing, checks, worker and output columns all read these tables.
-docs/systems.md shows the way. Names only: the driver imports neither torch nor diffusers.
+A new Stable Diffusion system is one more entry in SYSTEMS, and a file of actors/ where diffusers has not its
+pipeline. Plan, routing, checks, worker and output columns all read this table. docs/systems.md shows the way.
+Names only: the driver imports neither torch nor diffusers.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,12 @@ class System:
     task: str
     """The generation task, as rows and routes name it."""
     pipeline: str
-    """The diffusers class (or actors/ldm3d_upscale.py's), built from the components of the checkpoint."""
+    """The class, built from the components of the checkpoint."""
+    module: str = "diffusers"
+    """Where the class is."""
+    checkpoints: tuple[tuple[str, int], ...] = ()
+    """(`_class_name`, the UNet's in_channels) by which a checkpoint is known for one of the family; one of a
+    family's systems says it for all."""
     texts: tuple[str, ...] = PROMPTS
     """Text fields that the pipeline takes. Where `prompt` is among them, a row must have one."""
     images: tuple[str, ...] = ()
@@ -81,11 +86,24 @@ _XL_IMG2IMG = _frozen(_XL_IMAGE, guidance_scale=5.0, strength=0.3)
 _XL_INPAINT = _frozen(_XL_IMAGE, strength=0.9999, padding_mask_crop=None)
 _MASKED = ("image", "mask_image")
 
+
+def _each(pipelines: tuple[str, ...], channels: int) -> tuple[tuple[str, int], ...]:
+    return tuple((pipeline, channels) for pipeline in pipelines)
+
+
+_SD_CLASSES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+_XL_CLASSES = (
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+)
+
 SYSTEMS: tuple[System, ...] = (
     System(
         family="sd",
         task="text2img",
         pipeline="StableDiffusionPipeline",
+        checkpoints=_each(_SD_CLASSES, 4),
         defaults=_frozen(_STEPS, _CLIP, _SIZE, guidance_rescale=0.0),
     ),
     System(
@@ -107,17 +125,25 @@ SYSTEMS: tuple[System, ...] = (
         family="sd-inpaint",
         task="inpaint",
         pipeline="StableDiffusionInpaintPipeline",
+        checkpoints=_each(_SD_CLASSES, 9),
         images=_MASKED,
         defaults=_INPAINT,
     ),
     # Safe guidance is a way of sampling: it runs on the components of any Stable Diffusion checkpoint.
     System(family="sd", task="safe", pipeline="StableDiffusionPipelineSafe", defaults=_SAFE),
-    System(family="safe", task="safe", pipeline="StableDiffusionPipelineSafe", defaults=_SAFE),
+    System(
+        family="safe",
+        task="safe",
+        pipeline="StableDiffusionPipelineSafe",
+        checkpoints=(("StableDiffusionPipelineSafe", 4),),
+        defaults=_SAFE,
+    ),
     System(family="safe", task="text2img", pipeline="StableDiffusionPipelineSafe", defaults=_SAFE),
     System(
         family="depth2img",
         task="depth2img",
         pipeline="StableDiffusionDepth2ImgPipeline",
+        checkpoints=(("StableDiffusionDepth2ImgPipeline", 5),),
         images=("image",),
         cuts_picture=True,
         optional_images=("depth_map",),
@@ -127,6 +153,7 @@ SYSTEMS: tuple[System, ...] = (
         family="variation",
         task="variation",
         pipeline="StableDiffusionImageVariationPipeline",
+        checkpoints=(("StableDiffusionImageVariationPipeline", 4),),
         texts=(),
         images=("image",),
         defaults=_frozen(_STEPS, _SIZE),
@@ -135,6 +162,7 @@ SYSTEMS: tuple[System, ...] = (
         family="upscale",
         task="upscale",
         pipeline="StableDiffusionUpscalePipeline",
+        checkpoints=(("StableDiffusionUpscalePipeline", 7),),
         images=("image",),
         cuts_picture=True,
         scale=4,
@@ -144,6 +172,7 @@ SYSTEMS: tuple[System, ...] = (
         family="latent-upscale",
         task="latent_upscale",
         pipeline="StableDiffusionLatentUpscalePipeline",
+        checkpoints=(("StableDiffusionLatentUpscalePipeline", 8),),
         images=("image",),
         scale=2,
         picture_multiple=64,
@@ -155,6 +184,7 @@ SYSTEMS: tuple[System, ...] = (
         family="ldm3d",
         task="ldm3d",
         pipeline="StableDiffusionLDM3DPipeline",
+        checkpoints=(("StableDiffusionLDM3DPipeline", 4),),
         gives_depth=True,
         defaults=_frozen(
             _STEPS, _CLIP, _SIZE, num_inference_steps=49, guidance_scale=5.0, guidance_rescale=0.0
@@ -164,6 +194,8 @@ SYSTEMS: tuple[System, ...] = (
         family="ldm3d-upscale",
         task="ldm3d_upscale",
         pipeline="StableDiffusionUpscaleLDM3DPipeline",
+        module="actors.ldm3d_upscale",
+        checkpoints=(("StableDiffusionUpscaleLDM3DPipeline", 8),),
         images=("image", "depth_map"),
         gives_depth=True,
         # The published pipeline's target_res.
@@ -173,6 +205,7 @@ SYSTEMS: tuple[System, ...] = (
         family="sdxl",
         task="text2img",
         pipeline="StableDiffusionXLPipeline",
+        checkpoints=_each(_XL_CLASSES, 4),
         texts=XL_PROMPTS,
         defaults=_frozen(_STEPS, _CLIP, _SIZE, _XL, guidance_scale=5.0),
     ),
@@ -206,31 +239,15 @@ SYSTEMS: tuple[System, ...] = (
         family="sdxl-inpaint",
         task="inpaint",
         pipeline="StableDiffusionXLInpaintPipeline",
+        checkpoints=_each(_XL_CLASSES, 9),
         texts=XL_PROMPTS,
         images=_MASKED,
         defaults=_XL_INPAINT,
     ),
 )
 
-_SD_CLASSES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
-_XL_CLASSES = (
-    "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline",
-    "StableDiffusionXLInpaintPipeline",
-)
-
 FAMILIES: dict[tuple[str, int], str] = {
-    **{(pipeline, 4): "sd" for pipeline in _SD_CLASSES},
-    **{(pipeline, 9): "sd-inpaint" for pipeline in _SD_CLASSES},
-    ("StableDiffusionPipelineSafe", 4): "safe",
-    ("StableDiffusionDepth2ImgPipeline", 5): "depth2img",
-    ("StableDiffusionImageVariationPipeline", 4): "variation",
-    ("StableDiffusionUpscalePipeline", 7): "upscale",
-    ("StableDiffusionLatentUpscalePipeline", 8): "latent-upscale",
-    ("StableDiffusionLDM3DPipeline", 4): "ldm3d",
-    ("StableDiffusionUpscaleLDM3DPipeline", 8): "ldm3d-upscale",
-    **{(pipeline, 4): "sdxl" for pipeline in _XL_CLASSES},
-    **{(pipeline, 9): "sdxl-inpaint" for pipeline in _XL_CLASSES},
+    checkpoint: system.family for system in SYSTEMS for checkpoint in system.checkpoints
 }
 """(`_class_name`, the UNet's in_channels) of a checkpoint, to the family whose tasks SYSTEMS lists."""
 
@@ -240,12 +257,19 @@ SD_LATENTS = frozenset({"sd", "sd-inpaint", "depth2img"})
 TASKS: tuple[str, ...] = tuple(dict.fromkeys(system.task for system in SYSTEMS))
 """Every task, in the table's order."""
 
+_MODULES = {system.pipeline: system.module for system in SYSTEMS}
+
 _BY_FAMILY_AND_TASK = {(system.family, system.task): system for system in SYSTEMS}
 
 
 def find_system(family: str, task: str) -> System | None:
     """The system with which checkpoints of `family` do `task`, or None where they cannot."""
     return _BY_FAMILY_AND_TASK.get((family, task))
+
+
+def module_of(pipeline: str) -> str:
+    """Where a pipeline's class is."""
+    return _MODULES.get(pipeline, "diffusers")
 
 
 def tasks_of(family: str) -> list[str]:

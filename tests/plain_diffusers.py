@@ -12,7 +12,7 @@ from PIL import Image
 
 from actors.clip_skip import enable_clip_skip
 from actors.ldm3d import LDM3DImageProcessor
-from actors.pipelines import OWN_PIPELINES
+from actors.pipelines import pipeline_class
 from schemas.systems import System, find_system
 from tests.checkpoints import demo
 from tests.in_process import Record, encoded, mask, picture, pixels
@@ -155,7 +155,7 @@ def reference(values: Record) -> Expected:
 @cache
 def _pipeline(kind: str, name: str) -> tuple[Any, Any]:
     """It, and the scheduler that it is published with."""
-    cls = OWN_PIPELINES.get(name) or getattr(diffusers, name)
+    cls = pipeline_class(name)
     pipeline = cls.from_pretrained(demo(kind), use_safetensors=True, **LOADED_WITH.get(kind, {}))
     pipeline.set_progress_bar_config(disable=True)
     enable_clip_skip(getattr(pipeline, "text_encoder", None))

@@ -4,14 +4,13 @@ import io
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from actors.ldm3d import LDM3DImageProcessor
-from actors.pipelines import OWN_PIPELINES
+from actors.pipelines import pipeline_class
 from jobs.survey import survey
 from schemas.errors import SpecError
 from tests.checkpoints import demo
@@ -60,7 +59,7 @@ ROWS = [
 
 def call(kind: str, cls: str, **arguments: Any) -> Any:
     """A plain call of a fresh pipeline, for the prompt and seed of each chain's first row."""
-    loader = OWN_PIPELINES.get(cls) or getattr(diffusers, cls)
+    loader = pipeline_class(cls)
     pipeline = loader.from_pretrained(demo(kind), use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     if cls == "StableDiffusionLDM3DPipeline":

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from schemas.systems import SYSTEMS
+
 REPOSITORY = Path(__file__).parent.parent
 LAYERS = ("schemas", "actors", "jobs")
 """Each imports itself and those before it."""
@@ -63,6 +65,22 @@ def test_a_module_is_known_by_its_name_alone() -> None:
 
     assert not [name for name, count in names.items() if count > 1]
     assert not names.keys() & {*LAYERS, "configs", "tests"}
+
+
+def test_a_pipeline_of_our_own_is_named_in_the_table_and_in_its_file_alone() -> None:
+    """So one more system takes one file and one entry; but for what builds the demo checkpoints."""
+    own = {system.pipeline: system.module for system in SYSTEMS if system.module != "diffusers"}
+
+    named = {
+        pipeline: {name_of(path) for path in MODULES if pipeline in path.read_text(encoding="utf-8")}
+        for pipeline in own
+    }
+
+    assert own
+    assert named == {
+        pipeline: {"schemas/systems.py", f"{module.replace('.', '/')}.py", "actors/demo_model.py"}
+        for pipeline, module in own.items()
+    }
 
 
 def test_the_rules_see_every_module() -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from actors.components import LoadedModel
 from actors.demo_parts import feature_extractor
-from actors.pipelines import OWN_PIPELINES
+from actors.pipelines import pipeline_class
 from actors.storage import open_storage
 from jobs.ownership import claim
 from jobs.plan import make_plan
@@ -233,7 +233,7 @@ TASKS = {row["task"]: row["model"] for row in reversed(SYSTEM_ROWS)}
 def strict_checkpoint(kind: str, folder: Path) -> str:
     """A demo checkpoint with a safety checker that flags every picture."""
     index = json.loads((demo(kind) / "model_index.json").read_text())
-    cls = OWN_PIPELINES.get(index["_class_name"]) or getattr(diffusers, index["_class_name"])
+    cls = pipeline_class(index["_class_name"])
     pipeline = cls.from_pretrained(demo(kind), use_safetensors=True)
     checker = StableDiffusionSafetyChecker.from_pretrained(demo("sd-safety"), subfolder="safety_checker")
     # A cosine is never below this.
