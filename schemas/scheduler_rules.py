@@ -9,8 +9,6 @@ from functools import lru_cache
 
 from schemas.nearest import nearest
 from schemas.schedulers import (
-    MAX_NUMBER,
-    MAX_WHOLE,
     MISFITS,
     SCHEDULERS,
     SIGMA_SWITCHES,
@@ -85,7 +83,7 @@ def refusal(
     if said is not None:
         return said
     settings = _effective(scheduler, published, chosen)
-    said = _conflict(scheduler, settings)
+    said = _conflict(scheduler, settings, num_inference_steps)
     if said is not None or num_inference_steps is None:
         return said
     return _wrong_steps(scheduler, settings, num_inference_steps, begins_late)
@@ -126,11 +124,9 @@ def _misfit(option: Option, value: object) -> str | None:
         return None if isinstance(value, bool) else "true or false"
     if option.kind == "text":
         return None if value in option.choices else f"one of {', '.join(option.choices)}"
-    if option.kind == "whole number":
-        fits = type(value) is int and 0 <= value <= MAX_WHOLE
-        return None if fits else f"a whole number from 0 to {MAX_WHOLE}"
-    fits = type(value) in (int, float) and abs(value) <= MAX_NUMBER  # type: ignore[arg-type]
-    return None if fits else f"a number from {-MAX_NUMBER:.0f} to {MAX_NUMBER:.0f}"
+    kinds = (int,) if option.kind == "whole number" else (int, float)
+    fits = type(value) in kinds and option.minimum <= value <= option.maximum  # type: ignore[operator]
+    return None if fits else f"a {option.kind} from {option.minimum:.7g} to {option.maximum:.7g}"
 
 
 def _effective(scheduler: str, published: Published, chosen: Settings) -> Settings:
@@ -142,7 +138,7 @@ def _effective(scheduler: str, published: Published, chosen: Settings) -> Settin
     return defaults | {"num_train_timesteps": times} | taken | dict(chosen)
 
 
-def _conflict(scheduler: str, settings: Settings) -> str | None:
+def _conflict(scheduler: str, settings: Settings, steps: int | None) -> str | None:
     """Why these settings cannot be had together; the checkpoint's own are among them."""
     for name, option in SCHEDULERS[scheduler].items():
         value = settings[name]
@@ -155,7 +151,7 @@ def _conflict(scheduler: str, settings: Settings) -> str | None:
     if len(switches) > 1:
         return f"{scheduler} takes one of {', '.join(switches)}, not several; set the others to false"
     if settings.get("final_sigmas_type") == "zero":
-        return _no_end_at_zero(scheduler, settings)
+        return _no_end_at_zero(scheduler, settings, steps)
     spread = settings.get("timestep_spacing") != "leading" or "original_inference_steps" in settings
     blind = settings.get("rescale_betas_zero_snr") and settings["prediction_type"] == "epsilon"
     if blind and spread and scheduler in _FROM_ZERO_SIGNAL:
@@ -166,8 +162,8 @@ def _conflict(scheduler: str, settings: Settings) -> str | None:
     return None
 
 
-def _no_end_at_zero(scheduler: str, settings: Settings) -> str | None:
-    """Why the last sigma cannot be zero."""
+def _no_end_at_zero(scheduler: str, settings: Settings, steps: int | None) -> str | None:
+    """Why the last sigma cannot be zero; without `steps`, whatever their number is."""
     cause = None
     if scheduler.startswith("DPMSolver") and settings["algorithm_type"] in (
         "deis",
@@ -180,7 +176,8 @@ def _no_end_at_zero(scheduler: str, settings: Settings) -> str | None:
             cause = "solver_type bh1"
         elif not settings["predict_x0"]:
             cause = "predict_x0 false"
-        elif not settings["lower_order_final"]:
+        elif not settings["lower_order_final"] and _as_int(settings["solver_order"]) > 1 and (steps or 1) > 1:
+            # The first step is of order 1 anyway, and ends well.
             cause = "lower_order_final false"
     if cause is None:
         return None

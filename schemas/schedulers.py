@@ -17,6 +17,9 @@ Settings = Mapping[str, Setting | None]
 
 SettingKind = Literal["true or false", "whole number", "number", "text"]
 
+MAX_WHOLE, MAX_NUMBER = 1000, 1e6
+"""Bounds of an option's value; no scheduler has a use for more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
@@ -29,18 +32,24 @@ class Option:
     translated: tuple[str, ...] = ()
     """Other classes' texts, or older ones, that it takes for its own where a checkpoint's configuration has
     them."""
+    minimum: float = -MAX_NUMBER
+    maximum: float = MAX_NUMBER
 
 
 def _switch(default: bool) -> Option:
     return Option(kind="true or false", default=default)
 
 
-def _whole(default: int) -> Option:
-    return Option(kind="whole number", default=default)
+def _whole(default: int, minimum: int = 0, maximum: int = MAX_WHOLE) -> Option:
+    return Option(kind="whole number", default=default, minimum=minimum, maximum=maximum)
 
 
 def _number(default: float | None) -> Option:
     return Option(kind="number", default=default)
+
+
+def _share(default: float) -> Option:
+    return Option(kind="number", default=default, minimum=0, maximum=1)
 
 
 def _one_of(default: str, *others: str, translated: tuple[str, ...] = ()) -> Option:
@@ -54,7 +63,7 @@ SIGMA_SWITCHES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigma
 
 
 def _betas(start: float, end: float, *schedules: str) -> Options:
-    return {"beta_start": _number(start), "beta_end": _number(end), "beta_schedule": _one_of(*schedules)}
+    return {"beta_start": _share(start), "beta_end": _share(end), "beta_schedule": _one_of(*schedules)}
 
 
 def _spacing(default: str) -> Options:
@@ -78,7 +87,7 @@ _ZERO_SNR: Options = {"rescale_betas_zero_snr": _switch(False)}
 _FINAL_SIGMA: Options = {"final_sigmas_type": _one_of("zero", "sigma_min")}
 _THRESHOLDING: Options = {
     "thresholding": _switch(False),
-    "dynamic_thresholding_ratio": _number(0.995),
+    "dynamic_thresholding_ratio": _share(0.995),
     "sample_max_value": _number(1.0),
 }
 _DDIM: Options = {
@@ -111,7 +120,7 @@ _FEW_STEPS: Options = {
     "original_inference_steps": _whole(50),
     "timestep_scaling": _number(10.0),
 }
-_SOLVER: Options = {**_BETAS, **_PREDICTION, **_THRESHOLDING, **_SIGMAS, "solver_order": _whole(2)}
+_SOLVER: Options = {**_BETAS, **_PREDICTION, **_THRESHOLDING, **_SIGMAS, "solver_order": _whole(2, minimum=1)}
 _DPM_SOLVER: Options = {
     **_SOLVER,
     **_FINAL_SIGMA,
@@ -145,6 +154,7 @@ SCHEDULERS: Mapping[str, Options] = {
     },
     "DPMSolverSinglestepScheduler": {
         **_DPM_SOLVER,
+        "solver_order": _whole(2, minimum=1, maximum=3),
         "algorithm_type": _one_of("dpmsolver++", "dpmsolver", "sde-dpmsolver++", translated=("deis",)),
         "lower_order_final": _switch(False),
     },
@@ -189,8 +199,8 @@ SCHEDULERS: Mapping[str, Options] = {
         **_THRESHOLDING,
         **_SIGMAS,
         **_spacing("linspace"),
-        "predictor_order": _whole(2),
-        "corrector_order": _whole(2),
+        "predictor_order": _whole(2, minimum=1),
+        "corrector_order": _whole(2, minimum=1),
         "algorithm_type": _one_of("data_prediction", "noise_prediction"),
         "lower_order_final": _switch(True),
         "lambda_min_clipped": _number(float("-inf")),
@@ -251,9 +261,6 @@ WITHHELD_OPTIONS: Mapping[str, str] = {
     "disable_corrector": _NO_VALUE,
 }
 """Arguments of the classes above that are no options of a row, and why."""
-
-MAX_WHOLE, MAX_NUMBER = 1000, 1e6
-"""Bounds of an option's value; no scheduler has a use for more."""
 
 
 def scheduler_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
