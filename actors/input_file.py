@@ -1,6 +1,5 @@
 """One Parquet file of the input, read in bounded steps: its columns under darkroom's names and types."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -8,35 +7,20 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors.batch_sizes import dictionary_leaves, fitting, joined
 from actors.damaged_pages import Damage, find_damage, is_damage, lost_rows, read_around
-from actors.input_texts import (
-    MAX_KEPT_BYTES,
-    MAX_NAME_BYTES,
-    Problems,
-    is_text,
-    most_bytes,
-    readable,
-    unreadable,
-    without,
-)
-from actors.value_sizes import too_large
-from schemas.columns import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS, ColumnMap, dense, id_type, kept_type
+from actors.input_texts import Problems
+from actors.input_values import as_kept, as_kind, is_present, presence
+from schemas.columns import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS, ColumnMap
 from schemas.errors import RowError
-from schemas.output_rows import IMAGE_TYPE
-from schemas.schedulers import options_text
 
 BATCH_ROWS = 16_384
 """Rows whose routing columns are looked at together: large enough for numpy, a few megabytes."""
 
 _STREAM_BYTES = 1 << 20
 """Read this much of a column chunk at a time, not the chunk whole: row groups can be gigabytes."""
-
-MAX_KEPT_VALUE_BYTES = 16 << 20
-"""Of a value that is only copied and is no text; a picture of eight megapixels fits."""
 
 _DAMAGE_ROWS = 1024
 """Read together where damage is looked for."""
@@ -143,8 +127,7 @@ class InputFile:
         told = self._null_count(column)
         if told is not None:
             return told
-        batches = self._parquet.iter_batches(self._fitting(BATCH_ROWS, [column]), columns=[column])
-        return sum(batch.column(0).null_count for batch in batches)
+        return self._count_nulls(column)
 
     def _routing_columns(self, fields: Sequence[str]) -> list[str]:
         wanted = []
@@ -174,14 +157,20 @@ class InputFile:
         no_bytes, no_path = self._null_count(f"{column}.bytes"), self._null_count(f"{column}.path")
         if no_bytes is None or not no_path:
             return False
-        absent = 0
         try:
-            for batch in self._parquet.iter_batches(columns=[f"{column}.path"], use_threads=False):
-                absent += batch.column(0).null_count
+            absent = self._count_nulls(f"{column}.path")
         except (pa.ArrowException, OSError) as error:
             if not is_damage(error):
                 raise
+            return True
         return no_bytes > absent and no_path > absent
+
+    def _count_nulls(self, leaf: str) -> int:
+        """Rows without the column that the leaf is part of."""
+        batches = self._parquet.iter_batches(
+            self._fitting(BATCH_ROWS, [leaf]), columns=[leaf], use_threads=False
+        )
+        return sum(batch.column(0).null_count for batch in batches)
 
     def _null_count(self, leaf: str) -> int | None:
         total = 0
@@ -279,18 +268,18 @@ class InputFile:
         fields = {}
         for name, column in self._columns.fields.items():
             if column in arrays and name in TEXT_FIELDS and not with_texts:
-                fields[name] = _presence(arrays[column])
+                fields[name] = presence(arrays[column])
             elif column in arrays:
-                fields[name], wrong = _as_kind(arrays[column], name, self._types.field(column).type)
+                fields[name], wrong = as_kind(arrays[column], name, self._types.field(column).type)
                 problems = wrong | problems
         present = {
-            field: _present(fields[field]) if field in fields else np.ones(batch.num_rows, dtype=bool)
+            field: is_present(fields[field]) if field in fields else np.ones(batch.num_rows, dtype=bool)
             for field in self._image_fields()
         }
         keep = {}
         for name in self._columns.keep:
             if name in arrays:
-                keep[name], wrong = _as_kept(arrays[name], name, self._types.field(name).type)
+                keep[name], wrong = as_kept(arrays[name], name, self._types.field(name).type)
                 problems = wrong | problems
         return RowBatch(
             first_row=first_row,
@@ -300,108 +289,3 @@ class InputFile:
             keep=keep,
             problems=problems | lost,
         )
-
-
-def _presence(array: pa.Array) -> pa.Array:
-    """An empty text for each that is there."""
-    return pc.if_else(array.is_valid(), "", pa.scalar(None, pa.string()))
-
-
-def _as_kept(array: pa.Array, name: str, arrow_type: pa.DataType) -> tuple[pa.Array, Problems]:
-    if is_text(arrow_type):
-        return readable(array, name, MAX_KEPT_BYTES)
-    plain = kept_type(name, arrow_type)
-    if "_view" in str(arrow_type):
-        # pyarrow 26 cannot pick rows of these. They have no dictionaries here, so nothing is unfolded.
-        array = array.cast(plain)
-    large = too_large(array, name, MAX_KEPT_VALUE_BYTES, "kept_too_large")
-    array = without(array, large)
-    damaged = unreadable(array, name, plain)
-    return without(array, damaged), large | damaged
-
-
-def _as_kind(array: pa.Array, field: str, arrow_type: pa.DataType) -> tuple[pa.Array, Problems]:
-    """The array in the one type that its kind of field has, and the rows whose text cannot be read."""
-    if FIELD_KINDS[field] == "image":
-        return _as_image(array, field)
-    if is_text(arrow_type):
-        return readable(array, field, most_bytes(field))
-    problems: Problems = {}
-    if FIELD_KINDS[field] == "options":
-        problems = too_large(array, field, MAX_NAME_BYTES, "text_too_long")
-        array = without(array, problems)
-    if pa.types.is_nested(arrow_type):
-        problems |= unreadable(array, field, dense(arrow_type))
-    return _as_values(without(array, problems), FIELD_KINDS[field]), problems
-
-
-def _as_values(array: pa.Array, kind: str) -> pa.Array:
-    """Of any column but those of texts and pictures; checked for fitness by `map_columns`."""
-    if kind == "text":
-        return array.cast(pa.string())
-    if kind == "id":
-        return array.cast(id_type(array.type))
-    if kind == "options":
-        return _as_options(array)
-    array = array.cast(dense(array.type))
-    if kind == "pair of whole numbers":
-        return array.cast(pa.list_(_whole(getattr(array.type, "value_type", array.type))))
-    if kind == "whole number" and not pa.types.is_floating(array.type):
-        return array.cast(_whole(array.type))
-    return array.cast(pa.float64(), safe=False)
-
-
-def _whole(arrow_type: pa.DataType) -> pa.DataType:
-    """What int64 does not hold stays uint64: the checks then name the row's own value."""
-    return pa.uint64() if pa.types.is_uint64(arrow_type) else pa.int64()
-
-
-def _as_options(array: pa.Array) -> pa.Array:
-    """Each row's mapping as JSON; texts stay as they are, for the checks to read."""
-    if pa.types.is_map(array.type):
-        rows = [None if pairs is None else dict(pairs) for pairs in array.to_pylist()]
-        if is_text(array.type.item_type):
-            rows = [None if row is None else {name: _from_text(row[name]) for name in row} for row in rows]
-    elif pa.types.is_struct(array.type):
-        rows = array.to_pylist()
-    else:
-        return array.cast(pa.string())
-    return pa.array([None if row is None else options_text(row) for row in rows], pa.string())
-
-
-def _from_text(value: str | None) -> object:
-    """A map of texts holds numbers and booleans as JSON writes them."""
-    try:
-        return json.loads(value) if value is not None else None
-    except (ValueError, RecursionError):
-        return value
-
-
-def _as_image(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
-    data: pa.Array = pa.nulls(len(array), pa.binary())
-    path: pa.Array = pa.nulls(len(array), pa.string())
-    problems: Problems = {}
-    absent = array.is_null()
-    if pa.types.is_struct(array.type):
-        names = {leaf.name for leaf in array.type}
-        data = pc.struct_field(array, "bytes").cast(pa.binary()) if "bytes" in names else data
-        if "path" in names:
-            path, problems = _as_paths(pc.struct_field(array, "path"), field)
-        if names >= {"bytes", "path"}:
-            # Neither, as some writers have it, is no picture as well.
-            absent = pc.and_(data.is_null(), path.is_null())
-    elif is_text(array.type):
-        path, problems = _as_paths(array, field)
-    else:
-        data = array.cast(pa.binary())
-    struct = pa.StructArray.from_arrays([data, path], fields=list(IMAGE_TYPE), mask=absent)
-    return struct, problems
-
-
-def _as_paths(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
-    return readable(array, field, MAX_NAME_BYTES) if is_text(array.type) else (array.cast(pa.string()), {})
-
-
-def _present(array: pa.Array) -> npt.NDArray[np.bool_]:
-    present: npt.NDArray[np.bool_] = array.is_valid().to_numpy(zero_copy_only=False)
-    return present

@@ -13,14 +13,15 @@ import pytest
 from PIL import Image
 
 from actors.held_bytes import Shelf, Shelved, whole
-from actors.input_file import MAX_KEPT_VALUE_BYTES, InputFile
+from actors.input_file import InputFile
+from actors.input_values import MAX_KEPT_VALUE_BYTES
 from actors.rows import MAX_KEPT_BYTES, MAX_PICTURE_BYTES, KeptRoom, Row
 from schemas.columns import map_columns
 from schemas.spec import InputSpec
 from tests.engines import GreyEngine
 from tests.in_process import Made, job_spec, make, plan_for, worker_for, write_rows
 
-TOO_MUCH_MB = 400
+TOO_MUCH_MB = 700
 MEGABYTE = 1 << 20
 
 pytestmark = pytest.mark.timeout(120)
@@ -131,6 +132,26 @@ def test_texts_that_repeat_the_one_before_are_read_few_at_a_time(tmp_path: Path)
     assert num_rows == 1_000
 
 
+def test_paths_that_may_be_of_no_picture_are_read_few_at_a_time(tmp_path: Path) -> None:
+    """Whether one is neither bytes nor a path, the footer does not say."""
+    paths = pa.array(["x" * MEGABYTE] * 1_000 + [None])
+    pictures = pa.StructArray.from_arrays([pa.nulls(1_001, pa.binary()), paths], names=["bytes", "path"])
+    path = write_small(
+        tmp_path / "in.parquet",
+        {"prompt": ["x"] * 1_001, "image": pictures},
+        use_dictionary=False,
+        column_encoding={"image.path": "DELTA_BYTE_ARRAY"},
+        write_statistics=True,
+    )
+    del paths, pictures
+
+    with little_memory(), opened(path) as file:
+        num_pictures = sum(batch.present["image"].sum() for batch in file.read_for_checks())
+
+    assert path.stat().st_size < 10_000_000
+    assert num_pictures == 1_000
+
+
 def test_honest_texts_of_that_encoding_come_in_whole_batches(tmp_path: Path) -> None:
     """They are read few at a time too, and put together again, each at its row."""
     texts = [f"a fox, for the {i}th time" for i in range(20_000)]
@@ -207,7 +228,7 @@ def large_picture() -> bytes:
 @pytest.mark.parametrize("form", ["binary", "struct"])
 def test_a_picture_that_all_rows_share_is_held_once(tmp_path: Path, form: str) -> None:
     """It is once in the file, too."""
-    num_rows, data = 150, large_picture()
+    num_rows, data = 400, large_picture()
     pictures = bomb(num_rows, data, pa.binary())
     if form == "struct":
         paths = pa.nulls(num_rows, pa.string())

@@ -1,0 +1,131 @@
+"""A column of the input under darkroom's type for it, and the rows whose value cannot be had."""
+
+import json
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.input_texts import (
+    MAX_KEPT_BYTES,
+    MAX_NAME_BYTES,
+    Problems,
+    is_text,
+    most_bytes,
+    readable,
+    unreadable,
+    without,
+)
+from actors.value_sizes import too_large
+from schemas.columns import FIELD_KINDS, dense, id_type, kept_type
+from schemas.output_rows import IMAGE_TYPE
+from schemas.schedulers import options_text
+
+MAX_KEPT_VALUE_BYTES = 16 << 20
+"""Of a value that is only copied and is no text; a picture of eight megapixels fits."""
+
+
+def presence(array: pa.Array) -> pa.Array:
+    """An empty text for each that is there."""
+    return pc.if_else(array.is_valid(), "", pa.scalar(None, pa.string()))
+
+
+def as_kept(array: pa.Array, name: str, arrow_type: pa.DataType) -> tuple[pa.Array, Problems]:
+    if is_text(arrow_type):
+        return readable(array, name, MAX_KEPT_BYTES)
+    plain = kept_type(name, arrow_type)
+    if "_view" in str(arrow_type):
+        # pyarrow 26 cannot pick rows of these. They have no dictionaries here, so nothing is unfolded.
+        array = array.cast(plain)
+    large = too_large(array, name, MAX_KEPT_VALUE_BYTES, "kept_too_large")
+    array = without(array, large)
+    damaged = unreadable(array, name, plain)
+    return without(array, damaged), large | damaged
+
+
+def as_kind(array: pa.Array, field: str, arrow_type: pa.DataType) -> tuple[pa.Array, Problems]:
+    """The array in the one type that its kind of field has, and the rows whose text cannot be read."""
+    if FIELD_KINDS[field] == "image":
+        return _as_image(array, field)
+    if is_text(arrow_type):
+        return readable(array, field, most_bytes(field))
+    problems: Problems = {}
+    if FIELD_KINDS[field] == "options":
+        problems = too_large(array, field, MAX_NAME_BYTES, "text_too_long")
+        array = without(array, problems)
+    if pa.types.is_nested(arrow_type):
+        problems |= unreadable(array, field, dense(arrow_type))
+    return _as_values(without(array, problems), FIELD_KINDS[field]), problems
+
+
+def _as_values(array: pa.Array, kind: str) -> pa.Array:
+    """Of any column but those of texts and pictures; checked for fitness by `map_columns`."""
+    if kind == "text":
+        return array.cast(pa.string())
+    if kind == "id":
+        return array.cast(id_type(array.type))
+    if kind == "options":
+        return _as_options(array)
+    array = array.cast(dense(array.type))
+    if kind == "pair of whole numbers":
+        return array.cast(pa.list_(_whole(getattr(array.type, "value_type", array.type))))
+    if kind == "whole number" and not pa.types.is_floating(array.type):
+        return array.cast(_whole(array.type))
+    return array.cast(pa.float64(), safe=False)
+
+
+def _whole(arrow_type: pa.DataType) -> pa.DataType:
+    """What int64 does not hold stays uint64: the checks then name the row's own value."""
+    return pa.uint64() if pa.types.is_uint64(arrow_type) else pa.int64()
+
+
+def _as_options(array: pa.Array) -> pa.Array:
+    """Each row's mapping as JSON; texts stay as they are, for the checks to read."""
+    if pa.types.is_map(array.type):
+        rows = [None if pairs is None else dict(pairs) for pairs in array.to_pylist()]
+        if is_text(array.type.item_type):
+            rows = [None if row is None else {name: _from_text(row[name]) for name in row} for row in rows]
+    elif pa.types.is_struct(array.type):
+        rows = array.to_pylist()
+    else:
+        return array.cast(pa.string())
+    return pa.array([None if row is None else options_text(row) for row in rows], pa.string())
+
+
+def _from_text(value: str | None) -> object:
+    """A map of texts holds numbers and booleans as JSON writes them."""
+    try:
+        return json.loads(value) if value is not None else None
+    except (ValueError, RecursionError):
+        return value
+
+
+def _as_image(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
+    data: pa.Array = pa.nulls(len(array), pa.binary())
+    path: pa.Array = pa.nulls(len(array), pa.string())
+    problems: Problems = {}
+    absent = array.is_null()
+    if pa.types.is_struct(array.type):
+        names = {leaf.name for leaf in array.type}
+        data = pc.struct_field(array, "bytes").cast(pa.binary()) if "bytes" in names else data
+        if "path" in names:
+            path, problems = _as_paths(pc.struct_field(array, "path"), field)
+        if names >= {"bytes", "path"}:
+            # Neither, as some writers have it, is no picture as well.
+            absent = pc.and_(data.is_null(), path.is_null())
+    elif is_text(array.type):
+        path, problems = _as_paths(array, field)
+    else:
+        data = array.cast(pa.binary())
+    struct = pa.StructArray.from_arrays([data, path], fields=list(IMAGE_TYPE), mask=absent)
+    return struct, problems
+
+
+def _as_paths(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
+    return readable(array, field, MAX_NAME_BYTES) if is_text(array.type) else (array.cast(pa.string()), {})
+
+
+def is_present(array: pa.Array) -> npt.NDArray[np.bool_]:
+    present: npt.NDArray[np.bool_] = array.is_valid().to_numpy(zero_copy_only=False)
+    return present
