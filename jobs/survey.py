@@ -101,8 +101,19 @@ def find_files(spec: JobSpec, open_input: OpenInput) -> list[StoredObject]:
         files = _expand(path, open_input(path))
         if not files:
             raise SpecError(f"input.path: no Parquet file is there: {path} (a file, a folder or a pattern)")
-        found |= {file.uri: file for file in files}
+        for file in files:
+            _check_name(file.uri)
+            found[file.uri] = file
     return [found[uri] for uri in sorted(found)]
+
+
+def _check_name(uri: str) -> None:
+    """Workers are told of a file by its name, and records tell it in JSON."""
+    try:
+        uri.encode()
+        _place("input.path", uri)
+    except UnicodeEncodeError as error:
+        raise SpecError(f"input.path: {uri!r} has a name that is no UTF-8; rename it") from error
 
 
 def _paths(spec: JobSpec) -> list[str]:

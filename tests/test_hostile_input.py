@@ -644,6 +644,21 @@ def test_a_file_that_cannot_be_input_is_named(
     assert says in str(raised.value)
 
 
+@pytest.mark.parametrize("name", [b"a\nb.parquet", b"\x1b[2J.parquet", b"a::b.parquet", b"\xff.parquet"])
+def test_a_file_of_a_name_that_no_worker_could_be_told_is_refused_by_the_plan(
+    tmp_path: Path, name: bytes
+) -> None:
+    """Where it is found in a folder; control characters are written out."""
+    (tmp_path / "rows").mkdir()
+    good = write_rows(tmp_path / "rows" / "good.parquet", [GOOD])
+    os.rename(os.fsencode(good), os.path.join(os.fsencode(tmp_path / "rows"), name))
+
+    with pytest.raises(SpecError, match=r"^input\.path: '") as raised:
+        survey(job_spec(tmp_path / "rows", tmp_path / "out"))
+
+    assert str(raised.value).isprintable()
+
+
 @pytest.mark.parametrize(
     "path",
     [
