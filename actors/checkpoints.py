@@ -222,7 +222,7 @@ def _digest(folder: Path) -> str:
 
 
 def weight_bytes_on_disk(folder: Path) -> int:
-    """Size of a folder's weight files."""
+    """Size of a folder's weight files that are safetensors."""
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,6 +17,11 @@ from huggingface_hub import HfApi, hf_hub_download
 
 from actors.checkpoints import local_folder
 from schemas.spec import ModelSpec
+
+ALLOW_PICKLES = "DARKROOM_ALLOW_PICKLES"
+"""A variable of the environment, not a key of the spec: whoever runs the machines decides what runs on them.
+With 1, weights are read from pickles where a component has no safetensors."""
+SAFE, PICKLED = ".safetensors", ".bin"
 
 HUB_TIMEOUT_S = 10.0
 _BLOCK_BYTES = 1 << 20
@@ -177,21 +183,32 @@ def files_on_hub(repository: str, revision: str | None) -> Files:
     }
 
 
+def allows_pickles() -> bool:
+    """Whether this machine's operator lets weights be read that are no safetensors."""
+    return os.environ.get(ALLOW_PICKLES) == "1"
+
+
 def weights_of(files: Files, component: str, variant: str | None) -> tuple[CheckpointFile, ...]:
-    """A component's weight files as diffusers takes them: the plain ones where none are the variant's."""
-    return _weights(files, component, variant) or _weights(files, component, None)
+    """A component's weight files as diffusers takes them: the plain ones where none are the variant's, and
+    pickles only where they are allowed and there is nothing else."""
+    for ending in (SAFE, PICKLED) if allows_pickles() else (SAFE,):
+        if found := _weights(files, component, variant, ending) or _weights(files, component, None, ending):
+            return found
+    return ()
 
 
-def _weights(files: Files, component: str, variant: str | None) -> tuple[CheckpointFile, ...]:
-    return tuple(files[name] for name in sorted(files) if _is_weights(name, component, variant))
+def _weights(
+    files: Files, component: str, variant: str | None, ending: str = SAFE
+) -> tuple[CheckpointFile, ...]:
+    return tuple(files[name] for name in sorted(files) if _is_weights(name, component, variant, ending))
 
 
-def _is_weights(name: str, component: str, variant: str | None) -> bool:
+def _is_weights(name: str, component: str, variant: str | None, ending: str) -> bool:
     folder, _, file = name.rpartition("/")
-    if folder != component or not file.endswith(".safetensors"):
+    if folder != component or not file.endswith(ending):
         return False
     # model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors
-    named = file.removesuffix(".safetensors").partition(".")[2]
+    named = file.removesuffix(ending).partition(".")[2]
     return named.partition("-")[0] == (variant or "")
 
 

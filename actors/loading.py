@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import diffusers
@@ -17,6 +18,7 @@ from transformers import DPTImageProcessorPil
 
 from actors.checkpoints import is_folder_name, local_folder
 from actors.clip_skip import enable_clip_skip
+from actors.component_files import allows_pickles
 from actors.float32_vae import keep_in_float32
 from actors.pipelines import pipeline_class
 from actors.shared_modules import SharedModules
@@ -28,8 +30,12 @@ logger = logging.getLogger(__name__)
 # A spec or a checkpoint must never bring code along.
 os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
 
-LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError)
-"""What diffusers and huggingface_hub raise for a checkpoint that is not as it should be."""
+LOADING_ERRORS = (
+    *(OSError, ValueError, KeyError, ImportError, TypeError, AttributeError),
+    # Weights of other shapes, or too few of them (transformers 5.23, torch 2.13); a pickle of other things.
+    *(RuntimeError, UnpicklingError),
+)
+"""What the libraries raise for a checkpoint that is not as it should be."""
 
 
 def on_this_machine(name: str, spec: ModelSpec, *, with_checker: bool = True) -> ModelSpec:
@@ -57,8 +63,7 @@ def _download(name: str, spec: ModelSpec, with_checker: bool) -> Path:
             spec.checkpoint,
             revision=spec.revision,
             variant=spec.variant,
-            # None, the default, downloads pickles where there is nothing else.
-            use_safetensors=True,
+            use_safetensors=_use_safetensors(),
             trust_remote_code=False,
             # What is given here is not downloaded.
             **({} if with_checker else {"safety_checker": None}),
@@ -91,21 +96,33 @@ def load(
             | _checker_arguments(index, with_checker),
             variant=spec.variant,
             dtype=dtype,
-            # None, the default, falls back to pickles, which run code when they are read.
-            use_safetensors=True,
+            use_safetensors=_use_safetensors(),
             trust_remote_code=False,
         )
         if _has_safe_checker(index) and with_checker:
             pipeline.register_modules(safety_checker=_ordinary_checker(folder, spec, dtype))
+        # Weights that are missing are noticed here.
+        pipeline = pipeline.to(device)
+    except torch.OutOfMemoryError:
+        raise  # the device's, not the checkpoint's
     except LOADING_ERRORS as error:
-        raise SpecError(f"models.{name}: {folder} cannot be loaded: {error}") from error
+        raise SpecError(f"models.{name}: {folder} cannot be loaded: {_said(error)}") from error
     enable_clip_skip(getattr(pipeline, "text_encoder", None))
-    pipeline = pipeline.to(device)
     for module in (pipeline.unet, pipeline.vae) if channels_last else ():
         module.to(memory_format=torch.channels_last)
     keep_in_float32(pipeline)
     shared.add(folder, spec, dtype, pipeline.components)
     return pipeline
+
+
+def _said(error: Exception) -> str:
+    """Its message, or what it is about where that is no more than a pointer to a log."""
+    text = str(error)
+    if isinstance(error, NotImplementedError):
+        return f"weights are missing ({text})"
+    if "ignore_mismatched_sizes" in text:
+        return f"weights have other shapes than its configuration says ({text})"
+    return text
 
 
 def _mended(index: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -133,8 +150,13 @@ def _ordinary_checker(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> Any:
         subfolder="safety_checker",
         variant=spec.variant,
         dtype=dtype,
-        use_safetensors=True,
+        use_safetensors=_use_safetensors(),
     )
+
+
+def _use_safetensors() -> bool | None:
+    """For diffusers: with None, its default, pickles are downloaded and read where there is nothing else."""
+    return None if allows_pickles() else True
 
 
 def _checker_arguments(index: Mapping[str, Any], with_checker: bool) -> dict[str, Any]:

@@ -7,11 +7,19 @@ from httpx2 import HTTPError
 from safetensors import SafetensorError, safe_open
 
 from actors.checkpoints import local_folder
-from actors.component_files import CheckpointFile, Files, LocalFile, files_of, files_on_hub, weights_of
+from actors.component_files import (
+    ALLOW_PICKLES,
+    PICKLED,
+    SAFE,
+    CheckpointFile,
+    Files,
+    LocalFile,
+    files_of,
+    files_on_hub,
+    weights_of,
+)
 from schemas.errors import SpecError
 from schemas.spec import ModelSpec
-
-ENDING = ".safetensors"
 
 
 def check_weights(name: str, model: ModelSpec, *, with_checker: bool) -> None:
@@ -29,7 +37,7 @@ def check_weights(name: str, model: ModelSpec, *, with_checker: bool) -> None:
         place = f"models.{name}.checkpoint: {model.checkpoint}"
         if bare := [component for component, weights in found.items() if not weights]:
             raise SpecError(
-                f"{place} has no {ENDING} in {', '.join(bare)}; weights of other kinds are not read, for "
+                f"{place} has no {SAFE} in {', '.join(bare)}; weights of other kinds are not read, for "
                 f"they can run code: {_way_out(files, bare)}"
             )
         for component, weights in found.items():
@@ -49,7 +57,7 @@ def _weights(files: Files, model: ModelSpec, with_checker: bool) -> dict[str, tu
 def _check_whole(place: str, weights: tuple[CheckpointFile, ...]) -> None:
     """By the header, which says how long the file must be."""
     for file in weights:
-        if not isinstance(file, LocalFile):
+        if not isinstance(file, LocalFile) or file.path.suffix == PICKLED:
             continue
         try:
             with safe_open(file.path, framework="np"):
@@ -63,13 +71,20 @@ def _check_whole(place: str, weights: tuple[CheckpointFile, ...]) -> None:
 
 def _way_out(files: Files, bare: list[str]) -> str:
     variants = [
-        {path.split(".")[-2].partition("-")[0] for path in _safetensors(files, name) if path.count(".") > 1}
+        {
+            path.split(".")[-2].partition("-")[0]
+            for path in _files_of_kind(files, name, SAFE)
+            if path.count(".") > 1
+        }
         for name in bare
     ]
     if there := sorted(set.intersection(*variants)):
         return f"set `variant: {there[0]}`, which has them"
-    return "load it where you trust it, and save it again with diffusers' `save_pretrained`"
+    saved_again = "load it where you trust it, and save it again with diffusers' `save_pretrained`"
+    if not all(any(_files_of_kind(files, name, PICKLED)) for name in bare):
+        return saved_again
+    return f"{saved_again}; or, where you trust it here, set {ALLOW_PICKLES}=1 for the driver and all workers"
 
 
-def _safetensors(files: Files, component: str) -> list[str]:
-    return [path for path in files if path.startswith(f"{component}/") and path.endswith(ENDING)]
+def _files_of_kind(files: Files, component: str, ending: str) -> list[str]:
+    return [path for path in files if path.startswith(f"{component}/") and path.endswith(ending)]

@@ -279,6 +279,10 @@ MISTAKES: list[tuple[Mistake, str]] = [
     (no_checkpoint, "models.sd.checkpoint: the folder /no/such/checkpoint does not exist"),
     (no_repository, "models.sd.checkpoint: nobody/nothing is neither a folder here nor a"),
     (no_safetensors, "has no .safetensors in unet; weights of other kinds are not read"),
+    (
+        no_safetensors,
+        "or, where you trust it here, set DARKROOM_ALLOW_PICKLES=1 for the driver and all workers",
+    ),
     (half_copied_weights, "vae/diffusion_pytorch_model.safetensors is damaged, half copied, or a Git LFS"),
     (
         a_single_file,

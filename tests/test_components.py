@@ -2,18 +2,23 @@
 
 import gc
 import inspect
+import os
+import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from actors.calls import NO_ARGUMENTS
-from actors.component_files import bytes_shared
+from actors.component_files import ALLOW_PICKLES, bytes_shared
 from actors.components import LoadedModel, ModelCache, weight_bytes
 from actors.diffusers_engine import DiffusersEngine
 from actors.pipelines import pipeline_class
+from actors.weights_check import check_weights
 from jobs.dispatcher import Dispatcher
 from schemas.errors import SpecError
 from schemas.spec import ModelSpec
@@ -123,13 +128,91 @@ def test_switches_of_a_checkpoint_reach_every_pipeline(tmp_path: Path) -> None:
         assert model.pipeline(system("sdxl", task), None).config.force_zeros_for_empty_prompt is False
 
 
-def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def pickled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of demo:sd as it was saved before there were safetensors."""
+    folder = tmp_path_factory.mktemp("old") / "sd"
+    shutil.copytree(demo("sd"), folder)
+    for weights in folder.glob("*/*.safetensors"):
+        name = "pytorch_model.bin" if weights.name == "model.safetensors" else f"{weights.stem}.bin"
+        torch.save(load_file(weights), weights.with_name(name))
+        weights.unlink()
+    return folder
+
+
+def test_pickled_weights_are_not_read(pickled: Path) -> None:
     """A .bin runs code when it is opened; only safetensors are."""
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(sd_checkpoint(), use_safetensors=True)
-    pipeline.save_pretrained(tmp_path / "old", safe_serialization=False)
+    with pytest.raises(SpecError, match="cannot be loaded"):
+        LoadedModel("old", ModelSpec(checkpoint=str(pickled)), CPU)
+
+
+def test_pickled_weights_are_read_where_the_operator_says_so(
+    pickled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan takes them, they are the same weights, and two checkpoints with them hold them once."""
+    monkeypatch.setenv(ALLOW_PICKLES, "1")
+    specs = {name: ModelSpec(checkpoint=str(pickled)) for name in ("old", "copy")}
+
+    for name, spec in specs.items():
+        check_weights(name, spec, with_checker=True)
+    models = ModelCache(specs, CPU, 10**9)
+    old, copy = (models.get(name) for name in specs)
+    new = LoadedModel("new", ModelSpec(checkpoint="demo:sd"), CPU)
+
+    for part in ("unet", "vae", "text_encoder"):
+        mine, theirs = old.components[part].state_dict(), new.components[part].state_dict()
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+        assert copy.components[part] is old.components[part]
+    assert old.weight_bytes == new.weight_bytes
+    assert bytes_shared(specs) > 0.9 * old.weight_bytes
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin"])
+def test_a_pickle_runs_nothing_also_where_it_is_allowed(
+    pickled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """torch unpickles tensors and refuses the rest."""
+    monkeypatch.setenv(ALLOW_PICKLES, "1")
+    shutil.copytree(pickled, tmp_path / "sd")
+    torch.save({"weight": _Hostile(tmp_path / "it ran")}, tmp_path / "sd" / part)
 
     with pytest.raises(SpecError, match="cannot be loaded"):
-        LoadedModel("old", ModelSpec(checkpoint=str(tmp_path / "old")), CPU)
+        LoadedModel("old", ModelSpec(checkpoint=str(tmp_path / "sd")), CPU)
+
+    assert not (tmp_path / "it ran").exists()
+
+
+class _Hostile:
+    """A pickle of it makes a folder when it is opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self._folder),)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("text_encoder/model", lambda weight: weight[:-1].contiguous(), "weights have other shapes than"),
+        ("unet/diffusion_pytorch_model", lambda weight: weight[:-1].contiguous(), "expected shape"),
+        ("vae/diffusion_pytorch_model", lambda weight: None, "weights are missing"),
+    ],
+)
+def test_weights_that_do_not_fit_are_the_checkpoints_fault(
+    tmp_path: Path, part: str, change: Callable[[torch.Tensor], torch.Tensor | None], said: str
+) -> None:
+    """The message names the model and what is wrong: no shard is tried again for it."""
+    shutil.copytree(demo("sd"), tmp_path / "sd")
+    file = tmp_path / "sd" / f"{part}.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if weights[name].ndim == 2)
+    changed = change(weights.pop(name))
+    save_file(weights if changed is None else weights | {name: changed}, file, metadata={"format": "pt"})
+
+    with pytest.raises(SpecError, match=rf"models\.tuned: .* cannot be loaded: .*{said}"):
+        LoadedModel("tuned", ModelSpec(checkpoint=str(tmp_path / "sd")), CPU)
 
 
 def test_half_precision_is_what_the_spec_asks_for() -> None:
