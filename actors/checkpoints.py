@@ -84,6 +84,11 @@ def read_card(name: str, model: ModelSpec) -> ModelCard:
     if folder is not None:
         read_json = _folder_reader(name, folder)
         return _card(name, model, read_json, _digest(folder), weight_bytes_on_disk(folder))
+    if Path(model.checkpoint).expanduser().is_file():
+        raise SpecError(
+            f"models.{name}.checkpoint: {model.checkpoint} is a file; darkroom takes folders as diffusers' "
+            "`save_pretrained` writes them: where you trust it, open it with `from_single_file` and save it"
+        )
     if is_folder_name(model.checkpoint):
         raise SpecError(f"models.{name}.checkpoint: the folder {model.checkpoint} does not exist")
     revision, read_json = _hub_reader(name, model)

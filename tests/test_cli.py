@@ -217,6 +217,11 @@ def half_copied_weights(desk: Desk) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
 
 
+def a_ckpt(desk: Desk) -> None:
+    (desk.folder / "sd.ckpt").write_bytes(b"x")
+    desk.spec["models"]["sd"]["checkpoint"] = str(desk.folder / "sd.ckpt")
+
+
 def a_single_file(desk: Desk) -> None:
     (desk.folder / "merged").mkdir()
     (desk.folder / "merged" / "model.safetensors").write_bytes(b"x")
@@ -284,6 +289,7 @@ MISTAKES: list[tuple[Mistake, str]] = [
         "or, where you trust it here, set DARKROOM_ALLOW_PICKLES=1 for the driver and all workers",
     ),
     (half_copied_weights, "vae/diffusion_pytorch_model.safetensors is damaged, half copied, or a Git LFS"),
+    (a_ckpt, "sd.ckpt is a file; darkroom takes folders as diffusers' `save_pretrained` writes them"),
     (
         a_single_file,
         "merged has no readable model_index.json; it must be a diffusers folder as `save_pretrained`",
