@@ -168,6 +168,7 @@ def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedIma
                     "image_too_large",
                     f"`{field}` has {width}x{height} pixels; at most {MAX_PIXELS:,} are read",
                 )
+            _check_kind(field, opened)
             if opened.format == "JPEG" and data.count(_SCAN) > MAX_SCANS:
                 raise RowError(
                     "invalid_image", f"`{field}` has more than {MAX_SCANS} scans: decoding could take hours"
@@ -178,6 +179,18 @@ def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedIma
     except (OSError, SyntaxError, ValueError) as error:
         raise _invalid(field, error) from error
     return EncodedImage(field=field, data=encoded, width=width, height=height)
+
+
+def _check_kind(field: str, opened: Image.Image) -> None:
+    """RowError for what Pillow would spoil or leave out without a word."""
+    # Photographs of some telephones are JPEGs with a second picture behind (MPO): that one is no frame.
+    if opened.format in ("PNG", "WEBP") and getattr(opened, "is_animated", False):
+        raise RowError("animated_image", f"`{field}` has several frames; give the one that is meant")
+    if field != "depth_map" and opened.mode.startswith("I"):
+        # Pillow 13 turns all from 255 on into white.
+        raise RowError(
+            "image_mode", f"`{field}` has one channel of 16 bits or more; save it with 8 bits a channel"
+        )
 
 
 def _invalid(field: str, error: Exception) -> RowError:
