@@ -159,7 +159,7 @@ class Worker:
         carried = self._job.columns.keep
         kept = kept_rows(before.data, rows, shard.again or (), carried) if before else {}
         first, end = shard.rehearse or (0, shard.num_rows)
-        outcomes = [RowOutcome(row, problem=row.problem or _crash(row, shard)) for row in rows[first:end]]
+        outcomes = [RowOutcome(row, problem=row.problem or _told(row, shard)) for row in rows[first:end]]
         fit = [outcome for outcome in outcomes if not outcome.problem and outcome.row.index not in kept]
         opened = []
         for outcome, pictures in zip(fit, self._decoders.map(self._open(shard, shelf), fit), strict=True):
@@ -293,15 +293,17 @@ class Worker:
         self._beats += 1
 
 
-def _crash(row: Row, shard: Shard) -> RowError | None:
-    """The problem of a row that the driver has found to kill."""
-    if row.index not in shard.skip:
-        return None
-    return RowError(
-        "worker_crash",
-        "making this row takes its worker process down, also when it is made alone; "
-        "the rest of its shard was made without it",
-    )
+def _told(row: Row, shard: Shard) -> RowError | None:
+    """The problem of a row that the driver knows of: its id was there before, or making it kills."""
+    if row.index in shard.repeated:
+        return RowError("duplicate_row_id", "an earlier row of the input has the same id")
+    if row.index in shard.skip:
+        return RowError(
+            "worker_crash",
+            "making this row takes its worker process down, also when it is made alone; "
+            "the rest of its shard was made without it",
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

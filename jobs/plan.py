@@ -1,9 +1,10 @@
 """The plan: every row routed and checked, and the output cut into shards, before anything is paid for."""
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from actors.checks import Checked, check_batch
 from actors.images import TYPICAL_BYTES_PER_PIXEL
 from actors.input_file import InputFile, RowBatch
 from actors.routing import Routed, Router
-from jobs.row_ids import Keys, are_compared, id_keys, refuse_repeated
+from jobs.row_ids import Keys, Repeated, are_compared, find_repeated, id_keys
 from jobs.survey import OpenInput, Survey, SurveyedFile, input_opener
 from schemas.errors import RowError, SpecError
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard
@@ -105,8 +106,9 @@ class Plan:
         index = 0
         for file in self.files:
             for model in [*self.job.models, NO_MODEL]:
-                rows = file.rows_by_model.get(model, 0)
+                rows, repeated = file.rows_by_model.get(model, 0), file.repeated.get(model, ())
                 for start in range(0, rows, self._shard_rows):
+                    stop = min(start + self._shard_rows, rows)
                     yield Shard(
                         index=index,
                         num_shards=num_shards,
@@ -115,7 +117,8 @@ class Plan:
                         etag=file.etag,
                         model=model,
                         start=start,
-                        stop=min(start + self._shard_rows, rows),
+                        stop=stop,
+                        repeated=tuple(row - start for row in _between(repeated, start, stop)),
                     )
                     index += 1
 
@@ -127,22 +130,39 @@ class Plan:
         return -(-rows // self._shard_rows)
 
 
+def _between(ordered: Sequence[int], start: int, stop: int) -> Sequence[int]:
+    return ordered[bisect_left(ordered, start) : bisect_left(ordered, stop)]
+
+
 def make_plan(survey: Survey, report: Report = lambda rows: None) -> tuple[Plan, Findings]:
     """Route and check every row; reads the columns that this needs and nothing else."""
+    job, open_input = survey.job, input_opener(survey.job.spec)
+    gathered = _gather(survey, open_input, report)
+    if gathered.keys:
+        repeated = find_repeated(gathered.keys, survey.files, job.columns, open_input)
+        if repeated:
+            # Rare, and simpler than to take these rows out of what is counted already.
+            gathered = _gather(survey, open_input, lambda rows: None, repeated)
+    return Plan(job=job, files=tuple(gathered.files)), gathered.findings()
+
+
+def _gather(
+    survey: Survey, open_input: OpenInput, report: Report, repeated: Mapping[str, Repeated] | None = None
+) -> "_Gathered":
+    """Scan all files; `repeated`: the rows with an earlier row's id, by file, where that is known."""
     job = survey.job
-    router, open_input = Router(job.spec, job.models), input_opener(job.spec)
+    router = Router(job.spec, job.models)
     gathered = _Gathered()
-    with_ids = are_compared(job.columns, survey.num_rows)
+    with_ids = repeated is None and are_compared(job.columns, survey.num_rows)
 
     def scan_file(file: SurveyedFile) -> _FileScan:
-        return _scan(file, job, router, open_input, report, with_ids=with_ids)
+        known = (repeated or {}).get(file.stored.uri, {})
+        return _scan(file, job, router, open_input, report, known, with_ids=with_ids)
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         for scan in pool.map(scan_file, survey.files):
             gathered.add(scan)
-    if with_ids:
-        refuse_repeated(gathered.keys, survey.files, job.columns, open_input)
-    return Plan(job=job, files=tuple(gathered.files)), gathered.findings()
+    return gathered
 
 
 def expected_bytes(findings: Findings, job: Job) -> int:
@@ -161,6 +181,8 @@ class _FileScan:
     def __init__(self, file: SurveyedFile) -> None:
         self.file = file
         self.rows_by_model: Counter[str] = Counter()
+        self.repeated: dict[str, list[int]] = {}
+        """By model, which of its rows have an earlier row's id."""
         self.rows: Counter[_Way] = Counter()
         self.images: Counter[_Way] = Counter()
         self.pixels: Counter[_Way] = Counter()
@@ -178,10 +200,12 @@ class _FileScan:
             etag=self.file.stored.etag,
             num_rows=self.file.num_rows,
             rows_by_model=dict(sorted(self.rows_by_model.items())),
+            repeated=self.repeated,
         )
 
-    def add(self, checked: Checked, job: Job) -> None:
-        """Count a batch."""
+    def add(self, checked: Checked, job: Job, repeated: Repeated) -> None:
+        """Count a batch; `repeated`: rows of the file that have an earlier row's id."""
+        checked = self._with_repeated(checked, repeated)
         for row, problem in checked.problems.items():
             self.num_bad[problem.code] += 1
             if self.num_bad[problem.code] <= MAX_EXAMPLES:
@@ -193,6 +217,19 @@ class _FileScan:
             self.rows_by_model[routed.model] += int(mine.sum())
             if routed.system is not None:
                 self._count(checked.batch, routed, mine & fit, job)
+
+    def _with_repeated(self, checked: Checked, repeated: Repeated) -> Checked:
+        first_row, problems = checked.batch.first_row, dict(checked.problems)
+        for row in sorted(row for row in repeated if 0 <= row - first_row < checked.batch.num_rows):
+            position = row - first_row
+            problem = RowError("duplicate_row_id", f"{repeated[row]} has the same id")
+            problems.setdefault(position, problem)
+            place = checked.positions[position]
+            model = checked.routed[place].model
+            mine = [i for i, where in enumerate(checked.routed) if where.model == model]
+            before = int(np.isin(checked.positions[:position], mine).sum())
+            self.repeated.setdefault(model, []).append(self.rows_by_model[model] + before)
+        return replace(checked, problems=problems)
 
     def _count(self, batch: RowBatch, routed: Routed, mine: npt.NDArray[np.bool_], job: Job) -> None:
         images = _numbers(batch, "num_images_per_prompt", 1)[mine]
@@ -255,7 +292,14 @@ class _Gathered:
 
 
 def _scan(
-    file: SurveyedFile, job: Job, router: Router, open_input: OpenInput, report: Report, *, with_ids: bool
+    file: SurveyedFile,
+    job: Job,
+    router: Router,
+    open_input: OpenInput,
+    report: Report,
+    repeated: Repeated,
+    *,
+    with_ids: bool,
 ) -> _FileScan:
     scan = _FileScan(file)
     uri = file.stored.uri
@@ -264,7 +308,7 @@ def _scan(
             _check_ids(opened, uri, job)
             scan.keys = id_keys(opened) if with_ids else None
             for batch in opened.read_for_checks():
-                scan.add(check_batch(batch, router, job.models), job)
+                scan.add(check_batch(batch, router, job.models), job, repeated)
                 report(batch.num_rows)
             _name_examples(scan, opened)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

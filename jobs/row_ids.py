@@ -1,6 +1,6 @@
 """Whether every row has an id of its own, over all files of the input: 8 bytes a row, no more."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,13 @@ from schemas.errors import SpecError
 
 MAX_COMPARED = 10_000_000
 """Rows; beyond, their ids are taken at their word. So many take 80 MB and some seconds."""
-MAX_EXAMPLES = 3
+MAX_REPEATED = 10_000
+"""Rows with an earlier row's id, each of which fails alone; the job's record lists them. With more of them
+the column names something else than rows."""
 
 Keys = npt.NDArray[np.int64]
-_Place = tuple[str, int]
-"""A file and a row of it."""
+Repeated = Mapping[int, str]
+"""By row of a file, where the row is that had its id first."""
 
 
 def are_compared(columns: ColumnMap, num_rows: int) -> bool:
@@ -30,36 +32,52 @@ def id_keys(opened: InputFile) -> Keys:
     return np.concatenate([np.empty(0, np.int64), *found])
 
 
-def refuse_repeated(
+def find_repeated(
     keys: Sequence[Keys], files: Sequence[SurveyedFile], columns: ColumnMap, open_input: OpenInput
-) -> None:
-    """SpecError where an id stands twice, with where; `keys` are the files', in their order."""
+) -> Mapping[str, Repeated]:
+    """By file, the rows of it that have an earlier row's id; `keys` are the files', in their order.
+
+    SpecError where they are so many that the column cannot be meant to name rows.
+    """
     ordered = np.sort(np.concatenate([np.empty(0, np.int64), *keys]))
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    wanted = np.unique(repeated)[:MAX_EXAMPLES]
-    places: dict[object, list[_Place]] = {}
+    again = ordered[1:][ordered[1:] == ordered[:-1]]
+    wanted = np.unique(again)[: MAX_REPEATED + 1]
+    first: dict[object, str] = {}
+    found: dict[str, dict[int, str]] = {}
+    left = MAX_REPEATED
+    for uri, row, row_id in _rows_with(wanted, keys, files, columns, open_input):
+        place = f"row {row} of {uri}"
+        if row_id not in first:
+            first[row_id] = place
+        elif left:
+            left -= 1
+            found.setdefault(uri, {})[row] = first[row_id]
+        else:
+            raise SpecError(
+                f"{len(again):,} rows have a `{columns.fields['row_id']}` that an earlier row has, {row_id} "
+                f"for instance ({first[row_id]} and {place}). A row's outcome is found by its id, so each "
+                "needs one of its own; name another column with input.columns: {row_id: ...}, or leave it "
+                "unread with {row_id: null} and rows are named after file and number"
+            )
+    return found
+
+
+def _rows_with(
+    wanted: Keys,
+    keys: Sequence[Keys],
+    files: Sequence[SurveyedFile],
+    columns: ColumnMap,
+    open_input: OpenInput,
+) -> Iterator[tuple[str, int, object]]:
+    """File, number and id of the rows with these keys: a few may share them by chance."""
     for file, mine in zip(files, keys, strict=True):
         if not np.isin(mine, wanted).any():
             continue
-        with InputFile(open_input(file.stored.uri).open(file.stored.uri), columns) as opened:
+        uri = file.stored.uri
+        with InputFile(open_input(uri).open(uri), columns) as opened:
             for first_row, ids in _ids(opened):
-                for row in np.flatnonzero(np.isin(_keys(ids), wanted)).tolist():
-                    places.setdefault(ids[row], []).append((file.stored.uri, first_row + row))
-    # Numbers may be shared by chance, though in ten million rows not once in a hundred thousand jobs.
-    twice = {row_id: found for row_id, found in places.items() if len(found) > 1}
-    if twice:
-        shown = "; ".join(f"{row_id} ({_described(found)})" for row_id, found in twice.items())
-        raise SpecError(
-            f"{len(repeated):,} rows have a `{columns.fields['row_id']}` that an earlier row has: {shown}. A "
-            "row's outcome is found by its id, so each needs one of its own; name another column with "
-            "input.columns: {row_id: ...}, or leave it unread with {row_id: null} and rows are named after "
-            "file and number"
-        )
-
-
-def _described(found: Sequence[_Place]) -> str:
-    (first, row), (second, other) = found[:2]
-    return f"row {row} of {first} and row {other}" + ("" if first == second else f" of {second}")
+                for place in np.flatnonzero(np.isin(_keys(ids), wanted)).tolist():
+                    yield uri, first_row + place, ids[place]
 
 
 def _ids(opened: InputFile) -> Iterator[tuple[int, list[object]]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,8 @@ class PlannedFile:
     num_rows: int
     rows_by_model: Mapping[str, int]
     """Rows routed to each model; NO_MODEL for rows that none can take."""
+    repeated: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """By model, which of its rows here, counted from 0, have the id of an earlier row of the input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +122,8 @@ class Shard:
     """One past the last row."""
     file_name: str = ""
     """What this file's rows are named after where they have no ids."""
+    repeated: tuple[int, ...] = ()
+    """Rows that have an earlier row's id, by their place in the shard: recorded as failed, and not made."""
     skip: tuple[int, ...] = ()
     """Rows that take their worker down, by their place in the shard: recorded as failed, and not made."""
     rehearse: tuple[int, int] | None = None

@@ -145,3 +145,8 @@ def said_by_diffusers() -> Iterator[list[str]]:
         yield said
     finally:
         logging.getLogger("diffusers").removeHandler(handler)
+
+
+def outcomes(made: Made) -> list[str]:
+    """Of each row its code, or its status."""
+    return [row["error_code"] or row["status"] for row in made.rows]

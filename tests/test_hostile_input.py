@@ -40,12 +40,12 @@ from schemas.spec_file import load_spec
 from tests.checkpoints import NO_WEIGHTS, paper_checkpoint
 from tests.engines import GreyEngine
 from tests.in_process import (
-    Made,
     Record,
     encoded,
     job_spec,
     make,
     mask,
+    outcomes,
     picture,
     plan_for,
     worker_for,
@@ -66,11 +66,6 @@ def table(folder: Path, **columns: object) -> JobSpec:
     path = folder / "in.parquet"
     pq.write_table(pa.table(columns), path)
     return job_spec(path, folder / "out")
-
-
-def outcomes(made: Made) -> list[str]:
-    """Of each row its code, or its status."""
-    return [row["error_code"] or row["status"] for row in made.rows]
 
 
 def damaged_texts(*values: bytes | None) -> pa.Array:
@@ -283,15 +278,15 @@ def test_a_png_is_decoded_once_unless_words_stand_behind_its_pixels(
     assert image.decode().size == (image.width, image.height)
 
 
+def animated(image_format: str) -> Record:
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    return encoded(frames[0], image_format, save_all=True, append_images=frames[1:])
+
+
 def two_pictures() -> Record:
     """As telephones take them: a picture, and another one behind it."""
     pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     return encoded(pictures[0], "MPO", save_all=True, append_images=pictures[1:])
-
-
-def animated(image_format: str) -> Record:
-    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
-    return encoded(frames[0], image_format, save_all=True, append_images=frames[1:])
 
 
 def sixteen_bits() -> Record:
@@ -525,43 +520,6 @@ def test_a_pair_beyond_all_signed_numbers_fails_its_row_alone(tmp_path: Path, co
     assert outcomes(made) == ["invalid_parameter", "ok", "ok"]
     assert f"{column} is [18446744073709551615, 64]; it must be two whole" in made.rows[0]["error_message"]
     assert made.rows[1][column] == [64, 64]
-
-
-def test_an_id_that_stands_twice_is_refused_with_both_places(tmp_path: Path) -> None:
-    """Over all files; a row's outcome is found by its id."""
-    folder = tmp_path / "rows"
-    folder.mkdir()
-    write_rows(folder / "a.parquet", [{"row_id": f"{i}", "prompt": "x"} for i in range(10)])
-    write_rows(folder / "b.parquet", [{"row_id": f"{i}", "prompt": "x"} for i in range(9, 15)])
-
-    with pytest.raises(SpecError) as raised:
-        make_plan(survey(job_spec(folder, tmp_path / "out")))
-
-    said = str(raised.value)
-    assert "1 rows have a `row_id` that an earlier row has: 9 (row 9 of" in said
-    assert "a.parquet and row 0 of" in said
-    assert "{row_id: null}" in said
-
-
-def test_ids_that_python_hashes_alike_are_told_apart(tmp_path: Path) -> None:
-    """-1 and -2 have one hash, as have 0 and 2**61 - 1."""
-    rows: list[Record] = [{"row_id": i, "prompt": "x"} for i in (-1, -2, 0, 2**61 - 1)]
-
-    plan, _ = make_plan(survey(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out")))
-
-    assert plan.num_rows == 4
-
-
-def test_rows_without_ids_are_told_apart_in_files_of_one_name(tmp_path: Path) -> None:
-    """As partitioned datasets have them: the folders are part of the name, and so of the seed."""
-    for day in ("day=1", "day=2"):
-        (tmp_path / "rows" / day).mkdir(parents=True)
-        write_rows(tmp_path / "rows" / day / "f.parquet", [{"prompt": "x"}])
-
-    made = make(job_spec(tmp_path / "rows", tmp_path / "out"), GreyEngine())
-
-    assert [row["row_id"] for row in made.rows] == ["day=1/f.parquet#0", "day=2/f.parquet#0"]
-    assert len({row["seed"] for row in made.rows}) == 2
 
 
 def twice_the_same_name(folder: Path) -> None:
