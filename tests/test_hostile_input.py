@@ -583,9 +583,19 @@ def a_footer_of_noise(folder: Path) -> None:
     (folder / "a.parquet").write_bytes(data)
 
 
+def a_footer_of_too_long_a_list(folder: Path) -> None:
+    """Of so many columns that the bytes they need at least, as 32 bits count them, are few: CVE-2026-55969 of
+    the Thrift in pyarrow 26, which pyarrow's own limit of a million comes before."""
+    field, num = b"\x15\x02\x19\xfc", 0x4000_0001
+    footer = field + bytes(0x80 | num >> shift & 0x7F for shift in (0, 7, 14, 21)) + bytes([num >> 28])
+    (folder / "a.parquet").write_bytes(b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1")
+
+
 @pytest.mark.parametrize(
     ("write", "says"),
     [
+        (a_footer_of_too_long_a_list, "is no readable Parquet file: Couldn't deserialize thrift"),
+        (a_footer_of_too_long_a_list, "Exceeded size limit"),
         (twice_the_same_name, "2 columns of the name `prompt`"),
         (a_list_of_prompts, "column `prompt` is list<element: string>"),
         (a_drifting_schema, "column `prompt` is binary in"),
