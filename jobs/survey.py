@@ -1,10 +1,12 @@
 """What a spec meets: the input's files and columns, and the checkpoints. Footers only, no rows."""
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +27,9 @@ from schemas.spec import JobSpec
 from schemas.systems import SYSTEMS, System, find_system
 
 FOOTERS_AT_ONCE = 16
+MAX_FOOTER_BYTES = 16 << 20
+"""Of one made to do harm, each three can unfold to 700. Common ones have a megabyte at most."""
+FIRST_READ_BYTES = 64 << 10
 _WILDCARDS = "*?["
 
 
@@ -175,10 +180,24 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(("_", "."))
 
 
+def _with_bounded_footer(source: BinaryIO) -> FooterOnly:
+    """ValueError where it is too long to be unfolded."""
+    # As many bytes as pyarrow reads first, so that they are asked for once.
+    source.seek(max(0, source.seek(0, os.SEEK_END) - FIRST_READ_BYTES))
+    tail = source.read(FIRST_READ_BYTES)
+    if tail.endswith(b"PAR1") and (size := int.from_bytes(tail[-8:-4], "little")) > MAX_FOOTER_BYTES:
+        source.close()
+        raise ValueError(
+            f"its footer has {size:,} bytes, and at most {MAX_FOOTER_BYTES:,} are read; "
+            "write it with larger row groups, or fewer columns"
+        )
+    return FooterOnly(source)
+
+
 def _read_footer(file: StoredObject, open_input: OpenInput) -> tuple[int, pa.Schema]:
     try:
         with (
-            FooterOnly(open_input(file.uri).open(file.uri)) as source,
+            _with_bounded_footer(open_input(file.uri).open(file.uri)) as source,
             # Unbuffered, it would read all columns before it looks at the first.
             pq.ParquetFile(source, buffer_size=1, pre_buffer=False) as parquet,
         ):

@@ -583,6 +583,11 @@ def a_footer_of_noise(folder: Path) -> None:
     (folder / "a.parquet").write_bytes(data)
 
 
+def a_footer_of_megabytes(folder: Path) -> None:
+    size = 17_000_001
+    (folder / "a.parquet").write_bytes(b"PAR1" + bytes(size) + struct.pack("<I", size) + b"PAR1")
+
+
 def a_footer_of_too_long_a_list(folder: Path) -> None:
     """Of so many columns that the bytes they need at least, as 32 bits count them, are few: CVE-2026-55969 of
     the Thrift in pyarrow 26, which pyarrow's own limit of a million comes before."""
@@ -594,6 +599,7 @@ def a_footer_of_too_long_a_list(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "says"),
     [
+        (a_footer_of_megabytes, "its footer has 17,000,001 bytes, and at most 16,777,216 are read; write it"),
         (a_footer_of_too_long_a_list, "is no readable Parquet file: Couldn't deserialize thrift"),
         (a_footer_of_too_long_a_list, "Exceeded size limit"),
         (twice_the_same_name, "2 columns of the name `prompt`"),
