@@ -46,15 +46,11 @@ def arguments(cohort: Cohort, decoded: Sequence[Decoded], pipeline: Any) -> Argu
     }
     if "prompt" in cohort.system.texts:
         found["prompt"] = [row.texts["prompt"] for row in rows]
-    if cohort.has_negative_prompt:
-        found["negative_prompt"] = [row.texts["negative_prompt"] or "" for row in rows]
     if "prompt_2" in cohort.system.texts:
         # As XL itself does where the second one is missing, but row by row.
         found["prompt_2"] = [row.texts["prompt_2"] or row.texts["prompt"] for row in rows]
-        if cohort.has_negative_prompt:
-            found["negative_prompt_2"] = [
-                row.texts["negative_prompt_2"] or row.texts["negative_prompt"] or "" for row in rows
-            ]
+    for name in cohort.negative_texts:
+        found[name] = [row.texts[name] or row.texts["negative_prompt"] or "" for row in rows]
     # On the CPU whatever the device is: a seed must mean the same picture on every machine.
     found["generator"] = [torch.Generator("cpu").manual_seed(sample.seed) for sample, _ in decoded]
     for field in decoded[0][1]:

@@ -1,11 +1,11 @@
 """Rows that can share one pipeline call, found within one shard.
 
 A cohort's samples agree in everything that a diffusers call takes once: the pipeline, every scalar, the
-input picture's size, whether there is a negative prompt, and in how many windows its texts are encoded.
+input picture's size, which negative prompts there are, and in how many windows its texts are encoded.
 Prompts, pictures and generators differ freely.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.samples import OpenedRow, Sample
@@ -22,8 +22,9 @@ class Cohort:
     parameters: Mapping[str, ParameterValue | None]
     sizes: Mapping[str, tuple[int, int]]
     """(width, height) of the input pictures, by field."""
-    has_negative_prompt: bool
-    """False: diffusers gets None, which some pipelines (XL) treat differently from an empty text."""
+    negative_texts: tuple[str, ...]
+    """The negative fields that the call is given. Others are None to diffusers, which XL's pipelines treat
+    differently from an empty text."""
     gives_latents: bool
     """Whether the latents go on to the next step as they are."""
     num_windows: int
@@ -33,11 +34,17 @@ class Cohort:
     samples: Sequence[Sample]
 
 
-NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2")
+_NEGATIVE_TEXTS = ("negative_prompt", "negative_prompt_2")
 
 _Parameters = tuple[tuple[str, ParameterValue | None], ...]
 _Sizes = tuple[tuple[str, tuple[int, int]], ...]
-_Key = tuple[str, str, _Parameters, _Sizes, bool, bool, int, bool]
+_Key = tuple[str, str, _Parameters, _Sizes, tuple[str, ...], bool, int, bool]
+
+_ALONE = (
+    "padding_mask_crop",  # diffusers 0.42.1 paints a crop for one picture at a time only.
+    "negative_original_size",  # It gives XL's text2img of several rows the one's negative sizes to another.
+)
+"""Parameters with which a row has a call to itself. Its module calls are merged all the same."""
 
 
 def samples_of(rows: Sequence[OpenedRow]) -> list[Sample]:
@@ -56,8 +63,7 @@ def cohorts(samples: Sequence[Sample], max_batch_rows: int) -> Iterator[Cohort]:
     for sample in samples:
         groups.setdefault(_key(sample), []).append(sample)
     for key, group in sorted(groups.items(), key=_turn):
-        # diffusers 0.42.1 paints a crop for one picture at a time only.
-        together = 1 if dict(key[2]).get("padding_mask_crop") is not None else max_batch_rows
+        together = 1 if any(group[0].parameters.get(name) is not None for name in _ALONE) else max_batch_rows
         for start in range(0, len(group), together):
             yield _cohort(key, group[start : start + together])
 
@@ -69,11 +75,18 @@ def _key(sample: Sample) -> _Key:
         system.task,
         tuple(sorted(sample.parameters.items())),
         tuple(sorted((field, (image.width, image.height)) for field, image in sample.images.items())),
-        any(texts[name] is not None for name in NEGATIVE_PROMPTS if name in system.texts),
+        _negative_texts(system.texts, texts),
         sample.hands_on_latents,
         sample.num_windows,
         sample.weighted,
     )
+
+
+def _negative_texts(read: Collection[str], texts: Mapping[str, str | None]) -> tuple[str, ...]:
+    """A second one that is missing is the first one to XL; but XL asks whether there is a first one before it
+    reads any."""
+    given = texts["negative_prompt"] is not None
+    return tuple(name for name in _NEGATIVE_TEXTS if name in read and (given or texts[name] is not None))
 
 
 def _turn(item: tuple[_Key, list[Sample]]) -> tuple[float, float, float]:
@@ -93,13 +106,13 @@ def _number(sample: Sample, parameter: str, otherwise: float) -> float:
 
 
 def _cohort(key: _Key, samples: Sequence[Sample]) -> Cohort:
-    model, _, parameters, sizes, has_negative_prompt, gives_latents, num_windows, weighted = key
+    model, _, parameters, sizes, negative_texts, gives_latents, num_windows, weighted = key
     return Cohort(
         model=model,
         system=samples[0].system,
         parameters=dict(parameters),
         sizes=dict(sizes),
-        has_negative_prompt=has_negative_prompt,
+        negative_texts=negative_texts,
         gives_latents=gives_latents,
         num_windows=num_windows,
         weighted=weighted,

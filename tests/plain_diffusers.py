@@ -42,6 +42,9 @@ ARGUMENTS = (
     "original_size",
     "crops_coords_top_left",
     "target_size",
+    "negative_original_size",
+    "negative_crops_coords_top_left",
+    "negative_target_size",
     "aesthetic_score",
     "sld_guidance_scale",
     "sld_warmup_steps",
@@ -76,6 +79,7 @@ def depth_map(size: tuple[int, int] = (64, 64)) -> Record:
 
 
 PICTURE, MASK, DEPTH = picture(), mask(), depth_map()
+AWAY_FROM = {"negative_original_size": [512, 512], "negative_target_size": [32, 32]}
 MASKED = {"image": PICTURE, "mask_image": MASK}
 
 ROWS: list[Record] = [
@@ -100,10 +104,25 @@ ROWS: list[Record] = [
     row("ldm3d-up", "ldm3d-upscale", "ldm3d_upscale", image=PICTURE, depth_map=DEPTH, height=128, width=128),
     row("xl", "sdxl", "text2img", prompt_2="a painting", negative_prompt="grey", negative_prompt_2="dull"),
     row("xl-sizes", "sdxl", "text2img", original_size=[512, 512], crops_coords_top_left=[0, 64]),
+    # Three that could share a call.
+    *(
+        row(
+            f"xl-away-{seed}",
+            "sdxl",
+            "text2img",
+            seed=seed,
+            **AWAY_FROM,
+            negative_crops_coords_top_left=[8, 0],
+        )
+        for seed in range(3)
+    ),
+    row("xl-second", "sdxl", "text2img", negative_prompt_2="dull"),
+    row("xl-img-away", "sdxl", "img2img", image=PICTURE, strength=0.6, **AWAY_FROM),
     row("xl-img", "sdxl", "img2img", image=PICTURE, strength=0.6, target_size=[32, 32]),
     row("xl-in", "sdxl", "inpaint", **MASKED),
     row("xl-nine", "sdxl-inpaint", "inpaint", **MASKED),
     row("refined", "sdxl-refiner", "img2img", image=PICTURE, strength=0.6, aesthetic_score=3.0),
+    row("refined-second", "sdxl-refiner", "img2img", image=PICTURE, strength=0.6, negative_prompt_2="dull"),
 ]
 _VARIATIONS: list[Record] = [
     {"num_inference_steps": 3, "guidance_scale": 1.0, "scheduler": "EulerAncestralDiscreteScheduler"},
