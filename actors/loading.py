@@ -13,8 +13,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from diffusers.utils.deprecation_utils import _TRANSFORMERS_CLASS_REMAPPING
 from huggingface_hub import hf_hub_download
-from transformers import DPTImageProcessorPil
 
 from actors.checkpoints import is_folder_name, local_folder
 from actors.clip_skip import enable_clip_skip
@@ -29,6 +29,13 @@ logger = logging.getLogger(__name__)
 
 # A spec or a checkpoint must never bring code along.
 os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
+
+# Depth-to-image checkpoints name a class that transformers 5 has no more. diffusers 0.42.1 has a table of
+# such classes, with CLIP's alone in it.
+_TRANSFORMERS_CLASS_REMAPPING["DPTFeatureExtractor"] = {
+    "new_class": "DPTImageProcessorPil",
+    "transformers_version": (">=", "5.0"),
+}
 
 LOADING_ERRORS = (
     *(OSError, ValueError, KeyError, ImportError, TypeError, AttributeError),
@@ -91,9 +98,7 @@ def load(
         index = diffusers.DiffusionPipeline.load_config(folder)
         pipeline = pipeline_class(index["_class_name"]).from_pretrained(
             folder,
-            **shared.known(folder, spec, dtype)
-            | _mended(index, folder)
-            | _checker_arguments(index, with_checker),
+            **shared.known(folder, spec, dtype) | _mended(index) | _checker_arguments(index, with_checker),
             variant=spec.variant,
             dtype=dtype,
             use_safetensors=_use_safetensors(),
@@ -125,16 +130,9 @@ def _said(error: Exception) -> str:
     return text
 
 
-def _mended(index: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _mended(index: Mapping[str, Any]) -> dict[str, Any]:
     """Components that diffusers 0.42.1 cannot load as published checkpoints name them."""
-    mended: dict[str, Any] = {}
-    if _has_safe_checker(index):
-        mended["safety_checker"] = None
-    if (index.get("feature_extractor") or [None, None])[1] == "DPTFeatureExtractor":
-        mended["feature_extractor"] = DPTImageProcessorPil.from_pretrained(
-            folder, subfolder="feature_extractor"
-        )
-    return mended
+    return {"safety_checker": None} if _has_safe_checker(index) else {}
 
 
 def _has_safe_checker(index: Mapping[str, Any]) -> bool:

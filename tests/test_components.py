@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import json
 import os
 import shutil
 import weakref
@@ -190,6 +191,25 @@ class _Hostile:
 
     def __reduce__(self) -> tuple[object, ...]:
         return os.mkdir, (str(self._folder),)
+
+
+def test_a_depth_checkpoint_loads_as_published_ones_name_their_parts(tmp_path: Path) -> None:
+    """With a class that transformers 5 has no more, and its one number for a size."""
+    shutil.copytree(demo("depth2img"), tmp_path / "depth")
+    for name, old in (
+        ("model_index.json", {"feature_extractor": ["transformers", "DPTFeatureExtractor"]}),
+        (
+            "feature_extractor/preprocessor_config.json",
+            {"feature_extractor_type": "DPTFeatureExtractor", "image_processor_type": None, "size": 32},
+        ),
+    ):
+        file = tmp_path / "depth" / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | old))
+
+    model = LoadedModel("depth", ModelSpec(checkpoint=str(tmp_path / "depth")), CPU)
+
+    assert model.components["feature_extractor"].size["height"] == 32
+    assert model.pipeline(system("depth2img", "depth2img"), None).feature_extractor is not None
 
 
 @pytest.mark.parametrize(
