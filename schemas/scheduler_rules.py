@@ -83,7 +83,7 @@ def refusal(
     if said is not None:
         return said
     settings = _effective(scheduler, published, chosen)
-    said = _conflict(scheduler, settings, num_inference_steps)
+    said = _conflict(scheduler, settings, num_inference_steps, begins_late)
     if said is not None or num_inference_steps is None:
         return said
     return _wrong_steps(scheduler, settings, num_inference_steps, begins_late)
@@ -138,7 +138,7 @@ def _effective(scheduler: str, published: Published, chosen: Settings) -> Settin
     return defaults | {"num_train_timesteps": times} | taken | dict(chosen)
 
 
-def _conflict(scheduler: str, settings: Settings, steps: int | None) -> str | None:
+def _conflict(scheduler: str, settings: Settings, steps: int | None, begins_late: bool) -> str | None:
     """Why these settings cannot be had together; the checkpoint's own are among them."""
     for name, option in SCHEDULERS[scheduler].items():
         value = settings[name]
@@ -154,7 +154,7 @@ def _conflict(scheduler: str, settings: Settings, steps: int | None) -> str | No
         return _no_end_at_zero(scheduler, settings, steps)
     spread = settings.get("timestep_spacing") != "leading" or "original_inference_steps" in settings
     blind = settings.get("rescale_betas_zero_snr") and settings["prediction_type"] == "epsilon"
-    if blind and spread and scheduler in _FROM_ZERO_SIGNAL:
+    if blind and spread and scheduler in _FROM_ZERO_SIGNAL and not begins_late:
         return (
             f"{scheduler} with rescale_betas_zero_snr begins where there is no signal, and divides by it: "
             "that needs a checkpoint with prediction_type v_prediction"

@@ -340,6 +340,22 @@ def test_options_that_diffusers_cannot_have_together_are_refused(
         assert bool(said) == fails(name, config, steps, options=text), (steps, said)
 
 
+def test_where_no_signal_is_left_only_the_first_step_cannot_be_made() -> None:
+    """A picture that is redrawn later begins with some: DDIM's next step is a number."""
+    config, name = PUBLISHED["SD 1.5"], "DDIMScheduler"
+    text = options_text({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
+    scheduler = copy.deepcopy(new_scheduler(name, config, text))
+    scheduler.set_timesteps(5)
+    latents = torch.ones(1, 4, 4, 4)
+
+    first, second = (scheduler.step(latents, time, latents).prev_sample for time in scheduler.timesteps[:2])
+
+    assert not first.isfinite().all()
+    assert second.isfinite().all()
+    assert "divides by it" in str(refusal(name, text, published(config), 5, False))
+    assert refusal(name, text, published(config), 5, True) is None
+
+
 def test_runge_kutta_steps_go_by_the_first_timesteps_wherever_they_begin() -> None:
     """Begun later, PNDM runs at an earlier timestep's noise: no error, and another picture."""
     config, name = config_of("PNDMScheduler"), "PNDMScheduler"
