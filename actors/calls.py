@@ -5,6 +5,7 @@ diffusers that do not have an entry in ARGUMENTS, by the name of their pipeline;
 itself how it is called, with `row_arguments`.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,30 @@ def check_pictures(sample: Sample, pictures: Mapping[str, Image.Image]) -> None:
         if low == high:
             # It is scaled by its range, so diffusers 0.42.1 gives NaN.
             raise RowError("constant_depth", "`depth_map` has the same depth everywhere")
+    mask = pictures.get("mask_image")
+    if mask is not None and sample.parameters.get("padding_mask_crop") is not None and not mask.getbbox():
+        raise RowError("empty_mask", "`mask_image` is black everywhere, so padding_mask_crop has no crop")
+
+
+def check_steps(cohort: Cohort, pipeline: Any) -> None:
+    """RowError where XL's shares leave no step to run: diffusers 0.42.1 then hands on what it was given."""
+    start, end = (cohort.parameters.get(name) for name in ("denoising_start", "denoising_end"))
+    if start is None and end is None:
+        return
+    tried = copy.copy(pipeline)
+    tried.scheduler = copy.deepcopy(pipeline.scheduler)
+    steps = int(str(cohort.parameters["num_inference_steps"]))
+    tried.scheduler.set_timesteps(steps)
+    times = tried.scheduler.timesteps
+    if "strength" in cohort.parameters:
+        times, _ = tried.get_timesteps(steps, cohort.parameters["strength"], "cpu", denoising_start=start)
+    least = 0.0 if end is None else (1 - float(str(end))) * tried.scheduler.config.num_train_timesteps
+    if not (times >= round(least)).any():
+        raise RowError(
+            "invalid_parameter",
+            f"denoising_start {start}, denoising_end {end} of {steps} steps: no step is left to run; "
+            "raise num_inference_steps",
+        )
 
 
 def arguments(cohort: Cohort, decoded: Sequence[Decoded], pipeline: Any) -> Arguments:

@@ -71,12 +71,12 @@ def _findings(batch: RowBatch, where: Routed, card: ModelCard, max_pixels: int) 
             yield from _out_of_bounds(batch.fields[name], name)
     for side in ("height", "width"):
         if side in where.defaults:
-            # All are powers of two, so the greatest is a multiple of the others.
-            steps = (step.system.picture_multiple for step in where.then if step.system)
-            yield from _indivisible(batch, where, side, max(card.size_factor, *steps, 1))
+            yield from _indivisible(batch, where, side, card)
     yield from _too_many_pixels(batch, where, max_pixels)
     if "strength" in where.defaults:
         yield from _no_step(batch, where)
+    if "denoising_start" in where.defaults:
+        yield from _no_share(batch, where)
     for name, most in own_limits(card).items():
         if name in where.defaults:
             yield from _beyond(batch, where, name, most)
@@ -85,18 +85,17 @@ def _findings(batch: RowBatch, where: Routed, card: ModelCard, max_pixels: int) 
 
 
 def _missing(batch: RowBatch, where: Routed) -> Iterator[Finding]:
-    task = where.system.task if where.system else ""
     nobody = np.zeros(batch.num_rows, dtype=bool)
     texts = where.system.texts if where.system else ()
     if "prompt" in texts and "prompt" in batch.fields:
         no_prompt = batch.fields["prompt"].is_null().to_numpy(zero_copy_only=False)
         yield no_prompt, "missing_prompt", _always("prompt is null; give a text (an empty one is allowed)")
-    for field in where.needed_images():
+    for field, who in where.needed_images().items():
         if field in batch.present:
             absent, said = ~batch.present[field], "and the row has none"
         else:
             absent, said = ~nobody, f"and no column holds it; name one with input.columns: {{{field}: ...}}"
-        yield absent, f"missing_{field}", _always(f"the task {task} needs `{field}`, {said}")
+        yield absent, f"missing_{field}", _always(f"{who} needs `{field}`, {said}")
 
 
 def _seeds_and_counts(batch: RowBatch) -> Iterator[Finding]:
@@ -219,14 +218,21 @@ def published_scheduler(card: ModelCard, system: System | None) -> Published:
     return Published(name=card.scheduler, settings=settings, only=system.schedulers if system else None)
 
 
-def _indivisible(batch: RowBatch, where: Routed, side: str, factor: int) -> Iterator[Finding]:
+def _indivisible(batch: RowBatch, where: Routed, side: str, card: ModelCard) -> Iterator[Finding]:
     pixels = _effective(batch, where, side)
     if pixels is None:
         return
+    later = [
+        (step.system.picture_multiple, f", which step {place} ({step.system.task}) takes")
+        for place, step in enumerate(where.then, 2)
+        if step.system
+    ]
+    # All are powers of two, so the greatest is a multiple of the others.
+    factor, whose = max([(card.size_factor, ""), *later], key=lambda each: each[0])
 
     def describe(row: int) -> str:
         near = max(factor, round(pixels[row] / factor) * factor)
-        return f"{side} is {pixels[row]:g}, not a multiple of {factor}; {near} would do"
+        return f"{side} is {pixels[row]:g}, not a multiple of {factor}{whose}; {near} would do"
 
     yield np.nan_to_num(pixels) % factor != 0, "invalid_size", describe
 
@@ -273,6 +279,8 @@ def _no_step(batch: RowBatch, where: Routed) -> Iterator[Finding]:
         return
     with np.errstate(invalid="ignore", over="ignore"):
         run = np.minimum(np.floor(np.nan_to_num(strength * steps)), steps)
+    start = _effective(batch, where, "denoising_start") if "denoising_start" in where.defaults else None
+    counts = True if start is None else np.isnan(start)  # XL's pipelines ask for the one or the other.
 
     def describe(row: int) -> str:
         return (
@@ -280,7 +288,18 @@ def _no_step(batch: RowBatch, where: Routed) -> Iterator[Finding]:
             "raise strength or num_inference_steps"
         )
 
-    yield run < 1, "invalid_parameter", describe
+    yield counts & (run < 1), "invalid_parameter", describe
+
+
+def _no_share(batch: RowBatch, where: Routed) -> Iterator[Finding]:
+    start, end = _effective(batch, where, "denoising_start"), _effective(batch, where, "denoising_end")
+    if start is None or end is None:
+        return
+
+    def describe(row: int) -> str:
+        return f"denoising_start is {start[row]:g}; it must be below denoising_end, {end[row]:g}"
+
+    yield start >= end, "invalid_parameter", describe
 
 
 def _effective(batch: RowBatch, where: Routed, name: str) -> npt.NDArray[np.float64] | None:

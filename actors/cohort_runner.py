@@ -12,7 +12,7 @@ from PIL import Image
 
 from actors.async_transfers import transfers_in_background
 from actors.batcher import Batcher, Call, Outcome
-from actors.calls import Decoded, arguments, check_pictures
+from actors.calls import Decoded, arguments, check_pictures, check_steps
 from actors.chains import decode_latents
 from actors.cohorts import Cohort
 from actors.compiling import compile_blocks, is_compiler_error, ladder
@@ -60,6 +60,7 @@ class CohortCall:
         pipeline = self.model.pipeline(
             self.cohort.system, str(scheduler) if scheduler else None, str(options) if options else None
         )
+        check_steps(self.cohort, pipeline)
         if not self.exact:
             keep_on_host(pipeline.scheduler)
         output = pipeline(**arguments(self.cohort, self.decoded, pipeline))
@@ -148,7 +149,7 @@ class CohortRunner:
                 check_texts(sample)
                 fit.append((sample, ready))
             except RowError as problem:
-                self._unfit.append(Generated(sample=sample, pixels=None, nsfw=None, problem=problem))
+                self._unfit.append(_failed(sample, problem))
         return fit
 
     def _take(self, outcome: Outcome[_Made]) -> None:

@@ -1,6 +1,7 @@
 """Opening the pictures of a row: only known formats, only sane sizes, always RGB (masks: L)."""
 
 import io
+import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -111,9 +112,13 @@ def open_images(row: Row, read_uri: ReadUri, *, max_pixels: int, vae_factor: int
     """
     system = row.routed.system
     assert system is not None, "rows with a problem are not opened"
-    wanted = [*row.routed.needed_images(), *(name for name in system.optional_images if name in row.images)]
-    opened = {field: open_image(field, row.images[field], read_uri) for field in wanted}
+    optional = (name for name in row.routed.optional_images() if name in row.images)
+    opened = {
+        field: open_image(field, row.images[field], read_uri)
+        for field in dict.fromkeys((*row.routed.needed_images(), *optional))
+    }
     _check_sizes(opened, system, vae_factor if system.cuts_picture else 1)
+    _check_mask(opened, row)
     _check_work(opened, row.routed, max_pixels)
     return opened
 
@@ -132,13 +137,7 @@ def _check_work(opened: Mapping[str, EncodedImage], routed: Routed, max_pixels: 
 
 
 def _check_sizes(opened: Mapping[str, EncodedImage], system: System, least: int) -> None:
-    image, mask = opened.get("image"), opened.get("mask_image")
-    if image and mask and (image.width, image.height) != (mask.width, mask.height):
-        raise RowError(
-            "mask_size",
-            f"the mask must have the image's size; `image` is {image.width}x{image.height}, "
-            f"`mask_image` {mask.width}x{mask.height}",
-        )
+    image = opened.get("image")
     if image and min(image.width, image.height) < least:
         raise RowError(
             "invalid_size",
@@ -150,6 +149,34 @@ def _check_sizes(opened: Mapping[str, EncodedImage], system: System, least: int)
             "invalid_size",
             f"`image` is {image.width}x{image.height}; {system.task} needs multiples of {multiple}",
         )
+
+
+def _check_mask(opened: Mapping[str, EncodedImage], row: Row) -> None:
+    """That it has the size of the picture that is painted over, or, where a step before makes that one larger
+    or smaller, of the picture that the row brings."""
+    mask = opened.get("mask_image")
+    if mask is None:
+        return
+    image, painted = opened.get("image"), _painted_size(opened, row)
+    sizes = {painted} if image is None else {painted, (image.width, image.height)}
+    if (mask.width, mask.height) not in sizes:
+        raise RowError(
+            "mask_size",
+            f"the mask must have the image's size; the image is {painted[0]}x{painted[1]}, "
+            f"`mask_image` {mask.width}x{mask.height}",
+        )
+
+
+def _painted_size(opened: Mapping[str, EncodedImage], row: Row) -> tuple[int, int]:
+    """(width, height) of the picture with which the row's inpainting step begins."""
+    steps = [step.system for step in (row.routed, *row.routed.then) if step.system is not None]
+    before = steps[: next(place for place, system in enumerate(steps) if "mask_image" in system.images)]
+    if before and "height" in before[0].defaults:
+        width, height = (int(str(row.parameters[side])) for side in ("width", "height"))
+    else:
+        width, height = opened["image"].width, opened["image"].height
+    growth = math.prod(system.scale for system in before)
+    return width * growth, height * growth
 
 
 def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedImage:

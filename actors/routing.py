@@ -1,7 +1,7 @@
 """The task-routing stage: from a row's `task` and `model` to the pipeline that makes it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,15 +34,30 @@ class Routed:
     keep_steps: bool = False
     """Whether the pictures of all steps are kept, not the last one's alone."""
 
-    def needed_images(self) -> list[str]:
-        """Fields that a row must bring: what its first step needs, and what no step gives to a later one."""
-        found: dict[str, None] = {}
+    def needed_images(self) -> dict[str, str]:
+        """Fields that a row must bring: what its first step needs, and what no step gives to a later one.
+
+        With what needs each: `the task inpaint`, or `step 2 (inpaint)`.
+        """
+        found: dict[str, str] = {}
+        for place, system, given in self._steps():
+            who = f"step {place} ({system.task})" if self.then else f"the task {system.task}"
+            found |= {name: who for name in system.images if name not in given and name not in found}
+        return found
+
+    def optional_images(self) -> list[str]:
+        """Fields that a step reads where the row brings them, and no step before it has made."""
+        return [
+            name for _, system, given in self._steps() for name in system.optional_images if name not in given
+        ]
+
+    def _steps(self) -> Iterator[tuple[int, System, set[str]]]:
+        """Each step's place, from 1, its system, and the fields that the step before it gives."""
         given: set[str] = set()
-        for step in (self, *self.then):
+        for place, step in enumerate((self, *self.then), 1):
             if step.system is not None:
-                found |= dict.fromkeys(name for name in step.system.images if name not in given)
+                yield place, step.system, given
                 given = {"image", "depth_map"} if step.system.gives_depth else {"image"}
-        return list(found)
 
     def growth(self) -> int:
         """How many times wider than the first step's picture the widest is that a later step begins with."""

@@ -98,5 +98,6 @@ class Sample:
             first = self.opened.row.routed.system
             own = (*first.images, *first.optional_images) if first else ()
             return {name: image for name, image in self.opened.images.items() if name in own}
-        wanted = (*self.system.images, *(name for name in self.system.optional_images if name in self.made))
-        return {name: self.made.get(name) or self.opened.images[name] for name in wanted}
+        there: dict[str, EncodedImage | MadeImage] = {**self.opened.images, **self.made}
+        wanted = (*self.system.images, *(name for name in self.system.optional_images if name in there))
+        return {name: there[name] for name in wanted}

@@ -73,9 +73,10 @@ class Parameters(StrictModel):
     """Noise put on the picture before it is enlarged; upscalers are trained for 0 to 350."""
     padding_mask_crop: int | None = Field(default=None, ge=0, le=4096)
     """Pixels around the mask: only this crop is painted, at full size, and put back."""
-    denoising_start: float | None = Field(default=None, ge=0, le=1)
+    # A thousandth is one timestep; at 0 and at 1 diffusers 0.42.1 passes over them without a word.
+    denoising_start: float | None = Field(default=None, ge=0.001, le=0.999)
     """Share of the steps that another model has done already (SDXL's refiner)."""
-    denoising_end: float | None = Field(default=None, ge=0, le=1)
+    denoising_end: float | None = Field(default=None, ge=0.001, le=0.999)
     """Share of the steps after which to stop and hand on (SDXL's base)."""
     original_size: Pair | None = None
     """[height, width] that SDXL is told the training picture had."""

@@ -14,7 +14,20 @@ from actors.pipelines import pipeline_class
 from jobs.survey import survey
 from schemas.errors import SpecError
 from tests.checkpoints import demo
-from tests.in_process import Made, Record, job_spec, make, pixels, plan_for, write_rows
+from tests.in_process import (
+    Made,
+    Record,
+    encoded,
+    job_spec,
+    make,
+    mask,
+    outcomes,
+    picture,
+    pixels,
+    plan_for,
+    write_rows,
+)
+from tests.plain_diffusers import depth_map
 
 LEVELS = 2
 MODELS = {
@@ -27,6 +40,7 @@ MODELS = {
         "refiner": "sdxl-refiner",
         "rgbd": "ldm3d",
         "rgbd-up": "ldm3d-upscale",
+        "deepened": "depth2img",
     }.items()
 }
 STEPS = {"num_inference_steps": 4}
@@ -48,6 +62,10 @@ ROUTES: Record = {
     },
     "ldm3d": {"model": "rgbd", **STEPS},
     "ldm3d_upscale": {"model": "rgbd-up", **STEPS, "height": 128, "width": 128},
+    "depth2img": {"model": "deepened", **STEPS, "strength": 1.0},
+    "redrawn": {"task": "text2img", "model": "sd", **STEPS, "then": ["depth2img"]},
+    "inpaint": {"model": "sd", **STEPS, "padding_mask_crop": 4},
+    "filled": {"task": "text2img", "model": "sd", **STEPS, "then": ["inpaint"]},
     "deep": {"task": "ldm3d", "model": "rgbd", **STEPS, "then": ["ldm3d_upscale"]},
 }
 ROWS = [
@@ -140,16 +158,78 @@ def test_hugging_face_opens_kept_steps_as_pictures(made: Made, tmp_path: Path) -
     assert row["step_images"][0].size == (64, 64)
 
 
+def test_a_later_step_reads_the_depth_that_the_row_brings(tmp_path: Path) -> None:
+    """As the first one would; it estimates one where the row has none."""
+    ramp = depth_map()
+    rows = [
+        {"row_id": name, "task": "redrawn", "prompt": "a fox", "seed": 3, "depth_map": depth}
+        for name, depth in (("given", ramp), ("estimated", None))
+    ]
+    path = write_rows(tmp_path / "in.parquet", rows)
+    first = call("sd", "StableDiffusionPipeline", **STEPS).images[0]
+    values = np.asarray(Image.open(io.BytesIO(ramp["bytes"]))).astype(np.float32)
+    depths = {"given": torch.from_numpy(values)[None], "estimated": None}
+
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+
+    for name, depth in depths.items():
+        cls = "StableDiffusionDepth2ImgPipeline"
+        plain = call("depth2img", cls, image=first, depth_map=depth, strength=1.0, **STEPS).images[0]
+        difference = np.abs(np.asarray(pixels(made.row(name)), dtype=int) - np.asarray(plain, dtype=int))
+        assert difference.max() <= LEVELS, name
+    assert made.row("given")["image_sha256"] != made.row("estimated")["image_sha256"]
+
+
 def test_a_failure_names_its_step(tmp_path: Path) -> None:
     """The first step went well; the second one could not."""
-    routes = ROUTES | {"odd": {"task": "text2img", "model": "sd", **STEPS, "then": ["strange"]}}
-    routes |= {"strange": {"task": "img2img", "model": "sd", "num_inference_steps": 1, "strength": 0.1}}
-    path = write_rows(tmp_path / "in.parquet", [{"row_id": 1, "task": "odd", "prompt": "x"}])
+    flat = encoded(Image.fromarray(np.full((64, 64), 500, np.uint16)))
+    rows: list[Record] = [
+        {"row_id": "black", "task": "filled", "mask_image": encoded(Image.new("L", (64, 64)))},
+        {"row_id": "flat", "task": "redrawn", "depth_map": flat},
+    ]
+    path = write_rows(tmp_path / "in.parquet", [{"prompt": "x"} | row for row in rows])
 
-    failed = make(job_spec(path, tmp_path / "out", models=MODELS, routes=routes)).rows[0]
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
 
-    assert failed["status"] == "failed"
-    assert failed["error_message"].startswith("step 2 (strange): ")
+    assert outcomes(made) == ["empty_mask", "constant_depth"]
+    said = [row["error_message"].partition(": ")[0] for row in made.rows]
+    assert said == ["step 2 (inpaint)", "step 2 (depth2img)"]
+
+
+def test_a_mask_must_fit_the_picture_of_its_step(tmp_path: Path) -> None:
+    """Which the first step makes here, of the size that the row asks for."""
+    rows = [
+        {
+            "row_id": width,
+            "task": "filled",
+            "prompt": "x",
+            "width": 96,
+            "height": 64,
+            "mask_image": mask((width, 64)),
+        }
+        for width in (64, 96)
+    ]
+    path = write_rows(tmp_path / "in.parquet", rows)
+
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+
+    assert outcomes(made) == ["mask_size", "ok"]
+    assert "the image is 96x64, `mask_image` 64x64" in made.row(64)["error_message"]
+
+
+def test_shares_that_leave_no_step_fail_their_row(tmp_path: Path) -> None:
+    """Of two steps the second begins in the middle, long before the last tenth."""
+    rows = [
+        {"row_id": f"{start}", "task": "refine", "prompt": "x", "image": picture(), "num_inference_steps": 2}
+        | {"denoising_start": start, "scheduler_options": '{"timestep_spacing": "trailing"}'}
+        for start in (0.4, 0.9)
+    ]
+    path = write_rows(tmp_path / "in.parquet", rows)
+
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+
+    assert outcomes(made) == ["ok", "invalid_parameter"]
+    assert "no step is left to run" in made.rows[1]["error_message"]
 
 
 def test_sizes_that_a_later_step_cannot_take_are_refused_at_plan(tmp_path: Path) -> None:
@@ -160,7 +240,7 @@ def test_sizes_that_a_later_step_cannot_take_are_refused_at_plan(tmp_path: Path)
     failed = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES)).rows[0]
 
     assert failed["error_code"] == "invalid_size"
-    assert "width is 96, not a multiple of 64" in failed["error_message"]
+    assert "width is 96, not a multiple of 64, which step 2 (latent_upscale)" in failed["error_message"]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ TYPES = {
     "guidance_scale": pa.float64(),
     "guidance_rescale": pa.float64(),
     "strength": pa.float64(),
+    "denoising_start": pa.float64(),
+    "denoising_end": pa.float64(),
     "height": pa.int64(),
     "width": pa.int64(),
     "eta": pa.float64(),
@@ -79,6 +81,8 @@ SPEC = JobSpec.model_validate(
             "text2img": {"model": "sd"},
             "img2img": {"model": "sd", "num_inference_steps": 10},
             "inpaint": {"model": "fill"},
+            "fill": {"task": "text2img", "model": "sd", "then": ["inpaint"]},
+            "refine": {"task": "img2img", "model": "xl", "num_inference_steps": 3},
             "poster": {"task": "text2img", "model": "xl", "height": 768, "width": 512},
             "upscale": {"model": "x4"},
             "large": {"task": "text2img", "model": "sd", "then": ["upscale"]},
@@ -143,6 +147,10 @@ GOOD: list[Values] = [
     {"prompt": "x", "scheduler": "HeunDiscreteScheduler"},
     {"prompt": "x", "task": "img2img", "image": PICTURE, "strength": 0.1},
     {"prompt": "x", "task": "img2img", "image": PICTURE, "strength": 1.0, "num_inference_steps": 1},
+    # XL asks for the one or the other.
+    {"prompt": "x", "task": "refine", "image": PICTURE, "strength": 0.1, "denoising_start": 0.5},
+    {"prompt": "x", "task": "refine", "image": PICTURE, "denoising_start": 0.5, "denoising_end": 0.9},
+    {"prompt": "x", "task": "fill", "mask_image": PICTURE},
     # Parameters that the row's task does not have are another route's business.
     {"prompt": "x", "strength": 0.0},
     {"prompt": "x", "task": "img2img", "image": PICTURE, "height": 7},
@@ -162,9 +170,24 @@ BAD: list[tuple[Values, str, str]] = [
         "the task inpaint needs `mask_image`",
     ),
     (
+        {"prompt": "x", "task": "fill", "mask_image": None},
+        "missing_mask_image",
+        "step 2 (inpaint) needs `mask_image`, and the row has none",
+    ),
+    (
+        {"prompt": "x", "task": "refine", "image": PICTURE, "denoising_start": 0.8, "denoising_end": 0.8},
+        "invalid_parameter",
+        "denoising_start is 0.8; it must be below denoising_end, 0.8",
+    ),
+    (
+        {"prompt": "x", "task": "refine", "image": PICTURE, "denoising_start": 1.0},
+        "invalid_parameter",
+        "denoising_start is 1.0; it must be a number from 0.001 to 0.999",
+    ),
+    (
         {"prompt": "x", "task": "txt2img"},
         "unknown_task",
-        "`txt2img` is no route (did you mean `text2img`?); routes are text2img, img2img, inpaint, poster",
+        "`txt2img` is no route (did you mean `text2img`?); routes are text2img, img2img, inpaint, fill",
     ),
     (
         {"prompt": "x", "model": "sdx"},
