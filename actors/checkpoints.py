@@ -7,6 +7,7 @@ never by its name.
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ LEAST_SIZE_FACTOR = 8
 
 MAX_SIDE, MAX_VAE_BLOCKS, MAX_TRAIN_TIMESTEPS = 8192, 8, 100_000
 """More than any checkpoint has; a damaged or a hostile one could ask for all memory there is."""
+
+MAX_CONFIG_BYTES = 16 << 20
+"""Published ones have some kilobytes."""
 
 CLIP_LAYERS = 12
 """Of a CLIPTextConfig that does not say, in transformers."""
@@ -83,6 +87,8 @@ def read_card(name: str, model: ModelSpec) -> ModelCard:
         raise SpecError(f"models.{name}.checkpoint: {error}") from error
     if folder is not None:
         read_json = _folder_reader(name, folder)
+        read_json("model_index.json")  # Of a folder that is no checkpoint no more is looked at.
+        _check_files(name, folder)
         return _card(name, model, read_json, _digest(folder), weight_bytes_on_disk(folder))
     if Path(model.checkpoint).expanduser().is_file():
         raise SpecError(
@@ -97,7 +103,7 @@ def read_card(name: str, model: ModelSpec) -> ModelCard:
 
 def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weight_bytes: int) -> ModelCard:
     index = read_json("model_index.json")
-    pipeline = str(index.get("_class_name"))
+    pipeline = str(index.get("_class_name") or "checkpoint of no `_class_name`")
     if pipeline not in {known for known, _ in FAMILIES}:
         raise _unknown(name, model, f"a {pipeline}")
     _check_components(name, model, index)
@@ -207,7 +213,7 @@ def _default_size(sample_size: int | list[int], factor: int) -> tuple[int, int]:
 def _folder_reader(name: str, folder: Path) -> ReadJson:
     def read_json(file: str) -> dict[str, Any]:
         try:
-            return dict(json.loads((folder / file).read_bytes()))
+            return dict(json.loads(_read_small(folder / file)))
         except (OSError, RecursionError, TypeError, ValueError) as error:
             raise SpecError(
                 f"models.{name}.checkpoint: {folder} has no readable {file}; "
@@ -215,6 +221,27 @@ def _folder_reader(name: str, folder: Path) -> ReadJson:
             ) from error
 
     return read_json
+
+
+def _read_small(file: Path) -> bytes:
+    """ValueError for what may be read for ever."""
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"{file} is no file of at most {MAX_CONFIG_BYTES:,} bytes")
+    return file.read_bytes()
+
+
+def _check_files(name: str, folder: Path) -> None:
+    """SpecError for what is neither a file nor a folder: diffusers would wait for a pipe for ever."""
+    for path in folder.rglob("*"):
+        if path.is_file() or path.is_dir():
+            continue
+        what = (
+            "neither a file nor a folder"
+            if path.exists()
+            else "a link to what is not there; copy folders of the Hub's cache with `cp --dereference`"
+        )
+        raise SpecError(f"models.{name}.checkpoint: {path} is {what}")
 
 
 def _digest(folder: Path) -> str:

@@ -30,11 +30,16 @@ def check_weights(name: str, model: ModelSpec, *, with_checker: bool) -> None:
     with suppress(OSError, HTTPError):
         files = files_of(model)
         found = _weights(files, model, with_checker)
-        if not all(found.values()) and local_folder(model) is None:
+        if (not all(found.values()) or _absent(files, with_checker)) and local_folder(model) is None:
             # What is in the Hub's cache may be half of a download.
             files = files_on_hub(model.checkpoint, model.revision)
             found = _weights(files, model, with_checker)
         place = f"models.{name}.checkpoint: {model.checkpoint}"
+        if absent := _absent(files, with_checker):
+            raise SpecError(
+                f"{place} has no files of its {', '.join(absent)}, which its model_index.json names; "
+                "copy or download it again"
+            )
         if bare := [component for component, weights in found.items() if not weights]:
             raise SpecError(
                 f"{place} has no {SAFE} in {', '.join(bare)}; weights of other kinds are not read, for "
@@ -42,6 +47,14 @@ def check_weights(name: str, model: ModelSpec, *, with_checker: bool) -> None:
             )
         for component, weights in found.items():
             _check_whole(f"{place}: {component}", weights)
+
+
+def _absent(files: Files, with_checker: bool) -> list[str]:
+    """Components of which there is nothing: a tokenizer that was not copied, say."""
+    index = json.loads(files["model_index.json"].read())
+    there = {path.partition("/")[0] for path in files}
+    named = (name for name, entry in index.items() if isinstance(entry, list) and entry[:1] != [None])
+    return [name for name in named if name not in there and (with_checker or name != "safety_checker")]
 
 
 def _weights(files: Files, model: ModelSpec, with_checker: bool) -> dict[str, tuple[CheckpointFile, ...]]:

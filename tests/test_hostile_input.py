@@ -25,7 +25,6 @@ from pyarrow.parquet.encryption import (
 )
 from rich.console import Console
 
-from actors.checkpoints import read_card
 from actors.input_images import open_image
 from actors.input_texts import MAX_PROMPT_BYTES
 from actors.rows import MAX_PICTURE_BYTES, ImageSource
@@ -657,48 +656,6 @@ def test_a_secret_in_a_path_is_not_repeated(path: str) -> None:
 
     assert "sec/ret" not in str(raised.value)
     assert "***" in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("file", "changes", "says"),
-    [
-        ("model_index.json", {"unet": ["os", "system"]}, "asks for os.system as its unet"),
-        ("model_index.json", {"unet": ["my_unet", "Unet"]}, "asks for my_unet.Unet as its unet"),
-        (
-            "model_index.json",
-            {"_class_name": ["pipeline", "Mine"]},
-            "is a ['pipeline', 'Mine']; darkroom runs",
-        ),
-        ("model_index.json", {"../../etc": ["diffusers", "AutoencoderKL"]}, "for '../../etc' where"),
-        ("model_index.json", {"scheduler": "x"}, "model_index.json has 'x' for 'scheduler'"),
-        ("model_index.json", {"scheduler": ["diffusers"]}, "has ['diffusers'] for 'scheduler'"),
-        ("model_index.json", {"max_noise_level": "x"}, "is damaged"),
-        ("unet/config.json", {"sample_size": 10**12}, "8000000000000 is not from 1 to 8192"),
-        ("unet/config.json", {"sample_size": -8}, "-64 is not from 1 to 8192"),
-        ("vae/config.json", {"block_out_channels": [1] * 100_000}, "100000 is not from 1 to 8"),
-        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**10}, "is not from 1 to 100000"),
-    ],
-)
-def test_a_hostile_checkpoint_is_refused_by_its_configuration(
-    tmp_path: Path, file: str, changes: Record, says: str
-) -> None:
-    """Before anything of it is loaded: classes of others, code of its own, sizes beyond all memory."""
-    folder = paper_checkpoint(tmp_path / "sd")
-    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))
-
-    with pytest.raises(SpecError) as raised:
-        read_card("sd", ModelSpec(checkpoint=str(folder)))
-
-    assert says in str(raised.value)
-
-
-def test_a_checkpoint_s_configuration_that_nests_for_ever_is_refused(tmp_path: Path) -> None:
-    """Python's reader of JSON gives up on it in a way of its own."""
-    folder = paper_checkpoint(tmp_path / "sd")
-    (folder / "unet" / "config.json").write_text("[" * 200_000)
-
-    with pytest.raises(SpecError, match=r"no readable unet/config\.json"):
-        read_card("sd", ModelSpec(checkpoint=str(folder)))
 
 
 @pytest.mark.parametrize(
