@@ -175,7 +175,13 @@ def _refused_schedulers(batch: RowBatch, where: Routed, card: ModelCard) -> Iter
         for name, text, num_steps, is_late in np.stack(np.unravel_index(distinct, shape), axis=1).tolist()
     ]
     refused = np.array([why is not None for why in said], dtype=bool)
-    yield refused[places], "invalid_scheduler", lambda row: said[places[row]] or ""
+
+    def describe(row: int) -> str:
+        why = said[places[row]] or ""
+        mixed = why.startswith("scheduler_options") and names.is_own(row) and not texts.is_own(row)
+        return f"{why}. The options are the route's: a row without any says {{}}" if mixed else why
+
+    yield refused[places], "invalid_scheduler", describe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +191,11 @@ class _Coded:
     codes: npt.NDArray[np.int64]
     """For each row a position in `values`."""
     values: list[str | None]
+    """The route's last."""
+
+    def is_own(self, row: int) -> bool:
+        """Whether it is the row's."""
+        return bool(self.codes[row] < len(self.values) - 1)
 
 
 def _coded(batch: RowBatch, where: Routed, name: str) -> _Coded:

@@ -196,8 +196,8 @@ def one_by_one(next_call: Callable[[], Call[_Made] | None]) -> Iterator[Outcome[
 def _result(decoded: Decoded, picture: Picture, nsfw: bool | None) -> Generated:
     sample, given = decoded
     if not picture.finite:
-        problem = RowError("nonfinite_image", "the model gave NaN or infinite pixels; try dtype: float32")
-        return _failed(sample, problem)
+        said = "the model gave NaN or infinite pixels; try dtype: float32 or another scheduler"
+        return _failed(sample, RowError("nonfinite_image", said))
     if picture.pixels is not None and _is_constant(picture.pixels) and not _begins_constant(given):
         color = tuple(picture.pixels[0, 0].tolist())
         said = f"the model gave RGB {color} in every pixel; try dtype: float32 or another guidance_scale"

@@ -28,7 +28,7 @@ class RowUris:
                 if size_bytes <= MAX_PICTURE_BYTES:
                     return self._storage(allowed).read(allowed)
             except FileNotFoundError as error:
-                raise RowError("unreadable_uri", f"{uri} does not exist") from error
+                raise RowError("unreadable_uri", f"{uri} is no file that is there") from error
             except DarkroomError as error:
                 raise RowError("unreadable_uri", f"{uri} cannot be read: {error}") from error
             raise RowError(
@@ -53,6 +53,8 @@ class RowUris:
 
 def resolve(uri: str, beside: str, folders: Sequence[str] = ()) -> str:
     """The place that a row's URI means; RowError where a row may not read from there."""
+    if not uri:
+        raise RowError("disallowed_uri", "the picture's path is empty")
     folder = posixpath.dirname(beside)
     relative = "://" not in uri and "::" not in uri and not uri.startswith(("/", "~"))
     try:

@@ -290,3 +290,11 @@ def _check_step(spec: JobSpec, route: str, step: str, models: dict[str, ModelCar
         raise SpecError(
             f"routes.{route}.then: `{step}` ({system.task}) takes no picture, so it cannot come second"
         )
+    if system is not None and "strength" in system.defaults:
+        values = {**system.defaults, **spec.routes[step].set_parameters()}
+        steps, strength = (float(str(values[name])) for name in ("num_inference_steps", "strength"))
+        if values.get("denoising_start") is None and int(steps * strength) < 1:
+            raise SpecError(
+                f"routes.{step}: strength {strength:g} of {steps:g} steps runs no step at all, and as a "
+                f"later step (routes.{route}.then) it takes no row's; raise strength or num_inference_steps"
+            )

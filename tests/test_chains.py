@@ -249,6 +249,10 @@ def test_sizes_that_a_later_step_cannot_take_are_refused_at_plan(tmp_path: Path)
         ({"poster": {"task": "text2img", "model": "sd", "then": ["upscael"]}}, "did you mean `upscale`"),
         ({"poster": {"task": "text2img", "model": "sd", "then": ["again"]}}, "a `then` of its own"),
         ({"poster": {"task": "text2img", "model": "sd", "then": ["text2img"]}}, "takes no picture"),
+        (
+            {"img2img": {"model": "sd", "num_inference_steps": 1, "strength": 0.1}},
+            "routes.img2img: strength 0.1 of 1 steps runs no step at all, and as a later",
+        ),
     ],
 )
 def test_a_chain_that_cannot_run_is_a_mistake_of_the_spec(tmp_path: Path, changes: Record, said: str) -> None:

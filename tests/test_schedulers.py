@@ -603,6 +603,24 @@ def test_options_reach_the_scheduler_as_plain_diffusers_would_give_them(tmp_path
     assert all(np.abs(drawn[0] - other).mean() > LEVELS for other in drawn[1:])
 
 
+def test_options_of_the_route_are_told_apart_from_the_rows(tmp_path: Path) -> None:
+    """A row that changes the scheduler alone is told whose options do not fit, and how to have none."""
+    rows = [
+        {"row_id": "route's", "scheduler": "DDIMScheduler", "scheduler_options": None},
+        {"row_id": "own", "scheduler": "DDIMScheduler", "scheduler_options": '{"use_karras_sigmas": true}'},
+        {"row_id": "none", "scheduler": "DDIMScheduler", "scheduler_options": "{}"},
+    ]
+    route = {"scheduler": "EulerDiscreteScheduler", "scheduler_options": {"use_karras_sigmas": True}}
+    path = write_rows(tmp_path / "rows.parquet", [{"prompt": "a fox"} | row for row in rows])
+
+    made = make(job_spec(path, tmp_path / "out", routes={"text2img": {"model": "sd"} | route}))
+
+    said = [row["error_message"] for row in made.rows]
+    assert said[0].endswith("The options are the route's: a row without any says {}")
+    assert said[1] == said[0].partition(". The options")[0]
+    assert said[2] is None
+
+
 def test_a_few_step_checkpoint_keeps_its_published_scheduler(tmp_path: Path) -> None:
     """Class and configuration: nothing of it is a default of darkroom's."""
     folder = tmp_path / "turbo"
