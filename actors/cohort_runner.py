@@ -92,12 +92,15 @@ def _shown(picture: Picture, pipeline: Any) -> Pixels:
 class CohortRunner:
     """Makes the pictures of one model's cohorts. For one run."""
 
-    def __init__(self, model: LoadedModel, cohorts: DecodeAhead, batching: BatchingSpec) -> None:
+    def __init__(
+        self, model: LoadedModel, cohorts: DecodeAhead, batching: BatchingSpec, *, exact: bool
+    ) -> None:
+        """`exact`: whether nothing is merged."""
         self._model = model
         self._cohorts = cohorts
-        self._exact = batching.exact
+        self._exact = exact
         sizes: Sequence[int] = ()
-        if batching.compile:
+        if batching.compile and not exact:
             compile_blocks(model.components["unet"])
             sizes = ladder(batching.max_batch_rows)
         entries = () if self._exact else [*entry_points(model.components)]

@@ -20,6 +20,9 @@ from schemas.systems import System
 
 logger = logging.getLogger(__name__)
 
+LDM3D_BYTES = 6
+"""Channels of LDM3D's first VAE: three of a picture, and two bytes of its depth beside one that is empty."""
+
 SCHEDULERS_KEPT = 64
 """Of a model, each with its options; made again when another one has pushed it out."""
 
@@ -56,6 +59,15 @@ class LoadedModel:
     def weight_bytes(self) -> int:
         """Of its weights in memory."""
         return weight_bytes(self.components)
+
+    @property
+    def is_made_alone(self) -> bool:
+        """Whether each picture needs a plain call of its own, as with `batching.exact`.
+
+        LDM3D's VAE of 6 channels makes a depth's two bytes side by side, each rounded for itself: what
+        company does to the last bit of a latent would be a 256th of the range.
+        """
+        return bool(self.components["vae"].config.out_channels == LDM3D_BYTES)
 
     def pipeline(self, system: System, scheduler: str | None, options: str | None = None) -> Any:
         """The system's pipeline on the shared components, with a scheduler of its own for this call.

@@ -79,10 +79,12 @@ class DiffusersEngine:
         by_model: dict[str, list[Sample]] = {}
         for sample in self._prompts.read(samples):
             by_model.setdefault(sample.routed.model, []).append(sample)
-        largest = 1 if self._batching.exact else max(1, self._batching.max_batch_rows // COHORTS_A_BATCH)
         for name, group in by_model.items():
+            model = self._models.get(name)
+            exact = self._batching.exact or model.is_made_alone
+            largest = 1 if exact else max(1, self._batching.max_batch_rows // COHORTS_A_BATCH)
             ahead = DecodeAhead(cohorts(group, largest), decoders)
-            runner = self._runner = CohortRunner(self._models.get(name), ahead, self._batching)
+            runner = self._runner = CohortRunner(model, ahead, self._batching, exact=exact)
             yield from runner.run()
             self._runner = None
             for module, count in runner.counts.items():

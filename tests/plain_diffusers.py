@@ -222,15 +222,4 @@ def distances(output: Record, plain: Expected) -> tuple[int, int]:
         assert depth is plain_depth
         return far, 0
     assert depth.shape == plain_depth.shape
-    if output["model"] == "ldm3d":
-        # Its VAE makes a depth's two bytes side by side, each rounded for itself.
-        return far, max(int(np.abs(byte(depth) - byte(plain_depth)).max()) for byte in (_high, _low))
     return far, int(np.abs(depth - plain_depth).max())
-
-
-def _high(depth: Values) -> Values:
-    return depth >> 8
-
-
-def _low(depth: Values) -> Values:
-    return depth & 255
