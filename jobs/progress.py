@@ -25,6 +25,8 @@ class RunFigures:
     workers: int
     seconds_by_stage: dict[str, float]
     """Of all shards together: reading, waiting for the device, generating, encoding and writing."""
+    checkpoint_loads: int
+    """Of all workers together: with room for all of a job's models, at most one each for each worker."""
     worker_cpu_seconds: float
     """Of all workers together."""
     worker_peak_rss_bytes: int
@@ -48,6 +50,7 @@ class Tally:
     num_workers: int = 0
     seconds_by_stage: Counter[str] = field(default_factory=Counter)
     cpu_by_worker: dict[str, float] = field(default_factory=dict)
+    loads_by_worker: dict[str, int] = field(default_factory=dict)
     worker_peak_rss_bytes: int = 0
     begun: float = field(default_factory=time.monotonic)
     working_since: float | None = None
@@ -60,6 +63,9 @@ class Tally:
         self.failed += report.failed
         self.seconds_by_stage.update(report.seconds)
         self.cpu_by_worker[report.worker] = report.cpu_seconds
+        self.loads_by_worker[report.worker] = max(
+            report.num_loads, self.loads_by_worker.get(report.worker, 0)
+        )
         self.worker_peak_rss_bytes = max(self.worker_peak_rss_bytes, report.peak_rss_bytes)
 
     def tick(self, images_in_making: int, num_workers: int) -> None:
@@ -107,6 +113,7 @@ class Tally:
             images_per_second=self.images_per_second,
             workers=self.num_workers,
             seconds_by_stage={name: round(seconds, 2) for name, seconds in self.seconds_by_stage.items()},
+            checkpoint_loads=sum(self.loads_by_worker.values()),
             worker_cpu_seconds=sum(self.cpu_by_worker.values()),
             worker_peak_rss_bytes=self.worker_peak_rss_bytes,
             driver_cpu_seconds=time.process_time(),

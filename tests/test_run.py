@@ -1,6 +1,7 @@
 """`darkroom run` on real parts from beginning to end: the demo's spec, a local Ray, real pipelines."""
 
 import io
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -133,6 +134,15 @@ def test_a_finished_job_has_everything_that_goes_with_the_parts(demo: Ran) -> No
         "_darkroom/summary.json",
         *(f"data/train-0000{i}-of-00010.parquet" for i in range(10)),
     }
+
+
+def test_no_worker_loads_a_checkpoint_twice(demo: Ran) -> None:
+    """The summary counts them, over both workers."""
+    models = json.loads((demo.output / "_darkroom" / "job.json").read_text())["models"]
+
+    took = json.loads((demo.output / "_darkroom" / "summary.json").read_text())["last_run"]
+
+    assert len(models) <= took["checkpoint_loads"] <= 2 * len(models)
 
 
 def test_status_and_report_tell_of_a_finished_job(demo: Ran) -> None:
