@@ -148,7 +148,13 @@ def _normalise_file_uri(uri: str) -> str:
 
 def _normalise_local(path: str, uri: str) -> str:
     _refuse_parent_segments(path, uri)
-    return os.path.abspath(os.path.expanduser(path))
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise SpecError(
+            f"{uri!r}: no home folder of {path.split('/')[0]} is known here; write it out, or ./{path} for a "
+            "name that begins with ~"
+        )
+    return os.path.abspath(expanded)
 
 
 def _refuse_parent_segments(path: str, uri: str) -> None:

@@ -187,6 +187,10 @@ def foreign_store(desk: Desk) -> None:
     desk.spec["input"]["path"] = "https://example.com/rows.parquet"
 
 
+def output_of_an_unknown_user(desk: Desk) -> None:
+    desk.spec["output"]["path"] = "~nobody-of-that-name/out"
+
+
 def foreign_output(desk: Desk) -> None:
     desk.spec["output"]["path"] = "gs://bucket/out"
 
@@ -275,6 +279,10 @@ MISTAKES: list[tuple[Mistake, str]] = [
     (
         foreign_output,
         "'gs://bucket/out': gs:// is not supported; use s3://, file:/// or a local path",
+    ),
+    (
+        output_of_an_unknown_user,
+        "no home folder of ~nobody-of-that-name is known here; write it out, or ./~n",
     ),
     (output_inside_input, "so the job would read its own parts; choose a folder beside the input"),
     (

@@ -647,6 +647,7 @@ def test_normalise_makes_local_paths_absolute(tmp_path: Path, monkeypatch: pytes
         "file://host/a",
         "s3://bucket/a/../b",
         "../rows",
+        "~nobody-of-that-name/rows",
         "/data/../etc/passwd",
         "file:///data/%2e%2e/etc",
         "s3:///key",
