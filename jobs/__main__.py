@@ -49,17 +49,24 @@ def validate(spec: SpecPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def plan(spec: SpecPath, overrides: Overrides = None) -> None:
+def plan(
+    spec: SpecPath,
+    bad_rows: Annotated[
+        int | None,
+        typer.Option("--bad-rows", min=1, help="Rows to name of each kind of mistake; else 20.", metavar="N"),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
     """Check every row, and show routes, shards and the output's size. Needs no GPU and loads no model."""
     from actors.storage import normalise
     from jobs.disk_space import refuse_full_disk
-    from jobs.plan import expected_bytes
+    from jobs.plan import MAX_EXAMPLES, expected_bytes
     from jobs.plan_text import check_rows, print_plan, refuse_hopeless
     from jobs.survey import survey
 
     out = console()
     found = survey(load_spec(spec, overrides or []))
-    made, findings = check_rows(found, out)
+    made, findings = check_rows(found, out, bad_rows or MAX_EXAMPLES)
     print_plan(made, findings, out)
     refuse_hopeless(found, findings, listed=True)
     refuse_full_disk(normalise(made.job.spec.output.path), expected_bytes(findings, made.job))

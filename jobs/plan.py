@@ -21,7 +21,7 @@ from schemas.job import NO_MODEL, Job, PlannedFile, Shard
 
 FILES_AT_ONCE = 4
 MAX_EXAMPLES = 20
-"""Rows that a plan names for each kind of mistake, at most."""
+"""Rows that a plan names for each kind of mistake, unless asked for more."""
 
 Numbers = npt.NDArray[np.float64]
 
@@ -61,7 +61,7 @@ class Findings:
 
     counts: tuple[RouteCount, ...]
     bad_rows: tuple[BadRow, ...]
-    """Examples, at most MAX_EXAMPLES for each error code."""
+    """The first ones of each error code."""
     num_bad: dict[str, int]
     """Rows that cannot be made, by error code."""
 
@@ -134,30 +134,36 @@ def _between(ordered: Sequence[int], start: int, stop: int) -> Sequence[int]:
     return ordered[bisect_left(ordered, start) : bisect_left(ordered, stop)]
 
 
-def make_plan(survey: Survey, report: Report = lambda rows: None) -> tuple[Plan, Findings]:
+def make_plan(
+    survey: Survey, report: Report = lambda rows: None, max_examples: int = MAX_EXAMPLES
+) -> tuple[Plan, Findings]:
     """Route and check every row; reads the columns that this needs and nothing else."""
     job, open_input = survey.job, input_opener(survey.job.spec)
-    gathered = _gather(survey, open_input, report)
+    gathered = _gather(survey, open_input, report, max_examples)
     if gathered.keys:
         repeated = find_repeated(gathered.keys, survey.files, job.columns, open_input)
         if repeated:
             # Rare, and simpler than to take these rows out of what is counted already.
-            gathered = _gather(survey, open_input, lambda rows: None, repeated)
+            gathered = _gather(survey, open_input, lambda rows: None, max_examples, repeated)
     return Plan(job=job, files=tuple(gathered.files)), gathered.findings()
 
 
 def _gather(
-    survey: Survey, open_input: OpenInput, report: Report, repeated: Mapping[str, Repeated] | None = None
+    survey: Survey,
+    open_input: OpenInput,
+    report: Report,
+    max_examples: int,
+    repeated: Mapping[str, Repeated] | None = None,
 ) -> "_Gathered":
     """Scan all files; `repeated`: the rows with an earlier row's id, by file, where that is known."""
     job = survey.job
     router = Router(job.spec, job.models)
-    gathered = _Gathered()
+    gathered = _Gathered(max_examples)
     with_ids = repeated is None and are_compared(job.columns, survey.num_rows)
 
     def scan_file(file: SurveyedFile) -> _FileScan:
         known = (repeated or {}).get(file.stored.uri, {})
-        return _scan(file, job, router, open_input, report, known, with_ids=with_ids)
+        return _scan(file, job, router, open_input, report, known, max_examples, with_ids=with_ids)
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         for scan in pool.map(scan_file, survey.files):
@@ -178,8 +184,9 @@ _Way = tuple[str, str, str]
 class _FileScan:
     """What one file's rows come to."""
 
-    def __init__(self, file: SurveyedFile) -> None:
+    def __init__(self, file: SurveyedFile, max_examples: int) -> None:
         self.file = file
+        self._max_examples = max_examples
         self.rows_by_model: Counter[str] = Counter()
         self.repeated: dict[str, list[int]] = {}
         """By model, which of its rows have an earlier row's id."""
@@ -208,7 +215,7 @@ class _FileScan:
         checked = self._with_repeated(checked, repeated)
         for row, problem in checked.problems.items():
             self.num_bad[problem.code] += 1
-            if self.num_bad[problem.code] <= MAX_EXAMPLES:
+            if self.num_bad[problem.code] <= self._max_examples:
                 self.examples.append((checked.batch.first_row + row, problem))
         fit = np.ones(checked.batch.num_rows, dtype=bool)
         fit[list(checked.problems)] = False
@@ -250,7 +257,8 @@ class _FileScan:
 class _Gathered:
     """What all files' rows come to; of each file only the plan's one line is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_examples: int) -> None:
+        self._max_examples = max_examples
         self.files: list[PlannedFile] = []
         self.keys: list[Keys] = []
         """Each file's, where ids are compared."""
@@ -270,7 +278,7 @@ class _Gathered:
         self._num_bad += scan.num_bad
         for bad in scan.bad_rows:
             examples = self._bad_rows.setdefault(bad.problem.code, [])
-            if len(examples) < MAX_EXAMPLES:
+            if len(examples) < self._max_examples:
                 examples.append(bad)
 
     def findings(self) -> Findings:
@@ -298,10 +306,11 @@ def _scan(
     open_input: OpenInput,
     report: Report,
     repeated: Repeated,
+    max_examples: int,
     *,
     with_ids: bool,
 ) -> _FileScan:
-    scan = _FileScan(file)
+    scan = _FileScan(file, max_examples)
     uri = file.stored.uri
     try:
         with InputFile(open_input(uri).open(uri), job.columns) as opened:

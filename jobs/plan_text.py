@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from actors.component_files import bytes_shared
-from jobs.plan import BadRow, Findings, Plan, expected_bytes, make_plan
+from jobs.plan import MAX_EXAMPLES, BadRow, Findings, Plan, expected_bytes, make_plan
 from jobs.survey import Survey
 from schemas.errors import SpecError
 from schemas.job import NO_MODEL, Job
@@ -21,12 +21,12 @@ MAX_ROUTE_LINES = 30
 """Rows may ask for any number of sizes; the commonest are listed."""
 
 
-def check_rows(found: Survey, console: Console) -> tuple[Plan, Findings]:
+def check_rows(found: Survey, console: Console, max_examples: int = MAX_EXAMPLES) -> tuple[Plan, Findings]:
     """Make the plan, with a bar on a terminal while rows are read."""
     columns = (TextColumn("checking rows"), BarColumn(30), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=found.num_rows)
-        return make_plan(found, lambda rows: progress.advance(task, rows))
+        return make_plan(found, lambda rows: progress.advance(task, rows), max_examples)
 
 
 def refuse_hopeless(found: Survey, findings: Findings, *, listed: bool = False) -> None:
@@ -126,10 +126,12 @@ def _routes_table(findings: Findings) -> Table:
 def _print_bad_rows(plan: Plan, findings: Findings, console: Console) -> None:
     for code, count in findings.num_bad.items():
         examples = [row for row in findings.bad_rows if row.problem.code == code]
-        more = f", the first {len(examples)} are" if count > len(examples) else ""
+        more = f", the first {len(examples):,} are" if count > len(examples) else ""
         console.print(f"{count:,} of {plan.num_rows:,} rows cannot be made: {code}{more}", style="bold")
         for row in examples:
             console.print(f"  {describe_bad_row(row)}", soft_wrap=True)
+    if sum(findings.num_bad.values()) > len(findings.bad_rows):
+        console.print("--bad-rows N names more of them", style="bold")
 
 
 def _print_output(plan: Plan, findings: Findings, console: Console) -> None:

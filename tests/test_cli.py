@@ -401,6 +401,22 @@ def test_set_changes_the_plan(desk: Desk) -> None:
     assert "of webp in" in ended.out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "num_named"), [((), 20), (("--bad-rows", "2"), 2), (("--bad-rows", "99"), 25)]
+)
+def test_a_plan_names_as_many_bad_rows_as_it_is_asked_for(
+    desk: Desk, arguments: tuple[str, ...], num_named: int
+) -> None:
+    """Of each kind of mistake 20 unless more or fewer are wanted, from whichever files."""
+    desk.write_rows({"prompt": ["a fox"] * 5, "height": [500] * 5})
+    desk.spec["input"]["path"] = [str(desk.copy_rows(i)) for i in range(5)]
+
+    ended = desk.ask("plan", *arguments)
+
+    assert ended.out.count(": invalid_size: height is 500") == num_named
+    assert ("--bad-rows N names more of them" in ended.out) == (num_named < 25)
+
+
 def test_validate_reads_the_spec_alone(desk: Desk) -> None:
     """Neither input nor checkpoint need to be there."""
     desk.spec["input"]["path"] = "s3://nowhere/rows"
