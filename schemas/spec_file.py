@@ -12,8 +12,9 @@ from pydantic_core import ErrorDetails
 from schemas.errors import SpecError
 from schemas.foreign_names import FOREIGN_NAMES
 from schemas.nearest import nearest
+from schemas.printable import shortened
 from schemas.spec import JobSpec
-from schemas.strict_yaml import Location, parse_yaml, read_yaml
+from schemas.strict_yaml import MAX_DEPTH, Location, parse_yaml, read_yaml
 
 _WANTED = {
     "int_type": "a whole number",
@@ -70,20 +71,22 @@ def _refuse_secrets(value: object, sources: dict[Location, str], at: Location = 
 
 def _apply(value: dict[str, Any], override: str, sources: dict[Location, str]) -> None:
     key, equals, text = override.partition("=")
-    names = key.strip().split(".")
+    names, typed = key.strip().split("."), f"--set {shortened(override)}"
     if not equals or not all(names):
-        raise SpecError(f"--set {override}: write it as key.key=value, such as --set seed=7")
-    parsed, _ = parse_yaml(text, f"--set {key}")
+        raise SpecError(f"{typed}: write it as key.key=value, such as --set seed=7")
+    if len(names) > MAX_DEPTH:
+        raise SpecError(f"{typed}: nested more than {MAX_DEPTH} deep")
+    parsed, _ = parse_yaml(text, f"--set {shortened(key)}")
     section = value
     for name in names[:-1]:
         section = section.setdefault(name, {})
         if not isinstance(section, dict):
-            raise SpecError(f"--set {override}: `{name}` holds a value, not a section with keys")
+            raise SpecError(f"{typed}: `{shortened(name)}` holds a value, not a section with keys")
     section[names[-1]] = parsed
     at = tuple(names)
     for below in [place for place in sources if place[: len(at)] == at]:
         del sources[below]
-    sources[at] = f"--set {override}"
+    sources[at] = typed
 
 
 def _describe(error: ValidationError, sources: dict[Location, str], path: str) -> str:

@@ -6,15 +6,20 @@ leaves) nor duplicate keys, of which the last one silently wins.
 
 import os
 import re
+import stat
 from pathlib import Path
 
 import yaml
 from yaml.reader import ReaderError
+from yaml.scanner import ScannerError
 
 from schemas.errors import SpecError
+from schemas.printable import shortened
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
+MAX_VALUES = 20_000
+"""Keys and values. PyYAML takes a second and 20 MB for these; as many paths fill the megabyte anyhow."""
 
 Location = tuple[str | int, ...]
 """The keys and list positions that lead to a value."""
@@ -25,6 +30,14 @@ class _YAML12Loader(yaml.SafeLoader):
 
     PyYAML follows YAML 1.1, for which `1e-3` is text, `no` is false, `017` is 15 and `1:30` is 90.
     """
+
+    def fetch_more_tokens(self) -> None:
+        """Read on; yaml.YAMLError for all that is no YAML."""
+        try:
+            super().fetch_more_tokens()
+        except (ValueError, OverflowError) as error:
+            # PyYAML 6.0.3 leaves it to chr() to refuse "\UFFFFFFFF", and to int() `%YAML` with 5,000 digits.
+            raise ScannerError(None, None, "found a number that is too large", self.get_mark()) from error
 
 
 _PLAIN_VALUES = {
@@ -43,16 +56,23 @@ for _tag, (_pattern, _first) in _PLAIN_VALUES.items():
 
 def read_yaml(path: Path) -> tuple[object, dict[Location, int]]:
     """The file's value and the line (from 1) on which each of its parts begins."""
+    return parse_yaml(_read_text(path), str(path))
+
+
+def _read_text(path: Path) -> str:
     try:
-        size = os.stat(path).st_size
-        if size > MAX_BYTES:
-            raise SpecError(f"{path}: {size:,} bytes; a spec has at most {MAX_BYTES:,}")
-        text = path.read_text(encoding="utf-8")
+        # Before it is opened: that alone may wait for ever where it is a pipe.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise SpecError(f"{path}: is a folder, a pipe or a device; a spec is a file")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise SpecError(f"{path}: is longer than the {MAX_BYTES:,} bytes that a spec may have")
+        return content.decode()
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: is not UTF-8 text ({error})") from error
-    return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, name: str) -> tuple[object, dict[Location, int]]:
@@ -66,7 +86,7 @@ def parse_yaml(text: str, name: str) -> tuple[object, dict[Location, int]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SpecError(
-            f"{name}:{line}: is not YAML: {error.problem} (check the indentation, "
+            f"{name}:{line}: is not YAML: {shortened(str(error.problem))} (check the indentation, "
             "and quote text that has signs such as * or : in it)"
         ) from error
     except ReaderError as error:
@@ -78,19 +98,25 @@ def parse_yaml(text: str, name: str) -> tuple[object, dict[Location, int]]:
 
 def _refuse_traps(text: str, name: str) -> None:
     """Before composing: that is where aliases are followed and where depth becomes recursion."""
-    depth = 0
+    depth = num_values = 0
     for event in yaml.parse(text, Loader=_YAML12Loader):
         line = event.start_mark.line + 1 if event.start_mark else 1
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise SpecError(f"{name}:{line}: nested more than {MAX_DEPTH} deep")
+        num_values += isinstance(event, yaml.NodeEvent)
+        if num_values > MAX_VALUES:
+            raise SpecError(
+                f"{name}:{line}: more than {MAX_VALUES:,} keys and values; "
+                "name many files by a folder or a pattern"
+            )
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise SpecError(
                 f"{name}:{line}: anchors and aliases (& and *) are not allowed; write it out, "
                 "or put a text that begins so in quotes"
             )
         if tag := getattr(event, "tag", None):
-            raise SpecError(f"{name}:{line}: the tag {tag} is not allowed; write a plain value")
+            raise SpecError(f"{name}:{line}: the tag {shortened(tag)} is not allowed; write a plain value")
 
 
 def _value(
@@ -125,10 +151,10 @@ def _mapping(
         _whole(key, line, name)
         if not isinstance(key, str):
             written = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or a mapping"
-            raise SpecError(f"{name}:{line}: a key must be text, not {written}; put it in quotes")
+            raise SpecError(f"{name}:{line}: a key must be text, not {shortened(written)}; put it in quotes")
         if key in found:
             raise SpecError(
-                f"{name}:{line}: the key `{key}` stands twice (first on line {lines[(*at, key)]})"
+                f"{name}:{line}: the key `{shortened(key)}` stands twice (first on line {lines[(*at, key)]})"
             )
         lines[(*at, key)] = line
         found[key] = _value(loader, value_node, (*at, key), lines, name)
