@@ -1,7 +1,6 @@
 """From a YAML file to a JobSpec, with errors that name the line, the key and the way out."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +12,7 @@ from schemas.errors import SpecError
 from schemas.foreign_names import FOREIGN_NAMES
 from schemas.nearest import nearest
 from schemas.printable import shortened
+from schemas.secret_forms import has_secret_form
 from schemas.spec import JobSpec
 from schemas.strict_yaml import MAX_DEPTH, Location, parse_yaml, read_yaml
 
@@ -28,13 +28,6 @@ _WANTED = {
     "too_short": "at least one entry",
 }
 """What pydantic's types of error say that a value should be."""
-
-
-_SECRET = re.compile(
-    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}|\bgh[opsu]_[A-Za-z0-9]{30,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
-)
-"""Keys of AWS, tokens of Hugging Face and GitHub, and private keys: forms that nothing else has."""
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
@@ -61,7 +54,7 @@ def _refuse_secrets(value: object, sources: dict[Location, str], at: Location = 
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             _refuse_secrets(key, sources, at)
             _refuse_secrets(inner, sources, (*at, key))
-    elif isinstance(value, str) and _SECRET.search(value):
+    elif isinstance(value, str) and has_secret_form(value):
         source = next((sources[at[:n]] for n in range(len(at), -1, -1) if at[:n] in sources), "the spec")
         raise SpecError(
             f"{source.partition('=')[0]}: a value here has the form of a secret key or token; credentials "
