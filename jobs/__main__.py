@@ -16,7 +16,7 @@ from rich.console import Console
 
 from jobs.signals import Interrupted
 from schemas.errors import DarkroomError, SpecError
-from schemas.printable import printable
+from schemas.printable import listed, printable
 from schemas.spec_file import load_spec
 
 app = typer.Typer(
@@ -43,7 +43,8 @@ def validate(spec: SpecPath, overrides: Overrides = None) -> None:
     """Check a spec alone: its keys, types and names. Reads no input and no checkpoint."""
     checked = load_spec(spec, overrides or [])
     console().print(
-        f"{spec} is a valid spec: models {', '.join(checked.models)}; routes {', '.join(checked.routes)}",
+        f"{printable(str(spec))} is a valid spec: models {listed([*checked.models])}; "
+        f"routes {listed([*checked.routes])}",
         soft_wrap=True,
     )
 

@@ -2,14 +2,26 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
 from schemas.nearest import nearest
 from schemas.parameters import Parameters, StrictModel
+from schemas.printable import command_in, listed, shortened
 from schemas.schedulers import unknown_scheduler
 from schemas.systems import TASKS, takes
 
-Name = Annotated[str, Field(min_length=1)]
+
+def _shown_as_it_is(text: str) -> str:
+    """The text; ValueError where a terminal that shows it would be commanded by it."""
+    sign = command_in(text)
+    if sign:
+        raise ValueError(f"holds U+{ord(sign):04X}, which a terminal obeys and does not show; leave it out")
+    return text
+
+
+Plain = Annotated[str, AfterValidator(_shown_as_it_is)]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_shown_as_it_is)]
 
 
 class InputSpec(StrictModel):
@@ -26,6 +38,13 @@ class InputSpec(StrictModel):
     max_pixels: int = Field(default=2048 * 2048, ge=64 * 64, le=8192 * 8192)
     """Pixels that a model is given to work on at most: what a row asks for, or the picture it hands in."""
 
+    @field_validator("path", "pictures")
+    @classmethod
+    def _shown_as_they_are(cls, paths: str | list[str]) -> str | list[str]:
+        for path in [paths] if isinstance(paths, str) else paths:
+            _shown_as_it_is(path)
+        return paths
+
     @field_validator("pictures")
     @classmethod
     def _wholly_named(cls, folders: list[str]) -> list[str]:
@@ -39,11 +58,11 @@ class InputSpec(StrictModel):
 class ModelSpec(StrictModel):
     """One checkpoint, under the name by which routes and rows call it."""
 
-    checkpoint: str = Field(min_length=1)
+    checkpoint: Name
     """A `save_pretrained` folder, a Hugging Face repository, or demo:KIND for a small one."""
-    revision: str | None = None
+    revision: Plain | None = None
     """A Hugging Face branch, tag or commit."""
-    variant: str | None = None
+    variant: Plain | None = None
     """A weight file variant, such as fp16."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """auto: float16 on a GPU, float32 on a CPU."""
@@ -90,7 +109,7 @@ class Route(Parameters):
 class OutputSpec(StrictModel):
     """Where the parts go and how images stand in them."""
 
-    path: str = Field(min_length=1)
+    path: Name
     """A folder, local or s3://; it belongs to this one job."""
     images: Literal["parquet", "files"] = "parquet"
     """parquet: bytes inside the part; files: one object per image and its URI in the part."""

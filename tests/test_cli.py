@@ -346,6 +346,19 @@ def test_a_row_cannot_command_the_terminal(desk: Desk) -> None:
     assert not set("\x1b\x07\u202e") & set(ended.out + ended.err)
 
 
+@pytest.mark.parametrize("sign", ["\x1b", "\u202e"])
+def test_a_spec_cannot_command_the_terminal(desk: Desk, sign: str) -> None:
+    """Neither by what it says nor by what it is called."""
+    good = desk.folder / f"{sign}.yaml"
+    good.write_text(yaml.safe_dump(desk.spec))
+    desk.spec["routes"][f"{sign}]0;x"] = {"task": "text2img", "model": "sd"}
+
+    named, planned = desk.call("validate", str(good)), desk.ask("plan")
+
+    assert (named.code, planned.code) == (0, 2)
+    assert sign not in named.out + planned.out + planned.err
+
+
 def test_a_mistake_is_found_without_ray_or_torch(desk: Desk) -> None:
     """`run` refuses a bad input before it starts anything heavy: no Ray, no model."""
     missing_column(desk)

@@ -397,6 +397,50 @@ def test_a_damaged_spec_is_either_read_or_refused(spec_path: Path) -> None:
     assert ends == {True, False}
 
 
+@pytest.mark.parametrize(
+    "sign", ["\x1b", "\x07", "\0", "\n", "\x7f", "\x9b", "\u2028", "\u200f", "\u202e", "\u2066"]
+)
+@pytest.mark.parametrize(
+    "override",
+    [
+        "models.{}={checkpoint: a}",
+        "routes.{}={task: text2img, model: sd}",
+        "models.sd.checkpoint={}",
+        "models.sd.revision={}",
+        "models.sd.variant={}",
+        "input.path={}",
+        "input.path=[rows, {}]",
+        "input.pictures=[{}]",
+        "output.path={}",
+    ],
+)
+def test_names_and_paths_hold_nothing_that_a_terminal_obeys(
+    spec_path: Path, override: str, sign: str
+) -> None:
+    """They are shown in plans, logs and reports."""
+    key, _, value = override.partition("=")
+    name, quoted = f"a{sign}b", f'"a\\u{ord(sign):04x}b"'
+
+    said = refusal(spec_path, GOOD, f"{key.replace('{}', name)}={value.replace('{}', quoted)}")
+
+    assert f"holds U+{ord(sign):04X}, which a terminal obeys and does not show; leave it out" in said
+
+
+def test_names_and_columns_may_be_of_any_script(spec_path: Path) -> None:
+    """Joiners of letters and pictures, and wide spaces, are shown; a column is called what it is called."""
+    family, persian = "\U0001f468\u200d\U0001f469", "\u0645\u06cc\u200c\u0631\u0648\u0645"
+    spec = load(
+        spec_path,
+        GOOD,
+        f"models.{family}={{checkpoint: {persian}}}",
+        "output.path='out/\u3000'",
+        'input.columns={prompt: "caption\\r"}',
+    )
+
+    assert spec.models[family].checkpoint == persian
+    assert spec.input.columns == {"prompt": "caption\r"}
+
+
 def test_set_overrides_one_key_of_the_file(spec_path: Path) -> None:
     """Values are YAML, sections that are not there are made, and later ones win."""
     spec = load(
