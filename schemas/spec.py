@@ -49,9 +49,14 @@ class InputSpec(StrictModel):
     @classmethod
     def _wholly_named(cls, folders: list[str]) -> list[str]:
         for folder in folders:
+            scheme, colon, _ = folder.partition("://")
+            if colon and scheme not in ("s3", "file"):
+                raise ValueError(
+                    f"{shortened(scheme)}:// is not supported; give an absolute path or an s3:// URI"
+                )
             if not folder.startswith(("/", "s3://", "file://")):
                 # Workers may have another current folder.
-                raise ValueError(f"{folder!r} is relative; give an absolute path or an s3:// URI")
+                raise ValueError(f"{shortened(folder)!r} is relative; give an absolute path or an s3:// URI")
         return folders
 
 
@@ -94,7 +99,9 @@ class Route(Parameters):
     @classmethod
     def _known_task(cls, task: str | None) -> str | None:
         if task is not None and task not in TASKS:
-            raise ValueError(f"`{task}` is no task{nearest(task, TASKS)}; tasks are {', '.join(TASKS)}")
+            raise ValueError(
+                f"`{shortened(task)}` is no task{nearest(task, TASKS)}; tasks are {', '.join(TASKS)}"
+            )
         return task
 
     @field_validator("scheduler")
@@ -246,6 +253,14 @@ class JobSpec(StrictModel):
     workers: WorkersSpec = WorkersSpec()
     errors: ErrorsSpec = ErrorsSpec()
 
+    @field_validator("version", mode="before")
+    @classmethod
+    def _the_number_one(cls, version: object) -> object:
+        # For pydantic's Literal[1] true is 1 too.
+        if type(version) is not int or version != 1:
+            raise PydanticKnownError("literal_error", {"expected": "1"})
+        return version
+
     @model_validator(mode="after")
     def _names_exist(self) -> "JobSpec":
         for name, route in self.routes.items():
@@ -253,29 +268,31 @@ class JobSpec(StrictModel):
         if self.default_route is not None and self.default_route not in self.routes:
             wanted = self.default_route
             raise ValueError(
-                f"default_route: `{wanted}` is no route{nearest(wanted, self.routes)}; "
-                f"routes are {', '.join(self.routes)}"
+                f"default_route: `{shortened(wanted)}` is no route{nearest(wanted, self.routes)}; "
+                f"routes are {listed([*self.routes])}"
             )
         return self
 
     def _check_route(self, name: str, route: Route) -> None:
         if route.model not in self.models:
             raise ValueError(
-                f"routes.{name}.model: `{route.model}` is no model{nearest(route.model, self.models)}; "
-                f"models are {', '.join(self.models)}"
+                f"routes.{name}.model: `{shortened(route.model)}` is no model"
+                f"{nearest(route.model, self.models)}; models are {listed([*self.models])}"
             )
         task = route.task or name
         if task not in TASKS:
             raise ValueError(
-                f"routes.{name}: `{name}` is no task, so the route needs `task:` (one of {', '.join(TASKS)})"
+                f"routes.{name}: `{shortened(name)}` is no task, so the route needs `task:` "
+                f"(one of {', '.join(TASKS)})"
             )
         for step in route.then:
             if step not in self.routes:
-                known = nearest(step, self.routes) or f"; routes are {', '.join(self.routes)}"
-                raise ValueError(f"routes.{name}.then: `{step}` is no route{known}")
+                known = nearest(step, self.routes) or f"; routes are {listed([*self.routes])}"
+                raise ValueError(f"routes.{name}.then: `{shortened(step)}` is no route{known}")
             if self.routes[step].then:
                 raise ValueError(
-                    f"routes.{name}.then: `{step}` has a `then` of its own; write the chain out here"
+                    f"routes.{name}.then: `{shortened(step)}` has a `then` of its own; "
+                    "write the chain out here"
                 )
         for parameter in route.set_parameters():
             if not takes(task, parameter):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,8 +17,11 @@ from schemas.secret_forms import has_secret_form
 from schemas.spec import JobSpec
 from schemas.strict_yaml import MAX_DEPTH, Location, parse_yaml, read_yaml
 
+MAX_MISTAKES = 20
+"""Lines of a refusal."""
 _WANTED = {
     "int_type": "a whole number",
+    "bool_type": "true or false",
     "float_type": "a number",
     "finite_number": "a finite number",
     "string_type": "text",
@@ -25,7 +29,6 @@ _WANTED = {
     "string_pattern_mismatch": "up to 100 letters, digits, dots, dashes and underscores (no spaces)",
     "list_type": "a list",
     "dict_type": "a mapping of names to values",
-    "too_short": "at least one entry",
 }
 """What pydantic's types of error say that a value should be."""
 
@@ -45,7 +48,7 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     try:
         return JobSpec.model_validate(value)
     except ValidationError as error:
-        raise SpecError(_describe(error, sources, str(path))) from error
+        raise SpecError(_describe(error, value, sources, str(path))) from error
 
 
 def _refuse_secrets(value: object, sources: dict[Location, str], at: Location = ()) -> None:
@@ -82,27 +85,32 @@ def _apply(value: dict[str, Any], override: str, sources: dict[Location, str]) -
     sources[at] = typed
 
 
-def _describe(error: ValidationError, sources: dict[Location, str], path: str) -> str:
-    """One line per place."""
+def _describe(error: ValidationError, value: Any, sources: dict[Location, str], path: str) -> str:
+    """One line per place; of many the first ones."""
     details: dict[Location, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        details.setdefault(_own_keys(detail["loc"]), []).append(detail)
+        details.setdefault(_own_keys(detail, value), []).append(detail)
     lines = []
-    for at, found in details.items():
+    for at, found in islice(details.items(), MAX_MISTAKES):
         problem = _problem(found, at)
         if not at:  # the cross-checks of JobSpec: their messages begin with the key
             key, _, problem = problem.partition(": ")
             at = tuple(key.split("."))
         source = next((sources[at[:n]] for n in range(len(at), -1, -1) if at[:n] in sources), path)
-        key = ".".join(str(key) or '""' for key in at)
+        key = ".".join(shortened(str(key)) or '""' for key in at)
         lines.append(f"{source}: {key}: {problem}")
+    if len(details) > MAX_MISTAKES:
+        lines.append(f"and {len(details) - MAX_MISTAKES:,} more mistakes")
     return "\n".join(lines)
 
 
-def _own_keys(at: Location) -> Location:
-    """The location without the names of types that pydantic adds for a union's members."""
-    types = {"int", "float", "str", "list[str]", "[key]"}
-    return tuple(key for key in at if key not in types and not str(key).startswith("literal["))
+def _own_keys(detail: ErrorDetails, value: Any) -> Location:
+    """The place in the spec's `value`, without the types that pydantic names there for a union's members."""
+    own: Location = ()
+    for key in detail["loc"]:
+        if key in value if isinstance(value, dict) else isinstance(value, list) and isinstance(key, int):
+            own, value = (*own, key), value[key]
+    return (*own, detail["loc"][-1]) if detail["type"] == "missing" else own
 
 
 def _problem(details: Sequence[ErrorDetails], at: Location) -> str:
@@ -125,6 +133,9 @@ def _wanted(detail: ErrorDetails, at: Location) -> str:
         return f"keys, such as {{{_keys_of(at)[0]}: ...}}"
     if detail["type"] == "literal_error":
         return str(detail["ctx"]["expected"])
+    if detail["type"] in ("too_short", "too_long"):
+        # Only pairs have another bound than one.
+        return "at least one entry" if detail["ctx"].get("min_length") == 1 else "two entries"
     return _WANTED.get(detail["type"]) or detail["msg"].replace("Input should be", "a value")
 
 
@@ -146,7 +157,7 @@ def _meant(key: str, valid: Sequence[str]) -> str:
 
 def _shown(value: object) -> str:
     text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shortened(text)
 
 
 def _keys_of(at: Location) -> list[str]:

@@ -69,8 +69,9 @@ def test_local_folders_can_be_named_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "says"),
     [
+        ("gs://bucket/pictures", "gs:// is not supported; give an absolute path or an s3:// URI"),
         ("pictures", "'pictures' is relative; give an absolute path or an s3:// URI"),
-        ("http://host/pictures", "'http://host/pictures' is relative; give an absolute path or an s3:// URI"),
+        ("http://host/pictures", "http:// is not supported; give an absolute path or an s3:// URI"),
     ],
 )
 def test_a_folder_that_is_not_wholly_named_is_refused(tmp_path: Path, folder: str, says: str) -> None:

@@ -109,6 +109,8 @@ def test_the_json_schema_refuses_an_unknown_key() -> None:
         ("  zzz: 1", "job.yaml:12: output.zzz: unknown key; keys here are path, images, format"),
         ("model: sd", "model: unknown key (did you mean `models`?); `model` belongs under `routes.NAME`"),
         ("<<: {seed: 1}", "job.yaml:12: <<: unknown key"),
+        ("int: 1", "job.yaml:12: int: unknown key (did you mean"),
+        ("  bool: 1", "job.yaml:12: output.bool: unknown key; keys here are path"),
     ],
 )
 def test_an_unknown_key_is_named_with_its_line_and_the_right_one(
@@ -153,6 +155,17 @@ def test_an_unknown_key_is_named_with_its_line_and_the_right_one(
         ("workers.model_cache_gb=1e+308", "1e+308 is more than any machine has; give 1,000,000 or less"),
         ("workers.notice_s=1e+308", "workers.notice_s: wants a value less than or equal to 86400"),
         ("version=2", "version: wants 1, not 2"),
+        ("version=true", "version: wants 1, not true"),
+        ("version=1.0", "version: wants 1, not 1.0"),
+        (f"version={'9' * 400}", "version: wants 1, not 999"),
+        (f"seed={'9' * 400}", "seed: wants a value less than 9223372036854775808, not 999"),
+        ("routes.img2img.keep_steps=yes", 'routes.img2img.keep_steps: wants true or false, not "yes"'),
+        (
+            "routes.img2img.scheduler_options={a: [b]}",
+            "scheduler_options.a: wants true or false or a whole number or a number or text, not [",
+        ),
+        ("routes.img2img.original_size=[1, 2, 3]", "original_size: wants two entries, not [1, 2, 3]"),
+        ("routes.img2img.original_size=[1]", "original_size: wants two entries, not [1]"),
     ],
 )
 def test_a_value_that_does_not_fit_is_shown_beside_what_is_wanted(
@@ -395,6 +408,54 @@ def test_a_damaged_spec_is_either_read_or_refused(spec_path: Path) -> None:
             ends.add(False)
 
     assert ends == {True, False}
+
+
+def test_of_many_mistakes_the_first_are_told(spec_path: Path) -> None:
+    """The others are counted."""
+    said = refusal(spec_path, GOOD + "".join(f"key{i}: 1\n" for i in range(5_000))).splitlines()
+
+    assert said[0].startswith("job.yaml:12: key0: unknown key")
+    assert said[20:] == ["and 4,980 more mistakes"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name={}",
+        "seed={}",
+        "seed=!{}",
+        "{}",
+        "{}=1",
+        "{}.x=[1",
+        "version.{}=1",
+        "default_route={}",
+        "routes.text2img.model={}",
+        "routes.text2img.task={}",
+        "routes.text2img.then=[{}]",
+        "routes.text2img.scheduler={}",
+        "routes.text2img.{}=1",
+        "routes.{}.model=sd",
+        "input.pictures=[{}]",
+        "input.pictures=[{}://x]",
+    ],
+)
+def test_a_message_shows_the_beginning_of_a_long_text(spec_path: Path, override: str) -> None:
+    """Who is to read the rest?"""
+    said = refusal(spec_path, GOOD, override.replace("{}", "x" * 100_000))
+
+    assert "xxx..." in said
+    assert len(said) < 2_000
+
+
+def test_of_many_names_the_first_are_listed(spec_path: Path) -> None:
+    """A route of no such model is answered with some of a thousand."""
+    models = "".join(f"  m{i}: {{checkpoint: demo:sd}}\n" for i in range(1_000))
+
+    said = refusal(spec_path, GOOD.replace("models:\n", f"models:\n{models}"), "routes.text2img.model=zzz")
+
+    assert said.endswith(
+        "`zzz` is no model; models are " + ", ".join(f"m{i}" for i in range(20)) + " and 981 more"
+    )
 
 
 @pytest.mark.parametrize(
