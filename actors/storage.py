@@ -15,10 +15,11 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote
 
-from schemas.errors import RefusedError, SpecError, StorageError
+from schemas.errors import DarkroomError, RefusedError, SpecError, StorageError
 
 S3_SCHEME = "s3://"
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
@@ -28,6 +29,10 @@ _SIGNATURE = re.compile(
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ETAG_SAMPLE_BYTES = 64 * 1024
+
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_IN_THE_WAY = (*_NOTHING_THERE, errno.EEXIST)
+_UNLINKABLE = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
 
 Buffer = bytes | bytearray | memoryview
 
@@ -95,6 +100,14 @@ def open_storage(uri: str, *, timeout_s: float = 60.0, deadline_s: float = 900.0
 
         return S3Storage(timeout_s=timeout_s, deadline_s=deadline_s)
     return LocalStorage(temp_dir=join(root, "_darkroom", "tmp"))
+
+
+def read_at_most(storage: Storage, uri: str, max_bytes: int) -> bytes:
+    """The whole of an object that anybody may have put there; RefusedError where it is larger than that."""
+    stored = storage.stat(uri)
+    if stored is not None and stored.size_bytes > max_bytes:
+        raise RefusedError(f"{uri} has {stored.size_bytes:,} bytes; at most {max_bytes:,} are read")
+    return storage.read(uri)
 
 
 def join(uri: str, *names: str) -> str:
@@ -194,15 +207,17 @@ class LocalStorage:
                     return None
                 with open(uri, "rb") as file:
                     return _describe(uri, file)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+            except OSError as error:
+                if error.errno in _NOTHING_THERE:
+                    return None
+                raise
 
     def open(self, uri: str) -> BinaryIO:
         with _converted_errors(uri):
-            return open(uri, "rb")
+            return _open_file(uri)
 
     def read(self, uri: str) -> bytes:
-        with _converted_errors(uri), open(uri, "rb") as file:
+        with _converted_errors(uri), _open_file(uri) as file:
             return file.read()
 
     def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
@@ -265,6 +280,13 @@ class LocalStorage:
                 os.unlink(path)
 
 
+def _open_file(path: str) -> BinaryIO:
+    """Pipes and devices lie in folders too, and reading those would wait or go on for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise RefusedError(f"{path} is {_kind(path)}, where only a file can be read; move it away")
+    return open(path, "rb")
+
+
 def _describe(path: str, file: BinaryIO) -> StoredObject:
     """Size and a sample of the content: not the mtime, which differs between copies on two nodes."""
     size = file.seek(0, os.SEEK_END)
@@ -287,7 +309,7 @@ def _sync_folder(path: str) -> None:
 def _raise_unless_absent(error: OSError) -> None:
     """A folder that is not there is empty; one that cannot be read must not look empty."""
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        raise StorageError(f"{error.filename}: {error.strerror}; check the folder's permissions") from error
+        raise _verdict(str(error.filename), error) from error
 
 
 @contextmanager
@@ -295,13 +317,46 @@ def _converted_errors(path: str, *, absent_is_failure: bool = False) -> Iterator
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not absent_is_failure:
+        absent = isinstance(error, FileNotFoundError) and not os.path.islink(path)
+        if absent and not absent_is_failure:
             raise
-        if error.errno in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK) and error.filename2:
-            raise RefusedError(
-                f"{path}: this folder cannot hold an output ({error.strerror}): parts are committed by hard "
-                "link, so data/ and _darkroom/ must lie on one file system that has hard links"
-            ) from error
-        raise StorageError(
-            f"{path}: {error.strerror or error}; check free space, permissions and the mount"
-        ) from error
+        raise _verdict(path, error) from error
+
+
+def _verdict(path: str, error: OSError) -> DarkroomError:
+    """What an error means: most pass by, and those that stay as they are until somebody acts say so."""
+    if error.errno in _UNLINKABLE and error.filename2:
+        return RefusedError(
+            f"{path}: this folder cannot hold an output ({error.strerror}): parts are committed by hard "
+            "link, so data/ and _darkroom/ must lie on one file system that has hard links"
+        )
+    if error.errno in _IN_THE_WAY:
+        if place := _no_folder(path, error):
+            return SpecError(
+                f"{path}: {place} is {_kind(place)}, no folder; move it away or name another place"
+            )
+        if os.path.islink(path):
+            return RefusedError(f"{path} is {_kind(path)}; move it away")
+    if error.errno == errno.EISDIR:
+        return RefusedError(f"{path} is a folder, where a file belongs; move it away")
+    if error.errno == errno.ENAMETOOLONG:
+        return SpecError(f"{path}: a name in it is too long for this disk; choose a shorter one")
+    return StorageError(f"{path}: {error.strerror or error}; check free space, permissions and the mount")
+
+
+def _no_folder(path: str, error: OSError) -> str | None:
+    """The first place on the way to `path` where something else is than a folder."""
+    # What a folder was to be made of, of unfinished files say, need not be on that way.
+    made = [error.filename] if error.errno == errno.EEXIST else []
+    places = [*map(str, reversed(PurePath(path).parents)), *made]
+    return next((place for place in places if os.path.lexists(place) and not os.path.isdir(place)), None)
+
+
+def _kind(path: str) -> str:
+    """What is there, in words."""
+    if not os.path.exists(path):
+        return "a link that leads nowhere"
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a file" if stat.S_ISREG(mode) else "a pipe, a socket or a device"

@@ -13,7 +13,12 @@ def refuse_full_disk(output: str, needed_bytes: int) -> None:
     """SpecError where less is free than is needed; stores such as S3 have no end."""
     if output.startswith(S3_SCHEME):
         return
-    free = shutil.disk_usage(_nearest_folder(output)).free
+    disk = shutil.disk_usage(_nearest_folder(output))
+    if not disk.total:
+        raise SpecError(
+            f"output.path: {output} lies where the system keeps no files, as in /proc; choose a disk"
+        )
+    free = disk.free
     if needed_bytes > free:
         raise SpecError(
             f"output.path: {output} will need about {size_text(needed_bytes)}, and its disk has "
@@ -32,5 +37,7 @@ def bytes_to_come(storage: Storage, output: str, num_shards: int) -> int:
 def _nearest_folder(path: str) -> str:
     """The folder itself, or what of its path is there already."""
     while not os.path.isdir(path):
+        if os.path.lexists(path):
+            raise SpecError(f"output.path: {path} is no folder; move it away or name another place")
         path = os.path.dirname(path)
     return path

@@ -1,6 +1,7 @@
 """Facts about the command line: what it says to a person who made a mistake, and what it returns."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -258,6 +259,30 @@ def more_than_the_disk_holds(desk: Desk) -> None:
     desk.spec["input"]["path"] = [str(desk.copy_rows(i)) for i in range(50)]
 
 
+def output_where_a_file_is(desk: Desk) -> None:
+    (desk.folder / "file").write_bytes(b"x")
+    desk.spec["output"]["path"] = str(desk.folder / "file" / "out")
+
+
+def output_behind_a_link_to_nothing(desk: Desk) -> None:
+    (desk.folder / "link").symlink_to("/no/such/place")
+    desk.spec["output"]["path"] = str(desk.folder / "link")
+
+
+def output_behind_a_link_to_itself(desk: Desk) -> None:
+    (desk.folder / "loop").symlink_to("loop")
+    desk.spec["output"]["path"] = str(desk.folder / "loop" / "out")
+
+
+def output_that_is_a_pipe(desk: Desk) -> None:
+    os.mkfifo(desk.folder / "pipe")
+    desk.spec["output"]["path"] = str(desk.folder / "pipe")
+
+
+def output_where_no_files_are_kept(desk: Desk) -> None:
+    desk.spec["output"]["path"] = "/proc/out"
+
+
 def a_checkpoint_of_no_possible_name(desk: Desk) -> None:
     desk.spec["models"]["sd"]["checkpoint"] = "a/" + "x" * 5_000
 
@@ -312,6 +337,11 @@ MISTAKES: list[tuple[Mistake, str]] = [
         "models.sd.checkpoint: unknown kind of demo checkpoint 'sd3'; choose one of sd, sd-safety",
     ),
     (more_than_the_disk_holds, "out will need about 322.1 TB, and its disk has"),
+    (output_where_a_file_is, "no folder; move it away or name another place"),
+    (output_behind_a_link_to_nothing, "no folder; move it away or name another place"),
+    (output_behind_a_link_to_itself, "no folder; move it away or name another place"),
+    (output_that_is_a_pipe, "no folder; move it away or name another place"),
+    (output_where_no_files_are_kept, "/proc/out lies where the system keeps no files, as in /proc; choose a"),
     (a_checkpoint_of_no_possible_name, "xxx cannot be a folder: File name too long"),
     (all_rows_bad, "rows.parquet row 0 (a): invalid_size: height is 500, not a multiple of 8; 496 would do"),
 ]

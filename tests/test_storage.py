@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.s3_storage import BLOCK_BYTES, MAX_PUT_BYTES
-from actors.storage import Storage, join, normalise, open_storage
+from actors.storage import Storage, join, normalise, open_storage, read_at_most
 from schemas.errors import RefusedError, SpecError, StorageError
 from tests.fault_proxy import FaultKind, FaultProxy
 
@@ -270,13 +270,89 @@ def test_a_crashed_writers_temporary_file_is_not_listed(tmp_path: Path) -> None:
     assert list(storage.list(str(tmp_path))) == []
 
 
-def test_a_local_path_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
-    """The message names the path: here a file stands where a folder should."""
-    (tmp_path / "file").write_bytes(b"")
+def put_file(place: Path) -> None:
+    place.write_bytes(b"x")
+
+
+def put_link_to_nothing(place: Path) -> None:
+    place.symlink_to("/no/such/place")
+
+
+def put_loop(place: Path) -> None:
+    place.symlink_to(place.name)
+
+
+Access = Callable[[Storage, str], object]
+
+WRITES: dict[str, Access] = {
+    "create": lambda storage, uri: storage.create(uri, b"", {}),
+    "replace": lambda storage, uri: storage.replace(uri, b""),
+}
+READS: dict[str, Access] = {
+    "read": lambda storage, uri: storage.read(uri),
+    "open": lambda storage, uri: storage.open(uri),
+}
+LOOKS: dict[str, Access] = {
+    "stat": lambda storage, uri: storage.stat(uri),
+    "list": lambda storage, uri: [*storage.list(uri)],
+}
+
+
+@pytest.mark.parametrize("access", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("put", [put_file, put_link_to_nothing, put_loop, os.mkfifo])
+@pytest.mark.parametrize("place", ["out", "out/_darkroom", "out/_darkroom/tmp"])
+def test_what_stands_where_a_folder_is_needed_is_named(
+    tmp_path: Path, access: Access, put: Callable[[Path], object], place: str
+) -> None:
+    """It stays there until somebody moves it: no trouble of the storage's, which may pass."""
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    put(tmp_path / place)
+    out = str(tmp_path / "out")
+
+    with pytest.raises(SpecError, match=rf"{tmp_path / place} is a .*, no folder; move it away"):
+        access(open_storage(out), join(out, "_darkroom", "job.json"))
+
+
+@pytest.mark.parametrize("put", [Path.mkdir, put_link_to_nothing, put_loop, os.mkfifo])
+@pytest.mark.parametrize("access", READS.values(), ids=READS)
+def test_what_stands_where_a_file_is_read_is_named(
+    tmp_path: Path, put: Callable[[Path], object], access: Access
+) -> None:
+    """A pipe is not waited for, nor a device read to an end that it has not."""
+    place = tmp_path / "job.json"
+    put(place)
     storage = open_storage(str(tmp_path))
 
-    with pytest.raises(StorageError, match="file/a"):
-        storage.create(str(tmp_path / "file" / "a"), b"", {})
+    with pytest.raises(RefusedError, match=rf"{place} is a .*; move it away"):
+        access(storage, str(place))
+    assert storage.stat(str(place)) is None
+
+
+def test_a_file_is_not_written_over_a_folder(tmp_path: Path) -> None:
+    """The folder is somebody's."""
+    (tmp_path / "contact-sheet.html").mkdir()
+
+    with pytest.raises(RefusedError, match=r"contact-sheet\.html is a folder, where a file belongs"):
+        open_storage(str(tmp_path)).replace(str(tmp_path / "contact-sheet.html"), b"page")
+
+
+@pytest.mark.parametrize("access", [*WRITES.values(), *READS.values(), *LOOKS.values()])
+def test_a_name_that_no_disk_holds_is_said_to_be_too_long(tmp_path: Path, access: Access) -> None:
+    """Whether it is to be read, written or listed."""
+    place = str(tmp_path / ("x" * 300))
+
+    with pytest.raises(SpecError, match="too long for this disk; choose a shorter one"):
+        access(open_storage(place), place)
+
+
+def test_an_object_that_is_too_large_is_not_read(storage: Storage, folder: str) -> None:
+    """Its size is asked for first."""
+    uri = join(folder, "job.json")
+    storage.create(uri, bytes(100), {})
+
+    assert read_at_most(storage, uri, 100) == bytes(100)
+    with pytest.raises(RefusedError, match="has 100 bytes; at most 99 are read"):
+        read_at_most(storage, uri, 99)
 
 
 def test_a_place_where_nothing_can_be_made_is_a_storage_error() -> None:
