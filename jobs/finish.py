@@ -53,8 +53,8 @@ def _manifest(output: str, parts: list[PartFile]) -> bytes:
 
 def _card(record: JobRecord, totals: Totals) -> str:
     """The dataset card: its front matter is what `load_dataset(folder)` and the Hub read."""
-    models = "\n".join(f"- `{name}`: {model['checkpoint']}" for name, model in record.spec["models"].items())
-    files = record.spec["output"]["images"] == "files"
+    models = "\n".join(f"- `{name}`: {model.checkpoint}" for name, model in record.spec.models.items())
+    files = record.spec.output.images == "files"
     return f"""---
 configs:
 - config_name: default

@@ -11,12 +11,17 @@ import socket
 import time
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
-from actors.storage import Storage, join, open_storage
+from pydantic import Field, FiniteFloat, TypeAdapter
+
+from actors.storage import Storage, join, open_storage, read_at_most
 from jobs.progress import Tally
+from jobs.strict_json import parse_json
 from schemas.errors import DarkroomError, RefusedError
+from schemas.job import Count
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +33,41 @@ PATIENCE_S = 5.0
 """How long one renewal is tried: a store that is away must not keep an interrupted driver from ending."""
 
 
-def read_lease(storage: Storage, output: str) -> dict[str, Any] | None:
-    """The last driver's word, or None."""
+MAX_LEASE_BYTES = 1 << 20
+"""A thousand times what it takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRecord:
+    """What `_darkroom/driver.json` says; how far the job is, from the first progress on."""
+
+    driver: str
+    """A name that no other driver has."""
+    host: str
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    renewed_at: FiniteFloat
+    """Unix seconds."""
+    ended: bool
+    rows_done: Count | None = None
+    images_per_second: FiniteFloat = 0.0
+    seconds_left: FiniteFloat | None = None
+    workers: Count = 0
+
+    @property
+    def age_s(self) -> float:
+        """Since its driver was heard of."""
+        return time.time() - self.renewed_at
+
+
+_RECORD = TypeAdapter(LeaseRecord)
+
+
+def read_lease(storage: Storage, output: str) -> LeaseRecord | None:
+    """The last driver's word; None where there is none that can be understood: it only saves work."""
+    uri = join(output, LEASE)
     try:
-        return dict(json.loads(storage.read(join(output, LEASE))))
-    except (FileNotFoundError, ValueError):
+        return parse_json(read_at_most(storage, uri, MAX_LEASE_BYTES), _RECORD, uri)
+    except (FileNotFoundError, RefusedError):
         return None
 
 
@@ -49,7 +84,7 @@ class Lease:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="lease")
         self._writing: Future[None] | None = None
         self._renewed = float("-inf")
-        self._successor: dict[str, Any] | None = None
+        self._successor: LeaseRecord | None = None
         """Who has taken the lease since."""
 
     def __enter__(self) -> "Lease":
@@ -82,7 +117,7 @@ class Lease:
     def _renew(self, state: dict[str, Any]) -> None:
         try:
             lease = read_lease(self._hasty, self._output)
-            if lease and lease["driver"] != self._driver:
+            if lease and lease.driver != self._driver:
                 self._successor = lease
             else:
                 self._hasty.replace(self._uri, self._record(state))
@@ -94,7 +129,7 @@ class Lease:
         """Whether the lease is this driver's; False where another one has written it in between."""
         stored = self._storage.stat(self._uri)
         lease = read_lease(self._storage, self._output)
-        if lease and lease["driver"] == self._driver:
+        if lease and lease.driver == self._driver:
             return True  # the reply to its write was lost
         if lease and is_alive(lease):
             raise RefusedError(self._refusal(lease))
@@ -113,19 +148,18 @@ class Lease:
         }
         return json.dumps(record, indent=2).encode()
 
-    def _refusal(self, lease: dict[str, Any]) -> str:
-        age = time.time() - lease["renewed_at"]
+    def _refusal(self, lease: LeaseRecord) -> str:
         return (
-            f"another driver is at work on {self._output}: process {lease['pid']} on {lease['host']}, "
-            f"heard of {age:.0f} s ago. Wait for it or stop it; if it is dead, try again in "
-            f"{max(1, VALID_S - age):.0f} s"
+            f"another driver is at work on {self._output}: process {lease.pid} on {lease.host}, "
+            f"heard of {lease.age_s:.0f} s ago. Wait for it or stop it; if it is dead, try again in "
+            f"{max(1, VALID_S - lease.age_s):.0f} s"
         )
 
     def _refuse_succeeded(self) -> None:
         if self._successor:
             raise RefusedError(
-                f"another driver has taken {self._output} over: process {self._successor['pid']} on "
-                f"{self._successor['host']}. This one had not been heard of for {VALID_S:.0f} s, or "
+                f"another driver has taken {self._output} over: process {self._successor.pid} on "
+                f"{self._successor.host}. This one had not been heard of for {VALID_S:.0f} s, or "
                 "both began at once. What is committed stays; the other one goes on"
             )
 
@@ -142,15 +176,15 @@ def _state(tally: Tally) -> dict[str, Any]:
     }
 
 
-def is_alive(lease: dict[str, Any]) -> bool:
+def is_alive(lease: LeaseRecord) -> bool:
     """Whether the driver that wrote this still runs, as far as can be told from here."""
-    if lease["ended"] or time.time() - lease["renewed_at"] > VALID_S:
+    if lease.ended or lease.age_s > VALID_S:
         return False
-    if lease["host"] != socket.gethostname():
+    if lease.host != socket.gethostname():
         return True
     # On its own machine a killed driver is found out at once: no waiting to resume.
     try:
-        os.kill(lease["pid"], 0)
+        os.kill(lease.pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:

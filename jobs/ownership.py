@@ -2,19 +2,25 @@
 
 import json
 import posixpath
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from actors.storage import Storage, StoredObject, join
+from pydantic import TypeAdapter
+
+from actors.storage import Storage, StoredObject, join, read_at_most
 from jobs.plan import Findings, Plan
-from jobs.survey import Survey
+from jobs.strict_json import parse_json
+from jobs.survey import Survey, SurveyedFile
 from schemas.columns import ColumnMap
 from schemas.errors import RefusedError, SpecError
-from schemas.job import RECORD, Job, ModelCard, PlannedFile
+from schemas.job import NO_MODEL, RECORD, Count, Job, ModelCard, PlannedFile, fingerprint_of
 from schemas.spec import JobSpec
 
 FORMAT = 1
 MAX_DIFFERENCES = 10
+MAX_RECORD_BYTES = 256 << 20
+"""Half a million input files at 500 bytes each: more belong in fewer files, or in several jobs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,38 +31,68 @@ class JobRecord:
     fingerprint: str
     identity: dict[str, Any]
     """What makes the output; two jobs with equal ones are the same job."""
-    spec: dict[str, Any]
+    spec: JobSpec
     """The whole spec, every default filled in."""
     models: dict[str, ModelCard]
     """What each checkpoint was recognised as."""
     files: tuple[PlannedFile, ...]
-    num_shards: int
-    num_bad: dict[str, int]
+    num_shards: Count
+    num_bad: dict[str, Count]
     """Rows that the plan knew could not be made, by error_code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Header:
+    """What every format has."""
+
+    format: int
+
+
+_HEADER = TypeAdapter(_Header)
+_RECORD = TypeAdapter(JobRecord)
 
 
 def read_record(storage: Storage, output: str) -> JobRecord | None:
     """The job that an output belongs to; None where none has begun there."""
+    uri = join(output, RECORD)
     try:
-        found = json.loads(storage.read(join(output, RECORD)))
+        data = read_at_most(storage, uri, MAX_RECORD_BYTES)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise RefusedError(f"{join(output, RECORD)} is not darkroom's: {error}") from error
-    if found.get("format") != FORMAT:
-        raise RefusedError(
-            f"{join(output, RECORD)} has format {found.get('format')}; this darkroom reads {FORMAT}"
-        )
-    return JobRecord(
-        name=found["name"],
-        fingerprint=found["fingerprint"],
-        identity=found["identity"],
-        spec=found["spec"],
-        models={name: ModelCard(**card) for name, card in found["models"].items()},
-        files=tuple(PlannedFile(**file) for file in found["files"]),
-        num_shards=found["num_shards"],
-        num_bad=found["num_bad"],
-    )
+    found = parse_json(data, _HEADER, uri).format
+    if found != FORMAT:
+        raise RefusedError(f"{uri} has format {found}; this darkroom reads {FORMAT}")
+    record = parse_json(data, _RECORD, uri)
+    for contradiction in _contradictions(record):
+        raise RefusedError(f"{uri} contradicts itself: {contradiction}; it was damaged or changed since")
+    return record
+
+
+def _contradictions(record: JobRecord) -> Iterator[str]:
+    """What a record says that cannot be so beside what else it says."""
+    if record.name != record.spec.name:
+        yield f"`name` is not that of `spec`, {record.spec.name}"
+    if record.fingerprint != fingerprint_of(record.identity):
+        yield "`fingerprint` is not that of `identity`"
+    if not _are_texts(record.identity.get("columns")):
+        yield "`identity.columns` does not name columns"
+    if record.models.keys() != record.spec.models.keys():
+        yield f"`models` are {_listed(record.models)}, those of `spec` {_listed(record.spec.models)}"
+    for file in record.files:
+        if sum(file.rows_by_model.values()) != file.num_rows:
+            yield f"`rows_by_model` of {file.uri} do not add up to its {file.num_rows:,} rows"
+        if unknown := file.rows_by_model.keys() - {*record.models, NO_MODEL}:
+            yield f"`rows_by_model` of {file.uri} names {_listed(unknown)}, which `models` does not"
+    if record.num_shards != (num_shards := plan_of_record(record).num_shards):
+        yield f"`num_shards` is {record.num_shards:,}, and its files come to {num_shards:,}"
+
+
+def _are_texts(columns: object) -> bool:
+    return isinstance(columns, dict) and all(isinstance(column, str) for column in columns.values())
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
 
 
 def require_record(storage: Storage, output: str) -> JobRecord:
@@ -73,15 +109,26 @@ def claim(storage: Storage, output: str, plan: Plan, findings: Findings) -> JobR
         name=plan.job.spec.name,
         fingerprint=plan.job.fingerprint,
         identity=plan.job.identity(),
-        spec=plan.job.spec.model_dump(mode="json"),
+        spec=plan.job.spec,
         models=dict(plan.job.models),
         files=plan.files,
         num_shards=plan.num_shards,
         num_bad=findings.num_bad,
     )
-    text = json.dumps({"format": FORMAT, **asdict(record)}, indent=2, ensure_ascii=False)
-    storage.create(join(output, RECORD), text.encode(), {"job": record.fingerprint})
+    data = to_json(record)
+    if len(data) > MAX_RECORD_BYTES:
+        raise SpecError(
+            f"input.path: the plan of {len(plan.files):,} files takes {len(data):,} bytes, and at most "
+            f"{MAX_RECORD_BYTES:,} are read again; put the rows into fewer files, or into several jobs"
+        )
+    storage.create(join(output, RECORD), data, {"job": record.fingerprint})
     return require_record(storage, output)
+
+
+def to_json(record: JobRecord) -> bytes:
+    """The record as `_darkroom/job.json` holds it."""
+    values = {"format": FORMAT, **asdict(record), "spec": record.spec.model_dump(mode="json")}
+    return json.dumps(values, indent=2, ensure_ascii=False).encode()
 
 
 def plan_of(record: JobRecord, survey: Survey, output: str) -> Plan:
@@ -124,7 +171,8 @@ def _shown(value: object) -> str:
 
 def _input_differences(record: JobRecord, survey: Survey) -> list[str]:
     if [_content(file) for file in record.files] == [_content(file.stored) for file in survey.files]:
-        return []
+        pairs = zip(record.files, survey.files, strict=True)
+        return [line for planned, found in pairs for line in _row_differences(planned, found)]
     there = {file.uri: file for file in record.files}
     here = {file.stored.uri: file.stored for file in survey.files}
     lines = [f"input: {uri} is gone" for uri in there if uri not in here]
@@ -138,15 +186,20 @@ def _input_differences(record: JobRecord, survey: Survey) -> list[str]:
     return lines
 
 
+def _row_differences(there: PlannedFile, here: SurveyedFile) -> list[str]:
+    """None, unless the record was changed: a file of the same content has the same rows."""
+    if there.num_rows == here.num_rows:
+        return []
+    return [f"input: {there.uri} has {here.num_rows:,} rows, not the {there.num_rows:,} of {RECORD}"]
+
+
 def _content(file: PlannedFile | StoredObject) -> tuple[str, int, str]:
     return posixpath.basename(file.uri), file.size_bytes, file.etag
 
 
 def plan_of_record(record: JobRecord) -> Plan:
     """The recorded plan as it stands, for commands that have no spec: nothing is compared."""
-    spec = JobSpec.model_validate(record.spec)
-    columns = ColumnMap(
-        fields=record.identity["columns"], recognised={}, keep=tuple(dict.fromkeys(spec.input.keep))
-    )
-    job = Job(spec=spec, models=record.models, columns=columns, schema=b"")
+    keep = tuple(dict.fromkeys(record.spec.input.keep))
+    columns = ColumnMap(fields=record.identity["columns"], recognised={}, keep=keep)
+    job = Job(spec=record.spec, models=record.models, columns=columns, schema=b"")
     return Plan(job=job, files=record.files)

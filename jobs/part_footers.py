@@ -1,6 +1,5 @@
 """What the footers of parts tell of their row groups, without reading a row."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.storage import Storage
-from jobs.parts import FOOTERS_AT_ONCE, PartFile
+from jobs.parts import FOOTERS_AT_ONCE, PartFile, totals_in
 from schemas.errors import RefusedError
+from schemas.output_rows import misfits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +67,15 @@ def _read_footer(storage: Storage, uri: str) -> PartFooter:
     try:
         with storage.open(uri) as file:
             found = pq.read_metadata(file)
-        codes = json.loads((found.metadata or {})[b"darkroom.error_codes"])
-    except (pa.ArrowException, KeyError, ValueError) as error:
+        schema = found.schema.to_arrow_schema()
+        for misfit in misfits(schema):
+            raise RefusedError(f"{uri} is no part of darkroom's: {misfit}")
+        columns = tuple(field.name for field in schema if _is_plain(field.type))
+        groups = tuple(_groups(uri, found, columns))
+    # ValueError: of statistics that are no UTF-8.
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise RefusedError(f"{uri} is no part of darkroom's: {error}") from error
-    columns = tuple(field.name for field in found.schema.to_arrow_schema() if _is_plain(field.type))
-    return PartFooter(groups=tuple(_groups(uri, found, columns)), error_codes=codes)
+    return PartFooter(groups=groups, error_codes=dict(totals_in(found.metadata or {}, uri).error_codes))
 
 
 def _is_plain(arrow_type: pa.DataType) -> bool:

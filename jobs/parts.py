@@ -1,17 +1,20 @@
 """The output's parts as they are: names parsed strictly, footers read, nothing else trusted."""
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from actors.storage import Storage, StoredObject, join
+from jobs.strict_json import parse_json
 from schemas.errors import RefusedError
+from schemas.job import Count
 
 FOOTERS_AT_ONCE = 16
 _NAME = re.compile(r"^train-(\d{5,})-of-(\d{5,})\.parquet$")
@@ -55,6 +58,20 @@ class Totals:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counts:
+    ok: Count
+    filtered: Count
+    failed: Count
+    images: Count
+
+
+Entry = TypeVar("Entry")
+
+_COUNTS = TypeAdapter(_Counts)
+_ERROR_CODES = TypeAdapter(dict[str, Count])
+
+
 def list_parts(storage: Storage, output: str, num_shards: int) -> Iterator[PartFile]:
     """The job's parts. Anything else that lies in `data/` is not darkroom's and is passed over."""
     folder = join(output, "data")
@@ -83,11 +100,24 @@ def totals_of(storage: Storage, parts: Iterable[PartFile]) -> Totals:
 
 
 def _read_totals(storage: Storage, part: PartFile) -> Totals:
+    uri = part.stored.uri
     try:
-        with storage.open(part.stored.uri) as file:
+        with storage.open(uri) as file:
             footer = pq.read_metadata(file).metadata or {}
-        counts = json.loads(footer[b"darkroom.counts"])
-        codes = json.loads(footer[b"darkroom.error_codes"])
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise RefusedError(f"{part.stored.uri} is no part of darkroom's: {error}") from error
-    return Totals(**counts, size_bytes=part.stored.size_bytes, error_codes=tuple(codes.items()))
+    except (pa.ArrowException, OSError) as error:
+        raise RefusedError(f"{uri} is no part of darkroom's: {error}") from error
+    return replace(totals_in(footer, uri), size_bytes=part.stored.size_bytes)
+
+
+def totals_in(footer: Mapping[bytes, bytes], name: str) -> Totals:
+    """What a part's footer says of its rows; RefusedError, with the part's name, where it says nothing."""
+    counts = _entry(footer, "darkroom.counts", _COUNTS, name)
+    codes = _entry(footer, "darkroom.error_codes", _ERROR_CODES, name)
+    return Totals(**asdict(counts), error_codes=tuple(codes.items()))
+
+
+def _entry(footer: Mapping[bytes, bytes], key: str, wanted: TypeAdapter[Entry], name: str) -> Entry:
+    data = footer.get(key.encode())
+    if data is None:
+        raise RefusedError(f"{name} is no part of darkroom's: its footer has no `{key}`")
+    return parse_json(data, wanted, f"`{key}` in the footer of {name}")

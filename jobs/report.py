@@ -24,7 +24,8 @@ from jobs.sampling import (
     sample_frames,
     spread,
 )
-from jobs.summary import read_summary
+from jobs.summary import Summary, read_summary
+from schemas.printable import printable
 
 PAGE = "contact-sheet.html"
 _RANDOM = {f"demo:{kind}" for kind in RANDOM_KINDS}
@@ -71,7 +72,7 @@ def make_sheet(
     parts = list(list_parts(storage, output, record.num_shards))
     summary = _current_summary(storage, output, record, len(parts))
     footers = read_footers(storage, spread(parts, MAX_FOOTERS))
-    checkpoints = {name: str(model["checkpoint"]) for name, model in record.spec["models"].items()}
+    checkpoints = {name: model.checkpoint for name, model in record.spec.models.items()}
     return Sheet(
         name=record.name,
         output=output,
@@ -82,12 +83,8 @@ def make_sheet(
         num_shards=record.num_shards,
         num_parts=len(parts),
         num_searched=len(footers),
-        totals=_totals(summary) if summary else totals_of(storage, parts),
-        last_run={
-            name: summary.get(name)
-            for name in ("seconds", "images_per_second", "workers", "finished_at", "versions")
-            if summary.get(name) is not None
-        },
+        totals=summary.totals if summary else totals_of(storage, parts),
+        last_run=_last_run(summary) if summary else {},
         frames=tuple(sample_frames(storage, output, footers, max_images, picture_bytes)),
         failures=tuple(sample_failures(storage, footers)),
     )
@@ -100,7 +97,11 @@ def render(sheet: Sheet) -> str:
     # Nothing in the island may end its element or begin a comment; in JSON all three can be written so.
     for sign in "<>&":
         island = island.replace(sign, f"\\u{ord(sign):04x}")
-    values = {"title": html.escape(sheet.name), "policy": html.escape(_policy(template)), "sheet": island}
+    values = {
+        "title": html.escape(printable(sheet.name)),
+        "policy": html.escape(_policy(template)),
+        "sheet": island,
+    }
     # In one pass: a prompt may well say {{title}}.
     return re.sub(r"\{\{(\w+)\}\}", lambda place: values[place[1]], template)
 
@@ -120,14 +121,14 @@ def _policy(template: str) -> str:
     )
 
 
-def _current_summary(storage: Storage, output: str, record: JobRecord, num_parts: int) -> dict[str, Any]:
-    """What the last finished run said; empty where there is none, or where parts have come since."""
-    summary = read_summary(storage, output) or {}
-    current = summary.get("fingerprint") == record.fingerprint and summary.get("shards") == num_parts
-    return summary if current else {}
+def _current_summary(storage: Storage, output: str, record: JobRecord, num_parts: int) -> Summary | None:
+    """What the last finished run said; None where there is none, or where parts have come since."""
+    summary = read_summary(storage, output)
+    current = summary and (summary.fingerprint, summary.shards) == (record.fingerprint, num_parts)
+    return summary if current else None
 
 
-def _totals(summary: Mapping[str, Any]) -> Totals:
-    names = ("ok", "filtered", "failed", "images", "size_bytes")
-    codes = sorted(summary["error_codes"].items(), key=lambda code: -code[1])
-    return Totals(**{name: summary[name] for name in names}, error_codes=tuple(codes))
+def _last_run(summary: Summary) -> dict[str, Any]:
+    found = asdict(summary)
+    names = ("seconds", "images_per_second", "workers", "finished_at", "versions")
+    return {name: found[name] for name in names if found[name] is not None}

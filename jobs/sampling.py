@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from actors.input_images import open_image
-from actors.rows import ImageSource
-from actors.storage import Storage, join
+from actors.rows import MAX_PICTURE_BYTES, ImageSource
+from actors.storage import Storage, join, read_at_most
 from jobs.part_footers import PartFooter, RowGroup
 from schemas.errors import DarkroomError, RefusedError, RowError
 from schemas.parameters import PARAMETERS
@@ -239,11 +239,11 @@ class _Printed:
 def _frame(record: Mapping[str, Any], printed: _Printed, place: str) -> Frame:
     given = {name: text(value) for name, value in record.items() if value is not None}
     return Frame(
-        row_id=given["row_id"],
-        image_index=record["image_index"],
+        row_id=given.get("row_id", ""),
+        image_index=record["image_index"] or 0,
         task=given.get("task", ""),
         model=given.get("model", ""),
-        status=given["status"],
+        status=given.get("status", ""),
         prompt=given.get("prompt", ""),
         negative_prompt=given.get("negative_prompt", ""),
         seed=given.get("seed", ""),
@@ -296,7 +296,7 @@ def _read_picture(storage: Storage, output: str, uri: str) -> bytes:
         raise RowError("disallowed_uri", f"{uri} is no picture of this output")
     place = join(output, "images", name)
     try:
-        return storage.read(place)
+        return read_at_most(storage, place, MAX_PICTURE_BYTES)
     except (FileNotFoundError, DarkroomError) as error:
         raise RowError("unreadable_uri", f"{place} cannot be read: {error}") from error
 

@@ -1,7 +1,5 @@
 """`darkroom status`: how far a job is, told by its output alone, from any machine."""
 
-import time
-
 from rich.console import Console
 
 from actors.storage import Storage, normalise, open_storage
@@ -10,6 +8,7 @@ from jobs.ownership import require_record
 from jobs.parts import Totals, list_parts, totals_of
 from jobs.progress import duration
 from jobs.summary import read_summary
+from schemas.printable import printable
 
 
 def print_status(output: str, console: Console) -> None:
@@ -26,7 +25,7 @@ def print_status(output: str, console: Console) -> None:
         _driver(storage, folder, done=len(parts) == record.num_shards),
     ]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, soft_wrap=True)
 
 
 def _outcomes(totals: Totals) -> str:
@@ -40,17 +39,16 @@ def _outcomes(totals: Totals) -> str:
 def _driver(storage: Storage, folder: str, *, done: bool) -> str:
     summary = read_summary(storage, folder) if done else None
     if summary:
-        return f"done at {summary['finished_at']}"
+        return f"done at {summary.finished_at or 'a time that nobody wrote down'}"
     lease = read_lease(storage, folder)
     if lease is None or not is_alive(lease):
         return "no driver is at work: run the job again to go on"
-    age = time.time() - lease["renewed_at"]
-    said = f"process {lease['pid']} on {lease['host']} is at work, heard of {age:.0f} s ago"
-    if "rows_done" not in lease:
+    said = f"process {lease.pid} on {lease.host} is at work, heard of {lease.age_s:.0f} s ago"
+    if lease.rows_done is None:
         return said
-    left = lease["seconds_left"]
+    left = lease.seconds_left
     return (
-        f"{said}: {lease['rows_done']:,} rows, {lease['images_per_second']:.1f} images/s"
+        f"{said}: {lease.rows_done:,} rows, {lease.images_per_second:.1f} images/s"
         + (f", {duration(left)} left" if left is not None else "")
-        + f", {lease['workers']} workers"
+        + f", {lease.workers} workers"
     )

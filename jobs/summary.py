@@ -1,24 +1,72 @@
 """`_darkroom/summary.json`: what a finished job came to."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-from actors.storage import Storage, join
+from pydantic import FiniteFloat, TypeAdapter
+
+from actors.storage import Storage, join, read_at_most
 from jobs.ownership import JobRecord
 from jobs.parts import Totals
 from jobs.progress import RunFigures
+from jobs.strict_json import parse_json
+from schemas.errors import RefusedError
+from schemas.job import Count
 
 SUMMARY = "_darkroom/summary.json"
 
 
-def read_summary(storage: Storage, output: str) -> dict[str, Any] | None:
+MAX_SUMMARY_BYTES = 1 << 20
+"""A hundred times what it takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What `status` and the contact sheet take from it."""
+
+    fingerprint: str
+    shards: Count
+    ok: Count
+    filtered: Count
+    failed: Count
+    images: Count
+    size_bytes: Count
+    error_codes: Mapping[str, Count]
+    seconds: FiniteFloat | None = None
+    images_per_second: FiniteFloat | None = None
+    workers: Count | None = None
+    finished_at: str | None = None
+    versions: Mapping[str, str] | None = None
+
+    @property
+    def totals(self) -> Totals:
+        """Of the whole job."""
+        return Totals(
+            ok=self.ok,
+            filtered=self.filtered,
+            failed=self.failed,
+            images=self.images,
+            size_bytes=self.size_bytes,
+            error_codes=tuple(sorted(self.error_codes.items(), key=lambda code: -code[1])),
+        )
+
+
+_SUMMARY = TypeAdapter(Summary)
+
+
+def read_summary(storage: Storage, output: str) -> Summary | None:
     """The totals of a finished job; None where it is not finished."""
+    uri = join(output, SUMMARY)
     try:
-        return dict(json.loads(storage.read(join(output, SUMMARY))))
+        return parse_json(read_at_most(storage, uri, MAX_SUMMARY_BYTES), _SUMMARY, uri)
     except FileNotFoundError:
         return None
+    except RefusedError as error:
+        raise RefusedError(
+            f"{error}. It is only a report: delete it and _SUCCESS, and run the job again, which writes both"
+        ) from error
 
 
 def write_summary(

@@ -2,8 +2,8 @@
 
 import hashlib
 import io
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,32 +18,20 @@ from actors.input_file import InputFile
 from actors.input_images import FORMATS
 from actors.routing import Routed, Router
 from actors.rows import derived_row_id
-from actors.storage import Storage, join, normalise, open_storage
+from actors.storage import Storage, join, normalise, open_storage, read_at_most
 from jobs.ownership import JobRecord, plan_of_record, require_record
 from jobs.parts import list_parts
 from jobs.plan import Plan
 from jobs.survey import input_opener
-from schemas.errors import DarkroomError
-from schemas.job import Shard
-from schemas.output_rows import STATUSES
+from schemas.errors import DarkroomError, RefusedError
+from schemas.job import NO_MODEL, RECORD, PlannedFile, Shard
+from schemas.output_rows import NEVER_NULL, PART_COLUMNS, PART_COLUMNS_IF_THERE, STATUSES, misfits
 
 PARTS_AT_ONCE = 4
 MAX_SHOWN = 20
-_CHECKED = (
-    "row_id",
-    "image_index",
-    "task",
-    "model",
-    "image",
-    "width",
-    "height",
-    "status",
-    "error_code",
-    "nsfw",
-    "image_sha256",
-)
-_CHECKED_IF_THERE = ("depth", "depth_sha256", "step_images")
 DEPTH_MODE = "I;16"
+MAX_STORED_BYTES = 1 << 30
+"""Of a picture that is an object of its own: more than any that a model makes takes."""
 
 
 _Item = tuple[Shard, list[Any]]
@@ -110,13 +98,25 @@ def _map_ahead(
 def _input_faults(plan: Plan) -> list[str]:
     """Without the very input that was planned, nothing about the rows can be said."""
     opener = input_opener(plan.job.spec)
-    faults = []
-    for file in plan.files:
-        stored = opener(file.uri).stat(file.uri)
-        if stored is None or stored.etag != file.etag:
-            state = "is gone" if stored is None else "has changed"
-            faults.append(f"the input {file.uri} {state} since the job was planned")
-    return faults
+    faults = (_input_fault(opener(file.uri), file, plan.job.columns.columns()) for file in plan.files)
+    return [fault for fault in faults if fault]
+
+
+def _input_fault(storage: Storage, file: PlannedFile, columns: Collection[str]) -> str:
+    stored = storage.stat(file.uri)
+    if stored is None or stored.etag != file.etag:
+        state = "is gone" if stored is None else "has changed"
+        return f"the input {file.uri} {state} since the job was planned"
+    try:
+        with storage.open(file.uri) as source:
+            footer = pq.read_metadata(source)
+    except (pa.ArrowException, OSError) as error:
+        return f"the input {file.uri} cannot be read: {error}"
+    if footer.num_rows != file.num_rows:
+        return f"the input {file.uri} has {footer.num_rows:,} rows, not the {file.num_rows:,} of {RECORD}"
+    if missing := {*columns} - {*footer.schema.to_arrow_schema().names}:
+        return f"the input {file.uri} has no column {', '.join(sorted(missing))}, which {RECORD} names"
+    return ""
 
 
 def _expected(plan: Plan) -> Iterator[_Item]:
@@ -127,15 +127,16 @@ def _expected(plan: Plan) -> Iterator[_Item]:
     router = Router(plan.job.spec, plan.job.models)
     names = plan.file_names
     for file in plan.files:
-        waiting: dict[str, list[Any]] = {model: [] for model in file.rows_by_model}
-        coming = {model: iter(shards[file.uri, model]) for model in file.rows_by_model}
-        nearest = {model: next(coming[model]) for model in coming}
+        waiting: defaultdict[str, list[Any]] = defaultdict(list)
+        coming = {model: iter(shards.get((file.uri, model), ())) for model in [*plan.job.models, NO_MODEL]}
+        nearest = {model: next(coming[model], None) for model in coming}
         for model, row_id in _ids(plan, file.uri, names[file.uri], router):
+            if (filling := nearest[model]) is None:
+                raise RefusedError(f"`rows_by_model` in {RECORD} is not what the rows of {file.uri} come to")
             waiting[model].append(row_id)
-            if len(waiting[model]) == nearest[model].num_rows:
-                yield nearest[model], waiting[model]
-                waiting[model] = []
-                nearest[model] = next(coming[model], nearest[model])
+            if len(waiting[model]) == filling.num_rows:
+                yield filling, waiting.pop(model)
+                nearest[model] = next(coming[model], None)
 
 
 def _ids(plan: Plan, uri: str, name: str, router: Router) -> Iterator[tuple[str, Any]]:
@@ -167,28 +168,35 @@ class _Verifier:
             faults = [f"{shard.name} is missing: run again"]
             return PartVerdict(rows=Counter(), images=0, withheld=0, faults=faults)
         uri = join(self._output, "data", f"{shard.name}.parquet")
-        found = _PartCheck(shard.name, ids, self._record.spec["safety"]["flagged"], self._router)
+        found = _PartCheck(shard.name, ids, self._record.spec.safety.flagged, self._router)
         try:
             with (
                 self._storage.open(uri) as source,
                 pq.ParquetFile(source, page_checksum_verification=True) as part,
             ):
                 found.footer(part.metadata.metadata or {}, self._record.fingerprint)
-                there = part.schema_arrow.names
-                columns = [*_CHECKED, *(name for name in _CHECKED_IF_THERE if name in there)]
-                for batch in part.iter_batches(batch_size=64, columns=columns, use_threads=False):
-                    for row in batch.to_pylist():
-                        found.row(row, self._storage)
-        except (pa.ArrowException, OSError) as error:
+                self._check_rows(part, found)
+        # ValueError: of texts that are no UTF-8.
+        except (pa.ArrowException, OSError, ValueError) as error:
             found.faults.append(f"{shard.name} cannot be read: {error}")
         return found.verdict()
+
+    def _check_rows(self, part: pq.ParquetFile, found: "_PartCheck") -> None:
+        there = part.schema_arrow
+        if wrong := misfits(there):
+            found.faults.append(f"{found.name} is no part of darkroom's: {'; '.join(wrong)}")
+            return
+        columns = [*PART_COLUMNS, *(name for name in PART_COLUMNS_IF_THERE if name in there.names)]
+        for batch in part.iter_batches(batch_size=64, columns=columns, use_threads=False):
+            for row in batch.to_pylist():
+                found.row(row, self._storage)
 
 
 class _PartCheck:
     """What is known of a part while its rows go by."""
 
     def __init__(self, name: str, ids: list[Any], flagged: str, router: Router) -> None:
-        self._name = name
+        self.name = name
         self._ids = ids
         self._flagged = flagged
         self._router = router
@@ -200,12 +208,15 @@ class _PartCheck:
 
     def footer(self, metadata: dict[bytes, bytes], fingerprint: str) -> None:
         """Whose part it says it is."""
-        said = (metadata.get(JOB_KEY, b"").decode(), metadata.get(SHARD_KEY, b"").decode())
-        if said != (fingerprint, self._name):
-            self.faults.append(f"{self._name} says it is shard {said[1]!r} of job {said[0]!r}")
+        job, shard = (metadata.get(key, b"").decode(errors="replace") for key in (JOB_KEY, SHARD_KEY))
+        if (job, shard) != (fingerprint, self.name):
+            self.faults.append(f"{self.name} says it is shard {shard!r} of job {job!r}")
 
     def row(self, row: dict[str, Any], storage: Storage) -> None:
         """The next row of the part: one picture, or one failure."""
+        if nulls := [name for name in NEVER_NULL if row[name] is None]:
+            self._fault(row, f"has no {' and no '.join(nulls)}")
+            return
         if row["image_index"] == 0:
             self._begin(row)
         elif row["image_index"] == self._last_index + 1 and self._outcomes:
@@ -289,7 +300,7 @@ class _PartCheck:
     ) -> Image.Image | None:
         """A stored picture, decoded; None, and a fault, where it is not what the column `checksum` says."""
         try:
-            data = stored["bytes"] if stored["bytes"] is not None else storage.read(stored["path"])
+            data = stored["bytes"] if stored["bytes"] is not None else _read(storage, stored["path"])
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             picture.load()
         except (OSError, SyntaxError, ValueError, DarkroomError) as error:
@@ -304,12 +315,18 @@ class _PartCheck:
         return picture
 
     def _fault(self, row: dict[str, Any], message: str) -> None:
-        self.faults.append(f"{self._name}: row {row['row_id']!r} {message}")
+        self.faults.append(f"{self.name}: row {row['row_id']!r} {message}")
 
     def verdict(self) -> PartVerdict:
         """When all rows have gone by."""
         if len(self._outcomes) != len(self._ids):
-            self.faults.append(f"{self._name} has {len(self._outcomes)} rows of {len(self._ids)}")
+            self.faults.append(f"{self.name} has {len(self._outcomes)} rows of {len(self._ids)}")
         return PartVerdict(
             rows=Counter(self._outcomes), images=self._images, withheld=self._withheld, faults=self.faults
         )
+
+
+def _read(storage: Storage, path: str | None) -> bytes:
+    if path is None:
+        raise FileNotFoundError("it has neither bytes nor a path")
+    return read_at_most(storage, path, MAX_STORED_BYTES)

@@ -4,7 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from schemas.columns import ColumnMap
 from schemas.schedulers import Setting
@@ -14,6 +16,9 @@ RECORD = "_darkroom/job.json"
 """Below the output: whose it is."""
 NO_MODEL = ""
 """Rows that no model can take (an unknown task, say) form shards of their own under this name."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""A number of things, where it is read back from an output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +60,13 @@ class PlannedFile:
     """One Parquet file of the input: the plan's one line for it."""
 
     uri: str
-    size_bytes: int
+    size_bytes: Count
     etag: str
     """The store's fingerprint of its content; a worker that meets another one stops the job."""
-    num_rows: int
-    rows_by_model: Mapping[str, int]
+    num_rows: Count
+    rows_by_model: Mapping[str, Count]
     """Rows routed to each model; NO_MODEL for rows that none can take."""
-    repeated: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    repeated: Mapping[str, Sequence[Count]] = field(default_factory=dict)
     """By model, which of its rows here, counted from 0, have the id of an earlier row of the input."""
 
 
@@ -89,8 +94,7 @@ class Job:
     @property
     def fingerprint(self) -> str:
         """Equal for two jobs exactly when their parts must be equal byte for byte."""
-        text = json.dumps(self.identity(), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return fingerprint_of(self.identity())
 
     def identity(self) -> dict[str, Any]:
         """What makes the output: the spec without where it goes, who makes it and what may fail."""
@@ -101,6 +105,12 @@ class Job:
             "columns": dict(self.columns.fields),
             "models": {name: card.revision for name, card in self.models.items()},
         }
+
+
+def fingerprint_of(identity: Mapping[str, Any]) -> str:
+    """The fingerprint of the job with this identity."""
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

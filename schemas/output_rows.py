@@ -19,6 +19,29 @@ IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.stri
 STATUSES: tuple[str, ...] = ("ok", "filtered", "failed")
 """A row's outcomes: made, made but withheld by a safety checker, and not made."""
 
+PART_COLUMNS: dict[str, tuple[pa.DataType, ...]] = {
+    "row_id": (pa.string(), pa.int64()),
+    "image_index": (pa.int64(),),
+    "task": (pa.string(),),
+    "model": (pa.string(),),
+    "image": (IMAGE_TYPE,),
+    "width": (pa.int64(),),
+    "height": (pa.int64(),),
+    "prompt": (pa.string(),),
+    "nsfw": (pa.bool_(),),
+    "status": (pa.string(),),
+    "error_code": (pa.string(),),
+    "error_message": (pa.string(),),
+    "image_sha256": (pa.string(),),
+}
+"""What every part has, and of which types: what programs read of parts that anybody may have changed."""
+PART_COLUMNS_IF_THERE: dict[str, tuple[pa.DataType, ...]] = {
+    "depth": (IMAGE_TYPE,),
+    "depth_sha256": (pa.string(),),
+    "step_images": (pa.list_(IMAGE_TYPE),),
+}
+NEVER_NULL = ("row_id", "image_index", "status")
+
 _ARROW_KINDS: dict[str, pa.DataType] = {
     "whole number": pa.int64(),
     "number": pa.float64(),
@@ -67,6 +90,22 @@ def output_schema(
         fields.append(pa.field(name, kept_type(name, input_schema.field(name).type)))
     images = {"image", "depth"} & taken | _image_columns(input_schema, columns.keep)
     return pa.schema(fields, metadata=_hugging_face(images, {"step_images"} & taken))
+
+
+def misfits(schema: pa.Schema) -> list[str]:
+    """How a part's schema is not that of any job."""
+    wanted = PART_COLUMNS | {
+        name: PART_COLUMNS_IF_THERE[name] for name in PART_COLUMNS_IF_THERE if name in schema.names
+    }
+    return [problem for name, types in wanted.items() if (problem := _misfit(schema, name, types))]
+
+
+def _misfit(schema: pa.Schema, name: str, types: Sequence[pa.DataType]) -> str:
+    places = schema.get_all_field_indices(name)
+    if len(places) != 1:
+        return f"column `{name}` is there {len(places)} times" if places else f"column `{name}` is missing"
+    found = schema.field(places[0]).type
+    return "" if found in types else f"column `{name}` is {found}, not {' or '.join(map(str, types))}"
 
 
 def _systems(spec: JobSpec, models: dict[str, ModelCard]) -> list[System]:

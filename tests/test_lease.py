@@ -1,16 +1,24 @@
 """Who drives an output: one driver at a time, and the one that is found dead is succeeded."""
 
 import json
+import time
+from pathlib import Path
 
 import pytest
 
-from actors.storage import Storage, join
+from actors.storage import Storage, join, open_storage
 from jobs.lease import LEASE, VALID_S, Lease, read_lease
 from jobs.progress import Tally
 from schemas.errors import RefusedError
 from tests.fault_proxy import FaultProxy
 
 TALLY = Tally(rows_total=1, rows_before=0)
+
+
+def alive(**changes: object) -> bytes:
+    """The word of a driver elsewhere."""
+    lease = {"driver": "x", "host": "elsewhere", "pid": 1, "renewed_at": time.time(), "ended": False}
+    return json.dumps(lease | changes).encode()
 
 
 def test_a_second_driver_is_refused_until_the_first_has_ended(storage: Storage, folder: str) -> None:
@@ -22,7 +30,7 @@ def test_a_second_driver_is_refused_until_the_first_has_ended(storage: Storage, 
         lease = read_lease(storage, folder)
 
     assert lease is not None
-    assert not lease["ended"]
+    assert not lease.ended
 
 
 def test_a_driver_that_was_succeeded_stops_and_leaves_the_lease_alone(storage: Storage, folder: str) -> None:
@@ -39,10 +47,31 @@ def test_a_driver_that_was_succeeded_stops_and_leaves_the_lease_alone(storage: S
     assert ended["ended"]
 
 
-def test_a_lease_that_cannot_be_read_does_not_keep_a_driver_out(storage: Storage, folder: str) -> None:
-    """Half a file, of a disk that was full."""
-    storage.replace(join(folder, LEASE), b'{"driver": ')
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"driver": ',
+        b"\xff",
+        b"null",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        alive(pid="x"),
+        alive(pid=0),
+        alive(pid=10**30),
+        alive(renewed_at="now"),
+        alive(renewed_at=float("nan")),
+        alive(ended=None),
+    ],
+)
+def test_a_lease_that_cannot_be_read_does_not_keep_a_driver_out(tmp_path: Path, content: bytes) -> None:
+    """Half a file, of a disk that was full, or what nobody's darkroom has written."""
+    folder = str(tmp_path)
+    storage = open_storage(folder)
+    storage.replace(join(folder, LEASE), content)
 
+    assert read_lease(storage, folder) is None
     with Lease(storage, folder) as lease:
         lease.confirm(TALLY)
 
@@ -59,12 +88,11 @@ def test_a_lease_is_taken_through_a_store_in_trouble(
         lease = read_lease(faulty, s3_folder)
 
     assert lease is not None
-    assert not lease["ended"]
+    assert not lease.ended
 
 
 def age(storage: Storage, folder: str, seconds: float) -> None:
     """Make the last word of a driver so much older."""
-    lease = read_lease(storage, folder)
-    assert lease is not None
+    lease = json.loads(storage.read(join(folder, LEASE)))
     lease["renewed_at"] -= seconds
     storage.replace(join(folder, LEASE), json.dumps(lease).encode())

@@ -8,7 +8,7 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +24,7 @@ from actors.part import FinishedImage, RowOutcome, StoredImage, build_part
 from actors.routing import Routed
 from actors.rows import Row
 from actors.storage import LocalStorage, Storage, join, open_storage
-from jobs.ownership import FORMAT, RECORD, JobRecord
+from jobs.ownership import RECORD, JobRecord, to_json
 from jobs.report import Sheet, make_sheet, render, write_report
 from jobs.sampling import (
     CRISP_SIDE,
@@ -37,13 +37,29 @@ from jobs.sampling import (
 )
 from jobs.summary import SUMMARY
 from schemas.errors import RefusedError, RowError, SpecError
-from schemas.job import PlannedFile
+from schemas.job import ModelCard, PlannedFile, fingerprint_of
 from schemas.output_rows import IMAGE_TYPE
+from tests.in_process import job_spec
 
 HOSTILE = (
     '</script><img src=x onerror="alert(1)"><!-- <script>alert(1)</script> {{sheet}} {{title}} &lt; \u2028'
 )
-FINGERPRINT = "f" * 32
+IDENTITY: dict[str, Any] = {"columns": {}}
+FINGERPRINT = fingerprint_of(IDENTITY)
+CARD = ModelCard(
+    checkpoint="somebody/stable-diffusion",
+    revision="",
+    family="sd",
+    pipeline="StableDiffusionPipeline",
+    scheduler="PNDMScheduler",
+    scheduler_settings={},
+    max_noise_level=0,
+    size_factor=8,
+    height=512,
+    width=512,
+    weight_bytes=0,
+    has_safety_checker=False,
+)
 
 SCHEMA = pa.schema(
     [
@@ -159,20 +175,30 @@ class Output:
     def name(self, index: int) -> str:
         return f"train-{index:05d}-of-{self.num_shards:05d}"
 
-    def write_job(self, *, num_rows: int = 1, **checkpoints: str) -> None:
-        models = checkpoints or {"sd": "somebody/stable-diffusion"}
-        record = JobRecord(
+    def write_job(self, *, rows_per_shard: int = 1, **checkpoints: str) -> None:
+        models = checkpoints or {"sd": CARD.checkpoint}
+        num_rows = self.num_shards * rows_per_shard
+        spec = job_spec(
+            Path("/in"),
+            Path(self.root),
             name="sheet-test",
+            models={name: {"checkpoint": place} for name, place in models.items()},
+            batching={"shard_rows": rows_per_shard},
+        )
+        file = PlannedFile(
+            uri="/in", size_bytes=1, etag="", num_rows=num_rows, rows_by_model={next(iter(models)): num_rows}
+        )
+        record = JobRecord(
+            name=spec.name,
             fingerprint=FINGERPRINT,
-            identity={},
-            spec={"models": {name: {"checkpoint": place} for name, place in models.items()}},
-            models={},
-            files=(PlannedFile(uri="/in", size_bytes=1, etag="", num_rows=num_rows, rows_by_model={}),),
+            identity=IDENTITY,
+            spec=spec,
+            models=dict.fromkeys(models, CARD),
+            files=(file,),
             num_shards=self.num_shards,
             num_bad={},
         )
-        content = json.dumps({"format": FORMAT, **asdict(record)}).encode()
-        self.storage.replace(join(self.root, RECORD), content)
+        self.storage.replace(join(self.root, RECORD), to_json(record))
 
     def write_summary(self, **changes: Any) -> None:
         summary = {"ok": 0, "filtered": 0, "failed": 0, "images": 0, "size_bytes": 0, "error_codes": {}}
@@ -475,7 +501,7 @@ def test_only_parts_with_failures_are_read_for_them(output: Output) -> None:
 def test_an_unfinished_output_tells_how_far_it_is(output: Output) -> None:
     """Parts that are there are shown, and an old summary is not believed."""
     output.num_shards = 3
-    output.write_job(num_rows=30)
+    output.write_job(rows_per_shard=10)
     output.write_summary(ok=30, seconds=9.0)
     output.write_part(1, [made(row(i), noise(16)) for i in range(10)])
 
@@ -541,7 +567,7 @@ def test_a_part_cannot_have_other_files_read(output: Output, tmp_path: Path, pat
 def test_models_and_tasks_share_the_sheet(output: Output) -> None:
     """A task that few rows have, and a model that one part has, are not lost among the rest."""
     output.num_shards = 100
-    output.write_job(num_rows=1000, sd="a", xl="b")
+    output.write_job(rows_per_shard=10, sd="a", xl="b")
     rare = routed("img2img", "sd")
     for index in range(100):
         where = routed("text2img", "xl") if index == 61 else routed("text2img", "sd")
@@ -556,7 +582,7 @@ def test_models_and_tasks_share_the_sheet(output: Output) -> None:
 def test_a_large_output_is_not_read_whole(output: Output) -> None:
     """Beside one look at every footer, at most MAX_GROUPS row groups are read."""
     output.num_shards = 10
-    output.write_job(num_rows=4000)
+    output.write_job(rows_per_shard=400)
     output.write_summary(ok=4000)
     sizes = [write_groups(output, index, num_groups=40, rows_per_group=10) for index in range(10)]
     counting = CountingStorage(output.storage)
