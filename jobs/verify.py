@@ -5,7 +5,7 @@ import io
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from actors.routing import Routed, Router
 from actors.rows import derived_row_id
 from actors.storage import Storage, join, normalise, open_storage, read_at_most
 from jobs.ownership import JobRecord, plan_of_record, require_record
-from jobs.parts import list_parts
+from jobs.parts import Totals, list_parts, totals_in
 from jobs.plan import Plan
 from jobs.survey import input_opener
 from schemas.errors import DarkroomError, RefusedError
@@ -190,6 +190,7 @@ class _Verifier:
         for batch in part.iter_batches(batch_size=64, columns=columns, use_threads=False):
             for row in batch.to_pylist():
                 found.row(row, self._storage)
+        found.end()
 
 
 class _PartCheck:
@@ -202,15 +203,24 @@ class _PartCheck:
         self._router = router
         self._outcomes: list[str] = []
         self._last_index = -1
+        self._stored = 0
+        """Rows with a picture."""
         self._images = 0
         self._withheld = 0
+        self._error_codes: Counter[str] = Counter()
+        self._totals: Totals | None = None
+        """What the footer says of the rows."""
         self.faults: list[str] = []
 
     def footer(self, metadata: dict[bytes, bytes], fingerprint: str) -> None:
-        """Whose part it says it is."""
+        """Whose part it says it is, and what of its rows."""
         job, shard = (metadata.get(key, b"").decode(errors="replace") for key in (JOB_KEY, SHARD_KEY))
         if (job, shard) != (fingerprint, self.name):
             self.faults.append(f"{self.name} says it is shard {shard!r} of job {job!r}")
+        try:
+            self._totals = totals_in(metadata, self.name)
+        except RefusedError as error:
+            self.faults.append(str(error))
 
     def row(self, row: dict[str, Any], storage: Storage) -> None:
         """The next row of the part: one picture, or one failure."""
@@ -225,6 +235,7 @@ class _PartCheck:
         else:
             self._fault(row, f"image_index is {row['image_index']} after {self._last_index}")
         self._last_index = row["image_index"]
+        self._stored += row["image"] is not None
         place = len(self._outcomes) - 1
         if 0 <= place < len(self._ids) and row["row_id"] != self._ids[place]:
             self._fault(row, f"stands where row {self._ids[place]!r} of the input belongs")
@@ -232,6 +243,8 @@ class _PartCheck:
 
     def _begin(self, row: dict[str, Any]) -> None:
         self._outcomes.append(row["status"])
+        if row["status"] == "failed" and row["error_code"]:
+            self._error_codes[row["error_code"]] += 1
         if len(self._outcomes) > len(self._ids):
             self._fault(row, "is one row more than the shard has")
 
@@ -316,6 +329,22 @@ class _PartCheck:
 
     def _fault(self, row: dict[str, Any], message: str) -> None:
         self.faults.append(f"{self.name}: row {row['row_id']!r} {message}")
+
+    def end(self) -> None:
+        """All rows have gone by: whether they are those of which the footer speaks."""
+        if self._totals is None:
+            return
+        said = asdict(self._totals)
+        found = {**{status: self._outcomes.count(status) for status in STATUSES}, "images": self._stored}
+        for name, number in found.items():
+            if said[name] != number:
+                self.faults.append(
+                    f"{self.name}: its footer says {said[name]:,} {name}; there are {number:,}"
+                )
+        codes = dict(self._totals.error_codes)
+        if codes != self._error_codes:
+            there = dict(self._error_codes)
+            self.faults.append(f"{self.name}: its footer says of error codes {codes}; there are {there}")
 
     def verdict(self) -> PartVerdict:
         """When all rows have gone by."""

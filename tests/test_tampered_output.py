@@ -345,12 +345,30 @@ def counts(**changes: Any) -> bytes:
 def test_a_footer_that_cannot_be_counted_is_refused(
     desk: Desk, footer: dict[str, bytes | None], says: str
 ) -> None:
-    """By what adds the footers up."""
+    """By what adds the footers up; verify has it among the faults."""
     (desk.output / SUMMARY).unlink()
     desk.change_part(lambda table: table, **footer)
 
     for command in ("status", "report", "run", "retry"):
         refused(desk, command, desk.part.name, says)
+    refused(desk, "verify", desk.part.stem, says, code=1)
+
+
+@pytest.mark.parametrize(
+    ("footer", "says"),
+    [
+        ({"counts": counts(ok=0, failed=1)}, "its footer says 0 ok; there are 1"),
+        ({"counts": counts(ok=0, failed=1)}, "its footer says 1 failed; there are 0"),
+        ({"counts": counts(images=7)}, "its footer says 7 images; there are 1"),
+        ({"error_codes": b'{"out_of_memory": 1}'}, "its footer says of error codes {'out_of_memory': 1}"),
+        ({"job": b"\xff\xfe"}, "says it is shard 'train-00000-of-00003' of job '\\ufffd\\ufffd'"),
+    ],
+)
+def test_a_footer_that_lies_is_found(desk: Desk, footer: dict[str, bytes | None], says: str) -> None:
+    """Its numbers are held against the rows."""
+    desk.change_part(lambda table: table, **footer)
+
+    refused(desk, "verify", desk.part.stem, says.encode().decode("unicode_escape"), code=1)
 
 
 def with_column(name: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]:
