@@ -51,6 +51,7 @@ def retry_job(
         return RunResult(
             output=output,
             totals=totals or totals_of(storage, list_parts(storage, output, record.num_shards)),
+            rows_tried=tally.rows,
             images_made=tally.images,
             abandoned=tuple(dispatcher.abandoned),
         )

@@ -39,6 +39,8 @@ class RunResult:
 
     output: str
     totals: Totals
+    rows_tried: int
+    """By this run: made or recorded as failed."""
     images_made: int
     """By this run."""
     abandoned: tuple[Abandoned, ...]
@@ -55,9 +57,8 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
         plan, record = _settle(found, storage, output, console)
         done = done_shards(storage, output, record.num_shards)
         if all(done) and is_finished(storage, output):
-            return RunResult(
-                output=output, totals=_totals(storage, output, record), images_made=0, abandoned=()
-            )
+            totals = _totals(storage, output, record)
+            return RunResult(output=output, totals=totals, rows_tried=0, images_made=0, abandoned=())
         with Lease(storage, output) as lease:
             tally, abandoned = _make_missing(plan, storage, done, lease, console, engine)
             abandoned = still_missing(abandoned, storage, output, record.num_shards)
@@ -66,7 +67,13 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
             else:
                 lease.confirm(tally)
                 totals = finish(storage, output, record, tally.figures())
-        return RunResult(output=output, totals=totals, images_made=tally.images, abandoned=tuple(abandoned))
+        return RunResult(
+            output=output,
+            totals=totals,
+            rows_tried=tally.rows,
+            images_made=tally.images,
+            abandoned=tuple(abandoned),
+        )
 
 
 def still_missing(
@@ -173,7 +180,11 @@ def _totals(storage: Storage, output: str, record: JobRecord) -> Totals:
 def print_result(result: RunResult, console: Console) -> None:
     """What came of it, and where."""
     totals = result.totals
-    made = f"{result.images_made:,} images made" if result.images_made else "nothing was left to do"
+    made = (
+        f"{result.images_made:,} images made"
+        if result.rows_tried or result.abandoned
+        else "nothing was left to do"
+    )
     console.print(
         f"{made}; all in all {totals.ok:,} rows ok, {totals.filtered:,} filtered, {totals.failed:,} failed\n"
         f"output: {result.output}"

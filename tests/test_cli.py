@@ -1,5 +1,6 @@
 """Facts about the command line: what it says to a person who made a mistake, and what it returns."""
 
+import io
 import json
 import os
 import subprocess
@@ -13,9 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from rich.console import Console
 
 from actors.demo_cache import KINDS
 from jobs.__main__ import app, main
+from jobs.parts import Totals
+from jobs.run import RunResult, print_result
 from tests.checkpoints import paper_checkpoint
 
 REPOSITORY = Path(__file__).parent.parent
@@ -434,6 +438,22 @@ def test_a_mistaken_command_ends_with_code_2(desk: Desk, arguments: tuple[str, .
 
     assert ended.code == 2
     assert says in ended.err
+
+
+@pytest.mark.parametrize(
+    ("rows_tried", "images_made", "says"),
+    [(0, 0, "nothing was left to do; all"), (3, 0, "0 images made; all"), (3, 2, "2 images made; all")],
+)
+def test_a_run_tells_what_it_has_made(rows_tried: int, images_made: int, says: str) -> None:
+    """A run whose rows all failed has done something."""
+    printed = io.StringIO()
+    result = RunResult(
+        output="out", totals=Totals(), rows_tried=rows_tried, images_made=images_made, abandoned=()
+    )
+
+    print_result(result, Console(file=printed))
+
+    assert printed.getvalue().startswith(says)
 
 
 def test_set_changes_the_plan(desk: Desk) -> None:
