@@ -67,7 +67,7 @@ class LoadedModel:
         LDM3D's VAE of 6 channels makes a depth's two bytes side by side, each rounded for itself: what
         company does to the last bit of a latent would be a 256th of the range.
         """
-        return bool(self.components["vae"].config.out_channels == LDM3D_BYTES)
+        return bool(self.components["vae"].config.get("out_channels") == LDM3D_BYTES)
 
     def pipeline(self, system: System, scheduler: str | None, options: str | None = None) -> Any:
         """The system's pipeline on the shared components, with a scheduler of its own for this call.

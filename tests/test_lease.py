@@ -57,19 +57,21 @@ def test_a_driver_that_was_succeeded_stops_and_leaves_the_lease_alone(storage: S
         b"[]",
         b"{}",
         b"[" * 100_000,
-        alive(pid="x"),
-        alive(pid=0),
-        alive(pid=10**30),
-        alive(renewed_at="now"),
-        alive(renewed_at=float("nan")),
-        alive(ended=None),
+        {"pid": "x"},
+        {"pid": 0},
+        {"pid": 10**30},
+        {"renewed_at": "now"},
+        {"renewed_at": float("nan")},
+        {"ended": None},
     ],
 )
-def test_a_lease_that_cannot_be_read_does_not_keep_a_driver_out(tmp_path: Path, content: bytes) -> None:
+def test_a_lease_that_cannot_be_read_does_not_keep_a_driver_out(
+    tmp_path: Path, content: bytes | dict[str, object]
+) -> None:
     """Half a file, of a disk that was full, or what nobody's darkroom has written."""
     folder = str(tmp_path)
     storage = open_storage(folder)
-    storage.replace(join(folder, LEASE), content)
+    storage.replace(join(folder, LEASE), content if isinstance(content, bytes) else alive(**content))
 
     assert read_lease(storage, folder) is None
     with Lease(storage, folder) as lease:
