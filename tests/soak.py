@@ -75,7 +75,7 @@ class Soak:
     def driver_pid(self) -> int:
         """Of the driver that has the lease."""
         lease = read_lease(self.store, OUTPUT)
-        return int(lease["pid"]) if lease else 0
+        return lease.pid if lease else 0
 
     def kill_workers(self, num: int) -> None:
         """SIGKILL, as when memory runs out, and SIGTERM, as on spot machines, in turn."""
