@@ -17,12 +17,12 @@ from actors.storage import open_storage
 from jobs.__main__ import main
 from jobs.finish import finish
 from jobs.lease import LEASE
-from jobs.ownership import MAX_RECORD_BYTES, RECORD, claim
+from jobs.ownership import MAX_RECORD_BYTES, claim
 from jobs.plan import make_plan
 from jobs.progress import Tally
 from jobs.summary import SUMMARY
 from jobs.survey import survey
-from schemas.job import fingerprint_of
+from schemas.job import RECORD, fingerprint_of
 from tests.in_process import job_spec, make, write_rows
 
 Record = dict[str, Any]
