@@ -10,7 +10,7 @@ import io
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, unquote
@@ -30,7 +30,7 @@ from botocore.exceptions import ConnectionError as StoreConnectionError
 from botocore.parsers import ResponseParserError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from actors.storage import S3_SCHEME, Buffer, StoredObject
+from actors.storage import S3_SCHEME, Buffer, StoredObject, refuse_larger
 from schemas.errors import RefusedError, SpecError, StorageError
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ class S3Storage:
             raise FileNotFoundError(uri)
         return io.BufferedReader(S3File(self, stored), buffer_size=64 * 1024)
 
-    def read(self, uri: str) -> bytes:
-        return bytes(self._call("get_object", uri, _address(uri))["Body"])
+    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
+        return bytes(self._call("get_object", uri, _address(uri), max_bytes=max_bytes)["Body"])
 
     def read_range(self, stored: StoredObject, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of the very object that `stored` describes."""
@@ -204,18 +204,25 @@ class S3Storage:
         self._call("put_object", uri, {**_address(uri), "Body": body, **headers}, timeout_s=timeout_s)
 
     def _call(
-        self, operation: str, uri: str, arguments: Mapping[str, Any], *, timeout_s: float | None = None
+        self,
+        operation: str,
+        uri: str,
+        arguments: Mapping[str, Any],
+        *,
+        timeout_s: float | None = None,
+        max_bytes: int | None = None,
     ) -> dict[str, Any]:
         """The reply to a request, however many tries it takes.
 
-        Raises FileNotFoundError (no such object), PreconditionError (412), and StorageError at the
-        deadline, or at once where trying again cannot help.
+        Raises FileNotFoundError (no such object), PreconditionError (412), RefusedError (longer than
+        `max_bytes`), and StorageError at the deadline, or at once where trying again cannot help.
         """
         deadline = time.monotonic() + self._deadline_s
 
         def try_once() -> dict[str, Any]:
             left_s = max(0.001, deadline - time.monotonic())
-            return self._try(operation, arguments, min(timeout_s or self._timeout_s, left_s))
+            request = self._request(operation, uri, arguments, max_bytes)
+            return self._try(request, min(timeout_s or self._timeout_s, left_s))
 
         retrying = Retrying(
             retry=retry_if_exception(_is_transient),
@@ -229,20 +236,22 @@ class S3Storage:
         except _FOREIGN_ERRORS as error:
             raise self._verdict(operation, uri, error) from error
 
-    def _try(self, operation: str, arguments: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        request = asyncio.wait_for(self._request(operation, arguments), timeout_s)
-        future = asyncio.run_coroutine_threadsafe(request, self._fs.loop)
+    def _try(self, request: Coroutine[Any, Any, dict[str, Any]], timeout_s: float) -> dict[str, Any]:
+        future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(request, timeout_s), self._fs.loop)
         try:
             return future.result()
         finally:
             # After an interrupt the request would go on without us.
             future.cancel()
 
-    async def _request(self, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    async def _request(
+        self, operation: str, uri: str, arguments: Mapping[str, Any], max_bytes: int | None
+    ) -> dict[str, Any]:
         client = await self._fs.set_session()
         reply: dict[str, Any] = await getattr(client, operation)(**arguments)
         if "Body" in reply:
             async with reply["Body"] as body:
+                refuse_larger(uri, int(reply["ContentLength"]), max_bytes)
                 reply["Body"] = await body.read()
         return reply
 

@@ -61,8 +61,11 @@ class Storage(Protocol):
     def open(self, uri: str) -> BinaryIO:
         """A seekable reader with bounded memory; FileNotFoundError where there is no object."""
 
-    def read(self, uri: str) -> bytes:
-        """The whole of a small object; FileNotFoundError where there is none."""
+    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
+        """The whole of a small object; FileNotFoundError where there is none.
+
+        `max_bytes`, of an object that anybody may have put there: RefusedError where it is larger.
+        """
 
     def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
         """Write the object unless something is there already; True if this call is known to have done it.
@@ -102,12 +105,10 @@ def open_storage(uri: str, *, timeout_s: float = 60.0, deadline_s: float = 900.0
     return LocalStorage(temp_dir=join(root, "_darkroom", "tmp"))
 
 
-def read_at_most(storage: Storage, uri: str, max_bytes: int) -> bytes:
-    """The whole of an object that anybody may have put there; RefusedError where it is larger than that."""
-    stored = storage.stat(uri)
-    if stored is not None and stored.size_bytes > max_bytes:
-        raise RefusedError(f"{uri} has {stored.size_bytes:,} bytes; at most {max_bytes:,} are read")
-    return storage.read(uri)
+def refuse_larger(uri: str, size_bytes: int, max_bytes: int | None) -> None:
+    """RefusedError where an object is not to be read for its size."""
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise RefusedError(f"{uri} has {size_bytes:,} bytes; at most {max_bytes:,} are read")
 
 
 def join(uri: str, *names: str) -> str:
@@ -216,8 +217,9 @@ class LocalStorage:
         with _converted_errors(uri):
             return _open_file(uri)
 
-    def read(self, uri: str) -> bytes:
+    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         with _converted_errors(uri), _open_file(uri) as file:
+            refuse_larger(uri, os.fstat(file.fileno()).st_size, max_bytes)
             return file.read()
 
     def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
@@ -226,6 +228,8 @@ class LocalStorage:
             try:
                 os.link(temporary, uri)
             except FileExistsError:
+                if not os.path.isfile(uri) and os.path.lexists(uri):
+                    raise RefusedError(f"{uri} is {_kind(uri)}, where a file belongs; move it away") from None
                 # On NFS a repeated request can meet its own first success: then our file has two names.
                 return os.stat(temporary).st_nlink == 2
             _sync_folder(uri)

@@ -16,7 +16,7 @@ def refuse_full_disk(output: str, needed_bytes: int) -> None:
     disk = shutil.disk_usage(_nearest_folder(output))
     if not disk.total:
         raise SpecError(
-            f"output.path: {output} lies where the system keeps no files, as in /proc; choose a disk"
+            f"output.path: {output} lies on a disk that has no size, such as /proc; choose another place"
         )
     free = disk.free
     if needed_bytes > free:

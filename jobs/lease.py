@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
-from actors.storage import Storage, join, open_storage, read_at_most
+from actors.storage import Storage, join, open_storage
 from jobs.progress import Tally
 from jobs.strict_json import parse_json
 from schemas.errors import DarkroomError, RefusedError
@@ -31,8 +31,6 @@ VALID_S = 60.0
 """A driver that has not renewed its lease for this long is dead."""
 PATIENCE_S = 5.0
 """How long one renewal is tried: a store that is away must not keep an interrupted driver from ending."""
-
-
 MAX_LEASE_BYTES = 1 << 20
 """A thousand times what it takes."""
 
@@ -66,7 +64,7 @@ def read_lease(storage: Storage, output: str) -> LeaseRecord | None:
     """The last driver's word; None where there is none that can be understood: it only saves work."""
     uri = join(output, LEASE)
     try:
-        return parse_json(read_at_most(storage, uri, MAX_LEASE_BYTES), _RECORD, uri)
+        return parse_json(storage.read(uri, MAX_LEASE_BYTES), _RECORD, uri)
     except (FileNotFoundError, RefusedError):
         return None
 

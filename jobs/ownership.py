@@ -2,19 +2,20 @@
 
 import json
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from actors.storage import Storage, StoredObject, join, read_at_most
+from actors.storage import Storage, StoredObject, join
 from jobs.plan import Findings, Plan
 from jobs.strict_json import parse_json
 from jobs.survey import Survey, SurveyedFile
 from schemas.columns import ColumnMap
 from schemas.errors import RefusedError, SpecError
 from schemas.job import NO_MODEL, RECORD, Count, Job, ModelCard, PlannedFile, fingerprint_of
+from schemas.printable import listed
 from schemas.spec import JobSpec
 
 FORMAT = 1
@@ -56,7 +57,7 @@ def read_record(storage: Storage, output: str) -> JobRecord | None:
     """The job that an output belongs to; None where none has begun there."""
     uri = join(output, RECORD)
     try:
-        data = read_at_most(storage, uri, MAX_RECORD_BYTES)
+        data = storage.read(uri, MAX_RECORD_BYTES)
     except FileNotFoundError:
         return None
     found = parse_json(data, _HEADER, uri).format
@@ -77,22 +78,19 @@ def _contradictions(record: JobRecord) -> Iterator[str]:
     if not _are_texts(record.identity.get("columns")):
         yield "`identity.columns` does not name columns"
     if record.models.keys() != record.spec.models.keys():
-        yield f"`models` are {_listed(record.models)}, those of `spec` {_listed(record.spec.models)}"
+        wanted, there = (listed(sorted(models)) for models in (record.spec.models, record.models))
+        yield f"`models` are {there or 'none'}, those of `spec` {wanted}"
     for file in record.files:
         if sum(file.rows_by_model.values()) != file.num_rows:
             yield f"`rows_by_model` of {file.uri} do not add up to its {file.num_rows:,} rows"
         if unknown := file.rows_by_model.keys() - {*record.models, NO_MODEL}:
-            yield f"`rows_by_model` of {file.uri} names {_listed(unknown)}, which `models` does not"
+            yield f"`rows_by_model` of {file.uri} names {listed(sorted(unknown))}, which `models` does not"
     if record.num_shards != (num_shards := plan_of_record(record).num_shards):
         yield f"`num_shards` is {record.num_shards:,}, and its files come to {num_shards:,}"
 
 
 def _are_texts(columns: object) -> bool:
     return isinstance(columns, dict) and all(isinstance(column, str) for column in columns.values())
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
 
 
 def require_record(storage: Storage, output: str) -> JobRecord:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from actors.input_images import open_image
 from actors.rows import MAX_PICTURE_BYTES, ImageSource
-from actors.storage import Storage, join, read_at_most
+from actors.storage import Storage, join
 from jobs.part_footers import PartFooter, RowGroup
 from schemas.errors import DarkroomError, RefusedError, RowError
 from schemas.parameters import PARAMETERS
@@ -296,7 +296,7 @@ def _read_picture(storage: Storage, output: str, uri: str) -> bytes:
         raise RowError("disallowed_uri", f"{uri} is no picture of this output")
     place = join(output, "images", name)
     try:
-        return read_at_most(storage, place, MAX_PICTURE_BYTES)
+        return storage.read(place, MAX_PICTURE_BYTES)
     except (FileNotFoundError, DarkroomError) as error:
         raise RowError("unreadable_uri", f"{place} cannot be read: {error}") from error
 

@@ -6,6 +6,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from schemas.errors import RefusedError
+from schemas.printable import shortened
 
 Checked = TypeVar("Checked")
 
@@ -31,5 +32,4 @@ def _first_mistake(error: ValidationError) -> str:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shortened(json.dumps(value, ensure_ascii=False, default=str))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from pydantic import FiniteFloat, TypeAdapter
 
-from actors.storage import Storage, join, read_at_most
+from actors.storage import Storage, join
 from jobs.ownership import JobRecord
 from jobs.parts import Totals
 from jobs.progress import RunFigures
@@ -16,8 +16,6 @@ from schemas.errors import RefusedError
 from schemas.job import Count
 
 SUMMARY = "_darkroom/summary.json"
-
-
 MAX_SUMMARY_BYTES = 1 << 20
 """A hundred times what it takes."""
 
@@ -60,7 +58,7 @@ def read_summary(storage: Storage, output: str) -> Summary | None:
     """The totals of a finished job; None where it is not finished."""
     uri = join(output, SUMMARY)
     try:
-        return parse_json(read_at_most(storage, uri, MAX_SUMMARY_BYTES), _SUMMARY, uri)
+        return parse_json(storage.read(uri, MAX_SUMMARY_BYTES), _SUMMARY, uri)
     except FileNotFoundError:
         return None
     except RefusedError as error:

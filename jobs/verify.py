@@ -18,9 +18,9 @@ from actors.input_file import InputFile
 from actors.input_images import FORMATS
 from actors.routing import Routed, Router
 from actors.rows import derived_row_id
-from actors.storage import Storage, join, normalise, open_storage, read_at_most
+from actors.storage import Storage, join, normalise, open_storage
 from jobs.ownership import JobRecord, plan_of_record, require_record
-from jobs.parts import Totals, list_parts, totals_in
+from jobs.parts import FOOTERS_AT_ONCE, Totals, list_parts, totals_in
 from jobs.plan import Plan
 from jobs.survey import input_opener
 from schemas.errors import DarkroomError, RefusedError
@@ -97,9 +97,10 @@ def _map_ahead(
 
 def _input_faults(plan: Plan) -> list[str]:
     """Without the very input that was planned, nothing about the rows can be said."""
-    opener = input_opener(plan.job.spec)
-    faults = (_input_fault(opener(file.uri), file, plan.job.columns.columns()) for file in plan.files)
-    return [fault for fault in faults if fault]
+    opener, columns = input_opener(plan.job.spec), plan.job.columns.columns()
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        faults = pool.map(lambda file: _input_fault(opener(file.uri), file, columns), plan.files)
+        return [fault for fault in faults if fault]
 
 
 def _input_fault(storage: Storage, file: PlannedFile, columns: Collection[str]) -> str:
@@ -110,11 +111,12 @@ def _input_fault(storage: Storage, file: PlannedFile, columns: Collection[str]) 
     try:
         with storage.open(file.uri) as source:
             footer = pq.read_metadata(source)
+        missing = {*columns} - {*footer.schema.to_arrow_schema().names}
     except (pa.ArrowException, OSError) as error:
         return f"the input {file.uri} cannot be read: {error}"
     if footer.num_rows != file.num_rows:
         return f"the input {file.uri} has {footer.num_rows:,} rows, not the {file.num_rows:,} of {RECORD}"
-    if missing := {*columns} - {*footer.schema.to_arrow_schema().names}:
+    if missing:
         return f"the input {file.uri} has no column {', '.join(sorted(missing))}, which {RECORD} names"
     return ""
 
@@ -358,4 +360,4 @@ class _PartCheck:
 def _read(storage: Storage, path: str | None) -> bytes:
     if path is None:
         raise FileNotFoundError("it has neither bytes nor a path")
-    return read_at_most(storage, path, MAX_STORED_BYTES)
+    return storage.read(path, MAX_STORED_BYTES)

@@ -108,7 +108,7 @@ class SimulatedStore:
     def open(self, uri: str) -> BinaryIO:
         return io.BytesIO(self.read(uri))
 
-    def read(self, uri: str) -> bytes:
+    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         return self._get(uri).data
 
     def metadata(self, uri: str) -> dict[str, str]:

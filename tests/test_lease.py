@@ -80,6 +80,15 @@ def test_a_lease_that_cannot_be_read_does_not_keep_a_driver_out(
         assert read_lease(storage, folder) is not None
 
 
+def test_a_lease_that_is_no_file_refuses_the_output(tmp_path: Path) -> None:
+    """It can be neither read nor written: no driver tries for ever."""
+    folder = str(tmp_path)
+    (tmp_path / LEASE).mkdir(parents=True)
+
+    with pytest.raises(RefusedError, match=r"driver\.json is a folder, where a file belongs"):
+        Lease(open_storage(folder), folder).__enter__()
+
+
 def test_a_lease_is_taken_through_a_store_in_trouble(
     s3_faults: FaultProxy, faulty: Storage, s3_folder: str
 ) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.s3_storage import BLOCK_BYTES, MAX_PUT_BYTES
-from actors.storage import Storage, join, normalise, open_storage, read_at_most
+from actors.storage import Storage, join, normalise, open_storage
 from schemas.errors import RefusedError, SpecError, StorageError
 from tests.fault_proxy import FaultKind, FaultProxy
 
@@ -336,6 +336,15 @@ def test_a_file_is_not_written_over_a_folder(tmp_path: Path) -> None:
         open_storage(str(tmp_path)).replace(str(tmp_path / "contact-sheet.html"), b"page")
 
 
+@pytest.mark.parametrize("put", [Path.mkdir, put_link_to_nothing, put_loop, os.mkfifo])
+def test_what_stands_where_a_file_is_made_is_named(tmp_path: Path, put: Callable[[Path], object]) -> None:
+    """It is no object that another writer has made first."""
+    put(tmp_path / "driver.json")
+
+    with pytest.raises(RefusedError, match=r"driver\.json is .*, where a file belongs; move it away"):
+        open_storage(str(tmp_path)).create(str(tmp_path / "driver.json"), b"x", {})
+
+
 @pytest.mark.parametrize("access", [*WRITES.values(), *READS.values(), *LOOKS.values()])
 def test_a_name_that_no_disk_holds_is_said_to_be_too_long(tmp_path: Path, access: Access) -> None:
     """Whether it is to be read, written or listed."""
@@ -346,13 +355,13 @@ def test_a_name_that_no_disk_holds_is_said_to_be_too_long(tmp_path: Path, access
 
 
 def test_an_object_that_is_too_large_is_not_read(storage: Storage, folder: str) -> None:
-    """Its size is asked for first."""
+    """Only its beginning has come by then."""
     uri = join(folder, "job.json")
     storage.create(uri, bytes(100), {})
 
-    assert read_at_most(storage, uri, 100) == bytes(100)
+    assert storage.read(uri, 100) == bytes(100)
     with pytest.raises(RefusedError, match="has 100 bytes; at most 99 are read"):
-        read_at_most(storage, uri, 99)
+        storage.read(uri, 99)
 
 
 def test_a_place_where_nothing_can_be_made_is_a_storage_error() -> None:
