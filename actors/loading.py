@@ -19,6 +19,7 @@ from huggingface_hub import hf_hub_download
 from actors.checkpoints import is_folder_name, local_folder
 from actors.clip_skip import enable_clip_skip
 from actors.component_files import allows_pickles
+from actors.failures import is_fatal, is_out_of_memory
 from actors.float32_vae import keep_in_float32
 from actors.pipelines import pipeline_class
 from actors.shared_modules import SharedModules
@@ -108,9 +109,9 @@ def load(
             pipeline.register_modules(safety_checker=_ordinary_checker(folder, spec, dtype))
         # Weights that are missing are noticed here.
         pipeline = pipeline.to(device)
-    except torch.OutOfMemoryError:
-        raise  # the device's, not the checkpoint's
     except LOADING_ERRORS as error:
+        if is_out_of_memory(error) or is_fatal(error):
+            raise  # the machine's, not the checkpoint's
         raise SpecError(f"models.{name}: {folder} cannot be loaded: {_said(error)}") from error
     enable_clip_skip(getattr(pipeline, "text_encoder", None))
     for module in (pipeline.unet, pipeline.vae) if channels_last else ():

@@ -235,6 +235,27 @@ def test_weights_that_do_not_fit_are_the_checkpoints_fault(
         LoadedModel("tuned", ModelSpec(checkpoint=str(tmp_path / "sd")), CPU)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("uncorrectable ECC error"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_broken_device_or_full_memory_is_no_checkpoints_fault(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Another worker may do it: the shard is tried again, as after any such error."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "to", fail)
+
+    with pytest.raises(type(error), match=str(error)):
+        LoadedModel("sd", ModelSpec(checkpoint="demo:sd"), CPU)
+
+
 def test_half_precision_is_what_the_spec_asks_for() -> None:
     """`dtype` reaches every module."""
     model = LoadedModel("sd", ModelSpec(checkpoint="demo:sd", dtype="bfloat16"), CPU)
