@@ -80,7 +80,9 @@ def output_schema(
         *([pa.field("depth_sha256", pa.string())] if depth else []),
         *([pa.field("step_images", pa.list_(IMAGE_TYPE))] if steps else []),
     ]
-    taken = {field.name for field in fields}
+    written = {field.name for field in fields}
+    # Also what this job does not write: parts of all jobs are read alike.
+    taken = written | PART_COLUMNS_IF_THERE.keys()
     for name in columns.keep:
         if name in taken:
             raise SpecError(
@@ -88,8 +90,8 @@ def output_schema(
                 "or leave it out"
             )
         fields.append(pa.field(name, kept_type(name, input_schema.field(name).type)))
-    images = {"image", "depth"} & taken | _image_columns(input_schema, columns.keep)
-    return pa.schema(fields, metadata=_hugging_face(images, {"step_images"} & taken))
+    images = {"image", "depth"} & written | _image_columns(input_schema, columns.keep)
+    return pa.schema(fields, metadata=_hugging_face(images, {"step_images"} & written))
 
 
 def misfits(schema: pa.Schema) -> list[str]:

@@ -488,12 +488,13 @@ def test_a_path_that_is_not_read_is_named_with_its_key(spec: JobSpec, section: s
     assert refusal(change(spec, **{section: {"path": path}})).startswith(f"{section}.path: ")
 
 
-def test_a_kept_column_may_not_hide_one_of_darkrooms(spec: JobSpec) -> None:
-    """`status` is the output's own."""
-    write_input(spec, prompt=["p"], status=["new"])
-    kept = {"path": spec.input.path, "keep": ["status"]}
+@pytest.mark.parametrize("name", ["status", "depth", "depth_sha256", "step_images"])
+def test_a_kept_column_may_not_hide_one_of_darkrooms(spec: JobSpec, name: str) -> None:
+    """`status` is the output's own, and so are those that only other jobs write: parts are read alike."""
+    write_input(spec, prompt=["p"], **{name: [1.5]})
+    kept = {"path": spec.input.path, "keep": [name], "columns": {"depth_map": None}}
 
-    assert "`status` is a column that darkroom writes itself" in refusal(change(spec, input=kept))
+    assert f"`{name}` is a column that darkroom writes itself" in refusal(change(spec, input=kept))
 
 
 @pytest.mark.parametrize(("bad", "rows"), [(29, 1000), (1, 3), (1, 7), (10, 10)])
