@@ -52,8 +52,10 @@ def check_steps(cohort: Cohort, pipeline: Any) -> None:
     times = tried.scheduler.timesteps
     if "strength" in cohort.parameters:
         times, _ = tried.get_timesteps(steps, cohort.parameters["strength"], "cpu", denoising_start=start)
-    least = 0.0 if end is None else (1 - float(str(end))) * tried.scheduler.config.num_train_timesteps
-    if not (times >= round(least)).any():
+    train = tried.scheduler.config.num_train_timesteps
+    # As diffusers rounds it.
+    least = 0 if end is None else round(train - float(str(end)) * train)
+    if not (times >= least).any():
         raise RowError(
             "invalid_parameter",
             f"denoising_start {start}, denoising_end {end} of {steps} steps: no step is left to run; "

@@ -164,7 +164,9 @@ def files_of(model: ModelSpec) -> Files:
         return files_in(folder)
     index = hf_hub_download(model.checkpoint, "model_index.json", revision=model.revision)
     files = files_in(Path(index).parent)
-    return files if _weights(files, "unet", model.variant) else files_on_hub(model.checkpoint, model.revision)
+    if any(_weights(files, "unet", model.variant, ending) for ending in _endings()):
+        return files
+    return files_on_hub(model.checkpoint, model.revision)
 
 
 @lru_cache(maxsize=1024)
@@ -191,15 +193,17 @@ def allows_pickles() -> bool:
 def weights_of(files: Files, component: str, variant: str | None) -> tuple[CheckpointFile, ...]:
     """A component's weight files as diffusers takes them: the plain ones where none are the variant's, and
     pickles only where they are allowed and there is nothing else."""
-    for ending in (SAFE, PICKLED) if allows_pickles() else (SAFE,):
+    for ending in _endings():
         if found := _weights(files, component, variant, ending) or _weights(files, component, None, ending):
             return found
     return ()
 
 
-def _weights(
-    files: Files, component: str, variant: str | None, ending: str = SAFE
-) -> tuple[CheckpointFile, ...]:
+def _endings() -> tuple[str, ...]:
+    return (SAFE, PICKLED) if allows_pickles() else (SAFE,)
+
+
+def _weights(files: Files, component: str, variant: str | None, ending: str) -> tuple[CheckpointFile, ...]:
     return tuple(files[name] for name in sorted(files) if _is_weights(name, component, variant, ending))
 
 

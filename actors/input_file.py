@@ -1,5 +1,6 @@
 """One Parquet file of the input, read in bounded steps: its columns under darkroom's names and types."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -106,13 +107,15 @@ class InputFile:
         return self._read(self.row_group_of(first_row), self._columns.columns(), batch_size)
 
     def row_ids(self, rows: Sequence[int]) -> list[str]:
-        """The ids of a few rows, for a message."""
+        """The ids of some rows, for a message."""
         column = self._columns.fields.get("row_id")
         if column is None:
             return [""] * len(rows)
         found: dict[int, str] = {}
-        for group in sorted({self.row_group_of(row) for row in rows}):
-            mine = {row for row in rows if self.row_group_of(row) == group}
+        by_group: defaultdict[int, set[int]] = defaultdict(set)
+        for row in rows:
+            by_group[self.row_group_of(row)].add(row)
+        for group, mine in sorted(by_group.items()):
             for batch in self._read(group, [column], BATCH_ROWS):
                 here = {row for row in mine if batch.first_row <= row < batch.first_row + batch.num_rows}
                 ids = batch.fields["row_id"]

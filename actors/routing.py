@@ -46,7 +46,7 @@ class Routed:
         return found
 
     def optional_images(self) -> list[str]:
-        """Fields that a step reads where the row brings them, and no step before it has made."""
+        """Fields that a step reads where the row brings them, and the step before has not made."""
         return [
             name for _, system, given in self._steps() for name in system.optional_images if name not in given
         ]

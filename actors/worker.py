@@ -159,7 +159,9 @@ class Worker:
         carried = self._job.columns.keep
         kept = kept_rows(before.data, rows, shard.again or (), carried) if before else {}
         first, end = shard.rehearse or (0, shard.num_rows)
-        outcomes = [RowOutcome(row, problem=row.problem or _told(row, shard)) for row in rows[first:end]]
+        outcomes = [
+            RowOutcome(row, problem=row.problem or _known_problem(row, shard)) for row in rows[first:end]
+        ]
         fit = [outcome for outcome in outcomes if not outcome.problem and outcome.row.index not in kept]
         opened = []
         for outcome, pictures in zip(fit, self._decoders.map(self._open(shard, shelf), fit), strict=True):
@@ -293,7 +295,7 @@ class Worker:
         self._beats += 1
 
 
-def _told(row: Row, shard: Shard) -> RowError | None:
+def _known_problem(row: Row, shard: Shard) -> RowError | None:
     """The problem of a row that the driver knows of: its id was there before, or making it kills."""
     if row.index in shard.repeated:
         return RowError("duplicate_row_id", "an earlier row of the input has the same id")

@@ -162,8 +162,9 @@ def _gather(
     with_ids = repeated is None and are_compared(job.columns, survey.num_rows)
 
     def scan_file(file: SurveyedFile) -> _FileScan:
-        known = (repeated or {}).get(file.stored.uri, {})
-        return _scan(file, job, router, open_input, report, known, max_examples, with_ids=with_ids)
+        scan = _FileScan(file, (repeated or {}).get(file.stored.uri, {}), max_examples)
+        _scan(scan, job, router, open_input, report, with_ids=with_ids)
+        return scan
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         for scan in pool.map(scan_file, survey.files):
@@ -184,8 +185,10 @@ _Way = tuple[str, str, str]
 class _FileScan:
     """What one file's rows come to."""
 
-    def __init__(self, file: SurveyedFile, max_examples: int) -> None:
+    def __init__(self, file: SurveyedFile, known_repeated: Repeated, max_examples: int) -> None:
+        """`known_repeated`: rows of the file that have an earlier row's id."""
         self.file = file
+        self._known_repeated = known_repeated
         self._max_examples = max_examples
         self.rows_by_model: Counter[str] = Counter()
         self.repeated: dict[str, list[int]] = {}
@@ -210,9 +213,9 @@ class _FileScan:
             repeated=self.repeated,
         )
 
-    def add(self, checked: Checked, job: Job, repeated: Repeated) -> None:
-        """Count a batch; `repeated`: rows of the file that have an earlier row's id."""
-        checked = self._with_repeated(checked, repeated)
+    def add(self, checked: Checked, job: Job) -> None:
+        """Count a batch."""
+        checked = self._with_repeated(checked)
         for row, problem in checked.problems.items():
             self.num_bad[problem.code] += 1
             if self.num_bad[problem.code] <= self._max_examples:
@@ -225,7 +228,10 @@ class _FileScan:
             if routed.system is not None:
                 self._count(checked.batch, routed, mine & fit, job)
 
-    def _with_repeated(self, checked: Checked, repeated: Repeated) -> Checked:
+    def _with_repeated(self, checked: Checked) -> Checked:
+        repeated = self._known_repeated
+        if not repeated:
+            return checked
         first_row, problems = checked.batch.first_row, dict(checked.problems)
         for row in sorted(row for row in repeated if 0 <= row - first_row < checked.batch.num_rows):
             position = row - first_row
@@ -300,29 +306,19 @@ class _Gathered:
 
 
 def _scan(
-    file: SurveyedFile,
-    job: Job,
-    router: Router,
-    open_input: OpenInput,
-    report: Report,
-    repeated: Repeated,
-    max_examples: int,
-    *,
-    with_ids: bool,
-) -> _FileScan:
-    scan = _FileScan(file, max_examples)
-    uri = file.stored.uri
+    scan: _FileScan, job: Job, router: Router, open_input: OpenInput, report: Report, *, with_ids: bool
+) -> None:
+    uri = scan.file.stored.uri
     try:
         with InputFile(open_input(uri).open(uri), job.columns) as opened:
             _check_ids(opened, uri, job)
             scan.keys = id_keys(opened) if with_ids else None
             for batch in opened.read_for_checks():
-                scan.add(check_batch(batch, router, job.models), job, repeated)
+                scan.add(check_batch(batch, router, job.models), job)
                 report(batch.num_rows)
             _name_examples(scan, opened)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SpecError(f"input.path: {uri} cannot be read to its end: {error}") from error
-    return scan
 
 
 def _check_ids(opened: InputFile, uri: str, job: Job) -> None:

@@ -49,14 +49,14 @@ class InputSpec(StrictModel):
     @classmethod
     def _wholly_named(cls, folders: list[str]) -> list[str]:
         for folder in folders:
+            if folder.startswith(("/", "s3://", "file://")):
+                continue
             scheme, colon, _ = folder.partition("://")
-            if colon and scheme not in ("s3", "file"):
-                raise ValueError(
-                    f"{shortened(scheme)}:// is not supported; give an absolute path or an s3:// URI"
-                )
-            if not folder.startswith(("/", "s3://", "file://")):
-                # Workers may have another current folder.
-                raise ValueError(f"{shortened(folder)!r} is relative; give an absolute path or an s3:// URI")
+            # Workers may have another current folder.
+            what = (
+                f"{shortened(scheme)}:// is not supported" if colon else f"{shortened(folder)!r} is relative"
+            )
+            raise ValueError(f"{what}; give an absolute path or an s3:// URI")
         return folders
 
 
