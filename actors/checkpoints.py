@@ -21,15 +21,12 @@ from schemas.errors import SpecError
 from schemas.job import ModelCard
 from schemas.schedulers import scheduler_settings
 from schemas.spec import ModelSpec
-from schemas.systems import FAMILIES
+from schemas.systems import FAMILIES, LEAST_SIZE_FACTOR
 
 DEMO_SCHEME = "demo:"
 
 REFINER = "sdxl-refiner"
 """SDXL's refiner has the base's classes; it is told by being scored, and has no first text encoder."""
-
-LEAST_SIZE_FACTOR = 8
-"""What diffusers 0.42.1's pipelines divide heights and widths by, also where a VAE halves them only twice."""
 
 MAX_SIDE, MAX_VAE_BLOCKS, MAX_TRAIN_TIMESTEPS = 8192, 8, 100_000
 """More than any checkpoint has; a damaged or a hostile one could ask for all memory there is."""

@@ -13,7 +13,7 @@ from actors.held_bytes import Encoded, whole
 from actors.routing import Routed
 from actors.rows import ImageSource, Row
 from schemas.errors import RowError
-from schemas.systems import System
+from schemas.systems import LEAST_SIZE_FACTOR, System
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Pillow opens dozens of formats, some by decoders that few people look after."""
@@ -118,7 +118,7 @@ def open_images(row: Row, read_uri: ReadUri, *, max_pixels: int, vae_factor: int
         for field in dict.fromkeys((*row.routed.needed_images(), *optional))
     }
     _check_sizes(opened, system, vae_factor if system.cuts_picture else 1)
-    _check_mask(opened, row)
+    _check_mask(opened, row, max(vae_factor, LEAST_SIZE_FACTOR))
     _check_work(opened, row.routed, max_pixels)
     return opened
 
@@ -151,30 +151,47 @@ def _check_sizes(opened: Mapping[str, EncodedImage], system: System, least: int)
         )
 
 
-def _check_mask(opened: Mapping[str, EncodedImage], row: Row) -> None:
+def _check_mask(opened: Mapping[str, EncodedImage], row: Row, size_factor: int) -> None:
     """That it has the size of the picture that is painted over, or, where a step before makes that one larger
-    or smaller, of the picture that the row brings."""
+    or smaller and nothing is cropped, of the picture that the row brings."""
     mask = opened.get("mask_image")
     if mask is None:
         return
-    image, painted = opened.get("image"), _painted_size(opened, row)
-    sizes = {painted} if image is None else {painted, (image.width, image.height)}
+    image, place = opened.get("image"), _painting_place(row)
+    painted = _painted_size(opened, row, place, size_factor)
+    step = row.routed.then[place - 1].defaults if place else row.parameters
+    # diffusers 0.42.1 resizes masks, but looks for the crop in what it is given.
+    cropped = step.get("padding_mask_crop") is not None
+    sizes = {painted} if image is None or cropped else {painted, (image.width, image.height)}
     if (mask.width, mask.height) not in sizes:
+        where = f"that step {place + 1} is given" if place else "that is painted over"
         raise RowError(
             "mask_size",
-            f"the mask must have the image's size; the image is {painted[0]}x{painted[1]}, "
-            f"`mask_image` {mask.width}x{mask.height}",
+            f"the mask must have the size of the image {where}, {painted[0]}x{painted[1]}; "
+            f"`mask_image` is {mask.width}x{mask.height}",
         )
 
 
-def _painted_size(opened: Mapping[str, EncodedImage], row: Row) -> tuple[int, int]:
-    """(width, height) of the picture with which the row's inpainting step begins."""
-    steps = [step.system for step in (row.routed, *row.routed.then) if step.system is not None]
-    before = steps[: next(place for place, system in enumerate(steps) if "mask_image" in system.images)]
-    if before and "height" in before[0].defaults:
+def _painting_place(row: Row) -> int:
+    """Of the first step that takes a mask, from 0."""
+    steps = (row.routed, *row.routed.then)
+    return next(i for i, step in enumerate(steps) if step.system and "mask_image" in step.system.images)
+
+
+def _painted_size(
+    opened: Mapping[str, EncodedImage], row: Row, place: int, size_factor: int
+) -> tuple[int, int]:
+    """(width, height) of the picture that the step at `place` is given."""
+    before = [step.system for step in (row.routed, *row.routed.then)[:place] if step.system]
+    if not before:
+        return opened["image"].width, opened["image"].height
+    if "height" in before[0].defaults:
         width, height = (int(str(row.parameters[side])) for side in ("width", "height"))
     else:
-        width, height = opened["image"].width, opened["image"].height
+        # The first step rounds it down.
+        width, height = (
+            side // size_factor * size_factor for side in (opened["image"].width, opened["image"].height)
+        )
     growth = math.prod(system.scale for system in before)
     return width * growth, height * growth
 

@@ -71,7 +71,8 @@ def hands_on_latents(step: Routed, following: Routed) -> bool:
         return False
     if following.defaults.get("denoising_start") is not None:
         return "denoising_end" in step.system.defaults  # SDXL's base, to its refiner
-    return following.system.task == "latent_upscale" and step.system.family in SD_LATENTS
+    gives = step.system.gives_latents and step.system.family in SD_LATENTS
+    return gives and following.system.task == "latent_upscale"
 
 
 class Router:

@@ -14,6 +14,9 @@ from schemas.parameters import SLD_PRESETS, ParameterValue
 Defaults = Mapping[str, ParameterValue | None]
 """Parameters by name with their published defaults; None: the checkpoint decides."""
 
+LEAST_SIZE_FACTOR = 8
+"""What diffusers 0.42.1's pipelines divide heights and widths by, also where a VAE halves them only twice."""
+
 PROMPTS = ("prompt", "negative_prompt")
 XL_PROMPTS = (*PROMPTS, "prompt_2", "negative_prompt_2")
 
@@ -41,6 +44,8 @@ class System:
     """Input fields that hold a picture and may be null."""
     gives_depth: bool = False
     """Whether a depth map comes out beside the picture."""
+    gives_latents: bool = True
+    """Whether its pipeline can stop before it decodes; Safe's (diffusers 0.42.1) cannot."""
     scale: int = 1
     """How many times larger than the input picture the output is."""
     picture_multiple: int = 1
@@ -130,7 +135,9 @@ SYSTEMS: tuple[System, ...] = (
         defaults=_INPAINT,
     ),
     # Safe guidance is a way of sampling: it runs on the components of any Stable Diffusion checkpoint.
-    System(family="sd", task="safe", pipeline="StableDiffusionPipelineSafe", defaults=_SAFE),
+    System(
+        family="sd", task="safe", pipeline="StableDiffusionPipelineSafe", gives_latents=False, defaults=_SAFE
+    ),
     System(
         family="safe",
         task="safe",

@@ -66,6 +66,11 @@ ROUTES: Record = {
     "redrawn": {"task": "text2img", "model": "sd", **STEPS, "then": ["depth2img"]},
     "inpaint": {"model": "sd", **STEPS, "padding_mask_crop": 4},
     "filled": {"task": "text2img", "model": "sd", **STEPS, "then": ["inpaint"]},
+    "safe": {"model": "sd", **STEPS},
+    "safely": {"task": "safe", "model": "sd", **STEPS, "then": ["latent_upscale"], "keep_steps": True},
+    "mended": {"task": "img2img", "model": "sd", **STEPS, "strength": 0.6, "then": ["fill"]},
+    "fill": {"task": "inpaint", "model": "sd", **STEPS},
+    "cropped": {"task": "img2img", "model": "sd", **STEPS, "strength": 0.6, "then": ["inpaint"]},
     "deep": {"task": "ldm3d", "model": "rgbd", **STEPS, "then": ["ldm3d_upscale"]},
 }
 ROWS = [
@@ -214,7 +219,35 @@ def test_a_mask_must_fit_the_picture_of_its_step(tmp_path: Path) -> None:
     made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
 
     assert outcomes(made) == ["mask_size", "ok"]
-    assert "the image is 96x64, `mask_image` 64x64" in made.row(64)["error_message"]
+    assert "the image that step 2 is given, 96x64; `mask_image` is 64x64" in made.row(64)["error_message"]
+
+
+def test_a_mask_may_fit_what_the_first_step_makes_of_the_rows_picture(tmp_path: Path) -> None:
+    """Which is cut down to multiples of eight; the row's own size will do too, but for a crop."""
+    rows = [
+        {"row_id": f"{task} {width}", "task": task, "prompt": "x", "image": picture((70, 90))}
+        | {"mask_image": mask((width, height))}
+        for task in ("mended", "cropped")
+        for width, height in ((64, 88), (70, 90), (72, 96))
+    ]
+    path = write_rows(tmp_path / "in.parquet", rows)
+
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+
+    assert outcomes(made) == ["ok", "ok", "mask_size", "ok", "mask_size", "mask_size"]
+
+
+def test_safes_picture_goes_on_as_one(tmp_path: Path) -> None:
+    """Its pipeline gives no latents: what is handed on is the picture that is kept."""
+    row = {"row_id": 1, "task": "safely", "prompt": "a fox", "seed": 3}
+    path = write_rows(tmp_path / "in.parquet", [row])
+
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES)).row(1)
+
+    kept = pixels({"image": made["step_images"][0]})
+    cls = "StableDiffusionLatentUpscalePipeline"
+    plain = call("latent-upscale", cls, image=kept, **STEPS).images[0]
+    assert np.abs(np.asarray(pixels(made), dtype=int) - np.asarray(plain, dtype=int)).max() <= LEVELS
 
 
 def test_shares_that_leave_no_step_fail_their_row(tmp_path: Path) -> None:
