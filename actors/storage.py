@@ -320,6 +320,8 @@ def _raise_unless_absent(error: OSError) -> None:
 def _converted_errors(path: str, *, absent_is_failure: bool = False) -> Iterator[None]:
     try:
         yield
+    except ValueError as error:  # of a name with a NUL in it
+        raise SpecError(f"{path!r} can be no file's name: {error}") from error
     except OSError as error:
         absent = isinstance(error, FileNotFoundError) and not os.path.islink(path)
         if absent and not absent_is_failure:

@@ -30,6 +30,9 @@ app = typer.Typer(
     "4 refused, 5 storage unreachable, 130 interrupted (run again to resume).",
 )
 
+MAX_MESSAGE = 10_000
+"""Characters."""
+
 SpecPath = Annotated[Path, typer.Argument(help="The job's YAML.", metavar="SPEC")]
 Overrides = Annotated[
     list[str] | None,
@@ -193,13 +196,18 @@ def console() -> Console:
     return Console(width=width, markup=False, highlight=False)
 
 
+def _bounded(message: str) -> str:
+    """Without the rest of what no one reads: a stranger's text of megabytes, say."""
+    return message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]} ... (cut)"
+
+
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """The one place where errors become messages and exit codes."""
     try:
         yield
     except DarkroomError as error:
-        sys.stderr.write(f"darkroom: {printable(str(error))}\n")
+        sys.stderr.write(f"darkroom: {printable(_bounded(str(error)))}\n")
         sys.exit(error.exit_code)
     except (Interrupted, KeyboardInterrupt):
         sys.stderr.write("darkroom: interrupted; what is committed stays, run again to resume\n")

@@ -4,9 +4,9 @@ import json
 import posixpath
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import FailFast, TypeAdapter
 
 from actors.storage import Storage, StoredObject, join
 from jobs.plan import Findings, Plan
@@ -20,8 +20,8 @@ from schemas.spec import JobSpec
 
 FORMAT = 1
 MAX_DIFFERENCES = 10
-MAX_RECORD_BYTES = 256 << 20
-"""Half a million input files at 500 bytes each: more belong in fewer files, or in several jobs."""
+MAX_RECORD_BYTES = 64 << 20
+"""A hundred thousand input files at 500 bytes each: more belong in fewer files, or in several jobs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,8 @@ class JobRecord:
     """The whole spec, every default filled in."""
     models: dict[str, ModelCard]
     """What each checkpoint was recognised as."""
-    files: tuple[PlannedFile, ...]
+    # Of 60 million wrong entries one tells, and all would take all memory there is.
+    files: Annotated[tuple[PlannedFile, ...], FailFast()]
     num_shards: Count
     num_bad: dict[str, Count]
     """Rows that the plan knew could not be made, by error_code."""

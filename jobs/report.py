@@ -25,6 +25,7 @@ from jobs.sampling import (
     spread,
 )
 from jobs.summary import Summary, read_summary
+from schemas.errors import RefusedError
 from schemas.printable import printable
 
 PAGE = "contact-sheet.html"
@@ -60,7 +61,13 @@ class Sheet:
 def write_report(storage: Storage, output: str, *, max_images: int = 240) -> str:
     """Draw the contact sheet of an output, finished or not, and return its URI."""
     uri = join(output, PAGE)
-    storage.replace(uri, render(make_sheet(storage, output, max_images=max_images)).encode())
+    try:
+        page = render(make_sheet(storage, output, max_images=max_images))
+    except UnicodeDecodeError as error:
+        raise RefusedError(
+            f"a part of {output} holds a text that is no UTF-8 ({error}); `darkroom verify` tells which"
+        ) from error
+    storage.replace(uri, page.encode())
     return uri
 
 

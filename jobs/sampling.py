@@ -223,7 +223,8 @@ def _read_batches(
             for batch in parquet.iter_batches(num_rows, [group.index], list(columns), use_threads=False):
                 yield first, batch
                 first += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+    # ValueError: of texts that are no UTF-8.
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise RefusedError(f"{group.uri} cannot be read: {error}") from error
 
 
@@ -281,7 +282,7 @@ def _print_one(storage: Storage, output: str, kind: str, image: Mapping[str, Any
     if image is None:
         return None
     source = ImageSource(data=image["bytes"], uri=image["path"])
-    picture = open_image(kind, source, lambda uri: _read_picture(storage, output, uri)).decode()
+    picture = open_image(kind, source, lambda uri: read_picture(storage, output, uri)).decode()
     return _thumbnail(_in_eight_bits(picture) if picture.mode == "I;16" else picture)
 
 
@@ -289,8 +290,11 @@ def _in_eight_bits(depth: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(depth) >> 8).astype(np.uint8))
 
 
-def _read_picture(storage: Storage, output: str, uri: str) -> bytes:
-    """A picture's own object. It is looked for in this output, which may have been copied since."""
+def read_picture(storage: Storage, output: str, uri: str) -> bytes:
+    """A picture's own object. It is looked for in this output, which may have been copied since.
+
+    RowError where it is not there, or is none of this output's: a part may name anything.
+    """
     name = uri.rpartition("/images/")[2]
     if not name or ".." in name.split("/"):
         raise RowError("disallowed_uri", f"{uri} is no picture of this output")

@@ -22,16 +22,19 @@ from actors.storage import Storage, join, normalise, open_storage
 from jobs.ownership import JobRecord, plan_of_record, require_record
 from jobs.parts import FOOTERS_AT_ONCE, Totals, list_parts, totals_in
 from jobs.plan import Plan
+from jobs.sampling import read_picture
 from jobs.survey import input_opener
-from schemas.errors import DarkroomError, RefusedError
+from schemas.errors import DarkroomError, RefusedError, RowError
 from schemas.job import NO_MODEL, RECORD, PlannedFile, Shard
 from schemas.output_rows import NEVER_NULL, PART_COLUMNS, PART_COLUMNS_IF_THERE, STATUSES, misfits
+from schemas.printable import shortened
+from schemas.spec import JobSpec
 
 PARTS_AT_ONCE = 4
 MAX_SHOWN = 20
 DEPTH_MODE = "I;16"
-MAX_STORED_BYTES = 1 << 30
-"""Of a picture that is an object of its own: more than any that a model makes takes."""
+MAX_GROWTH = 16
+"""Pixels that come out for one that goes in, at most: of an upscaler four times as wide."""
 
 
 _Item = tuple[Shard, list[Any]]
@@ -170,7 +173,7 @@ class _Verifier:
             faults = [f"{shard.name} is missing: run again"]
             return PartVerdict(rows=Counter(), images=0, withheld=0, faults=faults)
         uri = join(self._output, "data", f"{shard.name}.parquet")
-        found = _PartCheck(shard.name, ids, self._record.spec.safety.flagged, self._router)
+        found = _PartCheck(shard.name, ids, self._record.spec, self._router, self._read_picture)
         try:
             with (
                 self._storage.open(uri) as source,
@@ -183,6 +186,11 @@ class _Verifier:
             found.faults.append(f"{shard.name} cannot be read: {error}")
         return found.verdict()
 
+    def _read_picture(self, uri: str) -> bytes:
+        if self._record.spec.output.images != "files":
+            raise RowError("missing_image", "its bytes are not in the part")
+        return read_picture(self._storage, self._output, uri)
+
     def _check_rows(self, part: pq.ParquetFile, found: "_PartCheck") -> None:
         there = part.schema_arrow
         if wrong := misfits(there):
@@ -191,18 +199,23 @@ class _Verifier:
         columns = [*PART_COLUMNS, *(name for name in PART_COLUMNS_IF_THERE if name in there.names)]
         for batch in part.iter_batches(batch_size=64, columns=columns, use_threads=False):
             for row in batch.to_pylist():
-                found.row(row, self._storage)
+                found.row(row)
         found.end()
 
 
 class _PartCheck:
     """What is known of a part while its rows go by."""
 
-    def __init__(self, name: str, ids: list[Any], flagged: str, router: Router) -> None:
+    def __init__(
+        self, name: str, ids: list[Any], spec: JobSpec, router: Router, read_picture: Callable[[str], bytes]
+    ) -> None:
+        """`read_picture`: reads what a part names instead of holding it."""
         self.name = name
         self._ids = ids
-        self._flagged = flagged
+        self._flagged = spec.safety.flagged
+        self._max_pixels = spec.input.max_pixels * MAX_GROWTH
         self._router = router
+        self._read_picture = read_picture
         self._outcomes: list[str] = []
         self._last_index = -1
         self._stored = 0
@@ -224,7 +237,7 @@ class _PartCheck:
         except RefusedError as error:
             self.faults.append(str(error))
 
-    def row(self, row: dict[str, Any], storage: Storage) -> None:
+    def row(self, row: dict[str, Any]) -> None:
         """The next row of the part: one picture, or one failure."""
         if nulls := [name for name in NEVER_NULL if row[name] is None]:
             self._fault(row, f"has no {' and no '.join(nulls)}")
@@ -241,7 +254,7 @@ class _PartCheck:
         place = len(self._outcomes) - 1
         if 0 <= place < len(self._ids) and row["row_id"] != self._ids[place]:
             self._fault(row, f"stands where row {self._ids[place]!r} of the input belongs")
-        self._check_outcome(row, storage)
+        self._check_outcome(row)
 
     def _begin(self, row: dict[str, Any]) -> None:
         self._outcomes.append(row["status"])
@@ -250,7 +263,7 @@ class _PartCheck:
         if len(self._outcomes) > len(self._ids):
             self._fault(row, "is one row more than the shard has")
 
-    def _check_outcome(self, row: dict[str, Any], storage: Storage) -> None:
+    def _check_outcome(self, row: dict[str, Any]) -> None:
         status, image = row["status"], row["image"]
         if status not in STATUSES:
             self._fault(row, f"has the status {status!r}")
@@ -266,12 +279,12 @@ class _PartCheck:
             has = "no" if image is None else "an"
             self._fault(row, f"is filtered, and has {has} image though the spec says {self._flagged}")
         elif image is not None:
-            self._check_image(row, storage)
+            self._check_image(row)
         elif status == "filtered":
             self._withheld += 1
 
-    def _check_image(self, row: dict[str, Any], storage: Storage) -> None:
-        picture = self._opened(row, "a picture", row["image"], storage, "image_sha256")
+    def _check_image(self, row: dict[str, Any]) -> None:
+        picture = self._opened(row, "a picture", row["image"], "image_sha256")
         if picture is None:
             return
         if picture.size != (row["width"], row["height"]):
@@ -279,17 +292,17 @@ class _PartCheck:
             return
         self._images += 1
         routed = self._router.resolve(row["task"], row["model"])
-        self._check_depth(row, (routed, *routed.then)[-1], storage)
-        self._check_steps(row, routed, storage)
+        self._check_depth(row, (routed, *routed.then)[-1])
+        self._check_steps(row, routed)
 
-    def _check_depth(self, row: dict[str, Any], last: Routed, storage: Storage) -> None:
+    def _check_depth(self, row: dict[str, Any], last: Routed) -> None:
         depth = row.get("depth")
         gives_depth = last.system is not None and last.system.gives_depth
         if (depth is not None) != gives_depth:
             has = "no" if depth is None else "a"
             self._fault(row, f"has {has} depth map; {last.route} gives {'one' if gives_depth else 'none'}")
         elif depth is not None:
-            found = self._opened(row, "a depth map", depth, storage, "depth_sha256")
+            found = self._opened(row, "a depth map", depth, "depth_sha256")
             if found is not None and (found.mode, found.size) != (DEPTH_MODE, (row["width"], row["height"])):
                 self._fault(
                     row,
@@ -297,26 +310,23 @@ class _PartCheck:
                     f"not {row['width']}x{row['height']} and {DEPTH_MODE}",
                 )
 
-    def _check_steps(self, row: dict[str, Any], routed: Routed, storage: Storage) -> None:
+    def _check_steps(self, row: dict[str, Any], routed: Routed) -> None:
         steps = row.get("step_images") or []
         wanted = len(routed.then) if routed.keep_steps else 0
         if len(steps) != wanted:
             self._fault(row, f"has {len(steps)} step_images, not {wanted}")
         for place, step in enumerate(steps, 1):
-            self._opened(row, f"a picture of step {place}", step, storage)
+            self._opened(row, f"a picture of step {place}", step)
 
     def _opened(
-        self,
-        row: dict[str, Any],
-        what: str,
-        stored: dict[str, Any],
-        storage: Storage,
-        checksum: str | None = None,
+        self, row: dict[str, Any], what: str, stored: dict[str, Any] | None, checksum: str | None = None
     ) -> Image.Image | None:
         """A stored picture, decoded; None, and a fault, where it is not what the column `checksum` says."""
         try:
-            data = stored["bytes"] if stored["bytes"] is not None else _read(storage, stored["path"])
+            data = self._read(stored or {})
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            if picture.width * picture.height > self._max_pixels:
+                raise ValueError(f"{picture.width}x{picture.height} pixels are more than a row may ask for")
             picture.load()
         except (OSError, SyntaxError, ValueError, DarkroomError) as error:
             self._fault(row, f"has {what} that does not open: {error}")
@@ -329,8 +339,13 @@ class _PartCheck:
             return None
         return picture
 
+    def _read(self, stored: dict[str, Any]) -> bytes:
+        if stored.get("bytes") is not None:
+            return bytes(stored["bytes"])
+        return self._read_picture(stored.get("path") or "")
+
     def _fault(self, row: dict[str, Any], message: str) -> None:
-        self.faults.append(f"{self.name}: row {row['row_id']!r} {message}")
+        self.faults.append(f"{self.name}: row {shortened(repr(row['row_id']))} {message}")
 
     def end(self) -> None:
         """All rows have gone by: whether they are those of which the footer speaks."""
@@ -355,9 +370,3 @@ class _PartCheck:
         return PartVerdict(
             rows=Counter(self._outcomes), images=self._images, withheld=self._withheld, faults=self.faults
         )
-
-
-def _read(storage: Storage, path: str | None) -> bytes:
-    if path is None:
-        raise FileNotFoundError("it has neither bytes nor a path")
-    return storage.read(path, MAX_STORED_BYTES)

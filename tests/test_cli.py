@@ -345,7 +345,10 @@ MISTAKES: list[tuple[Mistake, str]] = [
     (output_behind_a_link_to_nothing, "no folder; move it away or name another place"),
     (output_behind_a_link_to_itself, "no folder; move it away or name another place"),
     (output_that_is_a_pipe, "no folder; move it away or name another place"),
-    (output_where_no_files_are_kept, "/proc/out lies on a disk that has no size, such as /proc; choose another"),
+    (
+        output_where_no_files_are_kept,
+        "/proc/out lies on a disk that has no size, such as /proc; choose another",
+    ),
     (a_checkpoint_of_no_possible_name, "xxx cannot be a folder: File name too long"),
     (all_rows_bad, "rows.parquet row 0 (a): invalid_size: height is 500, not a multiple of 8; 496 would do"),
 ]

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import struct
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,7 +295,7 @@ def gigabytes(place: Path) -> None:
         (os.mkfifo, "is a pipe, a socket or a device, where only a file can be read"),
         (Path.mkdir, "is a folder, where only a file can be read"),
         (a_link_to_nothing, "is a link that leads nowhere; move it away"),
-        (gigabytes, "has 268,435,457 bytes; at most "),
+        (gigabytes, f"has {MAX_RECORD_BYTES + 1:,} bytes; at most "),
     ],
 )
 def test_reading_a_control_file_ends(desk: Desk, name: str, put: Callable[[Path], object], says: str) -> None:
@@ -421,13 +423,50 @@ def test_a_text_that_is_no_utf8_is_found(desk: Desk) -> None:
     refused(desk, "verify", desk.part.stem, "cannot be read: 'utf-8' codec can't decode", code=1)
 
 
-def test_a_picture_that_is_nowhere_or_endless_is_found(desk: Desk) -> None:
-    """Neither bytes nor a path, or a path to what has no end."""
+@pytest.mark.parametrize("path", [None, "/dev/zero", "/etc/hostname", "a\0b", "images/../../x"])
+def test_a_part_makes_verify_read_nothing_else(desk: Desk, path: str | None) -> None:
+    """Its pictures are in it; a path is no more than their name. The contact sheet opens none of them too."""
     kind = pq.read_schema(desk.part).field("image").type
-    for path, says in ((None, "neither bytes nor a path"), ("/dev/zero", "where only a file can be read")):
-        desk.change_part(with_column("image", pa.array([{"bytes": None, "path": path}], kind)))
+    desk.change_part(with_column("image", pa.array([{"bytes": None, "path": path}], kind)))
 
-        refused(desk, "verify", desk.part.stem, says, code=1)
+    refused(desk, "verify", desk.part.stem, "its bytes are not in the part", code=1)
+    assert desk.ask("report")[0] == 0
+
+
+def bomb() -> bytes:
+    """A PNG of more pixels than there is memory for, by its header."""
+    header = struct.pack(">II5B", 2**31 - 1, 2**31 - 1, 8, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+def test_a_picture_of_impossible_size_is_not_decoded(desk: Desk) -> None:
+    """Its header tells."""
+    kind = pq.read_schema(desk.part).field("image").type
+    desk.change_part(with_column("image", pa.array([{"bytes": bomb(), "path": "a.png"}], kind)))
+
+    refused(desk, "verify", desk.part.stem, "pixels are more than a row may ask for", code=1)
+
+
+def test_a_text_that_is_no_utf_8_ends_a_report_with_a_word(desk: Desk) -> None:
+    """Which `verify` says more of."""
+    damaged = pa.array([b"\xff\xfe"], pa.binary()).view(pa.string())
+    desk.change_part(with_column("prompt", damaged))
+
+    refused(desk, "report", str(desk.output), "holds a text that is no UTF-8")
+
+
+def test_what_is_said_of_an_endless_text_has_an_end(desk: Desk) -> None:
+    """Megabytes in an id would fill a log."""
+    desk.change_part(with_column("row_id", pa.array(["x" * 5_000_000])))
+
+    code, _, said = desk.ask("verify")
+
+    assert code == 1
+    assert len(said) < 20_000
 
 
 def test_status_writes_control_characters_out(desk: Desk) -> None:
