@@ -7,7 +7,6 @@ never by its name.
 import hashlib
 import json
 import re
-import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 
 from actors.demo_cache import KINDS, build_missing, demo_checkpoint
 from actors.storage import LocalStorage
-from schemas.errors import SpecError
+from schemas.errors import DarkroomError, SpecError
 from schemas.job import ModelCard
 from schemas.schedulers import scheduler_settings
 from schemas.spec import ModelSpec
@@ -208,24 +207,18 @@ def _default_size(sample_size: int | list[int], factor: int) -> tuple[int, int]:
 
 
 def _folder_reader(name: str, folder: Path) -> ReadJson:
+    storage = LocalStorage(temp_dir="")
+
     def read_json(file: str) -> dict[str, Any]:
         try:
-            return dict(json.loads(_read_small(folder / file)))
-        except (OSError, RecursionError, TypeError, ValueError) as error:
+            return dict(json.loads(storage.read(str(folder / file), MAX_CONFIG_BYTES)))
+        except (DarkroomError, OSError, RecursionError, TypeError, ValueError) as error:
             raise SpecError(
                 f"models.{name}.checkpoint: {folder} has no readable {file}; "
                 "it must be a diffusers folder as `save_pretrained` writes it"
             ) from error
 
     return read_json
-
-
-def _read_small(file: Path) -> bytes:
-    """ValueError for what may be read for ever."""
-    found = file.stat()
-    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"{file} is no file of at most {MAX_CONFIG_BYTES:,} bytes")
-    return file.read_bytes()
 
 
 def _check_files(name: str, folder: Path) -> None:

@@ -49,21 +49,23 @@ def check_weights(name: str, model: ModelSpec, *, with_checker: bool) -> None:
             _check_whole(f"{place}: {component}", weights)
 
 
+def _loaded(files: Files, with_checker: bool) -> list[str]:
+    """All components that diffusers would load."""
+    index = json.loads(files["model_index.json"].read())
+    named = (name for name, entry in index.items() if isinstance(entry, list) and entry[:1] != [None])
+    return [name for name in named if with_checker or name != "safety_checker"]
+
+
 def _absent(files: Files, with_checker: bool) -> list[str]:
     """Components of which there is nothing: a tokenizer that was not copied, say."""
-    index = json.loads(files["model_index.json"].read())
     there = {path.partition("/")[0] for path in files}
-    named = (name for name, entry in index.items() if isinstance(entry, list) and entry[:1] != [None])
-    return [name for name in named if name not in there and (with_checker or name != "safety_checker")]
+    return [name for name in _loaded(files, with_checker) if name not in there]
 
 
 def _weights(files: Files, model: ModelSpec, with_checker: bool) -> dict[str, tuple[CheckpointFile, ...]]:
     """Of each component that should have weights: all that diffusers would load, and a UNet and VAE."""
-    index = json.loads(files["model_index.json"].read())
-    loaded = {name for name, entry in index.items() if isinstance(entry, list) and entry[:1] != [None]}
+    loaded = _loaded(files, with_checker)
     modules = {name for name in loaded if f"{name}/config.json" in files} | {"unet", "vae"}
-    if not with_checker:
-        modules.discard("safety_checker")
     return {name: weights_of(files, name, model.variant) for name in sorted(modules)}
 
 

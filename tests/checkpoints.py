@@ -2,11 +2,14 @@
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from actors.demo_cache import demo_folder
 from schemas.errors import SpecError
+from schemas.job import ModelCard
 
 NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"
 """A whole safetensors file without a tensor."""
@@ -35,6 +38,25 @@ def sd_checkpoint() -> Path:
 def sdxl_checkpoint() -> Path:
     """A small Stable Diffusion XL base."""
     return demo("sdxl")
+
+
+def model_card(**changes: Any) -> ModelCard:
+    """What a plan knows of a Stable Diffusion of 512x512 that is nowhere."""
+    card = ModelCard(
+        checkpoint="a/b",
+        revision="r",
+        family="sd",
+        pipeline="StableDiffusionPipeline",
+        scheduler="PNDMScheduler",
+        scheduler_settings={},
+        max_noise_level=350,
+        size_factor=8,
+        height=512,
+        width=512,
+        weight_bytes=0,
+        has_safety_checker=False,
+    )
+    return replace(card, **changes)
 
 
 def paper_checkpoint(

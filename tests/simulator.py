@@ -26,8 +26,9 @@ from jobs.pool import MAX_FAILED_STARTS
 from jobs.survey import Survey, SurveyedFile
 from schemas.columns import ColumnMap
 from schemas.errors import DarkroomError, RefusedError, StorageError
-from schemas.job import NO_MODEL, Job, ModelCard, PlannedFile, Shard
+from schemas.job import NO_MODEL, Job, PlannedFile, Shard
 from schemas.spec import JobSpec
+from tests.checkpoints import model_card
 from tests.reference_model import (
     CRASH,
     NO_MEMORY,
@@ -66,23 +67,7 @@ def job_of(shard_rows: int) -> Job:
             "batching": {"shard_rows": shard_rows},
         }
     )
-    cards = {
-        name: ModelCard(
-            checkpoint=f"demo:{name}",
-            revision="0",
-            family="sd",
-            pipeline="StableDiffusionPipeline",
-            scheduler="DDIMScheduler",
-            scheduler_settings={},
-            max_noise_level=0,
-            size_factor=8,
-            height=64,
-            width=64,
-            weight_bytes=0,
-            has_safety_checker=False,
-        )
-        for name in MODELS
-    }
+    cards = {name: model_card(checkpoint=f"demo:{name}") for name in MODELS}
     columns = ColumnMap(fields={"prompt": "prompt"}, recognised={}, keep=())
     return Job(spec=spec, models=cards, columns=columns, schema=b"")
 

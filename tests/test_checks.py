@@ -21,6 +21,7 @@ from schemas.job import NO_MODEL, ModelCard
 from schemas.output_rows import IMAGE_TYPE
 from schemas.schedulers import SCHEDULERS
 from schemas.spec import InputSpec, JobSpec
+from tests.checkpoints import model_card
 
 Values = dict[str, Any]
 
@@ -49,20 +50,7 @@ TYPES = {
 
 
 def card(family: str, size: int) -> ModelCard:
-    return ModelCard(
-        checkpoint="a/b",
-        revision="r",
-        family=family,
-        pipeline="StableDiffusionPipeline",
-        scheduler="PNDMScheduler",
-        scheduler_settings={"skip_prk_steps": True},
-        max_noise_level=350,
-        size_factor=8,
-        height=size,
-        width=size,
-        weight_bytes=1,
-        has_safety_checker=False,
-    )
+    return model_card(family=family, height=size, width=size, scheduler_settings={"skip_prk_steps": True})
 
 
 MODELS = {

@@ -37,8 +37,9 @@ from jobs.sampling import (
 )
 from jobs.summary import SUMMARY
 from schemas.errors import RefusedError, RowError, SpecError
-from schemas.job import ModelCard, PlannedFile, fingerprint_of
+from schemas.job import PlannedFile, fingerprint_of
 from schemas.output_rows import IMAGE_TYPE
+from tests.checkpoints import model_card
 from tests.in_process import job_spec
 
 HOSTILE = (
@@ -46,20 +47,7 @@ HOSTILE = (
 )
 IDENTITY: dict[str, Any] = {"columns": {}}
 FINGERPRINT = fingerprint_of(IDENTITY)
-CARD = ModelCard(
-    checkpoint="somebody/stable-diffusion",
-    revision="",
-    family="sd",
-    pipeline="StableDiffusionPipeline",
-    scheduler="PNDMScheduler",
-    scheduler_settings={},
-    max_noise_level=0,
-    size_factor=8,
-    height=512,
-    width=512,
-    weight_bytes=0,
-    has_safety_checker=False,
-)
+CARD = model_card(checkpoint="somebody/stable-diffusion")
 
 SCHEMA = pa.schema(
     [
