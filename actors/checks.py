@@ -16,11 +16,11 @@ from actors.input_file import RowBatch
 from actors.routing import Routed, Router
 from schemas.errors import RowError
 from schemas.job import ModelCard
-from schemas.nearest import nearest
 from schemas.parameters import PARAMETERS, Bounds
 from schemas.scheduler_rules import Published, refusal
 from schemas.schedulers import shown
 from schemas.systems import System
+from schemas.wording.nearest import nearest
 
 _SHOWN_NUMBERS = 4
 """Of a list that should be of two."""

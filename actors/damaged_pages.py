@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import RowError
-from schemas.printable import printable
+from schemas.wording.printable import printable
 
 MAX_SAID = 200
 """Of what Arrow says about the damage."""

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from schemas.errors import RowError
 from schemas.job import NO_MODEL, ModelCard
-from schemas.nearest import nearest
 from schemas.parameters import ParameterValue, with_preset
 from schemas.spec import JobSpec
 from schemas.systems import SD_LATENTS, System, find_system, tasks_of
+from schemas.wording.nearest import nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from jobs.signals import Interrupted
 from schemas.errors import DarkroomError, SpecError
-from schemas.printable import listed, printable
 from schemas.spec_file import load_spec
+from schemas.wording.printable import listed, printable
 
 app = typer.Typer(
     name="darkroom",

@@ -5,8 +5,8 @@ import shutil
 
 from actors.storage import S3_SCHEME, Storage
 from jobs.parts import list_parts
-from jobs.plan_text import size_text
 from schemas.errors import SpecError
+from schemas.wording.amounts import size_text
 
 
 def refuse_full_disk(output: str, needed_bytes: int) -> None:

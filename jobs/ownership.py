@@ -15,8 +15,8 @@ from jobs.survey import Survey, SurveyedFile
 from schemas.columns import ColumnMap
 from schemas.errors import RefusedError, SpecError
 from schemas.job import NO_MODEL, RECORD, Count, Job, ModelCard, PlannedFile, fingerprint_of
-from schemas.printable import listed
 from schemas.spec import JobSpec
+from schemas.wording.printable import listed
 
 FORMAT = 1
 MAX_DIFFERENCES = 10

@@ -11,7 +11,8 @@ from jobs.plan import MAX_EXAMPLES, BadRow, Findings, Plan, expected_bytes, make
 from jobs.survey import Survey
 from schemas.errors import SpecError
 from schemas.job import NO_MODEL, Job
-from schemas.printable import printable
+from schemas.wording.amounts import size_text
+from schemas.wording.printable import printable
 
 LARGE_PART_BYTES = 500_000_000
 """Hugging Face's advice for one Parquet file, at most."""
@@ -156,11 +157,3 @@ def _print_output(plan: Plan, findings: Findings, console: Console) -> None:
 
 def _many(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def size_text(size_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if size_bytes < 1000 or unit == "TB":
-            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    raise AssertionError("the loop ends at TB")

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from actors.process import peak_rss_bytes
 from schemas.job import ShardReport
+from schemas.wording.amounts import duration
 
 LINE_EVERY_S = 10.0
 
@@ -135,15 +136,6 @@ def _left(tally: Tally) -> str:
     if not tally.num_workers:
         return "waiting for workers"
     return "starting" if seconds is None else f"{duration(seconds)} left"
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 10 s`, `5 h 20 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 class Display(Protocol):

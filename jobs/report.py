@@ -26,7 +26,7 @@ from jobs.sampling import (
 )
 from jobs.summary import Summary, read_summary
 from schemas.errors import RefusedError
-from schemas.printable import printable
+from schemas.wording.printable import printable
 
 PAGE = "contact-sheet.html"
 _RANDOM = {f"demo:{kind}" for kind in RANDOM_KINDS}

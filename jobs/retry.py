@@ -21,8 +21,8 @@ from jobs.signals import stopping_signals
 from jobs.survey import survey
 from schemas.errors import SpecError
 from schemas.job import Shard
-from schemas.nearest import nearest
 from schemas.spec import JobSpec
+from schemas.wording.nearest import nearest
 
 
 def retry_job(

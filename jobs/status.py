@@ -6,9 +6,9 @@ from actors.storage import Storage, normalise, open_storage
 from jobs.lease import is_alive, read_lease
 from jobs.ownership import require_record
 from jobs.parts import Totals, list_parts, totals_of
-from jobs.progress import duration
 from jobs.summary import read_summary
-from schemas.printable import printable
+from schemas.wording.amounts import duration
+from schemas.wording.printable import printable
 
 
 def print_status(output: str, console: Console) -> None:

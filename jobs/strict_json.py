@@ -6,7 +6,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from schemas.errors import RefusedError
-from schemas.printable import shortened
+from schemas.wording.printable import shortened
 
 Checked = TypeVar("Checked")
 

@@ -27,8 +27,8 @@ from jobs.survey import input_opener
 from schemas.errors import DarkroomError, RefusedError, RowError
 from schemas.job import NO_MODEL, RECORD, PlannedFile, Shard
 from schemas.output_rows import NEVER_NULL, PART_COLUMNS, PART_COLUMNS_IF_THERE, STATUSES, misfits
-from schemas.printable import shortened
 from schemas.spec import JobSpec
+from schemas.wording.printable import shortened
 
 PARTS_AT_ONCE = 4
 MAX_SHOWN = 20

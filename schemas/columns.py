@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from schemas.errors import SpecError
-from schemas.foreign_names import FOREIGN_NAMES
-from schemas.nearest import nearest
 from schemas.parameters import PARAMETERS
 from schemas.spec import InputSpec
+from schemas.wording.foreign_names import FOREIGN_NAMES
+from schemas.wording.nearest import nearest
 
 IMAGE_FIELDS: tuple[str, ...] = ("image", "mask_image", "depth_map")
 """Fields that hold a picture: an HF image struct, bytes, or a URI."""

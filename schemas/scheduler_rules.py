@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from schemas.nearest import nearest
 from schemas.schedulers import (
     MISFITS,
     SCHEDULERS,
@@ -20,6 +19,7 @@ from schemas.schedulers import (
     shown,
     unknown_scheduler,
 )
+from schemas.wording.nearest import nearest
 
 _NEVER = "DPMSolverSDEScheduler"
 """Not even where a checkpoint is published with it: a row's outcome must be its own."""

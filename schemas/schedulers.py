@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from schemas.nearest import nearest
+from schemas.wording.nearest import nearest
 
 Setting = bool | int | float | str
 Settings = Mapping[str, Setting | None]

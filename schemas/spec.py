@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
-from schemas.nearest import nearest
 from schemas.parameters import Parameters, StrictModel
-from schemas.printable import command_in, listed, shortened
 from schemas.schedulers import unknown_scheduler
 from schemas.systems import TASKS, takes
+from schemas.wording.nearest import nearest
+from schemas.wording.printable import command_in, listed, shortened
 
 
 def _shown_as_it_is(text: str) -> str:

@@ -10,12 +10,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas.errors import SpecError
-from schemas.foreign_names import FOREIGN_NAMES
-from schemas.nearest import nearest
-from schemas.printable import shortened
 from schemas.secret_forms import has_secret_form
 from schemas.spec import JobSpec
 from schemas.strict_yaml import MAX_DEPTH, Location, parse_yaml, read_yaml
+from schemas.wording.foreign_names import FOREIGN_NAMES
+from schemas.wording.nearest import nearest
+from schemas.wording.printable import shortened
 
 MAX_MISTAKES = 20
 """Lines of a refusal."""

@@ -14,7 +14,7 @@ from yaml.reader import ReaderError
 from yaml.scanner import ScannerError
 
 from schemas.errors import SpecError
-from schemas.printable import shortened
+from schemas.wording.printable import shortened
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32

@@ -6,9 +6,9 @@ import pytest
 
 from schemas.columns import FIELD_KINDS, ColumnMap, id_type, map_columns
 from schemas.errors import SpecError
-from schemas.foreign_names import FOREIGN_NAMES
 from schemas.output_rows import IMAGE_TYPE
 from schemas.spec import InputSpec
+from schemas.wording.foreign_names import FOREIGN_NAMES
 
 LATER_ORDER = pa.struct([("path", pa.large_string()), ("bytes", pa.large_binary())])
 

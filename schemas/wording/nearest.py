@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from schemas.printable import MAX_SHOWN
+from schemas.wording.printable import MAX_SHOWN
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:

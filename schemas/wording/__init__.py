@@ -1,0 +1,1 @@
+"""Words for people: amounts, hints, and the texts of strangers in messages."""

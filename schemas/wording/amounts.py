@@ -1,0 +1,19 @@
+"""Amounts as people read them: durations and sizes."""
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 10 s`, `5 h 20 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def size_text(size_bytes: float) -> str:
+    """`812 bytes`, `3.4 MB`, `1.2 TB`."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size_bytes < 1000 or unit == "TB":
+            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    raise AssertionError("the loop ends at TB")
