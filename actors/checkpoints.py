@@ -17,10 +17,10 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from actors.demo_cache import KINDS, build_missing, demo_checkpoint
 from actors.storage import LocalStorage
 from schemas.errors import DarkroomError, SpecError
-from schemas.job import ModelCard
-from schemas.schedulers import scheduler_settings
 from schemas.spec import ModelSpec
-from schemas.systems import FAMILIES, LEAST_SIZE_FACTOR
+from schemas.systems.model_card import ModelCard
+from schemas.systems.schedulers import scheduler_settings
+from schemas.systems.system_table import FAMILIES, LEAST_SIZE_FACTOR
 
 DEMO_SCHEME = "demo:"
 

@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from actors.input_file import RowBatch
 from actors.routing import Routed, Router
 from schemas.errors import RowError
-from schemas.job import ModelCard
-from schemas.parameters import PARAMETERS, Bounds
-from schemas.scheduler_rules import Published, refusal
-from schemas.schedulers import shown
-from schemas.systems import System
+from schemas.systems.model_card import ModelCard
+from schemas.systems.parameters import PARAMETERS, Bounds
+from schemas.systems.scheduler_rules import Published, refusal
+from schemas.systems.schedulers import shown
+from schemas.systems.system_table import System
 from schemas.wording.nearest import nearest
 
 _SHOWN_NUMBERS = 4

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.samples import OpenedRow, Sample
-from schemas.parameters import ParameterValue
-from schemas.systems import System
+from schemas.systems.parameters import ParameterValue
+from schemas.systems.system_table import System
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

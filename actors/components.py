@@ -16,7 +16,7 @@ from actors.pipelines import build_pipeline, new_scheduler
 from actors.safety import checker_of
 from actors.shared_modules import SharedModules
 from schemas.spec import ModelSpec
-from schemas.systems import System
+from schemas.systems.system_table import System
 
 logger = logging.getLogger(__name__)
 

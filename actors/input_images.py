@@ -13,7 +13,7 @@ from actors.held_bytes import Encoded, whole
 from actors.routing import Routed
 from actors.rows import ImageSource, Row
 from schemas.errors import RowError
-from schemas.systems import LEAST_SIZE_FACTOR, System
+from schemas.systems.system_table import LEAST_SIZE_FACTOR, System
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Pillow opens dozens of formats, some by decoders that few people look after."""

@@ -20,7 +20,7 @@ from actors.input_texts import (
 from actors.value_sizes import too_large
 from schemas.columns import FIELD_KINDS, dense, id_type, kept_type
 from schemas.output_rows import IMAGE_TYPE
-from schemas.schedulers import options_text
+from schemas.systems.schedulers import options_text
 
 MAX_KEPT_VALUE_BYTES = 16 << 20
 """Of a value that is only copied and is no text; a picture of eight megapixels fits."""

@@ -11,8 +11,8 @@ import torch
 
 from actors.ldm3d import LDM3DImageProcessor
 from schemas.errors import RowError
-from schemas.schedulers import parse_options
-from schemas.systems import System, module_of
+from schemas.systems.schedulers import parse_options
+from schemas.systems.system_table import System, module_of
 
 
 def pipeline_class(name: str) -> Any:

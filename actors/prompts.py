@@ -15,7 +15,7 @@ from actors.prompt_weights import is_weighted, parse, pieces_of, weighted_states
 from actors.samples import Sample
 from schemas.columns import TEXT_FIELDS
 from schemas.errors import RowError
-from schemas.systems import PROMPTS
+from schemas.systems.system_table import PROMPTS
 
 Tokens = list[int]
 

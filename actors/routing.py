@@ -9,10 +9,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from schemas.errors import RowError
-from schemas.job import NO_MODEL, ModelCard
-from schemas.parameters import ParameterValue, with_preset
+from schemas.job import NO_MODEL
 from schemas.spec import JobSpec
-from schemas.systems import SD_LATENTS, System, find_system, tasks_of
+from schemas.systems.model_card import ModelCard
+from schemas.systems.parameters import ParameterValue, with_preset
+from schemas.systems.system_table import SD_LATENTS, System, find_system, tasks_of
 from schemas.wording.nearest import nearest
 
 

@@ -15,8 +15,8 @@ from actors.routing import Routed
 from actors.value_sizes import unfolded_bytes
 from schemas.columns import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
-from schemas.parameters import PARAMETERS, ParameterValue, with_preset
-from schemas.schedulers import options_text, parse_options
+from schemas.systems.parameters import PARAMETERS, ParameterValue, with_preset
+from schemas.systems.schedulers import options_text, parse_options
 
 MAX_PICTURE_BYTES = 256 << 20
 """Of a picture's file, in a row or named by one."""

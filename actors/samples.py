@@ -10,8 +10,8 @@ import numpy.typing as npt
 from actors.input_images import EncodedImage
 from actors.routing import Routed, hands_on_latents
 from actors.rows import Row
-from schemas.parameters import ParameterValue
-from schemas.systems import System
+from schemas.systems.parameters import ParameterValue
+from schemas.systems.system_table import System
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,9 @@ from jobs.strict_json import parse_json
 from jobs.survey import Survey, SurveyedFile
 from schemas.columns import ColumnMap
 from schemas.errors import RefusedError, SpecError
-from schemas.job import NO_MODEL, RECORD, Count, Job, ModelCard, PlannedFile, fingerprint_of
+from schemas.job import NO_MODEL, RECORD, Count, Job, PlannedFile, fingerprint_of
 from schemas.spec import JobSpec
+from schemas.systems.model_card import ModelCard
 from schemas.wording.printable import listed
 
 FORMAT = 1

@@ -22,7 +22,7 @@ from actors.rows import MAX_PICTURE_BYTES, ImageSource
 from actors.storage import Storage, join
 from jobs.part_footers import PartFooter, RowGroup
 from schemas.errors import DarkroomError, RefusedError, RowError
-from schemas.parameters import PARAMETERS
+from schemas.systems.parameters import PARAMETERS
 
 MAX_FOOTERS = 1024
 """Parts that are looked at for what they hold and whether rows failed, evenly over the output."""

@@ -19,12 +19,13 @@ from actors.weights_check import check_weights
 from jobs.encrypted_files import EncryptedError, FooterOnly, refuse_encrypted
 from schemas.columns import ColumnMap, map_columns
 from schemas.errors import SpecError
-from schemas.job import Job, ModelCard
+from schemas.job import Job
 from schemas.output_rows import output_schema
-from schemas.scheduler_rules import refusal
-from schemas.schedulers import options_text
 from schemas.spec import JobSpec
-from schemas.systems import SYSTEMS, System, find_system
+from schemas.systems.model_card import ModelCard
+from schemas.systems.scheduler_rules import refusal
+from schemas.systems.schedulers import options_text
+from schemas.systems.system_table import SYSTEMS, System, find_system
 
 FOOTERS_AT_ONCE = 16
 MAX_FOOTER_BYTES = 16 << 20

@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from schemas.columns import TEXT_FIELDS, ColumnMap, id_type, kept_type
 from schemas.errors import SpecError
-from schemas.job import ModelCard
-from schemas.parameters import PARAMETERS
 from schemas.spec import JobSpec
-from schemas.systems import PROMPTS, System, find_system
+from schemas.systems.model_card import ModelCard
+from schemas.systems.parameters import PARAMETERS
+from schemas.systems.system_table import PROMPTS, System, find_system
 
 IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 """Exactly this, in this order: datasets 5.2 takes any other type for raw bytes, without a word."""

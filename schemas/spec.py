@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
-from schemas.parameters import Parameters, StrictModel
-from schemas.schedulers import unknown_scheduler
-from schemas.systems import TASKS, takes
+from schemas.systems.parameters import Parameters, StrictModel
+from schemas.systems.schedulers import unknown_scheduler
+from schemas.systems.system_table import TASKS, takes
 from schemas.wording.nearest import nearest
 from schemas.wording.printable import command_in, listed, shortened
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from actors.demo_cache import demo_folder
 from schemas.errors import SpecError
-from schemas.job import ModelCard
+from schemas.systems.model_card import ModelCard
 
 NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"
 """A whole safetensors file without a tensor."""

@@ -13,7 +13,7 @@ from PIL import Image
 from actors.clip_skip import enable_clip_skip
 from actors.ldm3d import LDM3DImageProcessor
 from actors.pipelines import pipeline_class
-from schemas.systems import System, find_system
+from schemas.systems.system_table import System, find_system
 from tests.checkpoints import demo
 from tests.in_process import Record, encoded, mask, picture, pixels
 

@@ -17,10 +17,11 @@ from actors.routing import Router
 from actors.rows import Row, build_rows
 from schemas.columns import map_columns
 from schemas.errors import RowError
-from schemas.job import NO_MODEL, ModelCard
+from schemas.job import NO_MODEL
 from schemas.output_rows import IMAGE_TYPE
-from schemas.schedulers import SCHEDULERS
 from schemas.spec import InputSpec, JobSpec
+from schemas.systems.model_card import ModelCard
+from schemas.systems.schedulers import SCHEDULERS
 from tests.checkpoints import model_card
 
 Values = dict[str, Any]

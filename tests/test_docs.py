@@ -8,7 +8,6 @@ import pytest
 
 from actors.demo_cache import KINDS
 from schemas.columns import FIELD_KINDS, FOREIGN_NAMES
-from schemas.parameters import PARAMETERS, SLD_PRESETS, ParameterValue
 from schemas.spec import (
     BatchingSpec,
     ErrorsSpec,
@@ -20,7 +19,8 @@ from schemas.spec import (
     WorkersSpec,
 )
 from schemas.spec_file import load_spec
-from schemas.systems import SYSTEMS, TASKS
+from schemas.systems.parameters import PARAMETERS, SLD_PRESETS, ParameterValue
+from schemas.systems.system_table import SYSTEMS, TASKS
 
 ROOT = Path(__file__).parent.parent
 SPEC_PAGE = (ROOT / "docs" / "job-spec.md").read_text()

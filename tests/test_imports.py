@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.systems import SYSTEMS
+from schemas.systems.system_table import SYSTEMS
 
 REPOSITORY = Path(__file__).parent.parent
 LAYERS = ("schemas", "actors", "jobs")
@@ -78,7 +78,11 @@ def test_a_pipeline_of_our_own_is_named_in_the_table_and_in_its_file_alone() -> 
 
     assert own
     assert named == {
-        pipeline: {"schemas/systems.py", f"{module.replace('.', '/')}.py", "actors/demo_model.py"}
+        pipeline: {
+            "schemas/systems/system_table.py",
+            f"{module.replace('.', '/')}.py",
+            "actors/demo_model.py",
+        }
         for pipeline, module in own.items()
     }
 

@@ -15,7 +15,7 @@ from actors.diffusers_engine import DiffusersEngine
 from actors.prompts import takes_embeddings
 from schemas.output_rows import IMAGE_TYPE
 from schemas.spec import JobSpec
-from schemas.systems import SYSTEMS, find_system
+from schemas.systems.system_table import SYSTEMS, find_system
 from tests.checkpoints import demo
 from tests.in_process import (
     DEVICE,

@@ -26,9 +26,9 @@ from jobs.survey import survey
 from jobs.verify import verify_output
 from schemas.errors import DarkroomError
 from schemas.output_rows import IMAGE_TYPE
-from schemas.parameters import SLD_PRESETS
 from schemas.spec import JobSpec, ModelSpec
-from schemas.systems import find_system
+from schemas.systems.parameters import SLD_PRESETS
+from schemas.systems.system_table import find_system
 from tests.checkpoints import demo
 from tests.in_process import (
     DEVICE,

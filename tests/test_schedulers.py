@@ -24,8 +24,8 @@ from actors.clip_skip import enable_clip_skip
 from jobs.plan import make_plan
 from jobs.survey import survey
 from schemas.errors import SpecError
-from schemas.scheduler_rules import Published, refusal
-from schemas.schedulers import (
+from schemas.systems.scheduler_rules import Published, refusal
+from schemas.systems.schedulers import (
     MISFITS,
     SCHEDULERS,
     WITHHELD_OPTIONS,

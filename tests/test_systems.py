@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from schemas.systems import SYSTEMS
+from schemas.systems.system_table import SYSTEMS
 from tests.in_process import Made, encoded, job_spec, make, write_rows
 from tests.plain_diffusers import (
     DEPTH,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from annotated_types import Ge, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.schedulers import Setting, options_text
+from schemas.systems.schedulers import Setting, options_text
 
 ParameterValue = int | float | str | tuple[int, int]
 """A pair is (height, width), or (top, left)."""
@@ -138,7 +138,7 @@ class Bounds:
     maximum: float
     """The greatest value allowed."""
     choices: tuple[str, ...]
-    """The texts allowed; empty where it is no text, or one that schemas/schedulers.py judges."""
+    """The texts allowed; empty where it is no text, or one that schemas/systems/schedulers.py judges."""
 
 
 _KINDS: dict[object, Kind] = {

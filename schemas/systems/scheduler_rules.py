@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from schemas.schedulers import (
+from schemas.systems.schedulers import (
     MISFITS,
     SCHEDULERS,
     SIGMA_SWITCHES,
