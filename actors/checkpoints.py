@@ -17,7 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from actors.demo_cache import KINDS, build_missing, demo_checkpoint
 from actors.storage import LocalStorage
 from schemas.errors import DarkroomError, SpecError
-from schemas.spec import ModelSpec
+from schemas.spec.job_spec import ModelSpec
 from schemas.systems.model_card import ModelCard
 from schemas.systems.schedulers import scheduler_settings
 from schemas.systems.system_table import FAMILIES, LEAST_SIZE_FACTOR

@@ -28,7 +28,7 @@ from actors.prompts import check_texts
 from actors.safety import combined
 from actors.samples import Sample
 from schemas.errors import DarkroomError, RowError, SpecError
-from schemas.spec import BatchingSpec
+from schemas.spec.job_spec import BatchingSpec
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from httpx2 import HTTPError
 from huggingface_hub import HfApi, hf_hub_download
 
 from actors.checkpoints import local_folder
-from schemas.spec import ModelSpec
+from schemas.spec.job_spec import ModelSpec
 
 ALLOW_PICKLES = "DARKROOM_ALLOW_PICKLES"
 """A variable of the environment, not a key of the spec: whoever runs the machines decides what runs on them.

@@ -15,7 +15,7 @@ from actors.loading import load, on_this_machine
 from actors.pipelines import build_pipeline, new_scheduler
 from actors.safety import checker_of
 from actors.shared_modules import SharedModules
-from schemas.spec import ModelSpec
+from schemas.spec.job_spec import ModelSpec
 from schemas.systems.system_table import System
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from actors.prompts import PromptReader
 from actors.safety import withhold
 from actors.samples import OpenedRow, Sample
 from schemas.job import Job
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 
 COHORTS_A_BATCH = 4
 """A cohort is at most this part of a batch: of pieces so small one can always fill it to three quarters."""

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.columns import TEXT_FIELDS, dense
+from schemas.columns.input_columns import TEXT_FIELDS, dense
 from schemas.errors import RowError
 
 MAX_PROMPT_BYTES = 65_536

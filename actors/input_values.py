@@ -18,8 +18,8 @@ from actors.input_texts import (
     without,
 )
 from actors.value_sizes import too_large
-from schemas.columns import FIELD_KINDS, dense, id_type, kept_type
-from schemas.output_rows import IMAGE_TYPE
+from schemas.columns.input_columns import FIELD_KINDS, dense, id_type, kept_type
+from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.systems.schedulers import options_text
 
 MAX_KEPT_VALUE_BYTES = 16 << 20

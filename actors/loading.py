@@ -24,7 +24,7 @@ from actors.float32_vae import keep_in_float32
 from actors.pipelines import pipeline_class
 from actors.shared_modules import SharedModules
 from schemas.errors import SpecError
-from schemas.spec import ModelSpec
+from schemas.spec.job_spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from schemas.errors import RowError
 from schemas.job import NO_MODEL
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 from schemas.systems.model_card import ModelCard
 from schemas.systems.parameters import ParameterValue, with_preset
 from schemas.systems.system_table import SD_LATENTS, System, find_system, tasks_of

@@ -13,7 +13,7 @@ from actors.held_bytes import Encoded, Shelf
 from actors.input_file import RowBatch
 from actors.routing import Routed
 from actors.value_sizes import unfolded_bytes
-from schemas.columns import IMAGE_FIELDS, TEXT_FIELDS
+from schemas.columns.input_columns import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
 from schemas.systems.parameters import PARAMETERS, ParameterValue, with_preset
 from schemas.systems.schedulers import options_text, parse_options

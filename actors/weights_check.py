@@ -19,7 +19,7 @@ from actors.component_files import (
     weights_of,
 )
 from schemas.errors import SpecError
-from schemas.spec import ModelSpec
+from schemas.spec.job_spec import ModelSpec
 
 
 def check_weights(name: str, model: ModelSpec, *, with_checker: bool) -> None:

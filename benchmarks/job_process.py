@@ -3,13 +3,13 @@
 import subprocess
 import sys
 
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 
 _CODE = """
 import sys
 from rich.console import Console
 from jobs.run import run_job
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 run_job(JobSpec.model_validate_json(sys.argv[1]), Console(file=sys.stderr), engine=sys.argv[2])
 """
 

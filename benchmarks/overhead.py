@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from actors.images import encode
 from benchmarks.constant_engine import PIXELS
 from benchmarks.job_process import run_job_apart
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 
 WORDS = (
     "a",

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from jobs.signals import Interrupted
 from schemas.errors import DarkroomError, SpecError
-from schemas.spec_file import load_spec
+from schemas.spec.spec_file import load_spec
 from schemas.wording.printable import listed, printable
 
 app = typer.Typer(
@@ -161,7 +161,7 @@ def schema(
     path: Annotated[Path | None, typer.Argument(help="Where to write it; else it is printed.")] = None,
 ) -> None:
     """Write the JSON schema of a spec, with which editors complete and check the YAML."""
-    from jobs.spec_schema import spec_schema
+    from schemas.spec.spec_schema import spec_schema
 
     text = spec_schema()
     if path is None:

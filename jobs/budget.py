@@ -7,7 +7,7 @@ from jobs.parts import Totals
 from jobs.pool import Tick
 from schemas.errors import BudgetError
 from schemas.job import Failures, joined
-from schemas.spec import ErrorsSpec
+from schemas.spec.job_spec import ErrorsSpec
 
 HOPELESS_ROWS = 100
 """That fail before any is made: more of the same would be paid for with nothing to show for it."""

@@ -18,7 +18,7 @@ import jobs
 import models
 import schemas
 from schemas.errors import SpecError
-from schemas.spec import WorkersSpec
+from schemas.spec.job_spec import WorkersSpec
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from actors.storage import Storage, StoredObject, join
 from jobs.plan import Findings, Plan
 from jobs.strict_json import parse_json
 from jobs.survey import Survey, SurveyedFile
-from schemas.columns import ColumnMap
+from schemas.columns.input_columns import ColumnMap
 from schemas.errors import RefusedError, SpecError
 from schemas.job import NO_MODEL, RECORD, Count, Job, PlannedFile, fingerprint_of
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 from schemas.systems.model_card import ModelCard
 from schemas.wording.printable import listed
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from actors.storage import Storage
 from jobs.parts import FOOTERS_AT_ONCE, PartFile, totals_in
+from schemas.columns.output_columns import misfits
 from schemas.errors import RefusedError
-from schemas.output_rows import misfits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

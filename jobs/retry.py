@@ -21,7 +21,7 @@ from jobs.signals import stopping_signals
 from jobs.survey import survey
 from schemas.errors import SpecError
 from schemas.job import Shard
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 from schemas.wording.nearest import nearest
 
 

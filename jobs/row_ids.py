@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from actors.input_file import InputFile
 from jobs.survey import OpenInput, SurveyedFile
-from schemas.columns import ColumnMap
+from schemas.columns.input_columns import ColumnMap
 from schemas.errors import SpecError
 
 MAX_COMPARED = 10_000_000

@@ -25,7 +25,7 @@ from jobs.progress import Tally, display
 from jobs.signals import stopping_signals
 from jobs.survey import Survey, survey
 from schemas.job import Shard
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 
 _OUTPUT_IN_JOB = (
     "output.path {path} is relative, so this Ray job writes to {output}: a folder on one machine, which Ray "

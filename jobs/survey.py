@@ -17,11 +17,11 @@ from actors.routing import unsupported_task
 from actors.storage import S3_SCHEME, Storage, StoredObject, normalise, open_storage
 from actors.weights_check import check_weights
 from jobs.encrypted_files import EncryptedError, FooterOnly, refuse_encrypted
-from schemas.columns import ColumnMap, map_columns
+from schemas.columns.input_columns import ColumnMap, map_columns
+from schemas.columns.output_columns import output_schema
 from schemas.errors import SpecError
 from schemas.job import Job
-from schemas.output_rows import output_schema
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 from schemas.systems.model_card import ModelCard
 from schemas.systems.scheduler_rules import refusal
 from schemas.systems.schedulers import options_text

@@ -24,10 +24,10 @@ from jobs.parts import FOOTERS_AT_ONCE, Totals, list_parts, totals_in
 from jobs.plan import Plan
 from jobs.sampling import read_picture
 from jobs.survey import input_opener
+from schemas.columns.output_columns import NEVER_NULL, PART_COLUMNS, PART_COLUMNS_IF_THERE, STATUSES, misfits
 from schemas.errors import DarkroomError, RefusedError, RowError
 from schemas.job import NO_MODEL, RECORD, PlannedFile, Shard
-from schemas.output_rows import NEVER_NULL, PART_COLUMNS, PART_COLUMNS_IF_THERE, STATUSES, misfits
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 from schemas.wording.printable import shortened
 
 PARTS_AT_ONCE = 4

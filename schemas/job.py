@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from schemas.columns import ColumnMap
-from schemas.spec import JobSpec, ModelSpec
+from schemas.columns.input_columns import ColumnMap
+from schemas.spec.job_spec import JobSpec, ModelSpec
 from schemas.systems.model_card import ModelCard
 
 RECORD = "_darkroom/job.json"

@@ -23,7 +23,7 @@ from jobs.budget import judge
 from jobs.run import print_result, run_job
 from schemas.errors import RowError
 from schemas.job import Job
-from schemas.spec_file import load_spec
+from schemas.spec.spec_file import load_spec
 
 FATAL_WIDTH = 13
 """Pixels of a picture whose decoding ends the process."""

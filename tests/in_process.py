@@ -20,9 +20,9 @@ from actors.storage import open_storage
 from actors.worker import Worker
 from jobs.plan import Plan, make_plan
 from jobs.survey import survey
+from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.job import ShardReport
-from schemas.output_rows import IMAGE_TYPE
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 
 DEVICE = torch.device("cpu")
 ROUTES = {task: {"model": "sd", "num_inference_steps": 2} for task in ("text2img", "img2img", "inpaint")}

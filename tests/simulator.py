@@ -24,10 +24,10 @@ from jobs.parts import done_shards, list_parts
 from jobs.plan import Findings, Plan
 from jobs.pool import MAX_FAILED_STARTS
 from jobs.survey import Survey, SurveyedFile
-from schemas.columns import ColumnMap
+from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DarkroomError, RefusedError, StorageError
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 from tests.checkpoints import model_card
 from tests.reference_model import (
     CRASH,

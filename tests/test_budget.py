@@ -12,7 +12,7 @@ from jobs.pool import Tick
 from jobs.run import still_missing
 from schemas.errors import BudgetError
 from schemas.job import Failures, InMaking, ShardReport
-from schemas.spec import ErrorsSpec
+from schemas.spec.job_spec import ErrorsSpec
 from tests.in_process import job_spec, plan_for
 from tests.running import Started, output_rows, parts, text_rows, write_rows, write_spec
 

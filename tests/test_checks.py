@@ -15,11 +15,11 @@ from actors.held_bytes import Shelf
 from actors.input_file import InputFile, RowBatch
 from actors.routing import Router
 from actors.rows import Row, build_rows
-from schemas.columns import map_columns
+from schemas.columns.input_columns import map_columns
+from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RowError
 from schemas.job import NO_MODEL
-from schemas.output_rows import IMAGE_TYPE
-from schemas.spec import InputSpec, JobSpec
+from schemas.spec.job_spec import InputSpec, JobSpec
 from schemas.systems.model_card import ModelCard
 from schemas.systems.schedulers import SCHEDULERS
 from tests.checkpoints import model_card

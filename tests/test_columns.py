@@ -4,10 +4,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from schemas.columns import FIELD_KINDS, ColumnMap, id_type, map_columns
+from schemas.columns.input_columns import FIELD_KINDS, ColumnMap, id_type, map_columns
+from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import SpecError
-from schemas.output_rows import IMAGE_TYPE
-from schemas.spec import InputSpec
+from schemas.spec.job_spec import InputSpec
 from schemas.wording.foreign_names import FOREIGN_NAMES
 
 LATER_ORDER = pa.struct([("path", pa.large_string()), ("bytes", pa.large_binary())])

@@ -22,7 +22,7 @@ from actors.pipelines import pipeline_class
 from actors.weights_check import check_weights
 from jobs.dispatcher import Dispatcher
 from schemas.errors import SpecError
-from schemas.spec import ModelSpec
+from schemas.spec.job_spec import ModelSpec
 from schemas.systems.system_table import SYSTEMS, System, find_system
 from tests.checkpoints import demo, sd_checkpoint, sdxl_checkpoint
 from tests.in_process import job_spec, model_cache, picture, plan_for, worker_for, write_rows

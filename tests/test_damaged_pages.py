@@ -15,9 +15,9 @@ import pytest
 from actors.input_file import InputFile
 from jobs.plan import make_plan
 from jobs.survey import survey
-from schemas.columns import map_columns
+from schemas.columns.input_columns import map_columns
 from schemas.errors import SpecError
-from schemas.spec import InputSpec, JobSpec
+from schemas.spec.job_spec import InputSpec, JobSpec
 from tests.engines import GreyEngine
 from tests.in_process import (
     Made,

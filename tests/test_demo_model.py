@@ -39,7 +39,7 @@ from actors.ldm3d import LDM3DImageProcessor
 from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
 from demo.make_rows import BROKEN, PICTURES, ROWS, SCHEMA, demo_rows, disc_mask, night, sunset, write_rows
 from schemas.errors import SpecError
-from schemas.spec_file import load_spec
+from schemas.spec.spec_file import load_spec
 from schemas.systems.system_table import SYSTEMS
 from tests.checkpoints import demo
 

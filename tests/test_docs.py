@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from actors.demo_cache import KINDS
-from schemas.columns import FIELD_KINDS, FOREIGN_NAMES
-from schemas.spec import (
+from schemas.columns.input_columns import FIELD_KINDS, FOREIGN_NAMES
+from schemas.spec.job_spec import (
     BatchingSpec,
     ErrorsSpec,
     InputSpec,
@@ -18,7 +18,7 @@ from schemas.spec import (
     SafetySpec,
     WorkersSpec,
 )
-from schemas.spec_file import load_spec
+from schemas.spec.spec_file import load_spec
 from schemas.systems.parameters import PARAMETERS, SLD_PRESETS, ParameterValue
 from schemas.systems.system_table import SYSTEMS, TASKS
 

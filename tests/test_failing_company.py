@@ -11,7 +11,7 @@ import torch
 
 from actors.components import ModelCache
 from actors.diffusers_engine import DiffusersEngine
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 from tests.in_process import Made, job_spec, make, model_cache, write_rows
 from tests.plain_diffusers import (
     LEVELS,

@@ -11,7 +11,7 @@ import pytest
 from actors.checkpoints import read_card
 from jobs.survey import survey
 from schemas.errors import SpecError
-from schemas.spec import ModelSpec
+from schemas.spec.job_spec import ModelSpec
 from tests.checkpoints import demo, paper_checkpoint
 from tests.in_process import Record, job_spec, write_rows
 

@@ -34,8 +34,8 @@ from jobs.plan import make_plan
 from jobs.survey import survey
 from jobs.verify import verify_output
 from schemas.errors import RowError, SpecError
-from schemas.spec import JobSpec, ModelSpec
-from schemas.spec_file import load_spec
+from schemas.spec.job_spec import JobSpec, ModelSpec
+from schemas.spec.spec_file import load_spec
 from tests.checkpoints import NO_WEIGHTS, paper_checkpoint
 from tests.engines import GreyEngine
 from tests.in_process import (

@@ -13,7 +13,7 @@ from actors.component_files import LocalFile, bytes_shared, component_files, fil
 from actors.components import LoadedModel, ModelCache
 from actors.diffusers_engine import make_engine
 from schemas.errors import SpecError
-from schemas.spec import ModelSpec
+from schemas.spec.job_spec import ModelSpec
 from tests.checkpoints import demo
 from tests.fake_hub import commit_of, put_in_cache, serve_hub
 from tests.in_process import job_spec, plan_for, read_output, worker_for
@@ -207,7 +207,8 @@ def test_a_worker_downloads_what_it_loads_and_no_more(tmp_path: Path, tuned: Pat
     ):
         other.write_bytes(b"not needed")
     load = (
-        "import torch; from actors.components import LoadedModel; from schemas.spec import ModelSpec\n"
+        "import torch; from actors.components import LoadedModel\n"
+        "from schemas.spec.job_spec import ModelSpec\n"
         "LoadedModel('sd', ModelSpec(checkpoint='studio/sd', variant='fp16'), torch.device('cpu'))"
     )
 

@@ -16,8 +16,8 @@ from actors.held_bytes import Shelf, Shelved, whole
 from actors.input_file import InputFile
 from actors.input_values import MAX_KEPT_VALUE_BYTES
 from actors.rows import MAX_KEPT_BYTES, MAX_PICTURE_BYTES, KeptRoom, Row
-from schemas.columns import map_columns
-from schemas.spec import InputSpec
+from schemas.columns.input_columns import map_columns
+from schemas.spec.job_spec import InputSpec
 from tests.engines import GreyEngine
 from tests.in_process import Made, job_spec, make, plan_for, worker_for, write_rows
 

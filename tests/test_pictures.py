@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 from tests.in_process import Record, encoded, job_spec, make, pixels, write_rows
 from tests.running import Started, darkroom, output_rows, parts, write_spec
 from tools.shapes import world

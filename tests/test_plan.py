@@ -20,11 +20,11 @@ from actors.storage import open_storage
 from jobs.plan import Findings, Plan, RouteCount, make_plan
 from jobs.plan_text import refuse_hopeless
 from jobs.survey import find_files, input_opener, survey
-from schemas.columns import map_columns
+from schemas.columns.input_columns import map_columns
+from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import SpecError
 from schemas.job import NO_MODEL, Job, PlannedFile
-from schemas.output_rows import IMAGE_TYPE
-from schemas.spec import InputSpec, JobSpec
+from schemas.spec.job_spec import InputSpec, JobSpec
 from tests.checkpoints import paper_checkpoint
 from tests.s3_server import S3Server
 
@@ -517,7 +517,8 @@ def test_a_plan_needs_neither_torch_nor_diffusers_nor_ray(spec: JobSpec) -> None
     write_input(spec, prompt=["p"])
     code = (
         "import sys; from jobs.plan_text import print_plan; from jobs.plan import make_plan;"
-        "from jobs.survey import survey; from rich.console import Console; from schemas.spec import JobSpec;"
+        "from jobs.survey import survey; from rich.console import Console;"
+        "from schemas.spec.job_spec import JobSpec;"
         "found = survey(JobSpec.model_validate_json(sys.stdin.read()));"
         "print_plan(*make_plan(found), Console());"
         "heavy = {'torch', 'diffusers', 'transformers', 'ray', 's3fs'} & set(sys.modules);"
@@ -550,7 +551,7 @@ def test_a_million_rows_are_planned_in_little_memory(spec: JobSpec) -> None:
     )
     code = (
         "import resource, sys; from jobs.plan import make_plan; from jobs.survey import survey;"
-        "from schemas.spec import JobSpec;"
+        "from schemas.spec.job_spec import JobSpec;"
         "found = survey(JobSpec.model_validate_json(sys.stdin.read()));"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         "plan, findings = make_plan(found);"

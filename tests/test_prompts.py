@@ -13,8 +13,8 @@ from PIL import Image
 from actors.clip_skip import enable_clip_skip
 from actors.diffusers_engine import DiffusersEngine
 from actors.prompts import takes_embeddings
-from schemas.output_rows import IMAGE_TYPE
-from schemas.spec import JobSpec
+from schemas.columns.output_columns import IMAGE_TYPE
+from schemas.spec.job_spec import JobSpec
 from schemas.systems.system_table import SYSTEMS, find_system
 from tests.checkpoints import demo
 from tests.in_process import (

@@ -36,9 +36,9 @@ from jobs.sampling import (
     spread,
 )
 from jobs.summary import SUMMARY
+from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RefusedError, RowError, SpecError
 from schemas.job import PlannedFile, fingerprint_of
-from schemas.output_rows import IMAGE_TYPE
 from tests.checkpoints import model_card
 from tests.in_process import job_spec
 

@@ -18,7 +18,7 @@ from actors.kept_rows import kept_rows
 from actors.storage import LocalStorage
 from jobs.plan import Plan
 from schemas.errors import RefusedError
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 from tests.in_process import (
     Made,
     Record,

@@ -7,7 +7,7 @@ import pytest
 
 from actors.row_uris import resolve
 from schemas.errors import RowError, SpecError
-from schemas.spec_file import load_spec
+from schemas.spec.spec_file import load_spec
 from tests.engines import GreyEngine
 from tests.in_process import job_spec, make, picture, write_rows
 from tests.running import write_spec

@@ -24,9 +24,9 @@ from jobs.plan import make_plan
 from jobs.plan_text import print_plan
 from jobs.survey import survey
 from jobs.verify import verify_output
+from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import DarkroomError
-from schemas.output_rows import IMAGE_TYPE
-from schemas.spec import JobSpec, ModelSpec
+from schemas.spec.job_spec import JobSpec, ModelSpec
 from schemas.systems.parameters import SLD_PRESETS
 from schemas.systems.system_table import find_system
 from tests.checkpoints import demo

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jobs.plan import Plan
 from schemas.job import Shard
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 from tests.in_process import Record, encoded, job_spec, make, plan_for, read_output, worker_for, write_rows
 from tests.plain_diffusers import MODELS, PICTURE, ROUTES, VARIED, row
 

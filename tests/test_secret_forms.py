@@ -4,7 +4,7 @@ import string
 
 import pytest
 
-from schemas.secret_forms import has_secret_form
+from schemas.spec.secret_forms import has_secret_form
 
 SIGNS = (string.ascii_letters + string.digits) * 4
 HEX = "0123456789abcdef" * 8

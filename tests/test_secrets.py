@@ -16,7 +16,7 @@ from jobs.plan import make_plan
 from jobs.plan_text import print_plan
 from jobs.progress import Tally
 from jobs.survey import survey
-from schemas.spec_file import load_spec
+from schemas.spec.spec_file import load_spec
 from tests.canaries import CANARIES, leaks
 from tests.in_process import Record, job_spec, make, picture, write_rows
 from tests.running import write_spec

@@ -12,7 +12,7 @@ from actors.clip_skip import enable_clip_skip
 from jobs.plan import make_plan
 from jobs.survey import survey
 from schemas.errors import SpecError
-from schemas.spec_file import load_spec
+from schemas.spec.spec_file import load_spec
 from schemas.systems.parameters import PARAMETERS, SLD_PRESETS
 from tests.checkpoints import demo
 from tests.in_process import Record, job_spec, make, pixels, write_rows

@@ -14,11 +14,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.spec_schema import spec_schema
 from schemas.errors import SpecError
-from schemas.spec import JobSpec
-from schemas.spec_file import load_spec
-from schemas.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_VALUES, parse_yaml
+from schemas.spec.job_spec import JobSpec
+from schemas.spec.spec_file import load_spec
+from schemas.spec.spec_schema import spec_schema
+from schemas.spec.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_VALUES, parse_yaml
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))

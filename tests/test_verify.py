@@ -18,7 +18,7 @@ from jobs.plan import make_plan
 from jobs.survey import survey
 from jobs.verify import verify_output
 from schemas.errors import DarkroomError, SpecError
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 from tests.in_process import Record, encoded, job_spec, make, picture, write_rows
 
 ROWS: list[Record] = [

@@ -2,7 +2,7 @@
 
 import json
 
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 
 
 def spec_schema() -> str:

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas.errors import SpecError
-from schemas.secret_forms import has_secret_form
-from schemas.spec import JobSpec
-from schemas.strict_yaml import MAX_DEPTH, Location, parse_yaml, read_yaml
+from schemas.spec.job_spec import JobSpec
+from schemas.spec.secret_forms import has_secret_form
+from schemas.spec.strict_yaml import MAX_DEPTH, Location, parse_yaml, read_yaml
 from schemas.wording.foreign_names import FOREIGN_NAMES
 from schemas.wording.nearest import nearest
 from schemas.wording.printable import shortened

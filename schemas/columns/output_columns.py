@@ -6,9 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.columns import TEXT_FIELDS, ColumnMap, id_type, kept_type
+from schemas.columns.input_columns import TEXT_FIELDS, ColumnMap, id_type, kept_type
 from schemas.errors import SpecError
-from schemas.spec import JobSpec
+from schemas.spec.job_spec import JobSpec
 from schemas.systems.model_card import ModelCard
 from schemas.systems.parameters import PARAMETERS
 from schemas.systems.system_table import PROMPTS, System, find_system

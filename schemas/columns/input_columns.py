@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from schemas.errors import SpecError
-from schemas.spec import InputSpec
+from schemas.spec.job_spec import InputSpec
 from schemas.systems.parameters import PARAMETERS
 from schemas.wording.foreign_names import FOREIGN_NAMES
 from schemas.wording.nearest import nearest
