@@ -14,8 +14,8 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from actors.demo_cache import KINDS, build_missing, demo_checkpoint
 from actors.storage import LocalStorage
+from models.demo_cache import KINDS, build_missing, demo_checkpoint
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec.job_spec import ModelSpec
 from schemas.systems.model_card import ModelCard

@@ -15,8 +15,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from actors import demo_parts as parts
-from actors.demo_cache import demo_folder
+from demo import small_components as parts
+from models.demo_cache import demo_folder
 
 # What a published config.json says and the class does not have by default (diffusers 0.42.1).
 SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768}

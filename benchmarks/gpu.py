@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 
-from actors.demo_cache import demo_checkpoint
 from benchmarks.contenders import R0, R0B, Darkroom, Run, Setting, in_process
 from benchmarks.full_size import full_size_checkpoint
 from benchmarks.gpu_watch import watch
@@ -31,6 +30,7 @@ from benchmarks.limits import Work, matrix_rate
 from benchmarks.noise_free import HEADER, cells, line
 from benchmarks.race import race, surroundings, timed
 from benchmarks.workloads import WORKLOADS, Row
+from models.demo_cache import demo_checkpoint
 
 SHOWN = ("equal rows", "every row different")
 COLUMNS = (

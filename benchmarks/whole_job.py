@@ -16,13 +16,13 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
 
-from actors.demo_cache import demo_checkpoint
 from benchmarks.contenders import spec_for
 from benchmarks.job_process import run_job_apart
 from benchmarks.race import surroundings
 from benchmarks.ray_data import batches, steady_rate
 from benchmarks.timed_engine import arrivals
 from benchmarks.workloads import WORKLOADS, Row, write_rows
+from models.demo_cache import demo_checkpoint
 
 SHOWN = ("equal rows", "every row different")
 """Workloads: the one that suits plain batches best, and the one that suits them least."""

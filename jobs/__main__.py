@@ -180,7 +180,7 @@ def demo_model(
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
 ) -> None:
     """Write a small checkpoint for trying darkroom out: one that draws shapes, or one with random weights."""
-    from actors.demo_cache import RANDOM_KINDS, build
+    from models.demo_cache import RANDOM_KINDS, build
 
     build(folder, kind, seed)
     said = f"{folder}: a {kind} checkpoint"

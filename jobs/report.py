@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.demo_cache import RANDOM_KINDS
 from actors.storage import Storage, join
 from jobs.ownership import JobRecord, require_record
 from jobs.part_footers import read_footers
@@ -25,6 +24,7 @@ from jobs.sampling import (
     spread,
 )
 from jobs.summary import Summary, read_summary
+from models.demo_cache import RANDOM_KINDS
 from schemas.errors import RefusedError
 from schemas.wording.printable import printable
 

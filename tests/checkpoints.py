@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from actors.demo_cache import demo_folder
+from models.demo_cache import demo_folder
 from schemas.errors import SpecError
 from schemas.systems.model_card import ModelCard
 
@@ -19,7 +19,7 @@ NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"
 def demo(kind: str) -> Path:
     """The `demo:KIND` checkpoint, in the cache where a spec that names it finds it too."""
     # Deferred: paper checkpoints need no torch.
-    from actors.demo_model import build_demo_model
+    from demo.random_checkpoints import build_demo_model
 
     folder = demo_folder(kind)
     if not (folder / "model_index.json").is_file():

@@ -16,10 +16,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from actors.demo_cache import KINDS
 from jobs.__main__ import app, main
 from jobs.parts import Totals
 from jobs.run import RunResult, print_result
+from models.demo_cache import KINDS
 from tests.checkpoints import paper_checkpoint
 
 REPOSITORY = Path(__file__).parent.parent

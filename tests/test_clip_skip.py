@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from actors.clip_skip import enable_clip_skip
-from actors.demo_cache import demo_checkpoint
+from models.demo_cache import demo_checkpoint
 
 
 @cache

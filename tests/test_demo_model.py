@@ -31,13 +31,13 @@ from diffusers import (
 )
 from PIL import Image
 
-from actors import demo_cache
 from actors.checkpoints import read_card
-from actors.demo_cache import RANDOM_KINDS, build_missing, demo_checkpoint, demo_folder
-from actors.demo_model import BUILDERS, build_demo_model
 from actors.ldm3d import LDM3DImageProcessor
 from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
 from demo.make_rows import BROKEN, PICTURES, ROWS, SCHEMA, demo_rows, disc_mask, night, sunset, write_rows
+from demo.random_checkpoints import BUILDERS, build_demo_model
+from models import demo_cache
+from models.demo_cache import RANDOM_KINDS, build_missing, demo_checkpoint, demo_folder
 from schemas.errors import SpecError
 from schemas.spec.spec_file import load_spec
 from schemas.systems.system_table import SYSTEMS
@@ -358,7 +358,7 @@ def test_the_tokenizer_loses_no_byte(text: str) -> None:
 def test_the_cache_knows_its_folders_without_torch(tmp_path: Path) -> None:
     """A plan can name a demo checkpoint's folder at once."""
     code = (
-        "import sys; from actors.demo_cache import demo_folder; print(demo_folder('sd'));"
+        "import sys; from models.demo_cache import demo_folder; print(demo_folder('sd'));"
         "print(sorted({'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)))"
     )
 

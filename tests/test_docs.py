@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.demo_cache import KINDS
+from models.demo_cache import KINDS
 from schemas.columns.input_columns import FIELD_KINDS, FOREIGN_NAMES
 from schemas.spec.job_spec import (
     BatchingSpec,

@@ -20,9 +20,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from actors.demo_cache import demo_checkpoint
 from actors.ldm3d import LDM3DImageProcessor
 from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
+from models.demo_cache import demo_checkpoint
 
 KINDS = ["ldm3d", "ldm3d-4c"]
 SIZE = (48, 64)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.demo_cache import demo_checkpoint
+from models.demo_cache import demo_checkpoint
 from tests.canaries import CANARIES, leaks
 from tests.ray_nodes import RAY, free_ports
 from tests.running import (

@@ -16,9 +16,9 @@ from PIL import Image
 from rich.console import Console
 
 from actors.components import LoadedModel
-from actors.demo_parts import feature_extractor
 from actors.pipelines import pipeline_class
 from actors.storage import open_storage
+from demo.small_components import feature_extractor
 from jobs.ownership import claim
 from jobs.plan import make_plan
 from jobs.plan_text import print_plan

@@ -1,7 +1,7 @@
 """Where the `demo:KIND` checkpoints lie, and how they come to be, without importing torch.
 
 The driver's plan reads a checkpoint's configuration files and must answer at once, so this
-module never imports what builds them: `actors.demo_model` runs in a process of its own.
+module never imports what builds them: `demo.random_checkpoints` runs in a process of its own.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from actors import trained_models
-from actors.whole_folder import whole
+from models import trained_models
+from models.whole_folder import whole
 from schemas.errors import SpecError
 
 RANDOM_KINDS = (
@@ -35,7 +35,7 @@ RANDOM_KINDS = (
 )
 """With random weights, built here."""
 KINDS = (*RANDOM_KINDS, *trained_models.KINDS)
-SOURCES = ("demo_model.py", "demo_parts.py")
+SOURCES = ("random_checkpoints.py", "small_components.py")
 """The modules that build those with random weights."""
 SEED = 0
 BUILD_TIMEOUT_S = 300
@@ -99,7 +99,7 @@ def _make(folders: Mapping[str, Path], seed: int) -> str:
 def _build_apart(folders: Mapping[str, Path], seed: int) -> str:
     """In a process of its own: the builder's last words on what it could not build, or nothing."""
     places = [str(part) for kind, folder in folders.items() for part in (kind, folder.absolute())]
-    command = [sys.executable, "-m", "actors.demo_model", str(seed), *places]
+    command = [sys.executable, "-m", "demo.random_checkpoints", str(seed), *places]
     try:
         built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
@@ -116,7 +116,7 @@ def _last_line(text: str) -> str:
 
 
 def _digest() -> str:
-    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)
+    sources = b"".join((ROOT / "demo" / name).read_bytes() for name in SOURCES)
     versions = [f"{name}={version(name)}" for name in ("diffusers", "transformers", "torch")]
     return hashlib.sha256(sources + "\n".join(versions).encode()).hexdigest()[:12]
 

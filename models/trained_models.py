@@ -29,9 +29,9 @@ def _components(folder: Path) -> list[str]:
 
 @cache
 def digest() -> str:
-    """Of all that comes with darkroom."""
+    """A digest of the files of all checkpoints that come with darkroom."""
     found = hashlib.sha256()
-    for path in sorted(FOLDER.rglob("*")):
-        if path.is_file() and path.suffix != ".pyc":
+    for path in sorted(path for kind in KINDS for path in (FOLDER / kind).rglob("*")):
+        if path.is_file():
             found.update(path.relative_to(FOLDER).as_posix().encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:12]

@@ -27,11 +27,11 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from actors import demo_parts as parts
-from actors.demo_cache import check_kind
-from actors.demo_parts import TEXT_WIDTH
 from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
-from actors.whole_folder import whole
+from demo import small_components as parts
+from demo.small_components import TEXT_WIDTH
+from models.demo_cache import check_kind
+from models.whole_folder import whole
 from schemas.errors import SpecError
 
 Builder = Callable[[], DiffusionPipeline]
