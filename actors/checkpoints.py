@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from actors.storage import LocalStorage
+from actors.storage.local_disk import LocalStorage
 from models.demo_cache import KINDS, build_missing, demo_checkpoint
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec.job_spec import ModelSpec

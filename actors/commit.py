@@ -6,7 +6,8 @@ from contextlib import suppress
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.storage import Buffer, Storage, join
+from actors.storage.objects import Buffer, Storage
+from actors.storage.uris import join
 from schemas.errors import RefusedError, StorageError
 
 JOB_KEY = b"darkroom.job"

@@ -5,7 +5,9 @@ import posixpath
 from collections.abc import Callable, Sequence
 
 from actors.rows import MAX_PICTURE_BYTES
-from actors.storage import S3_SCHEME, Storage, normalise, open_storage
+from actors.storage.objects import Storage
+from actors.storage.stores import open_storage
+from actors.storage.uris import S3_SCHEME, normalise
 from schemas.errors import DarkroomError, RowError, SpecError
 
 

@@ -10,7 +10,8 @@ from actors.held_bytes import Shelf
 from actors.input_file import InputFile, RowBatch
 from actors.routing import Router
 from actors.rows import KeptRoom, Row, build_rows, kept_bytes
-from actors.storage import S3_SCHEME, Storage
+from actors.storage.objects import Storage
+from actors.storage.uris import S3_SCHEME
 from schemas.errors import RefusedError
 from schemas.job import Job, Shard
 

@@ -34,7 +34,8 @@ from actors.row_uris import RowUris
 from actors.rows import Row
 from actors.samples import OpenedRow
 from actors.shard_reader import ShardReader
-from actors.storage import Storage, join, normalise
+from actors.storage.objects import Storage
+from actors.storage.uris import join, normalise
 from schemas import __version__
 from schemas.errors import ReclaimedError, RefusedError, RowError
 from schemas.job import Job, Shard, ShardReport, WorkerProgress

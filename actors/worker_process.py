@@ -10,7 +10,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from importlib import import_module
 from typing import Any
 
-from actors.storage import join, normalise, open_storage
+from actors.storage.stores import open_storage
+from actors.storage.uris import join, normalise
 from actors.worker import Worker
 from schemas.errors import ReclaimedError, SpecError
 from schemas.job import RECORD, Job, Shard, ShardReport, WorkerProgress

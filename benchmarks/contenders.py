@@ -16,7 +16,7 @@ from actors.input_images import open_images
 from actors.merged_modules import Count
 from actors.samples import OpenedRow
 from actors.shard_reader import ShardReader
-from actors.storage import open_storage
+from actors.storage.stores import open_storage
 from actors.worker import Worker
 from benchmarks.diffusers_loops import PlainDiffusers
 from benchmarks.workloads import Row, write_rows

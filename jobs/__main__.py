@@ -62,7 +62,7 @@ def plan(
     overrides: Overrides = None,
 ) -> None:
     """Check every row, and show routes, shards and the output's size. Needs no GPU and loads no model."""
-    from actors.storage import normalise
+    from actors.storage.uris import normalise
     from jobs.disk_space import refuse_full_disk
     from jobs.plan import MAX_EXAMPLES, expected_bytes
     from jobs.plan_text import check_rows, print_plan, refuse_hopeless
@@ -141,7 +141,8 @@ def status(output: OutputPath) -> None:
 @app.command()
 def report(output: OutputPath) -> None:
     """Write the contact sheet: one HTML page to look at, also of a job that is not done."""
-    from actors.storage import normalise, open_storage
+    from actors.storage.stores import open_storage
+    from actors.storage.uris import normalise
     from jobs.report import write_report
 
     folder = normalise(output)

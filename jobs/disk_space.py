@@ -3,7 +3,8 @@
 import os
 import shutil
 
-from actors.storage import S3_SCHEME, Storage
+from actors.storage.objects import Storage
+from actors.storage.uris import S3_SCHEME
 from jobs.parts import list_parts
 from schemas.errors import SpecError
 from schemas.wording.amounts import size_text

@@ -2,7 +2,8 @@
 
 import json
 
-from actors.storage import Storage, join
+from actors.storage.objects import Storage
+from actors.storage.uris import join
 from jobs.ownership import JobRecord
 from jobs.parts import PartFile, Totals, list_parts, totals_of
 from jobs.progress import RunFigures

@@ -17,7 +17,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
-from actors.storage import Storage, join, open_storage
+from actors.storage.objects import Storage
+from actors.storage.stores import open_storage
+from actors.storage.uris import join
 from jobs.progress import Tally
 from jobs.strict_json import parse_json
 from schemas.errors import DarkroomError, RefusedError

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import FailFast, TypeAdapter
 
-from actors.storage import Storage, StoredObject, join
+from actors.storage.objects import Storage, StoredObject
+from actors.storage.uris import join
 from jobs.plan import Findings, Plan
 from jobs.strict_json import parse_json
 from jobs.survey import Survey, SurveyedFile

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.storage import Storage
+from actors.storage.objects import Storage
 from jobs.parts import FOOTERS_AT_ONCE, PartFile, totals_in
 from schemas.columns.output_columns import misfits
 from schemas.errors import RefusedError

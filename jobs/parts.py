@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from actors.storage import Storage, StoredObject, join
+from actors.storage.objects import Storage, StoredObject
+from actors.storage.uris import join
 from jobs.strict_json import parse_json
 from schemas.errors import RefusedError
 from schemas.job import Count

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.storage import Storage, join
+from actors.storage.objects import Storage
+from actors.storage.uris import join
 from jobs.ownership import JobRecord, require_record
 from jobs.part_footers import read_footers
 from jobs.parts import Totals, list_parts, totals_of

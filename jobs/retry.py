@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from actors.storage import Storage, open_storage
+from actors.storage.objects import Storage
+from actors.storage.stores import open_storage
 from actors.worker_process import ENGINE
 from jobs.dispatcher import Dispatcher
 from jobs.finish import finish

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from actors.commit import probe
-from actors.storage import Storage, normalise, open_storage
+from actors.storage.objects import Storage
+from actors.storage.stores import open_storage
+from actors.storage.uris import normalise
 from actors.worker_process import ENGINE
 from jobs.budget import Budget
 from jobs.cluster import connected, in_ray_job, lay_out

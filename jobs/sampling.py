@@ -19,7 +19,8 @@ from PIL import Image
 
 from actors.input_images import open_image
 from actors.rows import MAX_PICTURE_BYTES, ImageSource
-from actors.storage import Storage, join
+from actors.storage.objects import Storage
+from actors.storage.uris import join
 from jobs.part_footers import PartFooter, RowGroup
 from schemas.errors import DarkroomError, RefusedError, RowError
 from schemas.systems.parameters import PARAMETERS

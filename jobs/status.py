@@ -2,7 +2,9 @@
 
 from rich.console import Console
 
-from actors.storage import Storage, normalise, open_storage
+from actors.storage.objects import Storage
+from actors.storage.stores import open_storage
+from actors.storage.uris import normalise
 from jobs.lease import is_alive, read_lease
 from jobs.ownership import require_record
 from jobs.parts import Totals, list_parts, totals_of

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from pydantic import FiniteFloat, TypeAdapter
 
-from actors.storage import Storage, join
+from actors.storage.objects import Storage
+from actors.storage.uris import join
 from jobs.ownership import JobRecord
 from jobs.parts import Totals
 from jobs.progress import RunFigures

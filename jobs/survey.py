@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 from actors.checkpoints import build_demo_checkpoints, read_card
 from actors.checks import own_limits, published_scheduler
 from actors.routing import unsupported_task
-from actors.storage import S3_SCHEME, Storage, StoredObject, normalise, open_storage
+from actors.storage.objects import Storage, StoredObject
+from actors.storage.stores import open_storage
+from actors.storage.uris import S3_SCHEME, normalise
 from actors.weights_check import check_weights
 from jobs.encrypted_files import EncryptedError, FooterOnly, refuse_encrypted
 from schemas.columns.input_columns import ColumnMap, map_columns

@@ -18,7 +18,9 @@ from actors.input_file import InputFile
 from actors.input_images import FORMATS
 from actors.routing import Routed, Router
 from actors.rows import derived_row_id
-from actors.storage import Storage, join, normalise, open_storage
+from actors.storage.objects import Storage
+from actors.storage.stores import open_storage
+from actors.storage.uris import join, normalise
 from jobs.ownership import JobRecord, plan_of_record, require_record
 from jobs.parts import FOOTERS_AT_ONCE, Totals, list_parts, totals_in
 from jobs.plan import Plan

@@ -16,7 +16,8 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 # Before torch is: two test processes with a thread for each core wait for each other most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from actors.storage import Storage, open_storage
+from actors.storage.objects import Storage
+from actors.storage.stores import open_storage
 from tests.fault_proxy import FaultProxy, fault_proxy
 from tests.on_s3 import env_of
 from tests.s3_server import S3Server

@@ -16,7 +16,7 @@ from PIL import Image
 from actors.components import ModelCache
 from actors.diffusers_engine import DiffusersEngine
 from actors.engine import Engine
-from actors.storage import open_storage
+from actors.storage.stores import open_storage
 from actors.worker import Worker
 from jobs.plan import Plan, make_plan
 from jobs.survey import survey

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from actors.storage import Storage
+from actors.storage.objects import Storage
 from tests.running import Record, darkroom, row_ids, write_rows
 from tests.s3_server import S3Server
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import BinaryIO, TypeVar
 
-from actors.storage import Buffer, StoredObject
+from actors.storage.objects import Buffer, StoredObject
 from schemas.errors import StorageError
 from tests.simulated_time import Clock
 

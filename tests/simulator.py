@@ -15,7 +15,8 @@ from itertools import count
 from random import Random
 
 from actors.commit import commit_part, probe
-from actors.storage import StoredObject, join
+from actors.storage.objects import StoredObject
+from actors.storage.uris import join
 from jobs import retry, run
 from jobs.dispatcher import Dispatcher
 from jobs.finish import MANIFEST, SUCCESS, is_finished

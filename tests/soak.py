@@ -14,7 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.storage import Storage, open_storage
+from actors.storage.objects import Storage
+from actors.storage.stores import open_storage
 from jobs.lease import read_lease
 from tests.fault_proxy import FaultProxy, fault_proxy
 from tests.on_s3 import assert_whole_on_s3, env_of, upload

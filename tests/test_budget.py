@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.storage import open_storage
+from actors.storage.stores import open_storage
 from jobs.budget import Budget
 from jobs.dispatcher import Abandoned
 from jobs.pool import Tick

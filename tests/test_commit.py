@@ -11,7 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.commit import JOB_KEY, SHARD_KEY, commit_part, probe
-from actors.storage import Buffer, LocalStorage, Storage, join, open_storage
+from actors.storage.local_disk import LocalStorage
+from actors.storage.objects import Buffer, Storage
+from actors.storage.stores import open_storage
+from actors.storage.uris import join
 from schemas.errors import RefusedError
 from tests.fault_proxy import FaultKind, FaultProxy
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.storage import Storage, open_storage
+from actors.storage.objects import Storage
+from actors.storage.stores import open_storage
 from tests.fault_proxy import STORM, fault_proxy
 from tests.on_s3 import assert_whole_on_s3, env_of, upload
 from tests.ray_nodes import RayNodes

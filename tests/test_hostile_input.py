@@ -28,7 +28,8 @@ from rich.console import Console
 from actors.input_images import open_image
 from actors.input_texts import MAX_PROMPT_BYTES
 from actors.rows import MAX_PICTURE_BYTES, ImageSource
-from actors.storage import normalise, open_storage
+from actors.storage.stores import open_storage
+from actors.storage.uris import normalise
 from jobs.ownership import claim
 from jobs.plan import make_plan
 from jobs.survey import survey

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.storage import Storage, join, open_storage
+from actors.storage.objects import Storage
+from actors.storage.stores import open_storage
+from actors.storage.uris import join
 from jobs.lease import LEASE, VALID_S, Lease, read_lease
 from jobs.progress import Tally
 from schemas.errors import RefusedError

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from actors.input_file import InputFile
 from actors.routing import Router
-from actors.storage import open_storage
+from actors.storage.stores import open_storage
 from jobs.plan import Findings, Plan, RouteCount, make_plan
 from jobs.plan_text import refuse_hopeless
 from jobs.survey import find_files, input_opener, survey

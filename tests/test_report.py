@@ -23,7 +23,10 @@ from actors.images import encode
 from actors.part import FinishedImage, RowOutcome, StoredImage, build_part
 from actors.routing import Routed
 from actors.rows import Row
-from actors.storage import LocalStorage, Storage, join, open_storage
+from actors.storage.local_disk import LocalStorage
+from actors.storage.objects import Storage
+from actors.storage.stores import open_storage
+from actors.storage.uris import join
 from jobs.ownership import RECORD, JobRecord, to_json
 from jobs.report import Sheet, make_sheet, render, write_report
 from jobs.sampling import (

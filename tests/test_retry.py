@@ -15,7 +15,7 @@ from PIL import Image
 from actors.diffusers_engine import DiffusersEngine
 from actors.held_bytes import Shelf
 from actors.kept_rows import kept_rows
-from actors.storage import LocalStorage
+from actors.storage.local_disk import LocalStorage
 from jobs.plan import Plan
 from schemas.errors import RefusedError
 from schemas.spec.job_spec import JobSpec

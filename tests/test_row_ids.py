@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.storage import normalise, open_storage
+from actors.storage.stores import open_storage
+from actors.storage.uris import normalise
 from jobs.ownership import claim, plan_of, read_record
 from jobs.plan import make_plan
 from jobs.row_ids import MAX_REPEATED

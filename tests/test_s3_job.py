@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from actors.storage import Storage
+from actors.storage.objects import Storage
 from tests.fault_proxy import fault_proxy
 from tests.on_s3 import download, upload
 from tests.running import (

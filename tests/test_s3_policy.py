@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from actors.commit import probe
-from actors.storage import open_storage
+from actors.storage.stores import open_storage
 from jobs.finish import finish
 from jobs.ownership import claim
 from jobs.plan import make_plan

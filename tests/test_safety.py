@@ -17,7 +17,7 @@ from rich.console import Console
 
 from actors.components import LoadedModel
 from actors.pipelines import pipeline_class
-from actors.storage import open_storage
+from actors.storage.stores import open_storage
 from demo.small_components import feature_extractor
 from jobs.ownership import claim
 from jobs.plan import make_plan

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from actors.storage import open_storage
+from actors.storage.stores import open_storage
 from jobs.finish import finish
 from jobs.lease import Lease
 from jobs.ownership import claim

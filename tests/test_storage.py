@@ -15,8 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.s3_storage import BLOCK_BYTES, MAX_PUT_BYTES
-from actors.storage import Storage, join, normalise, open_storage
+from actors.storage.objects import Storage
+from actors.storage.s3 import BLOCK_BYTES, MAX_PUT_BYTES
+from actors.storage.stores import open_storage
+from actors.storage.uris import join, normalise
 from schemas.errors import RefusedError, SpecError, StorageError
 from tests.fault_proxy import FaultKind, FaultProxy
 
@@ -527,7 +529,7 @@ def test_every_repetition_is_logged(
 
     faulty.create(join(s3_folder, "a"), b"", {})
 
-    lines = [record.getMessage() for record in caplog.records if record.name == "actors.s3_storage"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "actors.storage.s3"]
     # On a busy machine a try may time out as well: that is a line more and a request more.
     assert sum("SlowDown" in line for line in lines) == 2
     assert s3_faults.count("PUT") == len(lines) + 1

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from actors.storage import open_storage
+from actors.storage.stores import open_storage
 from jobs.__main__ import main
 from jobs.finish import finish
 from jobs.lease import LEASE

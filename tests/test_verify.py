@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from actors.storage import open_storage
+from actors.storage.stores import open_storage
 from jobs.ownership import claim
 from jobs.plan import make_plan
 from jobs.survey import survey

@@ -20,7 +20,8 @@ from actors.diffusers_engine import DiffusersEngine
 from actors.engine import Generated
 from actors.rows import derived_seed
 from actors.samples import OpenedRow, Sample
-from actors.storage import Buffer, LocalStorage
+from actors.storage.local_disk import LocalStorage
+from actors.storage.objects import Buffer
 from actors.worker import Worker
 from schemas.errors import ReclaimedError, RefusedError
 from tests.engines import GreyEngine

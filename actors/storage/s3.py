@@ -15,23 +15,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, unquote
 
-import aiohttp
 import s3fs
-from botocore.exceptions import (
-    BotoCoreError,
-    ChecksumError,
-    ClientError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-    ResponseStreamingError,
-)
-from botocore.exceptions import ConnectionError as StoreConnectionError
-from botocore.parsers import ResponseParserError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from actors.storage import S3_SCHEME, Buffer, StoredObject, refuse_larger
-from schemas.errors import RefusedError, SpecError, StorageError
+from actors.storage.objects import Buffer, StoredObject, refuse_larger
+from actors.storage.s3_errors import FOREIGN_ERRORS, PreconditionError, describe, is_transient, verdict
+from actors.storage.uris import S3_SCHEME
+from schemas.errors import SpecError, StorageError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -51,42 +41,6 @@ MAX_RANGE_BYTES = 32 * 2**20
 
 MAX_WRONG_ANSWERS = 10
 """Times that a store may say that a write's condition does not hold when it does."""
-
-_FOREIGN_ERRORS = (BotoCoreError, ClientError, aiohttp.ClientError, OSError)
-_TRANSIENT_ERRORS = (
-    ChecksumError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-    ResponseParserError,
-    ResponseStreamingError,
-    StoreConnectionError,
-    aiohttp.ClientError,
-    OSError,
-)
-_TRANSIENT_STATUSES = {408, 409, 425, 429}
-# These come with status 400.
-_TRANSIENT_CODES = {
-    "BadDigest",
-    "IncompleteBody",
-    "RequestTimeout",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-    "XAmzContentSHA256Mismatch",
-}
-_CHECK_ENVIRONMENT = (
-    "check what the environment says of credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, a role), region and "
-    "AWS_ENDPOINT_URL"
-)
-_WHAT_TO_CHECK = {
-    403: "check the credentials, and that they may list, read and write here",
-    404: "check the bucket's name and region",
-}
-
-
-class PreconditionError(Exception):
-    """The store answered 412: the object is not in the state that the request asked for."""
 
 
 class S3Storage:
@@ -225,7 +179,7 @@ class S3Storage:
             return self._try(request, min(timeout_s or self._timeout_s, left_s))
 
         retrying = Retrying(
-            retry=retry_if_exception(_is_transient),
+            retry=retry_if_exception(is_transient),
             wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT_S),
             stop=stop_before_delay(self._deadline_s),
             before_sleep=lambda state: _log_retry(operation, uri, state),
@@ -233,8 +187,8 @@ class S3Storage:
         )
         try:
             return retrying(try_once)
-        except _FOREIGN_ERRORS as error:
-            raise self._verdict(operation, uri, error) from error
+        except FOREIGN_ERRORS as error:
+            raise verdict(operation, uri, error, self._deadline_s) from error
 
     def _try(self, request: Coroutine[Any, Any, dict[str, Any]], timeout_s: float) -> dict[str, Any]:
         future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(request, timeout_s), self._fs.loop)
@@ -254,26 +208,6 @@ class S3Storage:
                 refuse_larger(uri, int(reply["ContentLength"]), max_bytes)
                 reply["Body"] = await body.read()
         return reply
-
-    def _verdict(self, operation: str, uri: str, error: Exception) -> Exception:
-        """What a request that did not succeed means to the caller."""
-        seen = _describe(error)
-        if _is_transient(error):
-            return StorageError(
-                f"{uri}: {operation} did not succeed within {self._deadline_s:g} s; the last try: {seen}. "
-                "Check that the store and the network are up and that AWS_ENDPOINT_URL is right, then run "
-                "again to resume"
-            )
-        status, code = _status(error)
-        if status == 412:
-            return PreconditionError(f"{uri}: {seen}")
-        if status == 404 and code != "NoSuchBucket":
-            return FileNotFoundError(uri)
-        if status == 501:
-            return RefusedError(f"{uri}: the store cannot do what darkroom needs of {operation}: {seen}")
-        return StorageError(
-            f"{uri}: {operation} was refused: {seen}; {_WHAT_TO_CHECK.get(status, _CHECK_ENVIRONMENT)}"
-        )
 
 
 class S3File(io.RawIOBase):
@@ -347,29 +281,6 @@ def _ascii(metadata: Mapping[str, str]) -> dict[str, str]:
     return {name: quote(value, safe="/:=,@+") for name, value in metadata.items()}
 
 
-def _status(error: BaseException) -> tuple[int, str]:
-    """HTTP status and S3 error code; (0, "") for an error that is not the store's."""
-    if not isinstance(error, ClientError):
-        return 0, ""
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return int(status), str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: 409 is a conditional write that met another one."""
-    if not isinstance(error, ClientError):
-        return isinstance(error, _TRANSIENT_ERRORS)
-    status, code = _status(error)
-    return (status >= 500 and status != 501) or status in _TRANSIENT_STATUSES or code in _TRANSIENT_CODES
-
-
-def _describe(error: BaseException) -> str:
-    status, code = _status(error)
-    if isinstance(error, ClientError):
-        return f"{code} (HTTP {status}): {error.response.get('Error', {}).get('Message', '')}"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
 def _log_retry(operation: str, uri: str, state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     logger.warning(
@@ -378,5 +289,5 @@ def _log_retry(operation: str, uri: str, state: RetryCallState) -> None:
         uri,
         state.attempt_number,
         state.upcoming_sleep,
-        _describe(error) if error else "",
+        describe(error) if error else "",
     )

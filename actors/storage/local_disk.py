@@ -1,184 +1,23 @@
-"""Where rows come from and parts go to: local disk or S3, behind one small interface.
-
-`create` is the one operation everything else rests on: it writes a whole object or nothing, and of any
-number of writers of one URI exactly one is told that it did. A process builds its own `Storage` from a
-URI and never sends it to another; credentials, region and endpoint come from the environment alone.
-"""
+"""Objects as files on a disk that every process of the job sees."""
 
 import errno
 import fcntl
 import hashlib
 import os
-import re
 import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import PurePath
-from typing import BinaryIO, Protocol
-from urllib.parse import unquote
+from typing import BinaryIO
 
+from actors.storage.objects import Buffer, StoredObject, refuse_larger
 from schemas.errors import DarkroomError, RefusedError, SpecError, StorageError
 
-S3_SCHEME = "s3://"
-_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-_BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-_SIGNATURE = re.compile(
-    r"([?&][^=&]*(?:credential|key|password|secret|sig|token)[^=&]*=)[^&]*", re.IGNORECASE
-)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ETAG_SAMPLE_BYTES = 64 * 1024
-
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _IN_THE_WAY = (*_NOTHING_THERE, errno.EEXIST)
 _UNLINKABLE = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
-
-Buffer = bytes | bytearray | memoryview
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredObject:
-    """What a listing tells of one object."""
-
-    uri: str
-    """Normalised: `s3://bucket/key` or an absolute local path."""
-    size_bytes: int
-    """Length of the content."""
-    etag: str
-    """Changes when the content does; comparable only within one kind of store."""
-
-
-class Storage(Protocol):
-    """Objects by URI. Safe to use from several threads; every URI is one that `normalise` returned."""
-
-    def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object below the folder `prefix`, at any depth, sorted by URI, never from a cache."""
-
-    def stat(self, uri: str) -> StoredObject | None:
-        """One object, or None where there is none."""
-
-    def open(self, uri: str) -> BinaryIO:
-        """A seekable reader with bounded memory; FileNotFoundError where there is no object."""
-
-    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
-        """The whole of a small object; FileNotFoundError where there is none.
-
-        `max_bytes`, of an object that anybody may have put there: RefusedError where it is larger.
-        """
-
-    def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
-        """Write the object unless something is there already; True if this call is known to have done it.
-
-        False does not say whose object is there: when the reply to a write is lost, its repetition meets
-        its own first attempt.
-        """
-
-    def metadata(self, uri: str) -> dict[str, str]:
-        """What `create` was given beside the content; always empty on local disk."""
-
-    def replace(self, uri: str, data: bytes) -> None:
-        """Write the object whether or not one is there: for reports, never for parts."""
-
-    def exchange(self, uri: str, data: Buffer, metadata: Mapping[str, str], *, etag: str) -> bool:
-        """Write the object in place of the one with that `etag`; True if this call is known to have done it.
-
-        False, as in `create`, also where a lost reply's repetition meets its own first attempt.
-        """
-
-    def delete(self, uri: str) -> None:
-        """Remove the object if there is one."""
-
-
-def open_storage(uri: str, *, timeout_s: float = 60.0, deadline_s: float = 900.0) -> Storage:
-    """The storage that holds `uri`.
-
-    One try of a request may take `timeout_s` (more for a large upload); a request is repeated until
-    `deadline_s`, then raises StorageError. Both are about S3: local disk answers or fails at once.
-    """
-    root = normalise(uri)
-    if root.startswith(S3_SCHEME):
-        # Deferred: it loads botocore and aiohttp, most of a second that local jobs need not wait.
-        from actors.s3_storage import S3Storage
-
-        return S3Storage(timeout_s=timeout_s, deadline_s=deadline_s)
-    return LocalStorage(temp_dir=join(root, "_darkroom", "tmp"))
-
-
-def refuse_larger(uri: str, size_bytes: int, max_bytes: int | None) -> None:
-    """RefusedError where an object is not to be read for its size."""
-    if max_bytes is not None and size_bytes > max_bytes:
-        raise RefusedError(f"{uri} has {size_bytes:,} bytes; at most {max_bytes:,} are read")
-
-
-def join(uri: str, *names: str) -> str:
-    """The URI of `names` below `uri`."""
-    return "/".join([uri.rstrip("/"), *names])
-
-
-def normalise(uri: str) -> str:
-    """The one spelling of a path from a spec: `s3://bucket/key` or an absolute local path.
-
-    SpecError for everything else that some library would take: other schemes, chains such as
-    `simplecache::s3://...`, credentials, query strings, and `..`.
-    """
-    if not uri or _CONTROL.search(uri):
-        raise SpecError(f"{masked(uri)!r} is not a path: it is empty or holds control characters")
-    if "::" in uri:
-        raise SpecError(f"{masked(uri)!r}: chained paths ('::') are not read; name the file itself")
-    if uri.lower().startswith(S3_SCHEME):
-        return _normalise_s3(uri)
-    if uri.lower().startswith("file://"):
-        return _normalise_file_uri(uri)
-    if scheme := _SCHEME.match(uri):
-        raise SpecError(f"{masked(uri)!r}: {scheme[0]} is not supported; use s3://, file:/// or a local path")
-    return _normalise_local(uri, uri)
-
-
-def _normalise_s3(uri: str) -> str:
-    bucket, _, key = uri[len(S3_SCHEME) :].partition("/")
-    # A secret key may hold slashes.
-    if "@" in bucket or (":" in bucket and "@" in key):
-        raise SpecError(
-            f"{masked(uri)!r}: credentials do not belong in a URI; set AWS_PROFILE or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY in the environment of the driver and the workers"
-        )
-    if "?" in key:
-        raise SpecError(f"{masked(uri)!r}: query strings are not read (in a pattern use '*' in place of '?')")
-    if not _BUCKET.match(bucket):
-        raise SpecError(f"{uri!r}: {bucket!r} is not a bucket name; the form is s3://bucket/folder")
-    _refuse_parent_segments(key, uri)
-    return f"{S3_SCHEME}{bucket}/{key}".rstrip("/")
-
-
-def _normalise_file_uri(uri: str) -> str:
-    path = uri[len("file://") :]
-    if "?" in path:
-        raise SpecError(f"{masked(uri)!r}: query strings are not read")
-    if not path.startswith("/"):
-        raise SpecError(f"{masked(uri)!r}: the form is file:///absolute/path, with three slashes")
-    return _normalise_local(unquote(path), uri)
-
-
-def _normalise_local(path: str, uri: str) -> str:
-    _refuse_parent_segments(path, uri)
-    expanded = os.path.expanduser(path)
-    if expanded.startswith("~"):
-        raise SpecError(
-            f"{uri!r}: no home folder of {path.split('/')[0]} is known here; write it out, or ./{path} for a "
-            "name that begins with ~"
-        )
-    return os.path.abspath(expanded)
-
-
-def _refuse_parent_segments(path: str, uri: str) -> None:
-    if ".." in path.split("/"):
-        raise SpecError(f"{uri!r}: '..' is not allowed in a path; write the path out")
-
-
-def masked(uri: str) -> str:
-    """The URI for a message: without what stands before '@', and without a signed link's signature."""
-    return _SIGNATURE.sub(r"\1***", re.sub(r"://.*@", "://***@", uri, flags=re.DOTALL))
 
 
 class LocalStorage:

@@ -1,0 +1,85 @@
+"""The one spelling of each URI that a spec or a row may name."""
+
+import os
+import re
+from urllib.parse import unquote
+
+from schemas.errors import SpecError
+
+S3_SCHEME = "s3://"
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_SIGNATURE = re.compile(
+    r"([?&][^=&]*(?:credential|key|password|secret|sig|token)[^=&]*=)[^&]*", re.IGNORECASE
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def join(uri: str, *names: str) -> str:
+    """The URI of `names` below `uri`."""
+    return "/".join([uri.rstrip("/"), *names])
+
+
+def normalise(uri: str) -> str:
+    """The one spelling of a path from a spec: `s3://bucket/key` or an absolute local path.
+
+    SpecError for everything else that some library would take: other schemes, chains such as
+    `simplecache::s3://...`, credentials, query strings, and `..`.
+    """
+    if not uri or _CONTROL.search(uri):
+        raise SpecError(f"{masked(uri)!r} is not a path: it is empty or holds control characters")
+    if "::" in uri:
+        raise SpecError(f"{masked(uri)!r}: chained paths ('::') are not read; name the file itself")
+    if uri.lower().startswith(S3_SCHEME):
+        return _normalise_s3(uri)
+    if uri.lower().startswith("file://"):
+        return _normalise_file_uri(uri)
+    if scheme := _SCHEME.match(uri):
+        raise SpecError(f"{masked(uri)!r}: {scheme[0]} is not supported; use s3://, file:/// or a local path")
+    return _normalise_local(uri, uri)
+
+
+def _normalise_s3(uri: str) -> str:
+    bucket, _, key = uri[len(S3_SCHEME) :].partition("/")
+    # A secret key may hold slashes.
+    if "@" in bucket or (":" in bucket and "@" in key):
+        raise SpecError(
+            f"{masked(uri)!r}: credentials do not belong in a URI; set AWS_PROFILE or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY in the environment of the driver and the workers"
+        )
+    if "?" in key:
+        raise SpecError(f"{masked(uri)!r}: query strings are not read (in a pattern use '*' in place of '?')")
+    if not _BUCKET.match(bucket):
+        raise SpecError(f"{uri!r}: {bucket!r} is not a bucket name; the form is s3://bucket/folder")
+    _refuse_parent_segments(key, uri)
+    return f"{S3_SCHEME}{bucket}/{key}".rstrip("/")
+
+
+def _normalise_file_uri(uri: str) -> str:
+    path = uri[len("file://") :]
+    if "?" in path:
+        raise SpecError(f"{masked(uri)!r}: query strings are not read")
+    if not path.startswith("/"):
+        raise SpecError(f"{masked(uri)!r}: the form is file:///absolute/path, with three slashes")
+    return _normalise_local(unquote(path), uri)
+
+
+def _normalise_local(path: str, uri: str) -> str:
+    _refuse_parent_segments(path, uri)
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise SpecError(
+            f"{uri!r}: no home folder of {path.split('/')[0]} is known here; write it out, or ./{path} for a "
+            "name that begins with ~"
+        )
+    return os.path.abspath(expanded)
+
+
+def _refuse_parent_segments(path: str, uri: str) -> None:
+    if ".." in path.split("/"):
+        raise SpecError(f"{uri!r}: '..' is not allowed in a path; write the path out")
+
+
+def masked(uri: str) -> str:
+    """The URI for a message: without what stands before '@', and without a signed link's signature."""
+    return _SIGNATURE.sub(r"\1***", re.sub(r"://.*@", "://***@", uri, flags=re.DOTALL))
