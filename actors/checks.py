@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.input_file import RowBatch
+from actors.inputs.input_file import RowBatch
 from actors.routing import Routed, Router
 from schemas.errors import RowError
 from schemas.systems.model_card import ModelCard

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from actors.checks import MAX_SEED, Checked
 from actors.held_bytes import Encoded, Shelf
-from actors.input_file import RowBatch
+from actors.inputs.input_file import RowBatch
+from actors.inputs.value_sizes import unfolded_bytes
 from actors.routing import Routed
-from actors.value_sizes import unfolded_bytes
 from schemas.columns.input_columns import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
 from schemas.systems.parameters import PARAMETERS, ParameterValue, with_preset

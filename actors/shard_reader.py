@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from actors.checks import check_batch
 from actors.held_bytes import Shelf
-from actors.input_file import InputFile, RowBatch
+from actors.inputs.input_file import InputFile, RowBatch
 from actors.routing import Router
 from actors.rows import KeptRoom, Row, build_rows, kept_bytes
 from actors.storage.objects import Storage

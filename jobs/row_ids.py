@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from actors.input_file import InputFile
+from actors.inputs.input_file import InputFile
 from jobs.survey import OpenInput, SurveyedFile
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import SpecError

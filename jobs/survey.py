@@ -1,24 +1,21 @@
 """What a spec meets: the input's files and columns, and the checkpoints. Footers only, no rows."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from actors.checkpoints import build_demo_checkpoints, read_card
 from actors.checks import own_limits, published_scheduler
+from actors.inputs.footers import read_footer
 from actors.routing import unsupported_task
 from actors.storage.objects import Storage, StoredObject
 from actors.storage.stores import open_storage
 from actors.storage.uris import S3_SCHEME, normalise
 from actors.weights_check import check_weights
-from jobs.encrypted_files import EncryptedError, FooterOnly, refuse_encrypted
 from schemas.columns.input_columns import ColumnMap, map_columns
 from schemas.columns.output_columns import output_schema
 from schemas.errors import SpecError
@@ -30,9 +27,6 @@ from schemas.systems.schedulers import options_text
 from schemas.systems.system_table import SYSTEMS, System, find_system
 
 FOOTERS_AT_ONCE = 16
-MAX_FOOTER_BYTES = 16 << 20
-"""Of one made to do harm, each three can unfold to 700. Common ones have a megabyte at most."""
-FIRST_READ_BYTES = 64 << 10
 _WILDCARDS = "*?["
 
 
@@ -75,12 +69,12 @@ def survey(spec: JobSpec) -> Survey:
     _check_output(spec)
     open_input = input_opener(spec)
     stored = find_files(spec, open_input)
-    _, schema = _read_footer(stored[0], open_input)
+    _, schema = read_footer(open_input(stored[0].uri), stored[0].uri)
     columns = map_columns(schema, spec.input)
     _check_columns(spec, columns, schema)
 
     def look_at(file: StoredObject) -> SurveyedFile:
-        num_rows, other = _read_footer(file, open_input)
+        num_rows, other = read_footer(open_input(file.uri), file.uri)
         _check_drift(columns, stored[0].uri, schema, file.uri, other)
         return SurveyedFile(stored=file, num_rows=num_rows)
 
@@ -181,38 +175,6 @@ def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
 def _is_hidden(name: str) -> bool:
     """Names that begin with _ or . are other programs' bookkeeping, as in Spark and Hive."""
     return name.startswith(("_", "."))
-
-
-def _with_bounded_footer(source: BinaryIO) -> FooterOnly:
-    """ValueError where it is too long to be unfolded."""
-    # As many bytes as pyarrow reads first, so that they are asked for once.
-    source.seek(max(0, source.seek(0, os.SEEK_END) - FIRST_READ_BYTES))
-    tail = source.read(FIRST_READ_BYTES)
-    if tail.endswith(b"PAR1") and (size := int.from_bytes(tail[-8:-4], "little")) > MAX_FOOTER_BYTES:
-        source.close()
-        raise ValueError(
-            f"its footer has {size:,} bytes, and at most {MAX_FOOTER_BYTES:,} are read; "
-            "write it with larger row groups, or fewer columns"
-        )
-    return FooterOnly(source)
-
-
-def _read_footer(file: StoredObject, open_input: OpenInput) -> tuple[int, pa.Schema]:
-    try:
-        with (
-            _with_bounded_footer(open_input(file.uri).open(file.uri)) as source,
-            # Unbuffered, it would read all columns before it looks at the first.
-            pq.ParquetFile(source, buffer_size=1, pre_buffer=False) as parquet,
-        ):
-            num_rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
-            refuse_encrypted(source, parquet)
-            return num_rows, schema
-    except EncryptedError as error:
-        raise SpecError(
-            f"input.path: {file.uri} is encrypted; darkroom has no keys: write it without"
-        ) from error
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise SpecError(f"input.path: {file.uri} is no readable Parquet file: {error}") from error
 
 
 def _check_columns(spec: JobSpec, columns: ColumnMap, schema: pa.Schema) -> None:

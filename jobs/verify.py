@@ -14,8 +14,8 @@ from PIL import Image
 from rich.console import Console
 
 from actors.commit import JOB_KEY, SHARD_KEY
-from actors.input_file import InputFile
 from actors.input_images import FORMATS
+from actors.inputs.input_file import InputFile
 from actors.routing import Routed, Router
 from actors.rows import derived_row_id
 from actors.storage.objects import Storage

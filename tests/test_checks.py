@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from actors.checks import MAX_IMAGES_PER_ROW, MAX_SEED, check_batch
 from actors.held_bytes import Shelf
-from actors.input_file import InputFile, RowBatch
+from actors.inputs.input_file import InputFile, RowBatch
 from actors.routing import Router
 from actors.rows import Row, build_rows
 from schemas.columns.input_columns import map_columns

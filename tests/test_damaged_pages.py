@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.input_file import InputFile
+from actors.inputs.input_file import InputFile
 from jobs.plan import make_plan
 from jobs.survey import survey
 from schemas.columns.input_columns import map_columns

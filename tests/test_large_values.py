@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from actors.held_bytes import Shelf, Shelved, whole
-from actors.input_file import InputFile
-from actors.input_values import MAX_KEPT_VALUE_BYTES
+from actors.inputs.input_file import InputFile
+from actors.inputs.values import MAX_KEPT_VALUE_BYTES
 from actors.rows import MAX_KEPT_BYTES, MAX_PICTURE_BYTES, KeptRoom, Row
 from schemas.columns.input_columns import map_columns
 from schemas.spec.job_spec import InputSpec

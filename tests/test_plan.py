@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.input_file import InputFile
+from actors.inputs.input_file import InputFile
 from actors.routing import Router
 from actors.storage.stores import open_storage
 from jobs.plan import Findings, Plan, RouteCount, make_plan

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.batch_sizes import dictionary_leaves, fitting, joined
-from actors.damaged_pages import Damage, find_damage, is_damage, lost_rows, read_around
-from actors.input_texts import Problems
-from actors.input_values import as_kept, as_kind, is_present, presence
+from actors.inputs.batch_sizes import dictionary_leaves, fitting, joined
+from actors.inputs.damaged_pages import Damage, find_damage, is_damage, lost_rows, read_around
+from actors.inputs.texts import Problems
+from actors.inputs.values import as_kept, as_kind, is_present, presence
 from schemas.columns.input_columns import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS, ColumnMap
 from schemas.errors import RowError
 

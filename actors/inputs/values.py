@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.input_texts import (
+from actors.inputs.texts import (
     MAX_KEPT_BYTES,
     MAX_NAME_BYTES,
     Problems,
@@ -17,7 +17,7 @@ from actors.input_texts import (
     unreadable,
     without,
 )
-from actors.value_sizes import too_large
+from actors.inputs.value_sizes import too_large
 from schemas.columns.input_columns import FIELD_KINDS, dense, id_type, kept_type
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.systems.schedulers import options_text

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.input_texts import Problems
+from actors.inputs.texts import Problems
 
 BATCH_BYTES = 64 << 20
 """Of a batch, where the footer tells the truth: rows can be megabytes, and compress to nothing."""

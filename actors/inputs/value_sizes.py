@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.input_texts import Problems
+from actors.inputs.texts import Problems
 from schemas.errors import RowError
 
 Sizes = npt.NDArray[np.int64]

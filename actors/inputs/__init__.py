@@ -1,0 +1,1 @@
+"""The input's Parquet files, read in batches of bounded size."""

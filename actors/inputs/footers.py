@@ -1,0 +1,105 @@
+"""The footers of the input's Parquet files: bounded, and refused where a column is encrypted.
+
+pyarrow 26 ends the process when it is asked for the metadata of a column whose key it has not. Its readers
+come upon the same column with an error instead; they look at all columns before they read the first one.
+"""
+
+import io
+import os
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.storage.objects import Storage
+from schemas.errors import SpecError
+
+MAX_FOOTER_BYTES = 16 << 20
+"""Of one made to do harm, each three can unfold to 700. Common ones have a megabyte at most."""
+FIRST_READ_BYTES = 64 << 10
+
+
+class _EncryptedError(Exception):
+    """There is no key."""
+
+
+class _SealedError(Exception):
+    """Something wanted to read on."""
+
+
+class _FooterOnly(io.RawIOBase):
+    """A file that can be read until it is sealed."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._sealed = False
+
+    def seal(self) -> None:
+        """Nothing more can be read."""
+        self._sealed = True
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._source.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._source.tell()
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self._sealed:
+            raise _SealedError
+        return self._source.read(-1 if size is None else size)
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
+def read_footer(storage: Storage, uri: str) -> tuple[int, pa.Schema]:
+    """The number of rows of a Parquet file and its schema; SpecError where it cannot be read."""
+    try:
+        with (
+            _with_bounded_footer(storage.open(uri)) as source,
+            # Unbuffered, it would read all columns before it looks at the first.
+            pq.ParquetFile(source, buffer_size=1, pre_buffer=False) as parquet,
+        ):
+            num_rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
+            _refuse_encrypted(source, parquet)
+            return num_rows, schema
+    except _EncryptedError as error:
+        raise SpecError(f"input.path: {uri} is encrypted; darkroom has no keys: write it without") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise SpecError(f"input.path: {uri} is no readable Parquet file: {error}") from error
+
+
+def _with_bounded_footer(source: BinaryIO) -> _FooterOnly:
+    """ValueError where it is too long to be unfolded."""
+    # As many bytes as pyarrow reads first, so that they are asked for once.
+    source.seek(max(0, source.seek(0, os.SEEK_END) - FIRST_READ_BYTES))
+    tail = source.read(FIRST_READ_BYTES)
+    if tail.endswith(b"PAR1") and (size := int.from_bytes(tail[-8:-4], "little")) > MAX_FOOTER_BYTES:
+        source.close()
+        raise ValueError(
+            f"its footer has {size:,} bytes, and at most {MAX_FOOTER_BYTES:,} are read; "
+            "write it with larger row groups, or fewer columns"
+        )
+    return _FooterOnly(source)
+
+
+def _refuse_encrypted(source: _FooterOnly, parquet: pq.ParquetFile) -> None:
+    """_EncryptedError where a column is; `parquet`, which reads `source`, is of no use afterwards."""
+    source.seal()
+    for group in range(parquet.metadata.num_row_groups):
+        try:
+            next(parquet.iter_batches(1, row_groups=[group], use_threads=False), None)
+        except _SealedError:
+            continue  # It has seen all columns, and wants the first page.
+        except OSError as error:
+            if "crypt" in str(error):
+                raise _EncryptedError(str(error)) from error
+            raise
