@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from actors.engine import Generated, Pixels
+from actors.engine import Generated
+from actors.images.encoding import Pixels
 from actors.samples import MadeImage
 
 

@@ -18,9 +18,10 @@ from actors.cohorts import Cohort
 from actors.compiling import compile_blocks, is_compiler_error, ladder
 from actors.components import LoadedModel
 from actors.decode_ahead import DecodeAhead, Decoding
-from actors.engine import Generated, Pixels
+from actors.engine import Generated
 from actors.entry_points import entry_points
 from actors.failures import is_fatal, problem_of
+from actors.images.encoding import Pixels
 from actors.made_pictures import MadePictures, Picture, made_pictures
 from actors.merged_modules import Count
 from actors.pipelines import keep_on_host

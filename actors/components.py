@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from actors.component_files import component_files, files_in
+from actors.checkpoints.component_files import component_files, files_in
 from actors.loading import load, on_this_machine
 from actors.pipelines import build_pipeline, new_scheduler
 from actors.safety import checker_of

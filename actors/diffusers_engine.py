@@ -12,11 +12,13 @@ from actors.cohort_runner import CohortRunner
 from actors.cohorts import cohorts, samples_of
 from actors.components import ModelCache
 from actors.decode_ahead import DecodeAhead
-from actors.engine import Generated, Pixels
+from actors.engine import Generated
+from actors.images.encoding import Pixels
 from actors.merged_modules import Count
 from actors.prompts import PromptReader
+from actors.rows.opened_rows import OpenedRow
 from actors.safety import withhold
-from actors.samples import OpenedRow, Sample
+from actors.samples import Sample
 from schemas.job import Job
 from schemas.spec.job_spec import JobSpec
 

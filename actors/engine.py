@@ -5,17 +5,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from actors.samples import OpenedRow, Sample
+from actors.images.encoding import Depth, Pixels
+from actors.rows.opened_rows import OpenedRow
+from actors.samples import Sample
 from schemas.errors import RowError
-
-Pixels = npt.NDArray[np.uint8]
-"""(height, width, 3) RGB."""
-
-Depth = npt.NDArray[np.uint16]
-"""(height, width), 0 to 65535."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.part import Record
-from actors.rows import Row
+from actors.rows.row import Row
 from schemas.errors import RefusedError
 
 

@@ -16,9 +16,9 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from diffusers.utils.deprecation_utils import _TRANSFORMERS_CLASS_REMAPPING
 from huggingface_hub import hf_hub_download
 
-from actors.checkpoints import is_folder_name, local_folder
+from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder
+from actors.checkpoints.component_files import allows_pickles
 from actors.clip_skip import enable_clip_skip
-from actors.component_files import allows_pickles
 from actors.failures import is_fatal, is_out_of_memory
 from actors.float32_vae import keep_in_float32
 from actors.pipelines import pipeline_class

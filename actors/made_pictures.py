@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.engine import Depth, Pixels
+from actors.images.encoding import Depth, Pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.commit import JOB_KEY, SHARD_KEY
-from actors.rows import Row
+from actors.rows.row import Row
 from schemas.errors import RowError
 
 ROW_GROUP_BYTES = 64 << 20

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from actors.engine import Generated, Pixels
+from actors.engine import Generated
+from actors.images.encoding import Pixels
 
 Flagged = Literal["drop", "black", "keep"]
 

@@ -7,20 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from actors.input_images import EncodedImage
-from actors.routing import Routed, hands_on_latents
-from actors.rows import Row
+from actors.images.input_images import EncodedImage
+from actors.rows.opened_rows import OpenedRow
+from actors.rows.routing import Routed, hands_on_latents
 from schemas.systems.parameters import ParameterValue
 from schemas.systems.system_table import System
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenedRow:
-    """A row that can be made, with its pictures' headers read."""
-
-    row: Row
-    images: Mapping[str, EncodedImage]
-    """By field; all that the row must bring, for every step of its chain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

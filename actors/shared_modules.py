@@ -7,7 +7,7 @@ from weakref import ref
 
 import torch
 
-from actors.component_files import ComponentFiles, component_files, files_in
+from actors.checkpoints.component_files import ComponentFiles, component_files, files_in
 from schemas.spec.job_spec import ModelSpec
 
 

@@ -22,18 +22,18 @@ from importlib.metadata import version
 import pyarrow as pa
 
 from actors.commit import commit_part
-from actors.engine import Depth, Engine, Generated, Pixels
-from actors.held_bytes import Shelf
-from actors.images import MEDIA_ENDINGS, encode
-from actors.input_images import EncodedImage, open_images
+from actors.engine import Engine, Generated
+from actors.images.encoding import MEDIA_ENDINGS, Depth, Pixels, encode
+from actors.images.image_uris import RowUris
+from actors.images.input_images import EncodedImage
+from actors.images.spool import Shelf
 from actors.kept_rows import kept_rows
 from actors.making import Making
 from actors.part import FinishedImage, Part, Record, RowOutcome, StoredImage, build_part
 from actors.process import peak_rss_bytes
-from actors.row_uris import RowUris
-from actors.rows import Row
-from actors.samples import OpenedRow
-from actors.shard_reader import ShardReader
+from actors.rows.opened_rows import OpenedRow, open_images
+from actors.rows.row import Row
+from actors.rows.shard_reader import ShardReader
 from actors.storage.objects import Storage
 from actors.storage.uris import join, normalise
 from schemas import __version__

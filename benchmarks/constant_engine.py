@@ -7,7 +7,7 @@ import numpy as np
 
 from actors.cohorts import cohorts, samples_of
 from actors.engine import Generated
-from actors.samples import OpenedRow
+from actors.rows.opened_rows import OpenedRow
 from schemas.job import Job
 
 SIDE = 64

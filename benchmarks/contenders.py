@@ -11,11 +11,10 @@ import torch
 
 from actors.components import ModelCache, weight_bytes
 from actors.diffusers_engine import DiffusersEngine
-from actors.held_bytes import Shelf
-from actors.input_images import open_images
+from actors.images.spool import Shelf
 from actors.merged_modules import Count
-from actors.samples import OpenedRow
-from actors.shard_reader import ShardReader
+from actors.rows.opened_rows import OpenedRow, open_images
+from actors.rows.shard_reader import ShardReader
 from actors.storage.stores import open_storage
 from actors.worker import Worker
 from benchmarks.diffusers_loops import PlainDiffusers

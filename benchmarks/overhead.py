@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.images import encode
+from actors.images.encoding import encode
 from benchmarks.constant_engine import PIXELS
 from benchmarks.job_process import run_job_apart
 from schemas.spec.job_spec import JobSpec

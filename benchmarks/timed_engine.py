@@ -10,7 +10,7 @@ from typing import Any
 
 from actors import diffusers_engine
 from actors.engine import Generated
-from actors.samples import OpenedRow
+from actors.rows.opened_rows import OpenedRow
 from schemas.job import Job
 
 

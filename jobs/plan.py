@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from actors.checks import Checked, check_batch
-from actors.images import TYPICAL_BYTES_PER_PIXEL
+from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
 from actors.inputs.input_file import InputFile, RowBatch
-from actors.routing import Routed, Router
+from actors.rows.checks import Checked, check_batch
+from actors.rows.routing import Routed, Router
 from jobs.row_ids import Keys, Repeated, are_compared, find_repeated, id_keys
 from jobs.survey import OpenInput, Survey, SurveyedFile, input_opener
 from schemas.errors import RowError, SpecError

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from actors.component_files import bytes_shared
+from actors.checkpoints.component_files import bytes_shared
 from jobs.plan import MAX_EXAMPLES, BadRow, Findings, Plan, expected_bytes, make_plan
 from jobs.survey import Survey
 from schemas.errors import SpecError

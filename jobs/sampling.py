@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from actors.input_images import open_image
-from actors.rows import MAX_PICTURE_BYTES, ImageSource
+from actors.images.input_images import MAX_PICTURE_BYTES, ImageSource, open_image
 from actors.storage.objects import Storage
 from actors.storage.uris import join
 from jobs.part_footers import PartFooter, RowGroup

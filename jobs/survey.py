@@ -8,14 +8,16 @@ from functools import cache
 
 import pyarrow as pa
 
-from actors.checkpoints import build_demo_checkpoints, read_card
-from actors.checks import own_limits, published_scheduler
+from actors.checkpoints.checkpoint_folders import build_demo_checkpoints
+from actors.checkpoints.model_cards import read_card
+from actors.checkpoints.weights_check import check_weights
 from actors.inputs.footers import read_footer
-from actors.routing import unsupported_task
+from actors.rows.checks import own_limits
+from actors.rows.routing import unsupported_task
+from actors.rows.scheduler_checks import published_scheduler
 from actors.storage.objects import Storage, StoredObject
 from actors.storage.stores import open_storage
 from actors.storage.uris import S3_SCHEME, normalise
-from actors.weights_check import check_weights
 from schemas.columns.input_columns import ColumnMap, map_columns
 from schemas.columns.output_columns import output_schema
 from schemas.errors import SpecError

@@ -14,10 +14,10 @@ from PIL import Image
 from rich.console import Console
 
 from actors.commit import JOB_KEY, SHARD_KEY
-from actors.input_images import FORMATS
+from actors.images.input_images import FORMATS
 from actors.inputs.input_file import InputFile
-from actors.routing import Routed, Router
-from actors.rows import derived_row_id
+from actors.rows.routing import Routed, Router
+from actors.rows.row import derived_row_id
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
 from actors.storage.uris import join, normalise

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.checks import MAX_IMAGES_PER_ROW, MAX_SEED, check_batch
-from actors.held_bytes import Shelf
+from actors.images.spool import Shelf
 from actors.inputs.input_file import InputFile, RowBatch
-from actors.routing import Router
-from actors.rows import Row, build_rows
+from actors.rows.checks import MAX_IMAGES_PER_ROW, MAX_SEED, check_batch
+from actors.rows.routing import Router
+from actors.rows.row import Row, build_rows
 from schemas.columns.input_columns import map_columns
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RowError

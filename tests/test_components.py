@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from actors.calls import NO_ARGUMENTS
-from actors.component_files import ALLOW_PICKLES, bytes_shared
+from actors.checkpoints.component_files import ALLOW_PICKLES, bytes_shared
+from actors.checkpoints.weights_check import check_weights
 from actors.components import LoadedModel, ModelCache, weight_bytes
 from actors.diffusers_engine import DiffusersEngine
 from actors.pipelines import pipeline_class
-from actors.weights_check import check_weights
 from jobs.dispatcher import Dispatcher
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.checkpoints import read_card
+from actors.checkpoints.model_cards import read_card
 from jobs.survey import survey
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec

@@ -25,9 +25,8 @@ from pyarrow.parquet.encryption import (
 )
 from rich.console import Console
 
-from actors.input_images import open_image
+from actors.images.input_images import MAX_PICTURE_BYTES, ImageSource, open_image
 from actors.inputs.texts import MAX_PROMPT_BYTES
-from actors.rows import MAX_PICTURE_BYTES, ImageSource
 from actors.storage.stores import open_storage
 from actors.storage.uris import normalise
 from jobs.ownership import claim

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from actors.component_files import LocalFile, bytes_shared, component_files, files_in
+from actors.checkpoints.component_files import LocalFile, bytes_shared, component_files, files_in
 from actors.components import LoadedModel, ModelCache
 from actors.diffusers_engine import make_engine
 from schemas.errors import SpecError

@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from actors.held_bytes import Shelf, Shelved, whole
+from actors.images.input_images import MAX_PICTURE_BYTES
+from actors.images.spool import Shelf, Shelved, whole
 from actors.inputs.input_file import InputFile
 from actors.inputs.values import MAX_KEPT_VALUE_BYTES
-from actors.rows import MAX_KEPT_BYTES, MAX_PICTURE_BYTES, KeptRoom, Row
+from actors.rows.kept_columns import MAX_KEPT_BYTES, KeptRoom
+from actors.rows.row import Row
 from schemas.columns.input_columns import map_columns
 from schemas.spec.job_spec import InputSpec
 from tests.engines import GreyEngine

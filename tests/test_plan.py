@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.inputs.input_file import InputFile
-from actors.routing import Router
+from actors.rows.routing import Router
 from actors.storage.stores import open_storage
 from jobs.plan import Findings, Plan, RouteCount, make_plan
 from jobs.plan_text import refuse_hopeless

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from actors.images import encode
+from actors.images.encoding import encode
 from actors.part import FinishedImage, RowOutcome, StoredImage, build_part
-from actors.routing import Routed
-from actors.rows import Row
+from actors.rows.routing import Routed
+from actors.rows.row import Row
 from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage

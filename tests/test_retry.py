@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from actors.diffusers_engine import DiffusersEngine
-from actors.held_bytes import Shelf
+from actors.images.spool import Shelf
 from actors.kept_rows import kept_rows
 from actors.storage.local_disk import LocalStorage
 from jobs.plan import Plan

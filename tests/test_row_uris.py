@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from actors.row_uris import resolve
+from actors.images.image_uris import resolve
 from schemas.errors import RowError, SpecError
 from schemas.spec.spec_file import load_spec
 from tests.engines import GreyEngine

@@ -26,7 +26,7 @@ class System:
     """One thing that one family of checkpoints can do."""
 
     family: str
-    """What a checkpoint was recognised as; see actors/checkpoints.py."""
+    """What a checkpoint was recognised as; see actors/checkpoints/model_cards.py."""
     task: str
     """The generation task, as rows and routes name it."""
     pipeline: str

@@ -4,7 +4,7 @@ import os
 import posixpath
 from collections.abc import Callable, Sequence
 
-from actors.rows import MAX_PICTURE_BYTES
+from actors.images.input_images import MAX_PICTURE_BYTES
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
 from actors.storage.uris import S3_SCHEME, normalise

@@ -15,7 +15,7 @@ from typing import Protocol
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, hf_hub_download
 
-from actors.checkpoints import local_folder
+from actors.checkpoints.checkpoint_folders import local_folder
 from schemas.spec.job_spec import ModelSpec
 
 ALLOW_PICKLES = "DARKROOM_ALLOW_PICKLES"

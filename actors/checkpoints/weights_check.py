@@ -6,8 +6,8 @@ from contextlib import suppress
 from httpx2 import HTTPError
 from safetensors import SafetensorError, safe_open
 
-from actors.checkpoints import local_folder
-from actors.component_files import (
+from actors.checkpoints.checkpoint_folders import local_folder
+from actors.checkpoints.component_files import (
     ALLOW_PICKLES,
     PICKLED,
     SAFE,

@@ -4,7 +4,7 @@ The plan runs these before anything is paid for; a worker runs the same ones ove
 so that a row is refused in both places for the same reason or in neither.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.inputs.input_file import RowBatch
-from actors.routing import Routed, Router
+from actors.rows.routing import Routed, Router
+from actors.rows.row_values import Finding, always, effective
+from actors.rows.scheduler_checks import refused_schedulers
 from schemas.errors import RowError
 from schemas.systems.model_card import ModelCard
 from schemas.systems.parameters import PARAMETERS, Bounds
-from schemas.systems.scheduler_rules import Published, refusal
 from schemas.systems.schedulers import shown
-from schemas.systems.system_table import System
 from schemas.wording.nearest import nearest
 
 _SHOWN_NUMBERS = 4
@@ -28,10 +28,6 @@ MAX_IMAGES_PER_ROW = 64
 MAX_SEED = 2**63 - 1024
 """The greatest number below 2**63 that a float column can hold. Image j uses seed + j, and all of them
 must fit torch's signed 64 bits."""
-
-Mask = npt.NDArray[np.bool_]
-Finding = tuple[Mask, str, Callable[[int], str]]
-"""Rows that break a rule, the error code, and what to say of one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +77,7 @@ def _findings(batch: RowBatch, where: Routed, card: ModelCard, max_pixels: int) 
         if name in where.defaults:
             yield from _beyond(batch, where, name, most)
     if "scheduler" in where.defaults:
-        yield from _refused_schedulers(batch, where, card)
+        yield from refused_schedulers(batch, where, card)
 
 
 def _missing(batch: RowBatch, where: Routed) -> Iterator[Finding]:
@@ -89,13 +85,13 @@ def _missing(batch: RowBatch, where: Routed) -> Iterator[Finding]:
     texts = where.system.texts if where.system else ()
     if "prompt" in texts and "prompt" in batch.fields:
         no_prompt = batch.fields["prompt"].is_null().to_numpy(zero_copy_only=False)
-        yield no_prompt, "missing_prompt", _always("prompt is null; give a text (an empty one is allowed)")
+        yield no_prompt, "missing_prompt", always("prompt is null; give a text (an empty one is allowed)")
     for field, who in where.needed_images().items():
         if field in batch.present:
             absent, said = ~batch.present[field], "and the row has none"
         else:
             absent, said = ~nobody, f"and no column holds it; name one with input.columns: {{{field}: ...}}"
-        yield absent, f"missing_{field}", _always(f"{who} needs `{field}`, {said}")
+        yield absent, f"missing_{field}", always(f"{who} needs `{field}`, {said}")
 
 
 def _seeds_and_counts(batch: RowBatch) -> Iterator[Finding]:
@@ -157,80 +153,8 @@ def _no_choice(values: pa.Array, name: str, choices: tuple[str, ...]) -> Iterato
     yield given & ~known, "invalid_parameter", describe
 
 
-def _refused_schedulers(batch: RowBatch, where: Routed, card: ModelCard) -> Iterator[Finding]:
-    """Each scheduler, with its options and its number of steps, is judged once however many rows have it."""
-    names, texts = _coded(batch, where, "scheduler"), _coded(batch, where, "scheduler_options")
-    given = _effective(batch, where, "num_inference_steps")
-    assert given is not None, "every pipeline has a published default"
-    # What lies beyond is another rule's to refuse.
-    most = int(PARAMETERS["num_inference_steps"].maximum)
-    steps = np.clip(np.nan_to_num(given, nan=1), 1, most).astype(np.int64)
-    late = _begins_late(batch, where, steps)
-    shape = (len(names.values), len(texts.values), most + 1, 2)
-    rows = np.ravel_multi_index((names.codes, texts.codes, steps, late.astype(np.int64)), shape)
-    distinct, places = np.unique(rows, return_inverse=True)
-    published = published_scheduler(card, where.system)
-    said = [
-        refusal(names.values[name] or "", texts.values[text], published, num_steps, bool(is_late))
-        for name, text, num_steps, is_late in np.stack(np.unravel_index(distinct, shape), axis=1).tolist()
-    ]
-    refused = np.array([why is not None for why in said], dtype=bool)
-
-    def describe(row: int) -> str:
-        why = said[places[row]] or ""
-        mixed = why.startswith("scheduler_options") and names.is_own(row) and not texts.is_own(row)
-        return f"{why}. The options are the route's: a row without any says {{}}" if mixed else why
-
-    yield refused[places], "invalid_scheduler", describe
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Coded:
-    """A field's values over a batch, or else the route's."""
-
-    codes: npt.NDArray[np.int64]
-    """For each row a position in `values`."""
-    values: list[str | None]
-    """The route's last."""
-
-    def is_own(self, row: int) -> bool:
-        """Whether it is the row's."""
-        return bool(self.codes[row] < len(self.values) - 1)
-
-
-def _coded(batch: RowBatch, where: Routed, name: str) -> _Coded:
-    default = where.defaults.get(name)
-    fallback = None if default is None else str(default)
-    column = batch.fields.get(name)
-    if column is None:
-        return _Coded(codes=np.zeros(batch.num_rows, dtype=np.int64), values=[fallback])
-    encoded = column.dictionary_encode()
-    values = [*encoded.dictionary.to_pylist(), fallback]
-    codes = encoded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
-    return _Coded(codes=codes.astype(np.int64), values=values)
-
-
-def _begins_late(batch: RowBatch, where: Routed, steps: npt.NDArray[np.int64]) -> Mask:
-    """Whether the first of the steps are left out, as diffusers counts them."""
-    late = np.zeros(batch.num_rows, dtype=bool)
-    for name in ("strength", "denoising_start"):
-        values = _effective(batch, where, name) if name in where.defaults else None
-        if values is not None and name == "strength":
-            # What is no share is another rule's to refuse.
-            late |= np.floor(steps * np.clip(np.nan_to_num(values, nan=1), 0, 1)) < steps
-        elif values is not None:
-            late |= np.nan_to_num(values) > 0
-    return late
-
-
-def published_scheduler(card: ModelCard, system: System | None) -> Published:
-    """What a checkpoint's schedulers are measured against."""
-    settings = tuple(sorted(card.scheduler_settings.items()))
-    return Published(name=card.scheduler, settings=settings, only=system.schedulers if system else None)
-
-
 def _indivisible(batch: RowBatch, where: Routed, side: str, card: ModelCard) -> Iterator[Finding]:
-    pixels = _effective(batch, where, side)
+    pixels = effective(batch, where, side)
     if pixels is None:
         return
     later = [
@@ -250,7 +174,7 @@ def _indivisible(batch: RowBatch, where: Routed, side: str, card: ModelCard) -> 
 
 def _too_many_pixels(batch: RowBatch, where: Routed, most: int) -> Iterator[Finding]:
     """Each row may be within its own bounds and still be a day's work, or all of a device's memory."""
-    height, width = _effective(batch, where, "height"), _effective(batch, where, "width")
+    height, width = effective(batch, where, "height"), effective(batch, where, "width")
     if height is None or width is None:  # The picture decides, and a worker looks at its header.
         return
     growth = where.growth()
@@ -272,7 +196,7 @@ def own_limits(card: ModelCard) -> dict[str, int]:
 
 def _beyond(batch: RowBatch, where: Routed, name: str, most: int) -> Iterator[Finding]:
     """A route's value is looked at too: the row may have chosen another model than the route's."""
-    values = _effective(batch, where, name)
+    values = effective(batch, where, name)
     if values is not None:
         bad = np.nan_to_num(values) > most
         yield bad, "invalid_parameter", lambda row: _too_much(name, values[row], where.model, most)
@@ -284,13 +208,13 @@ def _too_much(name: str, value: float, model: str, most: int) -> str:
 
 def _no_step(batch: RowBatch, where: Routed) -> Iterator[Finding]:
     """diffusers 0.42.1 then runs no step at all and hands the input back without a word."""
-    strength = _effective(batch, where, "strength")
-    steps = _effective(batch, where, "num_inference_steps")
+    strength = effective(batch, where, "strength")
+    steps = effective(batch, where, "num_inference_steps")
     if strength is None or steps is None:
         return
     with np.errstate(invalid="ignore", over="ignore"):
         run = np.minimum(np.floor(np.nan_to_num(strength * steps)), steps)
-    start = _effective(batch, where, "denoising_start") if "denoising_start" in where.defaults else None
+    start = effective(batch, where, "denoising_start") if "denoising_start" in where.defaults else None
     counts = True if start is None else np.isnan(start)  # XL's pipelines ask for the one or the other.
 
     def describe(row: int) -> str:
@@ -303,7 +227,7 @@ def _no_step(batch: RowBatch, where: Routed) -> Iterator[Finding]:
 
 
 def _no_share(batch: RowBatch, where: Routed) -> Iterator[Finding]:
-    start, end = _effective(batch, where, "denoising_start"), _effective(batch, where, "denoising_end")
+    start, end = effective(batch, where, "denoising_start"), effective(batch, where, "denoising_end")
     if start is None or end is None:
         return
 
@@ -311,22 +235,3 @@ def _no_share(batch: RowBatch, where: Routed) -> Iterator[Finding]:
         return f"denoising_start is {start[row]:g}; it must be below denoising_end, {end[row]:g}"
 
     yield start >= end, "invalid_parameter", describe
-
-
-def _effective(batch: RowBatch, where: Routed, name: str) -> npt.NDArray[np.float64] | None:
-    """The row's value, or else the route's; None where the checkpoint decides for all rows."""
-    given = where.defaults.get(name)
-    default = None if given is None or isinstance(given, tuple) else float(given)
-    column = batch.fields.get(name)
-    if column is None:
-        return None if default is None else np.full(batch.num_rows, default)
-    values: npt.NDArray[np.float64] = (
-        column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).copy()
-    )
-    if default is not None:
-        values[np.isnan(values)] = default
-    return values
-
-
-def _always(message: str) -> Callable[[int], str]:
-    return lambda _: message

@@ -36,3 +36,10 @@ def encode(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], image_format:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, image_format, **_PILLOW[image_format])
     return file.getvalue()
+
+
+Pixels = npt.NDArray[np.uint8]
+"""(height, width, 3) RGB."""
+
+Depth = npt.NDArray[np.uint16]
+"""(height, width), 0 to 65535."""

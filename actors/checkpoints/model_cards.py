@@ -7,22 +7,20 @@ never by its name.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
+from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder, location_for_workers
 from actors.storage.local_disk import LocalStorage
-from models.demo_cache import KINDS, build_missing, demo_checkpoint
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec.job_spec import ModelSpec
 from schemas.systems.model_card import ModelCard
 from schemas.systems.schedulers import scheduler_settings
 from schemas.systems.system_table import FAMILIES, LEAST_SIZE_FACTOR
-
-DEMO_SCHEME = "demo:"
 
 REFINER = "sdxl-refiner"
 """SDXL's refiner has the base's classes; it is told by being scored, and has no first text encoder."""
@@ -44,35 +42,6 @@ _LIBRARY = re.compile(r"diffusers|transformers|(?:stable|latent)_diffusion\w*")
 """Of a component's class. The last are parts of diffusers, named after its pipelines' folders."""
 
 ReadJson = Callable[[str], dict[str, Any]]
-
-
-def local_folder(model: ModelSpec) -> Path | None:
-    """The checkpoint's folder on this machine; None where it is a repository of the Hub.
-
-    A `demo:KIND` checkpoint is built here if this machine has none yet.
-    """
-    if _is_demo(model):
-        return demo_checkpoint(model.checkpoint.removeprefix(DEMO_SCHEME))
-    try:
-        folder = Path(model.checkpoint).expanduser().absolute()
-        return folder if folder.is_dir() else None
-    except (OSError, RuntimeError) as error:  # a name that is too long, the home of somebody who is not there
-        raise SpecError(f"{model.checkpoint[:100]} cannot be a folder: {error.args[-1]}") from error
-
-
-def is_folder_name(checkpoint: str) -> bool:
-    """Whether it can only be a folder, and not a repository of the Hub."""
-    return checkpoint.startswith(("/", ".", "~"))
-
-
-def _is_demo(model: ModelSpec) -> bool:
-    return model.checkpoint.startswith(DEMO_SCHEME)
-
-
-def build_demo_checkpoints(models: Iterable[ModelSpec]) -> None:
-    """Build those that the models name and this machine lacks, at once; read_card refuses unknown kinds."""
-    kinds = [model.checkpoint.removeprefix(DEMO_SCHEME) for model in models if _is_demo(model)]
-    build_missing(kind for kind in dict.fromkeys(kinds) if kind in KINDS)
 
 
 def read_card(name: str, model: ModelSpec) -> ModelCard:
@@ -120,7 +89,7 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weigh
             f"num_train_timesteps is missing or wrong ({error!r})"
         ) from error
     return ModelCard(
-        checkpoint=_place(model),
+        checkpoint=location_for_workers(model),
         revision=revision,
         family=family,
         pipeline=pipeline,
@@ -176,12 +145,6 @@ def _within(number: int, most: int) -> int:
     if not 0 < number <= most:
         raise ValueError(f"{number} is not from 1 to {most}")
     return number
-
-
-def _place(model: ModelSpec) -> str:
-    """Where workers find the checkpoint, whatever folder they are in; each builds its own demos."""
-    folder = None if _is_demo(model) else local_folder(model)
-    return str(folder or model.checkpoint)
 
 
 def _has(index: Mapping[str, Any], component: str) -> bool:

@@ -1,39 +1,21 @@
 """Rows as the engine sees them: every value settled, every picture still as it came."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from actors.checks import MAX_SEED, Checked
-from actors.held_bytes import Encoded, Shelf
+from actors.images.input_images import MAX_PICTURE_BYTES, ImageSource
+from actors.images.spool import Shelf
 from actors.inputs.input_file import RowBatch
-from actors.inputs.value_sizes import unfolded_bytes
-from actors.routing import Routed
+from actors.rows.checks import MAX_SEED, Checked
+from actors.rows.routing import Routed
 from schemas.columns.input_columns import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
 from schemas.systems.parameters import PARAMETERS, ParameterValue, with_preset
 from schemas.systems.schedulers import options_text, parse_options
-
-MAX_PICTURE_BYTES = 256 << 20
-"""Of a picture's file, in a row or named by one."""
-MAX_KEPT_BYTES = 1 << 30
-"""Of all that a shard's rows keep, as often as their part has it: a part is written from memory."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageSource:
-    """A picture of the input, not yet opened."""
-
-    data: Encoded | None
-    """The encoded file, where the row carries it."""
-    uri: str | None
-    """Where it is, otherwise."""
-    problem: RowError | None = None
-    """Why neither will do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,38 +124,3 @@ def _source(field: str, data: pa.Buffer | None, uri: str | None, shelf: Shelf) -
         said = f"`{field}` has {data.size:,} bytes; at most {MAX_PICTURE_BYTES:,} are read"
         return ImageSource(data=None, uri=None, problem=RowError("image_too_large", said))
     return ImageSource(data=shelf.hold(data.to_pybytes()), uri=uri)
-
-
-def kept_bytes(batch: RowBatch, wanted: Sequence[int]) -> list[int]:
-    """What the rows at these positions keep, each once."""
-    sizes = np.zeros(len(wanted), np.int64)
-    for array in batch.keep.values():
-        sizes += unfolded_bytes(array)[wanted]
-    found: list[int] = sizes.tolist()
-    return found
-
-
-class KeptRoom:
-    """Room in a part for what its rows keep."""
-
-    def __init__(self) -> None:
-        self._left_bytes = MAX_KEPT_BYTES
-
-    def fit(self, rows: Iterable[Row], sizes: Iterable[int]) -> Iterator[Row]:
-        """The rows, `sizes` being what each keeps; those for which there is no room fail and keep nothing."""
-        for row, once in zip(rows, sizes, strict=True):
-            size_bytes = once * row.num_images
-            if size_bytes <= self._left_bytes:
-                self._left_bytes -= size_bytes
-                yield row
-            else:
-                yield _without_kept(row, size_bytes)
-
-
-def _without_kept(row: Row, size_bytes: int) -> Row:
-    said = (
-        f"the columns of input.keep have {size_bytes:,} bytes here, and there is room for "
-        f"{MAX_KEPT_BYTES:,} of all rows of a part; lower batching.shard_rows, or keep fewer columns"
-    )
-    problem = row.problem or RowError("kept_too_large", said)
-    return replace(row, keep={}, num_images=1, parameters={}, problem=problem)

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from actors.checks import check_batch
-from actors.held_bytes import Shelf
+from actors.images.spool import Shelf
 from actors.inputs.input_file import InputFile, RowBatch
-from actors.routing import Router
-from actors.rows import KeptRoom, Row, build_rows, kept_bytes
+from actors.rows.checks import check_batch
+from actors.rows.kept_columns import KeptRoom, kept_bytes
+from actors.rows.routing import Router
+from actors.rows.row import Row, build_rows
 from actors.storage.objects import Storage
 from actors.storage.uris import S3_SCHEME
 from schemas.errors import RefusedError

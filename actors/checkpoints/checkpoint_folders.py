@@ -1,0 +1,45 @@
+"""Where a checkpoint lies: in a folder, on the Hub, or in the cache of demo checkpoints."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from models.demo_cache import KINDS, build_missing, demo_checkpoint
+from schemas.errors import SpecError
+from schemas.spec.job_spec import ModelSpec
+
+DEMO_SCHEME = "demo:"
+
+
+def local_folder(model: ModelSpec) -> Path | None:
+    """The checkpoint's folder on this machine; None where it is a repository of the Hub.
+
+    A `demo:KIND` checkpoint is built here if this machine has none yet.
+    """
+    if _is_demo(model):
+        return demo_checkpoint(model.checkpoint.removeprefix(DEMO_SCHEME))
+    try:
+        folder = Path(model.checkpoint).expanduser().absolute()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError) as error:  # a name that is too long, the home of somebody who is not there
+        raise SpecError(f"{model.checkpoint[:100]} cannot be a folder: {error.args[-1]}") from error
+
+
+def is_folder_name(checkpoint: str) -> bool:
+    """Whether it can only be a folder, and not a repository of the Hub."""
+    return checkpoint.startswith(("/", ".", "~"))
+
+
+def _is_demo(model: ModelSpec) -> bool:
+    return model.checkpoint.startswith(DEMO_SCHEME)
+
+
+def build_demo_checkpoints(models: Iterable[ModelSpec]) -> None:
+    """Build those that the models name and this machine lacks, at once; read_card refuses unknown kinds."""
+    kinds = [model.checkpoint.removeprefix(DEMO_SCHEME) for model in models if _is_demo(model)]
+    build_missing(kind for kind in dict.fromkeys(kinds) if kind in KINDS)
+
+
+def location_for_workers(model: ModelSpec) -> str:
+    """Where workers find the checkpoint, whatever folder they are in; each builds its own demos."""
+    folder = None if _is_demo(model) else local_folder(model)
+    return str(folder or model.checkpoint)

@@ -1,0 +1,1 @@
+"""Image files: those of the input, and those of the output."""

@@ -1,0 +1,1 @@
+"""Rows: routed, checked, read and opened."""
