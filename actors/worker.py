@@ -6,7 +6,6 @@ which one at a time holds the device.
 """
 
 import hashlib
-import json
 import logging
 import os
 import socket
@@ -17,26 +16,33 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import pyarrow as pa
 
-from actors.commit import commit_part
 from actors.engine import Engine, Generated
 from actors.images.encoding import MEDIA_ENDINGS, Depth, Pixels, encode
 from actors.images.image_uris import RowUris
 from actors.images.input_images import EncodedImage
 from actors.images.spool import Shelf
-from actors.kept_rows import kept_rows
 from actors.making import Making
-from actors.part import FinishedImage, Part, Record, RowOutcome, StoredImage, build_part
+from actors.parts.commit import commit_part
+from actors.parts.part import (
+    FinishedImage,
+    Part,
+    Record,
+    RowOutcome,
+    StoredImage,
+    job_footer,
+    build_part,
+    part_uri,
+)
+from actors.parts.unchanged_rows import kept_rows
 from actors.process import peak_rss_bytes
 from actors.rows.opened_rows import OpenedRow, open_images
 from actors.rows.row import Row
 from actors.rows.shard_reader import ShardReader
 from actors.storage.objects import Storage
 from actors.storage.uris import join, normalise
-from schemas import __version__
 from schemas.errors import ReclaimedError, RefusedError, RowError
 from schemas.job import Job, Shard, ShardReport, WorkerProgress
 
@@ -44,9 +50,6 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING_BYTES = 256 << 20
 """Of pixels made and not yet encoded: they are five times their encoding, and must not pile up behind it."""
-
-LIBRARIES = ("diffusers", "torch", "transformers", "pyarrow", "pillow", "imagecodecs")
-"""Whose versions stand in a part's footer: another one may change the part's bytes."""
 
 
 class Worker:
@@ -67,7 +70,7 @@ class Worker:
         self._reader = ShardReader(job, open_input)
         self._uris = RowUris(job.spec.errors.storage_deadline_s, job.spec.input.pictures)
         self._schema = pa.ipc.read_schema(pa.py_buffer(job.schema))
-        self._footer = _footer(job)
+        self._footer = job_footer(job)
         self._reading = threading.Lock()
         # One thread for the device: a CUDA context, a scheduler and a model cache want one caller.
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
@@ -351,15 +354,3 @@ class _Clock:
         now = time.monotonic()
         self.seconds[name] = round(now - self._begun, 4)
         self._begun = now
-
-
-def part_uri(job: Job, shard: Shard) -> str:
-    """Where a shard's part belongs."""
-    return join(normalise(job.spec.output.path), "data", f"{shard.name}.parquet")
-
-
-def _footer(job: Job) -> dict[str, str]:
-    return {
-        "models": json.dumps({name: card.revision for name, card in job.models.items()}),
-        "versions": json.dumps({"darkroom": __version__} | {name: version(name) for name in LIBRARIES}),
-    }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from actors.commit import probe
+from actors.parts.commit import probe
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
 from actors.storage.uris import normalise

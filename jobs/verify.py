@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 from rich.console import Console
 
-from actors.commit import JOB_KEY, SHARD_KEY
 from actors.images.input_images import FORMATS
 from actors.inputs.input_file import InputFile
+from actors.parts.commit import JOB_KEY, SHARD_KEY
 from actors.rows.routing import Routed, Router
 from actors.rows.row import derived_row_id
 from actors.storage.objects import Storage

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import count
 from random import Random
 
-from actors.commit import commit_part, probe
+from actors.parts.commit import commit_part, probe
 from actors.storage.objects import StoredObject
 from actors.storage.uris import join
 from jobs import retry, run

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.commit import JOB_KEY, SHARD_KEY, commit_part, probe
+from actors.parts.commit import JOB_KEY, SHARD_KEY, commit_part, probe
 from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import Buffer, Storage
 from actors.storage.stores import open_storage

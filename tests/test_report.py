@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from actors.images.encoding import encode
-from actors.part import FinishedImage, RowOutcome, StoredImage, build_part
+from actors.parts.part import FinishedImage, RowOutcome, StoredImage, build_part
 from actors.rows.routing import Routed
 from actors.rows.row import Row
 from actors.storage.local_disk import LocalStorage

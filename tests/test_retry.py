@@ -14,7 +14,7 @@ from PIL import Image
 
 from actors.diffusers_engine import DiffusersEngine
 from actors.images.spool import Shelf
-from actors.kept_rows import kept_rows
+from actors.parts.unchanged_rows import kept_rows
 from actors.storage.local_disk import LocalStorage
 from jobs.plan import Plan
 from schemas.errors import RefusedError

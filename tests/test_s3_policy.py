@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from actors.commit import probe
+from actors.parts.commit import probe
 from actors.storage.stores import open_storage
 from jobs.finish import finish
 from jobs.ownership import claim

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from actors.commit import commit_part
+from actors.parts.commit import commit_part
 from schemas.job import Shard
 from tests.simulated_store import SimulatedStore
 from tests.simulator import Driver, Simulation, first_violation, part_uri

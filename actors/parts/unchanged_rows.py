@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.part import Record
+from actors.parts.part import Record
 from actors.rows.row import Row
 from schemas.errors import RefusedError
 

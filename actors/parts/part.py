@@ -6,20 +6,22 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.commit import JOB_KEY, SHARD_KEY
+from actors.parts.commit import JOB_KEY, SHARD_KEY
 from actors.rows.row import Row
+from actors.storage.uris import join, normalise
+from schemas import __version__
 from schemas.errors import RowError
+from schemas.job import Job, Shard
 
 ROW_GROUP_BYTES = 64 << 20
 """Small enough for viewers that read a row group to show a page of rows (theirs stop at 100 MB)."""
-
 _PICTURES = ("image.bytes", "depth.bytes", "step_images.list.element.bytes")
-
 _WRITER_OPTIONS: dict[str, Any] = {
     # As the Hub writes its own files: pages of images line up between versions, and readers can skip.
     "use_content_defined_chunking": {
@@ -32,10 +34,10 @@ _WRITER_OPTIONS: dict[str, Any] = {
     "write_page_checksum": True,
     "store_schema": True,
 }
-
-
 Record = dict[str, Any]
 """A row of the output, by column; a kept one's value is an array of one."""
+LIBRARIES = ("diffusers", "torch", "transformers", "pyarrow", "pillow", "imagecodecs")
+"""Whose versions stand in a part's footer: another one may change the part's bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,11 @@ class Part:
     """Input rows by outcome."""
     error_codes: Mapping[str, int]
     images: int
+
+
+def part_uri(job: Job, shard: Shard) -> str:
+    """Where a shard's part belongs."""
+    return join(normalise(job.spec.output.path), "data", f"{shard.name}.parquet")
 
 
 def build_part(
@@ -221,3 +228,10 @@ def _row_groups(records: list[Record]) -> Iterator[list[Record]]:
             group, size = [], 0
     if group or not records:
         yield group
+
+
+def job_footer(job: Job) -> dict[str, str]:
+    return {
+        "models": json.dumps({name: card.revision for name, card in job.models.items()}),
+        "versions": json.dumps({"darkroom": __version__} | {name: version(name) for name in LIBRARIES}),
+    }

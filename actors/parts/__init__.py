@@ -1,0 +1,1 @@
+"""One shard's outcomes as one committed file."""
