@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from actors.cohorts import Cohort
+from actors.engine.cohorts import Cohort
+from actors.engine.samples import Sample
 from actors.prompts import encoded
-from actors.samples import Sample
 from schemas.errors import RowError
 
 Decoded = tuple[Sample, Mapping[str, Image.Image]]

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from actors.engine import Generated
+from actors.engine.engine import Generated
+from actors.engine.samples import MadeImage
 from actors.images.encoding import Pixels
-from actors.samples import MadeImage
 
 
 def made_images(generated: Generated) -> dict[str, MadeImage]:

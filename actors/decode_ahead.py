@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from actors.cohorts import Cohort
-from actors.samples import Sample
+from actors.engine.cohorts import Cohort
+from actors.engine.samples import Sample
 
 AHEAD_BYTES = 256 << 20
 """Of decoded pictures that wait for their turn, at most; those of the next cohort always are decoded."""

@@ -10,9 +10,9 @@ import torch
 from diffusers import StableDiffusionLatentUpscalePipeline
 
 from actors.components import ModelCache
+from actors.engine.samples import Sample
 from actors.pipelines import pipeline_class
 from actors.prompt_weights import is_weighted, parse, pieces_of, weighted_states
-from actors.samples import Sample
 from schemas.columns.input_columns import TEXT_FIELDS
 from schemas.errors import RowError
 from schemas.systems.system_table import PROMPTS

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from actors.engine import Generated
+from actors.engine.engine import Generated
 from actors.images.encoding import Pixels
 
 Flagged = Literal["drop", "black", "keep"]

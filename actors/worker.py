@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from actors.engine import Engine, Generated
+from actors.engine.engine import Engine, Generated
 from actors.images.encoding import MEDIA_ENDINGS, Depth, Pixels, encode
 from actors.images.image_uris import RowUris
 from actors.images.input_images import EncodedImage
@@ -32,8 +32,8 @@ from actors.parts.part import (
     Record,
     RowOutcome,
     StoredImage,
-    job_footer,
     build_part,
+    job_footer,
     part_uri,
 )
 from actors.parts.unchanged_rows import kept_rows

@@ -18,7 +18,7 @@ from schemas.job import RECORD, Job, Shard, ShardReport, WorkerProgress
 
 logger = logging.getLogger(__name__)
 
-ENGINE = "actors.diffusers_engine:make_engine"
+ENGINE = "actors.engine.diffusers_engine:make_engine"
 """module:function that makes the engine, here and not on the driver, which never imports torch."""
 
 EXIT_AFTER_S = 5.0

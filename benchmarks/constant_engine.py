@@ -5,8 +5,8 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from actors.cohorts import cohorts, samples_of
-from actors.engine import Generated
+from actors.engine.cohorts import cohorts, samples_of
+from actors.engine.engine import Generated
 from actors.rows.opened_rows import OpenedRow
 from schemas.job import Job
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from actors.components import ModelCache, weight_bytes
-from actors.diffusers_engine import DiffusersEngine
+from actors.engine.diffusers_engine import DiffusersEngine
 from actors.images.spool import Shelf
 from actors.merged_modules import Count
 from actors.rows.opened_rows import OpenedRow, open_images
@@ -82,7 +82,7 @@ class Darkroom:
     def __init__(self, setting: Setting) -> None:
         spec = ModelSpec.model_validate({"checkpoint": str(setting.checkpoint), "dtype": setting.dtype})
         on_gpu = setting.device.type == "cuda"
-        # As actors.diffusers_engine.make_engine has it, but for the device, which is the caller's choice.
+        # As actors.engine.diffusers_engine.make_engine has it, but for the device, which is the caller's choice.
         self.models = ModelCache({MODEL: spec}, setting.device, CAPACITY_BYTES, channels_last=on_gpu)
         self.counts: dict[str, Count] = {}
         """What went through each kind of module in the last run."""

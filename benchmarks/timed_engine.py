@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from actors import diffusers_engine
-from actors.engine import Generated
+from actors.engine import diffusers_engine
+from actors.engine.engine import Generated
 from actors.rows.opened_rows import OpenedRow
 from schemas.job import Job
 

@@ -15,10 +15,10 @@ from threading import Event
 import numpy as np
 from rich.console import Console
 
-from actors.engine import Generated
+from actors.engine.engine import Generated
+from actors.engine.samples import Sample
 from actors.images.input_images import EncodedImage
 from actors.rows.opened_rows import OpenedRow
-from actors.samples import Sample
 from jobs.__main__ import exit_codes
 from jobs.budget import judge
 from jobs.run import print_result, run_job

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from actors.components import ModelCache
-from actors.diffusers_engine import DiffusersEngine
-from actors.engine import Engine
+from actors.engine.diffusers_engine import DiffusersEngine
+from actors.engine.engine import Engine
 from actors.storage.stores import open_storage
 from actors.worker import Worker
 from jobs.plan import Plan, make_plan

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.diffusers_engine import DiffusersEngine
+from actors.engine.diffusers_engine import DiffusersEngine
 from tests.checkpoints import demo
 from tests.in_process import (
     Made,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from actors.diffusers_engine import DiffusersEngine
+from actors.engine.diffusers_engine import DiffusersEngine
 from schemas.systems.system_table import find_system
 from tests.in_process import Made, Record, encoded, job_spec, make, model_cache, write_rows
 

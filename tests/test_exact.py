@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.diffusers_engine import DiffusersEngine
+from actors.engine.diffusers_engine import DiffusersEngine
 from tests.in_process import Made, Record, job_spec, make, model_cache, write_rows
 from tests.plain_diffusers import MODELS, ROUTES, ROWS, VARIED, distances, expected, reference, row
 

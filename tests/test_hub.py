@@ -11,7 +11,7 @@ import torch
 
 from actors.checkpoints.component_files import LocalFile, bytes_shared, component_files, files_in
 from actors.components import LoadedModel, ModelCache
-from actors.diffusers_engine import make_engine
+from actors.engine.diffusers_engine import make_engine
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
 from tests.checkpoints import demo

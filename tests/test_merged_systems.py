@@ -2,7 +2,7 @@
 
 import pytest
 
-from actors.diffusers_engine import DiffusersEngine
+from actors.engine.diffusers_engine import DiffusersEngine
 from actors.merged_modules import Count
 from tests.in_process import Made, job_spec, make, model_cache, write_rows
 from tests.plain_diffusers import DEPTH_LEVELS, LEVELS, MODELS, ROUTES, VARIED, distances, expected

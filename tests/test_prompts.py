@@ -11,7 +11,7 @@ from compel.convenience_wrappers import CompelForSD, CompelForSDXL
 from PIL import Image
 
 from actors.clip_skip import enable_clip_skip
-from actors.diffusers_engine import DiffusersEngine
+from actors.engine.diffusers_engine import DiffusersEngine
 from actors.prompts import takes_embeddings
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.spec.job_spec import JobSpec

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from actors.diffusers_engine import DiffusersEngine
+from actors.engine.diffusers_engine import DiffusersEngine
 from actors.images.spool import Shelf
 from actors.parts.unchanged_rows import kept_rows
 from actors.storage.local_disk import LocalStorage

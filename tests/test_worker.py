@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from actors.diffusers_engine import DiffusersEngine
-from actors.engine import Generated
+from actors.engine.diffusers_engine import DiffusersEngine
+from actors.engine.engine import Generated
+from actors.engine.samples import Sample
 from actors.rows.opened_rows import OpenedRow
 from actors.rows.row import derived_seed
-from actors.samples import Sample
 from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import Buffer
 from actors.worker import Worker

@@ -5,9 +5,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from actors.engine.samples import Sample
 from actors.images.encoding import Depth, Pixels
 from actors.rows.opened_rows import OpenedRow
-from actors.samples import Sample
 from schemas.errors import RowError
 
 

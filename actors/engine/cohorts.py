@@ -8,8 +8,8 @@ Prompts, pictures and generators differ freely.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from actors.engine.samples import Sample
 from actors.rows.opened_rows import OpenedRow
-from actors.samples import Sample
 from schemas.systems.parameters import ParameterValue
 from schemas.systems.system_table import System
 

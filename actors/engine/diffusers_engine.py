@@ -8,17 +8,17 @@ from dataclasses import replace
 import torch
 
 from actors.chains import decode_latents, made_images
-from actors.cohort_runner import CohortRunner
-from actors.cohorts import cohorts, samples_of
 from actors.components import ModelCache
 from actors.decode_ahead import DecodeAhead
-from actors.engine import Generated
+from actors.engine.cohort_runner import CohortRunner
+from actors.engine.cohorts import cohorts, samples_of
+from actors.engine.engine import Generated
+from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
 from actors.merged_modules import Count
 from actors.prompts import PromptReader
 from actors.rows.opened_rows import OpenedRow
 from actors.safety import withhold
-from actors.samples import Sample
 from schemas.job import Job
 from schemas.spec.job_spec import JobSpec
 
