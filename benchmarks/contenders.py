@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from actors.components import ModelCache, weight_bytes
+from actors.engine.batching.merged_modules import Count
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.images.spool import Shelf
-from actors.merged_modules import Count
 from actors.rows.opened_rows import OpenedRow, open_images
 from actors.rows.shard_reader import ShardReader
 from actors.storage.stores import open_storage

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from actors.merged_modules import Count
+from actors.engine.batching.merged_modules import Count
 from benchmarks.contenders import Darkroom
 
 HEADER = (

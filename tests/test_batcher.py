@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.batcher import Call
+from actors.engine.batching.batcher import Call
 from tests.toy_pipeline import Picture, ToyModel, alone, assert_same, batcher_of, call, pictures, run, running
 
 

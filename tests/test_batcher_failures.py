@@ -8,7 +8,7 @@ from weakref import ref
 import pytest
 import torch
 
-from actors.batcher import Call
+from actors.engine.batching.batcher import Call
 from actors.failures import is_fatal, is_out_of_memory
 from tests.toy_pipeline import Picture, ToyModel, alone, assert_same, batcher_of, call, pictures, run, running
 

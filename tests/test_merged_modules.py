@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from actors.batcher import Batcher
-from actors.merged_modules import Count, EntryPoint, Stage
+from actors.engine.batching.batcher import Batcher
+from actors.engine.batching.merged_modules import Count, EntryPoint, Stage
 from tests.toy_pipeline import Picture, ToyModel, alone, assert_same, batcher_of, call, pictures, run
 
 

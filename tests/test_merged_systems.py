@@ -2,8 +2,8 @@
 
 import pytest
 
+from actors.engine.batching.merged_modules import Count
 from actors.engine.diffusers_engine import DiffusersEngine
-from actors.merged_modules import Count
 from tests.in_process import Made, job_spec, make, model_cache, write_rows
 from tests.plain_diffusers import DEPTH_LEVELS, LEVELS, MODELS, ROUTES, VARIED, distances, expected
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from actors.remembered_rows import RememberedRows
+from actors.engine.batching.row_cache import RememberedRows
 
 
 def row(number: float) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from diffusers.utils import BaseOutput
 from transformers.utils import ModelOutput
 
-from actors import tensor_trees
+from actors.engine.batching import tensor_trees
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from actors.batcher import Batcher, Call, Outcome
-from actors.merged_modules import EntryPoint, Stage
+from actors.engine.batching.batcher import Batcher, Call, Outcome
+from actors.engine.batching.merged_modules import EntryPoint, Stage
 
 CHANNELS = 3
 

@@ -10,12 +10,12 @@ import torch
 from actors.chains import decode_latents, made_images
 from actors.components import ModelCache
 from actors.decode_ahead import DecodeAhead
+from actors.engine.batching.merged_modules import Count
 from actors.engine.cohort_runner import CohortRunner
 from actors.engine.cohorts import cohorts, samples_of
 from actors.engine.engine import Generated
 from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
-from actors.merged_modules import Count
 from actors.prompts import PromptReader
 from actors.rows.opened_rows import OpenedRow
 from actors.safety import withhold

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
-from actors.merged_modules import EntryPoint, Stage
+from actors.engine.batching.merged_modules import EntryPoint, Stage
 
 # A VAE's two halves and not its `encode` and `decode`, which wrap them in objects that have no rows.
 _BEFORE = ("text_encoder", "text_encoder_2", "image_encoder", "depth_estimator", "vae.encoder")

@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 
 from greenlet import getcurrent, greenlet
 
+from actors.engine.batching.merged_modules import Count, EntryPoint, MergedModule, Raised, Request, Stage
 from actors.failures import is_fatal
-from actors.merged_modules import Count, EntryPoint, MergedModule, Raised, Request, Stage
 
 T = TypeVar("T")
 

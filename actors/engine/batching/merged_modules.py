@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from actors import tensor_trees
+from actors.engine.batching import tensor_trees
+from actors.engine.batching.row_cache import RememberedRows, RowKey, joined, row_keys
 from actors.failures import is_fatal, is_out_of_memory
-from actors.remembered_rows import RememberedRows, RowKey, joined, row_keys
 
 Arguments = Mapping[str, Any]
 """Of a module call, by the names in its signature."""
