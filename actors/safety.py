@@ -8,17 +8,13 @@ finished pictures.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from actors.engine.engine import Generated
 from actors.images.encoding import Pixels
-
-Flagged = Literal["drop", "black", "keep"]
 
 # For each flagged picture it says that a black one will be returned, which is not so here.
 logging.getLogger("diffusers.pipelines.stable_diffusion.safety_checker").setLevel(logging.ERROR)
@@ -48,25 +44,3 @@ def checker_of(pipeline: Any) -> SafetyChecker | None:
     if checker is None or feature_extractor is None:
         return None
     return SafetyChecker(checker, feature_extractor)
-
-
-def combined(before: bool | None, now: bool | None) -> bool | None:
-    """The verdict on a chain so far: one flagged step flags it, and steps without a checker say nothing."""
-    if before is None or now is None:
-        return now if before is None else before
-    return before or now
-
-
-def withhold(generated: Generated, flagged: Flagged) -> Generated:
-    """What is stored of a flagged picture, its depth map, and the steps that led to it."""
-    sample = generated.sample
-    if flagged == "keep":
-        return generated
-    if flagged == "drop":
-        return replace(generated, sample=replace(sample, kept=()), pixels=None, latents=None, depth=None)
-    return replace(
-        generated,
-        sample=replace(sample, kept=tuple(np.zeros_like(step) for step in sample.kept)),
-        pixels=None if generated.pixels is None else np.zeros_like(generated.pixels),
-        depth=None if generated.depth is None else np.zeros_like(generated.depth),
-    )

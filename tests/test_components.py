@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.calls import NO_ARGUMENTS
 from actors.checkpoints.component_files import ALLOW_PICKLES, bytes_shared
 from actors.checkpoints.weights_check import check_weights
 from actors.components import LoadedModel, ModelCache, weight_bytes
+from actors.engine.calls.call_arguments import NO_ARGUMENTS
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.pipelines import pipeline_class
 from jobs.dispatcher import Dispatcher

@@ -11,23 +11,22 @@ import torch
 from PIL import Image
 
 from actors.async_transfers import transfers_in_background
-from actors.calls import Decoded, arguments, check_pictures, check_steps
-from actors.chains import decode_latents
 from actors.compiling import compile_blocks, is_compiler_error, ladder
 from actors.components import LoadedModel
-from actors.decode_ahead import DecodeAhead, Decoding
 from actors.engine.batching.batcher import Batcher, Call, Outcome
 from actors.engine.batching.merge_points import entry_points
 from actors.engine.batching.merged_modules import Count
+from actors.engine.calls.call_arguments import Decoded, arguments, check_pictures, check_steps
+from actors.engine.calls.chains import combined, decode_latents
+from actors.engine.calls.decode_ahead import DecodeAhead, Decoding
+from actors.engine.calls.outputs import MadePictures, Picture, made_pictures
+from actors.engine.calls.prompt_reader import check_texts
 from actors.engine.cohorts import Cohort
 from actors.engine.engine import Generated
 from actors.engine.samples import Sample
 from actors.failures import is_fatal, problem_of
 from actors.images.encoding import Pixels
-from actors.made_pictures import MadePictures, Picture, made_pictures
 from actors.pipelines import keep_on_host
-from actors.prompts import check_texts
-from actors.safety import combined
 from schemas.errors import DarkroomError, RowError, SpecError
 from schemas.spec.job_spec import BatchingSpec
 

@@ -7,18 +7,17 @@ from dataclasses import replace
 
 import torch
 
-from actors.chains import decode_latents, made_images
 from actors.components import ModelCache
-from actors.decode_ahead import DecodeAhead
 from actors.engine.batching.merged_modules import Count
+from actors.engine.calls.chains import decode_latents, made_images, withhold
+from actors.engine.calls.decode_ahead import DecodeAhead
+from actors.engine.calls.prompt_reader import PromptReader
 from actors.engine.cohort_runner import CohortRunner
 from actors.engine.cohorts import cohorts, samples_of
 from actors.engine.engine import Generated
 from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
-from actors.prompts import PromptReader
 from actors.rows.opened_rows import OpenedRow
-from actors.safety import withhold
 from schemas.job import Job
 from schemas.spec.job_spec import JobSpec
 

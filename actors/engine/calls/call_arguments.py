@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from actors.engine.calls.prompt_encoding import encoded
 from actors.engine.cohorts import Cohort
 from actors.engine.samples import Sample
-from actors.prompts import encoded
 from schemas.errors import RowError
 
 Decoded = tuple[Sample, Mapping[str, Image.Image]]

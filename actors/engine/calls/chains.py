@@ -1,7 +1,9 @@
 """From one step of a chain to the next: the picture stays on the worker."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -34,3 +36,28 @@ def decode_latents(pipeline: Any, latents: torch.Tensor) -> Pixels:
     image = pipeline.image_processor.postprocess(vae.decode(scaled).sample, output_type="pt")
     pixels: Pixels = (image[0].float() * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     return pixels
+
+
+Flagged = Literal["drop", "black", "keep"]
+
+
+def combined(before: bool | None, now: bool | None) -> bool | None:
+    """The verdict on a chain so far: one flagged step flags it, and steps without a checker say nothing."""
+    if before is None or now is None:
+        return now if before is None else before
+    return before or now
+
+
+def withhold(generated: Generated, flagged: Flagged) -> Generated:
+    """What is stored of a flagged picture, its depth map, and the steps that led to it."""
+    sample = generated.sample
+    if flagged == "keep":
+        return generated
+    if flagged == "drop":
+        return replace(generated, sample=replace(sample, kept=()), pixels=None, latents=None, depth=None)
+    return replace(
+        generated,
+        sample=replace(sample, kept=tuple(np.zeros_like(step) for step in sample.kept)),
+        pixels=None if generated.pixels is None else np.zeros_like(generated.pixels),
+        depth=None if generated.depth is None else np.zeros_like(generated.depth),
+    )

@@ -1,0 +1,1 @@
+"""One call of a diffusers pipeline: what it is given, and what it gives."""

@@ -1,0 +1,97 @@
+"""What a checkpoint's text encoders read of a row: 75 tokens of a text at a time, with weights, or cut."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from actors.components import ModelCache
+from actors.engine.calls.prompt_encoding import Tokens, _room, _tokenize, takes_embeddings, text_encoders
+from actors.engine.calls.prompt_weights import is_weighted, parse
+from actors.engine.samples import Sample
+from schemas.errors import RowError
+from schemas.systems.system_table import PROMPTS
+
+
+class PromptReader:
+    """Measures texts with the tokenizers of the models that are going to read them."""
+
+    def __init__(self, models: ModelCache, *, chunk: bool, weighted: bool) -> None:
+        self._models = models
+        self._chunk = chunk
+        self._weighted = weighted
+        self._tokenizers: dict[str, list[Any]] = {}
+
+    def read(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples with how their texts are to be encoded, or with what is cut off them."""
+        texts: dict[str, dict[str, None]] = {}
+        for sample in samples:
+            texts.setdefault(sample.routed.model, {}).update(dict.fromkeys(_all_texts(sample)))
+        tokens = {
+            (model, place, text): found
+            for model, wanted in texts.items()
+            for place, tokenizer in enumerate(self._tokenizers_of(model))
+            for text, found in _tokenize(tokenizer, list(wanted), weighted=self._weighted)
+        }
+        return [self._measured(sample, tokens) for sample in samples]
+
+    def _tokenizers_of(self, model: str) -> list[Any]:
+        if model not in self._tokenizers:
+            components = self._models.get(model).components
+            self._tokenizers[model] = [tokenizer for tokenizer, _ in text_encoders(components)]
+        return self._tokenizers[model]
+
+    def _measured(self, sample: Sample, tokens: dict[tuple[str, int, str], Tokens]) -> Sample:
+        # What was found for the step before says nothing of this one.
+        sample = replace(sample, num_windows=1, weighted=False)
+        if "prompt" not in sample.system.texts:
+            return sample
+        if self._weighted and any(map(is_weighted, _all_texts(sample))):
+            sample = replace(sample, weighted=True)
+        model = sample.routed.model
+        tokenizers = self._tokenizers[model]
+        if self._chunk and takes_embeddings(sample.system.pipeline):
+            needed = (
+                -(-len(tokens[model, place, text]) // _room(tokenizer))
+                for place, tokenizer in enumerate(tokenizers)
+                for text in _texts(sample, place).values()
+            )
+            return replace(sample, num_windows=max(1, *needed))
+        return replace(sample, truncated={**self._cut(sample, tokens), **sample.truncated})
+
+    def _cut(self, sample: Sample, tokens: dict[tuple[str, int, str], Tokens]) -> dict[str, str]:
+        """What is left out, by the field whose text it is, as diffusers' own warning shows it."""
+        cut: dict[str, str] = {}
+        model = sample.routed.model
+        for place, tokenizer in enumerate(self._tokenizers[model]):
+            for field, text in _texts(sample, place).items():
+                rest = tokens[model, place, text][_room(tokenizer) :]
+                if rest:
+                    cut.setdefault(field, tokenizer.decode(rest))
+        return cut
+
+
+def check_texts(sample: Sample) -> None:
+    """RowError for weights that cannot be read, or that the step's pipeline cannot be given."""
+    if sample.weighted and not takes_embeddings(sample.system.pipeline):
+        raise RowError("invalid_prompt", f"{sample.system.pipeline} takes no weighted prompts")
+    for text in sample.opened.row.texts.values() if sample.weighted else ():
+        parse(text or "")
+
+
+def _all_texts(sample: Sample) -> list[str]:
+    if "prompt" not in sample.system.texts:
+        return []
+    places = (0, 1) if "prompt_2" in sample.system.texts else (0,)
+    return [text for place in places for text in _texts(sample, place).values()]
+
+
+def _texts(sample: Sample, place: int) -> dict[str, str]:
+    """What the text encoder at `place` reads for a sample, by the field that has it: its prompt, and with
+    guidance its negative one."""
+    row = sample.opened.row.texts
+    scale = sample.parameters["guidance_scale"]
+    guided = isinstance(scale, (int, float)) and scale > 1
+    fields: tuple[str, ...] = PROMPTS if guided else PROMPTS[:1]
+    if place == 1:
+        fields = tuple(f"{field}_2" if row[f"{field}_2"] else field for field in fields)
+    return {field: row[field] or "" for field in fields}
