@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from actors.components import ModelCache, weight_bytes
 from actors.engine.batching.merged_modules import Count
 from actors.engine.diffusers_engine import DiffusersEngine
+from actors.engine.pipelines.loaded_model import weight_bytes
+from actors.engine.pipelines.model_cache import ModelCache
 from actors.images.spool import Shelf
 from actors.rows.opened_rows import OpenedRow, open_images
 from actors.rows.shard_reader import ShardReader

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from actors.components import ModelCache
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.engine import Engine
+from actors.engine.pipelines.model_cache import ModelCache
 from actors.storage.stores import open_storage
 from actors.worker import Worker
 from jobs.plan import Plan, make_plan

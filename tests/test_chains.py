@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.ldm3d import LDM3DImageProcessor
-from actors.pipelines import pipeline_class
 from jobs.survey import survey
 from schemas.errors import SpecError
 from tests.checkpoints import demo

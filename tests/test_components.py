@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from actors.checkpoints.component_files import ALLOW_PICKLES, bytes_shared
 from actors.checkpoints.weights_check import check_weights
-from actors.components import LoadedModel, ModelCache, weight_bytes
 from actors.engine.calls.call_arguments import NO_ARGUMENTS
 from actors.engine.diffusers_engine import DiffusersEngine
-from actors.pipelines import pipeline_class
+from actors.engine.pipelines.loaded_model import LoadedModel, weight_bytes
+from actors.engine.pipelines.model_cache import ModelCache
+from actors.engine.pipelines.pipeline_builder import pipeline_class
 from jobs.dispatcher import Dispatcher
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from actors.components import ModelCache
 from actors.engine.diffusers_engine import DiffusersEngine
+from actors.engine.pipelines.model_cache import ModelCache
 from schemas.spec.job_spec import JobSpec
 from tests.in_process import Made, job_spec, make, model_cache, write_rows
 from tests.plain_diffusers import (

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.components import LoadedModel
 from actors.engine.diffusers_engine import DiffusersEngine
+from actors.engine.pipelines.loaded_model import LoadedModel
 from schemas.spec.job_spec import JobSpec, ModelSpec
 from tests.checkpoints import sdxl_checkpoint
 from tests.in_process import DEVICE, Made, Record, job_spec, make, model_cache, picture, pixels, write_rows

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from actors.checkpoints.component_files import LocalFile, bytes_shared, component_files, files_in
-from actors.components import LoadedModel, ModelCache
 from actors.engine.diffusers_engine import make_engine
+from actors.engine.pipelines.loaded_model import LoadedModel
+from actors.engine.pipelines.model_cache import ModelCache
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
 from tests.checkpoints import demo
@@ -207,7 +208,7 @@ def test_a_worker_downloads_what_it_loads_and_no_more(tmp_path: Path, tuned: Pat
     ):
         other.write_bytes(b"not needed")
     load = (
-        "import torch; from actors.components import LoadedModel\n"
+        "import torch; from actors.engine.pipelines.model_cache import LoadedModel\n"
         "from schemas.spec.job_spec import ModelSpec\n"
         "LoadedModel('sd', ModelSpec(checkpoint='studio/sd', variant='fp16'), torch.device('cpu'))"
     )

@@ -15,8 +15,8 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
 from rich.console import Console
 
-from actors.components import LoadedModel
-from actors.pipelines import pipeline_class
+from actors.engine.pipelines.loaded_model import LoadedModel
+from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.storage.stores import open_storage
 from demo.small_components import feature_extractor
 from jobs.ownership import claim

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 
-from actors.components import ModelCache
 from actors.engine.batching.merged_modules import Count
 from actors.engine.calls.chains import decode_latents, made_images, withhold
 from actors.engine.calls.decode_ahead import DecodeAhead
@@ -15,6 +14,7 @@ from actors.engine.calls.prompt_reader import PromptReader
 from actors.engine.cohort_runner import CohortRunner
 from actors.engine.cohorts import cohorts, samples_of
 from actors.engine.engine import Generated
+from actors.engine.pipelines.model_cache import ModelCache
 from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
 from actors.rows.opened_rows import OpenedRow

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionLatentUpscalePipeline
 
 from actors.engine.calls.prompt_weights import pieces_of, weighted_states
-from actors.pipelines import pipeline_class
+from actors.engine.pipelines.pipeline_builder import pipeline_class
 from schemas.columns.input_columns import TEXT_FIELDS
 
 Tokens = list[int]

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from actors.components import ModelCache
 from actors.engine.calls.prompt_encoding import Tokens, _room, _tokenize, takes_embeddings, text_encoders
 from actors.engine.calls.prompt_weights import is_weighted, parse
+from actors.engine.pipelines.model_cache import ModelCache
 from actors.engine.samples import Sample
 from schemas.errors import RowError
 from schemas.systems.system_table import PROMPTS

@@ -1,24 +1,18 @@
-"""Checkpoints in memory: each loaded once, shared by every pipeline that can use its components."""
+"""One checkpoint in memory, with every pipeline and scheduler that its components serve."""
 
 import copy
-import logging
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from actors.checkpoints.component_files import component_files, files_in
-from actors.loading import load, on_this_machine
-from actors.pipelines import build_pipeline, new_scheduler
-from actors.safety import checker_of
-from actors.shared_modules import SharedModules
+from actors.engine.pipelines.loading import load
+from actors.engine.pipelines.pipeline_builder import build_pipeline, new_scheduler
+from actors.engine.pipelines.safety_checker import checker_of
+from actors.engine.pipelines.shared_modules import SharedModules
 from schemas.spec.job_spec import ModelSpec
 from schemas.systems.system_table import System
-
-logger = logging.getLogger(__name__)
 
 LDM3D_BYTES = 6
 """Channels of LDM3D's first VAE: three of a picture, and two bytes of its depth beside one that is empty."""
@@ -100,66 +94,3 @@ def weight_bytes(components: Mapping[Any, Any]) -> int:
 def _tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
     yield from module.parameters()
     yield from module.buffers()
-
-
-class ModelCache:
-    """The models a worker holds, the one used longest ago first to go when the bytes run out."""
-
-    def __init__(
-        self,
-        specs: Mapping[str, ModelSpec],
-        device: torch.device,
-        capacity_bytes: int,
-        *,
-        with_checkers: bool = True,
-        channels_last: bool = False,
-    ) -> None:
-        self._specs = specs
-        self._with_checkers = with_checkers
-        self._channels_last = channels_last
-        self._device = device
-        self._capacity_bytes = capacity_bytes
-        self._models: OrderedDict[str, LoadedModel] = OrderedDict()
-        self._shared = SharedModules()
-        self.num_loads = 0
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The models in memory, the latest used last."""
-        return tuple(self._models)
-
-    def get(self, name: str) -> LoadedModel:
-        """The model, loaded now if it is not in memory."""
-        if name not in self._models:
-            spec = on_this_machine(name, self._specs[name], with_checker=self._with_checkers)
-            self._make_room(spec)
-            self._models[name] = LoadedModel(
-                *(name, spec, self._device, self._shared),
-                with_checker=self._with_checkers,
-                channels_last=self._channels_last,
-            )
-            self.num_loads += 1
-            self._evict(keep=name)
-        self._models.move_to_end(name)
-        return self._models[name]
-
-    def _make_room(self, spec: ModelSpec) -> None:
-        """Before loading, by the weights' size on disk: both models would not fit together."""
-        parts = component_files(files_in(Path(spec.checkpoint)), spec.variant)
-        coming = sum(part.size_bytes for part in parts)
-        while self._models and self._bytes() + coming > self._capacity_bytes:
-            self._drop_oldest()
-
-    def _evict(self, keep: str) -> None:
-        while self._bytes() > self._capacity_bytes and next(iter(self._models)) != keep:
-            self._drop_oldest()
-
-    def _bytes(self) -> int:
-        together = [module for model in self._models.values() for module in model.components.values()]
-        return weight_bytes(dict(enumerate(together)))
-
-    def _drop_oldest(self) -> None:
-        name, _ = self._models.popitem(last=False)
-        logger.info("dropped model=%s to make room", name)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()

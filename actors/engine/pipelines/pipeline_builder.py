@@ -62,7 +62,7 @@ def _nothing(_: Any) -> None:
 
 def _arguments(cls: Any, base: Any) -> dict[str, Any]:
     """What `cls` takes of a base pipeline: its components and the switches of its configuration, but no
-    safety checker (actors/safety.py says why).
+    safety checker (actors/engine/pipelines/safety_checker.py says why).
 
     Not `cls.from_pipe(base)`: without a dtype that casts the shared weights to float32 in place
     (diffusers 0.42.1).

@@ -1,0 +1,1 @@
+"""Checkpoints in memory, and pipelines put together from their components."""

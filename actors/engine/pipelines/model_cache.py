@@ -1,0 +1,79 @@
+"""Checkpoints in memory: each loaded once, shared by every pipeline that can use its components."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from actors.checkpoints.component_files import component_files, files_in
+from actors.engine.pipelines.loaded_model import LoadedModel, weight_bytes
+from actors.engine.pipelines.loading import on_this_machine
+from actors.engine.pipelines.shared_modules import SharedModules
+from schemas.spec.job_spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+
+class ModelCache:
+    """The models a worker holds, the one used longest ago first to go when the bytes run out."""
+
+    def __init__(
+        self,
+        specs: Mapping[str, ModelSpec],
+        device: torch.device,
+        capacity_bytes: int,
+        *,
+        with_checkers: bool = True,
+        channels_last: bool = False,
+    ) -> None:
+        self._specs = specs
+        self._with_checkers = with_checkers
+        self._channels_last = channels_last
+        self._device = device
+        self._capacity_bytes = capacity_bytes
+        self._models: OrderedDict[str, LoadedModel] = OrderedDict()
+        self._shared = SharedModules()
+        self.num_loads = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models in memory, the latest used last."""
+        return tuple(self._models)
+
+    def get(self, name: str) -> LoadedModel:
+        """The model, loaded now if it is not in memory."""
+        if name not in self._models:
+            spec = on_this_machine(name, self._specs[name], with_checker=self._with_checkers)
+            self._make_room(spec)
+            self._models[name] = LoadedModel(
+                *(name, spec, self._device, self._shared),
+                with_checker=self._with_checkers,
+                channels_last=self._channels_last,
+            )
+            self.num_loads += 1
+            self._evict(keep=name)
+        self._models.move_to_end(name)
+        return self._models[name]
+
+    def _make_room(self, spec: ModelSpec) -> None:
+        """Before loading, by the weights' size on disk: both models would not fit together."""
+        parts = component_files(files_in(Path(spec.checkpoint)), spec.variant)
+        coming = sum(part.size_bytes for part in parts)
+        while self._models and self._bytes() + coming > self._capacity_bytes:
+            self._drop_oldest()
+
+    def _evict(self, keep: str) -> None:
+        while self._bytes() > self._capacity_bytes and next(iter(self._models)) != keep:
+            self._drop_oldest()
+
+    def _bytes(self) -> int:
+        together = [module for model in self._models.values() for module in model.components.values()]
+        return weight_bytes(dict(enumerate(together)))
+
+    def _drop_oldest(self) -> None:
+        name, _ = self._models.popitem(last=False)
+        logger.info("dropped model=%s to make room", name)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
