@@ -27,7 +27,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
+from actors.engine.quirks.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
 from demo import small_components as parts
 from demo.small_components import TEXT_WIDTH
 from models.demo_cache import check_kind

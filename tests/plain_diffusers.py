@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from actors.clip_skip import enable_clip_skip
 from actors.engine.pipelines.pipeline_builder import pipeline_class
-from actors.ldm3d import LDM3DImageProcessor
+from actors.engine.quirks.clip_skip import enable_clip_skip
+from actors.engine.quirks.ldm3d import LDM3DImageProcessor
 from schemas.systems.system_table import System, find_system
 from tests.checkpoints import demo
 from tests.in_process import Record, encoded, mask, picture, pixels

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from actors.async_transfers import on_host, transfers_in_background
+from actors.engine.quirks.async_transfers import on_host, transfers_in_background
 
 META = torch.device("meta")
 TOKENS = torch.arange(6)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from actors.engine.batching.batcher import Call
-from actors.failures import is_fatal, is_out_of_memory
+from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 from tests.toy_pipeline import Picture, ToyModel, alone, assert_same, batcher_of, call, pictures, run, running
 
 BAD_TEXT = 10_000

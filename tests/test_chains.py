@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from actors.engine.pipelines.pipeline_builder import pipeline_class
-from actors.ldm3d import LDM3DImageProcessor
+from actors.engine.quirks.ldm3d import LDM3DImageProcessor
 from jobs.survey import survey
 from schemas.errors import SpecError
 from tests.checkpoints import demo

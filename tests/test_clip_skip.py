@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from actors.clip_skip import enable_clip_skip
+from actors.engine.quirks.clip_skip import enable_clip_skip
 from models.demo_cache import demo_checkpoint
 
 

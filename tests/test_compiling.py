@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.compiling import COMPILED, ladder
 from actors.engine.diffusers_engine import DiffusersEngine
+from actors.engine.quirks.compiling import COMPILED, ladder
 from schemas.errors import SpecError
 from schemas.spec.job_spec import BatchingSpec
 from tests.in_process import job_spec, make, model_cache, pixels, write_rows

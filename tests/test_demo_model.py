@@ -32,8 +32,8 @@ from diffusers import (
 from PIL import Image
 
 from actors.checkpoints.model_cards import read_card
-from actors.ldm3d import LDM3DImageProcessor
-from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
+from actors.engine.quirks.ldm3d import LDM3DImageProcessor
+from actors.engine.quirks.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
 from demo.make_rows import BROKEN, PICTURES, ROWS, SCHEMA, demo_rows, disc_mask, night, sunset, write_rows
 from demo.random_checkpoints import BUILDERS, build_demo_model
 from models import demo_cache

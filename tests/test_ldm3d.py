@@ -20,8 +20,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from actors.ldm3d import LDM3DImageProcessor
-from actors.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
+from actors.engine.quirks.ldm3d import LDM3DImageProcessor
+from actors.engine.quirks.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
 from models.demo_cache import demo_checkpoint
 
 KINDS = ["ldm3d", "ldm3d-4c"]

@@ -10,9 +10,9 @@ import torch
 from compel.convenience_wrappers import CompelForSD, CompelForSDXL
 from PIL import Image
 
-from actors.clip_skip import enable_clip_skip
 from actors.engine.calls.prompt_encoding import takes_embeddings
 from actors.engine.diffusers_engine import DiffusersEngine
+from actors.engine.quirks.clip_skip import enable_clip_skip
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.system_table import SYSTEMS, find_system

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.clip_skip import enable_clip_skip
+from actors.engine.quirks.clip_skip import enable_clip_skip
 from tests.checkpoints import sd_checkpoint, sdxl_checkpoint
 from tests.in_process import Made, Record, encoded, job_spec, make, mask, picture, pixels, write_rows
 

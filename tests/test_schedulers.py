@@ -19,7 +19,7 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
-from actors.clip_skip import enable_clip_skip
+from actors.engine.quirks.clip_skip import enable_clip_skip
 from jobs.plan import make_plan
 from jobs.survey import survey
 from models import demo_cache

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.pipelines.deprecated.stable_diffusion_safe import SafetyConfig
 
-from actors.clip_skip import enable_clip_skip
+from actors.engine.quirks.clip_skip import enable_clip_skip
 from jobs.plan import make_plan
 from jobs.survey import survey
 from schemas.errors import SpecError

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from actors.async_transfers import transfers_in_background
-from actors.compiling import compile_blocks, is_compiler_error, ladder
 from actors.engine.batching.batcher import Batcher, Call, Outcome
 from actors.engine.batching.merge_points import entry_points
 from actors.engine.batching.merged_modules import Count
@@ -23,9 +21,11 @@ from actors.engine.calls.prompt_reader import check_texts
 from actors.engine.cohorts import Cohort
 from actors.engine.engine import Generated
 from actors.engine.pipelines.loaded_model import LoadedModel
-from actors.engine.pipelines.pipeline_builder import keep_on_host
+from actors.engine.quirks.async_transfers import transfers_in_background
+from actors.engine.quirks.compiling import compile_blocks, is_compiler_error, ladder
+from actors.engine.quirks.host_timesteps import keep_on_host
+from actors.engine.quirks.torch_errors import is_fatal, problem_of
 from actors.engine.samples import Sample
-from actors.failures import is_fatal, problem_of
 from actors.images.encoding import Pixels
 from schemas.errors import DarkroomError, RowError, SpecError
 from schemas.spec.job_spec import BatchingSpec

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from greenlet import getcurrent, greenlet
 
 from actors.engine.batching.merged_modules import Count, EntryPoint, MergedModule, Raised, Request, Stage
-from actors.failures import is_fatal
+from actors.engine.quirks.torch_errors import is_fatal
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ import torch
 
 from actors.engine.batching import tensor_trees
 from actors.engine.batching.row_cache import RememberedRows, RowKey, joined, row_keys
-from actors.failures import is_fatal, is_out_of_memory
+from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 
 Arguments = Mapping[str, Any]
 """Of a module call, by the names in its signature."""

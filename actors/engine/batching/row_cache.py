@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from actors.async_transfers import on_host
 from actors.engine.batching import tensor_trees
+from actors.engine.quirks.async_transfers import on_host
 
 CAPACITY_BYTES = 512 << 20
 """XL's encoders give 8 MB a prompt, Stable Diffusion's 0.2."""

@@ -18,11 +18,11 @@ from huggingface_hub import hf_hub_download
 
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder
 from actors.checkpoints.component_files import allows_pickles
-from actors.clip_skip import enable_clip_skip
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.engine.pipelines.shared_modules import SharedModules
-from actors.failures import is_fatal, is_out_of_memory
-from actors.float32_vae import keep_in_float32
+from actors.engine.quirks.clip_skip import enable_clip_skip
+from actors.engine.quirks.float32_vae import keep_in_float32
+from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
 

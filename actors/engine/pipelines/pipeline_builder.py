@@ -2,14 +2,13 @@
 
 import inspect
 from collections.abc import Mapping
-from functools import wraps
 from importlib import import_module
 from typing import Any
 
 import diffusers
 import torch
 
-from actors.ldm3d import LDM3DImageProcessor
+from actors.engine.quirks.ldm3d import LDM3DImageProcessor
 from schemas.errors import RowError
 from schemas.systems.schedulers import parse_options
 from schemas.systems.system_table import System, module_of
@@ -57,7 +56,7 @@ def _as_it_is(_: Any, prompt: Any, tokenizer: Any) -> Any:
 
 
 def _nothing(_: Any) -> None:
-    """For `upcast_vae`: actors/float32_vae.py has done it, and diffusers 0.42.1 warns of its own method."""
+    """For `upcast_vae`: actors/engine/quirks/float32_vae.py has done it, and diffusers 0.42.1 warns of its own method."""
 
 
 def _arguments(cls: Any, base: Any) -> dict[str, Any]:
@@ -87,18 +86,3 @@ def new_scheduler(published: Any, name: str | None, options: str | None) -> Any:
         return getattr(diffusers, name).from_config(published.config, **changes)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, ImportError) as error:
         raise RowError("invalid_scheduler", f"{name} with {options or 'no options'}: {error}") from error
-
-
-def keep_on_host(scheduler: Any) -> None:
-    """Let a scheduler's timesteps stay on the host, wherever its pipeline wants them.
-
-    diffusers 0.42.1 looks timesteps up in tables on the host at each step (DDIM, DDPM, PNDM): from a GPU that
-    has to be waited for. Numbers on the host go into its kernels as they are.
-    """
-    set_timesteps = scheduler.set_timesteps
-
-    @wraps(set_timesteps)
-    def on_host(*args: Any, device: Any = None, **kwargs: Any) -> None:
-        set_timesteps(*args, device="cpu", **kwargs)
-
-    scheduler.set_timesteps = on_host

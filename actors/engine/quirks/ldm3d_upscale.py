@@ -26,8 +26,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
 
-from actors.clip_skip import enable_clip_skip
-from actors.ldm3d import MAX_DEPTH, OUTPUT_TYPES, LDM3DImageProcessor
+from actors.engine.quirks.clip_skip import enable_clip_skip
+from actors.engine.quirks.ldm3d import MAX_DEPTH, OUTPUT_TYPES, LDM3DImageProcessor
 
 Generators = torch.Generator | list[torch.Generator]
 
