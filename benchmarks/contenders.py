@@ -83,7 +83,7 @@ class Darkroom:
     def __init__(self, setting: Setting) -> None:
         spec = ModelSpec.model_validate({"checkpoint": str(setting.checkpoint), "dtype": setting.dtype})
         on_gpu = setting.device.type == "cuda"
-        # As actors.engine.diffusers_engine.make_engine has it, but for the device, which is the caller's choice.
+        # As make_engine of actors/engine/diffusers_engine.py has it, but the caller chooses the device.
         self.models = ModelCache({MODEL: spec}, setting.device, CAPACITY_BYTES, channels_last=on_gpu)
         self.counts: dict[str, Count] = {}
         """What went through each kind of module in the last run."""

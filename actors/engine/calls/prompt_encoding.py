@@ -15,7 +15,7 @@ from schemas.columns.input_columns import TEXT_FIELDS
 Tokens = list[int]
 
 
-def _tokenize(tokenizer: Any, texts: list[str], *, weighted: bool) -> Iterator[tuple[str, Tokens]]:
+def tokenize(tokenizer: Any, texts: list[str], *, weighted: bool) -> Iterator[tuple[str, Tokens]]:
     """Each text with its tokens; of a text with weights, those of its pieces."""
     pieces = {text: pieces_of(text) if weighted else [text] for text in texts}
     every = list(dict.fromkeys(piece for found in pieces.values() for piece in found))
@@ -26,7 +26,7 @@ def _tokenize(tokenizer: Any, texts: list[str], *, weighted: bool) -> Iterator[t
         yield text, [token for piece in found for token in tokens[piece]]
 
 
-def _room(tokenizer: Any) -> int:
+def room(tokenizer: Any) -> int:
     """Tokens of text that an encoder takes at a time: 77, less one that begins and one that ends them."""
     room: int = tokenizer.model_max_length - 2
     return room
@@ -85,7 +85,7 @@ def _encode(
     # Not strict: a refiner's one encoder reads `prompt`, and `prompt_2` is read by none.
     for (tokenizer, encoder), read in zip(text_encoders(pipeline.components), texts, strict=False):
         assert read is not None, "a pipeline with two encoders is given two texts"
-        tokens = dict(_tokenize(tokenizer, read, weighted=weighted))
+        tokens = dict(tokenize(tokenizer, read, weighted=weighted))
         windows = [window for text in read for window in _windows(tokenizer, tokens[text], num_windows)]
         output = encoder(torch.tensor(windows, device=encoder.device), output_hidden_states=True)
         state, summary = _state(pipeline, encoder, output, clip_skip)
@@ -98,7 +98,7 @@ def _encode(
 
 
 def _windows(tokenizer: Any, tokens: Tokens, num_windows: int) -> Iterator[Tokens]:
-    room = _room(tokenizer)
+    room = room(tokenizer)
     for start in range(0, num_windows * room, room):
         window = [tokenizer.bos_token_id, *tokens[start : start + room], tokenizer.eos_token_id]
         yield window + [tokenizer.pad_token_id] * (room + 2 - len(window))

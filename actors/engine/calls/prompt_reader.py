@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from actors.engine.calls.prompt_encoding import Tokens, _room, _tokenize, takes_embeddings, text_encoders
+from actors.engine.calls.prompt_encoding import Tokens, room, tokenize, takes_embeddings, text_encoders
 from actors.engine.calls.prompt_weights import is_weighted, parse
 from actors.engine.pipelines.model_cache import ModelCache
 from actors.engine.samples import Sample
@@ -30,7 +30,7 @@ class PromptReader:
             (model, place, text): found
             for model, wanted in texts.items()
             for place, tokenizer in enumerate(self._tokenizers_of(model))
-            for text, found in _tokenize(tokenizer, list(wanted), weighted=self._weighted)
+            for text, found in tokenize(tokenizer, list(wanted), weighted=self._weighted)
         }
         return [self._measured(sample, tokens) for sample in samples]
 
@@ -51,7 +51,7 @@ class PromptReader:
         tokenizers = self._tokenizers[model]
         if self._chunk and takes_embeddings(sample.system.pipeline):
             needed = (
-                -(-len(tokens[model, place, text]) // _room(tokenizer))
+                -(-len(tokens[model, place, text]) // room(tokenizer))
                 for place, tokenizer in enumerate(tokenizers)
                 for text in _texts(sample, place).values()
             )
@@ -64,7 +64,7 @@ class PromptReader:
         model = sample.routed.model
         for place, tokenizer in enumerate(self._tokenizers[model]):
             for field, text in _texts(sample, place).items():
-                rest = tokens[model, place, text][_room(tokenizer) :]
+                rest = tokens[model, place, text][room(tokenizer) :]
                 if rest:
                     cut.setdefault(field, tokenizer.decode(rest))
         return cut

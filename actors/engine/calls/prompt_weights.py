@@ -2,7 +2,7 @@
 
 compel 2.5.1 parses the syntax and weighs the embeddings. Its own wrappers know Stable Diffusion and XL
 without `clip_skip`, so each pipeline's way of reading an encoder is handed to it; and they let XL's pooled
-embedding read the signs of the syntax, so that one is made in actors/engine/calls/prompt_reader.py, of the bare text.
+embedding read the signs of the syntax, so prompt_reader.py makes that one of the bare text.
 """
 
 from collections.abc import Callable
