@@ -20,8 +20,8 @@ from actors.storage.stores import open_storage
 from actors.worker import Worker
 from benchmarks.diffusers_loops import PlainDiffusers
 from benchmarks.workloads import Row, write_rows
-from jobs.plan import Plan, make_plan
-from jobs.survey import survey
+from jobs.planning.plan import Plan, make_plan
+from jobs.planning.survey import survey
 from schemas.spec.job_spec import JobSpec, ModelSpec
 
 R0, R0B, R1, DARKROOM = "R0 one by one", "R0b grouped", "R1 engine", "darkroom"

@@ -64,9 +64,10 @@ def plan(
     """Check every row, and show routes, shards and the output's size. Needs no GPU and loads no model."""
     from actors.storage.uris import normalise
     from jobs.disk_space import refuse_full_disk
-    from jobs.plan import MAX_EXAMPLES, expected_bytes
-    from jobs.plan_text import check_rows, print_plan, refuse_hopeless
-    from jobs.survey import survey
+    from jobs.planning.plan import expected_bytes
+    from jobs.planning.plan_text import check_rows, print_plan, refuse_hopeless
+    from jobs.planning.row_scan import MAX_EXAMPLES
+    from jobs.planning.survey import survey
 
     out = console()
     found = survey(load_spec(spec, overrides or []))

@@ -15,11 +15,11 @@ from jobs.lease import Lease
 from jobs.ownership import plan_of, require_record
 from jobs.part_footers import read_footers
 from jobs.parts import PartFile, list_parts, totals_of
-from jobs.plan import Plan
+from jobs.planning.plan import Plan
+from jobs.planning.survey import survey
 from jobs.progress import Tally
 from jobs.run import RunResult, make_shards, with_output_settled
 from jobs.signals import stopping_signals
-from jobs.survey import survey
 from schemas.errors import SpecError
 from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec

@@ -20,12 +20,12 @@ from jobs.finish import finish, is_finished
 from jobs.lease import Lease
 from jobs.ownership import JobRecord, claim, plan_of, read_record
 from jobs.parts import Totals, done_shards, list_parts, totals_of
-from jobs.plan import Plan, expected_bytes
-from jobs.plan_text import check_rows, print_columns, refuse_hopeless
+from jobs.planning.plan import Plan, expected_bytes
+from jobs.planning.plan_text import check_rows, print_columns, refuse_hopeless
+from jobs.planning.survey import Survey, survey
 from jobs.pool import WorkerPool
 from jobs.progress import Tally, display
 from jobs.signals import stopping_signals
-from jobs.survey import Survey, survey
 from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec
 

@@ -18,8 +18,8 @@ from actors.engine.engine import Engine
 from actors.engine.pipelines.model_cache import ModelCache
 from actors.storage.stores import open_storage
 from actors.worker import Worker
-from jobs.plan import Plan, make_plan
-from jobs.survey import survey
+from jobs.planning.plan import Plan, make_plan
+from jobs.planning.survey import survey
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.job import ShardReport
 from schemas.spec.job_spec import JobSpec

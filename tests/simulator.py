@@ -22,9 +22,10 @@ from jobs.dispatcher import Dispatcher
 from jobs.finish import MANIFEST, SUCCESS, is_finished
 from jobs.ownership import claim, plan_of, read_record
 from jobs.parts import done_shards, list_parts
-from jobs.plan import Findings, Plan
+from jobs.planning.plan import Plan
+from jobs.planning.row_scan import Findings
+from jobs.planning.survey import Survey, SurveyedFile
 from jobs.pool import MAX_FAILED_STARTS
-from jobs.survey import Survey, SurveyedFile
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DarkroomError, RefusedError, StorageError
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard

@@ -11,7 +11,7 @@ from PIL import Image
 
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.engine.quirks.ldm3d import LDM3DImageProcessor
-from jobs.survey import survey
+from jobs.planning.survey import survey
 from schemas.errors import SpecError
 from tests.checkpoints import demo
 from tests.in_process import (

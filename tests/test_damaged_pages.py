@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.inputs.input_file import InputFile
-from jobs.plan import make_plan
-from jobs.survey import survey
+from jobs.planning.plan import make_plan
+from jobs.planning.survey import survey
 from schemas.columns.input_columns import map_columns
 from schemas.errors import SpecError
 from schemas.spec.job_spec import InputSpec, JobSpec

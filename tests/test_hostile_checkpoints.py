@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors.checkpoints.model_cards import read_card
-from jobs.survey import survey
+from jobs.planning.survey import survey
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
 from tests.checkpoints import demo, paper_checkpoint

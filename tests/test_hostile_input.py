@@ -30,8 +30,8 @@ from actors.inputs.texts import MAX_PROMPT_BYTES
 from actors.storage.stores import open_storage
 from actors.storage.uris import normalise
 from jobs.ownership import claim
-from jobs.plan import make_plan
-from jobs.survey import survey
+from jobs.planning.plan import make_plan
+from jobs.planning.survey import survey
 from jobs.verify import verify_output
 from schemas.errors import RowError, SpecError
 from schemas.spec.job_spec import JobSpec, ModelSpec

@@ -104,7 +104,7 @@ def test_the_rules_see_every_module() -> None:
     ("module", "absent"),
     [
         ("jobs.__main__", {"torch", "diffusers", "transformers", "ray", "pyarrow", "numpy"}),
-        ("jobs.plan_text", {"torch", "diffusers", "transformers", "ray"}),
+        ("jobs.planning.plan_text", {"torch", "diffusers", "transformers", "ray"}),
         ("jobs.run", {"torch", "diffusers", "transformers"}),
         ("jobs.verify", {"torch", "diffusers", "transformers", "ray"}),
         ("jobs.status", {"torch", "diffusers", "transformers", "ray"}),

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from actors.inputs.input_file import InputFile
 from actors.rows.routing import Router
 from actors.storage.stores import open_storage
-from jobs.plan import Findings, Plan, RouteCount, make_plan
-from jobs.plan_text import refuse_hopeless
-from jobs.survey import find_files, input_opener, survey
+from jobs.planning.input_paths import find_files, input_opener
+from jobs.planning.plan import Plan, make_plan
+from jobs.planning.plan_text import refuse_hopeless
+from jobs.planning.row_scan import Findings, RouteCount
+from jobs.planning.survey import survey
 from schemas.columns.input_columns import map_columns
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import SpecError
@@ -516,8 +518,9 @@ def test_a_plan_needs_neither_torch_nor_diffusers_nor_ray(spec: JobSpec) -> None
     """So that it answers at once: importing them takes longer than most plans."""
     write_input(spec, prompt=["p"])
     code = (
-        "import sys; from jobs.plan_text import print_plan; from jobs.plan import make_plan;"
-        "from jobs.survey import survey; from rich.console import Console;"
+        "import sys; from jobs.planning.plan_text import print_plan;"
+        "from jobs.planning.plan import make_plan;"
+        "from jobs.planning.survey import survey; from rich.console import Console;"
         "from schemas.spec.job_spec import JobSpec;"
         "found = survey(JobSpec.model_validate_json(sys.stdin.read()));"
         "print_plan(*make_plan(found), Console());"
@@ -550,7 +553,8 @@ def test_a_million_rows_are_planned_in_little_memory(spec: JobSpec) -> None:
         seed=pa.array(np.arange(rows)),
     )
     code = (
-        "import resource, sys; from jobs.plan import make_plan; from jobs.survey import survey;"
+        "import resource, sys; from jobs.planning.plan import make_plan;"
+        "from jobs.planning.survey import survey;"
         "from schemas.spec.job_spec import JobSpec;"
         "found = survey(JobSpec.model_validate_json(sys.stdin.read()));"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"

@@ -16,7 +16,7 @@ from actors.engine.diffusers_engine import DiffusersEngine
 from actors.images.spool import Shelf
 from actors.parts.unchanged_rows import kept_rows
 from actors.storage.local_disk import LocalStorage
-from jobs.plan import Plan
+from jobs.planning.plan import Plan
 from schemas.errors import RefusedError
 from schemas.spec.job_spec import JobSpec
 from tests.in_process import (

@@ -7,9 +7,9 @@ import pytest
 from actors.storage.stores import open_storage
 from actors.storage.uris import normalise
 from jobs.ownership import claim, plan_of, read_record
-from jobs.plan import make_plan
-from jobs.row_ids import MAX_REPEATED
-from jobs.survey import survey
+from jobs.planning.plan import make_plan
+from jobs.planning.row_ids import MAX_REPEATED
+from jobs.planning.survey import survey
 from schemas.errors import SpecError
 from tests.engines import GreyEngine
 from tests.in_process import Record, job_spec, make, outcomes, write_rows

@@ -16,10 +16,10 @@ from actors.parts.commit import probe
 from actors.storage.stores import open_storage
 from jobs.finish import finish
 from jobs.ownership import claim
-from jobs.plan import make_plan
+from jobs.planning.plan import make_plan
+from jobs.planning.survey import survey
 from jobs.progress import Tally
 from jobs.status import print_status
-from jobs.survey import survey
 from schemas.errors import StorageError
 from tests.engines import GreyEngine
 from tests.in_process import Record, job_spec, worker_for, write_rows

@@ -20,9 +20,9 @@ from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.storage.stores import open_storage
 from demo.small_components import feature_extractor
 from jobs.ownership import claim
-from jobs.plan import make_plan
-from jobs.plan_text import print_plan
-from jobs.survey import survey
+from jobs.planning.plan import make_plan
+from jobs.planning.plan_text import print_plan
+from jobs.planning.survey import survey
 from jobs.verify import verify_output
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import DarkroomError

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.plan import Plan
+from jobs.planning.plan import Plan
 from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec
 from tests.in_process import Record, encoded, job_spec, make, plan_for, read_output, worker_for, write_rows

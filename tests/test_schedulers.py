@@ -20,8 +20,8 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
 from actors.engine.quirks.clip_skip import enable_clip_skip
-from jobs.plan import make_plan
-from jobs.survey import survey
+from jobs.planning.plan import make_plan
+from jobs.planning.survey import survey
 from models import demo_cache
 from schemas.errors import SpecError
 from schemas.systems.scheduler_rules import Published, refusal

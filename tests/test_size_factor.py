@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.plan import make_plan
-from jobs.survey import survey
+from jobs.planning.plan import make_plan
+from jobs.planning.survey import survey
 from tests.checkpoints import paper_checkpoint
 from tests.in_process import job_spec, write_rows
 

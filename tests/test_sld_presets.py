@@ -9,8 +9,8 @@ import torch
 from diffusers.pipelines.deprecated.stable_diffusion_safe import SafetyConfig
 
 from actors.engine.quirks.clip_skip import enable_clip_skip
-from jobs.plan import make_plan
-from jobs.survey import survey
+from jobs.planning.plan import make_plan
+from jobs.planning.survey import survey
 from schemas.errors import SpecError
 from schemas.spec.spec_file import load_spec
 from schemas.systems.parameters import PARAMETERS, SLD_PRESETS

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from actors.storage.stores import open_storage
 from jobs.ownership import claim
-from jobs.plan import make_plan
-from jobs.survey import survey
+from jobs.planning.plan import make_plan
+from jobs.planning.survey import survey
 from jobs.verify import verify_output
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec.job_spec import JobSpec

@@ -26,7 +26,7 @@ def tokenize(tokenizer: Any, texts: list[str], *, weighted: bool) -> Iterator[tu
         yield text, [token for piece in found for token in tokens[piece]]
 
 
-def room(tokenizer: Any) -> int:
+def tokens_per_window(tokenizer: Any) -> int:
     """Tokens of text that an encoder takes at a time: 77, less one that begins and one that ends them."""
     room: int = tokenizer.model_max_length - 2
     return room
@@ -98,7 +98,7 @@ def _encode(
 
 
 def _windows(tokenizer: Any, tokens: Tokens, num_windows: int) -> Iterator[Tokens]:
-    room = room(tokenizer)
+    room = tokens_per_window(tokenizer)
     for start in range(0, num_windows * room, room):
         window = [tokenizer.bos_token_id, *tokens[start : start + room], tokenizer.eos_token_id]
         yield window + [tokenizer.pad_token_id] * (room + 2 - len(window))

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from actors.engine.calls.prompt_encoding import Tokens, room, tokenize, takes_embeddings, text_encoders
+from actors.engine.calls.prompt_encoding import (
+    Tokens,
+    takes_embeddings,
+    text_encoders,
+    tokenize,
+    tokens_per_window,
+)
 from actors.engine.calls.prompt_weights import is_weighted, parse
 from actors.engine.pipelines.model_cache import ModelCache
 from actors.engine.samples import Sample
@@ -51,7 +57,7 @@ class PromptReader:
         tokenizers = self._tokenizers[model]
         if self._chunk and takes_embeddings(sample.system.pipeline):
             needed = (
-                -(-len(tokens[model, place, text]) // room(tokenizer))
+                -(-len(tokens[model, place, text]) // tokens_per_window(tokenizer))
                 for place, tokenizer in enumerate(tokenizers)
                 for text in _texts(sample, place).values()
             )
@@ -64,7 +70,7 @@ class PromptReader:
         model = sample.routed.model
         for place, tokenizer in enumerate(self._tokenizers[model]):
             for field, text in _texts(sample, place).items():
-                rest = tokens[model, place, text][room(tokenizer) :]
+                rest = tokens[model, place, text][tokens_per_window(tokenizer) :]
                 if rest:
                     cut.setdefault(field, tokenizer.decode(rest))
         return cut

@@ -56,7 +56,7 @@ def _as_it_is(_: Any, prompt: Any, tokenizer: Any) -> Any:
 
 
 def _nothing(_: Any) -> None:
-    """Replaces `upcast_vae`: quirks/float32_vae.py has done it, and diffusers 0.42.1 warns of its own method."""
+    """Replaces `upcast_vae`: float32_vae.py has done it, and diffusers 0.42.1 warns of its own method."""
 
 
 def _arguments(cls: Any, base: Any) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""The plan: every row routed and checked, and the output cut into shards, before anything is paid for."""
+"""What a pass over the input's rows finds: where they go, and which cannot be made."""
 
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -10,23 +9,23 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import Checked, check_batch
 from actors.rows.routing import Routed, Router
-from jobs.row_ids import Keys, Repeated, are_compared, find_repeated, id_keys
-from jobs.survey import OpenInput, Survey, SurveyedFile, input_opener
+from jobs.planning.input_paths import OpenInput
+from jobs.planning.row_ids import Keys, Repeated, are_compared, id_keys
+from jobs.planning.survey import Survey, SurveyedFile
 from schemas.errors import RowError, SpecError
-from schemas.job import NO_MODEL, Job, PlannedFile, Shard
+from schemas.job import Job, PlannedFile
 
 FILES_AT_ONCE = 4
 MAX_EXAMPLES = 20
 """Rows that a plan names for each kind of mistake, unless asked for more."""
-
 Numbers = npt.NDArray[np.float64]
-
 Report = Callable[[int], None]
 """Told how many more rows are checked."""
+_Way = tuple[str, str, str]
+"""(route, model, size)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,99 +65,17 @@ class Findings:
     """Rows that cannot be made, by error code."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A job cut into shards. One line per input file is all it keeps: shards are a formula."""
-
-    job: Job
-    files: tuple[PlannedFile, ...]
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the whole input."""
-        return sum(file.num_rows for file in self.files)
-
-    @property
-    def file_names(self) -> dict[str, str]:
-        """By URI, what a file's rows are named after where they have no ids: its name, or, where files share
-        theirs, the path below the folder that holds them all, wherever that is."""
-        paths = [file.uri.split("/") for file in self.files]
-        folder = 0
-        if len({path[-1] for path in paths}) < len(paths):
-            folder = next(i for i, names in enumerate(zip(*paths, strict=False)) if len({*names}) > 1)
-        return {
-            file.uri: "/".join(path[folder or -1 :]) for file, path in zip(self.files, paths, strict=True)
-        }
-
-    @property
-    def num_shards(self) -> int:
-        """Parts of the whole output."""
-        return sum(self._shards_in(rows) for file in self.files for rows in file.rows_by_model.values())
-
-    def num_shards_of(self, model: str) -> int:
-        """Parts that a model makes."""
-        return sum(self._shards_in(file.rows_by_model.get(model, 0)) for file in self.files)
-
-    def shards(self) -> Iterator[Shard]:
-        """Every shard, in the order of the parts' names."""
-        num_shards = self.num_shards
-        names = self.file_names
-        index = 0
-        for file in self.files:
-            for model in [*self.job.models, NO_MODEL]:
-                rows, repeated = file.rows_by_model.get(model, 0), file.repeated.get(model, ())
-                for start in range(0, rows, self._shard_rows):
-                    stop = min(start + self._shard_rows, rows)
-                    yield Shard(
-                        index=index,
-                        num_shards=num_shards,
-                        uri=file.uri,
-                        file_name=names[file.uri],
-                        etag=file.etag,
-                        model=model,
-                        start=start,
-                        stop=stop,
-                        repeated=tuple(row - start for row in _between(repeated, start, stop)),
-                    )
-                    index += 1
-
-    @property
-    def _shard_rows(self) -> int:
-        return self.job.spec.batching.shard_rows
-
-    def _shards_in(self, rows: int) -> int:
-        return -(-rows // self._shard_rows)
-
-
-def _between(ordered: Sequence[int], start: int, stop: int) -> Sequence[int]:
-    return ordered[bisect_left(ordered, start) : bisect_left(ordered, stop)]
-
-
-def make_plan(
-    survey: Survey, report: Report = lambda rows: None, max_examples: int = MAX_EXAMPLES
-) -> tuple[Plan, Findings]:
-    """Route and check every row; reads the columns that this needs and nothing else."""
-    job, open_input = survey.job, input_opener(survey.job.spec)
-    gathered = _gather(survey, open_input, report, max_examples)
-    if gathered.keys:
-        repeated = find_repeated(gathered.keys, survey.files, job.columns, open_input)
-        if repeated:
-            # Rare, and simpler than to take these rows out of what is counted already.
-            gathered = _gather(survey, open_input, lambda rows: None, max_examples, repeated)
-    return Plan(job=job, files=tuple(gathered.files)), gathered.findings()
-
-
-def _gather(
+def gather(
     survey: Survey,
     open_input: OpenInput,
     report: Report,
     max_examples: int,
     repeated: Mapping[str, Repeated] | None = None,
-) -> "_Gathered":
+) -> "Gathered":
     """Scan all files; `repeated`: the rows with an earlier row's id, by file, where that is known."""
     job = survey.job
     router = Router(job.spec, job.models)
-    gathered = _Gathered(max_examples)
+    gathered = Gathered(max_examples)
     with_ids = repeated is None and are_compared(job.columns, survey.num_rows)
 
     def scan_file(file: SurveyedFile) -> _FileScan:
@@ -172,14 +89,65 @@ def _gather(
     return gathered
 
 
-def expected_bytes(findings: Findings, job: Job) -> int:
-    """A guess at the output's size, from its pixels."""
-    pixels = sum(count.pixels for count in findings.counts)
-    return int(pixels * TYPICAL_BYTES_PER_PIXEL[job.spec.output.format])
+class Gathered:
+    """What all files' rows come to; of each file only the plan's one line is kept."""
+
+    def __init__(self, max_examples: int) -> None:
+        self._max_examples = max_examples
+        self.files: list[PlannedFile] = []
+        self.keys: list[Keys] = []
+        """Each file's, where ids are compared."""
+        self._rows: Counter[_Way] = Counter()
+        self._images: Counter[_Way] = Counter()
+        self._pixels: Counter[_Way] = Counter()
+        self._num_bad: Counter[str] = Counter()
+        self._bad_rows: dict[str, list[BadRow]] = {}
+
+    def add(self, scan: _FileScan) -> None:
+        """Add a file's counts."""
+        self.files.append(scan.planned())
+        self.keys += [] if scan.keys is None else [scan.keys]
+        self._rows += scan.rows
+        self._images += scan.images
+        self._pixels += scan.pixels
+        self._num_bad += scan.num_bad
+        for bad in scan.bad_rows:
+            examples = self._bad_rows.setdefault(bad.problem.code, [])
+            if len(examples) < self._max_examples:
+                examples.append(bad)
+
+    def findings(self) -> Findings:
+        """The sums."""
+        counts = [
+            RouteCount(
+                route=way[0],
+                model=way[1],
+                size=way[2],
+                rows=self._rows[way],
+                images=self._images[way],
+                pixels=self._pixels[way],
+            )
+            for way in sorted(self._rows)
+        ]
+        bad_rows = [bad for code in sorted(self._bad_rows) for bad in self._bad_rows[code]]
+        num_bad = dict(sorted(self._num_bad.items()))
+        return Findings(counts=tuple(counts), bad_rows=tuple(bad_rows), num_bad=num_bad)
 
 
-_Way = tuple[str, str, str]
-"""(route, model, size)"""
+def _scan(
+    scan: _FileScan, job: Job, router: Router, open_input: OpenInput, report: Report, *, with_ids: bool
+) -> None:
+    uri = scan.file.stored.uri
+    try:
+        with InputFile(open_input(uri).open(uri), job.columns) as opened:
+            _check_ids(opened, uri, job)
+            scan.keys = id_keys(opened) if with_ids else None
+            for batch in opened.read_for_checks():
+                scan.add(check_batch(batch, router, job.models), job)
+                report(batch.num_rows)
+            _name_examples(scan, opened)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"input.path: {uri} cannot be read to its end: {error}") from error
 
 
 class _FileScan:
@@ -258,67 +226,6 @@ class _FileScan:
             self.rows[way] += rows
             self.images[way] += made
             self.pixels[way] += made * height * width
-
-
-class _Gathered:
-    """What all files' rows come to; of each file only the plan's one line is kept."""
-
-    def __init__(self, max_examples: int) -> None:
-        self._max_examples = max_examples
-        self.files: list[PlannedFile] = []
-        self.keys: list[Keys] = []
-        """Each file's, where ids are compared."""
-        self._rows: Counter[_Way] = Counter()
-        self._images: Counter[_Way] = Counter()
-        self._pixels: Counter[_Way] = Counter()
-        self._num_bad: Counter[str] = Counter()
-        self._bad_rows: dict[str, list[BadRow]] = {}
-
-    def add(self, scan: _FileScan) -> None:
-        """Add a file's counts."""
-        self.files.append(scan.planned())
-        self.keys += [] if scan.keys is None else [scan.keys]
-        self._rows += scan.rows
-        self._images += scan.images
-        self._pixels += scan.pixels
-        self._num_bad += scan.num_bad
-        for bad in scan.bad_rows:
-            examples = self._bad_rows.setdefault(bad.problem.code, [])
-            if len(examples) < self._max_examples:
-                examples.append(bad)
-
-    def findings(self) -> Findings:
-        """The sums."""
-        counts = [
-            RouteCount(
-                route=way[0],
-                model=way[1],
-                size=way[2],
-                rows=self._rows[way],
-                images=self._images[way],
-                pixels=self._pixels[way],
-            )
-            for way in sorted(self._rows)
-        ]
-        bad_rows = [bad for code in sorted(self._bad_rows) for bad in self._bad_rows[code]]
-        num_bad = dict(sorted(self._num_bad.items()))
-        return Findings(counts=tuple(counts), bad_rows=tuple(bad_rows), num_bad=num_bad)
-
-
-def _scan(
-    scan: _FileScan, job: Job, router: Router, open_input: OpenInput, report: Report, *, with_ids: bool
-) -> None:
-    uri = scan.file.stored.uri
-    try:
-        with InputFile(open_input(uri).open(uri), job.columns) as opened:
-            _check_ids(opened, uri, job)
-            scan.keys = id_keys(opened) if with_ids else None
-            for batch in opened.read_for_checks():
-                scan.add(check_batch(batch, router, job.models), job)
-                report(batch.num_rows)
-            _name_examples(scan, opened)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"input.path: {uri} cannot be read to its end: {error}") from error
 
 
 def _check_ids(opened: InputFile, uri: str, job: Job) -> None:

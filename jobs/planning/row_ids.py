@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.inputs.input_file import InputFile
-from jobs.survey import OpenInput, SurveyedFile
+from jobs.planning.input_paths import OpenInput
+from jobs.planning.survey import SurveyedFile
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import SpecError
 

@@ -7,8 +7,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from actors.checkpoints.component_files import bytes_shared
-from jobs.plan import MAX_EXAMPLES, BadRow, Findings, Plan, expected_bytes, make_plan
-from jobs.survey import Survey
+from jobs.planning.plan import Plan, expected_bytes, make_plan
+from jobs.planning.row_scan import MAX_EXAMPLES, BadRow, Findings
+from jobs.planning.survey import Survey
 from schemas.errors import SpecError
 from schemas.job import NO_MODEL, Job
 from schemas.wording.amounts import size_text

@@ -1,0 +1,114 @@
+"""What a spec meets: the input's files and columns, and the checkpoints. Footers only, no rows."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from actors.checkpoints.checkpoint_folders import build_demo_checkpoints
+from actors.checkpoints.model_cards import read_card
+from actors.checkpoints.weights_check import check_weights
+from actors.inputs.footers import read_footer
+from actors.storage.objects import StoredObject
+from jobs.planning.input_paths import find_files, input_opener, normalised, paths_of, takes
+from jobs.planning.route_checks import check_routes
+from schemas.columns.input_columns import ColumnMap, map_columns
+from schemas.columns.output_columns import output_schema
+from schemas.errors import SpecError
+from schemas.job import Job
+from schemas.spec.job_spec import JobSpec
+from schemas.systems.system_table import SYSTEMS
+
+FOOTERS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurveyedFile:
+    """One file of the input, by its footer."""
+
+    stored: StoredObject
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """A job and the files it reads."""
+
+    job: Job
+    files: tuple[SurveyedFile, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole input."""
+        return sum(file.num_rows for file in self.files)
+
+
+def survey(spec: JobSpec) -> Survey:
+    """Look at everything a job needs; SpecError for whatever is missing or does not fit."""
+    _check_output(spec)
+    open_input = input_opener(spec)
+    stored = find_files(spec, open_input)
+    _, schema = read_footer(open_input(stored[0].uri), stored[0].uri)
+    columns = map_columns(schema, spec.input)
+    _check_columns(spec, columns, schema)
+
+    def look_at(file: StoredObject) -> SurveyedFile:
+        num_rows, other = read_footer(open_input(file.uri), file.uri)
+        _check_drift(columns, stored[0].uri, schema, file.uri, other)
+        return SurveyedFile(stored=file, num_rows=num_rows)
+
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        files = tuple(pool.map(look_at, stored))
+    if not sum(file.num_rows for file in files):
+        raise SpecError(f"input.path: no rows in {', '.join(paths_of(spec))}")
+    build_demo_checkpoints(spec.models.values())
+    models = {name: read_card(name, model) for name, model in spec.models.items()}
+    check_routes(spec, models)
+    job = Job(
+        spec=spec,
+        models=models,
+        columns=columns,
+        schema=output_schema(spec, models, columns, schema).serialize().to_pybytes(),
+    )
+    for name, model in job.checkpoints.items():
+        check_weights(name, model, with_checker=spec.safety.checker == "on")
+    return Survey(job=job, files=files)
+
+
+def _check_output(spec: JobSpec) -> None:
+    """A job must not read what it writes: its parts would look like a changed input."""
+    output = normalised("output.path", spec.output.path)
+    for path in paths_of(spec):
+        if takes(path, f"{output}/data/train-00000-of-00001.parquet"):
+            raise SpecError(
+                f"output.path: {output} lies where input.path looks for rows ({path}), so the job would read "
+                "its own parts; choose a folder beside the input"
+            )
+
+
+def _check_columns(spec: JobSpec, columns: ColumnMap, schema: pa.Schema) -> None:
+    tasks = {spec.task_of(route) for route in spec.routes}
+    if "prompt" not in columns.fields and any(
+        "prompt" in system.texts for system in SYSTEMS if system.task in tasks
+    ):
+        raise SpecError(
+            f"the input has no column `prompt`; it has {', '.join(schema.names)}. "
+            "Name the one to use with input.columns: {prompt: ...}"
+        )
+    if "task" not in columns.fields and spec.fallback_route() is None:
+        raise SpecError(
+            "the input has no column `task` and the spec no default_route, so no row has a route; "
+            f"set default_route to one of {', '.join(spec.routes)}"
+        )
+
+
+def _check_drift(columns: ColumnMap, first: str, schema: pa.Schema, uri: str, other: pa.Schema) -> None:
+    """Every file must have the columns that the first one has, with the same types."""
+    for column in columns.columns():
+        if column not in other.names:
+            raise SpecError(f"{uri} has no column `{column}`, which {first} has; all files must agree")
+        if other.names.count(column) > 1:
+            raise SpecError(f"{uri} has several columns of the name `{column}`; rename all but one")
+        mine, theirs = schema.field(column).type, other.field(column).type
+        if mine != theirs:
+            raise SpecError(f"column `{column}` is {theirs} in {uri} and {mine} in {first}; all must agree")
