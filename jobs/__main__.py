@@ -63,7 +63,7 @@ def plan(
 ) -> None:
     """Check every row, and show routes, shards and the output's size. Needs no GPU and loads no model."""
     from actors.storage.uris import normalise
-    from jobs.disk_space import refuse_full_disk
+    from jobs.output.disk_space import refuse_full_disk
     from jobs.planning.plan import expected_bytes
     from jobs.planning.plan_text import check_rows, print_plan, refuse_hopeless
     from jobs.planning.row_scan import MAX_EXAMPLES

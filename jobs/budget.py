@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from jobs.dispatcher import Abandoned
-from jobs.parts import Totals
+from jobs.output.parts import Totals
+from jobs.output.tally import Abandoned
 from jobs.pool import Tick
 from schemas.errors import BudgetError
 from schemas.job import Failures, joined

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from jobs.output.tally import Abandoned
 from jobs.poison import Search
 from schemas.errors import DarkroomError
 from schemas.job import Shard
@@ -24,14 +25,6 @@ MAX_DYING_SHARDS = 5
 
 MAX_DEPARTURES = 20
 """Workers taken away with the same shard: it does not fit into the time that they are given."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Abandoned:
-    """A shard that was given up on in this run."""
-
-    shard: Shard
-    reason: str
 
 
 @dataclass(slots=True)

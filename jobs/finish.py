@@ -4,9 +4,9 @@ import json
 
 from actors.storage.objects import Storage
 from actors.storage.uris import join
-from jobs.ownership import JobRecord
-from jobs.parts import PartFile, Totals, list_parts, totals_of
-from jobs.progress import RunFigures
+from jobs.output.job_record import JobRecord
+from jobs.output.parts import PartFile, Totals, list_parts, totals_of
+from jobs.output.tally import RunFigures
 from jobs.report import write_report
 from jobs.summary import write_summary
 from schemas.errors import StorageError

@@ -12,9 +12,9 @@ from typing import Any
 
 from actors.storage.objects import Storage
 from actors.storage.uris import join
-from jobs.ownership import JobRecord, require_record
-from jobs.part_footers import read_footers
-from jobs.parts import Totals, list_parts, totals_of
+from jobs.output.job_record import JobRecord, require_record
+from jobs.output.part_footers import read_footers
+from jobs.output.parts import Totals, list_parts, totals_of
 from jobs.sampling import (
     MAX_FOOTERS,
     PICTURE_BYTES,

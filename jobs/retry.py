@@ -11,13 +11,13 @@ from actors.storage.stores import open_storage
 from actors.worker_process import ENGINE
 from jobs.dispatcher import Dispatcher
 from jobs.finish import finish
-from jobs.lease import Lease
-from jobs.ownership import plan_of, require_record
-from jobs.part_footers import read_footers
-from jobs.parts import PartFile, list_parts, totals_of
+from jobs.output.job_record import plan_of, require_record
+from jobs.output.lease import Lease
+from jobs.output.part_footers import read_footers
+from jobs.output.parts import PartFile, list_parts, totals_of
+from jobs.output.tally import Tally
 from jobs.planning.plan import Plan
 from jobs.planning.survey import survey
-from jobs.progress import Tally
 from jobs.run import RunResult, make_shards, with_output_settled
 from jobs.signals import stopping_signals
 from schemas.errors import SpecError

@@ -14,17 +14,18 @@ from actors.storage.uris import normalise
 from actors.worker_process import ENGINE
 from jobs.budget import Budget
 from jobs.cluster import connected, in_ray_job, lay_out
-from jobs.disk_space import bytes_to_come, refuse_full_disk
-from jobs.dispatcher import Abandoned, Dispatcher
+from jobs.dispatcher import Dispatcher
 from jobs.finish import finish, is_finished
-from jobs.lease import Lease
-from jobs.ownership import JobRecord, claim, plan_of, read_record
-from jobs.parts import Totals, done_shards, list_parts, totals_of
+from jobs.output.disk_space import bytes_to_come, refuse_full_disk
+from jobs.output.job_record import JobRecord, claim, plan_of, read_record
+from jobs.output.lease import Lease
+from jobs.output.parts import Totals, done_shards, output_totals, still_missing
+from jobs.output.tally import Abandoned, Tally
 from jobs.planning.plan import Plan, expected_bytes
 from jobs.planning.plan_text import check_rows, print_columns, refuse_hopeless
 from jobs.planning.survey import Survey, survey
 from jobs.pool import WorkerPool
-from jobs.progress import Tally, display
+from jobs.progress import display
 from jobs.signals import stopping_signals
 from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec
@@ -59,13 +60,13 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
         plan, record = _settle(found, storage, output, console)
         done = done_shards(storage, output, record.num_shards)
         if all(done) and is_finished(storage, output):
-            totals = _totals(storage, output, record)
+            totals = output_totals(storage, output, record)
             return RunResult(output=output, totals=totals, rows_tried=0, images_made=0, abandoned=())
         with Lease(storage, output) as lease:
             tally, abandoned = _make_missing(plan, storage, done, lease, console, engine)
             abandoned = still_missing(abandoned, storage, output, record.num_shards)
             if abandoned:
-                totals = _totals(storage, output, record)
+                totals = output_totals(storage, output, record)
             else:
                 lease.confirm(tally)
                 totals = finish(storage, output, record, tally.figures())
@@ -76,16 +77,6 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
             images_made=tally.images,
             abandoned=tuple(abandoned),
         )
-
-
-def still_missing(
-    abandoned: list[Abandoned], storage: Storage, output: str, num_shards: int
-) -> list[Abandoned]:
-    """Without those that a worker which was believed dead has made after all."""
-    if not abandoned:
-        return []
-    done = done_shards(storage, output, num_shards)
-    return [each for each in abandoned if not done[each.shard.index]]
 
 
 def with_output_settled(spec: JobSpec, console: Console) -> JobSpec:
@@ -173,10 +164,6 @@ def _missing_shards(plan: Plan, done: bytearray, model: str) -> Iterator[Shard]:
 
 def _rows_in(plan: Plan, done: bytearray) -> int:
     return sum(shard.num_rows for shard in plan.shards() if done[shard.index])
-
-
-def _totals(storage: Storage, output: str, record: JobRecord) -> Totals:
-    return totals_of(storage, list_parts(storage, output, record.num_shards))
 
 
 def print_result(result: RunResult, console: Console) -> None:

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from actors.images.input_images import MAX_PICTURE_BYTES, ImageSource, open_image
+from actors.images.input_images import ImageSource, open_image
 from actors.storage.objects import Storage
-from actors.storage.uris import join
-from jobs.part_footers import PartFooter, RowGroup
-from schemas.errors import DarkroomError, RefusedError, RowError
+from jobs.output.part_footers import PartFooter, RowGroup
+from jobs.output.stored_images import read_picture
+from schemas.errors import RefusedError, RowError
 from schemas.systems.parameters import PARAMETERS
 
 MAX_FOOTERS = 1024
@@ -288,21 +288,6 @@ def _print_one(storage: Storage, output: str, kind: str, image: Mapping[str, Any
 
 def _in_eight_bits(depth: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(depth) >> 8).astype(np.uint8))
-
-
-def read_picture(storage: Storage, output: str, uri: str) -> bytes:
-    """A picture's own object. It is looked for in this output, which may have been copied since.
-
-    RowError where it is not there, or is none of this output's: a part may name anything.
-    """
-    name = uri.rpartition("/images/")[2]
-    if not name or ".." in name.split("/"):
-        raise RowError("disallowed_uri", f"{uri} is no picture of this output")
-    place = join(output, "images", name)
-    try:
-        return storage.read(place, MAX_PICTURE_BYTES)
-    except (FileNotFoundError, DarkroomError) as error:
-        raise RowError("unreadable_uri", f"{place} cannot be read: {error}") from error
 
 
 def _thumbnail(picture: Image.Image) -> str:

@@ -5,9 +5,9 @@ from rich.console import Console
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
 from actors.storage.uris import normalise
-from jobs.lease import is_alive, read_lease
-from jobs.ownership import require_record
-from jobs.parts import Totals, list_parts, totals_of
+from jobs.output.job_record import require_record
+from jobs.output.lease import is_alive, read_lease
+from jobs.output.parts import Totals, list_parts, totals_of
 from jobs.summary import read_summary
 from schemas.wording.amounts import duration
 from schemas.wording.printable import printable

@@ -9,10 +9,10 @@ from pydantic import FiniteFloat, TypeAdapter
 
 from actors.storage.objects import Storage
 from actors.storage.uris import join
-from jobs.ownership import JobRecord
-from jobs.parts import Totals
-from jobs.progress import RunFigures
-from jobs.strict_json import parse_json
+from jobs.output.job_record import JobRecord
+from jobs.output.parts import Totals
+from jobs.output.strict_json import parse_json
+from jobs.output.tally import RunFigures
 from schemas.errors import RefusedError
 from schemas.job import Count
 

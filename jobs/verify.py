@@ -21,11 +21,11 @@ from actors.rows.row import derived_row_id
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
 from actors.storage.uris import join, normalise
-from jobs.ownership import JobRecord, plan_of_record, require_record
-from jobs.parts import FOOTERS_AT_ONCE, Totals, list_parts, totals_in
+from jobs.output.job_record import JobRecord, plan_of_record, require_record
+from jobs.output.parts import FOOTERS_AT_ONCE, Totals, list_parts, totals_in
+from jobs.output.stored_images import read_picture
 from jobs.planning.input_paths import input_opener
 from jobs.planning.plan import Plan
-from jobs.sampling import read_picture
 from schemas.columns.output_columns import NEVER_NULL, PART_COLUMNS, PART_COLUMNS_IF_THERE, STATUSES, misfits
 from schemas.errors import DarkroomError, RefusedError, RowError
 from schemas.job import NO_MODEL, RECORD, PlannedFile, Shard

@@ -20,8 +20,8 @@ from actors.storage.uris import join
 from jobs import retry, run
 from jobs.dispatcher import Dispatcher
 from jobs.finish import MANIFEST, SUCCESS, is_finished
-from jobs.ownership import claim, plan_of, read_record
-from jobs.parts import done_shards, list_parts
+from jobs.output.job_record import claim, plan_of, read_record
+from jobs.output.parts import done_shards, list_parts, still_missing
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
 from jobs.planning.survey import Survey, SurveyedFile
@@ -398,7 +398,7 @@ class Driver:
         if not all(self.done):
             dispatcher = run._dispatcher(plan, self.done)
             self.make_shards(dispatcher)
-            missing = run.still_missing(dispatcher.abandoned, store, OUTPUT, num_shards)
+            missing = still_missing(dispatcher.abandoned, store, OUTPUT, num_shards)
             self.abandoned = [lost.shard for lost in missing]
         if not self.abandoned:
             self.finish(num_shards)

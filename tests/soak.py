@@ -16,7 +16,7 @@ from pathlib import Path
 
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
-from jobs.lease import read_lease
+from jobs.output.lease import read_lease
 from tests.fault_proxy import FaultProxy, fault_proxy
 from tests.on_s3 import assert_whole_on_s3, env_of, upload
 from tests.ray_nodes import RayNodes

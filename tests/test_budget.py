@@ -7,9 +7,9 @@ import pytest
 
 from actors.storage.stores import open_storage
 from jobs.budget import Budget
-from jobs.dispatcher import Abandoned
+from jobs.output.parts import still_missing
+from jobs.output.tally import Abandoned
 from jobs.pool import Tick
-from jobs.run import still_missing
 from schemas.errors import BudgetError
 from schemas.job import Failures, InMaking, ShardReport
 from schemas.spec.job_spec import ErrorsSpec

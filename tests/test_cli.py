@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 
 from jobs.__main__ import app, main
-from jobs.parts import Totals
+from jobs.output.parts import Totals
 from jobs.run import RunResult, print_result
 from models.demo_cache import KINDS
 from tests.checkpoints import paper_checkpoint

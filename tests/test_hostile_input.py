@@ -29,7 +29,7 @@ from actors.images.input_images import MAX_PICTURE_BYTES, ImageSource, open_imag
 from actors.inputs.texts import MAX_PROMPT_BYTES
 from actors.storage.stores import open_storage
 from actors.storage.uris import normalise
-from jobs.ownership import claim
+from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
 from jobs.planning.survey import survey
 from jobs.verify import verify_output

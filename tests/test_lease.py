@@ -9,8 +9,8 @@ import pytest
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
 from actors.storage.uris import join
-from jobs.lease import LEASE, VALID_S, Lease, read_lease
-from jobs.progress import Tally
+from jobs.output.lease import LEASE, VALID_S, Lease, read_lease
+from jobs.output.tally import Tally
 from schemas.errors import RefusedError
 from tests.fault_proxy import FaultProxy
 

@@ -27,7 +27,7 @@ from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
 from actors.storage.uris import join
-from jobs.ownership import RECORD, JobRecord, to_json
+from jobs.output.job_record import RECORD, JobRecord, to_json
 from jobs.report import Sheet, make_sheet, render, write_report
 from jobs.sampling import (
     CRISP_SIDE,

@@ -6,7 +6,7 @@ import pytest
 
 from actors.storage.stores import open_storage
 from actors.storage.uris import normalise
-from jobs.ownership import claim, plan_of, read_record
+from jobs.output.job_record import claim, plan_of, read_record
 from jobs.planning.plan import make_plan
 from jobs.planning.row_ids import MAX_REPEATED
 from jobs.planning.survey import survey

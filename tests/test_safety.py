@@ -19,7 +19,7 @@ from actors.engine.pipelines.loaded_model import LoadedModel
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.storage.stores import open_storage
 from demo.small_components import feature_extractor
-from jobs.ownership import claim
+from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
 from jobs.planning.plan_text import print_plan
 from jobs.planning.survey import survey

@@ -18,11 +18,11 @@ import yaml
 from actors.storage.stores import open_storage
 from jobs.__main__ import main
 from jobs.finish import finish
-from jobs.lease import LEASE
-from jobs.ownership import MAX_RECORD_BYTES, claim
+from jobs.output.job_record import MAX_RECORD_BYTES, claim
+from jobs.output.lease import LEASE
+from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
 from jobs.planning.survey import survey
-from jobs.progress import Tally
 from jobs.summary import SUMMARY
 from schemas.job import RECORD, fingerprint_of
 from tests.in_process import job_spec, make, write_rows

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from actors.storage.stores import open_storage
-from jobs.ownership import claim
+from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
 from jobs.planning.survey import survey
 from jobs.verify import verify_output

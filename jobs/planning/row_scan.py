@@ -65,91 +65,6 @@ class Findings:
     """Rows that cannot be made, by error code."""
 
 
-def gather(
-    survey: Survey,
-    open_input: OpenInput,
-    report: Report,
-    max_examples: int,
-    repeated: Mapping[str, Repeated] | None = None,
-) -> "Gathered":
-    """Scan all files; `repeated`: the rows with an earlier row's id, by file, where that is known."""
-    job = survey.job
-    router = Router(job.spec, job.models)
-    gathered = Gathered(max_examples)
-    with_ids = repeated is None and are_compared(job.columns, survey.num_rows)
-
-    def scan_file(file: SurveyedFile) -> _FileScan:
-        scan = _FileScan(file, (repeated or {}).get(file.stored.uri, {}), max_examples)
-        _scan(scan, job, router, open_input, report, with_ids=with_ids)
-        return scan
-
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        for scan in pool.map(scan_file, survey.files):
-            gathered.add(scan)
-    return gathered
-
-
-class Gathered:
-    """What all files' rows come to; of each file only the plan's one line is kept."""
-
-    def __init__(self, max_examples: int) -> None:
-        self._max_examples = max_examples
-        self.files: list[PlannedFile] = []
-        self.keys: list[Keys] = []
-        """Each file's, where ids are compared."""
-        self._rows: Counter[_Way] = Counter()
-        self._images: Counter[_Way] = Counter()
-        self._pixels: Counter[_Way] = Counter()
-        self._num_bad: Counter[str] = Counter()
-        self._bad_rows: dict[str, list[BadRow]] = {}
-
-    def add(self, scan: _FileScan) -> None:
-        """Add a file's counts."""
-        self.files.append(scan.planned())
-        self.keys += [] if scan.keys is None else [scan.keys]
-        self._rows += scan.rows
-        self._images += scan.images
-        self._pixels += scan.pixels
-        self._num_bad += scan.num_bad
-        for bad in scan.bad_rows:
-            examples = self._bad_rows.setdefault(bad.problem.code, [])
-            if len(examples) < self._max_examples:
-                examples.append(bad)
-
-    def findings(self) -> Findings:
-        """The sums."""
-        counts = [
-            RouteCount(
-                route=way[0],
-                model=way[1],
-                size=way[2],
-                rows=self._rows[way],
-                images=self._images[way],
-                pixels=self._pixels[way],
-            )
-            for way in sorted(self._rows)
-        ]
-        bad_rows = [bad for code in sorted(self._bad_rows) for bad in self._bad_rows[code]]
-        num_bad = dict(sorted(self._num_bad.items()))
-        return Findings(counts=tuple(counts), bad_rows=tuple(bad_rows), num_bad=num_bad)
-
-
-def _scan(
-    scan: _FileScan, job: Job, router: Router, open_input: OpenInput, report: Report, *, with_ids: bool
-) -> None:
-    uri = scan.file.stored.uri
-    try:
-        with InputFile(open_input(uri).open(uri), job.columns) as opened:
-            _check_ids(opened, uri, job)
-            scan.keys = id_keys(opened) if with_ids else None
-            for batch in opened.read_for_checks():
-                scan.add(check_batch(batch, router, job.models), job)
-                report(batch.num_rows)
-            _name_examples(scan, opened)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"input.path: {uri} cannot be read to its end: {error}") from error
-
-
 class _FileScan:
     """What one file's rows come to."""
 
@@ -226,6 +141,91 @@ class _FileScan:
             self.rows[way] += rows
             self.images[way] += made
             self.pixels[way] += made * height * width
+
+
+def gather(
+    survey: Survey,
+    open_input: OpenInput,
+    report: Report,
+    max_examples: int,
+    repeated: Mapping[str, Repeated] | None = None,
+) -> "Gathered":
+    """Scan all files; `repeated`: the rows with an earlier row's id, by file, where that is known."""
+    job = survey.job
+    router = Router(job.spec, job.models)
+    gathered = Gathered(max_examples)
+    with_ids = repeated is None and are_compared(job.columns, survey.num_rows)
+
+    def scan_file(file: SurveyedFile) -> _FileScan:
+        scan = _FileScan(file, (repeated or {}).get(file.stored.uri, {}), max_examples)
+        _scan(scan, job, router, open_input, report, with_ids=with_ids)
+        return scan
+
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        for scan in pool.map(scan_file, survey.files):
+            gathered.add(scan)
+    return gathered
+
+
+def _scan(
+    scan: _FileScan, job: Job, router: Router, open_input: OpenInput, report: Report, *, with_ids: bool
+) -> None:
+    uri = scan.file.stored.uri
+    try:
+        with InputFile(open_input(uri).open(uri), job.columns) as opened:
+            _check_ids(opened, uri, job)
+            scan.keys = id_keys(opened) if with_ids else None
+            for batch in opened.read_for_checks():
+                scan.add(check_batch(batch, router, job.models), job)
+                report(batch.num_rows)
+            _name_examples(scan, opened)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"input.path: {uri} cannot be read to its end: {error}") from error
+
+
+class Gathered:
+    """What all files' rows come to; of each file only the plan's one line is kept."""
+
+    def __init__(self, max_examples: int) -> None:
+        self._max_examples = max_examples
+        self.files: list[PlannedFile] = []
+        self.keys: list[Keys] = []
+        """Each file's, where ids are compared."""
+        self._rows: Counter[_Way] = Counter()
+        self._images: Counter[_Way] = Counter()
+        self._pixels: Counter[_Way] = Counter()
+        self._num_bad: Counter[str] = Counter()
+        self._bad_rows: dict[str, list[BadRow]] = {}
+
+    def add(self, scan: _FileScan) -> None:
+        """Add a file's counts."""
+        self.files.append(scan.planned())
+        self.keys += [] if scan.keys is None else [scan.keys]
+        self._rows += scan.rows
+        self._images += scan.images
+        self._pixels += scan.pixels
+        self._num_bad += scan.num_bad
+        for bad in scan.bad_rows:
+            examples = self._bad_rows.setdefault(bad.problem.code, [])
+            if len(examples) < self._max_examples:
+                examples.append(bad)
+
+    def findings(self) -> Findings:
+        """The sums."""
+        counts = [
+            RouteCount(
+                route=way[0],
+                model=way[1],
+                size=way[2],
+                rows=self._rows[way],
+                images=self._images[way],
+                pixels=self._pixels[way],
+            )
+            for way in sorted(self._rows)
+        ]
+        bad_rows = [bad for code in sorted(self._bad_rows) for bad in self._bad_rows[code]]
+        num_bad = dict(sorted(self._num_bad.items()))
+        return Findings(counts=tuple(counts), bad_rows=tuple(bad_rows), num_bad=num_bad)
 
 
 def _check_ids(opened: InputFile, uri: str, job: Job) -> None:

@@ -10,10 +10,10 @@ from pydantic import FailFast, TypeAdapter
 
 from actors.storage.objects import Storage, StoredObject
 from actors.storage.uris import join
+from jobs.output.strict_json import parse_json
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
 from jobs.planning.survey import Survey, SurveyedFile
-from jobs.strict_json import parse_json
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import RefusedError, SpecError
 from schemas.job import NO_MODEL, RECORD, Count, Job, PlannedFile, fingerprint_of

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.storage.objects import Storage
-from jobs.parts import FOOTERS_AT_ONCE, PartFile, totals_in
+from jobs.output.parts import FOOTERS_AT_ONCE, PartFile, totals_in
 from schemas.columns.output_columns import misfits
 from schemas.errors import RefusedError
 

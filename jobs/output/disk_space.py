@@ -5,7 +5,7 @@ import shutil
 
 from actors.storage.objects import Storage
 from actors.storage.uris import S3_SCHEME
-from jobs.parts import list_parts
+from jobs.output.parts import list_parts
 from schemas.errors import SpecError
 from schemas.wording.amounts import size_text
 

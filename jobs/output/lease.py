@@ -20,8 +20,8 @@ from pydantic import Field, FiniteFloat, TypeAdapter
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
 from actors.storage.uris import join
-from jobs.progress import Tally
-from jobs.strict_json import parse_json
+from jobs.output.strict_json import parse_json
+from jobs.output.tally import Tally
 from schemas.errors import DarkroomError, RefusedError
 from schemas.job import Count
 

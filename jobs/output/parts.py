@@ -13,7 +13,9 @@ from pydantic import TypeAdapter
 
 from actors.storage.objects import Storage, StoredObject
 from actors.storage.uris import join
-from jobs.strict_json import parse_json
+from jobs.output.job_record import JobRecord
+from jobs.output.strict_json import parse_json
+from jobs.output.tally import Abandoned
 from schemas.errors import RefusedError
 from schemas.job import Count
 
@@ -122,3 +124,17 @@ def _entry(footer: Mapping[bytes, bytes], key: str, wanted: TypeAdapter[Entry], 
     if data is None:
         raise RefusedError(f"{name} is no part of darkroom's: its footer has no `{key}`")
     return parse_json(data, wanted, f"`{key}` in the footer of {name}")
+
+
+def still_missing(
+    abandoned: list[Abandoned], storage: Storage, output: str, num_shards: int
+) -> list[Abandoned]:
+    """Without those that a worker which was believed dead has made after all."""
+    if not abandoned:
+        return []
+    done = done_shards(storage, output, num_shards)
+    return [each for each in abandoned if not done[each.shard.index]]
+
+
+def output_totals(storage: Storage, output: str, record: JobRecord) -> Totals:
+    return totals_of(storage, list_parts(storage, output, record.num_shards))

@@ -1,0 +1,1 @@
+"""What lies in an output beside its images."""
