@@ -80,7 +80,7 @@ def plan(
 @app.command()
 def run(spec: SpecPath, overrides: Overrides = None) -> None:
     """Run a job, or what is missing of it: on the Ray that RAY_ADDRESS names, or on one started here."""
-    from jobs.budget import judge
+    from jobs.dispatch.budget import judge
     from jobs.run import print_result, run_job
 
     checked = load_spec(spec, overrides or [])
@@ -100,7 +100,7 @@ def retry(
     overrides: Overrides = None,
 ) -> None:
     """Make the failed rows of a job again; every other row stays as it is."""
-    from jobs.budget import judge
+    from jobs.dispatch.budget import judge
     from jobs.retry import retry_job
     from jobs.run import print_result
 
@@ -123,7 +123,7 @@ def submit(
     overrides: Overrides = None,
 ) -> None:
     """Run a job on a Ray cluster, through `ray job submit`. Give input and output as URIs."""
-    from jobs.submit import submit_job
+    from jobs.dispatch.submit import submit_job
 
     load_spec(spec, overrides or [])
     code = submit_job(spec, overrides or [], address, console(), wait=wait)

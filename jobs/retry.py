@@ -9,7 +9,9 @@ from rich.console import Console
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
 from actors.worker_process import ENGINE
-from jobs.dispatcher import Dispatcher
+from jobs.dispatch.cluster import with_output_settled
+from jobs.dispatch.dispatcher import Dispatcher
+from jobs.dispatch.shard_loop import make_shards
 from jobs.finish import finish
 from jobs.output.job_record import plan_of, require_record
 from jobs.output.lease import Lease
@@ -18,7 +20,7 @@ from jobs.output.parts import PartFile, list_parts, totals_of
 from jobs.output.tally import Tally
 from jobs.planning.plan import Plan
 from jobs.planning.survey import survey
-from jobs.run import RunResult, make_shards, with_output_settled
+from jobs.run import RunResult
 from jobs.signals import stopping_signals
 from schemas.errors import SpecError
 from schemas.job import Shard

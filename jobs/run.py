@@ -1,6 +1,5 @@
 """Running a job: the one sentence that everything else serves."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from rich.console import Console
 from actors.parts.commit import probe
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
-from actors.storage.uris import normalise
 from actors.worker_process import ENGINE
-from jobs.budget import Budget
-from jobs.cluster import connected, in_ray_job, lay_out
-from jobs.dispatcher import Dispatcher
+from jobs.dispatch.budget import Budget
+from jobs.dispatch.cluster import with_output_settled
+from jobs.dispatch.dispatcher import Dispatcher
+from jobs.dispatch.shard_loop import make_shards
 from jobs.finish import finish, is_finished
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
 from jobs.output.job_record import JobRecord, claim, plan_of, read_record
@@ -24,16 +23,9 @@ from jobs.output.tally import Abandoned, Tally
 from jobs.planning.plan import Plan, expected_bytes
 from jobs.planning.plan_text import check_rows, print_columns, refuse_hopeless
 from jobs.planning.survey import Survey, survey
-from jobs.pool import WorkerPool
-from jobs.progress import display
 from jobs.signals import stopping_signals
 from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec
-
-_OUTPUT_IN_JOB = (
-    "output.path {path} is relative, so this Ray job writes to {output}: a folder on one machine, which Ray "
-    "deletes some time after the job. Use s3:// or an absolute path"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +71,6 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
         )
 
 
-def with_output_settled(spec: JobSpec, console: Console) -> JobSpec:
-    """The spec with an absolute output.path: workers may have another current folder."""
-    output = normalise(spec.output.path)
-    if in_ray_job() and output.startswith(f"{os.getcwd()}/"):
-        console.print(_OUTPUT_IN_JOB.format(path=spec.output.path, output=output), soft_wrap=True)
-    return spec.model_copy(update={"output": spec.output.model_copy(update={"path": output})})
-
-
 def _settle(found: Survey, storage: Storage, output: str, console: Console) -> tuple[Plan, JobRecord]:
     """The plan that this output is made by: the recorded one, or a fresh one that becomes it."""
     record = read_record(storage, output)
@@ -113,33 +97,6 @@ def _make_missing(
     dispatcher = _dispatcher(plan, done)
     make_shards(plan, dispatcher, tally, lease, console, engine, Budget(plan.job.spec.errors))
     return tally, dispatcher.abandoned
-
-
-def make_shards(
-    plan: Plan,
-    dispatcher: Dispatcher,
-    tally: Tally,
-    lease: Lease,
-    console: Console,
-    engine: str,
-    budget: Budget | None = None,
-) -> None:
-    """All of the dispatcher's shards, on the Ray there is or on one that is started."""
-    place = os.environ.get("RAY_ADDRESS")
-    console.print(f"joining the Ray at {place}" if place else "starting Ray", highlight=False)
-    with connected():
-        layout = lay_out(plan.job.spec.workers, dispatcher.num_waiting)
-        console.print(layout.describe(), highlight=False)
-        with display(console) as shown, WorkerPool(plan.job, layout, engine=engine) as pool:
-            shown.show(tally)
-            for tick in pool.run(dispatcher):
-                if tick.report:
-                    tally.add(tick.report)
-                tally.tick(sum(made.images for made in tick.in_making), tick.num_workers)
-                shown.show(tally)
-                lease.renew(tally)
-                if budget:
-                    budget.watch(tick)
 
 
 def _dispatcher(plan: Plan, done: bytearray) -> Dispatcher:

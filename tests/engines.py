@@ -20,7 +20,7 @@ from actors.engine.samples import Sample
 from actors.images.input_images import EncodedImage
 from actors.rows.opened_rows import OpenedRow
 from jobs.__main__ import exit_codes
-from jobs.budget import judge
+from jobs.dispatch.budget import judge
 from jobs.run import print_result, run_job
 from schemas.errors import RowError
 from schemas.job import Job

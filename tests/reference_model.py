@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from enum import Enum
 
-from jobs.poison import MAX_ALONE
+from jobs.dispatch.poison import MAX_ALONE
 from schemas.job import Shard
 from tests.simulated_store import Version
 from tests.simulated_time import ViolationError

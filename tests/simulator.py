@@ -18,14 +18,14 @@ from actors.parts.commit import commit_part, probe
 from actors.storage.objects import StoredObject
 from actors.storage.uris import join
 from jobs import retry, run
-from jobs.dispatcher import Dispatcher
+from jobs.dispatch.dispatcher import Dispatcher
+from jobs.dispatch.pool import MAX_FAILED_STARTS
 from jobs.finish import MANIFEST, SUCCESS, is_finished
 from jobs.output.job_record import claim, plan_of, read_record
 from jobs.output.parts import done_shards, list_parts, still_missing
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
 from jobs.planning.survey import Survey, SurveyedFile
-from jobs.pool import MAX_FAILED_STARTS
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DarkroomError, RefusedError, StorageError
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard
@@ -429,7 +429,7 @@ class Driver:
         store.replace(join(OUTPUT, SUCCESS), b"")
 
     def make_shards(self, dispatcher: Dispatcher) -> None:
-        """See `jobs.pool.WorkerPool.run`."""
+        """See `jobs.dispatch.pool.WorkerPool.run`."""
         num = min(self.simulation.random.randint(1, 3), dispatcher.num_waiting)
         self._seats = [_Seat(f"seat-{i}", self._start(), self.simulation.clock.now_s) for i in range(num)]
         while not dispatcher.finished:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from actors.storage.stores import open_storage
-from jobs.budget import Budget
+from jobs.dispatch.budget import Budget
+from jobs.dispatch.pool import Tick
 from jobs.output.parts import still_missing
 from jobs.output.tally import Abandoned
-from jobs.pool import Tick
 from schemas.errors import BudgetError
 from schemas.job import Failures, InMaking, ShardReport
 from schemas.spec.job_spec import ErrorsSpec

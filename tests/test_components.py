@@ -21,7 +21,7 @@ from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.pipelines.loaded_model import LoadedModel, weight_bytes
 from actors.engine.pipelines.model_cache import ModelCache
 from actors.engine.pipelines.pipeline_builder import pipeline_class
-from jobs.dispatcher import Dispatcher
+from jobs.dispatch.dispatcher import Dispatcher
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
 from schemas.systems.system_table import SYSTEMS, System, find_system

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.dispatcher import Dispatcher
+from jobs.dispatch.dispatcher import Dispatcher
 from schemas.errors import DarkroomError
 from schemas.job import Shard
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.dispatcher import MAX_DYING_SHARDS, MAX_POISON_ROWS, Dispatcher
-from jobs.poison import MAX_ALONE, Search
+from jobs.dispatch.dispatcher import MAX_DYING_SHARDS, MAX_POISON_ROWS, Dispatcher
+from jobs.dispatch.poison import MAX_ALONE, Search
 from schemas.errors import DarkroomError
 from schemas.job import Shard
 

@@ -12,13 +12,15 @@ from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError
+from rich.console import Console
 
 import actors
 import jobs
 import models
 import schemas
+from actors.storage.uris import normalise
 from schemas.errors import SpecError
-from schemas.spec.job_spec import WorkersSpec
+from schemas.spec.job_spec import JobSpec, WorkersSpec
 
 logger = logging.getLogger(__name__)
 
@@ -171,3 +173,17 @@ def num_fitting(layout: Layout) -> int:
     resources = ray.cluster_resources()
     by_cpus = int(resources.get("CPU", 0) // layout.num_cpus)
     return min(by_cpus, int(resources.get("GPU", 0) // layout.num_gpus)) if layout.num_gpus else by_cpus
+
+
+_OUTPUT_IN_JOB = (
+    "output.path {path} is relative, so this Ray job writes to {output}: a folder on one machine, which Ray "
+    "deletes some time after the job. Use s3:// or an absolute path"
+)
+
+
+def with_output_settled(spec: JobSpec, console: Console) -> JobSpec:
+    """The spec with an absolute output.path: workers may have another current folder."""
+    output = normalise(spec.output.path)
+    if in_ray_job() and output.startswith(f"{os.getcwd()}/"):
+        console.print(_OUTPUT_IN_JOB.format(path=spec.output.path, output=output), soft_wrap=True)
+    return spec.model_copy(update={"output": spec.output.model_copy(update={"path": output})})

@@ -17,8 +17,8 @@ from ray.exceptions import (
 )
 
 from actors.worker_process import ENGINE, WorkerProcess
-from jobs.cluster import Layout, num_fitting
-from jobs.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
+from jobs.dispatch.cluster import Layout, num_fitting
+from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
 from schemas.errors import DarkroomError, ReclaimedError
 from schemas.job import InMaking, Job, Shard, ShardReport
 

@@ -8,8 +8,8 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from jobs.dispatch.poison import Search
 from jobs.output.tally import Abandoned
-from jobs.poison import Search
 from schemas.errors import DarkroomError
 from schemas.job import Shard
 

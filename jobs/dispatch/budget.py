@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+from jobs.dispatch.pool import Tick
 from jobs.output.parts import Totals
 from jobs.output.tally import Abandoned
-from jobs.pool import Tick
 from schemas.errors import BudgetError
 from schemas.job import Failures, joined
 from schemas.spec.job_spec import ErrorsSpec

@@ -1,0 +1,1 @@
+"""Which worker makes which shard: the only home of Ray."""
