@@ -81,7 +81,8 @@ def plan(
 def run(spec: SpecPath, overrides: Overrides = None) -> None:
     """Run a job, or what is missing of it: on the Ray that RAY_ADDRESS names, or on one started here."""
     from jobs.dispatch.budget import judge
-    from jobs.run import print_result, run_job
+    from jobs.reports.run_result import print_result
+    from jobs.run import run_job
 
     checked = load_spec(spec, overrides or [])
     out = console()
@@ -101,8 +102,8 @@ def retry(
 ) -> None:
     """Make the failed rows of a job again; every other row stays as it is."""
     from jobs.dispatch.budget import judge
+    from jobs.reports.run_result import print_result
     from jobs.retry import retry_job
-    from jobs.run import print_result
 
     checked = load_spec(spec, overrides or [])
     out = console()
@@ -134,7 +135,7 @@ def submit(
 @app.command()
 def status(output: OutputPath) -> None:
     """How far a job is, from its output alone."""
-    from jobs.status import print_status
+    from jobs.reports.status import print_status
 
     print_status(output, console())
 
@@ -144,7 +145,7 @@ def report(output: OutputPath) -> None:
     """Write the contact sheet: one HTML page to look at, also of a job that is not done."""
     from actors.storage.stores import open_storage
     from actors.storage.uris import normalise
-    from jobs.report import write_report
+    from jobs.reports.contact_sheet import write_report
 
     folder = normalise(output)
     console().print(write_report(open_storage(folder), folder), highlight=False, soft_wrap=True)

@@ -12,7 +12,6 @@ from actors.worker_process import ENGINE
 from jobs.dispatch.cluster import with_output_settled
 from jobs.dispatch.dispatcher import Dispatcher
 from jobs.dispatch.shard_loop import make_shards
-from jobs.finish import finish
 from jobs.output.job_record import plan_of, require_record
 from jobs.output.lease import Lease
 from jobs.output.part_footers import read_footers
@@ -20,7 +19,8 @@ from jobs.output.parts import PartFile, list_parts, totals_of
 from jobs.output.tally import Tally
 from jobs.planning.plan import Plan
 from jobs.planning.survey import survey
-from jobs.run import RunResult
+from jobs.reports.finish import finish
+from jobs.reports.run_result import RunResult
 from jobs.signals import stopping_signals
 from schemas.errors import SpecError
 from schemas.job import Shard

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from rich.console import Console
 
@@ -14,31 +13,19 @@ from jobs.dispatch.budget import Budget
 from jobs.dispatch.cluster import with_output_settled
 from jobs.dispatch.dispatcher import Dispatcher
 from jobs.dispatch.shard_loop import make_shards
-from jobs.finish import finish, is_finished
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
 from jobs.output.job_record import JobRecord, claim, plan_of, read_record
 from jobs.output.lease import Lease
-from jobs.output.parts import Totals, done_shards, output_totals, still_missing
+from jobs.output.parts import done_shards, output_totals, still_missing
 from jobs.output.tally import Abandoned, Tally
 from jobs.planning.plan import Plan, expected_bytes
 from jobs.planning.plan_text import check_rows, print_columns, refuse_hopeless
 from jobs.planning.survey import Survey, survey
+from jobs.reports.finish import finish, is_finished
+from jobs.reports.run_result import RunResult
 from jobs.signals import stopping_signals
 from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """How a run ended."""
-
-    output: str
-    totals: Totals
-    rows_tried: int
-    """By this run: made or recorded as failed."""
-    images_made: int
-    """By this run."""
-    abandoned: tuple[Abandoned, ...]
 
 
 def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResult:
@@ -121,20 +108,3 @@ def _missing_shards(plan: Plan, done: bytearray, model: str) -> Iterator[Shard]:
 
 def _rows_in(plan: Plan, done: bytearray) -> int:
     return sum(shard.num_rows for shard in plan.shards() if done[shard.index])
-
-
-def print_result(result: RunResult, console: Console) -> None:
-    """What came of it, and where."""
-    totals = result.totals
-    made = (
-        f"{result.images_made:,} images made"
-        if result.rows_tried or result.abandoned
-        else "nothing was left to do"
-    )
-    console.print(
-        f"{made}; all in all {totals.ok:,} rows ok, {totals.filtered:,} filtered, {totals.failed:,} failed\n"
-        f"output: {result.output}"
-        + ("" if result.abandoned else f"\nlook at it: {result.output}/contact-sheet.html"),
-        highlight=False,
-        soft_wrap=True,
-    )

@@ -21,7 +21,8 @@ from actors.images.input_images import EncodedImage
 from actors.rows.opened_rows import OpenedRow
 from jobs.__main__ import exit_codes
 from jobs.dispatch.budget import judge
-from jobs.run import print_result, run_job
+from jobs.reports.run_result import print_result
+from jobs.run import run_job
 from schemas.errors import RowError
 from schemas.job import Job
 from schemas.spec.spec_file import load_spec

@@ -20,12 +20,12 @@ from actors.storage.uris import join
 from jobs import retry, run
 from jobs.dispatch.dispatcher import Dispatcher
 from jobs.dispatch.pool import MAX_FAILED_STARTS
-from jobs.finish import MANIFEST, SUCCESS, is_finished
 from jobs.output.job_record import claim, plan_of, read_record
 from jobs.output.parts import done_shards, list_parts, still_missing
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
 from jobs.planning.survey import Survey, SurveyedFile
+from jobs.reports.finish import MANIFEST, SUCCESS, is_finished
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DarkroomError, RefusedError, StorageError
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard
@@ -420,7 +420,7 @@ class Driver:
         return plan_of(record, Survey(job=plan.job, files=files), OUTPUT), record.num_shards
 
     def finish(self, num_shards: int) -> None:
-        """See `jobs.finish.finish`."""
+        """See `jobs.reports.finish.finish`."""
         store = self.simulation.store
         parts = [*list_parts(store, OUTPUT, num_shards)]
         if len(parts) < num_shards:

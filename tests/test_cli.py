@@ -18,7 +18,7 @@ from rich.console import Console
 
 from jobs.__main__ import app, main
 from jobs.output.parts import Totals
-from jobs.run import RunResult, print_result
+from jobs.reports.run_result import RunResult, print_result
 from models.demo_cache import KINDS
 from tests.checkpoints import paper_checkpoint
 

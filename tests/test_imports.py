@@ -107,7 +107,7 @@ def test_the_rules_see_every_module() -> None:
         ("jobs.planning.plan_text", {"torch", "diffusers", "transformers", "ray"}),
         ("jobs.run", {"torch", "diffusers", "transformers"}),
         ("jobs.verify", {"torch", "diffusers", "transformers", "ray"}),
-        ("jobs.status", {"torch", "diffusers", "transformers", "ray"}),
+        ("jobs.reports.status", {"torch", "diffusers", "transformers", "ray"}),
     ],
 )
 def test_a_command_loads_no_more_than_it_needs(module: str, absent: set[str]) -> None:

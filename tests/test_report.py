@@ -28,17 +28,11 @@ from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
 from actors.storage.uris import join
 from jobs.output.job_record import RECORD, JobRecord, to_json
-from jobs.report import Sheet, make_sheet, render, write_report
-from jobs.sampling import (
-    CRISP_SIDE,
-    MAX_FAILURES,
-    MAX_GROUPS,
-    THUMBNAIL_BYTES,
-    THUMBNAIL_SIDE,
-    share,
-    spread,
-)
-from jobs.summary import SUMMARY
+from jobs.reports.contact_sheet import Sheet, make_sheet, render, write_report
+from jobs.reports.even_choice import share, spread
+from jobs.reports.frames import MAX_FAILURES, MAX_GROUPS
+from jobs.reports.summary import SUMMARY
+from jobs.reports.thumbnails import CRISP_SIDE, THUMBNAIL_BYTES, THUMBNAIL_SIDE
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RefusedError, RowError, SpecError
 from schemas.job import PlannedFile, fingerprint_of

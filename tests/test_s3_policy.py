@@ -14,12 +14,12 @@ from rich.console import Console
 
 from actors.parts.commit import probe
 from actors.storage.stores import open_storage
-from jobs.finish import finish
 from jobs.output.job_record import claim
 from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
 from jobs.planning.survey import survey
-from jobs.status import print_status
+from jobs.reports.finish import finish
+from jobs.reports.status import print_status
 from schemas.errors import StorageError
 from tests.engines import GreyEngine
 from tests.in_process import Record, job_spec, worker_for, write_rows

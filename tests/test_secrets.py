@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 
 from actors.storage.stores import open_storage
-from jobs.finish import finish
 from jobs.output.job_record import claim
 from jobs.output.lease import Lease
 from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
 from jobs.planning.plan_text import print_plan
 from jobs.planning.survey import survey
+from jobs.reports.finish import finish
 from schemas.spec.spec_file import load_spec
 from tests.canaries import CANARIES, leaks
 from tests.in_process import Record, job_spec, make, picture, write_rows

@@ -17,13 +17,13 @@ import yaml
 
 from actors.storage.stores import open_storage
 from jobs.__main__ import main
-from jobs.finish import finish
 from jobs.output.job_record import MAX_RECORD_BYTES, claim
 from jobs.output.lease import LEASE
 from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
 from jobs.planning.survey import survey
-from jobs.summary import SUMMARY
+from jobs.reports.finish import finish
+from jobs.reports.summary import SUMMARY
 from schemas.job import RECORD, fingerprint_of
 from tests.in_process import job_spec, make, write_rows
 

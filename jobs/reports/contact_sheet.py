@@ -15,16 +15,9 @@ from actors.storage.uris import join
 from jobs.output.job_record import JobRecord, require_record
 from jobs.output.part_footers import read_footers
 from jobs.output.parts import Totals, list_parts, totals_of
-from jobs.sampling import (
-    MAX_FOOTERS,
-    PICTURE_BYTES,
-    Failure,
-    Frame,
-    sample_failures,
-    sample_frames,
-    spread,
-)
-from jobs.summary import Summary, read_summary
+from jobs.reports.even_choice import spread
+from jobs.reports.frames import MAX_FOOTERS, PICTURE_BYTES, Failure, Frame, sample_failures, sample_frames
+from jobs.reports.summary import Summary, read_summary
 from models.demo_cache import RANDOM_KINDS
 from schemas.errors import RefusedError
 from schemas.wording.printable import printable

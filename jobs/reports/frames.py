@@ -4,24 +4,19 @@ What is read is bounded: footers of MAX_FOOTERS parts, the pictures of MAX_GROUP
 only its first few rows, and the failed rows of MAX_FAILED_PARTS parts.
 """
 
-import base64
-import io
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from actors.images.input_images import ImageSource, open_image
 from actors.storage.objects import Storage
 from jobs.output.part_footers import PartFooter, RowGroup
-from jobs.output.stored_images import read_picture
-from schemas.errors import RefusedError, RowError
+from jobs.reports.even_choice import by_key, share
+from jobs.reports.thumbnails import Thumbnails, text, thumbnails_of
+from schemas.errors import RefusedError
 from schemas.systems.parameters import PARAMETERS
 
 MAX_FOOTERS = 1024
@@ -35,14 +30,6 @@ MAX_FAILED_PARTS = 16
 MAX_FAILURES = 50
 FILTERED_SHARE = 10
 """One frame in this many may be of a withheld picture: there is little to see on them."""
-
-THUMBNAIL_SIDE = 320
-CRISP_SIDE = 128
-"""Pictures up to here are stored without loss if they fit, and the page enlarges them pixel by pixel."""
-THUMBNAIL_BYTES = 20_000
-"""Noise takes ten times what a photograph takes; its quality is lowered until it fits."""
-QUALITIES = (80, 60, 30, 5)
-MAX_TEXT = 2000
 
 GROUPS_AT_ONCE = 4
 THUMBNAILS_AT_ONCE = 8
@@ -66,9 +53,6 @@ OWN_COLUMNS = frozenset(
     }
 )
 """What a part has beside the parameters and the kept columns."""
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,9 +94,6 @@ class Failure:
     error_code: str
     error_message: str
     place: str
-
-
-# Pictures.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +162,7 @@ def _develop(
     for first, batch in _read_batches(storage, group, [*group.columns, *group.pictures], num_rows):
         here = [row - first for row in rows if first <= row < first + batch.num_rows]
         records = _records(batch.take(pa.array(here, pa.int64())))
-        printed = printers.map(lambda record: _print(storage, output, record), records)
+        printed = printers.map(lambda record: thumbnails_of(storage, output, record), records)
         for row, record, printed_record in zip(here, records, printed, strict=True):
             frames.append(_frame(record, printed_record, _place(group, first + row)))
         if first + batch.num_rows > rows[-1]:
@@ -228,16 +209,7 @@ def _read_batches(
         raise RefusedError(f"{group.uri} cannot be read: {error}") from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Printed:
-    """A row's thumbnails, or why there are none."""
-
-    thumbnail: str | None = None
-    depth: str | None = None
-    problem: str = ""
-
-
-def _frame(record: Mapping[str, Any], printed: _Printed, place: str) -> Frame:
+def _frame(record: Mapping[str, Any], printed: Thumbnails, place: str) -> Frame:
     given = {name: text(value) for name, value in record.items() if value is not None}
     return Frame(
         row_id=given.get("row_id", ""),
@@ -257,57 +229,6 @@ def _frame(record: Mapping[str, Any], printed: _Printed, place: str) -> Frame:
         problem=printed.problem,
         place=place,
     )
-
-
-def text(value: object) -> str:
-    """A value as the page shows it."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    shown = str(value)
-    return shown if len(shown) <= MAX_TEXT else f"{shown[:MAX_TEXT]}… ({len(shown):,} characters)"
-
-
-def _print(storage: Storage, output: str, record: Mapping[str, Any]) -> _Printed:
-    try:
-        return _Printed(
-            thumbnail=_print_one(storage, output, "image", record["image"]),
-            depth=_print_one(storage, output, "depth_map", record.get("depth")),
-        )
-    except RowError as error:
-        return _Printed(problem=text(error.message))
-
-
-def _print_one(storage: Storage, output: str, kind: str, image: Mapping[str, Any] | None) -> str | None:
-    """A thumbnail; None where there is no picture. RowError where there is one that cannot be opened."""
-    if image is None:
-        return None
-    source = ImageSource(data=image["bytes"], uri=image["path"])
-    picture = open_image(kind, source, lambda uri: read_picture(storage, output, uri)).decode()
-    return _thumbnail(_in_eight_bits(picture) if picture.mode == "I;16" else picture)
-
-
-def _in_eight_bits(depth: Image.Image) -> Image.Image:
-    return Image.fromarray((np.asarray(depth) >> 8).astype(np.uint8))
-
-
-def _thumbnail(picture: Image.Image) -> str:
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    tries = ({"lossless": True},) if max(picture.size) <= CRISP_SIDE else ()
-    data = b""
-    for options in (*tries, *({"quality": quality} for quality in QUALITIES)):
-        data = _webp(picture, **options)
-        if len(data) <= THUMBNAIL_BYTES:
-            break
-    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
-
-
-def _webp(picture: Image.Image, **options: int | bool) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "webp", **options)
-    return file.getvalue()
-
-
-# Failed rows.
 
 
 def sample_failures(storage: Storage, footers: Sequence[PartFooter]) -> list[Failure]:
@@ -343,29 +264,3 @@ def _failure(record: Mapping[str, Any], place: str) -> Failure:
 
 def _place(group: RowGroup, row: int) -> str:
     return f"{group.uri.rpartition('/')[2]}, row {group.first_row + row}"
-
-
-# Choosing evenly.
-
-
-def by_key(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
-    """The values of each key, in their order."""
-    found: dict[K, list[V]] = defaultdict(list)
-    for key, value in pairs:
-        found[key].append(value)
-    return found
-
-
-def spread(items: Sequence[V], count: int) -> list[V]:
-    """At most `count` of the items, evenly spaced."""
-    if len(items) <= count:
-        return list(items)
-    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
-
-
-def share(strata: Mapping[Any, Sequence[V]], count: int) -> list[V]:
-    """At most `count` items: of each stratum as many as of any other, or all that it has."""
-    chosen: list[V] = []
-    for left, items in zip(range(len(strata), 0, -1), sorted(strata.values(), key=len), strict=True):
-        chosen += spread(items, -(-(count - len(chosen)) // left))
-    return chosen

@@ -8,7 +8,7 @@ from actors.storage.uris import normalise
 from jobs.output.job_record import require_record
 from jobs.output.lease import is_alive, read_lease
 from jobs.output.parts import Totals, list_parts, totals_of
-from jobs.summary import read_summary
+from jobs.reports.summary import read_summary
 from schemas.wording.amounts import duration
 from schemas.wording.printable import printable
 

@@ -7,8 +7,8 @@ from actors.storage.uris import join
 from jobs.output.job_record import JobRecord
 from jobs.output.parts import PartFile, Totals, list_parts, totals_of
 from jobs.output.tally import RunFigures
-from jobs.report import write_report
-from jobs.summary import write_summary
+from jobs.reports.contact_sheet import write_report
+from jobs.reports.summary import write_summary
 from schemas.errors import StorageError
 
 MANIFEST = "_darkroom/manifest.jsonl"
