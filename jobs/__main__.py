@@ -154,7 +154,7 @@ def report(output: OutputPath) -> None:
 @app.command()
 def verify(output: OutputPath) -> None:
     """Read an output again and prove that every input row has one outcome and every picture is whole."""
-    from jobs.verify import verify_output
+    from jobs.verification.verify import verify_output
 
     verify_output(output, console())
 

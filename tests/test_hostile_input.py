@@ -32,7 +32,7 @@ from actors.storage.uris import normalise
 from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
 from jobs.planning.survey import survey
-from jobs.verify import verify_output
+from jobs.verification.verify import verify_output
 from schemas.errors import RowError, SpecError
 from schemas.spec.job_spec import JobSpec, ModelSpec
 from schemas.spec.spec_file import load_spec

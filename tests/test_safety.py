@@ -23,7 +23,7 @@ from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
 from jobs.planning.plan_text import print_plan
 from jobs.planning.survey import survey
-from jobs.verify import verify_output
+from jobs.verification.verify import verify_output
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import DarkroomError
 from schemas.spec.job_spec import JobSpec, ModelSpec

@@ -16,7 +16,7 @@ from actors.storage.stores import open_storage
 from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
 from jobs.planning.survey import survey
-from jobs.verify import verify_output
+from jobs.verification.verify import verify_output
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec.job_spec import JobSpec
 from tests.in_process import Record, encoded, job_spec, make, picture, write_rows
