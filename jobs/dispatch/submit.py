@@ -9,9 +9,10 @@ from pathlib import Path
 from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 
+import jobs
 from schemas.errors import DarkroomError, SpecError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(jobs.__file__).parent.parent
 """What is shipped: darkroom is an application, and its repository is the working directory of its jobs."""
 
 STOP_WAIT_S = 30
