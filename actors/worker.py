@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from actors.engine.engine import Engine, Generated
 from actors.images.encoding import MEDIA_ENDINGS, Depth, Pixels, encode
-from actors.images.image_uris import RowUris
+from actors.images.image_uris import ImageUris
 from actors.images.input_images import EncodedImage
 from actors.images.spool import Shelf
 from actors.making import Making
@@ -42,6 +42,7 @@ from actors.rows.opened_rows import OpenedRow, open_images
 from actors.rows.row import Row
 from actors.rows.shard_reader import ShardReader
 from actors.storage.objects import Storage
+from actors.storage.stores import Stores
 from actors.storage.uris import join, normalise
 from schemas.errors import ReclaimedError, RefusedError, RowError
 from schemas.job import Job, Shard, ShardReport, WorkerProgress
@@ -60,15 +61,15 @@ class Worker:
         job: Job,
         *,
         engine: Engine,
-        open_input: Callable[[str], Storage],
+        stores: Stores,
         output: Storage,
         num_threads: int,
     ) -> None:
         self._job = job
         self._engine = engine
         self._output = output
-        self._reader = ShardReader(job, open_input)
-        self._uris = RowUris(job.spec.errors.storage_deadline_s, job.spec.input.pictures)
+        self._reader = ShardReader(job, stores)
+        self._uris = ImageUris(stores, job.spec.input.pictures)
         self._schema = pa.ipc.read_schema(pa.py_buffer(job.schema))
         self._footer = job_footer(job)
         self._reading = threading.Lock()

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from importlib import import_module
 from typing import Any
 
-from actors.storage.stores import open_storage
+from actors.storage.stores import Stores, open_storage
 from actors.storage.uris import join, normalise
 from actors.worker import Worker
 from schemas.errors import ReclaimedError, SpecError
@@ -77,7 +77,7 @@ class WorkerProcess:
         worker = Worker(
             job,
             engine=getattr(import_module(module), function)(job, self._num_cpus),
-            open_input=lambda uri: open_storage(uri, deadline_s=deadline_s),
+            stores=Stores(deadline_s),
             output=storage,
             num_threads=self._num_cpus,
         )

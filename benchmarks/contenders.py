@@ -16,7 +16,7 @@ from actors.engine.pipelines.model_cache import ModelCache
 from actors.images.spool import Shelf
 from actors.rows.opened_rows import OpenedRow, open_images
 from actors.rows.shard_reader import ShardReader
-from actors.storage.stores import open_storage
+from actors.storage.stores import Stores, open_storage
 from actors.worker import Worker
 from benchmarks.diffusers_loops import PlainDiffusers
 from benchmarks.workloads import Row, write_rows
@@ -113,7 +113,7 @@ class Darkroom:
             with Worker(
                 plan.job,
                 engine=self._engine(plan),
-                open_input=open_storage,
+                stores=Stores(),
                 output=open_storage(plan.job.spec.output.path),
                 num_threads=self._setting.num_threads,
             ) as worker:
@@ -143,7 +143,7 @@ def in_process(
 
 
 def _opened(plan: Plan) -> Iterator[OpenedRow]:
-    reader = ShardReader(plan.job, open_storage)
+    reader = ShardReader(plan.job, Stores())
     for shard in plan.shards():
         for row in reader.read(shard, Shelf()):
             if row.problem:

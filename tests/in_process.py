@@ -16,7 +16,7 @@ from PIL import Image
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.engine import Engine
 from actors.engine.pipelines.model_cache import ModelCache
-from actors.storage.stores import open_storage
+from actors.storage.stores import Stores, open_storage
 from actors.worker import Worker
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.survey import survey
@@ -85,7 +85,7 @@ def worker_for(plan: Plan, engine: Engine | None = None, *, num_threads: int = 2
     return Worker(
         plan.job,
         engine=engine or DiffusersEngine(model_cache(spec), spec),
-        open_input=open_storage,
+        stores=Stores(),
         output=open_storage(spec.output.path),
         num_threads=num_threads,
     )

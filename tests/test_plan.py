@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from actors.inputs.input_file import InputFile
 from actors.rows.routing import Router
-from actors.storage.stores import open_storage
-from jobs.planning.input_paths import find_files, input_opener
+from actors.storage.stores import Stores, open_storage
+from jobs.planning.input_paths import find_files
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.plan_text import refuse_hopeless
 from jobs.planning.row_scan import Findings, RouteCount
@@ -96,7 +96,7 @@ def refusal(spec: JobSpec) -> str:
 def names_of(spec: JobSpec) -> list[str]:
     """Return the input files that a spec finds, below its own folder `in`."""
     root = f"{Path(spec.output.path).parent}/in/"
-    return [stored.uri.removeprefix(root) for stored in find_files(spec, input_opener(spec))]
+    return [stored.uri.removeprefix(root) for stored in find_files(spec, Stores())]
 
 
 def test_rows_are_counted_by_route_model_and_size(spec: JobSpec) -> None:
@@ -627,6 +627,6 @@ def test_input_in_a_bucket_is_found_as_on_disk(
         storage.create(f"s3://inp/plan/day={number % 3}/f{number // 3}.parquet", b"rows", {})
 
     looking = change(spec, input={"path": path})
-    found = [stored.uri for stored in find_files(looking, input_opener(looking))]
+    found = [stored.uri for stored in find_files(looking, Stores())]
 
     assert sum(uri.startswith("s3://inp/plan/") for uri in found) == files

@@ -22,7 +22,8 @@ from actors.engine.samples import Sample
 from actors.rows.opened_rows import OpenedRow
 from actors.rows.row import derived_seed
 from actors.storage.local_disk import LocalStorage
-from actors.storage.objects import Buffer
+from actors.storage.objects import Buffer, Storage
+from actors.storage.stores import Stores
 from actors.worker import Worker
 from schemas.errors import ReclaimedError, RefusedError
 from tests.engines import GreyEngine
@@ -511,6 +512,10 @@ def test_reading_and_writing_go_on_while_the_device_works(tmp_path: Path) -> Non
             written.append(second_generated.wait(timeout=20))
             return super().create(uri, data, metadata)
 
+    class Inputs(Stores):
+        def of(self, uri: str) -> Storage:
+            return Input(temp_dir=str(tmp_path))
+
     class Input(LocalStorage):
         def open(self, uri: str) -> BinaryIO:
             if uri.endswith("b.parquet"):
@@ -521,7 +526,7 @@ def test_reading_and_writing_go_on_while_the_device_works(tmp_path: Path) -> Non
     worker = Worker(
         plan.job,
         engine=WaitingEngine(generating),
-        open_input=lambda _: Input(temp_dir=str(tmp_path)),
+        stores=Inputs(),
         output=Output(temp_dir=str(tmp_path / "out" / "_darkroom" / "tmp")),
         num_threads=1,
     )

@@ -5,20 +5,18 @@ import posixpath
 from collections.abc import Callable, Sequence
 
 from actors.images.input_images import MAX_PICTURE_BYTES
-from actors.storage.objects import Storage
-from actors.storage.stores import open_storage
+from actors.storage.stores import Stores
 from actors.storage.uris import S3_SCHEME, normalise
 from schemas.errors import DarkroomError, RowError, SpecError
 
 
-class RowUris:
+class ImageUris:
     """Reads files at or below the input's own folder, objects of its bucket, and what the spec allows."""
 
-    def __init__(self, deadline_s: float, folders: Sequence[str] = ()) -> None:
+    def __init__(self, stores: Stores, folders: Sequence[str] = ()) -> None:
         """`folders`: whence rows may name pictures, wherever the input is."""
-        self._deadline_s = deadline_s
+        self._stores = stores
         self._folders = tuple(map(normalise, folders))
-        self._storages: dict[bool, Storage] = {}
 
     def reader(self, beside: str) -> Callable[[str], bytes]:
         """A function that reads a row's URI; `beside` is the input file that the row stands in."""
@@ -28,7 +26,7 @@ class RowUris:
             try:
                 size_bytes = self._size_bytes(allowed)
                 if size_bytes <= MAX_PICTURE_BYTES:
-                    return self._storage(allowed).read(allowed)
+                    return self._stores.of(allowed).read(allowed)
             except FileNotFoundError as error:
                 raise RowError("unreadable_uri", f"{uri} is no file that is there") from error
             except DarkroomError as error:
@@ -41,16 +39,10 @@ class RowUris:
 
     def _size_bytes(self, uri: str) -> int:
         """A row may name any object there is: terabytes of video, or a pipe, which would be read for ever."""
-        stored = self._storage(uri).stat(uri)
+        stored = self._stores.of(uri).stat(uri)
         if stored is None:
             raise FileNotFoundError(uri)
         return stored.size_bytes
-
-    def _storage(self, uri: str) -> Storage:
-        remote = uri.startswith(S3_SCHEME)
-        if remote not in self._storages:
-            self._storages[remote] = open_storage(uri, deadline_s=self._deadline_s)
-        return self._storages[remote]
 
 
 def resolve(uri: str, beside: str, folders: Sequence[str] = ()) -> str:

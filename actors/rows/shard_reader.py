@@ -1,6 +1,6 @@
 """A shard's few numbers back into its rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +11,7 @@ from actors.rows.checks import check_batch
 from actors.rows.kept_columns import KeptRoom, kept_bytes
 from actors.rows.routing import Router
 from actors.rows.row import Row, build_rows
-from actors.storage.objects import Storage
-from actors.storage.uris import S3_SCHEME
+from actors.storage.stores import Stores
 from schemas.errors import RefusedError
 from schemas.job import Job, Shard
 
@@ -22,12 +21,11 @@ Positions = npt.NDArray[np.int64]
 class ShardReader:
     """Reads shards, forward through a file where it can: the next shard mostly begins where one ended."""
 
-    def __init__(self, job: Job, open_input: Callable[[str], Storage]) -> None:
+    def __init__(self, job: Job, stores: Stores) -> None:
         self._job = job
-        self._open_input = open_input
+        self._stores = stores
         self._router = Router(job.spec, job.models)
         self._cursor: _Cursor | None = None
-        self._storages: dict[bool, Storage] = {}
 
     def read(self, shard: Shard, shelf: Shelf) -> list[Row]:
         """Every row of the shard, in the file's order, with its problem if it has one.
@@ -42,15 +40,9 @@ class ShardReader:
             self._refuse_changed(shard)
 
     def _refuse_changed(self, shard: Shard) -> None:
-        stored = self._storage(shard.uri).stat(shard.uri)
+        stored = self._stores.of(shard.uri).stat(shard.uri)
         if stored is None or stored.etag != shard.etag:
             raise changed(shard.uri)
-
-    def _storage(self, uri: str) -> Storage:
-        remote = uri.startswith(S3_SCHEME)
-        if remote not in self._storages:
-            self._storages[remote] = self._open_input(uri)
-        return self._storages[remote]
 
     def _rows(self, shard: Shard, shelf: Shelf) -> list[Row]:
         cursor = self._cursor_for(shard)
@@ -82,7 +74,7 @@ class ShardReader:
         if self._cursor is None or self._cursor.uri != shard.uri:
             self.close()
             self._refuse_changed(shard)
-            file = InputFile(self._storage(shard.uri).open(shard.uri), self._job.columns)
+            file = InputFile(self._stores.of(shard.uri).open(shard.uri), self._job.columns)
             self._cursor = _Cursor(shard.uri, file, self._router)
         return self._cursor
 

@@ -10,6 +10,22 @@ from actors.storage.objects import Storage
 from actors.storage.uris import S3_SCHEME, join, normalise
 
 
+class Stores:
+    """The storages of a process: all local files share one, and all objects on S3 share one client."""
+
+    def __init__(self, deadline_s: float = 900.0) -> None:
+        """`deadline_s`: see `open_storage`."""
+        self._deadline_s = deadline_s
+        self._opened: dict[str, Storage] = {}
+
+    def of(self, uri: str) -> Storage:
+        """The storage that holds `uri`, which `normalise` returned."""
+        root = S3_SCHEME + "any" if uri.startswith(S3_SCHEME) else "/"
+        if root not in self._opened:
+            self._opened[root] = open_storage(root, deadline_s=self._deadline_s)
+        return self._opened[root]
+
+
 def open_storage(uri: str, *, timeout_s: float = 60.0, deadline_s: float = 900.0) -> Storage:
     """The storage that holds `uri`.
 

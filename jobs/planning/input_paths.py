@@ -1,35 +1,22 @@
 """The input's files, from the folders and patterns that name them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from functools import cache
 
 from actors.storage.objects import Storage, StoredObject
-from actors.storage.stores import open_storage
+from actors.storage.stores import Stores
 from actors.storage.uris import S3_SCHEME, normalise
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 
 _WILDCARDS = "*?["
 
-OpenInput = Callable[[str], Storage]
 
-
-def input_opener(spec: JobSpec) -> OpenInput:
-    """Opens the storage of an input file, with the spec's patience; all files share one S3 client."""
-
-    @cache
-    def open_kind(remote: bool) -> Storage:
-        return open_storage(S3_SCHEME + "input" if remote else "/", deadline_s=spec.errors.storage_deadline_s)
-
-    return lambda uri: open_kind(uri.startswith(S3_SCHEME))
-
-
-def find_files(spec: JobSpec, open_input: OpenInput) -> list[StoredObject]:
+def find_files(spec: JobSpec, stores: Stores) -> list[StoredObject]:
     """The input's Parquet files in the order of their URIs, each once."""
     found: dict[str, StoredObject] = {}
     for path in paths_of(spec):
-        files = _expand(path, open_input(path))
+        files = _expand(path, stores.of(path))
         if not files:
             raise SpecError(f"input.path: no Parquet file is there: {path} (a file, a folder or a pattern)")
         for file in files:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
-from jobs.planning.input_paths import input_opener
+from actors.storage.stores import Stores
 from jobs.planning.row_ids import find_repeated
 from jobs.planning.row_scan import MAX_EXAMPLES, Findings, Report, gather
 from jobs.planning.survey import Survey
@@ -84,13 +84,13 @@ def make_plan(
     survey: Survey, report: Report = lambda rows: None, max_examples: int = MAX_EXAMPLES
 ) -> tuple[Plan, Findings]:
     """Route and check every row; reads the columns that this needs and nothing else."""
-    job, open_input = survey.job, input_opener(survey.job.spec)
-    gathered = gather(survey, open_input, report, max_examples)
+    job, stores = survey.job, Stores(survey.job.spec.errors.storage_deadline_s)
+    gathered = gather(survey, stores, report, max_examples)
     if gathered.keys:
-        repeated = find_repeated(gathered.keys, survey.files, job.columns, open_input)
+        repeated = find_repeated(gathered.keys, survey.files, job.columns, stores)
         if repeated:
             # Rare, and simpler than to take these rows out of what is counted already.
-            gathered = gather(survey, open_input, lambda rows: None, max_examples, repeated)
+            gathered = gather(survey, stores, lambda rows: None, max_examples, repeated)
     return Plan(job=job, files=tuple(gathered.files)), gathered.findings()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.inputs.input_file import InputFile
-from jobs.planning.input_paths import OpenInput
+from actors.storage.stores import Stores
 from jobs.planning.survey import SurveyedFile
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import SpecError
@@ -34,7 +34,7 @@ def id_keys(opened: InputFile) -> Keys:
 
 
 def find_repeated(
-    keys: Sequence[Keys], files: Sequence[SurveyedFile], columns: ColumnMap, open_input: OpenInput
+    keys: Sequence[Keys], files: Sequence[SurveyedFile], columns: ColumnMap, stores: Stores
 ) -> Mapping[str, Repeated]:
     """By file, the rows of it that have an earlier row's id; `keys` are the files', in their order.
 
@@ -46,7 +46,7 @@ def find_repeated(
     first: dict[object, str] = {}
     found: dict[str, dict[int, str]] = {}
     left = MAX_REPEATED
-    for uri, row, row_id in _rows_with(wanted, keys, files, columns, open_input):
+    for uri, row, row_id in _rows_with(wanted, keys, files, columns, stores):
         place = f"row {row} of {uri}"
         if row_id not in first:
             first[row_id] = place
@@ -68,14 +68,14 @@ def _rows_with(
     keys: Sequence[Keys],
     files: Sequence[SurveyedFile],
     columns: ColumnMap,
-    open_input: OpenInput,
+    stores: Stores,
 ) -> Iterator[tuple[str, int, object]]:
     """File, number and id of the rows with these keys: a few may share them by chance."""
     for file, mine in zip(files, keys, strict=True):
         if not np.isin(mine, wanted).any():
             continue
         uri = file.stored.uri
-        with InputFile(open_input(uri).open(uri), columns) as opened:
+        with InputFile(stores.of(uri).open(uri), columns) as opened:
             for first_row, ids in _ids(opened):
                 for place in np.flatnonzero(np.isin(_keys(ids), wanted)).tolist():
                     yield uri, first_row + place, ids[place]

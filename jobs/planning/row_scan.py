@@ -12,7 +12,7 @@ import pyarrow as pa
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import Checked, check_batch
 from actors.rows.routing import Routed, Router
-from jobs.planning.input_paths import OpenInput
+from actors.storage.stores import Stores
 from jobs.planning.row_ids import Keys, Repeated, are_compared, id_keys
 from jobs.planning.survey import Survey, SurveyedFile
 from schemas.errors import RowError, SpecError
@@ -145,7 +145,7 @@ class _FileScan:
 
 def gather(
     survey: Survey,
-    open_input: OpenInput,
+    stores: Stores,
     report: Report,
     max_examples: int,
     repeated: Mapping[str, Repeated] | None = None,
@@ -158,7 +158,7 @@ def gather(
 
     def scan_file(file: SurveyedFile) -> _FileScan:
         scan = _FileScan(file, (repeated or {}).get(file.stored.uri, {}), max_examples)
-        _scan(scan, job, router, open_input, report, with_ids=with_ids)
+        _scan(scan, job, router, stores, report, with_ids=with_ids)
         return scan
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
@@ -168,11 +168,11 @@ def gather(
 
 
 def _scan(
-    scan: _FileScan, job: Job, router: Router, open_input: OpenInput, report: Report, *, with_ids: bool
+    scan: _FileScan, job: Job, router: Router, stores: Stores, report: Report, *, with_ids: bool
 ) -> None:
     uri = scan.file.stored.uri
     try:
-        with InputFile(open_input(uri).open(uri), job.columns) as opened:
+        with InputFile(stores.of(uri).open(uri), job.columns) as opened:
             _check_ids(opened, uri, job)
             scan.keys = id_keys(opened) if with_ids else None
             for batch in opened.read_for_checks():

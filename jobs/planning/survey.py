@@ -10,7 +10,8 @@ from actors.checkpoints.model_cards import read_card
 from actors.checkpoints.weights_check import check_weights
 from actors.inputs.footers import read_footer
 from actors.storage.objects import StoredObject
-from jobs.planning.input_paths import find_files, input_opener, normalised, paths_of, takes
+from actors.storage.stores import Stores
+from jobs.planning.input_paths import find_files, normalised, paths_of, takes
 from jobs.planning.route_checks import check_routes
 from schemas.columns.input_columns import ColumnMap, map_columns
 from schemas.columns.output_columns import output_schema
@@ -46,14 +47,14 @@ class Survey:
 def survey(spec: JobSpec) -> Survey:
     """Look at everything a job needs; SpecError for whatever is missing or does not fit."""
     _check_output(spec)
-    open_input = input_opener(spec)
-    stored = find_files(spec, open_input)
-    _, schema = read_footer(open_input(stored[0].uri), stored[0].uri)
+    stores = Stores(spec.errors.storage_deadline_s)
+    stored = find_files(spec, stores)
+    _, schema = read_footer(stores.of(stored[0].uri), stored[0].uri)
     columns = map_columns(schema, spec.input)
     _check_columns(spec, columns, schema)
 
     def look_at(file: StoredObject) -> SurveyedFile:
-        num_rows, other = read_footer(open_input(file.uri), file.uri)
+        num_rows, other = read_footer(stores.of(file.uri), file.uri)
         _check_drift(columns, stored[0].uri, schema, file.uri, other)
         return SurveyedFile(stored=file, num_rows=num_rows)
 

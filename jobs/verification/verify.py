@@ -13,12 +13,11 @@ from actors.inputs.input_file import InputFile
 from actors.rows.routing import Router
 from actors.rows.row import derived_row_id
 from actors.storage.objects import Storage
-from actors.storage.stores import open_storage
+from actors.storage.stores import Stores, open_storage
 from actors.storage.uris import join, normalise
 from jobs.output.job_record import JobRecord, plan_of_record, require_record
 from jobs.output.parts import FOOTERS_AT_ONCE, list_parts
 from jobs.output.stored_images import read_picture
-from jobs.planning.input_paths import input_opener
 from jobs.planning.plan import Plan
 from jobs.verification.part_check import PartCheck, PartVerdict
 from schemas.columns.output_columns import PART_COLUMNS, PART_COLUMNS_IF_THERE, STATUSES, misfits
@@ -79,9 +78,9 @@ def _map_ahead(
 
 def _input_faults(plan: Plan) -> list[str]:
     """Without the very input that was planned, nothing about the rows can be said."""
-    opener, columns = input_opener(plan.job.spec), plan.job.columns.columns()
+    stores, columns = Stores(plan.job.spec.errors.storage_deadline_s), plan.job.columns.columns()
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        faults = pool.map(lambda file: _input_fault(opener(file.uri), file, columns), plan.files)
+        faults = pool.map(lambda file: _input_fault(stores.of(file.uri), file, columns), plan.files)
         return [fault for fault in faults if fault]
 
 
@@ -125,7 +124,9 @@ def _expected(plan: Plan) -> Iterator[_Item]:
 
 def _ids(plan: Plan, uri: str, name: str, router: Router) -> Iterator[tuple[str, Any]]:
     """(model, row_id) of every row of a file, whose name is that of its rows."""
-    with InputFile(input_opener(plan.job.spec)(uri).open(uri), plan.job.columns) as file:
+    with InputFile(
+        Stores(plan.job.spec.errors.storage_deadline_s).of(uri).open(uri), plan.job.columns
+    ) as file:
         for batch in file.read_routing(with_ids=True):
             tasks, models = batch.fields.get("task"), batch.fields.get("model")
             positions, routed = router.resolve_batch(tasks, models, batch.num_rows)
