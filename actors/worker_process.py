@@ -14,7 +14,8 @@ from actors.storage.stores import Stores, open_storage
 from actors.storage.uris import join, normalise
 from actors.worker import Worker
 from schemas.errors import ReclaimedError, SpecError
-from schemas.job import RECORD, Job, Shard, ShardReport, WorkerProgress
+from schemas.job import Job, Shard, ShardReport, WorkerProgress
+from schemas.output_layout import JOB_RECORD
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class WorkerProcess:
             output=storage,
             num_threads=self._num_cpus,
         )
-        record = join(output, RECORD)
+        record = join(output, JOB_RECORD)
         if storage.stat(record) is None:
             raise SpecError(
                 f"{record}, which the driver has written, is not there for a worker on "

@@ -143,12 +143,10 @@ def status(output: OutputPath) -> None:
 @app.command()
 def report(output: OutputPath) -> None:
     """Write the contact sheet: one HTML page to look at, also of a job that is not done."""
-    from actors.storage.stores import open_storage
-    from actors.storage.uris import normalise
+    from actors.storage.output import open_output
     from jobs.reports.contact_sheet import write_report
 
-    folder = normalise(output)
-    console().print(write_report(open_storage(folder), folder), highlight=False, soft_wrap=True)
+    console().print(write_report(open_output(output)), highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from actors.storage.objects import Storage
-from actors.storage.stores import open_storage
+from actors.storage.output import Output, open_output
 from actors.worker_process import ENGINE
 from jobs.dispatch.cluster import with_output_settled
 from jobs.dispatch.dispatcher import Dispatcher
@@ -15,7 +14,7 @@ from jobs.dispatch.shard_loop import make_shards
 from jobs.output.job_record import plan_of, require_record
 from jobs.output.lease import Lease
 from jobs.output.part_footers import read_footers
-from jobs.output.parts import PartFile, list_parts, totals_of
+from jobs.output.parts import PartFile, list_parts, output_totals
 from jobs.output.tally import Tally
 from jobs.planning.plan import Plan
 from jobs.planning.survey import survey
@@ -33,27 +32,26 @@ def retry_job(
 ) -> RunResult:
     """Make failed rows again, those with one of the codes `only` or all; every other row stays as it is."""
     spec = with_output_settled(spec, console)
-    output = spec.output.path
-    storage = open_storage(output, deadline_s=spec.errors.storage_deadline_s)
+    output = open_output(spec.output.path, deadline_s=spec.errors.storage_deadline_s)
     with stopping_signals():
-        record = require_record(storage, output)
-        plan = plan_of(record, survey(spec), output)
-        parts = list(list_parts(storage, output, record.num_shards))
-        shards = _shards_to_retry(plan, storage, parts, tuple(only))
+        record = require_record(output)
+        plan = plan_of(record, survey(spec), output.path)
+        parts = list(list_parts(output, record.num_shards))
+        shards = _shards_to_retry(plan, output, parts, tuple(only))
         tally = Tally(rows_total=sum(shard.num_rows for shard in shards), rows_before=0)
         dispatcher = _dispatcher(shards, spec.errors.max_attempts)
         totals = None
         if shards:
-            with Lease(storage, output) as lease:
+            with Lease(output) as lease:
                 console.print(f"making failed rows of {len(shards):,} parts again")
                 make_shards(plan, dispatcher, tally, lease, console, engine)
                 # Parts are replaced here and none is added: what was missing still is.
                 if len(parts) == record.num_shards:
                     lease.confirm(tally)
-                    totals = finish(storage, output, record, tally.figures())
+                    totals = finish(output, record, tally.figures())
         return RunResult(
-            output=output,
-            totals=totals or totals_of(storage, list_parts(storage, output, record.num_shards)),
+            output=output.path,
+            totals=totals or output_totals(output, record.num_shards),
             rows_tried=tally.rows,
             images_made=tally.images,
             abandoned=tuple(dispatcher.abandoned),
@@ -61,12 +59,12 @@ def retry_job(
 
 
 def _shards_to_retry(
-    plan: Plan, storage: Storage, parts: Sequence[PartFile], only: tuple[str, ...]
+    plan: Plan, output: Output, parts: Sequence[PartFile], only: tuple[str, ...]
 ) -> list[Shard]:
     """Those whose parts have failed rows of the wanted kind; SpecError for a code that no part has."""
     codes = {
         part.index: footer.error_codes
-        for part, footer in zip(parts, read_footers(storage, parts), strict=True)
+        for part, footer in zip(parts, read_footers(output, parts), strict=True)
     }
     found = Counter(code for mine in codes.values() for code in mine)
     for code in only:

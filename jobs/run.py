@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from actors.parts.commit import probe
-from actors.storage.objects import Storage
-from actors.storage.stores import open_storage
+from actors.storage.output import Output, open_output
 from actors.worker_process import ENGINE
 from jobs.dispatch.budget import Budget
 from jobs.dispatch.cluster import with_output_settled
@@ -31,26 +30,25 @@ from schemas.spec.job_spec import JobSpec
 def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResult:
     """Generate every row of the input that has no outcome yet."""
     spec = with_output_settled(spec, console)
-    output = spec.output.path
-    storage = open_storage(output, deadline_s=spec.errors.storage_deadline_s)
+    output = open_output(spec.output.path, deadline_s=spec.errors.storage_deadline_s)
     with stopping_signals():
         found = survey(spec)
         print_columns(found.job, console)
-        plan, record = _settle(found, storage, output, console)
-        done = done_shards(storage, output, record.num_shards)
-        if all(done) and is_finished(storage, output):
-            totals = output_totals(storage, output, record)
-            return RunResult(output=output, totals=totals, rows_tried=0, images_made=0, abandoned=())
-        with Lease(storage, output) as lease:
-            tally, abandoned = _make_missing(plan, storage, done, lease, console, engine)
-            abandoned = still_missing(abandoned, storage, output, record.num_shards)
+        plan, record = _settle(found, output, console)
+        done = done_shards(output, record.num_shards)
+        if all(done) and is_finished(output):
+            totals = output_totals(output, record.num_shards)
+            return RunResult(output=output.path, totals=totals, rows_tried=0, images_made=0, abandoned=())
+        with Lease(output) as lease:
+            tally, abandoned = _make_missing(plan, output, done, lease, console, engine)
+            abandoned = still_missing(abandoned, output, record.num_shards)
             if abandoned:
-                totals = output_totals(storage, output, record)
+                totals = output_totals(output, record.num_shards)
             else:
                 lease.confirm(tally)
-                totals = finish(storage, output, record, tally.figures())
+                totals = finish(output, record, tally.figures())
         return RunResult(
-            output=output,
+            output=output.path,
             totals=totals,
             rows_tried=tally.rows,
             images_made=tally.images,
@@ -58,28 +56,27 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
         )
 
 
-def _settle(found: Survey, storage: Storage, output: str, console: Console) -> tuple[Plan, JobRecord]:
+def _settle(found: Survey, output: Output, console: Console) -> tuple[Plan, JobRecord]:
     """The plan that this output is made by: the recorded one, or a fresh one that becomes it."""
-    record = read_record(storage, output)
+    record = read_record(output)
     if record is None:
         plan, findings = check_rows(found, console)
         refuse_hopeless(found, findings)
-        refuse_full_disk(output, expected_bytes(findings, plan.job))
-        probe(storage, output)
-        record = claim(storage, output, plan, findings)
-    return plan_of(record, found, output), record
+        refuse_full_disk(output.path, expected_bytes(findings, plan.job))
+        probe(output)
+        record = claim(output, plan, findings)
+    return plan_of(record, found, output.path), record
 
 
 def _make_missing(
-    plan: Plan, storage: Storage, done: bytearray, lease: Lease, console: Console, engine: str
+    plan: Plan, output: Output, done: bytearray, lease: Lease, console: Console, engine: str
 ) -> tuple[Tally, list[Abandoned]]:
-    output = plan.job.spec.output.path
     tally = Tally(rows_total=plan.num_rows, rows_before=_rows_in(plan, done))
     missing = len(done) - sum(done)
     if not missing:
         return tally, []
     if sum(done):
-        refuse_full_disk(output, bytes_to_come(storage, output, len(done)))
+        refuse_full_disk(output.path, bytes_to_come(output, len(done)))
         console.print(f"{sum(done):,} of {len(done):,} parts are there already; making the other {missing:,}")
     dispatcher = _dispatcher(plan, done)
     make_shards(plan, dispatcher, tally, lease, console, engine, Budget(plan.job.spec.errors))

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from schemas.columns.input_columns import ColumnMap
+from schemas.output_layout import shard_name
 from schemas.spec.job_spec import JobSpec, ModelSpec
 from schemas.systems.model_card import ModelCard
 
-RECORD = "_darkroom/job.json"
-"""Below the output: whose it is."""
 NO_MODEL = ""
 """Rows that no model can take (an unknown task, say) form shards of their own under this name."""
 
@@ -111,7 +110,7 @@ class Shard:
     @property
     def name(self) -> str:
         """The part's name without its ending; the order of names is the order of shards."""
-        return f"train-{self.index:05d}-of-{self.num_shards:05d}"
+        return shard_name(self.index, self.num_shards)
 
     @property
     def num_rows(self) -> int:

@@ -16,6 +16,7 @@ from random import Random
 
 from actors.parts.commit import commit_part, probe
 from actors.storage.objects import StoredObject
+from actors.storage.output import Output
 from actors.storage.uris import join
 from jobs import retry, run
 from jobs.dispatch.dispatcher import Dispatcher
@@ -25,10 +26,11 @@ from jobs.output.parts import done_shards, list_parts, still_missing
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
 from jobs.planning.survey import Survey, SurveyedFile
-from jobs.reports.finish import MANIFEST, SUCCESS, is_finished
+from jobs.reports.finish import is_finished
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DarkroomError, RefusedError, StorageError
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard
+from schemas.output_layout import MANIFEST, SUCCESS
 from schemas.spec.job_spec import JobSpec
 from tests.checkpoints import model_card
 from tests.reference_model import (
@@ -391,14 +393,14 @@ class Driver:
         """See `jobs.run.run_job`."""
         store = self.simulation.store
         plan, num_shards = self.settle()
-        self.done = done_shards(store, OUTPUT, num_shards)
+        self.done = done_shards(Output(store, OUTPUT), num_shards)
         self.simulation.log("sees %d of %d parts", sum(self.done), num_shards)
-        if all(self.done) and is_finished(store, OUTPUT):
+        if all(self.done) and is_finished(Output(store, OUTPUT)):
             return
         if not all(self.done):
             dispatcher = run._dispatcher(plan, self.done)
             self.make_shards(dispatcher)
-            missing = still_missing(dispatcher.abandoned, store, OUTPUT, num_shards)
+            missing = still_missing(dispatcher.abandoned, Output(store, OUTPUT), num_shards)
             self.abandoned = [lost.shard for lost in missing]
         if not self.abandoned:
             self.finish(num_shards)
@@ -406,10 +408,10 @@ class Driver:
     def settle(self) -> tuple[Plan, int]:
         """See `jobs.run._settle`: the job's plan, and how many parts it has."""
         store, plan = self.simulation.store, self.simulation.plan
-        record = read_record(store, OUTPUT)
+        record = read_record(Output(store, OUTPUT))
         if record is None:
-            probe(store, OUTPUT)
-            record = claim(store, OUTPUT, plan, Findings(counts=(), bad_rows=(), num_bad={}))
+            probe(Output(store, OUTPUT))
+            record = claim(Output(store, OUTPUT), plan, Findings(counts=(), bad_rows=(), num_bad={}))
         files = tuple(
             SurveyedFile(
                 stored=StoredObject(uri=file.uri, size_bytes=file.size_bytes, etag=file.etag),
@@ -422,7 +424,7 @@ class Driver:
     def finish(self, num_shards: int) -> None:
         """See `jobs.reports.finish.finish`."""
         store = self.simulation.store
-        parts = [*list_parts(store, OUTPUT, num_shards)]
+        parts = [*list_parts(Output(store, OUTPUT), num_shards)]
         if len(parts) < num_shards:
             raise StorageError(f"{len(parts)} of {num_shards} parts")
         store.replace(join(OUTPUT, MANIFEST), b"")
@@ -544,7 +546,7 @@ class RetryDriver(Driver):
         simulation, store = self.simulation, self.simulation.store
         plan, num_shards = self.settle()
         only = () if simulation.calm else simulation.random.choice(((), (NO_MEMORY,), (CRASH,)))
-        parts = [*list_parts(store, OUTPUT, num_shards)]
+        parts = [*list_parts(Output(store, OUTPUT), num_shards)]
         wanted = {
             part.index
             for part in parts
@@ -554,7 +556,7 @@ class RetryDriver(Driver):
         simulation.log("makes rows of %d parts again, %s", len(shards), only or "all that failed")
         if shards:
             self.make_shards(retry._dispatcher(shards, plan.job.spec.errors.max_attempts))
-            if sum(1 for _ in list_parts(store, OUTPUT, num_shards)) == num_shards:
+            if sum(1 for _ in list_parts(Output(store, OUTPUT), num_shards)) == num_shards:
                 self.finish(num_shards)
 
 

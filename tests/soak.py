@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.storage.objects import Storage
+from actors.storage.output import Output
 from actors.storage.stores import open_storage
 from jobs.output.lease import read_lease
 from tests.fault_proxy import FaultProxy, fault_proxy
@@ -75,7 +76,7 @@ class Soak:
 
     def driver_pid(self) -> int:
         """Of the driver that has the lease."""
-        lease = read_lease(self.store, OUTPUT)
+        lease = read_lease(Output(self.store, OUTPUT))
         return lease.pid if lease else 0
 
     def kill_workers(self, num: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.storage.stores import open_storage
+from actors.storage.output import open_output
 from jobs.dispatch.budget import Budget
 from jobs.dispatch.pool import Tick
 from jobs.output.parts import still_missing
@@ -128,8 +128,6 @@ def test_a_part_that_came_after_all_is_not_told_as_missing(tmp_path: Path) -> No
     part.parent.mkdir(parents=True)
     part.touch()
 
-    left = still_missing(
-        abandoned, open_storage(str(tmp_path / "out")), str(tmp_path / "out"), len(abandoned)
-    )
+    left = still_missing(abandoned, open_output(str(tmp_path / "out")), len(abandoned))
 
     assert left == [abandoned[0], *abandoned[2:]]

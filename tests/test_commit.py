@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.parts.commit import JOB_KEY, SHARD_KEY, commit_part, probe
+from actors.parts.commit import commit_part, probe
 from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import Buffer, Storage
+from actors.storage.output import Output
 from actors.storage.stores import open_storage
 from actors.storage.uris import join
 from schemas.errors import RefusedError
+from schemas.output_layout import JOB_KEY, SHARD_KEY
 from tests.fault_proxy import FaultKind, FaultProxy
 
 
@@ -142,7 +144,7 @@ def test_of_16_attempts_with_lost_replies_one_commits(
 
 def test_the_probe_accepts_a_store_that_keeps_its_word(storage: Storage, folder: str) -> None:
     """And leaves nothing behind."""
-    probe(storage, folder)
+    probe(Output(storage, folder))
 
     assert list(storage.list(folder)) == []
 
@@ -152,7 +154,7 @@ def test_the_probe_refuses_a_store_that_lies(s3_faults: FaultProxy, faulty: Stor
     s3_faults.inject("lie", method="PUT", count=10)
 
     with pytest.raises(RefusedError, match=r"was accepted.*AWS S3"):
-        probe(faulty, s3_folder)
+        probe(Output(faulty, s3_folder))
 
     assert list(faulty.list(s3_folder)) == []
 
@@ -170,11 +172,11 @@ def test_the_probe_looks_at_what_is_stored(tmp_path: Path) -> None:
     storage = OverwritingStorage(temp_dir=str(tmp_path / "tmp"))
 
     with pytest.raises(RefusedError, match="was refused and left b'second'"):
-        probe(storage, str(tmp_path))
+        probe(Output(storage, str(tmp_path)))
 
 
 def test_the_probe_does_not_mind_lost_replies(s3_faults: FaultProxy, faulty: Storage, s3_folder: str) -> None:
     """A bad network at start-up is not a bad store."""
     s3_faults.inject("lost_reply", method="PUT", count=2)
 
-    probe(faulty, s3_folder)
+    probe(Output(faulty, s3_folder))

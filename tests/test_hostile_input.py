@@ -27,7 +27,7 @@ from rich.console import Console
 
 from actors.images.input_images import MAX_PICTURE_BYTES, ImageSource, open_image
 from actors.inputs.texts import MAX_PROMPT_BYTES
-from actors.storage.stores import open_storage
+from actors.storage.output import open_output
 from actors.storage.uris import normalise
 from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
@@ -174,7 +174,7 @@ def test_a_damaged_id_is_the_same_for_verify(tmp_path: Path) -> None:
     """Both read it as the same text."""
     spec = table(tmp_path, row_id=damaged_texts(b"a", DAMAGED), prompt=["x", "y"])
     plan, findings = make_plan(survey(spec))
-    claim(open_storage(spec.output.path), spec.output.path, plan, findings)
+    claim(open_output(spec.output.path), plan, findings)
     make(spec, GreyEngine())
 
     said = io.StringIO()

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from actors.storage.objects import Storage
+from actors.storage.output import Output, open_output
 from actors.storage.stores import open_storage
 from actors.storage.uris import join
-from jobs.output.lease import LEASE, VALID_S, Lease, read_lease
+from jobs.output.lease import VALID_S, Lease, read_lease
 from jobs.output.tally import Tally
 from schemas.errors import RefusedError
+from schemas.output_layout import LEASE
 from tests.fault_proxy import FaultProxy
 
 TALLY = Tally(rows_total=1, rows_before=0)
@@ -25,11 +27,11 @@ def alive(**changes: object) -> bytes:
 
 def test_a_second_driver_is_refused_until_the_first_has_ended(storage: Storage, folder: str) -> None:
     """And told who it is."""
-    with Lease(storage, folder), pytest.raises(RefusedError, match="another driver is at work"):
-        Lease(storage, folder).__enter__()
+    with Lease(Output(storage, folder)), pytest.raises(RefusedError, match="another driver is at work"):
+        Lease(Output(storage, folder)).__enter__()
 
-    with Lease(storage, folder):
-        lease = read_lease(storage, folder)
+    with Lease(Output(storage, folder)):
+        lease = read_lease(Output(storage, folder))
 
     assert lease is not None
     assert not lease.ended
@@ -37,9 +39,9 @@ def test_a_second_driver_is_refused_until_the_first_has_ended(storage: Storage, 
 
 def test_a_driver_that_was_succeeded_stops_and_leaves_the_lease_alone(storage: Storage, folder: str) -> None:
     """It was suspended for longer than its lease holds, say."""
-    with Lease(storage, folder) as late:
+    with Lease(Output(storage, folder)) as late:
         age(storage, folder, VALID_S + 1)
-        with Lease(storage, folder):
+        with Lease(Output(storage, folder)):
             successor = storage.read(join(folder, LEASE))
             with pytest.raises(RefusedError, match="another driver has taken"):
                 late.confirm(TALLY)
@@ -75,11 +77,11 @@ def test_a_lease_that_cannot_be_read_does_not_keep_a_driver_out(
     storage = open_storage(folder)
     storage.replace(join(folder, LEASE), content if isinstance(content, bytes) else alive(**content))
 
-    assert read_lease(storage, folder) is None
-    with Lease(storage, folder) as lease:
+    assert read_lease(Output(storage, folder)) is None
+    with Lease(Output(storage, folder)) as lease:
         lease.confirm(TALLY)
 
-        assert read_lease(storage, folder) is not None
+        assert read_lease(Output(storage, folder)) is not None
 
 
 def test_a_lease_that_is_no_file_refuses_the_output(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_a_lease_that_is_no_file_refuses_the_output(tmp_path: Path) -> None:
     (tmp_path / LEASE).mkdir(parents=True)
 
     with pytest.raises(RefusedError, match=r"driver\.json is a folder, where a file belongs"):
-        Lease(open_storage(folder), folder).__enter__()
+        Lease(open_output(folder)).__enter__()
 
 
 def test_a_lease_is_taken_through_a_store_in_trouble(
@@ -97,8 +99,8 @@ def test_a_lease_is_taken_through_a_store_in_trouble(
     """The reply to its creation is lost: the repetition meets it, and it is its own."""
     s3_faults.inject("lost_reply", method="PUT")
 
-    with Lease(faulty, s3_folder):
-        lease = read_lease(faulty, s3_folder)
+    with Lease(Output(faulty, s3_folder)):
+        lease = read_lease(Output(faulty, s3_folder))
 
     assert lease is not None
     assert not lease.ended

@@ -25,17 +25,18 @@ from actors.rows.routing import Routed
 from actors.rows.row import Row
 from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import Storage
+from actors.storage.output import Output
 from actors.storage.stores import open_storage
 from actors.storage.uris import join
-from jobs.output.job_record import RECORD, JobRecord, to_json
+from jobs.output.job_record import JobRecord, to_json
 from jobs.reports.contact_sheet import Sheet, make_sheet, render, write_report
 from jobs.reports.even_choice import share, spread
 from jobs.reports.frames import MAX_FAILURES, MAX_GROUPS
-from jobs.reports.summary import SUMMARY
 from jobs.reports.thumbnails import CRISP_SIDE, THUMBNAIL_BYTES, THUMBNAIL_SIDE
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RefusedError, RowError, SpecError
 from schemas.job import PlannedFile, fingerprint_of
+from schemas.output_layout import JOB_RECORD, SUMMARY
 from tests.checkpoints import model_card
 from tests.in_process import job_spec
 
@@ -150,7 +151,7 @@ class Markup(HTMLParser):
 
 
 @dataclass
-class Output:
+class ReportedOutput:
     """An output folder in the making."""
 
     root: str
@@ -183,7 +184,7 @@ class Output:
             num_shards=self.num_shards,
             num_bad={},
         )
-        self.storage.replace(join(self.root, RECORD), to_json(record))
+        self.storage.replace(join(self.root, JOB_RECORD), to_json(record))
 
     def write_summary(self, **changes: Any) -> None:
         summary = {"ok": 0, "filtered": 0, "failed": 0, "images": 0, "size_bytes": 0, "error_codes": {}}
@@ -199,14 +200,14 @@ class Output:
         return uri
 
     def sheet(self, *, max_images: int = 240) -> Sheet:
-        return make_sheet(self.storage, self.root, max_images=max_images)
+        return make_sheet(Output(self.storage, self.root), max_images=max_images)
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> Output:
+def output(tmp_path: Path) -> ReportedOutput:
     """An empty output of a job with one shard."""
     root = str(tmp_path / "out")
-    made = Output(root, LocalStorage(temp_dir=join(root, "_darkroom", "tmp")))
+    made = ReportedOutput(root, LocalStorage(temp_dir=join(root, "_darkroom", "tmp")))
     made.write_job()
     return made
 
@@ -270,12 +271,12 @@ def opened(thumbnail: str | None) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def test_a_sheet_is_one_file_beside_the_parts(output: Output) -> None:
+def test_a_sheet_is_one_file_beside_the_parts(output: ReportedOutput) -> None:
     """Its URI comes back, and a later report takes its place."""
-    first = write_report(output.storage, output.root)
+    first = write_report(Output(output.storage, output.root))
     output.write_part(0, [made(row(0), noise(16))])
 
-    second = write_report(output.storage, output.root)
+    second = write_report(Output(output.storage, output.root))
 
     assert first == second == join(output.root, "contact-sheet.html")
     assert len(Markup(output.storage.read(second).decode()).island()["frames"]) == 1
@@ -284,17 +285,17 @@ def test_a_sheet_is_one_file_beside_the_parts(output: Output) -> None:
 def test_a_sheet_can_stand_in_a_bucket(s3_env: object) -> None:
     """On S3 it is made and kept like on disk."""
     root = f"s3://out/{uuid.uuid4().hex}"
-    output = Output(root, open_storage(root))
+    output = ReportedOutput(root, open_storage(root))
     output.write_job()
     output.write_part(0, [made(row(0), noise(16)), failed(row(1))])
 
-    uri = write_report(output.storage, root)
+    uri = write_report(Output(output.storage, root))
 
     island = Markup(output.storage.read(uri).decode()).island()
     assert [len(island["frames"]), len(island["failures"])] == [1, 1]
 
 
-def test_a_sheet_needs_nothing_from_outside(output: Output) -> None:
+def test_a_sheet_needs_nothing_from_outside(output: ReportedOutput) -> None:
     """No address in the page leads away from it, and its policy forbids what it could fetch."""
     output.write_part(0, [made(row(0), noise(16))])
 
@@ -312,7 +313,7 @@ def test_a_sheet_needs_nothing_from_outside(output: Output) -> None:
     assert markup.policy()["img-src"] == ["data:"]
 
 
-def test_only_the_page_s_own_script_and_style_may_run(output: Output) -> None:
+def test_only_the_page_s_own_script_and_style_may_run(output: ReportedOutput) -> None:
     """The policy names them by their hashes, as a browser computes them."""
     markup = Markup(render(output.sheet()))
 
@@ -321,7 +322,7 @@ def test_only_the_page_s_own_script_and_style_may_run(output: Output) -> None:
         assert markup.policy()[rule] == [f"'sha256-{base64.b64encode(digest).decode()}'"]
 
 
-def test_a_hostile_prompt_stays_text(output: Output) -> None:
+def test_a_hostile_prompt_stays_text(output: ReportedOutput) -> None:
     """It ends no element, begins none, and is found unchanged where the page's script reads it."""
     texts = {"prompt": HOSTILE, "negative_prompt": HOSTILE}
     hostile = row(0, row_id=HOSTILE, texts=texts, keep={"category": pa.array([HOSTILE])})
@@ -338,7 +339,7 @@ def test_a_hostile_prompt_stays_text(output: Output) -> None:
     assert {failure["prompt"], failure["error_message"]} == {HOSTILE}
 
 
-def test_a_job_s_name_is_escaped(output: Output) -> None:
+def test_a_job_s_name_is_escaped(output: ReportedOutput) -> None:
     """It stands in the page's markup, not only in its data."""
     markup = Markup(render(replace(output.sheet(), name=HOSTILE)))
 
@@ -346,7 +347,7 @@ def test_a_job_s_name_is_escaped(output: Output) -> None:
     assert markup.island()["name"] == HOSTILE
 
 
-def test_every_row_is_there_with_its_picture_and_parameters(output: Output) -> None:
+def test_every_row_is_there_with_its_picture_and_parameters(output: ReportedOutput) -> None:
     """A row shows its own picture; values are as the part holds them, also beyond what JavaScript counts."""
     seeds = [2**62 + 1, 3]
     pictures = [noise(16, i) for i in range(2)]
@@ -364,7 +365,7 @@ def test_every_row_is_there_with_its_picture_and_parameters(output: Output) -> N
             assert thumbnail.convert("RGB").tobytes() == picture.tobytes()
 
 
-def test_a_depth_map_stands_beside_its_picture(output: Output) -> None:
+def test_a_depth_map_stands_beside_its_picture(output: ReportedOutput) -> None:
     """In the eight bits that a browser shows; its checksum is nothing to read."""
     ramp = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
     output.write_part(0, [made(row(0), noise(16), depth=encode(ramp, "png")), made(row(1), noise(16))])
@@ -377,7 +378,7 @@ def test_a_depth_map_stands_beside_its_picture(output: Output) -> None:
     assert deep.keep == {"category": "coast"}
 
 
-def test_a_damaged_depth_map_says_so(output: Output) -> None:
+def test_a_damaged_depth_map_says_so(output: ReportedOutput) -> None:
     """As a damaged picture does."""
     output.write_part(0, [made(row(0), noise(16), depth=b"no picture")])
 
@@ -388,7 +389,7 @@ def test_a_damaged_depth_map_says_so(output: Output) -> None:
 
 
 @pytest.mark.parametrize(("side", "expected"), [(CRISP_SIDE, CRISP_SIDE), (512, THUMBNAIL_SIDE)])
-def test_thumbnails_are_small(output: Output, side: int, expected: int) -> None:
+def test_thumbnails_are_small(output: ReportedOutput, side: int, expected: int) -> None:
     """Large pictures shrink to a size in pixels and bytes, small ones keep theirs."""
     output.write_part(0, [made(row(0), noise(side), side=side)])
 
@@ -399,7 +400,7 @@ def test_thumbnails_are_small(output: Output, side: int, expected: int) -> None:
     assert side <= CRISP_SIDE or len(frame.thumbnail) < 2 * THUMBNAIL_BYTES
 
 
-def test_a_long_prompt_is_cut(output: Output) -> None:
+def test_a_long_prompt_is_cut(output: ReportedOutput) -> None:
     """A prompt of a megabyte does not make a page of one."""
     output.write_part(
         0, [made(row(0, texts={"prompt": "x" * 1_000_000, "negative_prompt": None}), noise(16))]
@@ -408,7 +409,7 @@ def test_a_long_prompt_is_cut(output: Output) -> None:
     assert output.sheet().frames[0].prompt.endswith("x… (1,000,000 characters)")
 
 
-def test_a_withheld_picture_has_a_frame_without_one(output: Output) -> None:
+def test_a_withheld_picture_has_a_frame_without_one(output: ReportedOutput) -> None:
     """The row shows as filtered."""
     output.write_part(0, [made(row(0), noise(16)), withheld(row(1))])
 
@@ -420,7 +421,7 @@ def test_a_withheld_picture_has_a_frame_without_one(output: Output) -> None:
     ]
 
 
-def test_withheld_pictures_do_not_crowd_out_the_others(output: Output) -> None:
+def test_withheld_pictures_do_not_crowd_out_the_others(output: ReportedOutput) -> None:
     """A sheet of a heavily filtered output is still one to look at."""
     output.write_part(0, [made(row(i), noise(16)) if i % 2 else withheld(row(i)) for i in range(80)])
 
@@ -429,7 +430,7 @@ def test_withheld_pictures_do_not_crowd_out_the_others(output: Output) -> None:
     assert statuses == {"ok": 18, "filtered": 2}
 
 
-def test_a_damaged_picture_says_so(output: Output) -> None:
+def test_a_damaged_picture_says_so(output: ReportedOutput) -> None:
     """It stops neither the page nor the other frames."""
     output.write_part(0, [made(row(0), b"no picture"), made(row(1), noise(16))])
 
@@ -440,7 +441,7 @@ def test_a_damaged_picture_says_so(output: Output) -> None:
     assert whole.thumbnail
 
 
-def test_a_damaged_part_is_refused(output: Output) -> None:
+def test_a_damaged_part_is_refused(output: ReportedOutput) -> None:
     """The message names it."""
     uri = join(output.root, "data", "train-00000-of-00001.parquet")
     output.storage.create(uri, b"not Parquet", {})
@@ -449,7 +450,7 @@ def test_a_damaged_part_is_refused(output: Output) -> None:
         output.sheet()
 
 
-def test_failed_rows_stand_with_their_reasons(output: Output) -> None:
+def test_failed_rows_stand_with_their_reasons(output: ReportedOutput) -> None:
     """Rows by error code; a code that one row has is not lost among fifty of another."""
     common = [failed(row(i)) for i in range(2 * MAX_FAILURES)]
     rare = failed(
@@ -469,7 +470,7 @@ def test_failed_rows_stand_with_their_reasons(output: Output) -> None:
     assert sheet.frames == ()
 
 
-def test_only_parts_with_failures_are_read_for_them(output: Output) -> None:
+def test_only_parts_with_failures_are_read_for_them(output: ReportedOutput) -> None:
     """The others are known by their footers."""
     output.num_shards = 12
     output.write_job()
@@ -477,13 +478,13 @@ def test_only_parts_with_failures_are_read_for_them(output: Output) -> None:
     uris = [output.write_part(i, [failed(row(i)) if i == 7 else made(row(i), noise(16))]) for i in range(12)]
     counting = CountingStorage(output.storage)
 
-    sheet = make_sheet(counting, output.root, max_images=0)
+    sheet = make_sheet(Output(counting, output.root), max_images=0)
 
     assert [failure.row_id for failure in sheet.failures] == ["row-7"]
     assert counting.num_opened == {uri: 2 if uri == uris[7] else 1 for uri in uris}
 
 
-def test_an_unfinished_output_tells_how_far_it_is(output: Output) -> None:
+def test_an_unfinished_output_tells_how_far_it_is(output: ReportedOutput) -> None:
     """Parts that are there are shown, and an old summary is not believed."""
     output.num_shards = 3
     output.write_job(rows_per_shard=10)
@@ -498,7 +499,7 @@ def test_an_unfinished_output_tells_how_far_it_is(output: Output) -> None:
     assert len(sheet.frames) == 10
 
 
-def test_an_output_without_parts_has_a_sheet(output: Output) -> None:
+def test_an_output_without_parts_has_a_sheet(output: ReportedOutput) -> None:
     """It says that nothing is there."""
     sheet = output.sheet()
 
@@ -506,7 +507,7 @@ def test_an_output_without_parts_has_a_sheet(output: Output) -> None:
     assert Markup(render(sheet)).island()["rows_done"] == 0
 
 
-def test_a_finished_output_tells_of_its_last_run(output: Output) -> None:
+def test_a_finished_output_tells_of_its_last_run(output: ReportedOutput) -> None:
     """Seconds, rate and workers come from the summary; what it does not know is left out."""
     output.write_part(0, [made(row(0), noise(16))])
     output.write_summary(ok=1, images=1, size_bytes=5, error_codes={}, images_per_second=None)
@@ -520,11 +521,11 @@ def test_a_finished_output_tells_of_its_last_run(output: Output) -> None:
 def test_a_folder_without_a_job_has_no_sheet(tmp_path: Path) -> None:
     """The message says what is missing."""
     with pytest.raises(SpecError, match=r"job\.json"):
-        write_report(LocalStorage(temp_dir=str(tmp_path / "tmp")), str(tmp_path))
+        write_report(Output(LocalStorage(temp_dir=str(tmp_path / "tmp")), str(tmp_path)))
 
 
 @pytest.mark.parametrize("root", ["", "s3://elsewhere/out"])
-def test_pictures_that_are_files_are_fetched(output: Output, root: str) -> None:
+def test_pictures_that_are_files_are_fetched(output: ReportedOutput, root: str) -> None:
     """From this output, also where it was copied from another place."""
     picture = noise(16)
     output.storage.create(join(output.root, "images", "train-00000-of-00001", "a.png"), picture, {})
@@ -538,7 +539,7 @@ def test_pictures_that_are_files_are_fetched(output: Output, root: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["images/../../secret.png", "/images/../../secret.png", "/images/gone.png"])
-def test_a_part_cannot_have_other_files_read(output: Output, tmp_path: Path, path: str) -> None:
+def test_a_part_cannot_have_other_files_read(output: ReportedOutput, tmp_path: Path, path: str) -> None:
     """Only what lies below the output's own images is opened."""
     (tmp_path / "secret.png").write_bytes(noise(16))
     output.write_part(0, [made(row(0), b"", path=path)], embed_images=False)
@@ -549,7 +550,7 @@ def test_a_part_cannot_have_other_files_read(output: Output, tmp_path: Path, pat
     assert frame.problem
 
 
-def test_models_and_tasks_share_the_sheet(output: Output) -> None:
+def test_models_and_tasks_share_the_sheet(output: ReportedOutput) -> None:
     """A task that few rows have, and a model that one part has, are not lost among the rest."""
     output.num_shards = 100
     output.write_job(rows_per_shard=10, sd="a", xl="b")
@@ -564,7 +565,7 @@ def test_models_and_tasks_share_the_sheet(output: Output) -> None:
     assert shown == {("text2img", "sd"): 29, ("text2img", "xl"): 10, ("img2img", "sd"): 1}
 
 
-def test_a_large_output_is_not_read_whole(output: Output) -> None:
+def test_a_large_output_is_not_read_whole(output: ReportedOutput) -> None:
     """Beside one look at every footer, at most MAX_GROUPS row groups are read."""
     output.num_shards = 10
     output.write_job(rows_per_shard=400)
@@ -572,7 +573,7 @@ def test_a_large_output_is_not_read_whole(output: Output) -> None:
     sizes = [write_groups(output, index, num_groups=40, rows_per_group=10) for index in range(10)]
     counting = CountingStorage(output.storage)
 
-    sheet = make_sheet(counting, output.root, max_images=120)
+    sheet = make_sheet(Output(counting, output.root), max_images=120)
 
     assert len(sheet.frames) == 120
     assert len({frame.place.partition(",")[0] for frame in sheet.frames}) == 10
@@ -582,7 +583,7 @@ def test_a_large_output_is_not_read_whole(output: Output) -> None:
     assert counting.bytes_read - footers * (1 + 2 * MAX_GROUPS / 10) < sum(sizes) * MAX_GROUPS / 400 * 1.2
 
 
-def test_a_row_group_is_read_from_its_beginning_and_not_to_its_end(output: Output) -> None:
+def test_a_row_group_is_read_from_its_beginning_and_not_to_its_end(output: ReportedOutput) -> None:
     """As far as the bytes allow, and always for as many rows as are to be shown."""
     output.write_summary(ok=60)
     picture = noise(16)
@@ -591,13 +592,13 @@ def test_a_row_group_is_read_from_its_beginning_and_not_to_its_end(output: Outpu
     output.write_part(0, [made(row(i), picture + padding) for i in range(60)])
     counting = CountingStorage(output.storage)
 
-    sheet = make_sheet(counting, output.root, max_images=3, picture_bytes=2_000_000)
+    sheet = make_sheet(Output(counting, output.root), max_images=3, picture_bytes=2_000_000)
 
     assert [frame.row_id for frame in sheet.frames] == ["row-1", "row-4", "row-7"]
     assert counting.bytes_read < 4_000_000
 
 
-def write_groups(output: Output, index: int, *, num_groups: int, rows_per_group: int) -> int:
+def write_groups(output: ReportedOutput, index: int, *, num_groups: int, rows_per_group: int) -> int:
     """A part of many row groups, as one shard of many pictures has; its size."""
     outcomes = [made(row(i), noise(48, i % 7), side=48) for i in range(num_groups * rows_per_group)]
     uri = output.write_part(index, outcomes)
@@ -607,7 +608,7 @@ def write_groups(output: Output, index: int, *, num_groups: int, rows_per_group:
     return Path(uri).stat().st_size
 
 
-def footer_bytes(output: Output) -> int:
+def footer_bytes(output: ReportedOutput) -> int:
     """Of the first part."""
     uri = join(output.root, "data", f"{output.name(0)}.parquet")
     return int.from_bytes(Path(uri).read_bytes()[-8:-4], "little") + 8
@@ -622,7 +623,9 @@ def footer_bytes(output: Output) -> int:
         ({"sd": "somebody/sd"}, []),
     ],
 )
-def test_random_weights_are_told(output: Output, checkpoints: dict[str, str], expected: list[str]) -> None:
+def test_random_weights_are_told(
+    output: ReportedOutput, checkpoints: dict[str, str], expected: list[str]
+) -> None:
     """Whoever meets noise on the sheet of a demo job reads there that it is meant to be so."""
     output.write_job(**checkpoints)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.storage.output import Output
 from actors.storage.stores import open_storage
 from actors.storage.uris import normalise
 from jobs.output.job_record import claim, plan_of, read_record
@@ -55,8 +56,8 @@ def test_a_resumed_job_knows_them(tmp_path: Path) -> None:
     storage = open_storage(output)
     plan, findings = make_plan(survey(spec))
 
-    claim(storage, output, plan, findings)
-    record = read_record(storage, output)
+    claim(Output(storage, output), plan, findings)
+    record = read_record(Output(storage, output))
 
     assert record is not None
     resumed = [*plan_of(record, survey(spec), output).shards()]

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from actors.parts.commit import probe
+from actors.storage.output import Output
 from actors.storage.stores import open_storage
 from jobs.output.job_record import claim
 from jobs.output.tally import Tally
@@ -88,13 +89,13 @@ def test_a_job_needs_no_more_than_its_roles_allow(tmp_path: Path, become: Callab
     become("driver")
     driver = open_storage(spec.output.path, deadline_s=20)
     plan, findings = make_plan(survey(spec))
-    probe(driver, spec.output.path)
-    record = claim(driver, spec.output.path, plan, findings)
+    probe(Output(driver, spec.output.path))
+    record = claim(Output(driver, spec.output.path), plan, findings)
     become("worker")
     with worker_for(plan, GreyEngine()) as worker:
         reports = [worker.run(shard) for shard in plan.shards()]
     tally = Tally(rows_total=plan.num_rows, rows_before=0)
-    totals = finish(driver, spec.output.path, record, tally.figures())
+    totals = finish(Output(driver, spec.output.path), record, tally.figures())
     become("reader")
     verified = io.StringIO()
     print_status(spec.output.path, Console(file=verified, width=200))

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from actors.engine.pipelines.loaded_model import LoadedModel
 from actors.engine.pipelines.pipeline_builder import pipeline_class
-from actors.storage.stores import open_storage
+from actors.storage.output import open_output
 from demo.small_components import feature_extractor
 from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
@@ -393,7 +393,7 @@ def test_the_plan_says_who_is_checked_and_what_becomes_of_flagged_pictures(
 def finish(spec: JobSpec) -> None:
     """Make a job with its record, as `verify` wants it."""
     plan, findings = make_plan(survey(spec))
-    claim(open_storage(spec.output.path), spec.output.path, plan, findings)
+    claim(open_output(spec.output.path), plan, findings)
     with worker_for(plan) as worker:
         for shard in plan.shards():
             worker.run(shard)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from actors.storage.output import Output
 from actors.storage.stores import open_storage
 from jobs.output.job_record import claim
 from jobs.output.lease import Lease
@@ -45,14 +46,14 @@ def test_a_job_writes_no_secret_anywhere(
     output, storage, printed = spec.output.path, open_storage(spec.output.path), io.StringIO()
     plan, findings = make_plan(survey(spec))
     print_plan(plan, findings, Console(file=printed))
-    record = claim(storage, output, plan, findings)
-    with Lease(storage, output) as lease:
+    record = claim(Output(storage, output), plan, findings)
+    with Lease(Output(storage, output)) as lease:
         made = make(spec)
         tally = Tally(rows_total=plan.num_rows, rows_before=0)
         for report in made.reports:
             tally.add(report)
         lease.renew(tally)
-        finish(storage, output, record, tally.figures())
+        finish(Output(storage, output), record, tally.figures())
 
     written = {str(path): path.read_bytes() for path in Path(output).rglob("*") if path.is_file()}
     rows = {"rows": repr(made.rows).encode()}

@@ -15,16 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from actors.storage.output import Output
 from actors.storage.stores import open_storage
 from jobs.__main__ import main
 from jobs.output.job_record import MAX_RECORD_BYTES, claim
-from jobs.output.lease import LEASE
 from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
 from jobs.planning.survey import survey
 from jobs.reports.finish import finish
-from jobs.reports.summary import SUMMARY
-from schemas.job import RECORD, fingerprint_of
+from schemas.job import fingerprint_of
+from schemas.output_layout import JOB_RECORD, LEASE, SUMMARY
 from tests.in_process import job_spec, make, write_rows
 
 Record = dict[str, Any]
@@ -46,9 +46,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = job_spec(rows, folder / "out", batching={"shard_rows": 1}, errors={"max_rate": 1.0})
     output = spec.output.path
     storage = open_storage(output)
-    record = claim(storage, output, *make_plan(survey(spec)))
+    record = claim(Output(storage, output), *make_plan(survey(spec)))
     make(spec)
-    finish(storage, output, record, Tally(rows_total=3, rows_before=0).figures())
+    finish(Output(storage, output), record, Tally(rows_total=3, rows_before=0).figures())
     (folder / "job.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True)))
     return folder
 
@@ -70,7 +70,7 @@ class Desk:
 
     @property
     def record(self) -> Path:
-        return self.output / RECORD
+        return self.output / JOB_RECORD
 
     @property
     def part(self) -> Path:
@@ -154,7 +154,7 @@ def test_a_record_of_another_kind_is_refused(desk: Desk, content: bytes, says: s
     desk.record.write_bytes(content)
 
     for command in EVERY:
-        refused(desk, command, RECORD, says)
+        refused(desk, command, JOB_RECORD, says)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_record_with_another_value_is_refused(desk: Desk, key: str, value: obj
     desk.change_record(lambda record: record.pop(key) if value == "gone" else record.update({key: value}))
 
     for command in EVERY:
-        refused(desk, command, RECORD, f"`{key}")
+        refused(desk, command, JOB_RECORD, f"`{key}")
 
 
 def file_with(**changes: Any) -> Change:
@@ -216,7 +216,7 @@ def test_a_record_that_contradicts_itself_is_refused(desk: Desk, change: Change,
     desk.change_record(change)
 
     for command in EVERY:
-        refused(desk, command, RECORD, says)
+        refused(desk, command, JOB_RECORD, says)
 
 
 def more_rows_than_there_are(record: Record) -> None:
@@ -229,22 +229,22 @@ def test_a_record_of_more_rows_than_the_input_has_is_found(desk: Desk) -> None:
     shutil.rmtree(desk.output / "data")
     desk.change_record(more_rows_than_there_are)
 
-    refused(desk, "run", RECORD, "in.parquet has 3 rows, not the 1,000,000,000,000,000 of")
-    refused(desk, "verify", RECORD, "in.parquet has 3 rows, not the 1,000,000,000,000,000 of", code=1)
+    refused(desk, "run", JOB_RECORD, "in.parquet has 3 rows, not the 1,000,000,000,000,000 of")
+    refused(desk, "verify", JOB_RECORD, "in.parquet has 3 rows, not the 1,000,000,000,000,000 of", code=1)
 
 
 def test_rows_of_other_models_than_recorded_are_found(desk: Desk) -> None:
     """The sum is right, and not one row is where the record has it."""
     desk.change_record(file_with(rows_by_model={"": 3}))
 
-    refused(desk, "verify", RECORD, "is not what the rows of")
+    refused(desk, "verify", JOB_RECORD, "is not what the rows of")
 
 
 def test_columns_that_the_input_has_not_are_found(desk: Desk) -> None:
     """The record was changed together with its fingerprint."""
     desk.change_record(identity_with(columns={"prompt": "nowhere"}))
 
-    refused(desk, "verify", RECORD, "has no column nowhere", code=1)
+    refused(desk, "verify", JOB_RECORD, "has no column nowhere", code=1)
 
 
 def later_keys(record: Record) -> None:
@@ -287,7 +287,7 @@ def gigabytes(place: Path) -> None:
         file.truncate(MAX_RECORD_BYTES + 1)
 
 
-@pytest.mark.parametrize("name", [RECORD, LEASE, SUMMARY])
+@pytest.mark.parametrize("name", [JOB_RECORD, LEASE, SUMMARY])
 @pytest.mark.parametrize(
     ("put", "says"),
     [

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from actors.storage.stores import open_storage
+from actors.storage.output import open_output
 from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
 from jobs.planning.survey import survey
@@ -34,7 +34,7 @@ def spec(tmp_path: Path) -> JobSpec:
     spec = job_spec(write_rows(tmp_path / "in.parquet", ROWS), tmp_path / "out", batching={"shard_rows": 3})
     plan, findings = make_plan(survey(spec))
     output = str(tmp_path / "out")
-    claim(open_storage(output), output, plan, findings)
+    claim(open_output(output), plan, findings)
     make(spec)
     return spec
 
@@ -134,7 +134,7 @@ def test_pictures_of_their_own_are_read_too(tmp_path: Path) -> None:
     output = {"path": str(tmp_path / "out"), "images": "files"}
     spec = job_spec(write_rows(tmp_path / "in.parquet", ROWS[:2]), tmp_path / "out", output=output)
     plan, findings = make_plan(survey(spec))
-    claim(open_storage(spec.output.path), spec.output.path, plan, findings)
+    claim(open_output(spec.output.path), plan, findings)
     make(spec)
     assert "2 pictures decode" in verified(spec)
 
@@ -164,7 +164,7 @@ def deep(tmp_path: Path) -> JobSpec:
         default_route="ldm3d",
     )
     plan, findings = make_plan(survey(spec))
-    claim(open_storage(spec.output.path), spec.output.path, plan, findings)
+    claim(open_output(spec.output.path), plan, findings)
     make(spec)
     return spec
 

@@ -7,12 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.storage.objects import Buffer, Storage
-from actors.storage.uris import join
+from actors.storage.output import Output
 from schemas.errors import RefusedError, StorageError
-
-JOB_KEY = b"darkroom.job"
-SHARD_KEY = b"darkroom.shard"
-"""Keys of the Parquet footer that say whose part it is, where the store keeps no metadata."""
+from schemas.output_layout import JOB_KEY, OWN_FOLDER, SHARD_KEY
 
 
 def commit_part(
@@ -71,10 +68,10 @@ def _footer_owner(storage: Storage, uri: str) -> dict[str, str]:
     return {name: value.decode() for name, value in owned.items() if value is not None}
 
 
-def probe(storage: Storage, folder: str) -> None:
+def probe(output: Output) -> None:
     """Prove that this store lets only the first of two writers create an object, and replaces one only where
     it is the one that was meant; RefusedError otherwise."""
-    uri = join(folder, "_darkroom", f"probe-{uuid.uuid4().hex}")
+    storage, uri = output.storage, output.uri(f"{OWN_FOLDER}/probe-{uuid.uuid4().hex}")
     first, second = b"first", b"second"
     # The first answer does not matter: when a reply is lost it is False, and nobody else knows this name.
     storage.create(uri, first, {})
@@ -85,15 +82,15 @@ def probe(storage: Storage, folder: str) -> None:
     storage.delete(uri)
     if created_twice or found != first:
         raise RefusedError(
-            f"{folder}: this store does not honour conditional writes (If-None-Match: *): a second create "
-            f"was {'accepted' if created_twice else 'refused'} and left {found!r} where {first!r} stood. "
-            f"Two workers could overwrite each other's parts. {_STORES}"
+            f"{output.path}: this store does not honour conditional writes (If-None-Match: *): a second "
+            f"create was {'accepted' if created_twice else 'refused'} and left {found!r} where {first!r} "
+            f"stood. Two workers could overwrite each other's parts. {_STORES}"
         )
     if exchanged or left != first:
         raise RefusedError(
-            f"{folder}: this store does not honour conditional writes (If-Match): a replacement of another "
-            f"object than the one that is there was {'accepted' if exchanged else 'refused'}, and {left!r} "
-            f"stands where {first!r} stood. `darkroom retry` could lose rows. {_STORES}"
+            f"{output.path}: this store does not honour conditional writes (If-Match): a replacement of "
+            f"another object than the one that is there was {'accepted' if exchanged else 'refused'}, and "
+            f"{left!r} stands where {first!r} stood. `darkroom retry` could lose rows. {_STORES}"
         )
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.parts.commit import JOB_KEY, SHARD_KEY
 from actors.rows.row import Row
 from actors.storage.uris import join, normalise
 from schemas import __version__
 from schemas.errors import RowError
 from schemas.job import Job, Shard
+from schemas.output_layout import JOB_KEY, SHARD_KEY
 
 ROW_GROUP_BYTES = 64 << 20
 """Small enough for viewers that read a row group to show a page of rows (theirs stop at 100 MB)."""

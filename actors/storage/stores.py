@@ -8,6 +8,7 @@ URI and never sends it to another; credentials, region and endpoint come from th
 from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import Storage
 from actors.storage.uris import S3_SCHEME, join, normalise
+from schemas.output_layout import OWN_FOLDER, TEMPORARY_FOLDER
 
 
 class Stores:
@@ -38,4 +39,4 @@ def open_storage(uri: str, *, timeout_s: float = 60.0, deadline_s: float = 900.0
         from actors.storage.s3 import S3Storage
 
         return S3Storage(timeout_s=timeout_s, deadline_s=deadline_s)
-    return LocalStorage(temp_dir=join(root, "_darkroom", "tmp"))
+    return LocalStorage(temp_dir=join(root, OWN_FOLDER, TEMPORARY_FOLDER))

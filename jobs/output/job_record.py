@@ -8,15 +8,16 @@ from typing import Annotated, Any
 
 from pydantic import FailFast, TypeAdapter
 
-from actors.storage.objects import Storage, StoredObject
-from actors.storage.uris import join
+from actors.storage.objects import StoredObject
+from actors.storage.output import Output
 from jobs.output.strict_json import parse_json
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
 from jobs.planning.survey import Survey, SurveyedFile
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import RefusedError, SpecError
-from schemas.job import NO_MODEL, RECORD, Count, Job, PlannedFile, fingerprint_of
+from schemas.job import NO_MODEL, Count, Job, PlannedFile, fingerprint_of
+from schemas.output_layout import JOB_RECORD
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.model_card import ModelCard
 from schemas.wording.printable import listed
@@ -57,11 +58,11 @@ _HEADER = TypeAdapter(_Header)
 _RECORD = TypeAdapter(JobRecord)
 
 
-def read_record(storage: Storage, output: str) -> JobRecord | None:
+def read_record(output: Output) -> JobRecord | None:
     """The job that an output belongs to; None where none has begun there."""
-    uri = join(output, RECORD)
+    uri = output.uri(JOB_RECORD)
     try:
-        data = storage.read(uri, MAX_RECORD_BYTES)
+        data = output.read(JOB_RECORD, MAX_RECORD_BYTES)
     except FileNotFoundError:
         return None
     found = parse_json(data, _HEADER, uri).format
@@ -97,15 +98,15 @@ def _are_texts(columns: object) -> bool:
     return isinstance(columns, dict) and all(isinstance(column, str) for column in columns.values())
 
 
-def require_record(storage: Storage, output: str) -> JobRecord:
+def require_record(output: Output) -> JobRecord:
     """Like `read_record`, for commands that need a job to be there."""
-    record = read_record(storage, output)
+    record = read_record(output)
     if record is None:
-        raise SpecError(f"{output} holds no darkroom output: there is no {RECORD} in it")
+        raise SpecError(f"{output.path} holds no darkroom output: there is no {JOB_RECORD} in it")
     return record
 
 
-def claim(storage: Storage, output: str, plan: Plan, findings: Findings) -> JobRecord:
+def claim(output: Output, plan: Plan, findings: Findings) -> JobRecord:
     """Make the output this job's; another driver of the same job may have been first."""
     record = JobRecord(
         name=plan.job.spec.name,
@@ -123,8 +124,8 @@ def claim(storage: Storage, output: str, plan: Plan, findings: Findings) -> JobR
             f"input.path: the plan of {len(plan.files):,} files takes {len(data):,} bytes, and at most "
             f"{MAX_RECORD_BYTES:,} are read again; put the rows into fewer files, or into several jobs"
         )
-    storage.create(join(output, RECORD), data, {"job": record.fingerprint})
-    return require_record(storage, output)
+    output.storage.create(output.uri(JOB_RECORD), data, {"job": record.fingerprint})
+    return require_record(output)
 
 
 def to_json(record: JobRecord) -> bytes:
@@ -192,7 +193,7 @@ def _row_differences(there: PlannedFile, here: SurveyedFile) -> list[str]:
     """None, unless the record was changed: a file of the same content has the same rows."""
     if there.num_rows == here.num_rows:
         return []
-    return [f"input: {there.uri} has {here.num_rows:,} rows, not the {there.num_rows:,} of {RECORD}"]
+    return [f"input: {there.uri} has {here.num_rows:,} rows, not the {there.num_rows:,} of {JOB_RECORD}"]
 
 
 def _content(file: PlannedFile | StoredObject) -> tuple[str, int, str]:

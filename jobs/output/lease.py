@@ -17,17 +17,16 @@ from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
-from actors.storage.objects import Storage
+from actors.storage.output import Output
 from actors.storage.stores import open_storage
-from actors.storage.uris import join
 from jobs.output.strict_json import parse_json
 from jobs.output.tally import Tally
 from schemas.errors import DarkroomError, RefusedError
 from schemas.job import Count
+from schemas.output_layout import LEASE
 
 logger = logging.getLogger(__name__)
 
-LEASE = "_darkroom/driver.json"
 RENEW_EVERY_S = 10.0
 VALID_S = 60.0
 """A driver that has not renewed its lease for this long is dead."""
@@ -62,11 +61,10 @@ class LeaseRecord:
 _RECORD = TypeAdapter(LeaseRecord)
 
 
-def read_lease(storage: Storage, output: str) -> LeaseRecord | None:
+def read_lease(output: Output) -> LeaseRecord | None:
     """The last driver's word; None where there is none that can be understood: it only saves work."""
-    uri = join(output, LEASE)
     try:
-        return parse_json(storage.read(uri, MAX_LEASE_BYTES), _RECORD, uri)
+        return parse_json(output.read(LEASE, MAX_LEASE_BYTES), _RECORD, output.uri(LEASE))
     except (FileNotFoundError, RefusedError):
         return None
 
@@ -74,12 +72,11 @@ def read_lease(storage: Storage, output: str) -> LeaseRecord | None:
 class Lease:
     """Held while a driver runs; renewed from a thread so that a slow store never stops the dispatch."""
 
-    def __init__(self, storage: Storage, output: str) -> None:
-        """`storage` is asked for the lease, as patiently as for anything that a job begins with."""
-        self._storage = storage
-        self._hasty = open_storage(output, timeout_s=PATIENCE_S, deadline_s=PATIENCE_S)
-        self._uri = join(output, LEASE)
+    def __init__(self, output: Output) -> None:
+        """`output` is asked for the lease as patiently as for anything that a job begins with."""
         self._output = output
+        hasty = open_storage(output.path, timeout_s=PATIENCE_S, deadline_s=PATIENCE_S)
+        self._hasty_output = Output(hasty, output.path)
         self._driver = uuid.uuid4().hex
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="lease")
         self._writing: Future[None] | None = None
@@ -116,26 +113,27 @@ class Lease:
 
     def _renew(self, state: dict[str, Any]) -> None:
         try:
-            lease = read_lease(self._hasty, self._output)
+            lease = read_lease(self._hasty_output)
             if lease and lease.driver != self._driver:
                 self._successor = lease
             else:
-                self._hasty.replace(self._uri, self._record(state))
+                self._hasty_output.replace(LEASE, self._record(state))
         except DarkroomError as error:
             # A store that stays away ends the job where a part cannot be written.
             logger.warning("lease not renewed: %s", error)
 
     def _claimed(self) -> bool:
         """Whether the lease is this driver's; False where another one has written it in between."""
-        stored = self._storage.stat(self._uri)
-        lease = read_lease(self._storage, self._output)
+        storage, uri = self._output.storage, self._output.uri(LEASE)
+        stored = storage.stat(uri)
+        lease = read_lease(self._output)
         if lease and lease.driver == self._driver:
             return True  # the reply to its write was lost
         if lease and is_alive(lease):
             raise RefusedError(self._refusal(lease))
         if stored is None:
-            return self._storage.create(self._uri, self._record({}), {})
-        return self._storage.exchange(self._uri, self._record({}), {}, etag=stored.etag)
+            return storage.create(uri, self._record({}), {})
+        return storage.exchange(uri, self._record({}), {}, etag=stored.etag)
 
     def _record(self, state: dict[str, Any]) -> bytes:
         record = {
@@ -150,7 +148,7 @@ class Lease:
 
     def _refusal(self, lease: LeaseRecord) -> str:
         return (
-            f"another driver is at work on {self._output}: process {lease.pid} on {lease.host}, "
+            f"another driver is at work on {self._output.path}: process {lease.pid} on {lease.host}, "
             f"heard of {lease.age_s:.0f} s ago. Wait for it or stop it; if it is dead, try again in "
             f"{max(1, VALID_S - lease.age_s):.0f} s"
         )
@@ -158,7 +156,7 @@ class Lease:
     def _refuse_succeeded(self) -> None:
         if self._successor:
             raise RefusedError(
-                f"another driver has taken {self._output} over: process {self._successor.pid} on "
+                f"another driver has taken {self._output.path} over: process {self._successor.pid} on "
                 f"{self._successor.host}. This one had not been heard of for {VALID_S:.0f} s, or "
                 "both began at once. What is committed stays; the other one goes on"
             )

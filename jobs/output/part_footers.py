@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.storage.objects import Storage
+from actors.storage.output import Output
 from jobs.output.parts import FOOTERS_AT_ONCE, PartFile, totals_in
 from schemas.columns.output_columns import misfits
 from schemas.errors import RefusedError
@@ -58,9 +59,9 @@ class PartFooter:
     error_codes: Mapping[str, int]
 
 
-def read_footers(storage: Storage, parts: Sequence[PartFile]) -> list[PartFooter]:
+def read_footers(output: Output, parts: Sequence[PartFile]) -> list[PartFooter]:
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        return list(pool.map(lambda part: _read_footer(storage, part.stored.uri), parts))
+        return list(pool.map(lambda part: _read_footer(output.storage, part.stored.uri), parts))
 
 
 def _read_footer(storage: Storage, uri: str) -> PartFooter:

@@ -1,6 +1,5 @@
 """The output's parts as they are: names parsed strictly, footers read, nothing else trusted."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,16 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from actors.storage.objects import Storage, StoredObject
-from actors.storage.uris import join
-from jobs.output.job_record import JobRecord
+from actors.storage.objects import StoredObject
+from actors.storage.output import Output
 from jobs.output.strict_json import parse_json
 from jobs.output.tally import Abandoned
 from schemas.errors import RefusedError
 from schemas.job import Count
+from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, PARTS_FOLDER, parse_part_file
 
 FOOTERS_AT_ONCE = 16
-_NAME = re.compile(r"^train-(\d{5,})-of-(\d{5,})\.parquet$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,37 +73,37 @@ _COUNTS = TypeAdapter(_Counts)
 _ERROR_CODES = TypeAdapter(dict[str, Count])
 
 
-def list_parts(storage: Storage, output: str, num_shards: int) -> Iterator[PartFile]:
+def list_parts(output: Output, num_shards: int) -> Iterator[PartFile]:
     """The job's parts. Anything else that lies in `data/` is not darkroom's and is passed over."""
-    folder = join(output, "data")
-    for stored in storage.list(folder):
-        name = _NAME.match(stored.uri.removeprefix(f"{folder}/"))
-        if name is None:
+    folder = output.uri(PARTS_FOLDER)
+    for stored in output.storage.list(folder):
+        parsed = parse_part_file(stored.uri.removeprefix(f"{folder}/"))
+        if parsed is None:
             continue
-        index, of = int(name[1]), int(name[2])
+        index, of = parsed
         if of != num_shards or index >= num_shards:
             raise RefusedError(f"{stored.uri} is a part of another job: this one has {num_shards} parts")
         yield PartFile(index=index, stored=stored)
 
 
-def done_shards(storage: Storage, output: str, num_shards: int) -> bytearray:
+def done_shards(output: Output, num_shards: int) -> bytearray:
     """One byte per shard, 1 where its part is there: a million shards are a megabyte."""
     done = bytearray(num_shards)
-    for part in list_parts(storage, output, num_shards):
+    for part in list_parts(output, num_shards):
         done[part.index] = 1
     return done
 
 
-def totals_of(storage: Storage, parts: Iterable[PartFile]) -> Totals:
+def totals_of(output: Output, parts: Iterable[PartFile]) -> Totals:
     """Add up what the parts' footers say."""
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        return sum(pool.map(lambda part: _read_totals(storage, part), parts), Totals())
+        return sum(pool.map(lambda part: _read_totals(output, part), parts), Totals())
 
 
-def _read_totals(storage: Storage, part: PartFile) -> Totals:
+def _read_totals(output: Output, part: PartFile) -> Totals:
     uri = part.stored.uri
     try:
-        with storage.open(uri) as file:
+        with output.storage.open(uri) as file:
             footer = pq.read_metadata(file).metadata or {}
     except (pa.ArrowException, OSError) as error:
         raise RefusedError(f"{uri} is no part of darkroom's: {error}") from error
@@ -114,27 +112,26 @@ def _read_totals(storage: Storage, part: PartFile) -> Totals:
 
 def totals_in(footer: Mapping[bytes, bytes], name: str) -> Totals:
     """What a part's footer says of its rows; RefusedError, with the part's name, where it says nothing."""
-    counts = _entry(footer, "darkroom.counts", _COUNTS, name)
-    codes = _entry(footer, "darkroom.error_codes", _ERROR_CODES, name)
+    counts = _entry(footer, COUNTS_KEY, _COUNTS, name)
+    codes = _entry(footer, ERROR_CODES_KEY, _ERROR_CODES, name)
     return Totals(**asdict(counts), error_codes=tuple(codes.items()))
 
 
-def _entry(footer: Mapping[bytes, bytes], key: str, wanted: TypeAdapter[Entry], name: str) -> Entry:
-    data = footer.get(key.encode())
+def _entry(footer: Mapping[bytes, bytes], key: bytes, wanted: TypeAdapter[Entry], name: str) -> Entry:
+    data = footer.get(key)
     if data is None:
-        raise RefusedError(f"{name} is no part of darkroom's: its footer has no `{key}`")
-    return parse_json(data, wanted, f"`{key}` in the footer of {name}")
+        raise RefusedError(f"{name} is no part of darkroom's: its footer has no `{key.decode()}`")
+    return parse_json(data, wanted, f"`{key.decode()}` in the footer of {name}")
 
 
-def still_missing(
-    abandoned: list[Abandoned], storage: Storage, output: str, num_shards: int
-) -> list[Abandoned]:
+def still_missing(abandoned: list[Abandoned], output: Output, num_shards: int) -> list[Abandoned]:
     """Without those that a worker which was believed dead has made after all."""
     if not abandoned:
         return []
-    done = done_shards(storage, output, num_shards)
+    done = done_shards(output, num_shards)
     return [each for each in abandoned if not done[each.shard.index]]
 
 
-def output_totals(storage: Storage, output: str, record: JobRecord) -> Totals:
-    return totals_of(storage, list_parts(storage, output, record.num_shards))
+def output_totals(output: Output, num_shards: int) -> Totals:
+    """The sums over all of an output's parts."""
+    return totals_of(output, list_parts(output, num_shards))

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.storage.objects import Storage
-from actors.storage.uris import join
+from actors.storage.output import Output
 from jobs.output.job_record import JobRecord, require_record
 from jobs.output.part_footers import read_footers
 from jobs.output.parts import Totals, list_parts, totals_of
@@ -20,9 +19,9 @@ from jobs.reports.frames import MAX_FOOTERS, PICTURE_BYTES, Failure, Frame, samp
 from jobs.reports.summary import Summary, read_summary
 from models.demo_cache import RANDOM_KINDS
 from schemas.errors import RefusedError
+from schemas.output_layout import CONTACT_SHEET
 from schemas.wording.printable import printable
 
-PAGE = "contact-sheet.html"
 _RANDOM = {f"demo:{kind}" for kind in RANDOM_KINDS}
 _TEMPLATE = Path(__file__).with_name("contact_sheet.html")
 
@@ -52,31 +51,28 @@ class Sheet:
     failures: tuple[Failure, ...]
 
 
-def write_report(storage: Storage, output: str, *, max_images: int = 240) -> str:
+def write_report(output: Output, *, max_images: int = 240) -> str:
     """Draw the contact sheet of an output, finished or not, and return its URI."""
-    uri = join(output, PAGE)
     try:
-        page = render(make_sheet(storage, output, max_images=max_images))
+        page = render(make_sheet(output, max_images=max_images))
     except UnicodeDecodeError as error:
         raise RefusedError(
-            f"a part of {output} holds a text that is no UTF-8 ({error}); `darkroom verify` tells which"
+            f"a part of {output.path} holds a text that is no UTF-8 ({error}); `darkroom verify` tells which"
         ) from error
-    storage.replace(uri, page.encode())
-    return uri
+    output.replace(CONTACT_SHEET, page.encode())
+    return output.uri(CONTACT_SHEET)
 
 
-def make_sheet(
-    storage: Storage, output: str, *, max_images: int, picture_bytes: int = PICTURE_BYTES
-) -> Sheet:
+def make_sheet(output: Output, *, max_images: int, picture_bytes: int = PICTURE_BYTES) -> Sheet:
     """Choose what to show of an output, and fetch it, reading about `picture_bytes` of embedded pictures."""
-    record = require_record(storage, output)
-    parts = list(list_parts(storage, output, record.num_shards))
-    summary = _current_summary(storage, output, record, len(parts))
-    footers = read_footers(storage, spread(parts, MAX_FOOTERS))
+    record = require_record(output)
+    parts = list(list_parts(output, record.num_shards))
+    summary = _current_summary(output, record, len(parts))
+    footers = read_footers(output, spread(parts, MAX_FOOTERS))
     checkpoints = {name: model.checkpoint for name, model in record.spec.models.items()}
     return Sheet(
         name=record.name,
-        output=output,
+        output=output.path,
         fingerprint=record.fingerprint,
         checkpoints=checkpoints,
         random_models=tuple(name for name, place in checkpoints.items() if place in _RANDOM),
@@ -84,10 +80,10 @@ def make_sheet(
         num_shards=record.num_shards,
         num_parts=len(parts),
         num_searched=len(footers),
-        totals=summary.totals if summary else totals_of(storage, parts),
+        totals=summary.totals if summary else totals_of(output, parts),
         last_run=_last_run(summary) if summary else {},
-        frames=tuple(sample_frames(storage, output, footers, max_images, picture_bytes)),
-        failures=tuple(sample_failures(storage, footers)),
+        frames=tuple(sample_frames(output, footers, max_images, picture_bytes)),
+        failures=tuple(sample_failures(output.storage, footers)),
     )
 
 
@@ -122,9 +118,9 @@ def _policy(template: str) -> str:
     )
 
 
-def _current_summary(storage: Storage, output: str, record: JobRecord, num_parts: int) -> Summary | None:
+def _current_summary(output: Output, record: JobRecord, num_parts: int) -> Summary | None:
     """What the last finished run said; None where there is none, or where parts have come since."""
-    summary = read_summary(storage, output)
+    summary = read_summary(output)
     current = summary and (summary.fingerprint, summary.shards) == (record.fingerprint, num_parts)
     return summary if current else None
 

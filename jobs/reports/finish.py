@@ -2,47 +2,44 @@
 
 import json
 
-from actors.storage.objects import Storage
-from actors.storage.uris import join
+from actors.storage.output import Output
 from jobs.output.job_record import JobRecord
 from jobs.output.parts import PartFile, Totals, list_parts, totals_of
 from jobs.output.tally import RunFigures
 from jobs.reports.contact_sheet import write_report
 from jobs.reports.summary import write_summary
 from schemas.errors import StorageError
-
-MANIFEST = "_darkroom/manifest.jsonl"
-SUCCESS = "_SUCCESS"
-CARD = "README.md"
+from schemas.output_layout import DATASET_CARD, MANIFEST, PARTS_FOLDER, SUCCESS
 
 
-def finish(storage: Storage, output: str, record: JobRecord, figures: RunFigures) -> Totals:
+def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
     """Write everything that says the job is done, `_SUCCESS` last."""
-    parts = list(list_parts(storage, output, record.num_shards))
+    parts = list(list_parts(output, record.num_shards))
     if len(parts) < record.num_shards:
         raise StorageError(
-            f"{output}/data has {len(parts):,} of {record.num_shards:,} parts, although workers have written "
-            "them all: output.path must be a place that every machine of the cluster shares, such as s3://"
+            f"{output.uri(PARTS_FOLDER)} has {len(parts):,} of {record.num_shards:,} parts, although workers "
+            "have written them all: output.path must be a place that every machine of the cluster shares, "
+            "such as s3://"
         )
-    totals = totals_of(storage, parts)
-    storage.replace(join(output, MANIFEST), _manifest(output, parts))
-    write_summary(storage, output, record, totals, figures)
-    storage.replace(join(output, CARD), _card(record, totals).encode())
-    write_report(storage, output)
-    storage.replace(join(output, SUCCESS), b"")
+    totals = totals_of(output, parts)
+    output.replace(MANIFEST, _manifest(output, parts))
+    write_summary(output, record, totals, figures)
+    output.replace(DATASET_CARD, _card(record, totals).encode())
+    write_report(output)
+    output.replace(SUCCESS, b"")
     return totals
 
 
-def is_finished(storage: Storage, output: str) -> bool:
+def is_finished(output: Output) -> bool:
     """Whether `finish` came to its end."""
-    return storage.stat(join(output, SUCCESS)) is not None
+    return output.has(SUCCESS)
 
 
-def _manifest(output: str, parts: list[PartFile]) -> bytes:
+def _manifest(output: Output, parts: list[PartFile]) -> bytes:
     lines = [
         json.dumps(
             {
-                "part": part.stored.uri.removeprefix(f"{output}/"),
+                "part": part.stored.uri.removeprefix(f"{output.path}/"),
                 "size_bytes": part.stored.size_bytes,
                 "etag": part.stored.etag,
             }

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.storage.objects import Storage
+from actors.storage.output import Output
 from jobs.output.part_footers import PartFooter, RowGroup
 from jobs.reports.even_choice import by_key, share
 from jobs.reports.thumbnails import Thumbnails, text, thumbnails_of
@@ -109,7 +110,7 @@ class _Candidate:
 
 
 def sample_frames(
-    storage: Storage, output: str, footers: Sequence[PartFooter], max_images: int, picture_bytes: int
+    output: Output, footers: Sequence[PartFooter], max_images: int, picture_bytes: int
 ) -> Iterator[Frame]:
     """Frames in the order of the output, evenly over models, tasks, and the parts."""
     with_pictures = [group for footer in footers for group in footer.groups if group.has_pictures]
@@ -119,11 +120,11 @@ def sample_frames(
     at_least = -(-max_images // len(groups))
     with ThreadPoolExecutor(GROUPS_AT_ONCE) as pool, ThreadPoolExecutor(THUMBNAILS_AT_ONCE) as printers:
         found = pool.map(
-            lambda group: _candidates(storage, group, picture_bytes // len(groups), at_least), groups
+            lambda group: _candidates(output.storage, group, picture_bytes // len(groups), at_least), groups
         )
         rows = _choose([candidate for some in found for candidate in some], max_images)
         wanted = sorted(rows, key=lambda group: (group.uri, group.index))
-        for frames in pool.map(lambda group: _develop(storage, output, group, rows[group], printers), wanted):
+        for frames in pool.map(lambda group: _develop(output, group, rows[group], printers), wanted):
             yield from frames
 
 
@@ -154,15 +155,15 @@ def _choose(candidates: Sequence[_Candidate], max_images: int) -> dict[RowGroup,
 
 
 def _develop(
-    storage: Storage, output: str, group: RowGroup, rows: Sequence[int], printers: ThreadPoolExecutor
+    output: Output, group: RowGroup, rows: Sequence[int], printers: ThreadPoolExecutor
 ) -> list[Frame]:
     """Read a group up to the last wanted row, a few rows at a time, keeping no more than thumbnails."""
     frames: list[Frame] = []
     num_rows = min(ROWS_AT_ONCE, rows[-1] + 1)
-    for first, batch in _read_batches(storage, group, [*group.columns, *group.pictures], num_rows):
+    for first, batch in _read_batches(output.storage, group, [*group.columns, *group.pictures], num_rows):
         here = [row - first for row in rows if first <= row < first + batch.num_rows]
         records = _records(batch.take(pa.array(here, pa.int64())))
-        printed = printers.map(lambda record: thumbnails_of(storage, output, record), records)
+        printed = printers.map(lambda record: thumbnails_of(output, record), records)
         for row, record, printed_record in zip(here, records, printed, strict=True):
             frames.append(_frame(record, printed_record, _place(group, first + row)))
         if first + batch.num_rows > rows[-1]:

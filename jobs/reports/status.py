@@ -2,9 +2,7 @@
 
 from rich.console import Console
 
-from actors.storage.objects import Storage
-from actors.storage.stores import open_storage
-from actors.storage.uris import normalise
+from actors.storage.output import Output, open_output
 from jobs.output.job_record import require_record
 from jobs.output.lease import is_alive, read_lease
 from jobs.output.parts import Totals, list_parts, totals_of
@@ -13,18 +11,17 @@ from schemas.wording.amounts import duration
 from schemas.wording.printable import printable
 
 
-def print_status(output: str, console: Console) -> None:
+def print_status(path: str, console: Console) -> None:
     """Parts done, rows by outcome, and what the driver last said."""
-    folder = normalise(output)
-    storage = open_storage(folder)
-    record = require_record(storage, folder)
-    parts = list(list_parts(storage, folder, record.num_shards))
-    totals = totals_of(storage, parts)
+    output = open_output(path)
+    record = require_record(output)
+    parts = list(list_parts(output, record.num_shards))
+    totals = totals_of(output, parts)
     rows = sum(file.num_rows for file in record.files)
     lines = [
         f"{record.name}: {len(parts):,} of {record.num_shards:,} parts, {totals.rows:,} of {rows:,} rows",
         _outcomes(totals),
-        _driver(storage, folder, done=len(parts) == record.num_shards),
+        _driver(output, done=len(parts) == record.num_shards),
     ]
     for line in lines:
         console.print(printable(line), highlight=False, soft_wrap=True)
@@ -38,11 +35,11 @@ def _outcomes(totals: Totals) -> str:
     )
 
 
-def _driver(storage: Storage, folder: str, *, done: bool) -> str:
-    summary = read_summary(storage, folder) if done else None
+def _driver(output: Output, *, done: bool) -> str:
+    summary = read_summary(output) if done else None
     if summary:
         return f"done at {summary.finished_at or 'a time that nobody wrote down'}"
-    lease = read_lease(storage, folder)
+    lease = read_lease(output)
     if lease is None or not is_alive(lease):
         return "no driver is at work: run the job again to go on"
     said = f"process {lease.pid} on {lease.host} is at work, heard of {lease.age_s:.0f} s ago"

@@ -7,16 +7,15 @@ from datetime import UTC, datetime
 
 from pydantic import FiniteFloat, TypeAdapter
 
-from actors.storage.objects import Storage
-from actors.storage.uris import join
+from actors.storage.output import Output
 from jobs.output.job_record import JobRecord
 from jobs.output.parts import Totals
 from jobs.output.strict_json import parse_json
 from jobs.output.tally import RunFigures
 from schemas.errors import RefusedError
 from schemas.job import Count
+from schemas.output_layout import SUMMARY
 
-SUMMARY = "_darkroom/summary.json"
 MAX_SUMMARY_BYTES = 1 << 20
 """A hundred times what it takes."""
 
@@ -55,11 +54,10 @@ class Summary:
 _SUMMARY = TypeAdapter(Summary)
 
 
-def read_summary(storage: Storage, output: str) -> Summary | None:
+def read_summary(output: Output) -> Summary | None:
     """The totals of a finished job; None where it is not finished."""
-    uri = join(output, SUMMARY)
     try:
-        return parse_json(storage.read(uri, MAX_SUMMARY_BYTES), _SUMMARY, uri)
+        return parse_json(output.read(SUMMARY, MAX_SUMMARY_BYTES), _SUMMARY, output.uri(SUMMARY))
     except FileNotFoundError:
         return None
     except RefusedError as error:
@@ -68,9 +66,7 @@ def read_summary(storage: Storage, output: str) -> Summary | None:
         ) from error
 
 
-def write_summary(
-    storage: Storage, output: str, record: JobRecord, totals: Totals, figures: RunFigures
-) -> None:
+def write_summary(output: Output, record: JobRecord, totals: Totals, figures: RunFigures) -> None:
     """Totals of the whole job, and the figures of the run that finished it."""
     summary = {
         "name": record.name,
@@ -85,4 +81,4 @@ def write_summary(
         "last_run": asdict(figures),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    storage.replace(join(output, SUMMARY), json.dumps(summary, indent=2).encode())
+    output.replace(SUMMARY, json.dumps(summary, indent=2).encode())

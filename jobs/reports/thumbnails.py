@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from actors.images.input_images import ImageSource, open_image
-from actors.storage.objects import Storage
+from actors.storage.output import Output
 from jobs.output.stored_images import read_picture
 from schemas.errors import RowError
 
@@ -40,22 +40,22 @@ def text(value: object) -> str:
     return shown if len(shown) <= MAX_TEXT else f"{shown[:MAX_TEXT]}… ({len(shown):,} characters)"
 
 
-def thumbnails_of(storage: Storage, output: str, record: Mapping[str, Any]) -> Thumbnails:
+def thumbnails_of(output: Output, record: Mapping[str, Any]) -> Thumbnails:
     try:
         return Thumbnails(
-            thumbnail=_thumbnail_of(storage, output, "image", record["image"]),
-            depth=_thumbnail_of(storage, output, "depth_map", record.get("depth")),
+            thumbnail=_thumbnail_of(output, "image", record["image"]),
+            depth=_thumbnail_of(output, "depth_map", record.get("depth")),
         )
     except RowError as error:
         return Thumbnails(problem=text(error.message))
 
 
-def _thumbnail_of(storage: Storage, output: str, kind: str, image: Mapping[str, Any] | None) -> str | None:
+def _thumbnail_of(output: Output, kind: str, image: Mapping[str, Any] | None) -> str | None:
     """A thumbnail; None where there is no picture. RowError where there is one that cannot be opened."""
     if image is None:
         return None
     source = ImageSource(data=image["bytes"], uri=image["path"])
-    picture = open_image(kind, source, lambda uri: read_picture(storage, output, uri)).decode()
+    picture = open_image(kind, source, lambda uri: read_picture(output, uri)).decode()
     return _thumbnail(_in_eight_bits(picture) if picture.mode == "I;16" else picture)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from PIL import Image
 
 from actors.images.input_images import FORMATS
-from actors.parts.commit import JOB_KEY, SHARD_KEY
 from actors.rows.routing import Routed, Router
 from jobs.output.parts import Totals, totals_in
 from schemas.columns.output_columns import NEVER_NULL, STATUSES
 from schemas.errors import DarkroomError, RefusedError
+from schemas.output_layout import JOB_KEY, SHARD_KEY
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.printable import shortened
 

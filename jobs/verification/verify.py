@@ -13,8 +13,8 @@ from actors.inputs.input_file import InputFile
 from actors.rows.routing import Router
 from actors.rows.row import derived_row_id
 from actors.storage.objects import Storage
-from actors.storage.stores import Stores, open_storage
-from actors.storage.uris import join, normalise
+from actors.storage.output import Output, open_output
+from actors.storage.stores import Stores
 from jobs.output.job_record import JobRecord, plan_of_record, require_record
 from jobs.output.parts import FOOTERS_AT_ONCE, list_parts
 from jobs.output.stored_images import read_picture
@@ -22,7 +22,8 @@ from jobs.planning.plan import Plan
 from jobs.verification.part_check import PartCheck, PartVerdict
 from schemas.columns.output_columns import PART_COLUMNS, PART_COLUMNS_IF_THERE, STATUSES, misfits
 from schemas.errors import DarkroomError, RefusedError, RowError
-from schemas.job import NO_MODEL, RECORD, PlannedFile, Shard
+from schemas.job import NO_MODEL, PlannedFile, Shard
+from schemas.output_layout import JOB_RECORD
 
 PARTS_AT_ONCE = 4
 MAX_SHOWN = 20
@@ -32,14 +33,13 @@ _Item = tuple[Shard, list[Any]]
 """A shard and the row_ids it must hold, in order."""
 
 
-def verify_output(output: str, console: Console) -> None:
+def verify_output(path: str, console: Console) -> None:
     """Hold every part against the input; DarkroomError where anything is wrong or missing."""
-    folder = normalise(output)
-    storage = open_storage(folder)
-    record = require_record(storage, folder)
+    output = open_output(path)
+    record = require_record(output)
     plan = plan_of_record(record)
-    there = {part.index for part in list_parts(storage, folder, record.num_shards)}
-    verifier = _Verifier(storage, folder, record, plan, there)
+    there = {part.index for part in list_parts(output, record.num_shards)}
+    verifier = _Verifier(output, record, plan, there)
     rows: Counter[str] = Counter()
     images = withheld = 0
     faults = _input_faults(plan)
@@ -60,7 +60,9 @@ def verify_output(output: str, console: Console) -> None:
     )
     if faults:
         shown = "\n".join(f"  {fault}" for fault in faults[:MAX_SHOWN])
-        raise DarkroomError(f"{folder} does not keep the row contract ({len(faults):,} faults):\n{shown}")
+        raise DarkroomError(
+            f"{output.path} does not keep the row contract ({len(faults):,} faults):\n{shown}"
+        )
     console.print("verified", highlight=False)
 
 
@@ -96,9 +98,9 @@ def _input_fault(storage: Storage, file: PlannedFile, columns: Collection[str]) 
     except (pa.ArrowException, OSError) as error:
         return f"the input {file.uri} cannot be read: {error}"
     if footer.num_rows != file.num_rows:
-        return f"the input {file.uri} has {footer.num_rows:,} rows, not the {file.num_rows:,} of {RECORD}"
+        return f"the input {file.uri} has {footer.num_rows:,} rows, not the {file.num_rows:,} of {JOB_RECORD}"
     if missing:
-        return f"the input {file.uri} has no column {', '.join(sorted(missing))}, which {RECORD} names"
+        return f"the input {file.uri} has no column {', '.join(sorted(missing))}, which {JOB_RECORD} names"
     return ""
 
 
@@ -115,7 +117,9 @@ def _expected(plan: Plan) -> Iterator[_Item]:
         nearest = {model: next(coming[model], None) for model in coming}
         for model, row_id in _ids(plan, file.uri, names[file.uri], router):
             if (filling := nearest[model]) is None:
-                raise RefusedError(f"`rows_by_model` in {RECORD} is not what the rows of {file.uri} come to")
+                raise RefusedError(
+                    f"`rows_by_model` in {JOB_RECORD} is not what the rows of {file.uri} come to"
+                )
             waiting[model].append(row_id)
             if len(waiting[model]) == filling.num_rows:
                 yield filling, waiting.pop(model)
@@ -139,8 +143,7 @@ def _ids(plan: Plan, uri: str, name: str, router: Router) -> Iterator[tuple[str,
 class _Verifier:
     """Checks parts; safe to call from several threads."""
 
-    def __init__(self, storage: Storage, output: str, record: JobRecord, plan: Plan, there: set[int]) -> None:
-        self._storage = storage
+    def __init__(self, output: Output, record: JobRecord, plan: Plan, there: set[int]) -> None:
         self._output = output
         self._record = record
         self._router = Router(plan.job.spec, plan.job.models)
@@ -152,11 +155,11 @@ class _Verifier:
         if shard.index not in self._there:
             faults = [f"{shard.name} is missing: run again"]
             return PartVerdict(rows=Counter(), images=0, withheld=0, faults=faults)
-        uri = join(self._output, "data", f"{shard.name}.parquet")
+        uri = self._output.part_uri(shard.name)
         found = PartCheck(shard.name, ids, self._record.spec, self._router, self._read_picture)
         try:
             with (
-                self._storage.open(uri) as source,
+                self._output.storage.open(uri) as source,
                 pq.ParquetFile(source, page_checksum_verification=True) as part,
             ):
                 found.footer(part.metadata.metadata or {}, self._record.fingerprint)
@@ -169,7 +172,7 @@ class _Verifier:
     def _read_picture(self, uri: str) -> bytes:
         if self._record.spec.output.images != "files":
             raise RowError("missing_image", "its bytes are not in the part")
-        return read_picture(self._storage, self._output, uri)
+        return read_picture(self._output, uri)
 
     def _check_rows(self, part: pq.ParquetFile, found: PartCheck) -> None:
         there = part.schema_arrow
