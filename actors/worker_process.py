@@ -10,8 +10,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from importlib import import_module
 from typing import Any
 
-from actors.storage.stores import Stores, open_storage
-from actors.storage.uris import join, normalise
+from actors.storage.output import open_output
+from actors.storage.stores import Stores
 from actors.worker import Worker
 from schemas.errors import ReclaimedError, SpecError
 from schemas.job import Job, Shard, ShardReport, WorkerProgress
@@ -72,20 +72,18 @@ class WorkerProcess:
 
     def _made(self) -> Worker:
         module, _, function = self._engine.partition(":")
-        job, output = self._job, normalise(self._job.spec.output.path)
-        deadline_s = job.spec.errors.storage_deadline_s
-        storage = open_storage(output, deadline_s=deadline_s)
+        job, deadline_s = self._job, self._job.spec.errors.storage_deadline_s
+        output = open_output(job.spec.output.path, deadline_s=deadline_s)
         worker = Worker(
             job,
             engine=getattr(import_module(module), function)(job, self._num_cpus),
             stores=Stores(deadline_s),
-            output=storage,
+            output=output,
             num_threads=self._num_cpus,
         )
-        record = join(output, JOB_RECORD)
-        if storage.stat(record) is None:
+        if not output.has(JOB_RECORD):
             raise SpecError(
-                f"{record}, which the driver has written, is not there for a worker on "
+                f"{output.uri(JOB_RECORD)}, which the driver has written, is not there for a worker on "
                 f"{socket.gethostname()}: "
                 "output.path must be a place that every machine of the cluster shares, such as s3://"
             )

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-from actors.engine.batching.merged_modules import Count
+from actors.engine.batching.merged_modules import CallCount
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.pipelines.loaded_model import weight_bytes
 from actors.engine.pipelines.model_cache import ModelCache
-from actors.images.spool import Shelf
+from actors.images.spool import Spool
 from actors.rows.opened_rows import OpenedRow, open_images
 from actors.rows.shard_reader import ShardReader
-from actors.storage.stores import Stores, open_storage
+from actors.storage.output import open_output
+from actors.storage.stores import Stores
 from actors.worker import Worker
 from benchmarks.diffusers_loops import PlainDiffusers
 from benchmarks.workloads import Row, write_rows
@@ -85,7 +86,7 @@ class Darkroom:
         on_gpu = setting.device.type == "cuda"
         # As make_engine of actors/engine/diffusers_engine.py has it, but the caller chooses the device.
         self.models = ModelCache({MODEL: spec}, setting.device, CAPACITY_BYTES, channels_last=on_gpu)
-        self.counts: dict[str, Count] = {}
+        self.counts: dict[str, CallCount] = {}
         """What went through each kind of module in the last run."""
         self._setting = setting
 
@@ -114,7 +115,7 @@ class Darkroom:
                 plan.job,
                 engine=self._engine(plan),
                 stores=Stores(),
-                output=open_storage(plan.job.spec.output.path),
+                output=open_output(plan.job.spec.output.path),
                 num_threads=self._setting.num_threads,
             ) as worker:
                 return sum(worker.run(shard).ok for shard in plan.shards())
@@ -145,7 +146,7 @@ def in_process(
 def _opened(plan: Plan) -> Iterator[OpenedRow]:
     reader = ShardReader(plan.job, Stores())
     for shard in plan.shards():
-        for row in reader.read(shard, Shelf()):
+        for row in reader.read(shard, Spool()):
             if row.problem:
                 raise row.problem
             images = open_images(

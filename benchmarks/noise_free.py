@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from actors.engine.batching.merged_modules import Count
+from actors.engine.batching.merged_modules import CallCount
 from benchmarks.contenders import Darkroom
 
 HEADER = (
@@ -39,7 +39,7 @@ def line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _batches(counts: Mapping[str, Count], *names: str) -> int:
+def _batches(counts: Mapping[str, CallCount], *names: str) -> int:
     return sum(counts[name].batches for name in names if name in counts)
 
 

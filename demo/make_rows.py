@@ -170,9 +170,9 @@ def noise(
 
 def broken(prompt: str) -> Row:
     """Return a row that must fail alone: its PNG stops half way."""
-    whole = _png(rings())
+    all_or_nothing = _png(rings())
     row = _row("img2img", BROKEN, "shapes", prompt, None, seed=1)
-    return row | {"image": _struct(whole[: len(whole) // 2])}
+    return row | {"image": _struct(all_or_nothing[: len(all_or_nothing) // 2])}
 
 
 def _name(task: str, prompt: str) -> str:

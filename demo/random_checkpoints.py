@@ -31,7 +31,7 @@ from actors.engine.quirks.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeli
 from demo import small_components as parts
 from demo.small_components import TEXT_WIDTH
 from models.demo_cache import check_kind
-from models.whole_folder import whole
+from models.whole_folder import all_or_nothing
 from schemas.errors import SpecError
 
 Builder = Callable[[], DiffusionPipeline]
@@ -49,7 +49,7 @@ def build_demo_model(folder: Path, kind: str = "sd", seed: int = 0) -> None:
     and for a folder that has something in it.
     """
     check_kind(kind)
-    with whole(folder) as unfinished:
+    with all_or_nothing(folder) as unfinished:
         _build(kind, seed).save_pretrained(unfinished, safe_serialization=True)
 
 

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from models import trained_models
-from models.whole_folder import whole
+from models.whole_folder import all_or_nothing
 from schemas.errors import SpecError
 
 RANDOM_KINDS = (
@@ -88,7 +88,7 @@ def _make(folders: Mapping[str, Path], seed: int) -> str:
     said = ""
     for kind in folders.keys() & set(trained_models.KINDS):
         try:
-            with whole(folders[kind]) as unfinished:
+            with all_or_nothing(folders[kind]) as unfinished:
                 trained_models.put_together(kind, unfinished)
         except SpecError as error:
             said = str(error)

@@ -10,7 +10,7 @@ from schemas.errors import SpecError
 
 
 @contextmanager
-def whole(folder: Path) -> Iterator[Path]:
+def all_or_nothing(folder: Path) -> Iterator[Path]:
     """Where to write what becomes `folder` at the end of the block; SpecError where something is there."""
     _refuse_used(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

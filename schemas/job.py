@@ -16,7 +16,7 @@ from schemas.systems.model_card import ModelCard
 NO_MODEL = ""
 """Rows that no model can take (an unknown task, say) form shards of their own under this name."""
 
-Count = Annotated[int, Field(ge=0, lt=2**63)]
+StoredCount = Annotated[int, Field(ge=0, lt=2**63)]
 """A number of things, where it is read back from an output."""
 
 
@@ -25,13 +25,13 @@ class PlannedFile:
     """One Parquet file of the input: the plan's one line for it."""
 
     uri: str
-    size_bytes: Count
+    size_bytes: StoredCount
     etag: str
     """The store's fingerprint of its content; a worker that meets another one stops the job."""
-    num_rows: Count
-    rows_by_model: Mapping[str, Count]
+    num_rows: StoredCount
+    rows_by_model: Mapping[str, StoredCount]
     """Rows routed to each model; NO_MODEL for rows that none can take."""
-    repeated: Mapping[str, Sequence[Count]] = field(default_factory=dict)
+    repeated: Mapping[str, Sequence[StoredCount]] = field(default_factory=dict)
     """By model, which of its rows here, counted from 0, have the id of an earlier row of the input."""
 
 
@@ -119,7 +119,7 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failures:
+class FailedRows:
     """Rows that failed for one reason."""
 
     num_rows: int
@@ -127,22 +127,22 @@ class Failures:
     """The first one's."""
 
 
-def joined(failures: Iterable[Mapping[str, Failures]]) -> dict[str, Failures]:
+def merge_failed_rows(failures: Iterable[Mapping[str, FailedRows]]) -> dict[str, FailedRows]:
     """All of them, by error_code."""
-    every: dict[str, Failures] = {}
+    every: dict[str, FailedRows] = {}
     for each in failures:
         for code, more in each.items():
-            known = every.get(code, Failures(num_rows=0, message=more.message))
-            every[code] = Failures(num_rows=known.num_rows + more.num_rows, message=known.message)
+            known = every.get(code, FailedRows(num_rows=0, message=more.message))
+            every[code] = FailedRows(num_rows=known.num_rows + more.num_rows, message=known.message)
     return every
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InMaking:
+class ShardSnapshot:
     """What has come so far of a shard that is not committed."""
 
     images: int = 0
-    unforeseen: Mapping[str, Failures] = field(default_factory=dict)
+    unforeseen: Mapping[str, FailedRows] = field(default_factory=dict)
     """By error_code, rows that failed though the plan found nothing wrong with them."""
 
 
@@ -150,9 +150,9 @@ class InMaking:
 class WorkerProgress:
     """What a worker answers while it is at work."""
 
-    in_making: Mapping[int, InMaking]
+    unfinished: Mapping[int, ShardSnapshot]
     """By the shard's index."""
-    beats: int
+    heartbeats: int
     """Steps of any kind since it started, such as rows read and batches run: it stands still when the work
     does."""
     leaving: bool
@@ -176,7 +176,7 @@ class ShardReport:
     """Of the part."""
     error_codes: Mapping[str, int]
     """Failed rows by error_code."""
-    unforeseen: Mapping[str, Failures]
+    unforeseen: Mapping[str, FailedRows]
     """Of these, the rows with which the plan had found nothing wrong."""
     seconds: Mapping[str, float]
     """Read, wait for the device, generate, write."""

@@ -16,7 +16,8 @@ from PIL import Image
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.engine import Engine
 from actors.engine.pipelines.model_cache import ModelCache
-from actors.storage.stores import Stores, open_storage
+from actors.storage.output import Output, open_output
+from actors.storage.stores import Stores
 from actors.worker import Worker
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.survey import survey
@@ -79,14 +80,16 @@ def model_cache(spec: JobSpec, capacity_bytes: int = 10**9) -> ModelCache:
     return ModelCache(spec.models, DEVICE, capacity_bytes, with_checkers=spec.safety.checker == "on")
 
 
-def worker_for(plan: Plan, engine: Engine | None = None, *, num_threads: int = 2) -> Worker:
+def worker_for(
+    plan: Plan, engine: Engine | None = None, *, num_threads: int = 2, output: Output | None = None
+) -> Worker:
     """A worker on this machine's CPU."""
     spec = plan.job.spec
     return Worker(
         plan.job,
         engine=engine or DiffusersEngine(model_cache(spec), spec),
         stores=Stores(),
-        output=open_storage(spec.output.path),
+        output=output or open_output(spec.output.path),
         num_threads=num_threads,
     )
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import count
 from random import Random
 
-from actors.parts.commit import commit_part, probe
+from actors.parts.commit import PartIdentity, commit_part, probe
 from actors.storage.objects import StoredObject
 from actors.storage.output import Output
 from actors.storage.uris import join
@@ -254,8 +254,7 @@ class Simulation:
             self.store,
             part_uri(shard),
             data,
-            job=self.job,
-            shard=shard.name,
+            PartIdentity(job=self.job, shard=shard.name),
             attempt=attempt,
             replaces=replaces,
         )

@@ -11,18 +11,18 @@ from jobs.dispatch.pool import Tick
 from jobs.output.parts import still_missing
 from jobs.output.tally import Abandoned
 from schemas.errors import BudgetError
-from schemas.job import Failures, InMaking, ShardReport
+from schemas.job import FailedRows, ShardReport, ShardSnapshot
 from schemas.spec.job_spec import ErrorsSpec
 from tests.in_process import job_spec, plan_for
 from tests.running import Started, output_rows, parts, text_rows, write_rows, write_spec
 
 
-def failures(**codes: int) -> Mapping[str, Failures]:
-    return {code: Failures(num_rows=num, message=f"a {code}") for code, num in codes.items()}
+def failures(**codes: int) -> Mapping[str, FailedRows]:
+    return {code: FailedRows(num_rows=num, message=f"a {code}") for code, num in codes.items()}
 
 
-def tick(*in_making: InMaking, report: ShardReport | None = None) -> Tick:
-    return Tick(report=report, in_making=in_making, num_workers=1)
+def tick(*unfinished: ShardSnapshot, report: ShardReport | None = None) -> Tick:
+    return Tick(report=report, unfinished=unfinished, num_workers=1)
 
 
 def done(*, ok: int = 0, filtered: int = 0, **codes: int) -> ShardReport:
@@ -51,11 +51,11 @@ def test_a_run_of_which_a_hundred_rows_failed_and_none_is_made_ends_with_the_com
     """Of shards that are done and of those under way together."""
     budget = Budget(ErrorsSpec())
     budget.watch(tick(report=done(nonfinite_image=40, unreadable_image=3, generation_error=2)))
-    budget.watch(tick(InMaking(unforeseen=failures(nonfinite_image=30)), InMaking()))
+    budget.watch(tick(ShardSnapshot(unforeseen=failures(nonfinite_image=30)), ShardSnapshot()))
 
     with pytest.raises(BudgetError) as caught:
         budget.watch(
-            tick(InMaking(unforeseen=failures(nonfinite_image=30, a=1)), report=done(unreadable_uri=24))
+            tick(ShardSnapshot(unforeseen=failures(nonfinite_image=30, a=1)), report=done(unreadable_uri=24))
         )
 
     assert str(caught.value).splitlines() == [
@@ -70,7 +70,7 @@ def test_a_run_of_which_a_hundred_rows_failed_and_none_is_made_ends_with_the_com
 
 @pytest.mark.parametrize(
     "first",
-    [tick(report=done(ok=1)), tick(report=done(filtered=1)), tick(InMaking(images=1))],
+    [tick(report=done(ok=1)), tick(report=done(filtered=1)), tick(ShardSnapshot(images=1))],
     ids=["made", "filtered", "in-making"],
 )
 def test_once_a_picture_is_made_a_run_is_not_hopeless(first: Tick) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.images.spool import Shelf
+from actors.images.spool import Spool
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import MAX_IMAGES_PER_ROW, MAX_SEED, check_batch
 from actors.rows.routing import Router
@@ -110,7 +110,7 @@ def built(row: Values, types: Mapping[str, pa.DataType] = TYPES) -> Row:
     with input_file([row], types) as opened:
         (batch,) = opened.read_rows(0)
         checked = check_batch(batch, Router(SPEC, MODELS), MODELS)
-        return next(build_rows(checked, [0], file_name="f.parquet", first_index=0, job_seed=0, shelf=Shelf()))
+        return next(build_rows(checked, [0], file_name="f.parquet", first_index=0, job_seed=0, spool=Spool()))
 
 
 GOOD: list[Values] = [
@@ -403,7 +403,7 @@ def test_a_row_without_a_problem_has_usable_values(rows: list[Values]) -> None:
         for batch in opened.read_rows(0):
             checked = check_batch(batch, router, MODELS)
             wanted = list(range(batch.num_rows))
-            for row in build_rows(checked, wanted, file_name="f", first_index=0, job_seed=0, shelf=Shelf()):
+            for row in build_rows(checked, wanted, file_name="f", first_index=0, job_seed=0, spool=Spool()):
                 assert 0 <= row.seed <= MAX_SEED
                 if row.problem is None:
                     assert row.texts["prompt"] is not None

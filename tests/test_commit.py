@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.parts.commit import commit_part, probe
+from actors.parts.commit import PartIdentity, commit_part, probe
 from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import Buffer, Storage
 from actors.storage.output import Output
@@ -19,6 +19,8 @@ from actors.storage.uris import join
 from schemas.errors import RefusedError
 from schemas.output_layout import JOB_KEY, SHARD_KEY
 from tests.fault_proxy import FaultKind, FaultProxy
+
+IDENTITY = PartIdentity(job="job", shard="shard")
 
 
 def part(job: str = "job", shard: str = "shard", *, row: int = 0) -> bytes:
@@ -39,7 +41,7 @@ def test_the_first_attempt_commits(storage: Storage, folder: str) -> None:
     """Its part is the one that stays."""
     uri = join(folder, "data", "part.parquet")
 
-    committed = commit_part(storage, uri, part(row=1), job="job", shard="shard", attempt="a")
+    committed = commit_part(storage, uri, part(row=1), IDENTITY, attempt="a")
 
     assert committed
     assert row_of(storage, uri) == 1
@@ -48,9 +50,9 @@ def test_the_first_attempt_commits(storage: Storage, folder: str) -> None:
 def test_a_second_attempt_at_a_shard_is_dropped(storage: Storage, folder: str) -> None:
     """Two workers may make one shard; the later part is not written and nothing fails."""
     uri = join(folder, "data", "part.parquet")
-    commit_part(storage, uri, part(row=1), job="job", shard="shard", attempt="a")
+    commit_part(storage, uri, part(row=1), IDENTITY, attempt="a")
 
-    committed = commit_part(storage, uri, part(row=2), job="job", shard="shard", attempt="b")
+    committed = commit_part(storage, uri, part(row=2), IDENTITY, attempt="b")
 
     assert not committed
     assert row_of(storage, uri) == 1
@@ -62,10 +64,10 @@ def test_the_part_of_another_job_or_shard_is_refused(
 ) -> None:
     """It stays as it is, and the message names both owners."""
     uri = join(folder, "data", "part.parquet")
-    commit_part(storage, uri, part(job, shard, row=1), job=job, shard=shard, attempt="a")
+    commit_part(storage, uri, part(job, shard, row=1), PartIdentity(job=job, shard=shard), attempt="a")
 
     with pytest.raises(RefusedError, match=r"other.*'job', shard 'shard'"):
-        commit_part(storage, uri, part(row=2), job="job", shard="shard", attempt="b")
+        commit_part(storage, uri, part(row=2), IDENTITY, attempt="b")
 
     assert row_of(storage, uri) == 1
 
@@ -77,7 +79,7 @@ def test_something_that_is_no_part_is_refused(storage: Storage, folder: str, str
     storage.create(uri, stray, {})
 
     with pytest.raises(RefusedError, match=uri):
-        commit_part(storage, uri, part(), job="job", shard="shard", attempt="a")
+        commit_part(storage, uri, part(), IDENTITY, attempt="a")
 
     assert storage.read(uri) == stray
 
@@ -91,7 +93,7 @@ def test_a_part_copied_without_its_metadata_is_known_by_its_footer(
     uri = join(s3_folder, "data", "part.parquet")
     storage.create(uri, part(), metadata)
 
-    assert not commit_part(storage, uri, part(), job="job", shard="shard", attempt="a")
+    assert not commit_part(storage, uri, part(), IDENTITY, attempt="a")
 
 
 @pytest.mark.parametrize("kind", ["lost_reply", "503", "409", "reset"])
@@ -102,7 +104,7 @@ def test_a_broken_commit_is_still_a_commit(
     uri = join(s3_folder, "data", "part.parquet")
     s3_faults.inject(kind, method="PUT", count=2)
 
-    committed = commit_part(faulty, uri, part(row=1), job="job", shard="shard", attempt="a")
+    committed = commit_part(faulty, uri, part(row=1), IDENTITY, attempt="a")
 
     assert committed
     assert row_of(faulty, uri) == 1
@@ -113,10 +115,10 @@ def test_a_lost_race_behind_a_lost_reply_is_not_mine(
 ) -> None:
     """A reply lost from a write that did not happen proves nothing."""
     uri = join(s3_folder, "data", "part.parquet")
-    commit_part(faulty, uri, part(row=1), job="job", shard="shard", attempt="a")
+    commit_part(faulty, uri, part(row=1), IDENTITY, attempt="a")
     s3_faults.inject("lost_reply", method="PUT")
 
-    committed = commit_part(faulty, uri, part(row=2), job="job", shard="shard", attempt="b")
+    committed = commit_part(faulty, uri, part(row=2), IDENTITY, attempt="b")
 
     assert not committed
     assert row_of(faulty, uri) == 1
@@ -133,7 +135,7 @@ def test_of_16_attempts_with_lost_replies_one_commits(
     def race(row: int) -> bool:
         content = part(row=row)
         barrier.wait()
-        return commit_part(faulty, uri, content, job="job", shard="shard", attempt=str(row))
+        return commit_part(faulty, uri, content, IDENTITY, attempt=str(row))
 
     with ThreadPoolExecutor(16) as threads:
         committed = list(threads.map(race, range(16)))

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ import pytest
 from PIL import Image
 
 from actors.images.input_images import MAX_PICTURE_BYTES
-from actors.images.spool import Shelf, Shelved, whole
+from actors.images.spool import Spool, SpooledImage, encoded_bytes
 from actors.inputs.input_file import InputFile
 from actors.inputs.values import MAX_KEPT_VALUE_BYTES
 from actors.rows.kept_columns import MAX_KEPT_BYTES, KeptRoom
 from actors.rows.row import Row
+from actors.rows.shard_reader import ShardReader
+from actors.storage.stores import Stores
 from schemas.columns.input_columns import map_columns
 from schemas.spec.job_spec import InputSpec
 from tests.engines import GreyEngine
-from tests.in_process import Made, job_spec, make, plan_for, worker_for, write_rows
+from tests.in_process import Made, job_spec, make, plan_for, write_rows
 
 TOO_MUCH_MB = 700
 MEGABYTE = 1 << 20
@@ -248,13 +250,13 @@ def test_a_picture_that_all_rows_share_is_held_once(tmp_path: Path, form: str) -
 def test_pictures_beyond_the_memory_for_them_wait_on_disk() -> None:
     """Equal ones are held once; what is let go leaves nothing behind."""
     pictures = [bytes([i]) * 1_000 for i in range(6)]
-    shelf = Shelf(memory_bytes=2_500)
+    spool = Spool(memory_bytes=2_500)
 
-    held = [shelf.hold(picture) for picture in pictures]
+    held = [spool.add(picture) for picture in pictures]
 
-    assert [isinstance(picture, Shelved) for picture in held] == [False] * 2 + [True] * 4
-    assert [whole(picture) for picture in held] == pictures
-    assert [shelf.hold(bytes(picture)) for picture in pictures] == held
+    assert [isinstance(picture, SpooledImage) for picture in held] == [False] * 2 + [True] * 4
+    assert [encoded_bytes(picture) for picture in held] == pictures
+    assert [spool.add(bytes(picture)) for picture in pictures] == held
 
 
 def test_a_picture_file_of_hundreds_of_megabytes_fails_its_row(tmp_path: Path) -> None:
@@ -283,8 +285,8 @@ def test_a_kept_value_that_is_too_large_fails_its_row_alone(tmp_path: Path) -> N
 def read_shard(spec_path: Path, folder: Path) -> list[Row]:
     """The rows of the only shard."""
     plan = plan_for(job_spec(spec_path, folder / "out"))
-    with worker_for(plan, GreyEngine()) as worker:
-        return worker._reader.read(next(plan.shards()), Shelf())
+    with closing(ShardReader(plan.job, Stores())) as reader:
+        return reader.read(next(plan.shards()), Spool())
 
 
 def test_rows_that_keep_more_than_a_part_has_room_for_fail(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from actors.engine.batching.batcher import Batcher
-from actors.engine.batching.merged_modules import Count, EntryPoint, Stage
+from actors.engine.batching.merged_modules import CallCount, EntryPoint, Stage
 from tests.toy_pipeline import Picture, ToyModel, alone, assert_same, batcher_of, call, pictures, run
 
 
@@ -28,7 +28,7 @@ class Recorder(torch.nn.Module):
 
 def merged(
     module: torch.nn.Module, asked: Sequence[Callable[[], Any]], *, ladder: Sequence[int] = (), **entry: Any
-) -> tuple[list[Any], Count]:
+) -> tuple[list[Any], CallCount]:
     """What calls get that ask one module once each, and the module's count."""
     point = EntryPoint(
         name="module", **{"module": module, "stage": Stage.MAIN, "numbers": frozenset({"timestep"}), **entry}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from actors.engine.batching.merged_modules import Count
+from actors.engine.batching.merged_modules import CallCount
 from actors.engine.diffusers_engine import DiffusersEngine
 from tests.in_process import Made, job_spec, make, model_cache, write_rows
 from tests.plain_diffusers import DEPTH_LEVELS, LEVELS, MODELS, ROUTES, VARIED, distances, expected
@@ -10,7 +10,7 @@ from tests.plain_diffusers import DEPTH_LEVELS, LEVELS, MODELS, ROUTES, VARIED, 
 # What Safe says of every call without guidance.
 pytestmark = pytest.mark.filterwarnings("ignore:Safety checker disabled:UserWarning")
 
-Merged = tuple[Made, dict[str, Count]]
+Merged = tuple[Made, dict[str, CallCount]]
 
 
 @pytest.fixture(scope="module", params=[1, 3, 256], ids=lambda rows: f"{rows}-row-shards")
@@ -24,7 +24,7 @@ def merged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return make(spec, engine), engine.counts
 
 
-def images_a_batch(count: Count) -> float:
+def images_a_batch(count: CallCount) -> float:
     return count.images / count.batches
 
 

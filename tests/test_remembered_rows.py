@@ -2,7 +2,7 @@
 
 import torch
 
-from actors.engine.batching.row_cache import RememberedRows
+from actors.engine.batching.row_cache import RowCache
 
 
 def row(number: float) -> torch.Tensor:
@@ -10,7 +10,7 @@ def row(number: float) -> torch.Tensor:
     return torch.full((1, 4), number, dtype=torch.float32)
 
 
-def made_of(remembered: RememberedRows, numbers: list[int]) -> tuple[list[float], list[int]]:
+def made_of(remembered: RowCache, numbers: list[int]) -> tuple[list[float], list[int]]:
     """What is given for rows of these numbers, and which of them had to be made."""
     made: list[int] = []
 
@@ -24,7 +24,7 @@ def made_of(remembered: RememberedRows, numbers: list[int]) -> tuple[list[float]
 
 def test_only_rows_not_known_are_made() -> None:
     """Each once, however often it is in the batch."""
-    remembered = RememberedRows()
+    remembered = RowCache()
     made_of(remembered, [1, 2])
 
     given, made = made_of(remembered, [3, 2, 3, 4, 1])
@@ -35,7 +35,7 @@ def test_only_rows_not_known_are_made() -> None:
 
 def test_rows_are_given_only_when_all_are_known() -> None:
     """Otherwise whoever asks has to wait anyway."""
-    remembered = RememberedRows()
+    remembered = RowCache()
     made_of(remembered, [1, 2])
 
     known = remembered.get([b"\x02", b"\x01"])
@@ -47,7 +47,7 @@ def test_rows_are_given_only_when_all_are_known() -> None:
 
 def test_the_row_used_longest_ago_goes_first() -> None:
     """With room for two, asking for a row keeps it."""
-    remembered = RememberedRows(capacity_bytes=32)
+    remembered = RowCache(capacity_bytes=32)
     made_of(remembered, [1, 2])
     remembered.get([b"\x01"])
 
@@ -59,7 +59,7 @@ def test_the_row_used_longest_ago_goes_first() -> None:
 
 def test_a_batch_larger_than_the_room_is_answered_all_the_same() -> None:
     """Nothing of it is kept but what fits."""
-    remembered = RememberedRows(capacity_bytes=32)
+    remembered = RowCache(capacity_bytes=32)
     made_of(remembered, [4])
 
     given, made = made_of(remembered, [1, 2, 3, 4, 5])
@@ -72,7 +72,7 @@ def test_a_batch_larger_than_the_room_is_answered_all_the_same() -> None:
 
 def test_a_row_larger_than_the_room_is_not_kept() -> None:
     """It is made each time."""
-    remembered = RememberedRows(capacity_bytes=8)
+    remembered = RowCache(capacity_bytes=8)
 
     made = [made_of(remembered, [1]) for _ in range(2)]
 
@@ -83,14 +83,14 @@ def test_a_row_made_in_a_batch_does_not_keep_the_batch() -> None:
     """It would take the memory of all of them."""
     batch = torch.ones(3, 4)
 
-    results = RememberedRows().complete([b"a", b"b", b"c"], lambda _: batch)
+    results = RowCache().complete([b"a", b"b", b"c"], lambda _: batch)
 
     assert [result.untyped_storage().nbytes() for result in results.values()] == [16] * 3
 
 
 def test_a_row_takes_its_room_once() -> None:
     """However often it is used."""
-    remembered = RememberedRows(capacity_bytes=32)
+    remembered = RowCache(capacity_bytes=32)
 
     made = [made_of(remembered, [1, 2])[1] for _ in range(3)]
 

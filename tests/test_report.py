@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from actors.images.encoding import encode
+from actors.parts.commit import PartIdentity
 from actors.parts.part import FinishedImage, RowOutcome, StoredImage, build_part
 from actors.rows.routing import Routed
 from actors.rows.row import Row
@@ -193,7 +194,11 @@ class ReportedOutput:
 
     def write_part(self, index: int, outcomes: Sequence[RowOutcome], *, embed_images: bool = True) -> str:
         part = build_part(
-            outcomes, SCHEMA, job="job", shard=self.name(index), embed_images=embed_images, footer={}
+            outcomes,
+            SCHEMA,
+            PartIdentity(job="job", shard=self.name(index)),
+            embed_images=embed_images,
+            footer={},
         )
         uri = join(self.root, "data", f"{self.name(index)}.parquet")
         self.storage.create(uri, part.data, {})

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ import torch
 from PIL import Image
 
 from actors.engine.diffusers_engine import DiffusersEngine
-from actors.images.spool import Shelf
-from actors.parts.unchanged_rows import kept_rows
+from actors.images.spool import Spool
+from actors.parts.unchanged_rows import unchanged_rows
+from actors.rows.shard_reader import ShardReader
 from actors.storage.local_disk import LocalStorage
+from actors.storage.output import Output
+from actors.storage.stores import Stores
 from jobs.planning.plan import Plan
 from schemas.errors import RefusedError
 from schemas.spec.job_spec import JobSpec
@@ -122,8 +125,8 @@ def test_a_part_that_was_replaced_meanwhile_is_left_alone(tmp_path: Path) -> Non
             again(plan)
             return part
 
-    with worker_for(plan) as worker:
-        worker._output = Late(temp_dir=f"{spec.output.path}/_darkroom/tmp")
+    late = Output(Late(temp_dir=f"{spec.output.path}/_darkroom/tmp"), spec.output.path)
+    with worker_for(plan, output=late) as worker:
         report = worker.run(replace(next(plan.shards()), again=()))
 
     assert not report.committed
@@ -133,13 +136,14 @@ def test_a_part_that_was_replaced_meanwhile_is_left_alone(tmp_path: Path) -> Non
 def test_a_part_of_other_rows_is_refused(tmp_path: Path) -> None:
     """Nothing is guessed about whose picture is whose."""
     spec, failed = begun(tmp_path)
-    with worker_for(plan_for(spec)) as worker:
-        rows = worker._reader.read(next(plan_for(spec).shards()), Shelf())
+    plan = plan_for(spec)
+    with closing(ShardReader(plan.job, Stores())) as reader:
+        rows = reader.read(next(plan.shards()), Spool())
 
     with pytest.raises(RefusedError, match="does not hold row 'r1'"):
-        kept_rows(failed.parts[0], rows[1:], (), ())
+        unchanged_rows(failed.parts[0], rows[1:], (), ())
     with pytest.raises(RefusedError, match="1 rows more"):
-        kept_rows(failed.parts[0], rows[:-1], (), ())
+        unchanged_rows(failed.parts[0], rows[:-1], (), ())
 
 
 def test_the_command_makes_what_can_be_made_now(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from actors.parts.commit import commit_part
+from actors.parts.commit import PartIdentity, commit_part
 from schemas.job import Shard
 from tests.simulated_store import SimulatedStore
 from tests.simulator import Driver, Simulation, first_violation, part_uri
@@ -69,7 +69,12 @@ class ReplacingWhatIsThere(Simulation):
             stored = self.store.stat(uri)
             replaces = stored and stored.etag
         return commit_part(
-            self.store, uri, data, job=self.job, shard=shard.name, attempt=attempt, replaces=replaces
+            self.store,
+            uri,
+            data,
+            PartIdentity(job=self.job, shard=shard.name),
+            attempt=attempt,
+            replaces=replaces,
         )
 
 

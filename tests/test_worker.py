@@ -23,6 +23,7 @@ from actors.rows.opened_rows import OpenedRow
 from actors.rows.row import derived_seed
 from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import Buffer, Storage
+from actors.storage.output import Output
 from actors.storage.stores import Stores
 from actors.worker import Worker
 from schemas.errors import ReclaimedError, RefusedError
@@ -413,11 +414,11 @@ def test_a_rehearsal_makes_its_rows_and_writes_nothing(tmp_path: Path, images: s
     with worker_for(plan, engine) as worker:
         rehearsed = worker.run(replace(shard, rehearse=(1, 4), skip=(2,)))
         files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-        in_making = worker.progress().in_making
+        unfinished = worker.progress().unfinished
         made = worker.run(shard)
 
     assert engine.asked == [["b", "d"], [*"abcdef"]]
-    assert (rehearsed.committed, rehearsed.ok, files, in_making) == (False, 2, [], {})
+    assert (rehearsed.committed, rehearsed.ok, files, unfinished) == (False, 2, [], {})
     assert (made.committed, made.ok) == (True, 6)
 
 
@@ -430,11 +431,11 @@ def test_a_worker_at_work_can_be_seen_to_move(tmp_path: Path) -> None:
 
     with worker_for(plan, engine) as worker:
         unet = engine._models.get("sd").components["unet"]
-        unet.register_forward_pre_hook(lambda *_: seen.append(worker.progress().beats))
-        before = worker.progress().beats
+        unet.register_forward_pre_hook(lambda *_: seen.append(worker.progress().heartbeats))
+        before = worker.progress().heartbeats
         worker.run(next(plan.shards()))
 
-    assert before < seen[0] < seen[1] < worker.progress().beats
+    assert before < seen[0] < seen[1] < worker.progress().heartbeats
 
 
 def test_shards_of_many_row_groups_and_models_hold_the_right_rows(tmp_path: Path) -> None:
@@ -507,7 +508,7 @@ def test_reading_and_writing_go_on_while_the_device_works(tmp_path: Path) -> Non
             second_generated.set()
         generated.append(second_read.wait(timeout=20))
 
-    class Output(LocalStorage):
+    class OutputStorage(LocalStorage):
         def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
             written.append(second_generated.wait(timeout=20))
             return super().create(uri, data, metadata)
@@ -527,7 +528,9 @@ def test_reading_and_writing_go_on_while_the_device_works(tmp_path: Path) -> Non
         plan.job,
         engine=WaitingEngine(generating),
         stores=Inputs(),
-        output=Output(temp_dir=str(tmp_path / "out" / "_darkroom" / "tmp")),
+        output=Output(
+            OutputStorage(temp_dir=str(tmp_path / "out" / "_darkroom" / "tmp")), str(tmp_path / "out")
+        ),
         num_threads=1,
     )
     with worker, ThreadPoolExecutor(2) as callers:

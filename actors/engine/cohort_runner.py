@@ -12,7 +12,7 @@ from PIL import Image
 
 from actors.engine.batching.batcher import Batcher, Call, Outcome
 from actors.engine.batching.merge_points import entry_points
-from actors.engine.batching.merged_modules import Count
+from actors.engine.batching.merged_modules import CallCount
 from actors.engine.calls.call_arguments import Decoded, arguments, check_pictures, check_steps
 from actors.engine.calls.chains import combined, decode_latents
 from actors.engine.calls.decode_ahead import DecodeAhead, Decoding
@@ -110,7 +110,7 @@ class CohortRunner:
         self._arriving: deque[tuple[CohortCall, _Made]] = deque()
 
     @property
-    def counts(self) -> dict[str, Count]:
+    def counts(self) -> dict[str, CallCount]:
         """What went through each of the model's modules."""
         return self._batcher.counts
 

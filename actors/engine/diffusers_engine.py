@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from actors.engine.batching.merged_modules import Count
+from actors.engine.batching.merged_modules import CallCount
 from actors.engine.calls.chains import decode_latents, made_images, withhold
 from actors.engine.calls.decode_ahead import DecodeAhead
 from actors.engine.calls.prompt_reader import PromptReader
@@ -32,7 +32,7 @@ class DiffusersEngine:
         self._models = models
         self._batching = spec.batching
         self._flagged = spec.safety.flagged
-        self.counts: dict[str, Count] = {}
+        self.counts: dict[str, CallCount] = {}
         """What went through each kind of module so far."""
         self._runner: CohortRunner | None = None
         self._prompts = PromptReader(
@@ -89,16 +89,20 @@ class DiffusersEngine:
             yield from runner.run()
             self._runner = None
             for module, count in runner.counts.items():
-                self.counts[module] = self.counts.get(module, Count()) + count
+                self.counts[module] = self.counts.get(module, CallCount()) + count
 
     def _next(self, generated: Generated) -> Sample:
         """The sample at its next step, with what this one gave."""
         sample = generated.sample
-        kept = sample.kept
+        step_images = sample.step_images
         if sample.opened.row.routed.keep_steps:
-            kept += (self._picture(generated),)
+            step_images += (self._picture(generated),)
         return replace(
-            sample, step=sample.step + 1, made=made_images(generated), kept=kept, nsfw=generated.nsfw
+            sample,
+            step=sample.step + 1,
+            made=made_images(generated),
+            step_images=step_images,
+            nsfw=generated.nsfw,
         )
 
     def _picture(self, generated: Generated) -> Pixels:

@@ -38,7 +38,7 @@ class Sample:
     """Place in the row's chain."""
     made: Mapping[str, MadeImage] = field(default_factory=dict)
     """What the step before gave, by the field it fills."""
-    kept: tuple[npt.NDArray[np.uint8], ...] = ()
+    step_images: tuple[npt.NDArray[np.uint8], ...] = ()
     """Pictures of the steps before, where the route keeps them."""
     nsfw: bool | None = None
     """What safety checkers said of the steps before; None where none looked."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from actors.images.spool import Encoded, whole
+from actors.images.spool import Encoded, encoded_bytes
 from schemas.errors import RowError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -70,7 +70,7 @@ class EncodedImage:
 
         RowError where the file is damaged.
         """
-        data = whole(self.data)
+        data = encoded_bytes(self.data)
         try:
             with _open(data) as opened:
                 opened.load()
@@ -87,7 +87,7 @@ def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedIma
     if source.data is None and source.uri is None:
         raise RowError(f"missing_{field}", f"`{field}` has neither bytes nor a path")
     encoded = source.data if source.data is not None else read_uri(source.uri or "")
-    data = whole(encoded)
+    data = encoded_bytes(encoded)
     try:
         with _open(data) as opened:
             width, height = opened.size

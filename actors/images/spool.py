@@ -17,7 +17,7 @@ MEMORY_BYTES = 256 << 20
 """Of one shard: 256 pictures of a megabyte."""
 
 
-class Shelf:
+class Spool:
     """Holds a shard's pictures until the last of them is let go; safe to call from several threads."""
 
     def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
@@ -26,7 +26,7 @@ class Shelf:
         self._lock = threading.Lock()
         self._file: BinaryIO | None = None
 
-    def hold(self, data: bytes) -> "Encoded":
+    def add(self, data: bytes) -> "Encoded":
         """The picture, or the one that is equal and here already."""
         digest = hashlib.sha256(data).digest()
         with self._lock:
@@ -45,7 +45,7 @@ class Shelf:
         start, rest = self._file.tell(), memoryview(data)
         while rest:
             rest = rest[self._file.write(rest) :]
-        return Shelved(self, start, len(data))
+        return SpooledImage(self, start, len(data))
 
     def read(self, start: int, size_bytes: int) -> bytes:
         """What was written there."""
@@ -57,18 +57,18 @@ class Shelf:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shelved:
+class SpooledImage:
     """A picture for which memory had no room."""
 
-    shelf: Shelf
+    spool: Spool
     start: int
     size_bytes: int
 
 
-Encoded: TypeAlias = bytes | Shelved
+Encoded: TypeAlias = bytes | SpooledImage
 """A picture's file, wherever it is held."""
 
 
-def whole(encoded: Encoded) -> bytes:
+def encoded_bytes(encoded: Encoded) -> bytes:
     """Its bytes."""
-    return encoded if isinstance(encoded, bytes) else encoded.shelf.read(encoded.start, encoded.size_bytes)
+    return encoded if isinstance(encoded, bytes) else encoded.spool.read(encoded.start, encoded.size_bytes)

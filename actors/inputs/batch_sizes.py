@@ -91,7 +91,7 @@ def _largest_value(chunk: pq.ColumnChunkMetaData) -> int:
     return int(min(chunk.total_uncompressed_size, max(0, stored) + max(0, gained)))
 
 
-def joined(
+def rebatched(
     batches: Iterable[tuple[pa.RecordBatch, Problems]], num_rows: int
 ) -> Iterator[tuple[pa.RecordBatch, Problems]]:
     """The batches joined to ones of `num_rows`, where those that had to be feared turn out to be small."""

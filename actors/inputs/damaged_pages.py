@@ -91,10 +91,10 @@ def _in_steps(arrays: Iterator[pa.Array], num_rows: int) -> Iterator[pa.Array]:
     for array in arrays:
         waiting.append(array)
         if sum(map(len, waiting)) >= num_rows:
-            joined = pa.concat_arrays(waiting)
-            whole = len(joined) - len(joined) % num_rows
-            yield from (joined.slice(start, num_rows) for start in range(0, whole, num_rows))
-            waiting = [joined.slice(whole)]
+            waiting_rows = pa.concat_arrays(waiting)
+            whole = len(waiting_rows) - len(waiting_rows) % num_rows
+            yield from (waiting_rows.slice(start, num_rows) for start in range(0, whole, num_rows))
+            waiting = [waiting_rows.slice(whole)]
     rest = pa.concat_arrays(waiting)
     if len(rest):
         yield rest

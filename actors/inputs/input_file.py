@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.inputs.batch_sizes import dictionary_leaves, fitting, joined
+from actors.inputs.batch_sizes import dictionary_leaves, fitting, rebatched
 from actors.inputs.damaged_pages import Damage, find_damage, is_damage, lost_rows, read_around
 from actors.inputs.texts import Problems
 from actors.inputs.values import as_kept, as_kind, is_present, presence
@@ -200,7 +200,7 @@ class InputFile:
             yield from self._empty_batches(row, batch_size)
             return
         feared = self._batches(first_group, columns, self._fitting(batch_size, columns))
-        for batch, lost in joined(feared, batch_size):
+        for batch, lost in rebatched(feared, batch_size):
             yield self._named(batch, row, with_texts, lost)
             row += batch.num_rows
 

@@ -2,6 +2,7 @@
 
 import uuid
 from contextlib import suppress
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,13 +13,26 @@ from schemas.errors import RefusedError, StorageError
 from schemas.output_layout import JOB_KEY, OWN_FOLDER, SHARD_KEY
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartIdentity:
+    """Whose a part is. It is written into the part's footer and into the object's metadata."""
+
+    job: str
+    """The job's fingerprint."""
+    shard: str
+    """The shard's name."""
+
+    def footer(self) -> dict[bytes, bytes]:
+        """The entries of the part's footer."""
+        return {JOB_KEY: self.job.encode(), SHARD_KEY: self.shard.encode()}
+
+
 def commit_part(
     storage: Storage,
     uri: str,
     data: Buffer,
+    identity: PartIdentity,
     *,
-    job: str,
-    shard: str,
     attempt: str,
     replaces: str | None = None,
 ) -> bool:
@@ -27,7 +41,7 @@ def commit_part(
     `replaces`: the etag of the part whose place it takes; None: there is to be none.
     RefusedError where the place is taken by another job, another shard, or something that is no part.
     """
-    metadata = {"job": job, "shard": shard, "attempt": attempt}
+    metadata = {"job": identity.job, "shard": identity.shard, "attempt": attempt}
     if replaces is None:
         committed = storage.create(uri, data, metadata)
     else:
@@ -35,10 +49,11 @@ def commit_part(
     if committed:
         return True
     owner = _owner(storage, uri)
-    if (owner.get("job"), owner.get("shard")) != (job, shard):
+    if (owner.get("job"), owner.get("shard")) != (identity.job, identity.shard):
         raise RefusedError(
             f"{uri}: is there already and belongs to job {owner.get('job')!r}, shard {owner.get('shard')!r}, "
-            f"while this is job {job!r}, shard {shard!r}; give this job an output.path of its own"
+            f"while this is job {identity.job!r}, shard {identity.shard!r}; give this job an output.path "
+            "of its own"
         )
     # Ours although the store said no: the reply to the write was lost, and its repetition met it.
     return owner.get("attempt") == attempt

@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.parts.commit import PartIdentity
 from actors.rows.row import Row
-from actors.storage.uris import join, normalise
 from schemas import __version__
 from schemas.errors import RowError
-from schemas.job import Job, Shard
-from schemas.output_layout import JOB_KEY, SHARD_KEY
+from schemas.job import Job
+from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, MODELS_KEY, VERSIONS_KEY
 
 ROW_GROUP_BYTES = 64 << 20
 """Small enough for viewers that read a row group to show a page of rows (theirs stop at 100 MB)."""
@@ -87,27 +87,21 @@ class Part:
     images: int
 
 
-def part_uri(job: Job, shard: Shard) -> str:
-    """Where a shard's part belongs."""
-    return join(normalise(job.spec.output.path), "data", f"{shard.name}.parquet")
-
-
 def build_part(
     outcomes: Sequence[RowOutcome],
     schema: pa.Schema,
+    identity: PartIdentity,
     *,
-    job: str,
-    shard: str,
     embed_images: bool,
-    footer: Mapping[str, str],
-    kept: Mapping[int, Sequence[Record]] | None = None,
+    footer: Mapping[bytes, str],
+    unchanged: Mapping[int, Sequence[Record]] | None = None,
 ) -> Part:
     """Encode a shard's rows. The bytes follow from the outcomes and the arguments alone.
 
-    `kept`: by their place, rows that stay as a part has them already, whatever their outcome says.
+    `unchanged`: by their place, rows that stay as a part has them already, whatever their outcome says.
     """
     rows = [
-        [*((kept or {}).get(outcome.row.index) or _records(outcome, schema, embed_images))]
+        [*((unchanged or {}).get(outcome.row.index) or _records(outcome, schema, embed_images))]
         for outcome in outcomes
     ]
     counts = Counter({"ok": 0, "filtered": 0, "failed": 0})
@@ -117,11 +111,10 @@ def build_part(
     images = sum(record["image"] is not None for record in records)
     metadata = {
         **(schema.metadata or {}),
-        JOB_KEY: job.encode(),
-        SHARD_KEY: shard.encode(),
-        b"darkroom.counts": json.dumps({**counts, "images": images}).encode(),
-        b"darkroom.error_codes": json.dumps(dict(sorted(error_codes.items()))).encode(),
-        **{f"darkroom.{name}".encode(): value.encode() for name, value in footer.items()},
+        **identity.footer(),
+        COUNTS_KEY: json.dumps({**counts, "images": images}).encode(),
+        ERROR_CODES_KEY: json.dumps(dict(sorted(error_codes.items()))).encode(),
+        **{key: value.encode() for key, value in footer.items()},
     }
     data = _write(records, schema.with_metadata(metadata))
     return Part(data=data, counts=dict(counts), error_codes=dict(error_codes), images=images)
@@ -230,8 +223,9 @@ def _row_groups(records: list[Record]) -> Iterator[list[Record]]:
         yield group
 
 
-def job_footer(job: Job) -> dict[str, str]:
+def job_footer(job: Job) -> dict[bytes, str]:
+    """The entries of a part's footer that every part of the job has."""
     return {
-        "models": json.dumps({name: card.revision for name, card in job.models.items()}),
-        "versions": json.dumps({"darkroom": __version__} | {name: version(name) for name in LIBRARIES}),
+        MODELS_KEY: json.dumps({name: card.revision for name, card in job.models.items()}),
+        VERSIONS_KEY: json.dumps({"darkroom": __version__} | {name: version(name) for name in LIBRARIES}),
     }

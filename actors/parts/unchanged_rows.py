@@ -12,7 +12,7 @@ from actors.rows.row import Row
 from schemas.errors import RefusedError
 
 
-def kept_rows(
+def unchanged_rows(
     part: bytes, rows: Sequence[Row], again: Collection[str], carried: Collection[str]
 ) -> Mapping[int, list[Record]]:
     """A part's rows by their place in the shard, but those that failed with one of the codes `again` (with
@@ -26,7 +26,7 @@ def kept_rows(
         for name, column in zip(table.column_names, table.columns, strict=True)
     ]
     records = [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
-    kept: dict[int, list[Record]] = {}
+    unchanged: dict[int, list[Record]] = {}
     start = 0
     for row in rows:
         mine = records[start : start + _num_records(records, start, row)]
@@ -35,10 +35,10 @@ def kept_rows(
         start += len(mine)
         failed = mine[0]["status"] == "failed"
         if not failed or (again and mine[0]["error_code"] not in again):
-            kept[row.index] = mine
+            unchanged[row.index] = mine
     if start != len(records):
         raise RefusedError(f"the part has {len(records) - start} rows more than its shard")
-    return kept
+    return unchanged
 
 
 def _slices(column: pa.ChunkedArray) -> list[Any]:

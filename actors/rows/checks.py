@@ -31,7 +31,7 @@ must fit torch's signed 64 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class CheckedBatch:
     """A batch with each row's place to go and what is wrong with it."""
 
     batch: RowBatch
@@ -42,7 +42,7 @@ class Checked:
     """By position in the batch; the first rule that a row breaks."""
 
 
-def check_batch(batch: RowBatch, router: Router, models: Mapping[str, ModelCard]) -> Checked:
+def check_batch(batch: RowBatch, router: Router, models: Mapping[str, ModelCard]) -> CheckedBatch:
     """Route a batch and hold every row against the rules of its pipeline."""
     fields = batch.fields
     positions, routed = router.resolve_batch(fields.get("task"), fields.get("model"), batch.num_rows)
@@ -56,7 +56,7 @@ def check_batch(batch: RowBatch, router: Router, models: Mapping[str, ModelCard]
             for row in np.flatnonzero(bad & mine).tolist():
                 problems.setdefault(row, RowError(code, describe(row)))
     problems |= batch.problems
-    return Checked(batch=batch, positions=positions, routed=routed, problems=problems)
+    return CheckedBatch(batch=batch, positions=positions, routed=routed, problems=problems)
 
 
 def _findings(batch: RowBatch, where: Routed, card: ModelCard, max_pixels: int) -> Iterator[Finding]:

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from actors.images.input_images import MAX_PICTURE_BYTES, ImageSource
-from actors.images.spool import Shelf
+from actors.images.spool import Spool
 from actors.inputs.input_file import RowBatch
-from actors.rows.checks import MAX_SEED, Checked
+from actors.rows.checks import MAX_SEED, CheckedBatch
 from actors.rows.routing import Routed
 from schemas.columns.input_columns import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
@@ -52,11 +52,17 @@ def derived_row_id(file_name: str, row: int) -> str:
 
 
 def build_rows(
-    checked: Checked, wanted: Sequence[int], *, file_name: str, first_index: int, job_seed: int, shelf: Shelf
+    checked: CheckedBatch,
+    wanted: Sequence[int],
+    *,
+    file_name: str,
+    first_index: int,
+    job_seed: int,
+    spool: Spool,
 ) -> Iterator[Row]:
     """The rows at the `wanted` positions of a checked batch; `first_index` is the first one's place.
 
-    `shelf`: what holds their pictures.
+    `spool`: what holds their pictures.
     """
     batch = checked.batch
     fields = {
@@ -78,7 +84,7 @@ def build_rows(
             row_id=row_id,
             routed=routed,
             texts={field: values.get(field) for field in TEXT_FIELDS},
-            images=_images(batch, position, shelf),
+            images=_images(batch, position, spool),
             seed=int(seed) if seed is not None and 0 <= seed <= MAX_SEED else derived_seed(job_seed, row_id),
             num_images=1 if problem else int(values.get("num_images_per_prompt") or 1),
             parameters={} if problem else _parameters(values, routed),
@@ -107,20 +113,20 @@ _AS_KIND: dict[str, Callable[[Any], ParameterValue]] = {
 }
 
 
-def _images(batch: RowBatch, position: int, shelf: Shelf) -> dict[str, ImageSource]:
+def _images(batch: RowBatch, position: int, spool: Spool) -> dict[str, ImageSource]:
     found = {}
     for field in IMAGE_FIELDS:
         # One at a time: a batch's pictures are in memory already.
         struct = batch.fields[field][position] if field in batch.fields else None
         if struct is not None and struct.is_valid:
-            found[field] = _source(field, struct["bytes"].as_buffer(), struct["path"].as_py(), shelf)
+            found[field] = _source(field, struct["bytes"].as_buffer(), struct["path"].as_py(), spool)
     return found
 
 
-def _source(field: str, data: pa.Buffer | None, uri: str | None, shelf: Shelf) -> ImageSource:
+def _source(field: str, data: pa.Buffer | None, uri: str | None, spool: Spool) -> ImageSource:
     if data is None:
         return ImageSource(data=None, uri=uri)
     if data.size > MAX_PICTURE_BYTES:
         said = f"`{field}` has {data.size:,} bytes; at most {MAX_PICTURE_BYTES:,} are read"
         return ImageSource(data=None, uri=None, problem=RowError("image_too_large", said))
-    return ImageSource(data=shelf.hold(data.to_pybytes()), uri=uri)
+    return ImageSource(data=spool.add(data.to_pybytes()), uri=uri)

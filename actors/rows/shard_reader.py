@@ -1,11 +1,12 @@
 """A shard's few numbers back into its rows."""
 
 from collections.abc import Iterator
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 
-from actors.images.spool import Shelf
+from actors.images.spool import Spool
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import check_batch
 from actors.rows.kept_columns import KeptRoom, kept_bytes
@@ -19,21 +20,29 @@ Positions = npt.NDArray[np.int64]
 
 
 class ShardReader:
-    """Reads shards, forward through a file where it can: the next shard mostly begins where one ended."""
+    """Reads shards, forward through a file where it can: the next shard mostly begins where one ended.
+
+    Safe to call from several threads, which read one after the other.
+    """
 
     def __init__(self, job: Job, stores: Stores) -> None:
         self._job = job
         self._stores = stores
         self._router = Router(job.spec, job.models)
         self._cursor: _Cursor | None = None
+        self._lock = Lock()
 
-    def read(self, shard: Shard, shelf: Shelf) -> list[Row]:
+    def read(self, shard: Shard, spool: Spool) -> list[Row]:
         """Every row of the shard, in the file's order, with its problem if it has one.
 
-        `shelf`: what holds their pictures.
+        `spool`: what holds their pictures.
         """
+        with self._lock:
+            return self._read(shard, spool)
+
+    def _read(self, shard: Shard, spool: Spool) -> list[Row]:
         try:
-            return self._rows(shard, shelf)
+            return self._rows(shard, spool)
         finally:
             # Also where reading failed, and above all where it did not: of a file that is cut meanwhile the
             # rest looks like damaged pages.
@@ -44,7 +53,7 @@ class ShardReader:
         if stored is None or stored.etag != shard.etag:
             raise changed(shard.uri)
 
-    def _rows(self, shard: Shard, shelf: Shelf) -> list[Row]:
+    def _rows(self, shard: Shard, spool: Spool) -> list[Row]:
         cursor = self._cursor_for(shard)
         positions = cursor.rows_of(shard.model)[shard.start : shard.stop]
         if len(positions) != shard.num_rows:
@@ -59,7 +68,7 @@ class ShardReader:
                 file_name=shard.file_name,
                 first_index=len(rows),
                 job_seed=self._job.spec.seed,
-                shelf=shelf,
+                spool=spool,
             )
             rows += [*room.fit(found, kept_bytes(batch, wanted))]
         return rows

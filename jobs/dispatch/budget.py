@@ -6,7 +6,7 @@ from jobs.dispatch.pool import Tick
 from jobs.output.parts import Totals
 from jobs.output.tally import Abandoned
 from schemas.errors import BudgetError
-from schemas.job import Failures, joined
+from schemas.job import FailedRows, merge_failed_rows
 from schemas.spec.job_spec import ErrorsSpec
 
 HOPELESS_ROWS = 100
@@ -22,18 +22,18 @@ class Budget:
     def __init__(self, errors: ErrorsSpec) -> None:
         self._allows_all = errors.max_rate == 1
         self._any_made = False
-        self._failures: Mapping[str, Failures] = {}
+        self._failures: Mapping[str, FailedRows] = {}
         """That the plan did not foresee, in shards that are done."""
 
     def watch(self, tick: Tick) -> None:
         """BudgetError once HOPELESS_ROWS rows have failed and none is made."""
         if tick.report:
             self._any_made |= bool(tick.report.ok or tick.report.filtered)
-            self._failures = joined([self._failures, tick.report.unforeseen])
-        self._any_made |= any(made.images for made in tick.in_making)
+            self._failures = merge_failed_rows([self._failures, tick.report.unforeseen])
+        self._any_made |= any(made.images for made in tick.unfinished)
         if self._any_made or self._allows_all:
             return
-        failures = joined([self._failures, *(made.unforeseen for made in tick.in_making)])
+        failures = merge_failed_rows([self._failures, *(made.unforeseen for made in tick.unfinished)])
         rows = sum(failure.num_rows for failure in failures.values())
         if rows >= HOPELESS_ROWS:
             raise BudgetError(
@@ -42,7 +42,7 @@ class Budget:
             )
 
 
-def _reasons(failures: Mapping[str, Failures]) -> str:
+def _reasons(failures: Mapping[str, FailedRows]) -> str:
     """The commonest ones, each on a line."""
     commonest = sorted(failures.items(), key=lambda item: -item[1].num_rows)
     lines = [

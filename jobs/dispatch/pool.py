@@ -20,7 +20,7 @@ from actors.worker_process import ENGINE, WorkerProcess
 from jobs.dispatch.cluster import Layout, num_fitting
 from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
 from schemas.errors import DarkroomError, ReclaimedError
-from schemas.job import InMaking, Job, Shard, ShardReport
+from schemas.job import Job, Shard, ShardReport, ShardSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Tick:
     """What the pool tells while it works: a shard that is done, or that time has passed."""
 
     report: ShardReport | None
-    in_making: Sequence[InMaking]
+    unfinished: Sequence[ShardSnapshot]
     """What has come so far of shards that are not done."""
     num_workers: int
     """Workers that are up."""
@@ -54,7 +54,7 @@ class _Seat:
     actor: Any
     loaded: tuple[str, ...] = ()
     up: bool = False
-    in_making: Mapping[int, InMaking] = field(default_factory=dict)
+    unfinished: Mapping[int, ShardSnapshot] = field(default_factory=dict)
     """By the shard's index, as it last told."""
     born: bool = False
     """Whether there is a process (Ray may have no room for one); until it is up it makes its engine."""
@@ -62,7 +62,7 @@ class _Seat:
     """Whether its process was asked to end by somebody else: it gets no more shards."""
     failed_starts: int = 0
     """Since it was up."""
-    beats: int = -1
+    heartbeats: int = -1
     """Of its work, when it last told."""
     stalled_s: float = 0.0
     """How long it has had work, or has been making its engine, without a change of them."""
@@ -129,7 +129,7 @@ class WorkerPool:
             report = self._take(answered[0], dispatcher) if answered else None
             yield Tick(
                 report=report,
-                in_making=[made for seat in self._seats for made in seat.in_making.values()],
+                unfinished=[made for seat in self._seats for made in seat.unfinished.values()],
                 num_workers=self.num_up,
             )
 
@@ -212,7 +212,7 @@ class WorkerPool:
             raise DarkroomError(f"Ray cannot run the workers: {error}") from error
         if isinstance(asked, Shard):
             seat.loaded = answer.models_loaded
-            seat.in_making = {i: made for i, made in seat.in_making.items() if i != asked.index}
+            seat.unfinished = {i: made for i, made in seat.unfinished.items() if i != asked.index}
             seat.stalled_s = 0.0
             dispatcher.finish(seat.name, asked)
             return None if asked.rehearse else answer
@@ -223,10 +223,10 @@ class WorkerPool:
             dispatcher.join(seat.name)
         else:
             # It may have been asked before one of them was done.
-            seat.in_making = {i: made for i, made in answer.in_making.items() if i in seat.made}
+            seat.unfinished = {i: made for i, made in answer.unfinished.items() if i in seat.made}
             seat.leaving = answer.leaving
-            if answer.beats != seat.beats:
-                seat.beats, seat.stalled_s = answer.beats, 0.0
+            if answer.heartbeats != seat.heartbeats:
+                seat.heartbeats, seat.stalled_s = answer.heartbeats, 0.0
         return None
 
     def _failed(self, seat: _Seat, asked: Shard | str, dispatcher: Dispatcher, error: RayTaskError) -> None:
@@ -262,8 +262,8 @@ class WorkerPool:
         # What else was asked of the dead process fails the same way; it is answered for already.
         seat.calls.clear()
         seat.born = seat.up = seat.leaving = False
-        seat.loaded, seat.in_making = (), {}
-        seat.beats, seat.stalled_s = -1, 0.0
+        seat.loaded, seat.unfinished = (), {}
+        seat.heartbeats, seat.stalled_s = -1, 0.0
         if seat.failed_starts >= MAX_FAILED_STARTS and not self.num_up:
             raise DarkroomError(
                 f"no worker can start: {seat.name} died {seat.failed_starts} times in a row: {reason}"

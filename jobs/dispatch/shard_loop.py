@@ -34,7 +34,7 @@ def make_shards(
             for tick in pool.run(dispatcher):
                 if tick.report:
                     tally.add(tick.report)
-                tally.tick(sum(made.images for made in tick.in_making), tick.num_workers)
+                tally.tick(sum(made.images for made in tick.unfinished), tick.num_workers)
                 shown.show(tally)
                 lease.renew(tally)
                 if budget:

@@ -16,7 +16,7 @@ from jobs.planning.row_scan import Findings
 from jobs.planning.survey import Survey, SurveyedFile
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import RefusedError, SpecError
-from schemas.job import NO_MODEL, Count, Job, PlannedFile, fingerprint_of
+from schemas.job import NO_MODEL, Job, PlannedFile, StoredCount, fingerprint_of
 from schemas.output_layout import JOB_RECORD
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.model_card import ModelCard
@@ -42,8 +42,8 @@ class JobRecord:
     """What each checkpoint was recognised as."""
     # Of 60 million wrong entries one tells, and all would take all memory there is.
     files: Annotated[tuple[PlannedFile, ...], FailFast()]
-    num_shards: Count
-    num_bad: dict[str, Count]
+    num_shards: StoredCount
+    num_bad: dict[str, StoredCount]
     """Rows that the plan knew could not be made, by error_code."""
 
 

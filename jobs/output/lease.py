@@ -22,7 +22,7 @@ from actors.storage.stores import open_storage
 from jobs.output.strict_json import parse_json
 from jobs.output.tally import Tally
 from schemas.errors import DarkroomError, RefusedError
-from schemas.job import Count
+from schemas.job import StoredCount
 from schemas.output_layout import LEASE
 
 logger = logging.getLogger(__name__)
@@ -47,10 +47,10 @@ class LeaseRecord:
     renewed_at: FiniteFloat
     """Unix seconds."""
     ended: bool
-    rows_done: Count | None = None
+    rows_done: StoredCount | None = None
     images_per_second: FiniteFloat = 0.0
     seconds_left: FiniteFloat | None = None
-    workers: Count = 0
+    workers: StoredCount = 0
 
     @property
     def age_s(self) -> float:

@@ -15,7 +15,7 @@ from actors.storage.output import Output
 from jobs.output.strict_json import parse_json
 from jobs.output.tally import Abandoned
 from schemas.errors import RefusedError
-from schemas.job import Count
+from schemas.job import StoredCount
 from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, PARTS_FOLDER, parse_part_file
 
 FOOTERS_AT_ONCE = 16
@@ -61,16 +61,16 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Counts:
-    ok: Count
-    filtered: Count
-    failed: Count
-    images: Count
+    ok: StoredCount
+    filtered: StoredCount
+    failed: StoredCount
+    images: StoredCount
 
 
 Entry = TypeVar("Entry")
 
 _COUNTS = TypeAdapter(_Counts)
-_ERROR_CODES = TypeAdapter(dict[str, Count])
+_ERROR_CODES = TypeAdapter(dict[str, StoredCount])
 
 
 def list_parts(output: Output, num_shards: int) -> Iterator[PartFile]:

@@ -8,10 +8,10 @@ from pydantic import TypeAdapter, ValidationError
 from schemas.errors import RefusedError
 from schemas.wording.printable import shortened
 
-Checked = TypeVar("Checked")
+Parsed = TypeVar("Parsed")
 
 
-def parse_json(data: bytes, wanted: TypeAdapter[Checked], name: str) -> Checked:
+def parse_json(data: bytes, wanted: TypeAdapter[Parsed], name: str) -> Parsed:
     """The value, of which keys that newer writers have added are left out; RefusedError, with `name` and
     the first mistake, where it is not of the type that is wanted."""
     try:

@@ -39,7 +39,7 @@ class Tally:
     rows: int = 0
     """Rows of shards that this run has finished."""
     images: int = 0
-    images_in_making: int = 0
+    images_unfinished: int = 0
     failed: int = 0
     num_workers: int = 0
     seconds_by_stage: Counter[str] = field(default_factory=Counter)
@@ -62,9 +62,9 @@ class Tally:
         )
         self.worker_peak_rss_bytes = max(self.worker_peak_rss_bytes, report.peak_rss_bytes)
 
-    def tick(self, images_in_making: int, num_workers: int) -> None:
+    def tick(self, images_unfinished: int, num_workers: int) -> None:
         """Take in what the workers say between shards."""
-        self.images_in_making = images_in_making
+        self.images_unfinished = images_unfinished
         self.num_workers = num_workers
         if self.working_since is None and num_workers:
             self.working_since = time.monotonic()
@@ -72,12 +72,12 @@ class Tally:
     @property
     def images_made(self) -> int:
         """Pictures so far, those of unfinished shards included."""
-        return self.images + self.images_in_making
+        return self.images + self.images_unfinished
 
     @property
     def rows_done(self) -> float:
         """Rows so far; those of unfinished shards by their pictures."""
-        return min(self.rows_total, self.rows_before + self.rows + self.images_in_making)
+        return min(self.rows_total, self.rows_before + self.rows + self.images_unfinished)
 
     @property
     def seconds(self) -> float:

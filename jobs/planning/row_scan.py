@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from actors.inputs.input_file import InputFile, RowBatch
-from actors.rows.checks import Checked, check_batch
+from actors.rows.checks import CheckedBatch, check_batch
 from actors.rows.routing import Routed, Router
 from actors.storage.stores import Stores
 from jobs.planning.row_ids import Keys, Repeated, are_compared, id_keys
@@ -96,7 +96,7 @@ class _FileScan:
             repeated=self.repeated,
         )
 
-    def add(self, checked: Checked, job: Job) -> None:
+    def add(self, checked: CheckedBatch, job: Job) -> None:
         """Count a batch."""
         checked = self._with_repeated(checked)
         for row, problem in checked.problems.items():
@@ -111,7 +111,7 @@ class _FileScan:
             if routed.system is not None:
                 self._count(checked.batch, routed, mine & fit, job)
 
-    def _with_repeated(self, checked: Checked) -> Checked:
+    def _with_repeated(self, checked: CheckedBatch) -> CheckedBatch:
         repeated = self._known_repeated
         if not repeated:
             return checked

@@ -13,7 +13,7 @@ from jobs.output.parts import Totals
 from jobs.output.strict_json import parse_json
 from jobs.output.tally import RunFigures
 from schemas.errors import RefusedError
-from schemas.job import Count
+from schemas.job import StoredCount
 from schemas.output_layout import SUMMARY
 
 MAX_SUMMARY_BYTES = 1 << 20
@@ -25,16 +25,16 @@ class Summary:
     """What `status` and the contact sheet take from it."""
 
     fingerprint: str
-    shards: Count
-    ok: Count
-    filtered: Count
-    failed: Count
-    images: Count
-    size_bytes: Count
-    error_codes: Mapping[str, Count]
+    shards: StoredCount
+    ok: StoredCount
+    filtered: StoredCount
+    failed: StoredCount
+    images: StoredCount
+    size_bytes: StoredCount
+    error_codes: Mapping[str, StoredCount]
     seconds: FiniteFloat | None = None
     images_per_second: FiniteFloat | None = None
-    workers: Count | None = None
+    workers: StoredCount | None = None
     finished_at: str | None = None
     versions: Mapping[str, str] | None = None
 

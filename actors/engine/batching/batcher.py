@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from greenlet import getcurrent, greenlet
 
-from actors.engine.batching.merged_modules import Count, EntryPoint, MergedModule, Raised, Request, Stage
+from actors.engine.batching.merged_modules import CallCount, EntryPoint, MergedModule, Raised, Request, Stage
 from actors.engine.quirks.torch_errors import is_fatal
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class Batcher(Generic[T]):
         self._filling = True
 
     @property
-    def counts(self) -> dict[str, Count]:
+    def counts(self) -> dict[str, CallCount]:
         """What went through each entry point."""
         return {module.entry.name: module.count for module in self._modules}
 

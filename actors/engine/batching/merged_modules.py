@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from actors.engine.batching import tensor_trees
-from actors.engine.batching.row_cache import RememberedRows, RowKey, joined, row_keys
+from actors.engine.batching.row_cache import RowCache, RowKey, concatenated_results, row_keys
 from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 
 Arguments = Mapping[str, Any]
@@ -74,7 +74,7 @@ class Raised:
 
 
 @dataclass(slots=True)
-class Count:
+class CallCount:
     """What went through a module; the same on every machine."""
 
     batches: int = 0
@@ -87,8 +87,8 @@ class Count:
     images: int = 0
     """Of the calls that were answered together, over all batches: with guidance each takes two rows."""
 
-    def __add__(self, other: "Count") -> "Count":
-        return Count(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+    def __add__(self, other: "CallCount") -> "CallCount":
+        return CallCount(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
 
 class MergedModule:
@@ -96,7 +96,7 @@ class MergedModule:
 
     def __init__(self, entry: EntryPoint, ladder: Sequence[int] = ()) -> None:
         self.entry = entry
-        self.count = Count()
+        self.count = CallCount()
         self.max_rows: dict[Hashable, int] = {}
         """That fit in memory together, by form, once more have not."""
         self._ladder = ladder if entry.stage is Stage.MAIN else ()
@@ -105,7 +105,7 @@ class MergedModule:
         parameters = signature(entry.module.forward).parameters
         self._names = [name for name, parameter in parameters.items() if parameter.kind in _BY_PLACE]
         self._defaults = {name: parameter.default for name, parameter in parameters.items()}
-        self._remembered = RememberedRows() if entry.remembers else None
+        self._remembered = RowCache() if entry.remembers else None
 
     @contextmanager
     def patched(
@@ -200,7 +200,7 @@ class MergedModule:
                     tensor_trees.select(arguments, places), len(places), requests[0].autocast
                 ),
             )
-            return [joined(results, request.keys) for request in requests]
+            return [concatenated_results(results, request.keys) for request in requests]
         sizes = [request.rows for request in requests]
         result = self._run(arguments, sum(sizes), requests[0].autocast, self._ladder)
         return [result] if len(sizes) == 1 else [*tensor_trees.split(result, sizes)]

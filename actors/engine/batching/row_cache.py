@@ -16,7 +16,7 @@ RowKey = bytes
 """Equal for rows that a module cannot tell apart."""
 
 
-class RememberedRows:
+class RowCache:
     """The results used longest ago go first when the bytes run out."""
 
     def __init__(self, capacity_bytes: int = CAPACITY_BYTES) -> None:
@@ -30,7 +30,7 @@ class RememberedRows:
             return None
         for key in keys:
             self._results.move_to_end(key)
-        return joined(self._results, keys)
+        return concatenated_results(self._results, keys)
 
     def complete(self, keys: Sequence[RowKey], run: Callable[[list[int]], Any]) -> dict[RowKey, Any]:
         """The result of each row, those not known yet from `run`, which is given their places in `keys`."""
@@ -56,7 +56,7 @@ class RememberedRows:
             self._size_bytes -= tensor_trees.size_bytes(self._results.popitem(last=False)[1])
 
 
-def joined(results: Mapping[RowKey, Any], keys: Sequence[RowKey]) -> Any:
+def concatenated_results(results: Mapping[RowKey, Any], keys: Sequence[RowKey]) -> Any:
     """The results of these rows, in memory of their own: pipelines change in place what they are given."""
     rows = [results[key] for key in keys]
     return tensor_trees.join(rows) if len(rows) > 1 else tensor_trees.select(rows[0], [0])

@@ -54,10 +54,12 @@ def withhold(generated: Generated, flagged: Flagged) -> Generated:
     if flagged == "keep":
         return generated
     if flagged == "drop":
-        return replace(generated, sample=replace(sample, kept=()), pixels=None, latents=None, depth=None)
+        return replace(
+            generated, sample=replace(sample, step_images=()), pixels=None, latents=None, depth=None
+        )
     return replace(
         generated,
-        sample=replace(sample, kept=tuple(np.zeros_like(step) for step in sample.kept)),
+        sample=replace(sample, step_images=tuple(np.zeros_like(step) for step in sample.step_images)),
         pixels=None if generated.pixels is None else np.zeros_like(generated.pixels),
         depth=None if generated.depth is None else np.zeros_like(generated.depth),
     )

@@ -1,0 +1,319 @@
+"""One shard's way through a worker: its rows are read, generated, encoded, and committed as one part."""
+
+import logging
+import os
+import socket
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from actors.engine.engine import Engine, Generated
+from actors.images.image_uris import ImageUris
+from actors.images.input_images import EncodedImage
+from actors.images.spool import Spool
+from actors.parts.commit import PartIdentity, commit_part
+from actors.parts.image_writer import ImageWriter
+from actors.parts.part import FinishedImage, Part, Record, RowOutcome, build_part, job_footer
+from actors.parts.unchanged_rows import unchanged_rows
+from actors.process import peak_rss_bytes
+from actors.rows.opened_rows import OpenedRow, open_images
+from actors.rows.row import Row
+from actors.rows.shard_reader import ShardReader
+from actors.storage.output import Output
+from schemas.errors import ReclaimedError, RefusedError, RowError
+from schemas.job import FailedRows, Job, Shard, ShardReport, ShardSnapshot, merge_failed_rows
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING_BYTES = 256 << 20
+"""Pixels that may wait for their encoding. They take five times the bytes of the encoded images."""
+
+
+class Pulse:
+    """Whether a worker still moves, and whether it was told to end; read and written by several threads."""
+
+    def __init__(self) -> None:
+        self.heartbeats = 0
+        self.leaving = False
+
+    def beat(self) -> None:
+        """Count a step of any kind."""
+        # Two threads at once may count as one: the number only has to move.
+        self.heartbeats += 1
+
+    def refuse_if_leaving(self, shard: Shard) -> None:
+        """ReclaimedError once the worker was told to end."""
+        if self.leaving:
+            raise ReclaimedError(f"{shard.name} is left to another worker")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What all shards of one worker share."""
+
+    job: Job
+    engine: Engine
+    output: Output
+    reader: ShardReader
+    uris: ImageUris
+    schema: pa.Schema
+    """The part's schema."""
+    pulse: Pulse
+    device: ThreadPoolExecutor
+    """One thread: a CUDA context, a scheduler and a model cache want one caller."""
+    decoders: ThreadPoolExecutor
+    encoders: ThreadPoolExecutor
+
+
+class ShardRun:
+    """One attempt to turn a shard into a part."""
+
+    def __init__(self, shard: Shard, resources: Resources) -> None:
+        self._shard = shard
+        self._resources = resources
+        self._job = resources.job
+        self._images = ImageWriter(shard, resources.job.spec.output, resources.output)
+        self._outcomes: list[RowOutcome] = []
+        self._unchanged: Mapping[int, list[Record]] = {}
+        """By their place in the shard, rows that stay as the replaced part has them."""
+        self._clock = _StageClock()
+        self.progress = _ShardProgress()
+
+    def run(self) -> ShardReport:
+        """Read, generate, encode, commit. Only a rehearsal returns without a stored part."""
+        self._resources.pulse.refuse_if_leaving(self._shard)
+        replaced = None if self._shard.again is None else self._read_committed_part()
+        opened = self._read_rows(replaced)
+        self._clock.lap("read")
+        encodings = self._resources.device.submit(self._generate, opened).result()
+        part = self._build_part(encodings)
+        committed = self._shard.rehearse is None and self._commit(part, replaced)
+        self._clock.lap("write")
+        return self._report(part, committed=committed)
+
+    def _read_committed_part(self) -> "_CommittedPart":
+        output, uri = self._resources.output, self._resources.output.part_uri(self._shard.name)
+        stored = output.storage.stat(uri)
+        if stored is None:
+            raise RefusedError(f"{uri}, of which rows are to be made again, is gone")
+        return _CommittedPart(etag=stored.etag, data=output.storage.read(uri))
+
+    def _read_rows(self, replaced: "_CommittedPart | None") -> list[OpenedRow]:
+        """The rows that are to be generated, with their images opened; every row gets its outcome."""
+        shard, spool = self._shard, Spool()
+        rows = self._resources.reader.read(shard, spool)
+        self._resources.pulse.beat()
+        if replaced:
+            keep = self._job.columns.keep
+            self._unchanged = unchanged_rows(replaced.data, rows, shard.again or (), keep)
+        first, end = shard.rehearse or (0, shard.num_rows)
+        self._outcomes = [
+            RowOutcome(row, problem=row.problem or _known_problem(row, shard)) for row in rows[first:end]
+        ]
+        fit = [
+            outcome
+            for outcome in self._outcomes
+            if not outcome.problem and outcome.row.index not in self._unchanged
+        ]
+        return self._open_rows(fit, spool)
+
+    def _open_rows(self, outcomes: list[RowOutcome], spool: Spool) -> list[OpenedRow]:
+        """The rows whose images could be opened; the problem of each other one becomes its outcome."""
+        opened = []
+        images = self._resources.decoders.map(self._image_opener(spool), outcomes)
+        for outcome, row_images in zip(outcomes, images, strict=True):
+            if isinstance(row_images, RowError):
+                outcome.problem = row_images
+                self.progress.count_failed(row_images)
+            else:
+                opened.append(OpenedRow(row=outcome.row, images=row_images))
+        return opened
+
+    def _image_opener(self, spool: Spool) -> Callable[[RowOutcome], dict[str, EncodedImage] | RowError]:
+        """A function that opens a row's images, for the threads of `decoders`."""
+        read = self._resources.uris.reader(beside=self._shard.uri)
+
+        def open_row(outcome: RowOutcome) -> dict[str, EncodedImage] | RowError:
+            self._resources.pulse.beat()
+            try:
+                return open_images(
+                    outcome.row,
+                    lambda uri: spool.add(read(uri)),
+                    max_pixels=self._job.spec.input.max_pixels,
+                    vae_factor=self._job.models[outcome.row.routed.model].vae_factor,
+                )
+            except RowError as problem:
+                return problem
+
+        return open_row
+
+    def _generate(self, opened: list[OpenedRow]) -> list[Future[None]]:
+        """Generate all images, on the device's thread; encodings that still run are returned."""
+        self._clock.lap("wait")
+        pulse = self._resources.pulse
+        pulse.refuse_if_leaving(self._shard)
+        backlog = _EncodingBacklog()
+        by_index = {outcome.row.index: outcome for outcome in self._outcomes}
+        for generated in self._resources.engine.generate(opened, self._resources.decoders):
+            pulse.beat()
+            outcome = by_index[generated.sample.opened.row.index]
+            outcome.truncated = generated.sample.truncated
+            if generated.problem:
+                if not outcome.problem:
+                    outcome.problem = generated.problem
+                    self.progress.count_failed(generated.problem)
+                continue
+            encoding = self._resources.encoders.submit(self._encode, outcome, generated)
+            backlog.add(encoding, _size_bytes(generated))
+            self.progress.images += 1
+        self._clock.lap("generate")
+        return backlog.encodings
+
+    def _encode(self, outcome: RowOutcome, generated: Generated) -> None:
+        """On an encoder's thread: encode one image, with its depth map and its steps."""
+        self._resources.pulse.beat()
+        sample, pixels, depth = generated.sample, generated.pixels, generated.depth
+        name = f"{outcome.row.index:06d}-{sample.image_index}"
+        outcome.images.append(
+            FinishedImage(
+                image_index=sample.image_index,
+                image=None if pixels is None else self._images.write(name, pixels),
+                depth=None if depth is None else self._images.write_depth(f"{name}-depth", depth),
+                steps=tuple(
+                    self._images.write(f"{name}-step{step}", image)
+                    for step, image in enumerate(sample.step_images)
+                ),
+                width=None if pixels is None else pixels.shape[1],
+                height=None if pixels is None else pixels.shape[0],
+                nsfw=generated.nsfw,
+            )
+        )
+
+    @property
+    def _identity(self) -> PartIdentity:
+        return PartIdentity(job=self._job.fingerprint, shard=self._shard.name)
+
+    def _build_part(self, encodings: list[Future[None]]) -> Part:
+        for encoding in encodings:
+            encoding.result()
+        return build_part(
+            self._outcomes,
+            self._resources.schema,
+            self._identity,
+            embed_images=self._job.spec.output.images == "parquet",
+            footer=job_footer(self._job),
+            unchanged=self._unchanged,
+        )
+
+    def _commit(self, part: Part, replaced: "_CommittedPart | None") -> bool:
+        return commit_part(
+            self._resources.output.storage,
+            self._resources.output.part_uri(self._shard.name),
+            part.data,
+            self._identity,
+            attempt=uuid.uuid4().hex,
+            replaces=None if replaced is None else replaced.etag,
+        )
+
+    def _report(self, part: Part, *, committed: bool) -> ShardReport:
+        logger.info(
+            "shard=%s committed=%s counts=%s images=%d seconds=%s",
+            *(self._shard.name, committed, part.counts, part.images, self._clock.seconds),
+        )
+        return ShardReport(
+            index=self._shard.index,
+            committed=committed,
+            ok=part.counts["ok"],
+            filtered=part.counts["filtered"],
+            failed=part.counts["failed"],
+            images=part.images,
+            size_bytes=len(part.data),
+            error_codes=part.error_codes,
+            unforeseen=self.progress.snapshot().unforeseen,
+            seconds=self._clock.seconds,
+            models_loaded=self._resources.engine.models_loaded,
+            num_loads=self._resources.engine.num_loads,
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+            cpu_seconds=time.process_time(),
+            peak_rss_bytes=peak_rss_bytes(),
+        )
+
+
+def _known_problem(row: Row, shard: Shard) -> RowError | None:
+    """The problem of a row that only the driver knows: its id is a repetition, or it kills its worker."""
+    if row.index in shard.repeated:
+        return RowError("duplicate_row_id", "an earlier row of the input has the same id")
+    if row.index in shard.skip:
+        return RowError(
+            "worker_crash",
+            "making this row takes its worker process down, also when it is made alone; "
+            "the rest of its shard was made without it",
+        )
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CommittedPart:
+    """A part that is stored already, of which some rows are generated again."""
+
+    etag: str
+    data: bytes
+
+
+class _ShardProgress:
+    """What has come of a shard so far. One thread writes, others read."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._unforeseen: dict[str, FailedRows] = {}
+
+    def count_failed(self, problem: RowError) -> None:
+        """Count a row that failed though the plan had found nothing wrong with it."""
+        failed = {problem.code: FailedRows(num_rows=1, message=problem.message)}
+        self._unforeseen = merge_failed_rows([self._unforeseen, failed])
+
+    def snapshot(self) -> ShardSnapshot:
+        """The counts at this moment."""
+        return ShardSnapshot(images=self.images, unforeseen=self._unforeseen)
+
+
+class _EncodingBacklog:
+    """Encodings under way. Adding one waits while too many bytes are in the queue before it."""
+
+    def __init__(self) -> None:
+        self.encodings: list[Future[None]] = []
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._size_bytes = 0
+
+    def add(self, encoding: Future[None], size_bytes: int) -> None:
+        self.encodings.append(encoding)
+        self._waiting.append((encoding, size_bytes))
+        self._size_bytes += size_bytes
+        while self._size_bytes > MAX_WAITING_BYTES:
+            oldest, size = self._waiting.popleft()
+            oldest.result()
+            self._size_bytes -= size
+
+
+def _size_bytes(generated: Generated) -> int:
+    images = (generated.pixels, generated.depth, *generated.sample.step_images)
+    return sum(image.nbytes for image in images if image is not None)
+
+
+class _StageClock:
+    """The seconds that one shard spent in each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._begun = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        """Count the time since the last lap as this stage's."""
+        now = time.monotonic()
+        self.seconds[stage] = round(now - self._begun, 4)
+        self._begun = now
