@@ -1,1 +1,1 @@
-"""Flat on purpose: a folder tests/schemas would be imported in place of the package `schemas`."""
+"""Tests, in folders as the house has them; what they share is in support/."""

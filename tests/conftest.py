@@ -18,9 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
-from tests.fault_proxy import FaultProxy, fault_proxy
-from tests.on_s3 import env_of
-from tests.s3_server import S3Server
+from tests.support.s3.fault_proxy import FaultProxy, fault_proxy
+from tests.support.s3.on_s3 import env_of
+from tests.support.s3.s3_server import S3Server
 
 # In CI the same examples every time: a change is judged by its own faults. New ones are found at home.
 settings.register_profile("ci", derandomize=True)

@@ -1,0 +1,1 @@
+"""Facts about calls that run side by side."""

@@ -1,0 +1,1 @@
+"""Facts about checkpoints: recognised, built, loaded and kept."""

@@ -1,0 +1,235 @@
+"""Checkpoints of the Hub: downloaded once, no more than is needed, and shared as folders are."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import diffusers
+import huggingface_hub
+import pytest
+import torch
+
+from actors.checkpoints.component_files import LocalFile, bytes_shared, component_files, files_in
+from actors.engine.diffusers_engine import make_engine
+from actors.engine.pipelines.loaded_model import LoadedModel
+from actors.engine.pipelines.model_cache import ModelCache
+from schemas.errors import SpecError
+from schemas.spec.job_spec import ModelSpec
+from tests.support.checkpoints import demo
+from tests.support.fake_hub import commit_of, put_in_cache, serve_hub
+from tests.support.in_process import job_spec, plan_for, read_output, worker_for
+from tests.support.running import Started, darkroom, text_rows, write_rows, write_spec
+
+CPU = torch.device("cpu")
+NOBODY = "http://127.0.0.1:1"
+"""An address that refuses."""
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """demo:sd with another UNet: text encoder and VAE are the same."""
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(demo("sd"), use_safetensors=True)
+    with torch.no_grad():
+        pipeline.unet.conv_out.weight.mul_(1.01)
+    folder = tmp_path_factory.mktemp("tuned")
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of this process's own; the Hub itself is out of reach in tests."""
+    folder = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    return folder
+
+
+def size_of(folder: Path, components: Sequence[str]) -> int:
+    """Bytes of the weights of some components."""
+    return sum(file.stat().st_size for name in components for file in (folder / name).glob("*.safetensors"))
+
+
+def test_repositories_and_folders_with_the_same_component_hold_it_once(hub_cache: Path, tuned: Path) -> None:
+    """Two repositories and a folder: one VAE and one text encoder for all, and the plan says how much."""
+    put_in_cache(hub_cache, "studio/base", demo("sd"))
+    put_in_cache(hub_cache, "studio/tuned", tuned)
+    specs = {
+        "base": ModelSpec(checkpoint="studio/base"),
+        "tuned": ModelSpec(checkpoint="studio/tuned", revision=commit_of(tuned)),
+        "folder": ModelSpec(checkpoint=str(tuned)),
+    }
+    models = ModelCache(specs, CPU, 10**9)
+    base, other, folder = (models.get(name).components for name in specs)
+
+    assert base["vae"] is other["vae"] is folder["vae"]
+    assert base["text_encoder"] is other["text_encoder"] is folder["text_encoder"]
+    assert base["unet"] is not other["unet"] is folder["unet"]
+    twice = size_of(tuned, ["vae", "text_encoder"])
+    assert bytes_shared(specs) == 2 * twice + size_of(tuned, ["unet"])
+
+
+def test_a_file_in_the_hubs_cache_is_known_by_its_name(hub_cache: Path) -> None:
+    """Gigabytes are not read to learn what the cache calls them, also where repositories share a store that
+    calls them otherwise."""
+    put_in_cache(hub_cache, "studio/base", demo("sd"))
+    link = next(hub_cache.glob("*/snapshots/*/vae/*.safetensors"))
+    blob, stored = link.resolve(), hub_cache / "blobs" / "ab" / ("ab" * 32)
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(b"not read")
+    blob.unlink()
+    blob.symlink_to(stored)
+
+    known = LocalFile(link).sha256()
+
+    assert known == LocalFile(demo("sd") / "vae" / link.name).sha256()
+
+
+def test_workers_load_the_commit_that_was_planned(hub_cache: Path, tuned: Path, tmp_path: Path) -> None:
+    """A repository that moves on between plan and work does not change the job's pictures."""
+    put_in_cache(hub_cache, "studio/sd", tuned)
+    rows = write_rows(tmp_path / "rows.parquet", text_rows(1))
+    job = plan_for(job_spec(rows, tmp_path / "out", models={"sd": {"checkpoint": "studio/sd"}})).job
+    put_in_cache(hub_cache, "studio/sd", demo("sd"))
+
+    loaded = ModelCache(job.checkpoints, CPU, 10**9).get("sd").components
+    planned = LoadedModel("sd", ModelSpec(checkpoint=str(tuned)), CPU).components
+
+    assert torch.equal(loaded["unet"].conv_out.weight, planned["unet"].conv_out.weight)
+
+
+def test_a_relative_checkpoint_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers on a cluster work in other folders than the driver that joined it."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "sd").symlink_to(demo("sd"))
+    rows = write_rows(tmp_path / "rows.parquet", text_rows(1))
+    monkeypatch.chdir(tmp_path)
+    plan = plan_for(job_spec(rows, tmp_path / "out", models={"sd": {"checkpoint": "./models/sd"}}))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    with worker_for(plan, make_engine(plan.job, torch.get_num_threads())) as worker:
+        made = read_output(plan, [worker.run(shard) for shard in plan.shards()])
+
+    assert [row["status"] for row in made.rows] == ["ok"]
+    assert plan.job.identity()["spec"]["models"]["sd"]["checkpoint"] == "./models/sd"
+
+
+def test_a_folder_that_a_worker_lacks_is_the_specs_fault() -> None:
+    """The message names the folder and the machine, and is not about a repository of that name."""
+    with pytest.raises(SpecError, match=r"the folder /no/such does not exist on .*every machine"):
+        LoadedModel("sd", ModelSpec(checkpoint="/no/such"), CPU)
+
+
+def job_of_three(folder: Path, tuned: Path) -> Path:
+    """A spec over two repositories and a folder."""
+    models = {"base": "studio/base", "tuned": "studio/tuned", "folder": str(tuned)}
+    return write_spec(
+        folder / "job.yaml",
+        write_rows(folder / "rows.parquet", text_rows(2)),
+        folder / "out",
+        models={name: {"checkpoint": checkpoint} for name, checkpoint in models.items()},
+        routes={"text2img": {"model": "base"}},
+    )
+
+
+def test_a_plan_tells_what_repositories_share_before_any_is_downloaded(tmp_path: Path, tuned: Path) -> None:
+    """The Hub knows the hashes of its files: no weights are fetched for it."""
+    spec = job_of_three(tmp_path, tuned)
+    shared = 2 * size_of(tuned, ["vae", "text_encoder"]) + size_of(tuned, ["unet"])
+
+    with serve_hub({"studio/base": demo("sd"), "studio/tuned": tuned}) as (address, asked):
+        planned = darkroom(
+            "plan", spec, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="0", HF_ENDPOINT=address
+        )
+
+    assert planned.code == 0, planned.err
+    assert f"{shared / 1e6:.1f} MB of weights are the same in two checkpoints" in planned.out
+    assert not [request for request in asked if request.endswith(".safetensors")]
+    assert sum("blobs=" in request for request in asked) == 2
+
+
+@pytest.mark.parametrize("offline", ["1", "0"])
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_plan_needs_no_hub(tmp_path: Path, tuned: Path, weights: bool, offline: str) -> None:
+    """Forbidden or out of reach: it says what downloaded repositories share, and of others nothing."""
+    spec = job_of_three(tmp_path, tuned)
+    put_in_cache(tmp_path / "hub", "studio/base", demo("sd"), weights=weights)
+    put_in_cache(tmp_path / "hub", "studio/tuned", tuned, weights=weights)
+    hub = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": offline, "HF_ENDPOINT": NOBODY}
+
+    planned = darkroom("plan", spec, **hub)
+
+    assert planned.code == 0, planned.err
+    assert ("of weights are the same in two checkpoints" in planned.out) is weights
+
+
+@pytest.mark.parametrize(
+    ("suffix", "way_out"),
+    [
+        (".bin", "save it again with diffusers' `save_pretrained`"),
+        (".fp16.safetensors", "set `variant: fp16`"),
+    ],
+)
+def test_a_repository_without_safetensors_is_refused_by_the_plan(
+    tmp_path: Path, tuned: Path, suffix: str, way_out: str
+) -> None:
+    """Before anything is downloaded or started; a variant that has them is named."""
+    published = tmp_path / "published"
+    shutil.copytree(tuned, published)
+    for weights in published.glob("*/*.safetensors"):
+        weights.rename(weights.with_suffix(suffix))
+    spec = job_of_three(tmp_path, tuned)
+
+    with serve_hub({"studio/base": tuned, "studio/tuned": published}) as (address, _):
+        planned = darkroom(
+            "plan", spec, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="0", HF_ENDPOINT=address
+        )
+
+    assert planned.code == 2
+    assert (
+        "models.tuned.checkpoint: studio/tuned has no .safetensors in text_encoder, unet, vae" in planned.err
+    )
+    assert way_out in planned.err
+
+
+def test_a_worker_downloads_what_it_loads_and_no_more(tmp_path: Path, tuned: Path) -> None:
+    """The variant where there is one, no pickles, no file that holds all; and what is compared with other
+    checkpoints is what was loaded."""
+    published = tmp_path / "published"
+    shutil.copytree(tuned, published)
+    vae = published / "vae" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(vae, vae.with_suffix(".fp16.safetensors"))
+    for other in (
+        vae.with_suffix(".bin"),
+        vae.with_suffix(".ema.safetensors"),
+        published / "all.safetensors",
+    ):
+        other.write_bytes(b"not needed")
+    load = (
+        "import torch; from actors.engine.pipelines.model_cache import LoadedModel\n"
+        "from schemas.spec.job_spec import ModelSpec\n"
+        "LoadedModel('sd', ModelSpec(checkpoint='studio/sd', variant='fp16'), torch.device('cpu'))"
+    )
+
+    with (
+        serve_hub({"studio/sd": published}) as (address, asked),
+        Started(
+            "-c", load, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="0", HF_ENDPOINT=address
+        ) as started,
+    ):
+        finished = started.wait()
+
+    assert finished.code == 0, finished.err
+    fetched = [request.partition("/resolve/")[2].partition("/")[2] for request in asked if "GET" in request]
+    weights = {name for name in fetched if name.endswith((".safetensors", ".bin"))}
+    assert weights == {
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    }
+    compared = component_files(files_in(published), "fp16")
+    assert [file for part in compared for file in part.weights] == [
+        LocalFile(published / name) for name in sorted(weights)
+    ]

@@ -1,0 +1,1 @@
+"""Facts about what diffusers makes of the same rows."""

@@ -1,0 +1,98 @@
+"""Half precision: VAEs that would overflow run in float32, also with several calls under way."""
+
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from actors.engine.diffusers_engine import DiffusersEngine
+from actors.engine.pipelines.loaded_model import LoadedModel
+from schemas.spec.job_spec import JobSpec, ModelSpec
+from tests.support.checkpoints import sdxl_checkpoint
+from tests.support.in_process import (
+    DEVICE,
+    Made,
+    Record,
+    job_spec,
+    make,
+    model_cache,
+    picture,
+    pixels,
+    write_rows,
+)
+
+HALF = {"checkpoint": "demo:sdxl", "dtype": "float16"}
+ROWS: list[Record] = [
+    {
+        "row_id": f"r{i}",
+        "task": "img2img" if i % 2 else "text2img",
+        "prompt": f"a fox, number {i}",
+        "seed": i,
+        "image": picture() if i % 2 else None,
+        "num_inference_steps": 2 + i % 3,
+        "strength": 1.0 if i % 2 else None,
+    }
+    for i in range(6)
+]
+
+
+def spec_for(folder: Path, model: Record = HALF, **batching: bool) -> JobSpec:
+    routes = {task: {"model": "sd"} for task in ("text2img", "img2img")}
+    rows = write_rows(folder / "rows.parquet", ROWS)
+    return job_spec(rows, folder / "out", models={"sd": model}, routes=routes, batching=batching)
+
+
+def reference(row: Record) -> np.ndarray:
+    """The row's picture by a plain call in float16."""
+    tasks = {
+        "text2img": diffusers.StableDiffusionXLPipeline,
+        "img2img": diffusers.StableDiffusionXLImg2ImgPipeline,
+    }
+    pipeline = tasks[row["task"]].from_pretrained(
+        sdxl_checkpoint(), use_safetensors=True, dtype=torch.float16
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = {} if row["image"] is None else {"image": pixels(row), "strength": row["strength"]}
+    generator = torch.Generator().manual_seed(row["seed"])
+    steps = row["num_inference_steps"]
+    made = pipeline(row["prompt"], generator=generator, num_inference_steps=steps, **arguments).images[0]
+    return np.asarray(made, dtype=np.int16)
+
+
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")
+def test_an_exact_picture_in_float16_is_that_of_plain_diffusers(tmp_path: Path) -> None:
+    """Whose pipelines cast the VAE up and down again for each call."""
+    made = make(spec_for(tmp_path, exact=True))
+
+    for row in ROWS[:2]:
+        ours = np.asarray(pixels(made.row(row["row_id"])), dtype=np.int16)
+        assert np.array_equal(ours, reference(row))
+
+
+def test_calls_side_by_side_in_float16_find_the_vae_as_it_should_be(tmp_path: Path) -> None:
+    """Text-to-image rows that decode while image-to-image rows encode; float16 rounds by a few levels."""
+    spec = spec_for(tmp_path)
+    engine = DiffusersEngine(model_cache(spec), spec)
+    made = make(spec, engine)
+    (tmp_path / "single").mkdir()
+    single = make(spec_for(tmp_path / "single", {"checkpoint": "demo:sdxl", "dtype": "float32"}))
+
+    assert engine.counts["unet"].images > 2 * engine.counts["unet"].batches
+    assert {row["status"] for row in made.rows} == {"ok"}
+    for row in ROWS:
+        assert mean_difference(made, single, row["row_id"]) < 2
+
+
+def test_a_vae_that_overflows_in_float16_is_not_in_float16() -> None:
+    """It asks for that by `force_upcast`; the UNet is as the spec says."""
+    model = LoadedModel("sd", ModelSpec.model_validate(HALF), DEVICE)
+
+    assert {tensor.dtype for tensor in model.components["vae"].parameters()} == {torch.float32}
+    assert {tensor.dtype for tensor in model.components["unet"].parameters()} == {torch.float16}
+
+
+def mean_difference(one: Made, other: Made, row_id: str) -> float:
+    first, second = (np.asarray(pixels(made.row(row_id)), dtype=np.int16) for made in (one, other))
+    return float(np.abs(first - second).mean())

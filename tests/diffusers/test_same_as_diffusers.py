@@ -1,0 +1,174 @@
+"""What darkroom makes is what a plain diffusers call with the row's seed makes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from actors.engine.quirks.clip_skip import enable_clip_skip
+from tests.support.checkpoints import sd_checkpoint, sdxl_checkpoint
+from tests.support.in_process import Made, Record, encoded, job_spec, make, mask, picture, pixels, write_rows
+
+LEVELS = 2
+"""Of 255: a row's company in a batch may move it this far, no further."""
+
+PASSED_ON = (
+    "negative_prompt",
+    "guidance_scale",
+    "num_inference_steps",
+    "strength",
+    "height",
+    "width",
+    "eta",
+    "clip_skip",
+)
+
+CLASSES = {
+    ("sd", "text2img"): diffusers.StableDiffusionPipeline,
+    ("sd", "img2img"): diffusers.StableDiffusionImg2ImgPipeline,
+    ("sd", "inpaint"): diffusers.StableDiffusionInpaintPipeline,
+    ("xl", "text2img"): diffusers.StableDiffusionXLPipeline,
+    ("xl", "img2img"): diffusers.StableDiffusionXLImg2ImgPipeline,
+    ("xl", "inpaint"): diffusers.StableDiffusionXLInpaintPipeline,
+}
+
+IMG2IMG = {"task": "img2img", "prompt": "a hill", "seed": 9, "image": picture()}
+INPAINT = {"task": "inpaint", "prompt": "a moon", "seed": 2, "image": picture(), "mask_image": mask()}
+TEXT2IMG = {"task": "text2img", "prompt": "a fox", "seed": 7}
+
+ROWS: list[Record] = [
+    TEXT2IMG | {"row_id": "plain"},
+    TEXT2IMG | {"row_id": "seed-only", "seed": 8},
+    TEXT2IMG | {"row_id": "negative", "negative_prompt": "text"},
+    TEXT2IMG | {"row_id": "empty-negative", "negative_prompt": ""},
+    TEXT2IMG | {"row_id": "guided", "guidance_scale": 2.5},
+    TEXT2IMG | {"row_id": "unguided", "guidance_scale": 1.0},
+    TEXT2IMG | {"row_id": "steps", "num_inference_steps": 4},
+    TEXT2IMG | {"row_id": "earlier-layer", "clip_skip": 1},
+    TEXT2IMG | {"row_id": "wide", "height": 64, "width": 96},
+    TEXT2IMG | {"row_id": "euler", "scheduler": "EulerDiscreteScheduler"},
+    TEXT2IMG | {"row_id": "ddim", "scheduler": "DDIMScheduler", "eta": 0.7},
+    IMG2IMG | {"row_id": "img", "strength": 0.6},
+    IMG2IMG | {"row_id": "img-strong", "strength": 1.0},
+    IMG2IMG | {"row_id": "img-odd", "strength": 0.6, "image": picture((70, 90))},
+    INPAINT | {"row_id": "in"},
+    INPAINT | {"row_id": "in-partly", "image": picture(colour="red"), "strength": 0.7},
+]
+
+
+def reference(folder: Path, family: str, row: Record) -> np.ndarray:
+    """The row's picture by a plain call of its pipeline, alone."""
+    pipeline = CLASSES[family, row["task"]].from_pretrained(folder, use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    # Without this, Stable Diffusion's own pipelines raise under transformers 5.23.
+    enable_clip_skip(pipeline.text_encoder)
+    arguments: dict[str, Any] = {"num_inference_steps": 2} | {
+        name: row[name] for name in PASSED_ON if row.get(name) is not None
+    }
+    for field in ("image", "mask_image"):
+        if row.get(field):
+            arguments[field] = pixels({"image": row[field]})
+    if row.get("scheduler"):
+        cls = getattr(diffusers, row["scheduler"])
+        pipeline.scheduler = cls.from_config(pipeline.scheduler.config)
+    generator = torch.Generator("cpu").manual_seed(row["seed"])
+    made = pipeline(row["prompt"], generator=generator, **arguments).images[0]
+    return np.asarray(made, dtype=np.int16)
+
+
+@pytest.fixture(scope="module", params=["sd", "xl"])
+def family(request: pytest.FixtureRequest) -> str:
+    """Both kinds of checkpoint."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def references(family: str) -> dict[str, np.ndarray]:
+    """Every row by plain diffusers."""
+    folder = sd_checkpoint() if family == "sd" else sdxl_checkpoint()
+    return {row["row_id"]: reference(folder, family, row) for row in ROWS}
+
+
+@pytest.fixture(scope="module", params=[1, 4, 256], ids=lambda rows: f"{rows}-row-shards")
+def made(
+    request: pytest.FixtureRequest, family: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Made]:
+    """Every row by darkroom, in shards of this many rows."""
+    folder = tmp_path_factory.mktemp("same")
+    spec = job_spec(
+        write_rows(folder / "rows.parquet", ROWS),
+        folder / "out",
+        models={"m": {"checkpoint": f"demo:{'sd' if family == 'sd' else 'sdxl'}"}},
+        routes={
+            task: {"model": "m", "num_inference_steps": 2} for task in ("text2img", "img2img", "inpaint")
+        },
+        batching={"shard_rows": request.param, "max_batch_rows": 5},
+    )
+    return make(spec)
+
+
+@pytest.mark.parametrize("row_id", [row["row_id"] for row in ROWS])
+def test_a_row_is_what_a_plain_diffusers_call_gives(
+    made: Made, references: dict[str, np.ndarray], row_id: str
+) -> None:
+    """Whatever its company and its shard's size, no pixel is more than two levels away."""
+    row = made.row(row_id)
+
+    assert row["status"] == "ok", row["error_message"]
+    ours = np.asarray(pixels(row), dtype=np.int16)
+    assert ours.shape == references[row_id].shape
+    assert np.abs(ours - references[row_id]).max() <= LEVELS
+
+
+def test_rows_that_differ_make_pictures_that_differ(made: Made) -> None:
+    """The comparison above would be worth nothing on a model that ignores its inputs."""
+    hashes = {row["row_id"]: row["image_sha256"] for row in made.rows}
+
+    assert len(set(hashes.values())) >= len(ROWS) - 1, hashes
+
+
+def test_an_inpainted_picture_keeps_its_own_size(tmp_path: Path) -> None:
+    """Plain diffusers would resize it to the model's size; a catalogue wants its own size back."""
+    row = {
+        "row_id": 1,
+        "task": "inpaint",
+        "prompt": "x",
+        "image": picture((80, 48)),
+        "mask_image": mask((80, 48)),
+    }
+
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", [row]), tmp_path / "out"))
+
+    assert pixels(made.row(1)).size == (80, 48)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "LA", "1"])
+def test_a_picture_of_any_mode_is_taken_for_its_colours(tmp_path: Path, mode: str) -> None:
+    """RGBA, left alone, diffusers takes for latents; L it refuses."""
+    odd = picture(mode=mode)
+    plain = encoded(pixels({"image": odd}))
+    rows = [
+        {"row_id": name, "task": "img2img", "prompt": "x", "seed": 1, "image": image}
+        for name, image in (("odd", odd), ("plain", plain))
+    ]
+
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out"))
+
+    ours, theirs = (np.asarray(pixels(made.row(name)), dtype=np.int16) for name in ("odd", "plain"))
+    assert np.abs(ours - theirs).max() <= LEVELS
+
+
+def test_a_turned_photograph_is_put_upright(tmp_path: Path) -> None:
+    """Cameras write the turn into EXIF; the output has the upright size."""
+    image = pixels({"image": picture((96, 64))})
+    exif = image.getexif()
+    exif[0x0112] = 6
+    row = {"row_id": 1, "task": "img2img", "prompt": "x", "image": encoded(image, "JPEG", exif=exif)}
+
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", [row]), tmp_path / "out"))
+
+    assert pixels(made.row(1)).size == (64, 96)

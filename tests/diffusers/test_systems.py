@@ -1,0 +1,68 @@
+"""Every system's row is what a plain diffusers call with the row's seed makes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from schemas.systems.system_table import SYSTEMS
+from tests.support.in_process import Made, encoded, job_spec, make, write_rows
+from tests.support.plain_diffusers import (
+    DEPTH,
+    DEPTH_LEVELS,
+    LEVELS,
+    MODELS,
+    PICTURE,
+    ROUTES,
+    ROWS,
+    distances,
+    expected,
+    row,
+    system_of,
+)
+
+
+@pytest.fixture(scope="module", params=[3, 256], ids=lambda rows: f"{rows}-row-shards")
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """All rows mixed in one job."""
+    folder = tmp_path_factory.mktemp("systems")
+    path = write_rows(folder / "rows.parquet", ROWS)
+    shards = {"shard_rows": request.param}
+    return make(job_spec(path, folder / "out", models=MODELS, routes=ROUTES, batching=shards))
+
+
+@pytest.mark.parametrize("row_id", [each["row_id"] for each in ROWS])
+def test_a_row_of_any_system_is_what_plain_diffusers_gives(made: Made, row_id: str) -> None:
+    """Mixed in one job with all others: pictures within two levels, depth within 1/4096 of its range."""
+    picture, depth = distances(made.row(row_id), expected(row_id))
+
+    assert picture <= LEVELS
+    assert depth <= DEPTH_LEVELS
+
+
+def test_each_system_of_the_table_is_tried() -> None:
+    """A system that nobody tries is a system that nobody has."""
+    tried = [system_of(each) for each in ROWS]
+
+    assert {(left.family, left.task) for left in SYSTEMS if left not in tried} <= {("safe", "safe")}
+
+
+def test_a_depth_map_without_depth_fails_alone(tmp_path: Path) -> None:
+    """diffusers would scale it by its range, which is zero, and give NaN."""
+    flat = encoded(Image.fromarray(np.full((64, 64), 500, np.uint16)))
+    rows = [
+        row("flat", "depth2img", "depth2img", image=PICTURE, depth_map=flat),
+        row("ramp", "depth2img", "depth2img", image=PICTURE, depth_map=DEPTH),
+    ]
+    spec = job_spec(
+        write_rows(tmp_path / "in.parquet", rows),
+        tmp_path / "out",
+        models={"depth2img": {"checkpoint": "demo:depth2img"}},
+        routes={"depth2img": {"model": "depth2img", "num_inference_steps": 2}},
+        default_route="depth2img",
+    )
+
+    made = make(spec)
+
+    assert [each["error_code"] or each["status"] for each in made.rows] == ["constant_depth", "ok"]

@@ -1,0 +1,158 @@
+"""Machines that come and go while a job runs, on Ray nodes that are processes of this machine."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.engines import hurry
+from tests.support.ray_nodes import RayNodes
+from tests.support.running import (
+    Record,
+    Started,
+    darkroom,
+    parts,
+    row_ids,
+    text_rows,
+    write_rows,
+    write_spec,
+)
+
+WORKER = "ray::WorkerProcess"
+DRAINED_WITHIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2"}
+"""Ray gives a node that is told to end 30 s, which it takes in full while it has actors."""
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayNodes]:
+    """A head and one node for one worker."""
+    with RayNodes() as cluster:
+        cluster.add()
+        yield cluster
+
+
+def job(folder: Path, rows: list[Record], **sections: Any) -> Path:
+    """A spec of shards of four rows whose deaths are searched for at once."""
+    written = write_rows(folder / "rows.parquet", rows)
+    defaults = {"batching": {"shard_rows": 4}, "workers": {"num": "auto"}, "errors": {"max_attempts": 1}}
+    return write_spec(folder / "job.yaml", written, folder / "out", **defaults | sections)
+
+
+def assert_whole(output: Path, rows: list[Record]) -> None:
+    """Every row once, and `verify` finds nothing wrong."""
+    verified = darkroom("verify", output)
+    assert verified.code == 0, verified.err
+    assert row_ids(output) == [row["row_id"] for row in rows]
+
+
+def test_a_job_uses_a_machine_that_joins_and_outlives_one_that_is_lost(
+    nodes: RayNodes, tmp_path: Path
+) -> None:
+    """Without notice: all of the machine's processes are gone at once. Its shards are made elsewhere."""
+    rows, output = text_rows(600), tmp_path / "out"
+    spec = job(tmp_path, rows, errors={"max_attempts": 3})
+
+    with Started("-m", "tests.support.engines", "slow_until_told", spec, **nodes.env) as run:
+        run.wait_until(lambda: parts(output))
+        lost = nodes.add()
+        run.wait_until(lambda: lost.pids(WORKER))
+        before = len(parts(output))
+        run.wait_until(lambda: len(parts(output)) > before + 2)
+        lost.kill_all()
+        joined = nodes.add()
+        run.wait_until(lambda: joined.pids(WORKER))
+        hurry(tmp_path / "rows.parquet")
+        finished = run.wait()
+        joined.kill_all()
+
+    assert finished.code == 0, finished.err
+    assert "workers=1 more: the cluster has room for them now" in finished.err
+    assert_whole(output, rows)
+
+
+def test_a_machine_that_is_told_to_end_costs_its_shards_nothing(nodes: RayNodes, tmp_path: Path) -> None:
+    """SIGTERM to a node's first process, as Kubernetes sends it, and to another's raylet, as systemd does."""
+    rows, output = text_rows(600), tmp_path / "out"
+    spec = job(tmp_path, rows)
+    pod, machine = nodes.add(**DRAINED_WITHIN), nodes.add()
+
+    with Started("-m", "tests.support.engines", "slow_until_told", spec, **nodes.env) as run:
+        run.wait_until(lambda: pod.pids(WORKER) and machine.pids(WORKER) and parts(output))
+        pod.signal(signal.SIGTERM)
+        os.kill(machine.pids("raylet/raylet")[0], signal.SIGTERM)
+        run.wait_until(lambda: run.err().count("was taken away: ") >= 2)
+        hurry(tmp_path / "rows.parquet")
+        finished = run.wait()
+
+    assert finished.code == 0, finished.err
+    assert " died: " not in finished.err
+    assert "rehearses" not in finished.err
+    assert_whole(output, rows)
+
+
+def test_a_job_whose_workers_fit_on_no_machine_says_what_it_waits_for(
+    nodes: RayNodes, tmp_path: Path
+) -> None:
+    """At once, and begins when such a machine has joined."""
+    rows, output = text_rows(8), tmp_path / "out"
+    spec = job(tmp_path, rows, workers={"num": 1, "num_cpus": 3})
+
+    with Started("-m", "tests.support.engines", "quick", spec, **nodes.env) as run:
+        run.wait_until(lambda: "waiting for a machine with 0 GPU and 3 CPU" in run.err())
+        joined = nodes.add(num_cpus=3)
+        finished = run.wait()
+        joined.kill_all()
+
+    assert finished.code == 0, finished.err
+    assert "those in the cluster now have 0 GPU and 0 CPU, 0 GPU and 1 CPU" in finished.err
+    assert_whole(output, rows)
+
+
+def test_a_worker_that_is_told_to_end_finishes_what_it_is_at(nodes: RayNodes, tmp_path: Path) -> None:
+    """Its shard is made, the one that waits behind it goes to another worker, and no death is counted."""
+    rows, output = text_rows(600), tmp_path / "out"
+    spec = job(tmp_path, rows, workers={"num": 1})
+
+    with Started("-m", "tests.support.engines", "slow_until_told", spec, **nodes.env) as run:
+        run.wait_until(lambda: parts(output))
+        told = workers_of(nodes)[0]
+        os.kill(told, signal.SIGTERM)
+        run.wait_until(lambda: workers_of(nodes) not in ([], [told]))
+        hurry(tmp_path / "rows.parquet")
+        finished = run.wait()
+
+    assert finished.code == 0, finished.err
+    assert "worker=worker-0 was taken away: its process was told to end (SIGTERM)" in finished.err
+    assert " died: " not in finished.err
+    assert_whole(output, rows)
+
+
+def test_a_worker_that_has_no_time_to_finish_drops_its_shard(nodes: RayNodes, tmp_path: Path) -> None:
+    """After `workers.notice_s`; another worker makes the shard, and no death is counted."""
+    rows, output = text_rows(4), tmp_path / "out"
+    spec = job(
+        tmp_path,
+        rows,
+        output={"path": str(output), "images": "files"},
+        workers={"num": 1, "notice_s": 0.2},
+    )
+
+    with Started("-m", "tests.support.engines", "leisurely", spec, **nodes.env) as run:
+        run.wait_until(lambda: list((output / "images").rglob("*.png")))
+        os.kill(workers_of(nodes)[0], signal.SIGTERM)
+        run.wait_until(lambda: "was taken away" in run.err())
+        half = parts(output)
+        finished = run.wait()
+
+    assert half == []
+    assert finished.code == 0, finished.err
+    assert " died: " not in finished.err
+    assert_whole(output, rows)
+
+
+def workers_of(nodes: RayNodes) -> list[int]:
+    """Every worker's process on every node."""
+    return [pid for node in nodes.started for pid in node.pids(WORKER)]

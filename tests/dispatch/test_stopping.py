@@ -1,0 +1,290 @@
+"""Jobs that are stopped, killed and run again: nothing half-written, no row lost, none doubled.
+
+Real drivers, real Ray, real workers; the engine alone is a quick one, so that a job is up in seconds.
+"""
+
+import io
+import os
+import random
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from tests.support.engines import ENDLESS_PROMPT, FATAL_WIDTH
+from tests.support.running import (
+    Finished,
+    Record,
+    Started,
+    darkroom,
+    kill,
+    output_rows,
+    parts,
+    row_ids,
+    text_rows,
+    write_rows,
+    write_spec,
+)
+
+STOPPED_WITHIN_S = 20
+"""It takes 2 s; the rest is for machines that are busy."""
+
+
+def job(folder: Path, rows: Sequence[Record], **sections: Any) -> Path:
+    """A spec of shards of four rows, with its input beside it and its output in `out`."""
+    written = write_rows(folder / "rows.parquet", rows)
+    defaults = {"batching": {"shard_rows": 4}}
+    return write_spec(folder / "job.yaml", written, folder / "out", **defaults | sections)
+
+
+def run_to_end(spec: Path, engine: str = "quick") -> Finished:
+    with Started("-m", "tests.support.engines", engine, spec) as run:
+        return run.wait()
+
+
+def assert_whole(output: Path, rows: Sequence[Record]) -> None:
+    """Every row once, and `verify` finds nothing wrong."""
+    verified = darkroom("verify", output)
+    assert verified.code == 0, verified.err
+    assert row_ids(output) == [row["row_id"] for row in rows]
+
+
+def test_ctrl_c_ends_a_job_within_seconds_and_running_it_again_makes_the_rest(tmp_path: Path) -> None:
+    """Exit code 130, whole parts only, no process left; a second and a third Ctrl-C change nothing."""
+    rows = text_rows(160)
+    spec = job(tmp_path, rows)
+    output = tmp_path / "out"
+
+    with Started("-m", "tests.support.engines", "slow", spec) as run:
+        run.wait_until(lambda: len(parts(output)) > 2)
+        for _ in range(3):
+            run.press_ctrl_c()
+        stopped = run.wait(STOPPED_WITHIN_S)
+        run.wait_until_gone(STOPPED_WITHIN_S)
+    made = {part: part.read_bytes() for part in parts(output)}
+
+    assert stopped.code == 130
+    assert stopped.err == "darkroom: interrupted; what is committed stays, run again to resume\n"
+    assert 2 < len(made) < 40
+    assert all(pq.read_table(part).num_rows == 4 for part in made)
+    partial = darkroom("verify", output)
+    assert partial.code == 1
+    assert f"does not keep the row contract ({40 - len(made)} faults)" in partial.err
+    assert "no driver is at work: run the job again to go on" in darkroom("status", output).out
+
+    resumed = run_to_end(spec)
+
+    assert resumed.code == 0
+    assert f"{len(made)} of 40 parts are there already; making the other {40 - len(made)}" in resumed.out
+    assert {part: part.read_bytes() for part in made} == made
+    assert_whole(output, rows)
+
+
+def test_sigterm_while_ray_starts_ends_a_job_at_once(tmp_path: Path) -> None:
+    """`ray.init` brings a SIGTERM handler of its own, which must not show."""
+    spec = job(tmp_path, text_rows(8))
+
+    with Started("-m", "tests.support.engines", "slow", spec) as run:
+        run.wait_until(lambda: run.pids("gcs_server"))
+        run.signal(signal.SIGTERM)
+        stopped = run.wait(STOPPED_WITHIN_S)
+        run.wait_until_gone()
+
+    assert stopped.code == 130
+    assert stopped.err.endswith("darkroom: interrupted; what is committed stays, run again to resume\n")
+
+
+def test_sigterm_ends_a_job_as_ctrl_c_does(tmp_path: Path) -> None:
+    """What `ray job stop` and Kubernetes send: the lease is given back, so that another host can go on."""
+    spec = job(tmp_path, text_rows(160))
+    output = tmp_path / "out"
+
+    with Started("-m", "tests.support.engines", "slow", spec) as run:
+        run.wait_until(lambda: parts(output))
+        run.signal(signal.SIGTERM)
+        stopped = run.wait(STOPPED_WITHIN_S)
+        run.wait_until_gone(STOPPED_WITHIN_S)
+
+    assert stopped.code == 130
+    assert "Traceback" not in stopped.err
+    assert '"ended": true' in (output / "_darkroom" / "driver.json").read_text()
+
+
+def test_workers_killed_at_random_moments_cost_no_row(tmp_path: Path) -> None:
+    """SIGKILL, as the kernel sends it when memory runs out: fresh workers make what the dead ones held."""
+    rows, moments = text_rows(80), random.Random(20)
+    spec = job(tmp_path, rows, errors={"max_attempts": 20})
+    output = tmp_path / "out"
+
+    with Started("-m", "tests.support.engines", "slow", spec) as run:
+        run.wait_until(lambda: parts(output))
+        for _ in range(3):
+            pids = run.wait_until(lambda: run.pids("ray::WorkerProcess"))
+            time.sleep(moments.uniform(0, 1.0))  # the moment itself is what varies
+            kill(moments.choice(pids))
+        finished = run.wait()
+
+    assert finished.code == 0, finished.err
+    assert "worker=worker-" in finished.err
+    assert_whole(output, rows)
+
+
+def test_jobs_killed_at_random_moments_lose_and_double_no_row(tmp_path: Path) -> None:
+    """The driver alone, whose workers live on for a while beside the next run's; then everything at once."""
+    rows, moments = text_rows(100), random.Random(30)
+    spec = job(tmp_path, rows)
+    output = tmp_path / "out"
+
+    with ExitStack() as runs:
+        for victims in ("driver", "all"):
+            before = len(parts(output))
+            run = runs.enter_context(Started("-m", "tests.support.engines", "slow", spec))
+            run.wait_until(lambda before=before: len(parts(output)) > before + 1)
+            time.sleep(moments.uniform(0, 0.8))  # the moment itself is what varies
+            if victims == "all":
+                run.kill_all()
+            else:
+                run.signal(signal.SIGKILL)
+                run.wait()
+        finished = run_to_end(spec, "slow")
+
+    assert finished.code == 0, finished.err
+    assert_whole(output, rows)
+
+
+def test_a_picture_that_kills_its_worker_costs_its_own_row_only(tmp_path: Path) -> None:
+    """The row is recorded as failed; finding it takes three deaths and the logarithm of the shard's size."""
+    rows = text_rows(48)
+    rows[21] |= {"task": "img2img", "image": fatal_picture()}
+    spec = job(tmp_path, rows, batching={"shard_rows": 32}, errors={"max_rate": 0.5})
+    output = tmp_path / "out"
+
+    finished = run_to_end(spec)
+    again = run_to_end(spec)
+
+    assert finished.code == 0, finished.err
+    assert finished.err.count(" died: ") <= 3 + 5
+    assert "47 images made; all in all 47 rows ok" in finished.out
+    assert_whole(output, rows)
+    failed = [row for row in output_rows(output) if row["status"] != "ok"]
+    assert [(row["row_id"], row["error_code"], row["image"]) for row in failed] == [
+        ("row-0021", "worker_crash", None)
+    ]
+    assert "takes its worker process down" in failed[0]["error_message"]
+    assert "nothing was left to do; all in all 47 rows ok, 0 filtered, 1 failed" in again.out
+
+
+def test_a_row_that_is_never_done_is_found_like_one_that_kills(tmp_path: Path) -> None:
+    """Its worker is killed when nothing has moved for `errors.stall_timeout_s`."""
+    rows = text_rows(3)
+    rows[0]["prompt"] = ENDLESS_PROMPT
+    errors = {"max_rate": 0.5, "max_attempts": 1, "storage_deadline_s": 1, "stall_timeout_s": 3}
+    spec = job(tmp_path, rows, errors=errors, workers={"num": 1})
+
+    finished = run_to_end(spec)
+
+    assert finished.code == 0, finished.err
+    assert finished.err.count("worker=worker-0 died: it made no progress for 3 s") == 2
+    assert [row["error_code"] for row in output_rows(tmp_path / "out")] == ["worker_crash", None, None]
+
+
+def test_a_worker_that_is_stopped_is_replaced_and_costs_no_row(tmp_path: Path) -> None:
+    """It answers nothing at all, which is no progress either. Going on later it finds its shards made."""
+    rows = text_rows(80)
+    errors = {"storage_deadline_s": 1, "stall_timeout_s": 3}
+    spec = job(tmp_path, rows, errors=errors)
+    output = tmp_path / "out"
+
+    with Started("-m", "tests.support.engines", "slow", spec) as run:
+        run.wait_until(lambda: parts(output))
+        stopped = run.wait_until(lambda: run.pids("ray::WorkerProcess"))[0]
+        os.kill(stopped, signal.SIGSTOP)
+        run.wait_until(lambda: "no progress" in run.err())
+        with suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGCONT)
+        finished = run.wait()
+
+    assert finished.code == 0, finished.err
+    assert finished.err.count("died: it made no progress for 3 s") == 1
+    assert_whole(output, rows)
+
+
+def test_a_worker_that_hangs_before_it_is_ready_is_replaced(tmp_path: Path) -> None:
+    """While it loads a library or a driver, say; it has no shard yet that could show it."""
+    rows = text_rows(16)
+    errors = {"storage_deadline_s": 1, "stall_timeout_s": 3}
+    spec = job(tmp_path, rows, errors=errors, workers={"num": 1})
+
+    finished = run_to_end(spec, "stuck_once")
+
+    assert finished.code == 0, finished.err
+    assert "worker=worker-0 died: it made no progress for 3 s" in finished.err
+    assert_whole(tmp_path / "out", rows)
+
+
+def test_a_storm_of_dying_workers_ends_the_job_with_the_reason(tmp_path: Path) -> None:
+    """Something outside kills each of them as soon as it is there: the job does not go on for ever."""
+    spec = job(tmp_path, text_rows(80), errors={"max_attempts": 1})
+
+    with Started("-m", "tests.support.engines", "slow", spec) as run:
+        run.wait_until(lambda: run.pids("ray::WorkerProcess"))
+        while run.is_alive:
+            for pid in run.pids("ray::WorkerProcess"):
+                kill(pid)
+        finished = run.wait()
+
+    assert finished.code == 1
+    assert "Traceback" not in finished.err
+    assert "in a row" in finished.err
+
+
+def test_shards_that_all_die_end_the_job_with_the_reason(tmp_path: Path) -> None:
+    """After some deaths of the first ones, not after those of every shard."""
+    rows = [row | {"task": "img2img", "image": fatal_picture()} for row in text_rows(160)]
+    spec = job(tmp_path, rows, errors={"max_attempts": 1})
+
+    finished = run_to_end(spec)
+
+    assert finished.code == 1
+    assert "every shard of the model 'sd' takes its worker down" in finished.err
+    assert finished.err.count(" died: ") <= 20
+    assert parts(tmp_path / "out") == []
+
+
+def fatal_picture() -> Record:
+    """Its header is in order."""
+    file = io.BytesIO()
+    Image.new("RGB", (FATAL_WIDTH, 16)).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def test_a_worker_that_does_not_see_the_output_stops_the_job(tmp_path: Path) -> None:
+    """A local output.path on a cluster of several machines: nothing is generated into folders apart."""
+    spec = job(tmp_path, text_rows(8))
+    record = tmp_path / "out" / "_darkroom" / "job.json"
+
+    with Started("-m", "tests.support.engines", "quick", spec) as run:
+        run.wait_until((tmp_path / "out" / "_darkroom" / "driver.json").exists)
+        record.unlink()
+        stopped = run.wait()
+
+    assert stopped.code == 2
+    assert f"{record}, which the driver has written, is not there for a worker on " in stopped.err
+    assert parts(tmp_path / "out") == []
+
+
+def test_an_engine_that_cannot_start_ends_the_job_with_its_reason(tmp_path: Path) -> None:
+    """After a handful of tries, not after an endless number."""
+    spec = job(tmp_path, text_rows(8), workers={"num": 1})
+
+    finished = run_to_end(spec, "without_gpu")
+
+    assert finished.code == 1
+    reason = "worker-0 died 5 times in a row: RuntimeError: no CUDA device here"
+    assert f"no worker can start: {reason}" in finished.err
+    assert output_rows(tmp_path / "out") == []

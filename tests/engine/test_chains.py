@@ -1,0 +1,305 @@
+"""A chain makes what the same diffusers calls make one after the other, on the worker."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from actors.engine.pipelines.pipeline_builder import pipeline_class
+from actors.engine.quirks.ldm3d import LDM3DImageProcessor
+from jobs.planning.survey import survey
+from schemas.errors import SpecError
+from tests.support.checkpoints import demo
+from tests.support.in_process import (
+    Made,
+    Record,
+    encoded,
+    job_spec,
+    make,
+    mask,
+    outcomes,
+    picture,
+    pixels,
+    plan_for,
+    write_rows,
+)
+from tests.support.plain_diffusers import depth_map
+
+LEVELS = 2
+MODELS = {
+    name: {"checkpoint": f"demo:{kind}"}
+    for name, kind in {
+        "sd": "sd",
+        "x2": "latent-upscale",
+        "x4": "upscale",
+        "xl": "sdxl",
+        "refiner": "sdxl-refiner",
+        "rgbd": "ldm3d",
+        "rgbd-up": "ldm3d-upscale",
+        "deepened": "depth2img",
+    }.items()
+}
+STEPS = {"num_inference_steps": 4}
+ROUTES: Record = {
+    "text2img": {"model": "sd", **STEPS},
+    "upscale": {"model": "x4", **STEPS, "noise_level": 10},
+    "latent_upscale": {"model": "x2", **STEPS},
+    "img2img": {"model": "sd", **STEPS, "strength": 0.6},
+    "poster": {"task": "text2img", "model": "sd", **STEPS, "then": ["latent_upscale"], "keep_steps": True},
+    "again": {"task": "text2img", "model": "sd", **STEPS, "then": ["img2img", "upscale"]},
+    "refine": {"task": "img2img", "model": "refiner", "num_inference_steps": 5, "denoising_start": 0.6},
+    "fine": {
+        "task": "text2img",
+        "model": "xl",
+        "num_inference_steps": 5,
+        "denoising_end": 0.6,
+        "then": ["refine"],
+        "keep_steps": True,
+    },
+    "ldm3d": {"model": "rgbd", **STEPS},
+    "ldm3d_upscale": {"model": "rgbd-up", **STEPS, "height": 128, "width": 128},
+    "depth2img": {"model": "deepened", **STEPS, "strength": 1.0},
+    "redrawn": {"task": "text2img", "model": "sd", **STEPS, "then": ["depth2img"]},
+    "inpaint": {"model": "sd", **STEPS, "padding_mask_crop": 4},
+    "filled": {"task": "text2img", "model": "sd", **STEPS, "then": ["inpaint"]},
+    "safe": {"model": "sd", **STEPS},
+    "safely": {"task": "safe", "model": "sd", **STEPS, "then": ["latent_upscale"], "keep_steps": True},
+    "mended": {"task": "img2img", "model": "sd", **STEPS, "strength": 0.6, "then": ["fill"]},
+    "fill": {"task": "inpaint", "model": "sd", **STEPS},
+    "cropped": {"task": "img2img", "model": "sd", **STEPS, "strength": 0.6, "then": ["inpaint"]},
+    "deep": {"task": "ldm3d", "model": "rgbd", **STEPS, "then": ["ldm3d_upscale"]},
+}
+ROWS = [
+    {"row_id": f"{task}-{seed}", "task": task, "prompt": prompt, "seed": seed}
+    for task in ("poster", "again", "fine", "deep", "text2img")
+    for seed, prompt in ((3, "a fox"), (4, "an owl"))
+]
+
+
+def call(kind: str, cls: str, **arguments: Any) -> Any:
+    """A plain call of a fresh pipeline, for the prompt and seed of each chain's first row."""
+    loader = pipeline_class(cls)
+    pipeline = loader.from_pretrained(demo(kind), use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    if cls == "StableDiffusionLDM3DPipeline":
+        pipeline.image_processor = LDM3DImageProcessor()
+    return pipeline(prompt="a fox", generator=torch.Generator("cpu").manual_seed(3), **arguments)
+
+
+def poster() -> Image.Image:
+    latents = call("sd", "StableDiffusionPipeline", **STEPS, output_type="latent").images
+    return call("latent-upscale", "StableDiffusionLatentUpscalePipeline", image=latents, **STEPS).images[0]
+
+
+def again() -> Image.Image:
+    first = call("sd", "StableDiffusionPipeline", **STEPS).images[0]
+    second = call("sd", "StableDiffusionImg2ImgPipeline", image=first, strength=0.6, **STEPS).images[0]
+    return call("upscale", "StableDiffusionUpscalePipeline", image=second, noise_level=10, **STEPS).images[0]
+
+
+def fine() -> Image.Image:
+    five = {"num_inference_steps": 5}
+    base = call("sdxl", "StableDiffusionXLPipeline", denoising_end=0.6, output_type="latent", **five).images
+    cls = "StableDiffusionXLImg2ImgPipeline"
+    return call("sdxl-refiner", cls, image=base, denoising_start=0.6, **five).images[0]
+
+
+def deep() -> Image.Image:
+    first = call("ldm3d", "StableDiffusionLDM3DPipeline", **STEPS)
+    cls, rgb, depth = "StableDiffusionUpscaleLDM3DPipeline", first.rgb[0], first.depth[0]
+    return call("ldm3d-upscale", cls, rgb=rgb, depth=depth, target_res=(128, 128), **STEPS).images[0]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """All chains in one job."""
+    folder = tmp_path_factory.mktemp("chains")
+    path = write_rows(folder / "in.parquet", ROWS)
+    return make(job_spec(path, folder / "out", models=MODELS, routes=ROUTES))
+
+
+@pytest.mark.parametrize("chain", [poster, again, fine, deep])
+def test_a_chain_is_what_plain_calls_give_one_after_the_other(made: Made, chain: Any) -> None:
+    """Latents go on as latents where the next pipeline takes them; every step starts from the row's seed."""
+    ours = made.row(f"{chain.__name__}-3")
+
+    assert ours["status"] == "ok", ours["error_message"]
+    difference = np.abs(np.asarray(pixels(ours), dtype=int) - np.asarray(chain(), dtype=int))
+    assert difference.max() <= LEVELS
+    assert pixels(ours).size == (ours["width"], ours["height"])
+
+
+def test_depth_goes_on_beside_the_picture(made: Made) -> None:
+    """The chain's depth map is the last step's, at its size."""
+    depth = Image.open(io.BytesIO(made.row("deep-3")["depth"]["bytes"]))
+
+    assert (depth.mode, depth.size) == ("I;16", (128, 128))
+
+
+def test_steps_are_kept_on_request(made: Made) -> None:
+    """Of `poster` and `fine`, whose latents are decoded for it; not of the others."""
+    assert [len(made.row(f"{name}-3")["step_images"] or []) for name in ("poster", "fine", "again")] == [
+        1,
+        1,
+        0,
+    ]
+    kept = pixels({"image": made.row("poster-3")["step_images"][0]})
+    plain = pixels(made.row("text2img-3"))
+    assert np.abs(np.asarray(kept, dtype=int) - np.asarray(plain, dtype=int)).max() <= LEVELS
+
+
+def test_hugging_face_opens_kept_steps_as_pictures(made: Made, tmp_path: Path) -> None:
+    """The column is a list of images, not of bytes."""
+    from datasets import load_dataset
+
+    files = str(Path(made.plan.job.spec.output.path) / "data" / "*.parquet")
+    rows = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
+    row = next(row for row in rows if row["row_id"] == "poster-3")
+
+    assert row["step_images"][0].size == (64, 64)
+
+
+def test_a_later_step_reads_the_depth_that_the_row_brings(tmp_path: Path) -> None:
+    """As the first one would; it estimates one where the row has none."""
+    ramp = depth_map()
+    rows = [
+        {"row_id": name, "task": "redrawn", "prompt": "a fox", "seed": 3, "depth_map": depth}
+        for name, depth in (("given", ramp), ("estimated", None))
+    ]
+    path = write_rows(tmp_path / "in.parquet", rows)
+    first = call("sd", "StableDiffusionPipeline", **STEPS).images[0]
+    values = np.asarray(Image.open(io.BytesIO(ramp["bytes"]))).astype(np.float32)
+    depths = {"given": torch.from_numpy(values)[None], "estimated": None}
+
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+
+    for name, depth in depths.items():
+        cls = "StableDiffusionDepth2ImgPipeline"
+        plain = call("depth2img", cls, image=first, depth_map=depth, strength=1.0, **STEPS).images[0]
+        difference = np.abs(np.asarray(pixels(made.row(name)), dtype=int) - np.asarray(plain, dtype=int))
+        assert difference.max() <= LEVELS, name
+    assert made.row("given")["image_sha256"] != made.row("estimated")["image_sha256"]
+
+
+def test_a_failure_names_its_step(tmp_path: Path) -> None:
+    """The first step went well; the second one could not."""
+    flat = encoded(Image.fromarray(np.full((64, 64), 500, np.uint16)))
+    rows: list[Record] = [
+        {"row_id": "black", "task": "filled", "mask_image": encoded(Image.new("L", (64, 64)))},
+        {"row_id": "flat", "task": "redrawn", "depth_map": flat},
+    ]
+    path = write_rows(tmp_path / "in.parquet", [{"prompt": "x"} | row for row in rows])
+
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+
+    assert outcomes(made) == ["empty_mask", "constant_depth"]
+    said = [row["error_message"].partition(": ")[0] for row in made.rows]
+    assert said == ["step 2 (inpaint)", "step 2 (depth2img)"]
+
+
+def test_a_mask_must_fit_the_picture_of_its_step(tmp_path: Path) -> None:
+    """Which the first step makes here, of the size that the row asks for."""
+    rows = [
+        {
+            "row_id": width,
+            "task": "filled",
+            "prompt": "x",
+            "width": 96,
+            "height": 64,
+            "mask_image": mask((width, 64)),
+        }
+        for width in (64, 96)
+    ]
+    path = write_rows(tmp_path / "in.parquet", rows)
+
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+
+    assert outcomes(made) == ["mask_size", "ok"]
+    assert "the image that step 2 is given, 96x64; `mask_image` is 64x64" in made.row(64)["error_message"]
+
+
+def test_a_mask_may_fit_what_the_first_step_makes_of_the_rows_picture(tmp_path: Path) -> None:
+    """Which is cut down to multiples of eight; the row's own size will do too, but for a crop."""
+    rows = [
+        {"row_id": f"{task} {width}", "task": task, "prompt": "x", "image": picture((70, 90))}
+        | {"mask_image": mask((width, height))}
+        for task in ("mended", "cropped")
+        for width, height in ((64, 88), (70, 90), (72, 96))
+    ]
+    path = write_rows(tmp_path / "in.parquet", rows)
+
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+
+    assert outcomes(made) == ["ok", "ok", "mask_size", "ok", "mask_size", "mask_size"]
+
+
+def test_safes_picture_goes_on_as_one(tmp_path: Path) -> None:
+    """Its pipeline gives no latents: what is handed on is the picture that is kept."""
+    row = {"row_id": 1, "task": "safely", "prompt": "a fox", "seed": 3}
+    path = write_rows(tmp_path / "in.parquet", [row])
+
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES)).row(1)
+
+    kept = pixels({"image": made["step_images"][0]})
+    cls = "StableDiffusionLatentUpscalePipeline"
+    plain = call("latent-upscale", cls, image=kept, **STEPS).images[0]
+    assert np.abs(np.asarray(pixels(made), dtype=int) - np.asarray(plain, dtype=int)).max() <= LEVELS
+
+
+def test_shares_that_leave_no_step_fail_their_row(tmp_path: Path) -> None:
+    """Of two steps the second begins in the middle, long before the last tenth."""
+    rows = [
+        {"row_id": f"{start}", "task": "refine", "prompt": "x", "image": picture(), "num_inference_steps": 2}
+        | {"denoising_start": start, "scheduler_options": '{"timestep_spacing": "trailing"}'}
+        for start in (0.4, 0.9)
+    ]
+    path = write_rows(tmp_path / "in.parquet", rows)
+
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+
+    assert outcomes(made) == ["ok", "invalid_parameter"]
+    assert "no step is left to run" in made.rows[1]["error_message"]
+
+
+def test_sizes_that_a_later_step_cannot_take_are_refused_at_plan(tmp_path: Path) -> None:
+    """The latent upscaler wants multiples of 64, and it comes second."""
+    rows = [{"row_id": 1, "task": "poster", "prompt": "x", "width": 96, "height": 64}]
+    path = write_rows(tmp_path / "in.parquet", rows)
+
+    failed = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES)).rows[0]
+
+    assert failed["error_code"] == "invalid_size"
+    assert "width is 96, not a multiple of 64, which step 2 (latent_upscale)" in failed["error_message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"poster": {"task": "text2img", "model": "sd", "then": ["upscael"]}}, "did you mean `upscale`"),
+        ({"poster": {"task": "text2img", "model": "sd", "then": ["again"]}}, "a `then` of its own"),
+        ({"poster": {"task": "text2img", "model": "sd", "then": ["text2img"]}}, "takes no picture"),
+        (
+            {"img2img": {"model": "sd", "num_inference_steps": 1, "strength": 0.1}},
+            "routes.img2img: strength 0.1 of 1 steps runs no step at all, and as a later",
+        ),
+    ],
+)
+def test_a_chain_that_cannot_run_is_a_mistake_of_the_spec(tmp_path: Path, changes: Record, said: str) -> None:
+    """Found before any row is read."""
+    path = write_rows(tmp_path / "in.parquet", ROWS)
+
+    with pytest.raises((SpecError, ValueError), match=said):
+        survey(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES | changes))
+
+
+def test_a_chains_shards_go_by_its_first_model(tmp_path: Path) -> None:
+    """A worker that has it loaded is given them."""
+    path = write_rows(tmp_path / "in.parquet", ROWS)
+
+    plan = plan_for(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+
+    assert plan.files[0].rows_by_model == {"rgbd": 2, "sd": 6, "xl": 2}

@@ -1,0 +1,450 @@
+"""A flagged picture is data: kept, blacked or dropped by the spec's word, and nobody else's loss."""
+
+import io
+import json
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.deprecated.stable_diffusion_safe.safety_checker import (
+    SafeStableDiffusionSafetyChecker,
+)
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from PIL import Image
+from rich.console import Console
+
+from actors.engine.pipelines.loaded_model import LoadedModel
+from actors.engine.pipelines.pipeline_builder import pipeline_class
+from actors.storage.output import open_output
+from demo.small_components import feature_extractor
+from jobs.output.job_record import claim
+from jobs.planning.plan import make_plan
+from jobs.planning.plan_text import print_plan
+from jobs.planning.survey import survey
+from jobs.verification.verify import verify_output
+from schemas.columns.output_columns import IMAGE_TYPE
+from schemas.errors import DarkroomError
+from schemas.spec.job_spec import JobSpec, ModelSpec
+from schemas.systems.parameters import SLD_PRESETS
+from schemas.systems.system_table import find_system
+from tests.support.checkpoints import demo
+from tests.support.in_process import (
+    DEVICE,
+    Made,
+    Record,
+    encoded,
+    job_spec,
+    make,
+    mask,
+    picture,
+    pixels,
+    said_by_diffusers,
+    worker_for,
+    write_rows,
+)
+
+FLAGGED = "r2"
+ROWS: list[Record] = [
+    {"row_id": f"r{i}", "prompt": f"prompt {i}", "seed": i, "num_inference_steps": 2} for i in range(6)
+]
+
+
+def checker_that_knows(made: Made) -> StableDiffusionSafetyChecker:
+    """One that flags the picture of the row `r2`, and none of the others'."""
+    checker = StableDiffusionSafetyChecker.from_pretrained(demo("sd-safety"), subfolder="safety_checker")
+    seen = feature_extractor()([pixels(row) for row in made.rows], return_tensors="pt").pixel_values
+    with torch.no_grad():
+        embeds = torch.nn.functional.normalize(checker.visual_projection(checker.vision_model(seen)[1]))
+        bad = embeds[[row["row_id"] for row in made.rows].index(FLAGGED)]
+        alike = sorted((embeds @ bad).tolist())
+        checker.concept_embeds[0] = bad
+        # Half-way between the picture itself and the one most like it.
+        checker.concept_embeds_weights[0] = (alike[-1] + alike[-2]) / 2
+    return checker
+
+
+@pytest.fixture(scope="module")
+def flags_one(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """demo:sd-safety with such a checker."""
+    folder = tmp_path_factory.mktemp("flags-one")
+    made = make(job_spec(write_rows(folder / "rows.parquet", ROWS), folder / "out"))
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(demo("sd-safety"), use_safetensors=True)
+    pipeline.register_modules(safety_checker=checker_that_knows(made))
+    pipeline.save_pretrained(folder / "checkpoint")
+    return str(folder / "checkpoint")
+
+
+def flagging_spec(folder: Path, checkpoint: str, rows: list[Record] = ROWS, **safety: str) -> JobSpec:
+    """One model that has a checker."""
+    return job_spec(
+        write_rows(folder / "in.parquet", rows),
+        folder / "out",
+        models={"sd": {"checkpoint": checkpoint}},
+        safety=safety,
+    )
+
+
+@pytest.fixture(scope="module")
+def unchecked(flags_one: str, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The rows with the checker switched off."""
+    return make(flagging_spec(tmp_path_factory.mktemp("off"), flags_one, checker="off"))
+
+
+@pytest.mark.parametrize("flagged", ["drop", "black", "keep"])
+def test_a_flagged_picture_is_stored_as_the_spec_says_and_its_neighbours_are_untouched(
+    flags_one: str, unchecked: Made, tmp_path: Path, flagged: str
+) -> None:
+    """Its row is filtered; the five others, in the same call, keep every bit."""
+    made = make(flagging_spec(tmp_path, flags_one, flagged=flagged))
+
+    others = [row for row in made.rows if row["row_id"] != FLAGGED]
+    row, plain = made.row(FLAGGED), unchecked.row(FLAGGED)
+    assert (row["status"], row["nsfw"], row["error_code"]) == ("filtered", True, None)
+    assert {(other["status"], other["nsfw"]) for other in others} == {("ok", False)}
+    assert [other["image_sha256"] for other in others] == [
+        unchecked.row(other["row_id"])["image_sha256"] for other in others
+    ]
+    assert [(report.ok, report.filtered, report.failed) for report in made.reports] == [(5, 1, 0)]
+    if flagged == "drop":
+        assert (row["image"], row["width"], row["image_sha256"]) == (None, None, None)
+    elif flagged == "black":
+        assert (row["width"], row["height"]) == pixels(row).size == pixels(plain).size
+        assert pixels(row).getbbox() is None
+    else:
+        assert row["image"] == plain["image"]
+
+
+def test_switched_off_nothing_is_flagged(unchecked: Made) -> None:
+    """`nsfw` is null: nobody has looked."""
+    assert {(row["status"], row["nsfw"]) for row in unchecked.rows} == {("ok", None)}
+    assert pixels(unchecked.row(FLAGGED)).getbbox() is not None
+
+
+def test_a_checkpoint_without_a_checker_flags_nothing(tmp_path: Path) -> None:
+    """`nsfw` is null there too."""
+    made = make(flagging_spec(tmp_path, "demo:sd", ROWS[:1]))
+
+    assert [(row["status"], row["nsfw"]) for row in made.rows] == [("ok", None)]
+
+
+def test_the_verdict_is_diffusers_own(flags_one: str, tmp_path: Path) -> None:
+    """What its pipeline says of each picture in a plain call, where it blackens what is flagged."""
+    made = make(flagging_spec(tmp_path, flags_one, flagged="black"))
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(flags_one, use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+
+    for row in ROWS:
+        generator = torch.Generator("cpu").manual_seed(row["seed"])
+        theirs = pipeline(row["prompt"], num_inference_steps=2, generator=generator)
+        ours = made.row(row["row_id"])
+        assert [ours["nsfw"]] == theirs.nsfw_content_detected
+        difference = np.asarray(pixels(ours), np.int16) - np.asarray(theirs.images[0], np.int16)
+        assert np.abs(difference).max() <= 2
+
+
+@pytest.mark.parametrize("task", ["safe", "text2img"])
+def test_safes_verdict_and_pictures_are_those_of_its_own_pipeline(tmp_path: Path, task: str) -> None:
+    """Its `nsfw_content_detected`, its blackened `images` and, under keep, its `unsafe_images`.
+
+    Row by row, for of a batch it gives one flag.
+    """
+    guided = [row | {"sld_preset": "max"} for row in ROWS]
+    path = write_rows(tmp_path / "rows.parquet", guided)
+
+    def made_with(checkpoint: str, name: str, **safety: str) -> Made:
+        models, routes = {"safe": {"checkpoint": checkpoint}}, {task: {"model": "safe"}}
+        folder = tmp_path / name
+        return make(job_spec(path, folder, models=models, routes=routes, default_route=task, safety=safety))
+
+    unchecked = made_with("demo:safe", "unchecked")
+    checker = checker_that_knows(unchecked)
+    pipeline = diffusers.StableDiffusionPipelineSafe.from_pretrained(
+        demo("safe"), safety_checker=None, use_safetensors=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.register_modules(safety_checker=checker, feature_extractor=feature_extractor())
+    pipeline.save_pretrained(tmp_path / "checkpoint")
+    name_safes_own_checker(tmp_path / "checkpoint")
+    own = SafeStableDiffusionSafetyChecker(checker.config)
+    own.load_state_dict(checker.state_dict())
+    pipeline.register_modules(safety_checker=own)
+
+    blackened = made_with(str(tmp_path / "checkpoint"), "black", flagged="black")
+    as_it_is = made_with(str(tmp_path / "checkpoint"), "keep", flagged="keep")
+
+    assert {row["nsfw"] for row in unchecked.rows} == {None}
+    for row in guided:
+        generator = torch.Generator("cpu").manual_seed(row["seed"])
+        numbers = SLD_PRESETS["max"]
+        theirs = pipeline(row["prompt"], num_inference_steps=2, generator=generator, **numbers)
+        black, kept = blackened.row(row["row_id"]), as_it_is.row(row["row_id"])
+        flag = bool(np.all(theirs.nsfw_content_detected))
+        assert (black["nsfw"], kept["nsfw"], flag) == (row["row_id"] == FLAGGED,) * 3
+        unflagged = theirs.unsafe_images if flag else theirs.images
+        for ours, their in ((black, theirs.images[0]), (kept, unflagged[0])):
+            assert np.abs(np.asarray(pixels(ours), np.int16) - np.asarray(their, np.int16)).max() <= 2
+
+
+def test_one_flagged_picture_of_a_row_filters_the_row(flags_one: str, tmp_path: Path) -> None:
+    """Its other pictures are stored all the same."""
+    rows = [ROWS[2] | {"num_images_per_prompt": 2}, ROWS[0]]
+
+    made = make(flagging_spec(tmp_path, flags_one, rows))
+
+    assert [(row["status"], row["image"] is None) for row in made.rows] == [
+        ("filtered", True),
+        ("ok", False),
+        ("ok", False),
+    ]
+    assert made.reports[0].filtered == 1
+
+
+def name_safes_own_checker(checkpoint: Path) -> None:
+    """As it is published, with a class that diffusers 0.42.1 no longer finds."""
+    stored = checkpoint / "model_index.json"
+    entry = {"safety_checker": ["stable_diffusion_safe", "SafeStableDiffusionSafetyChecker"]}
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | entry))
+
+
+# Every system whose checkpoints can have a checker.
+
+PICTURE, DEPTH = picture(), encoded(Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)))
+MASKED = {"image": PICTURE, "mask_image": mask()}
+SYSTEM_ROWS: list[Record] = [
+    {"row_id": "text", "model": "sd-safety", "task": "text2img"},
+    {"row_id": "image", "model": "sd-safety", "task": "img2img", "image": PICTURE},
+    {"row_id": "crop", "model": "sd-safety", "task": "inpaint", **MASKED, "padding_mask_crop": 4},
+    {"row_id": "sld", "model": "sd-safety", "task": "safe"},
+    {"row_id": "nine", "model": "sd-inpaint", "task": "inpaint", **MASKED},
+    {"row_id": "safe", "model": "safe", "task": "text2img"},
+    {"row_id": "varied", "model": "variation", "task": "variation", "image": PICTURE},
+    {"row_id": "up", "model": "upscale", "task": "upscale", "image": picture((32, 32))},
+    {"row_id": "ldm3d", "model": "ldm3d", "task": "ldm3d"},
+    {"row_id": "ldm3d-up", "model": "ldm3d-upscale", "task": "ldm3d_upscale", "image": PICTURE}
+    | {"depth_map": DEPTH, "height": 128, "width": 128},
+]
+SYSTEM_ROWS = [row | {"prompt": "a fox", "seed": 1} for row in SYSTEM_ROWS]
+KINDS = list(dict.fromkeys(row["model"] for row in SYSTEM_ROWS))
+TASKS = {row["task"]: row["model"] for row in reversed(SYSTEM_ROWS)}
+
+
+def strict_checkpoint(kind: str, folder: Path) -> str:
+    """A demo checkpoint with a safety checker that flags every picture."""
+    index = json.loads((demo(kind) / "model_index.json").read_text())
+    cls = pipeline_class(index["_class_name"])
+    pipeline = cls.from_pretrained(demo(kind), use_safetensors=True)
+    checker = StableDiffusionSafetyChecker.from_pretrained(demo("sd-safety"), subfolder="safety_checker")
+    # A cosine is never below this.
+    torch.nn.init.constant_(checker.concept_embeds_weights, -2)
+    pipeline.register_modules(safety_checker=checker, feature_extractor=feature_extractor())
+    pipeline.save_pretrained(folder / kind)
+    if kind == "safe":
+        name_safes_own_checker(folder / kind)
+    return str(folder / kind)
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Checkpoints of every system that can have a checker, by kind."""
+    folder = tmp_path_factory.mktemp("strict")
+    return {kind: strict_checkpoint(kind, folder) for kind in KINDS}
+
+
+@pytest.mark.parametrize("flagged", ["drop", "black", "keep"])
+def test_every_system_with_a_checker_has_its_pictures_and_depth_maps_filtered(
+    strict: dict[str, str], tmp_path: Path, flagged: str
+) -> None:
+    """Also Safe, whose own checker diffusers cannot load, and a cropped inpainting."""
+    spec = job_spec(
+        write_rows(tmp_path / "in.parquet", SYSTEM_ROWS, {"depth_map": IMAGE_TYPE}),
+        tmp_path / "out",
+        models={kind: {"checkpoint": place} for kind, place in strict.items()},
+        routes={task: {"model": model, "num_inference_steps": 2} for task, model in TASKS.items()},
+        safety={"flagged": flagged},
+    )
+
+    made = make(spec)
+
+    assert {
+        (row["row_id"], row["error_message"]) for row in made.rows if row["status"] != "filtered"
+    } == set()
+    for row in made.rows:
+        gives_depth = row["row_id"].startswith("ldm3d")
+        stored = [row["image"], row["depth"]] if gives_depth else [row["image"]]
+        assert row["nsfw"] is True
+        if flagged == "drop":
+            assert (row["image"], row["depth"]) == (None, None)
+        else:
+            extrema = [Image.open(io.BytesIO(image["bytes"])).getbbox() for image in stored]
+            assert [box is None for box in extrema] == [flagged == "black"] * len(stored), row["row_id"]
+
+
+CHAIN: Record = {"prompt": "a fox", "seed": 1, "task": "chain", "row_id": 1}
+
+
+@pytest.mark.parametrize("next_step", ["upscale", "latent-upscale"])
+@pytest.mark.parametrize("flagged", ["drop", "black", "keep"])
+def test_a_step_that_is_flagged_filters_the_chain(
+    strict: dict[str, str], tmp_path: Path, flagged: str, next_step: str
+) -> None:
+    """Also where the next model has no checker, and where only latents go on to it: what is stored has the
+    last step's size, and no earlier step gives the picture away."""
+    second = {"upscale": ("upscale", 4), "latent-upscale": ("latent_upscale", 2)}[next_step]
+    spec = job_spec(
+        write_rows(tmp_path / "in.parquet", [CHAIN]),
+        tmp_path / "out",
+        models={"sd": {"checkpoint": strict["sd-safety"]}, "up": {"checkpoint": f"demo:{next_step}"}},
+        routes={
+            "chain": {"task": "text2img", "model": "sd", "num_inference_steps": 2, "keep_steps": True}
+            | {"then": ["second"]},
+            "second": {"task": second[0], "model": "up", "num_inference_steps": 2},
+        },
+        default_route="chain",
+        safety={"flagged": flagged},
+    )
+
+    row = make(spec).row(1)
+
+    assert (row["status"], row["nsfw"]) == ("filtered", True), row["error_message"]
+    if flagged == "drop":
+        assert not row["image"]
+        assert not row["step_images"]
+    else:
+        stored = [pixels(row), *(pixels({"image": step}) for step in row["step_images"])]
+        assert [image.size[0] for image in stored] == [64 * second[1], 64]
+        assert {image.getbbox() is None for image in stored} == {flagged == "black"}
+
+
+# What is loaded, and what is said.
+
+
+def test_the_checkers_weights_count_once(tmp_path: Path) -> None:
+    """However many pipelines are built; switched off, it is not in memory at all."""
+    with_checker = LoadedModel("sd", ModelSpec(checkpoint="demo:sd-safety"), DEVICE)
+    without = LoadedModel("sd", ModelSpec(checkpoint="demo:sd-safety"), DEVICE, with_checker=False)
+    for task in ("text2img", "img2img", "inpaint"):
+        system = find_system("sd", task)
+        assert system is not None
+        assert with_checker.pipeline(system, None).safety_checker is None
+
+    assert with_checker.safety_checker is not None
+    checker = with_checker.safety_checker.checker
+    size = sum(tensor.nbytes for tensor in (*checker.parameters(), *checker.buffers()))
+    assert without.safety_checker is None
+    assert with_checker.weight_bytes == without.weight_bytes + size
+
+
+def test_no_warning_is_given_of_a_checker_that_is_not_there(flags_one: str, tmp_path: Path) -> None:
+    """Neither of one that a checkpoint should have, nor that black pictures would be returned."""
+    base = diffusers.StableDiffusionPipeline.from_pretrained(demo("sd"), use_safetensors=True)
+    base.register_to_config(requires_safety_checker=True)
+    base.save_pretrained(tmp_path / "bare")
+
+    with said_by_diffusers() as said:
+        for checkpoint, checker in ((str(tmp_path / "bare"), "on"), (flags_one, "on"), (flags_one, "off")):
+            folder = tmp_path / f"{checker}-{Path(checkpoint).name}"
+            folder.mkdir()
+            make(flagging_spec(folder, checkpoint, ROWS[2:3], checker=checker))
+
+    assert [line for line in said if "safety" in line.lower() or "NSFW" in line] == []
+
+
+def planned(spec: JobSpec) -> str:
+    """What `darkroom plan` prints."""
+    printed = io.StringIO()
+    print_plan(*make_plan(survey(spec)), Console(file=printed, width=200))
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("safety", "said"),
+    [
+        ({}, "safety checker in sd: pictures that it flags are dropped, their rows filtered"),
+        ({"flagged": "black"}, "safety checker in sd: pictures that it flags are stored as black ones"),
+        ({"flagged": "keep"}, "safety checker in sd: pictures that it flags are stored as they are"),
+        (
+            {"checker": "off"},
+            "safety checker in sd: switched off (safety.checker: off), so nothing is flagged",
+        ),
+    ],
+)
+def test_the_plan_says_who_is_checked_and_what_becomes_of_flagged_pictures(
+    tmp_path: Path, safety: Record, said: str
+) -> None:
+    """And which models have no checker."""
+    spec = job_spec(
+        write_rows(tmp_path / "in.parquet", ROWS),
+        tmp_path / "out",
+        models={"sd": {"checkpoint": "demo:sd-safety"}, "bare": {"checkpoint": "demo:sd"}},
+        safety=safety,
+    )
+
+    text = planned(spec)
+
+    assert said in text
+    assert "no safety checker in bare: nothing is flagged" in text
+
+
+# What `darkroom verify` says.
+
+
+def finish(spec: JobSpec) -> None:
+    """Make a job with its record, as `verify` wants it."""
+    plan, findings = make_plan(survey(spec))
+    claim(open_output(spec.output.path), plan, findings)
+    with worker_for(plan) as worker:
+        for shard in plan.shards():
+            worker.run(shard)
+
+
+def verified(spec: JobSpec) -> str:
+    """What verify prints."""
+    printed = io.StringIO()
+    verify_output(spec.output.path, Console(file=printed, width=200))
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("flagged", "counted"),
+    [
+        ("drop", "5 pictures decode and match their checksums, 1 were flagged and dropped"),
+        ("black", "6 pictures decode and match their checksums;"),
+        ("keep", "6 pictures decode and match their checksums;"),
+    ],
+)
+def test_an_output_with_flagged_pictures_is_verified(
+    flags_one: str, tmp_path: Path, flagged: str, counted: str
+) -> None:
+    """Whichever form the spec gives them."""
+    spec = flagging_spec(tmp_path, flags_one, flagged=flagged)
+    finish(spec)
+
+    printed = verified(spec)
+
+    assert "(5 ok, 1 filtered, 0 failed)" in printed
+    assert counted in printed
+
+
+@pytest.mark.parametrize(
+    ("made_as", "recorded_as", "fault"),
+    [
+        ("keep", "drop", "is filtered, and has an image though the spec says drop"),
+        ("keep", "black", "is filtered, and has a picture that is not black"),
+        ("drop", "keep", "is filtered, and has no image though the spec says keep"),
+    ],
+)
+def test_a_picture_that_should_have_been_withheld_is_found(
+    flags_one: str, tmp_path: Path, made_as: str, recorded_as: str, fault: str
+) -> None:
+    """A leak is a breach of the contract."""
+    spec = flagging_spec(tmp_path, flags_one, flagged=made_as)
+    finish(spec)
+    record = tmp_path / "out" / "_darkroom" / "job.json"
+    found = json.loads(record.read_text())
+    found["spec"]["safety"]["flagged"] = recorded_as
+    record.write_text(json.dumps(found))
+
+    with pytest.raises(DarkroomError, match=fault):
+        verified(spec)

@@ -1,0 +1,150 @@
+"""The documents keep up with the code."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from models.demo_cache import KINDS
+from schemas.columns.input_columns import FIELD_KINDS, FOREIGN_NAMES
+from schemas.spec.job_spec import (
+    BatchingSpec,
+    ErrorsSpec,
+    InputSpec,
+    JobSpec,
+    ModelSpec,
+    OutputSpec,
+    SafetySpec,
+    WorkersSpec,
+)
+from schemas.spec.spec_file import load_spec
+from schemas.systems.parameters import PARAMETERS, SLD_PRESETS, ParameterValue
+from schemas.systems.system_table import SYSTEMS, TASKS
+from tests.support.running import ROOT
+
+SPEC_PAGE = (ROOT / "docs" / "job-spec.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "model"),
+    [
+        ("input.", InputSpec),
+        ("models.NAME.", ModelSpec),
+        ("output.", OutputSpec),
+        ("safety.", SafetySpec),
+        ("batching.", BatchingSpec),
+        ("workers.", WorkersSpec),
+        ("errors.", ErrorsSpec),
+    ],
+)
+def test_every_key_of_a_spec_is_documented(prefix: str, model: type) -> None:
+    """A key that the page lacks does not exist for its users; nor one that the code lacks."""
+    documented = set(re.findall(rf"^\| `{re.escape(prefix)}(\w+)`", SPEC_PAGE, re.MULTILINE))
+
+    assert documented == set(model.model_fields)
+
+
+def test_every_default_is_documented_as_it_is() -> None:
+    """The table's second column is the code's default."""
+    sections = {
+        "safety": SafetySpec(),
+        "batching": BatchingSpec(),
+        "workers": WorkersSpec(),
+        "errors": ErrorsSpec(),
+    }
+    for name, section in sections.items():
+        for key, value in section:
+            shown = f"{value:g}" if isinstance(value, float) else json.dumps(value).strip('"')
+            assert f"| `{name}.{key}` | `{shown}` |" in SPEC_PAGE
+
+
+def test_every_column_and_foreign_name_is_documented() -> None:
+    """Also every key at the top of the YAML."""
+    for name in [
+        *FIELD_KINDS,
+        *FOREIGN_NAMES,
+        *PARAMETERS,
+        "version",
+        "name",
+        "default_route",
+        "seed",
+        "long_prompts",
+        "prompt_weights",
+    ]:
+        assert f"`{name}`" in SPEC_PAGE, name
+    assert {"version", "name", "input", "models", "routes", "default_route", "output", "seed"} <= set(
+        JobSpec.model_fields
+    )
+
+
+def test_every_demo_checkpoint_is_documented() -> None:
+    """`demo:` and one of these."""
+    section = SPEC_PAGE[SPEC_PAGE.index("## Demo checkpoints") :]
+
+    assert set(KINDS) <= set(re.findall(r"`([\w-]+)`", section))
+
+
+def test_every_error_code_is_documented() -> None:
+    """Each code in the source stands in the table of codes, and the other way round."""
+    source = "\n".join(path.read_text() for path in (ROOT / "actors").rglob("*.py"))
+    codes = set(re.findall(r"RowError\(\s*\"(\w+)\"", source))
+    codes |= set(re.findall(r"_nowhere\(\s*\w*,?\s*\"?\w*\"?,?\s*\"(\w+)\"", source))
+    table = SPEC_PAGE[SPEC_PAGE.index("| error_code |") :]
+    documented = set(re.findall(r"`(\w+)`", table))
+
+    assert codes - documented == set()
+
+
+def parameter_rows() -> list[str]:
+    """What the table of docs/systems.md must say; families with the same parameters share a row."""
+    families: dict[tuple[str, str], list[str]] = {}
+    for system in SYSTEMS:
+        shown = ", ".join(f"`{name}` {_shown(name, value)}" for name, value in system.defaults.items())
+        families.setdefault((system.task, shown), []).append(system.family)
+    return [f"| `{task}` | {', '.join(names)} | {shown} |" for (task, shown), names in families.items()]
+
+
+def _shown(name: str, value: ParameterValue | None) -> str:
+    if value is None:
+        return "own" if name in ("height", "width", "scheduler") else "none"
+    return str(list(value)) if isinstance(value, tuple) else f"{value:g}"
+
+
+def test_every_system_is_documented_with_its_parameters() -> None:
+    """Each task of each family, every parameter with its published default."""
+    page = (ROOT / "docs" / "systems.md").read_text()
+
+    assert [row for row in parameter_rows() if row not in page] == []
+    assert {task for task in TASKS if f"`{task}`" not in page[: page.index("## Parameters")]} == set()
+
+
+def test_every_preset_of_safe_is_documented_with_its_numbers() -> None:
+    """In the order of the table's head."""
+    page = (ROOT / "docs" / "systems.md").read_text()
+
+    head = "| " + " | ".join(f"`{name}`" for name in ("sld_preset", *SLD_PRESETS["medium"])) + " |"
+    rows = [
+        f"| `{preset}` | {' | '.join(f'{number:g}' for number in numbers.values())} |"
+        for preset, numbers in SLD_PRESETS.items()
+    ]
+    assert "\n".join([head, "|---|---|---|---|---|---|", *rows]) in page
+
+
+def test_the_readmes_job_is_a_valid_spec(tmp_path: Path) -> None:
+    """A newcomer copies it."""
+    readme = (ROOT / "README.md").read_text()
+    found = re.search(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    assert found is not None
+    spec = tmp_path / "job.yaml"
+    spec.write_text(found[1])
+
+    assert load_spec(spec).routes.keys() == {"text2img", "img2img"}
+    assert len(found[1].splitlines()) <= 12
+
+
+def test_links_in_documents_lead_somewhere() -> None:
+    """Files that are named are there."""
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)

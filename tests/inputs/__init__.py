@@ -1,0 +1,1 @@
+"""Facts about reading the input and the images that its rows name."""

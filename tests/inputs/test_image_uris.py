@@ -1,0 +1,84 @@
+"""Where rows may read their pictures from: beside the input, and where the spec says."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from actors.images.image_uris import resolve
+from schemas.errors import RowError, SpecError
+from schemas.spec.spec_file import load_spec
+from tests.support.engines import GreyEngine
+from tests.support.in_process import job_spec, make, picture, write_rows
+from tests.support.running import write_spec
+
+
+@pytest.mark.parametrize(
+    ("uri", "folders", "place"),
+    [
+        ("a.png", [], "s3://inp/rows/a.png"),
+        ("s3://inp/pictures/a.png", [], "s3://inp/pictures/a.png"),
+        ("s3://other/shown/a.png", ["s3://other/shown"], "s3://other/shown/a.png"),
+        ("s3://other/shown/a.png", ["s3://other"], "s3://other/shown/a.png"),
+    ],
+)
+def test_a_row_reads_the_inputs_bucket_and_the_folders_that_the_spec_names(
+    uri: str, folders: list[str], place: str
+) -> None:
+    """By URI, or by a path beside the input."""
+    assert resolve(uri, "s3://inp/rows/in.parquet", folders) == place
+
+
+@pytest.mark.parametrize(
+    ("uri", "folders"),
+    [
+        ("s3://other/a.png", []),
+        ("s3://inp-2/a.png", []),
+        ("s3://other/shown-not/a.png", ["s3://other/shown"]),
+        ("s3://other/shown", ["s3://other/shown"]),
+        ("/etc/passwd", ["s3://other"]),
+        ("s3://inp/../other/a.png", []),
+    ],
+)
+def test_a_row_reads_no_other_bucket_whatever_the_workers_may(uri: str, folders: list[str]) -> None:
+    """The picture would come out with the job's own."""
+    with pytest.raises(RowError) as caught:
+        resolve(uri, "s3://inp/rows/in.parquet", folders)
+
+    assert caught.value.code == "disallowed_uri"
+
+
+def test_local_folders_can_be_named_too(tmp_path: Path) -> None:
+    """What a link in one of them leads to is still outside; the message says what would allow it."""
+    for name in ("rows", "shown", "hidden"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(picture()["bytes"])
+    (tmp_path / "shown" / "link.png").symlink_to(tmp_path / "hidden" / "a.png")
+    shown = tmp_path / "shown"
+    uris = ["a.png", f"{shown}/a.png", f"{shown}/link.png", f"{shown}/../shown/a.png"]
+    rows = [{"row_id": uri, "prompt": "x", "task": "img2img", "image": uri} for uri in uris]
+    path = write_rows(tmp_path / "rows" / "in.parquet", rows, {"image": pa.string()})
+
+    spec = job_spec(path, tmp_path / "out", input={"path": str(path), "pictures": [str(shown)]})
+    made = make(spec, GreyEngine())
+
+    assert [row["error_code"] for row in made.rows] == [None, None, "disallowed_uri", "disallowed_uri"]
+    assert "nor in a folder that input.pictures names" in made.rows[2]["error_message"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [
+        ("gs://bucket/pictures", "gs:// is not supported; give an absolute path or an s3:// URI"),
+        ("pictures", "'pictures' is relative; give an absolute path or an s3:// URI"),
+        ("http://host/pictures", "http:// is not supported; give an absolute path or an s3:// URI"),
+    ],
+)
+def test_a_folder_that_is_not_wholly_named_is_refused(tmp_path: Path, folder: str, says: str) -> None:
+    """With its place in the file."""
+    path = write_spec(tmp_path / "job.yaml", "in", "out", input={"path": "in", "pictures": [folder]})
+
+    with pytest.raises(SpecError, match=r"input\.pictures") as caught:
+        load_spec(path)
+
+    assert says in str(caught.value)

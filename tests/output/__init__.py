@@ -1,0 +1,1 @@
+"""Facts about what lies in an output."""

@@ -1,0 +1,656 @@
+"""The contact sheet: what stands on it, that prompts stay text, and how little of an output is read."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from actors.images.encoding import encode
+from actors.parts.commit import PartIdentity
+from actors.parts.part import FinishedImage, RowOutcome, StoredImage, build_part
+from actors.rows.routing import Routed
+from actors.rows.row import Row
+from actors.storage.local_disk import LocalStorage
+from actors.storage.objects import Storage
+from actors.storage.output import Output
+from actors.storage.stores import open_storage
+from actors.storage.uris import join
+from jobs.output.job_record import JobRecord, to_json
+from jobs.reports.contact_sheet import Sheet, make_sheet, render, write_report
+from jobs.reports.even_choice import share, spread
+from jobs.reports.frames import MAX_FAILURES, MAX_GROUPS
+from jobs.reports.thumbnails import CRISP_SIDE, THUMBNAIL_BYTES, THUMBNAIL_SIDE
+from schemas.columns.output_columns import IMAGE_TYPE
+from schemas.errors import RefusedError, RowError, SpecError
+from schemas.job import PlannedFile, fingerprint_of
+from schemas.output_layout import JOB_RECORD, SUMMARY
+from tests.support.checkpoints import model_card
+from tests.support.in_process import job_spec
+
+HOSTILE = (
+    '</script><img src=x onerror="alert(1)"><!-- <script>alert(1)</script> {{sheet}} {{title}} &lt; \u2028'
+)
+IDENTITY: dict[str, Any] = {"columns": {}}
+FINGERPRINT = fingerprint_of(IDENTITY)
+CARD = model_card(checkpoint="somebody/stable-diffusion")
+
+SCHEMA = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("image_index", pa.int64(), nullable=False),
+        ("task", pa.string()),
+        ("model", pa.string()),
+        ("image", IMAGE_TYPE),
+        ("depth", IMAGE_TYPE),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("prompt", pa.string()),
+        ("negative_prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("num_inference_steps", pa.int64()),
+        ("guidance_scale", pa.float64()),
+        ("nsfw", pa.bool_()),
+        pa.field("status", pa.string(), nullable=False),
+        ("error_code", pa.string()),
+        ("error_message", pa.string()),
+        ("image_sha256", pa.string()),
+        ("depth_sha256", pa.string()),
+        ("category", pa.string()),
+        ("reference", IMAGE_TYPE),
+    ]
+)
+"""The columns of a part, with two that were kept: a text and a picture."""
+
+
+class CountingFile(io.FileIO):
+    """A file that knows how much of it was read."""
+
+    bytes_read = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(-1 if size is None else size)
+        self.bytes_read += len(data)
+        return data
+
+
+@dataclass
+class CountingStorage:
+    """Local disk that counts what is opened and read."""
+
+    local: Storage
+    files: list[tuple[str, CountingFile]] = field(default_factory=list)
+
+    def open(self, uri: str) -> BinaryIO:
+        file = CountingFile(uri)
+        self.files.append((uri, file))
+        return file  # type: ignore[return-value]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.local, name)
+
+    @property
+    def num_opened(self) -> Counter[str]:
+        """How often, by URI."""
+        return Counter(uri for uri, _ in self.files)
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(file.bytes_read for _, file in self.files)
+
+
+class Markup(HTMLParser):
+    """A page as a browser splits it: its tags, each with its attributes and the text up to the next one."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = [("", {})]
+        self.texts: list[str] = [""]
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.texts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.elements.append((f"/{tag}", {}))
+        self.texts.append("")
+
+    def handle_data(self, data: str) -> None:
+        self.texts[-1] += data
+
+    @property
+    def tags(self) -> list[str]:
+        return [tag for tag, _ in self.elements]
+
+    def text(self, wanted: str, **attributes: str) -> str:
+        """Of the first element of this kind with just these attributes."""
+        return self.texts[self.elements.index((wanted, attributes))]
+
+    def island(self) -> dict[str, Any]:
+        """The sheet inside the page."""
+        return dict(json.loads(self.text("script", id="sheet", type="application/json")))
+
+    def policy(self) -> dict[str, list[str]]:
+        """The Content-Security-Policy by its rules."""
+        content = next(attributes["content"] for _, attributes in self.elements if "http-equiv" in attributes)
+        rules = [rule.split() for rule in (content or "").split(";")]
+        return {rule[0]: rule[1:] for rule in rules}
+
+
+@dataclass
+class ReportedOutput:
+    """An output folder in the making."""
+
+    root: str
+    storage: Storage
+    num_shards: int = 1
+
+    def name(self, index: int) -> str:
+        return f"train-{index:05d}-of-{self.num_shards:05d}"
+
+    def write_job(self, *, rows_per_shard: int = 1, **checkpoints: str) -> None:
+        models = checkpoints or {"sd": CARD.checkpoint}
+        num_rows = self.num_shards * rows_per_shard
+        spec = job_spec(
+            Path("/in"),
+            Path(self.root),
+            name="sheet-test",
+            models={name: {"checkpoint": place} for name, place in models.items()},
+            batching={"shard_rows": rows_per_shard},
+        )
+        file = PlannedFile(
+            uri="/in", size_bytes=1, etag="", num_rows=num_rows, rows_by_model={next(iter(models)): num_rows}
+        )
+        record = JobRecord(
+            name=spec.name,
+            fingerprint=FINGERPRINT,
+            identity=IDENTITY,
+            spec=spec,
+            models=dict.fromkeys(models, CARD),
+            files=(file,),
+            num_shards=self.num_shards,
+            num_bad={},
+        )
+        self.storage.replace(join(self.root, JOB_RECORD), to_json(record))
+
+    def write_summary(self, **changes: Any) -> None:
+        summary = {"ok": 0, "filtered": 0, "failed": 0, "images": 0, "size_bytes": 0, "error_codes": {}}
+        summary |= {"fingerprint": FINGERPRINT, "shards": self.num_shards, "seconds": 9.0, "workers": 2}
+        self.storage.replace(join(self.root, SUMMARY), json.dumps(summary | changes).encode())
+
+    def write_part(self, index: int, outcomes: Sequence[RowOutcome], *, embed_images: bool = True) -> str:
+        part = build_part(
+            outcomes,
+            SCHEMA,
+            PartIdentity(job="job", shard=self.name(index)),
+            embed_images=embed_images,
+            footer={},
+        )
+        uri = join(self.root, "data", f"{self.name(index)}.parquet")
+        self.storage.create(uri, part.data, {})
+        return uri
+
+    def sheet(self, *, max_images: int = 240) -> Sheet:
+        return make_sheet(Output(self.storage, self.root), max_images=max_images)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> ReportedOutput:
+    """An empty output of a job with one shard."""
+    root = str(tmp_path / "out")
+    made = ReportedOutput(root, LocalStorage(temp_dir=join(root, "_darkroom", "tmp")))
+    made.write_job()
+    return made
+
+
+def row(index: int, **changes: Any) -> Row:
+    plain = Row(
+        index=index,
+        row_id=f"row-{index}",
+        routed=Routed(route="text2img", model="sd", system=None, defaults={}),
+        texts={"prompt": f"prompt {index}", "negative_prompt": None},
+        images={},
+        seed=index,
+        num_images=1,
+        parameters={"num_inference_steps": 20, "guidance_scale": 7.5},
+        keep={
+            "category": pa.array(["coast"]),
+            "reference": pa.array([{"bytes": b"kept", "path": None}], IMAGE_TYPE),
+        },
+        problem=None,
+    )
+    return replace(plain, **changes)
+
+
+def routed(route: str, model: str) -> Routed:
+    return Routed(route=route, model=model, system=None, defaults={})
+
+
+def noise(side: int, seed: int = 0) -> bytes:
+    """A PNG that no codec makes small."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return encode(pixels, "png")
+
+
+def made(
+    row: Row, data: bytes, *, side: int = 16, path: str = "picture.png", depth: bytes | None = None
+) -> RowOutcome:
+    image = FinishedImage(
+        image_index=0,
+        image=StoredImage(data=data, path=path),
+        depth=StoredImage(data=depth, path=f"depth-{path}") if depth else None,
+        width=side,
+        height=side,
+        nsfw=False,
+    )
+    return RowOutcome(row, images=[image])
+
+
+def withheld(row: Row) -> RowOutcome:
+    image = FinishedImage(image_index=0, image=None, width=None, height=None, nsfw=True)
+    return RowOutcome(row, images=[image])
+
+
+def failed(row: Row, code: str = "invalid_image", message: str = "`image` is damaged") -> RowOutcome:
+    return RowOutcome(row, problem=RowError(code, message))
+
+
+def opened(thumbnail: str | None) -> Image.Image:
+    assert thumbnail is not None
+    head, _, data = thumbnail.partition(",")
+    assert head == "data:image/webp;base64"
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_a_sheet_is_one_file_beside_the_parts(output: ReportedOutput) -> None:
+    """Its URI comes back, and a later report takes its place."""
+    first = write_report(Output(output.storage, output.root))
+    output.write_part(0, [made(row(0), noise(16))])
+
+    second = write_report(Output(output.storage, output.root))
+
+    assert first == second == join(output.root, "contact-sheet.html")
+    assert len(Markup(output.storage.read(second).decode()).island()["frames"]) == 1
+
+
+def test_a_sheet_can_stand_in_a_bucket(s3_env: object) -> None:
+    """On S3 it is made and kept like on disk."""
+    root = f"s3://out/{uuid.uuid4().hex}"
+    output = ReportedOutput(root, open_storage(root))
+    output.write_job()
+    output.write_part(0, [made(row(0), noise(16)), failed(row(1))])
+
+    uri = write_report(Output(output.storage, root))
+
+    island = Markup(output.storage.read(uri).decode()).island()
+    assert [len(island["frames"]), len(island["failures"])] == [1, 1]
+
+
+def test_a_sheet_needs_nothing_from_outside(output: ReportedOutput) -> None:
+    """No address in the page leads away from it, and its policy forbids what it could fetch."""
+    output.write_part(0, [made(row(0), noise(16))])
+
+    page = render(output.sheet())
+
+    markup = Markup(page)
+    addresses = [
+        attributes.get(name)
+        for _, attributes in markup.elements
+        for name in ("src", "href", "action", "srcset")
+    ]
+    assert all(address.startswith(("data:", "#")) for address in addresses if address)
+    assert not re.findall(r"https?:|url\(|@import|fetch\(|innerHTML", page)
+    assert markup.policy()["default-src"] == ["'none'"]
+    assert markup.policy()["img-src"] == ["data:"]
+
+
+def test_only_the_page_s_own_script_and_style_may_run(output: ReportedOutput) -> None:
+    """The policy names them by their hashes, as a browser computes them."""
+    markup = Markup(render(output.sheet()))
+
+    for tag, rule in (("script", "script-src"), ("style", "style-src")):
+        digest = hashlib.sha256(markup.text(tag).encode()).digest()
+        assert markup.policy()[rule] == [f"'sha256-{base64.b64encode(digest).decode()}'"]
+
+
+def test_a_hostile_prompt_stays_text(output: ReportedOutput) -> None:
+    """It ends no element, begins none, and is found unchanged where the page's script reads it."""
+    texts = {"prompt": HOSTILE, "negative_prompt": HOSTILE}
+    hostile = row(0, row_id=HOSTILE, texts=texts, keep={"category": pa.array([HOSTILE])})
+    output.write_part(0, [made(hostile, noise(16)), failed(replace(hostile, index=1), "bad", HOSTILE)])
+    harmless = Markup(render(replace(output.sheet(), frames=(), failures=())))
+
+    markup = Markup(render(output.sheet()))
+
+    assert markup.tags == harmless.tags
+    frame, failure = markup.island()["frames"][0], markup.island()["failures"][0]
+    assert {frame["row_id"], frame["prompt"], frame["negative_prompt"], frame["keep"]["category"]} == {
+        HOSTILE
+    }
+    assert {failure["prompt"], failure["error_message"]} == {HOSTILE}
+
+
+def test_a_job_s_name_is_escaped(output: ReportedOutput) -> None:
+    """It stands in the page's markup, not only in its data."""
+    markup = Markup(render(replace(output.sheet(), name=HOSTILE)))
+
+    assert "img" not in markup.tags
+    assert markup.island()["name"] == HOSTILE
+
+
+def test_every_row_is_there_with_its_picture_and_parameters(output: ReportedOutput) -> None:
+    """A row shows its own picture; values are as the part holds them, also beyond what JavaScript counts."""
+    seeds = [2**62 + 1, 3]
+    pictures = [noise(16, i) for i in range(2)]
+    output.write_part(0, [made(row(i, seed=seeds[i]), data) for i, data in enumerate(pictures)])
+
+    frames = output.sheet().frames
+
+    assert [frame.row_id for frame in frames] == ["row-0", "row-1"]
+    assert [frame.seed for frame in frames] == [str(2**62 + 1), "3"]
+    assert frames[0].parameters == {"num_inference_steps": "20", "guidance_scale": "7.5"}
+    assert frames[0].keep == {"category": "coast"}
+    assert frames[1].place == "train-00000-of-00001.parquet, row 1"
+    for frame, data in zip(frames, pictures, strict=True):
+        with opened(frame.thumbnail) as thumbnail, Image.open(io.BytesIO(data)) as picture:
+            assert thumbnail.convert("RGB").tobytes() == picture.tobytes()
+
+
+def test_a_depth_map_stands_beside_its_picture(output: ReportedOutput) -> None:
+    """In the eight bits that a browser shows; its checksum is nothing to read."""
+    ramp = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
+    output.write_part(0, [made(row(0), noise(16), depth=encode(ramp, "png")), made(row(1), noise(16))])
+
+    deep, flat = output.sheet().frames
+
+    with opened(deep.depth) as thumbnail:
+        assert np.array_equal(np.asarray(thumbnail.convert("L")), ramp >> 8)
+    assert flat.depth is None
+    assert deep.keep == {"category": "coast"}
+
+
+def test_a_damaged_depth_map_says_so(output: ReportedOutput) -> None:
+    """As a damaged picture does."""
+    output.write_part(0, [made(row(0), noise(16), depth=b"no picture")])
+
+    (frame,) = output.sheet().frames
+
+    assert frame.thumbnail is None
+    assert "`depth_map`" in frame.problem
+
+
+@pytest.mark.parametrize(("side", "expected"), [(CRISP_SIDE, CRISP_SIDE), (512, THUMBNAIL_SIDE)])
+def test_thumbnails_are_small(output: ReportedOutput, side: int, expected: int) -> None:
+    """Large pictures shrink to a size in pixels and bytes, small ones keep theirs."""
+    output.write_part(0, [made(row(0), noise(side), side=side)])
+
+    (frame,) = output.sheet().frames
+
+    with opened(frame.thumbnail) as thumbnail:
+        assert max(thumbnail.size) == expected
+    assert side <= CRISP_SIDE or len(frame.thumbnail) < 2 * THUMBNAIL_BYTES
+
+
+def test_a_long_prompt_is_cut(output: ReportedOutput) -> None:
+    """A prompt of a megabyte does not make a page of one."""
+    output.write_part(
+        0, [made(row(0, texts={"prompt": "x" * 1_000_000, "negative_prompt": None}), noise(16))]
+    )
+
+    assert output.sheet().frames[0].prompt.endswith("x… (1,000,000 characters)")
+
+
+def test_a_withheld_picture_has_a_frame_without_one(output: ReportedOutput) -> None:
+    """The row shows as filtered."""
+    output.write_part(0, [made(row(0), noise(16)), withheld(row(1))])
+
+    frames = output.sheet().frames
+
+    assert [(frame.status, frame.thumbnail is None) for frame in frames] == [
+        ("ok", False),
+        ("filtered", True),
+    ]
+
+
+def test_withheld_pictures_do_not_crowd_out_the_others(output: ReportedOutput) -> None:
+    """A sheet of a heavily filtered output is still one to look at."""
+    output.write_part(0, [made(row(i), noise(16)) if i % 2 else withheld(row(i)) for i in range(80)])
+
+    statuses = Counter(frame.status for frame in output.sheet(max_images=20).frames)
+
+    assert statuses == {"ok": 18, "filtered": 2}
+
+
+def test_a_damaged_picture_says_so(output: ReportedOutput) -> None:
+    """It stops neither the page nor the other frames."""
+    output.write_part(0, [made(row(0), b"no picture"), made(row(1), noise(16))])
+
+    damaged, whole = output.sheet().frames
+
+    assert damaged.thumbnail is None
+    assert "picture" in damaged.problem
+    assert whole.thumbnail
+
+
+def test_a_damaged_part_is_refused(output: ReportedOutput) -> None:
+    """The message names it."""
+    uri = join(output.root, "data", "train-00000-of-00001.parquet")
+    output.storage.create(uri, b"not Parquet", {})
+
+    with pytest.raises(RefusedError, match="train-00000-of-00001"):
+        output.sheet()
+
+
+def test_failed_rows_stand_with_their_reasons(output: ReportedOutput) -> None:
+    """Rows by error code; a code that one row has is not lost among fifty of another."""
+    common = [failed(row(i)) for i in range(2 * MAX_FAILURES)]
+    rare = failed(
+        row(999, texts={"prompt": None, "negative_prompt": None}),
+        "invalid_size",
+        "width is 13, not a multiple of 8; 16 would do",
+    )
+    output.write_part(0, [*common, rare])
+
+    sheet = output.sheet()
+
+    assert len(sheet.failures) == MAX_FAILURES
+    assert Counter(failure.error_code for failure in sheet.failures)["invalid_image"] == MAX_FAILURES - 1
+    found = next(failure for failure in sheet.failures if failure.error_code == "invalid_size")
+    assert (found.row_id, found.error_message) == ("row-999", rare.problem.message if rare.problem else "")
+    assert sheet.totals.error_codes == (("invalid_image", 2 * MAX_FAILURES), ("invalid_size", 1))
+    assert sheet.frames == ()
+
+
+def test_only_parts_with_failures_are_read_for_them(output: ReportedOutput) -> None:
+    """The others are known by their footers."""
+    output.num_shards = 12
+    output.write_job()
+    output.write_summary(ok=11, failed=1)
+    uris = [output.write_part(i, [failed(row(i)) if i == 7 else made(row(i), noise(16))]) for i in range(12)]
+    counting = CountingStorage(output.storage)
+
+    sheet = make_sheet(Output(counting, output.root), max_images=0)
+
+    assert [failure.row_id for failure in sheet.failures] == ["row-7"]
+    assert counting.num_opened == {uri: 2 if uri == uris[7] else 1 for uri in uris}
+
+
+def test_an_unfinished_output_tells_how_far_it_is(output: ReportedOutput) -> None:
+    """Parts that are there are shown, and an old summary is not believed."""
+    output.num_shards = 3
+    output.write_job(rows_per_shard=10)
+    output.write_summary(ok=30, seconds=9.0)
+    output.write_part(1, [made(row(i), noise(16)) for i in range(10)])
+
+    sheet = output.sheet()
+
+    assert (sheet.num_parts, sheet.num_shards) == (1, 3)
+    assert (sheet.totals.rows, sheet.num_rows) == (10, 30)
+    assert sheet.last_run == {}
+    assert len(sheet.frames) == 10
+
+
+def test_an_output_without_parts_has_a_sheet(output: ReportedOutput) -> None:
+    """It says that nothing is there."""
+    sheet = output.sheet()
+
+    assert (sheet.totals.rows, sheet.frames, sheet.failures) == (0, (), ())
+    assert Markup(render(sheet)).island()["rows_done"] == 0
+
+
+def test_a_finished_output_tells_of_its_last_run(output: ReportedOutput) -> None:
+    """Seconds, rate and workers come from the summary; what it does not know is left out."""
+    output.write_part(0, [made(row(0), noise(16))])
+    output.write_summary(ok=1, images=1, size_bytes=5, error_codes={}, images_per_second=None)
+
+    sheet = output.sheet()
+
+    assert sheet.last_run == {"seconds": 9.0, "workers": 2}
+    assert (sheet.totals.ok, sheet.totals.size_bytes) == (1, 5)
+
+
+def test_a_folder_without_a_job_has_no_sheet(tmp_path: Path) -> None:
+    """The message says what is missing."""
+    with pytest.raises(SpecError, match=r"job\.json"):
+        write_report(Output(LocalStorage(temp_dir=str(tmp_path / "tmp")), str(tmp_path)))
+
+
+@pytest.mark.parametrize("root", ["", "s3://elsewhere/out"])
+def test_pictures_that_are_files_are_fetched(output: ReportedOutput, root: str) -> None:
+    """From this output, also where it was copied from another place."""
+    picture = noise(16)
+    output.storage.create(join(output.root, "images", "train-00000-of-00001", "a.png"), picture, {})
+    path = join(root or output.root, "images", "train-00000-of-00001", "a.png")
+    output.write_part(0, [made(row(0), picture, path=path)], embed_images=False)
+
+    (frame,) = output.sheet().frames
+
+    with opened(frame.thumbnail) as thumbnail:
+        assert thumbnail.size == (16, 16)
+
+
+@pytest.mark.parametrize("path", ["images/../../secret.png", "/images/../../secret.png", "/images/gone.png"])
+def test_a_part_cannot_have_other_files_read(output: ReportedOutput, tmp_path: Path, path: str) -> None:
+    """Only what lies below the output's own images is opened."""
+    (tmp_path / "secret.png").write_bytes(noise(16))
+    output.write_part(0, [made(row(0), b"", path=path)], embed_images=False)
+
+    (frame,) = output.sheet().frames
+
+    assert frame.thumbnail is None
+    assert frame.problem
+
+
+def test_models_and_tasks_share_the_sheet(output: ReportedOutput) -> None:
+    """A task that few rows have, and a model that one part has, are not lost among the rest."""
+    output.num_shards = 100
+    output.write_job(rows_per_shard=10, sd="a", xl="b")
+    rare = routed("img2img", "sd")
+    for index in range(100):
+        where = routed("text2img", "xl") if index == 61 else routed("text2img", "sd")
+        rows = [row(i, routed=rare if index == 30 and i == 9 else where) for i in range(10)]
+        output.write_part(index, [made(each, noise(16)) for each in rows])
+
+    shown = Counter((frame.task, frame.model) for frame in output.sheet(max_images=40).frames)
+
+    assert shown == {("text2img", "sd"): 29, ("text2img", "xl"): 10, ("img2img", "sd"): 1}
+
+
+def test_a_large_output_is_not_read_whole(output: ReportedOutput) -> None:
+    """Beside one look at every footer, at most MAX_GROUPS row groups are read."""
+    output.num_shards = 10
+    output.write_job(rows_per_shard=400)
+    output.write_summary(ok=4000)
+    sizes = [write_groups(output, index, num_groups=40, rows_per_group=10) for index in range(10)]
+    counting = CountingStorage(output.storage)
+
+    sheet = make_sheet(Output(counting, output.root), max_images=120)
+
+    assert len(sheet.frames) == 120
+    assert len({frame.place.partition(",")[0] for frame in sheet.frames}) == 10
+    # Twice: once for tasks and statuses, once for the pictures that were chosen.
+    assert len(counting.files) <= 10 + 2 * MAX_GROUPS
+    footers = 10 * footer_bytes(output)
+    assert counting.bytes_read - footers * (1 + 2 * MAX_GROUPS / 10) < sum(sizes) * MAX_GROUPS / 400 * 1.2
+
+
+def test_a_row_group_is_read_from_its_beginning_and_not_to_its_end(output: ReportedOutput) -> None:
+    """As far as the bytes allow, and always for as many rows as are to be shown."""
+    output.write_summary(ok=60)
+    picture = noise(16)
+    # Bytes behind the end of a PNG are not its own: each of these weighs 200 kB.
+    padding = np.random.default_rng(0).bytes(200_000)
+    output.write_part(0, [made(row(i), picture + padding) for i in range(60)])
+    counting = CountingStorage(output.storage)
+
+    sheet = make_sheet(Output(counting, output.root), max_images=3, picture_bytes=2_000_000)
+
+    assert [frame.row_id for frame in sheet.frames] == ["row-1", "row-4", "row-7"]
+    assert counting.bytes_read < 4_000_000
+
+
+def write_groups(output: ReportedOutput, index: int, *, num_groups: int, rows_per_group: int) -> int:
+    """A part of many row groups, as one shard of many pictures has; its size."""
+    outcomes = [made(row(i), noise(48, i % 7), side=48) for i in range(num_groups * rows_per_group)]
+    uri = output.write_part(index, outcomes)
+    with pq.ParquetFile(uri) as parquet:
+        table, metadata = parquet.read(), parquet.metadata.metadata
+    pq.write_table(table.replace_schema_metadata(metadata), uri, row_group_size=rows_per_group)
+    return Path(uri).stat().st_size
+
+
+def footer_bytes(output: ReportedOutput) -> int:
+    """Of the first part."""
+    uri = join(output.root, "data", f"{output.name(0)}.parquet")
+    return int.from_bytes(Path(uri).read_bytes()[-8:-4], "little") + 8
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "expected"),
+    [
+        ({"sd": "demo:sd", "xl": "demo:sdxl"}, ["sd", "xl"]),
+        ({"sd": "demo:sd", "xl": "somebody/xl"}, ["sd"]),
+        ({"sd": "demo:shapes", "xl": "demo:sdxl"}, ["xl"]),
+        ({"sd": "somebody/sd"}, []),
+    ],
+)
+def test_random_weights_are_told(
+    output: ReportedOutput, checkpoints: dict[str, str], expected: list[str]
+) -> None:
+    """Whoever meets noise on the sheet of a demo job reads there that it is meant to be so."""
+    output.write_job(**checkpoints)
+
+    page = render(output.sheet())
+
+    assert Markup(page).island()["random_models"] == expected
+    assert "random weights: the pictures are noise by design" in page
+
+
+def test_spreading_is_even() -> None:
+    """All of a few items, else one from the middle of each stretch."""
+    assert spread([1, 2], 3) == [1, 2]
+    assert spread(range(100), 4) == [12, 37, 62, 87]
+    assert spread([1, 2], 0) == []
+
+
+def test_sharing_fills_up_from_those_that_have_more() -> None:
+    """Small strata give all they have; no more is taken than asked for."""
+    strata = {"few": [1], "many": list(range(10, 50)), "some": [2, 3, 4]}
+
+    assert Counter(len(str(item)) for item in share(strata, 12)) == {1: 4, 2: 8}
+    assert len(share(strata, 2)) == 2
+    assert share({}, 5) == []

@@ -1,0 +1,1 @@
+"""Facts about the plan and the checks on rows."""

@@ -1,0 +1,167 @@
+"""What is in the pictures: each row shows what its own prompt says, whatever way it took.
+
+The model that comes with darkroom draws what it is told: here a big circle of one colour on another. A prompt
+that met another row's noise, picture, mask or place in the output would be seen.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from schemas.spec.job_spec import JobSpec
+from tests.support.in_process import Record, encoded, job_spec, make, pixels, write_rows
+from tests.support.running import Started, darkroom, output_rows, parts, write_spec
+from tools.shapes import world
+from tools.shapes.world import Scene
+
+MODELS = {"shapes": {"checkpoint": "demo:shapes"}}
+DRAWS: Record = {"model": "shapes", "num_inference_steps": 20, "guidance_scale": 2.5}
+ROUTES: Record = {
+    "text2img": DRAWS,
+    "img2img": DRAWS | {"strength": 0.9, "guidance_scale": 6.0},
+    "inpaint": DRAWS | {"strength": 0.95, "guidance_scale": 6.0},
+    "safe": DRAWS,
+    "again": DRAWS | {"task": "img2img", "strength": 0.5},
+    "chain": DRAWS | {"task": "text2img", "then": ["again"], "keep_steps": True},
+}
+SCHEDULERS = (
+    None,
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
+
+
+def scenes(count: int, seed: int = 0) -> list[Scene]:
+    """Big circles in the middle. No green ones: the model draws them too dark now and then."""
+    pairs = [(colour, ground) for colour in world.COLOURS for ground in world.COLOURS if colour != ground]
+    random.Random(seed).shuffle(pairs)
+    return [
+        Scene(shape="circle", colour=colour, background=ground, size="big", position="centre")
+        for colour, ground in pairs
+        if colour != "green"
+    ][:count]
+
+
+def told(scene: Scene, row_id: int, **values: Any) -> Record:
+    """A row that asks for a scene."""
+    return {
+        "row_id": str(row_id),
+        "task": "text2img",
+        "prompt": world.full_prompt(scene),
+        "seed": row_id,
+        **values,
+    }
+
+
+def shown(row: Record, column: str = "image") -> tuple[str, str]:
+    """The colours in the middle and along the edges of a row's picture: the nearest that have a name."""
+    picture = np.asarray(pixels({"image": row[column]}), float)
+    edges = np.concatenate([picture[:3], picture[-3:]]).reshape(-1, 3)
+    return nearest(picture[28:36, 28:36].reshape(-1, 3)), nearest(edges)
+
+
+def nearest(colours: np.ndarray) -> str:
+    middle = np.median(colours, axis=0)
+    return min(world.COLOURS, key=lambda name: float(np.linalg.norm(middle - world.COLOURS[name])))
+
+
+def asked(scenes: Sequence[Scene]) -> list[tuple[str, str]]:
+    return [(scene.colour, scene.background) for scene in scenes]
+
+
+def test_rows_of_many_kinds_in_shared_batches_show_what_each_was_asked_for(tmp_path: Path) -> None:
+    """Steps, guidance and schedulers vary from row to row; shards end in the midst of a batch."""
+    wanted = scenes(30)
+    rows = [
+        told(scene, i, num_inference_steps=18 + i % 7, guidance_scale=2 + i % 3, scheduler=SCHEDULERS[i % 5])
+        for i, scene in enumerate(wanted)
+    ]
+
+    made = make(spec(tmp_path, rows, batching={"shard_rows": 13, "max_batch_rows": 8}))
+
+    assert [row["prompt"] for row in made.rows] == [row["prompt"] for row in rows]
+    assert [shown(row) for row in made.rows] == asked(wanted)
+
+
+def test_pictures_and_masks_stay_with_their_rows(tmp_path: Path) -> None:
+    """img2img gives a drawn shape another colour in its place; inpainting paints within the mask alone."""
+    drawn = scenes(12, seed=1)
+    pictures, _ = world.draw(drawn, np.random.default_rng(0))
+    wanted = [replace(scene, colour=other_colour(scene)) for scene in drawn]
+    rows = [
+        told(
+            scene,
+            i,
+            task=("img2img", "inpaint")[i % 2],
+            image=png(picture),
+            mask_image=png(MASK) if i % 2 else None,
+        )
+        for i, (scene, picture) in enumerate(zip(wanted, pictures, strict=True))
+    ]
+
+    made = make(spec(tmp_path, rows, batching={"shard_rows": 5, "max_batch_rows": 8}))
+
+    assert [shown(row) for row in made.rows] == asked(wanted)
+    for before, row in [*zip(pictures, made.rows, strict=True)][1::2]:
+        changes = np.abs(np.asarray(pixels(row), float) - before).mean(axis=2)
+        assert changes[MASK == 0].mean() < 8 < changes[MASK == 255].mean()
+
+
+def test_a_chain_goes_on_with_its_own_rows_picture(tmp_path: Path) -> None:
+    """What the first step has drawn is repainted by the second, under the same prompt."""
+    wanted = scenes(8, seed=2)
+
+    made = make(spec(tmp_path, [told(scene, i, task="chain") for i, scene in enumerate(wanted)]))
+
+    assert [shown(row) for row in made.rows] == asked(wanted)
+    assert [shown({"image": row["step_images"][0]}) for row in made.rows] == asked(wanted)
+
+
+def test_a_job_that_was_killed_and_run_again_pairs_each_prompt_with_its_picture(tmp_path: Path) -> None:
+    """Real Ray, two workers, a driver killed in its middle."""
+    wanted = scenes(32, seed=3)
+    rows = write_rows(tmp_path / "in.parquet", [told(scene, i) for i, scene in enumerate(wanted)])
+    path = write_spec(
+        tmp_path / "job.yaml",
+        rows,
+        tmp_path / "out",
+        models=MODELS,
+        routes=ROUTES,
+        batching={"shard_rows": 4},
+        workers={"num": 2, "num_cpus": 1},
+    )
+    with Started("-m", "jobs", "run", path) as first:
+        first.wait_until(lambda: parts(tmp_path / "out"))
+
+    again = darkroom("run", path)
+
+    assert again.code == 0, again.err
+    assert "parts are there already" in again.out
+    assert [shown(row) for row in output_rows(tmp_path / "out")] == asked(wanted)
+
+
+MASK = np.zeros((64, 64), np.uint8)
+MASK[12:52, 12:52] = 255
+
+
+def png(picture: np.ndarray) -> Record:
+    """A picture as a row holds it."""
+    return encoded(Image.fromarray(picture))
+
+
+def other_colour(scene: Scene) -> str:
+    """One that the scene does not have."""
+    return next(name for name in reversed(world.COLOURS) if name not in (scene.colour, scene.background))
+
+
+def spec(folder: Path, rows: Sequence[Record], **sections: Any) -> JobSpec:
+    """A job over the model that draws shapes."""
+    path = write_rows(folder / "in.parquet", rows)
+    return job_spec(path, folder / "out", models=MODELS, routes=ROUTES, **sections)

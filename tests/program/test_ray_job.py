@@ -1,0 +1,229 @@
+"""Darkroom on a Ray cluster that runs already: as a Ray job, and from outside."""
+
+import re
+import shutil
+import sysconfig
+import tempfile
+import venv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from models.demo_cache import demo_checkpoint
+from tests.support.canaries import CANARIES, leaks
+from tests.support.ray_nodes import RAY, free_ports
+from tests.support.running import (
+    Finished,
+    Started,
+    darkroom,
+    output_rows,
+    parts,
+    row_ids,
+    text_rows,
+    wait_until,
+    write_rows,
+    write_spec,
+)
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+"""What protects a cluster's ports; every client shows it."""
+ENV = TOKEN | CANARIES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """A head that has the CPUs of two workers."""
+
+    processes: Started
+    address: str
+    dashboard: str
+    folder: Path
+    """Its temporary files."""
+
+    def job(self, command: str, *arguments: object) -> Finished:
+        """`ray job COMMAND --address ... ARGUMENTS`"""
+        with Started(*RAY, "job", command, "--address", self.dashboard, *arguments, **ENV) as started:
+            return started.wait()
+
+    def submit(self, *arguments: object, name: str) -> Finished:
+        """`ray job submit --working-dir . -- python -m jobs run ARGUMENTS`, to its end."""
+        run = ("python", "-m", "jobs", "run", *arguments)
+        return self.job("submit", "--submission-id", name, "--working-dir", ".", "--", *run)
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python with all that darkroom needs and without darkroom, as the machines of cluster.yaml have it."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder)
+    packages = next(folder.glob("lib/python*/site-packages"))
+    for place in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for entry in Path(place).iterdir():
+            if "darkroom" not in entry.name:
+                (packages / entry.name).symlink_to(entry)
+    return str(folder / "bin" / "python")
+
+
+@pytest.fixture(scope="module")
+def cluster(bare_python: str) -> Iterator[Cluster]:
+    """`ray start --head` with a token, in a folder whose name is short enough for a socket."""
+    folder = tempfile.mkdtemp(prefix="darkroom-ray-")
+    port, dashboard_port, client_port = free_ports(3)
+    ports = ("--port", port, "--dashboard-port", dashboard_port, "--ray-client-server-port", client_port)
+    start = ("start", "--head", "--num-cpus", 2, "--temp-dir", folder, "--dashboard-agent-listen-port", 0)
+    try:
+        with Started(*RAY, *start, *ports, python=bare_python, **ENV) as processes:
+            started = processes.wait()
+            assert started.code == 0, started.err
+            yield Cluster(
+                processes=processes,
+                address=f"127.0.0.1:{port}",
+                dashboard=f"http://127.0.0.1:{dashboard_port}",
+                folder=Path(folder),
+            )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def demo(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, Path]:
+    """The demo as a Ray job, and its output."""
+    output = tmp_path_factory.mktemp("demo") / "out"
+    return cluster.submit("configs/demo.yaml", "--set", f"output.path={output}", name="demo"), output
+
+
+def test_the_demo_runs_as_a_ray_job(demo: tuple[Finished, Path]) -> None:
+    """`ray job submit --working-dir .` brings code, spec and input; nothing else is installed or copied."""
+    finished, output = demo
+
+    assert finished.code == 0, finished.out
+    assert "2 workers of 1 CPU each\n" in finished.out
+    assert "all in all 39 rows ok, 0 filtered, 1 failed" in finished.out
+    assert f"output: {output}\n" in finished.out
+    assert len(output_rows(output)) == 41
+
+
+def test_a_job_ships_what_it_needs_and_no_more(demo: tuple[Finished, Path], cluster: Cluster) -> None:
+    """Neither outputs nor tests, caches, environments or history, by .gitignore and .rayignore."""
+    shipped = next((cluster.folder / "session_latest" / "runtime_resources").glob("working_dir_files/*/jobs"))
+    names = {path.name for path in shipped.parent.iterdir()}
+
+    assert {"actors", "configs", "demo", "jobs", "models", "schemas"} <= names
+    assert not names & {".git", ".venv", "out", "tests", "tools", "benchmarks", "docs", ".ci", ".mypy_cache"}
+    assert not list(shipped.parent.rglob("__pycache__"))
+    assert sum(path.stat().st_size for path in shipped.parent.rglob("*")) < 15_000_000
+
+
+def test_neither_the_jobs_metadata_nor_what_ray_writes_holds_a_secret(
+    demo: tuple[Finished, Path], cluster: Cluster
+) -> None:
+    """Of those in the environment of the submitter and of the cluster; its own token included."""
+    listed = cluster.job("list")
+    files = [path for path in cluster.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    written = {str(path.relative_to(cluster.folder)): path.read_bytes() for path in files}
+
+    assert "submission_id='demo'" in listed.out
+    assert any(place.endswith("job-driver-demo.log") for place in written)
+    assert leaks(written | {"job list": (listed.out + listed.err).encode()}) == []
+    assert [place for place, data in written.items() if TOKEN["RAY_AUTH_TOKEN"].encode() in data] == []
+
+
+def test_a_stopped_ray_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
+    """`ray job stop` in its middle: what is committed stays as it is, the next job makes the rest."""
+    rows, output = text_rows(120), tmp_path / "out"
+    spec = write_spec(
+        tmp_path / "job.yaml",
+        write_rows(tmp_path / "rows.parquet", rows),
+        output,
+        # So many that a quick machine is still at it when `ray job stop` has started up.
+        routes={"text2img": {"model": "sd", "num_inference_steps": 200}},
+    )
+    run = ("python", "-m", "jobs", "run", spec)
+
+    submitted = cluster.job(
+        "submit", "--submission-id", "first", "--no-wait", "--working-dir", ".", "--", *run
+    )
+    wait_until(lambda: bool(parts(output)))
+    cluster.job("stop", "first")
+    log = cluster.job("logs", "first").out
+    made = {part: part.read_bytes() for part in parts(output)}
+    again = cluster.submit(spec, name="second")
+
+    assert submitted.code == 0
+    assert "darkroom: interrupted; what is committed stays, run again to resume" in log
+    assert 0 < len(made) < 15
+    assert again.code == 0, again.out
+    assert f"{len(made)} of 15 parts are there already" in again.out
+    assert {part: part.read_bytes() for part in made} == made
+    assert row_ids(output) == [row["row_id"] for row in rows]
+    assert darkroom("verify", output).code == 0
+
+
+def test_a_run_from_outside_joins_the_ray_that_ray_address_names(cluster: Cluster, tmp_path: Path) -> None:
+    """It brings its code along, starts no Ray of its own, and leaves the one it used as it was. A relative
+    output and a relative checkpoint lie below the driver's folder, whatever folder the workers are in."""
+    rows, output = text_rows(16), tmp_path / "out"
+    (tmp_path / "sd").symlink_to(demo_checkpoint("sd"))
+    spec = write_spec(
+        tmp_path / "job.yaml",
+        write_rows(tmp_path / "rows.parquet", rows),
+        "out",
+        models={"sd": {"checkpoint": "sd"}},
+    )
+
+    with Started("-m", "jobs", "run", spec, cwd=tmp_path, RAY_ADDRESS=cluster.address, **TOKEN) as run:
+        wait_until(lambda: bool(parts(output)) or not run.pids())
+        own_ray = run.pids("gcs_server")
+        finished = run.wait()
+
+    assert finished.code == 0, finished.err
+    assert not own_ray
+    assert row_ids(output) == [row["row_id"] for row in rows]
+    assert cluster.processes.pids("gcs_server")
+
+
+def test_a_relative_output_inside_a_ray_job_is_pointed_out(tmp_path: Path) -> None:
+    """It would lie in Ray's copy of the working directory, which Ray deletes."""
+    environment = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", "RAY_ADDRESS": "127.0.0.1:1"}
+    spec = write_spec(tmp_path / "job.yaml", tmp_path / "nowhere", "out/relative")
+
+    with Started("-m", "jobs", "run", spec, cwd=tmp_path, **environment) as run:
+        finished = run.wait()
+
+    assert finished.code == 2
+    assert re.search(
+        rf"output.path out/relative is relative, so this Ray job writes to {tmp_path}/out/relative: .*"
+        "Use s3:// or an absolute path",
+        finished.out,
+    )
+
+
+def test_submit_runs_the_job_and_ends_with_its_exit_code(cluster: Cluster, tmp_path: Path) -> None:
+    """`darkroom submit --wait` prints the job's log; `ray job` itself would tell only 0 or 1."""
+    output = tmp_path / "out"
+    options = ("--address", cluster.dashboard, "--set", f"output.path={output}")
+
+    done = darkroom("submit", "configs/demo.yaml", "--wait", *options, **TOKEN)
+    refused = darkroom("submit", "configs/demo.yaml", "--wait", *options, "--set", "seed=1", **TOKEN)
+
+    assert done.code == 0, done.err
+    assert f"output: {output}\n" in done.out
+    assert refused.code == 4
+    assert "seed: 0 there, 1 here" in refused.out
+
+
+def test_submit_refuses_what_the_cluster_cannot_have(cluster: Cluster, tmp_path: Path) -> None:
+    """A spec outside the repository is not shipped, and nobody answers at a wrong address."""
+    rows = write_rows(tmp_path / "rows.parquet", text_rows(2))
+    outside = write_spec(tmp_path / "job.yaml", rows, tmp_path / "out")
+
+    unshipped = darkroom("submit", outside, "--address", cluster.dashboard, **TOKEN)
+    unanswered = darkroom("submit", "configs/demo.yaml", "--address", "http://127.0.0.1:1", **TOKEN)
+
+    assert unshipped.code == 2
+    assert "copy it into configs/" in unshipped.err
+    assert unanswered.code != 0
+    assert "http://127.0.0.1:1" in unanswered.err
+    assert "Traceback" not in unanswered.err

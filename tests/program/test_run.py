@@ -1,0 +1,313 @@
+"""`darkroom run` on real parts from beginning to end: the demo's spec, a local Ray, real pipelines."""
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.support.running import (
+    ROOT,
+    Finished,
+    Record,
+    Started,
+    darkroom,
+    output_rows,
+    parts,
+    row_ids,
+    text_rows,
+    write_rows,
+    write_spec,
+)
+
+DEMO = "configs/demo.yaml"
+RED_CIRCLE = "text2img-a-big-red-circle-at-the-left-on-a-white-background"
+BROKEN = "broken-on-purpose"
+NO_RAY = {"RAY_ADDRESS": "127.0.0.1:1"}
+"""Nobody listens there: a command that succeeds with it has not asked for Ray."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """A run and its output."""
+
+    finished: Finished
+    output: Path
+    spec: Path
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The demo, made by two workers."""
+    output = tmp_path_factory.mktemp("demo") / "out"
+    finished = darkroom("run", DEMO, "--set", f"output.path={output}", "--set", "workers.num=2")
+    return Ran(finished=finished, output=output, spec=ROOT / DEMO)
+
+
+@pytest.fixture(scope="module")
+def over_budget(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """Six rows of words, and three whose picture turns out to be cut off: more than the 1 % allowed."""
+    folder = tmp_path_factory.mktemp("over-budget")
+    write_rows(folder / "rows.parquet", text_rows(6) + cut_off_rows(3))
+    output = folder / "out"
+    spec = write_spec(
+        folder / "job.yaml", "rows.parquet", output, output={"path": str(output), "images": "files"}
+    )
+    return Ran(finished=darkroom("run", spec, cwd=folder), output=output, spec=spec)
+
+
+def cut_off_rows(count: int) -> list[Record]:
+    """Rows whose PNG has a good header and half of its body: nothing tells before it is decoded."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(file, "PNG")
+    image = {"bytes": file.getvalue()[: len(file.getvalue()) // 2], "path": None}
+    return [
+        {"row_id": f"cut-{i}", "task": "img2img", "prompt": "a gradient", "image": image}
+        for i in range(count)
+    ]
+
+
+def demo_ids() -> list[str]:
+    return sorted(pq.read_table(ROOT / "demo" / "rows.parquet").column("row_id").to_pylist())
+
+
+def test_the_demo_makes_every_input_row_once(demo: Ran) -> None:
+    """Exit code 0, and `verify` agrees."""
+    assert demo.finished.code == 0, demo.finished.err
+    assert row_ids(demo.output) == demo_ids()
+    assert "all in all 39 rows ok, 0 filtered, 1 failed" in demo.finished.out
+
+    verified = darkroom("verify", demo.output)
+
+    assert verified.code == 0, verified.err
+    assert verified.out.endswith("verified\n")
+
+
+def test_a_broken_row_keeps_its_place_with_the_reason(demo: Ran) -> None:
+    """Its image is null; a row without a picture is not a row that is missing."""
+    row = next(row for row in output_rows(demo.output) if row["row_id"] == BROKEN)
+
+    assert (row["status"], row["image"]) == ("failed", None)
+    assert row["error_code"]
+    assert row["error_message"]
+
+
+def test_the_output_opens_as_a_hugging_face_dataset_of_pictures(demo: Ran, tmp_path: Path) -> None:
+    """With no more than the folder's name, as on the Hub."""
+    from datasets import load_dataset  # deferred: it takes seconds that the other tests need not wait
+
+    found = load_dataset("parquet", data_files=f"{demo.output}/data/*.parquet", cache_dir=str(tmp_path))
+    pictures = {row["row_id"]: row["image"] for row in found["train"]}
+
+    assert isinstance(pictures[RED_CIRCLE], Image.Image)
+    assert pictures[RED_CIRCLE].size == (64, 64)
+    assert pictures[BROKEN] is None
+
+
+def test_output_that_is_no_terminal_is_plain_lines(demo: Ran) -> None:
+    """No colours, no carriage returns: what `ray job logs` and files show."""
+    text = demo.finished.out + demo.finished.err
+
+    assert re.search(r"[\x1b\r\x07]", text) is None
+    assert "2 workers of 1 CPU each\n" in demo.finished.out
+    assert re.search(r"^40 of 40 rows \(100%\) · [0-9.]+ images/s · ", demo.finished.out, re.MULTILINE)
+    assert demo.finished.err == ""
+
+
+def test_a_finished_job_has_everything_that_goes_with_the_parts(demo: Ran) -> None:
+    """`_SUCCESS`, the dataset card, the contact sheet and the summary; no temporary file."""
+    files = {str(path.relative_to(demo.output)) for path in demo.output.rglob("*") if path.is_file()}
+
+    assert files == {
+        "_SUCCESS",
+        "README.md",
+        "contact-sheet.html",
+        "_darkroom/driver.json",
+        "_darkroom/job.json",
+        "_darkroom/manifest.jsonl",
+        "_darkroom/summary.json",
+        *(f"data/train-0000{i}-of-00010.parquet" for i in range(10)),
+    }
+
+
+def test_no_worker_loads_a_checkpoint_twice(demo: Ran) -> None:
+    """The summary counts them, over both workers."""
+    models = json.loads((demo.output / "_darkroom" / "job.json").read_text())["models"]
+
+    took = json.loads((demo.output / "_darkroom" / "summary.json").read_text())["last_run"]
+
+    assert len(models) <= took["checkpoint_loads"] <= 2 * len(models)
+
+
+def test_status_and_report_tell_of_a_finished_job(demo: Ran) -> None:
+    """From the output alone."""
+    status, report = darkroom("status", demo.output), darkroom("report", demo.output)
+
+    assert "demo: 10 of 10 parts, 40 of 40 rows" in status.out
+    assert "done at 20" in status.out
+    assert report.code == 0
+    assert report.out == f"{demo.output}/contact-sheet.html\n"
+
+
+def test_a_second_run_finds_nothing_to_do_and_starts_no_ray(demo: Ran) -> None:
+    """The listing of `data/` decides, so this is quick."""
+    before = [part.stat().st_mtime_ns for part in parts(demo.output)]
+
+    again = darkroom("run", DEMO, "--set", f"output.path={demo.output}", **NO_RAY)
+
+    assert again.code == 0, again.err
+    assert "nothing was left to do; all in all 39 rows ok" in again.out
+    assert [part.stat().st_mtime_ns for part in parts(demo.output)] == before
+
+
+def test_a_job_that_was_killed_while_finishing_is_finished_by_the_next_run(demo: Ran) -> None:
+    """`_SUCCESS` is written last: without it, what stands beside the parts may be missing."""
+    (demo.output / "_SUCCESS").unlink()
+    (demo.output / "contact-sheet.html").unlink()
+
+    again = darkroom("run", DEMO, "--set", f"output.path={demo.output}", **NO_RAY)
+
+    assert again.code == 0, again.err
+    assert (demo.output / "_SUCCESS").exists()
+    assert (demo.output / "contact-sheet.html").exists()
+
+
+def test_workers_larger_than_this_machine_are_refused(tmp_path: Path) -> None:
+    """Nothing larger can join a Ray that was started for the job."""
+    rows = write_rows(tmp_path / "rows.parquet", text_rows(1))
+    spec = write_spec(tmp_path / "job.yaml", rows, tmp_path / "out", workers={"num_cpus": 100_000})
+
+    refused = darkroom("run", spec)
+
+    assert refused.code == 2
+    assert "a worker is to have 0 GPU and 100000 CPU, and this machine has" in refused.err
+
+
+def test_a_changed_spec_is_refused_and_the_difference_named(demo: Ran) -> None:
+    """Exit code 4, before anything is generated."""
+    changed = darkroom("run", DEMO, "--set", f"output.path={demo.output}", "--set", "seed=7", **NO_RAY)
+
+    assert changed.code == 4
+    assert f"{demo.output} belongs to another job, or this one has changed" in changed.err
+    assert "seed: 0 there, 7 here" in changed.err
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ran, Finished]]:
+    """The demo once more, by one worker, and what a second driver of the same output had to say."""
+    output = tmp_path_factory.mktemp("alone") / "out"
+    command = ("-m", "jobs", "run", DEMO, "--set", f"output.path={output}", "--set", "workers.num=1")
+    with Started(*command) as run:
+        run.wait_until((output / "_darkroom" / "driver.json").exists)
+        second = darkroom(*command[2:], **NO_RAY)
+        yield Ran(finished=run.wait(), output=output, spec=ROOT / DEMO), second
+
+
+def test_the_number_of_workers_does_not_show_in_the_parts(demo: Ran, alone: tuple[Ran, Finished]) -> None:
+    """Byte for byte: a shard's batches follow from the plan alone."""
+    assert alone[0].finished.code == 0, alone[0].finished.err
+    assert [part.name for part in parts(alone[0].output)] == [part.name for part in parts(demo.output)]
+    assert [part.read_bytes() for part in parts(alone[0].output)] == [
+        part.read_bytes() for part in parts(demo.output)
+    ]
+
+
+def test_a_second_driver_is_refused_while_the_first_is_alive(alone: tuple[Ran, Finished]) -> None:
+    """Exit code 4, and who the other one is."""
+    refused = alone[1]
+
+    assert refused.code == 4
+    assert f"another driver is at work on {alone[0].output}: process " in refused.err
+
+
+def test_more_failed_rows_than_the_budget_allows_end_with_exit_code_3(over_budget: Ran) -> None:
+    """The output is whole all the same: failing rows are recorded, not lost."""
+    assert over_budget.finished.code == 3
+    assert "3 of 9 rows failed (3 invalid_image), more than errors.max_rate (0.01) allows" in (
+        over_budget.finished.err
+    )
+    assert row_ids(over_budget.output) == [f"cut-{i}" for i in range(3)] + [f"row-000{i}" for i in range(6)]
+    assert (over_budget.output / "_SUCCESS").exists()
+
+
+def test_the_budget_may_be_raised_afterwards(over_budget: Ran) -> None:
+    """`errors` and `workers` say nothing about the output, so a change of them is no other job."""
+    enough = ("--set", "errors.max_rate=0.5")
+
+    again = darkroom("run", over_budget.spec, *enough, cwd=over_budget.spec.parent, **NO_RAY)
+
+    assert again.code == 0, again.err
+
+
+def test_an_input_that_was_moved_is_the_same_input(over_budget: Ran, tmp_path: Path) -> None:
+    """A Ray job finds its relative `input.path` in another folder each time it is submitted."""
+    shutil.copy(over_budget.spec.parent / "rows.parquet", tmp_path)
+
+    again = darkroom("run", over_budget.spec, cwd=tmp_path, **NO_RAY)
+
+    assert "nothing was left to do" in again.out, again.err
+
+
+def test_images_as_files_are_objects_that_the_parts_name(over_budget: Ran) -> None:
+    """One file per picture, and no other; `verify` reads and checks them."""
+    named = [row["image"]["path"] for row in output_rows(over_budget.output) if row["image"]]
+    there = [str(path) for path in (over_budget.output / "images").rglob("*.png")]
+
+    verified = darkroom("verify", over_budget.output)
+
+    assert len(named) == 6
+    assert sorted(there) == sorted(named)
+    assert verified.code == 0, verified.err
+    assert "6 pictures decode and match their checksums" in verified.out
+
+
+def test_a_changed_input_is_refused(over_budget: Ran) -> None:
+    """By its content: the file's name and its size say too little."""
+    rows = over_budget.spec.parent / "rows.parquet"
+    original = rows.read_bytes()
+    write_rows(rows, text_rows(9))
+
+    changed = darkroom("run", over_budget.spec, cwd=rows.parent, **NO_RAY)
+    rows.write_bytes(original)
+
+    assert changed.code == 4
+    assert f"input: {rows} has changed" in changed.err
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "RAY_ADDRESS is 127.0.0.1:1, and nobody answers there"),
+        ("http://127.0.0.1:8265", "the address for `darkroom submit --address`"),
+    ],
+)
+def test_a_ray_address_that_leads_nowhere_is_refused_at_once(
+    address: str, message: str, tmp_path: Path
+) -> None:
+    """Ray itself would try for a quarter of an hour."""
+    rows = write_rows(tmp_path / "rows.parquet", text_rows(2))
+    spec = write_spec(tmp_path / "job.yaml", rows, tmp_path / "out")
+
+    refused = darkroom("run", spec, RAY_ADDRESS=address)
+
+    assert refused.code == 2
+    assert message in refused.err
+
+
+def test_rows_that_cannot_be_made_stop_a_job_before_it_begins(tmp_path: Path) -> None:
+    """Where the plan knows of more of them than the budget allows: exit code 2, and the rows named."""
+    rows = [{**row, "task": "text2video"} if i < 2 else row for i, row in enumerate(text_rows(6))]
+    spec = write_spec(tmp_path / "job.yaml", write_rows(tmp_path / "rows.parquet", rows), tmp_path / "out")
+
+    refused = darkroom("run", spec, **NO_RAY)
+
+    assert refused.code == 2
+    assert "2 of 6 rows cannot be made" in refused.err
+    assert "rows.parquet row 0 (row-0000): " in refused.err
+    assert not (tmp_path / "out").exists()

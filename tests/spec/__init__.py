@@ -1,0 +1,1 @@
+"""Facts about the YAML and about the columns of both tables."""

@@ -1,0 +1,1 @@
+"""Facts about storage, the commit of a part, and the lease."""

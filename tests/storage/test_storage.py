@@ -1,0 +1,759 @@
+"""Storage: what local disk and S3 do alike, and what S3 does when requests go wrong."""
+
+import io
+import mmap
+import os
+import resource
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from actors.storage.objects import Storage
+from actors.storage.s3 import BLOCK_BYTES, MAX_PUT_BYTES
+from actors.storage.stores import open_storage
+from actors.storage.uris import join, normalise
+from schemas.errors import RefusedError, SpecError, StorageError
+from tests.support.s3.fault_proxy import FaultKind, FaultProxy
+
+
+def test_create_writes_an_object_that_reads_back(storage: Storage, folder: str) -> None:
+    """What create wrote, read, open and stat agree on."""
+    uri = join(folder, "data", "a.parquet")
+
+    created = storage.create(uri, b"content", {})
+
+    assert created
+    assert storage.read(uri) == b"content"
+    with storage.open(uri) as file:
+        assert file.read() == b"content"
+    stored = storage.stat(uri)
+    assert stored is not None
+    assert (stored.uri, stored.size_bytes) == (uri, 7)
+
+
+@pytest.mark.parametrize("first", [b"content", b""], ids=["full", "empty"])
+def test_create_leaves_what_is_there_alone(storage: Storage, folder: str, first: bytes) -> None:
+    """A second create says False and changes nothing, for empty objects too."""
+    uri = join(folder, "a")
+    storage.create(uri, first, {})
+
+    created = storage.create(uri, b"other", {})
+
+    assert not created
+    assert storage.read(uri) == first
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, pa.py_buffer])
+def test_create_takes_any_buffer(storage: Storage, folder: str, kind: type) -> None:
+    """A part may come as bytes or as a view of Arrow's memory."""
+    buffer = kind(b"content")
+
+    storage.create(join(folder, "a"), memoryview(buffer), {})
+
+    assert storage.read(join(folder, "a")) == b"content"
+
+
+def test_of_16_racing_writers_one_wins(storage: Storage, folder: str) -> None:
+    """Exactly one of 16 threads is told that it created the object, and it is that one's content."""
+    barrier = threading.Barrier(16)
+
+    def race(writer: int) -> bool:
+        barrier.wait()
+        return storage.create(join(folder, "data", "a"), b"%d" % writer, {})
+
+    with ThreadPoolExecutor(16) as threads:
+        won = list(threads.map(race, range(16)))
+
+    assert won.count(True) == 1
+    assert storage.read(join(folder, "data", "a")) == b"%d" % won.index(True)
+
+
+def test_list_gives_objects_at_any_depth_sorted_by_uri(storage: Storage, folder: str) -> None:
+    """Order is that of whole URIs; `data-b` is not below `data`, and neither is `data` itself."""
+    for name in ["data/b", "data/a/x", "data/a-b", "data/a.c", "data-b", "data/ä b"]:
+        storage.create(join(folder, *name.split("/")), b"12", {})
+
+    below = list(storage.list(join(folder, "data")))
+    everything = [stored.uri for stored in storage.list(folder)]
+
+    expected = [join(folder, name) for name in ["data/a-b", "data/a.c", "data/a/x", "data/b", "data/ä b"]]
+    assert [stored.uri for stored in below] == expected
+    assert [stored.size_bytes for stored in below] == [2] * 5
+    assert everything == [join(folder, "data-b"), *expected]
+
+
+def test_a_folder_marker_is_not_listed(s3_env: object, s3_folder: str) -> None:
+    """Consoles and sync tools make empty objects whose key ends with a slash."""
+    storage = open_storage(s3_folder)
+    storage.replace(f"{s3_folder}/data/", b"")
+
+    assert list(storage.list(s3_folder)) == []
+
+
+def test_list_of_nothing_is_empty(storage: Storage, folder: str) -> None:
+    """A folder that is not there holds no objects, and an object is not a folder."""
+    storage.create(join(folder, "a"), b"", {})
+
+    assert list(storage.list(join(folder, "nothing"))) == []
+    assert list(storage.list(join(folder, "a"))) == []
+
+
+def test_list_sees_what_another_client_just_wrote(storage: Storage, folder: str) -> None:
+    """Listings are never answered from a cache."""
+    assert list(storage.list(folder)) == []
+
+    open_storage(folder).create(join(folder, "a"), b"", {})
+
+    assert [stored.uri for stored in storage.list(folder)] == [join(folder, "a")]
+
+
+def test_list_and_stat_describe_an_object_alike(storage: Storage, folder: str) -> None:
+    """The plan's input list holds what a later stat can be compared with."""
+    storage.create(join(folder, "a"), b"content", {})
+
+    listed = list(storage.list(folder))
+
+    assert listed == [storage.stat(join(folder, "a"))]
+
+
+def test_the_etag_follows_the_content(storage: Storage, folder: str) -> None:
+    """Equal content has an equal etag wherever it lies; one byte changed at the end shows."""
+    contents = {"a": b"x" * 200_000, "copy": b"x" * 200_000, "changed": b"x" * 199_999 + b"y"}
+    for name, content in contents.items():
+        storage.create(join(folder, name), content, {})
+
+    etags = {stored.uri.rsplit("/")[-1]: stored.etag for stored in storage.list(folder)}
+
+    assert etags["a"] == etags["copy"] != etags["changed"]
+
+
+def test_a_local_etag_survives_a_new_mtime(tmp_path: Path) -> None:
+    """A file copied to another node is the same input there."""
+    path = tmp_path / "a"
+    path.write_bytes(b"content")
+    before = open_storage(str(tmp_path)).stat(str(path))
+
+    os.utime(path, (1, 1))
+
+    assert open_storage(str(tmp_path)).stat(str(path)) == before
+
+
+def test_nothing_is_not_found(storage: Storage, folder: str) -> None:
+    """stat says None; read, open and (on S3) metadata raise FileNotFoundError."""
+    uri = join(folder, "nothing")
+
+    assert storage.stat(uri) is None
+    with pytest.raises(FileNotFoundError):
+        storage.read(uri)
+    with pytest.raises(FileNotFoundError):
+        storage.open(uri)
+
+
+def test_a_folder_is_not_an_object(storage: Storage, folder: str) -> None:
+    """stat of a folder is None, on stores that keep folders too."""
+    storage.create(join(folder, "data", "a"), b"", {})
+
+    assert storage.stat(join(folder, "data")) is None
+
+
+def test_delete_removes_and_does_not_mind_absence(storage: Storage, folder: str) -> None:
+    """Deleting twice is deleting once."""
+    uri = join(folder, "a")
+    storage.create(uri, b"content", {})
+
+    storage.delete(uri)
+    storage.delete(uri)
+
+    assert storage.stat(uri) is None
+
+
+def test_replace_writes_over(storage: Storage, folder: str) -> None:
+    """Reports are written again and again under one name."""
+    uri = join(folder, "_darkroom", "summary.json")
+
+    storage.replace(uri, b"first")
+    storage.replace(uri, b"second")
+
+    assert storage.read(uri) == b"second"
+
+
+def test_exchange_replaces_the_object_that_was_meant(storage: Storage, folder: str) -> None:
+    """With its etag; metadata are the new content's."""
+    uri = join(folder, "a")
+    storage.create(uri, b"first", {"attempt": "one"})
+    there = storage.stat(uri)
+    assert there is not None
+
+    exchanged = storage.exchange(uri, b"second", {"attempt": "two"}, etag=there.etag)
+
+    assert exchanged
+    assert storage.read(uri) == b"second"
+    assert storage.metadata(uri) in ({"attempt": "two"}, {})
+
+
+def test_exchange_leaves_any_other_object_alone(storage: Storage, folder: str) -> None:
+    """One that has been replaced since, and a place where there is none."""
+    uri = join(folder, "a")
+    storage.create(uri, b"first", {})
+    there = storage.stat(uri)
+    assert there is not None
+    storage.replace(uri, b"other")
+
+    assert not storage.exchange(uri, b"second", {}, etag=there.etag)
+    assert not storage.exchange(join(folder, "b"), b"second", {}, etag=there.etag)
+    assert storage.read(uri) == b"other"
+    assert storage.stat(join(folder, "b")) is None
+
+
+def test_of_8_racing_exchanges_one_wins(storage: Storage, folder: str) -> None:
+    """All of them meant the same object."""
+    uri = join(folder, "a")
+    storage.create(uri, b"first", {})
+    there = storage.stat(uri)
+    assert there is not None
+
+    with ThreadPoolExecutor(8) as threads:
+        won = [*threads.map(lambda i: storage.exchange(uri, f"{i}".encode(), {}, etag=there.etag), range(8))]
+
+    assert sum(won) == 1
+    assert storage.read(uri) == f"{won.index(True)}".encode()
+
+
+def test_s3_keeps_metadata_of_any_text(s3_env: object, s3_folder: str) -> None:
+    """Shard names hold file names, which are not ASCII everywhere; headers are."""
+    storage = open_storage(s3_folder)
+    metadata = {"job": "3f2a", "shard": "s3://inp/Büro 100%.parquet:sd15:0-256", "attempt": "1"}
+
+    storage.create(join(s3_folder, "a"), b"", metadata)
+
+    assert storage.metadata(join(s3_folder, "a")) == metadata
+
+
+def test_local_disk_keeps_no_metadata(tmp_path: Path) -> None:
+    """There is no portable place for it."""
+    storage = open_storage(str(tmp_path))
+    storage.create(str(tmp_path / "a"), b"", {"job": "x"})
+
+    assert storage.metadata(str(tmp_path / "a")) == {}
+
+
+def test_a_local_write_leaves_no_other_file(tmp_path: Path) -> None:
+    """Temporary files lie outside of `data/`, are never listed, and are gone afterwards."""
+    storage = open_storage(str(tmp_path))
+
+    storage.create(str(tmp_path / "data" / "a"), b"first", {})
+    storage.create(str(tmp_path / "data" / "a"), b"second", {})
+    storage.replace(str(tmp_path / "data" / "b"), b"")
+
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a", "b"]
+
+
+def test_opening_and_reading_local_storage_writes_nothing(tmp_path: Path) -> None:
+    """An input folder can be read-only."""
+    storage = open_storage(str(tmp_path))
+
+    assert list(storage.list(str(tmp_path))) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crashed_writers_temporary_file_is_not_listed(tmp_path: Path) -> None:
+    """What is not finished is not there, as on S3."""
+    storage = open_storage(str(tmp_path))
+    (tmp_path / "_darkroom" / "tmp").mkdir(parents=True)
+    (tmp_path / "_darkroom" / "tmp" / "half").write_bytes(b"ha")
+
+    assert list(storage.list(str(tmp_path))) == []
+
+
+def put_file(place: Path) -> None:
+    place.write_bytes(b"x")
+
+
+def put_link_to_nothing(place: Path) -> None:
+    place.symlink_to("/no/such/place")
+
+
+def put_loop(place: Path) -> None:
+    place.symlink_to(place.name)
+
+
+Access = Callable[[Storage, str], object]
+
+WRITES: dict[str, Access] = {
+    "create": lambda storage, uri: storage.create(uri, b"", {}),
+    "replace": lambda storage, uri: storage.replace(uri, b""),
+}
+READS: dict[str, Access] = {
+    "read": lambda storage, uri: storage.read(uri),
+    "open": lambda storage, uri: storage.open(uri),
+}
+LOOKS: dict[str, Access] = {
+    "stat": lambda storage, uri: storage.stat(uri),
+    "list": lambda storage, uri: [*storage.list(uri)],
+}
+
+
+@pytest.mark.parametrize("access", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("put", [put_file, put_link_to_nothing, put_loop, os.mkfifo])
+@pytest.mark.parametrize("place", ["out", "out/_darkroom", "out/_darkroom/tmp"])
+def test_what_stands_where_a_folder_is_needed_is_named(
+    tmp_path: Path, access: Access, put: Callable[[Path], object], place: str
+) -> None:
+    """It stays there until somebody moves it: no trouble of the storage's, which may pass."""
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    put(tmp_path / place)
+    out = str(tmp_path / "out")
+
+    with pytest.raises(SpecError, match=rf"{tmp_path / place} is a .*, no folder; move it away"):
+        access(open_storage(out), join(out, "_darkroom", "job.json"))
+
+
+@pytest.mark.parametrize("put", [Path.mkdir, put_link_to_nothing, put_loop, os.mkfifo])
+@pytest.mark.parametrize("access", READS.values(), ids=READS)
+def test_what_stands_where_a_file_is_read_is_named(
+    tmp_path: Path, put: Callable[[Path], object], access: Access
+) -> None:
+    """A pipe is not waited for, nor a device read to an end that it has not."""
+    place = tmp_path / "job.json"
+    put(place)
+    storage = open_storage(str(tmp_path))
+
+    with pytest.raises(RefusedError, match=rf"{place} is a .*; move it away"):
+        access(storage, str(place))
+    assert storage.stat(str(place)) is None
+
+
+def test_a_file_is_not_written_over_a_folder(tmp_path: Path) -> None:
+    """The folder is somebody's."""
+    (tmp_path / "contact-sheet.html").mkdir()
+
+    with pytest.raises(RefusedError, match=r"contact-sheet\.html is a folder, where a file belongs"):
+        open_storage(str(tmp_path)).replace(str(tmp_path / "contact-sheet.html"), b"page")
+
+
+@pytest.mark.parametrize("put", [Path.mkdir, put_link_to_nothing, put_loop, os.mkfifo])
+def test_what_stands_where_a_file_is_made_is_named(tmp_path: Path, put: Callable[[Path], object]) -> None:
+    """It is no object that another writer has made first."""
+    put(tmp_path / "driver.json")
+
+    with pytest.raises(RefusedError, match=r"driver\.json is .*, where a file belongs; move it away"):
+        open_storage(str(tmp_path)).create(str(tmp_path / "driver.json"), b"x", {})
+
+
+@pytest.mark.parametrize("access", [*WRITES.values(), *READS.values(), *LOOKS.values()])
+def test_a_name_that_no_disk_holds_is_said_to_be_too_long(tmp_path: Path, access: Access) -> None:
+    """Whether it is to be read, written or listed."""
+    place = str(tmp_path / ("x" * 300))
+
+    with pytest.raises(SpecError, match="too long for this disk; choose a shorter one"):
+        access(open_storage(place), place)
+
+
+def test_an_object_that_is_too_large_is_not_read(storage: Storage, folder: str) -> None:
+    """Only its beginning has come by then."""
+    uri = join(folder, "job.json")
+    storage.create(uri, bytes(100), {})
+
+    assert storage.read(uri, 100) == bytes(100)
+    with pytest.raises(RefusedError, match="has 100 bytes; at most 99 are read"):
+        storage.read(uri, 99)
+
+
+def test_a_place_where_nothing_can_be_made_is_a_storage_error() -> None:
+    """Linux says of such that the file is not there, which a reader would take for an answer."""
+    with pytest.raises(StorageError, match="/proc/darkroom/a: No such file"):
+        open_storage("/proc/darkroom").create("/proc/darkroom/a", b"", {})
+
+
+@pytest.mark.parametrize("write", ["create", "replace", "exchange"])
+def test_a_disk_that_fills_up_keeps_nothing_half_written(tmp_path: Path, write: str) -> None:
+    """The part that did not fit is not there, what was there is, and no temporary file takes room."""
+    storage, uri = open_storage(str(tmp_path)), str(tmp_path / "data" / "part")
+    if write != "create":
+        storage.create(uri, b"whole", {})
+    before = [*storage.list(str(tmp_path))]
+    writers: dict[str, Callable[[bytes], object]] = {
+        "create": lambda data: storage.create(uri, data, {}),
+        "replace": lambda data: storage.replace(uri, data),
+        "exchange": lambda data: storage.exchange(uri, data, {}, etag=before[0].etag),
+    }
+
+    # A limit for one file: the kernel stops a write in its midst, as on a disk without room.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(StorageError, match="check free space"):
+            writers[write](bytes(20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert [*storage.list(str(tmp_path))] == before
+    assert [*(tmp_path / "_darkroom" / "tmp").iterdir()] == []
+
+
+def test_a_target_on_another_file_system_is_refused(tmp_path: Path) -> None:
+    """A hard link cannot cross, and nothing else commits."""
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs two file systems")
+    target = elsewhere / f"darkroom-{uuid.uuid4().hex}"
+
+    with pytest.raises(RefusedError, match="one file system"):
+        open_storage(str(tmp_path)).create(str(target), b"", {})
+
+    assert not target.exists()
+
+
+@pytest.fixture(scope="module")
+def parquet() -> bytes:
+    """A Parquet file of several blocks, one column of it far longer than a block."""
+    noise = os.urandom(700_000)
+    table = pa.table(
+        {
+            "row_id": range(40),
+            "image": [noise[row:] for row in range(40)],
+            "prompt": [noise[row : row + 20_000].hex() for row in range(40)],
+        }
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=10, compression="none", use_dictionary=False)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("buffer_size", [0, 65536], ids=["whole-chunks", "streams"])
+def test_pyarrow_reads_parquet_through_open(
+    storage: Storage, folder: str, parquet: bytes, buffer_size: int
+) -> None:
+    """Both of pyarrow's ways of reading, several threads included, see the file as it is."""
+    assert len(parquet) > 6 * BLOCK_BYTES
+    storage.create(join(folder, "a.parquet"), parquet, {})
+
+    with storage.open(join(folder, "a.parquet")) as file:
+        batches = list(pq.ParquetFile(file, buffer_size=buffer_size).iter_batches(7, use_threads=True))
+
+    assert pa.Table.from_batches(batches).equals(pq.read_table(io.BytesIO(parquet)))
+
+
+def test_an_opened_object_seeks_like_a_file(storage: Storage, folder: str, parquet: bytes) -> None:
+    """Any mix of seeks and reads, across blocks and past the end, gives a file's bytes."""
+    storage.create(join(folder, "a"), parquet, {})
+    end = len(parquet)
+    jumps = [
+        (0, 10),
+        (BLOCK_BYTES - 5, 10),
+        (end - 8, 8),
+        (3, 2 * BLOCK_BYTES + 1),
+        (end - 4, 100),
+        (end + 9, 1),
+    ]
+
+    with storage.open(join(folder, "a")) as file:
+        for offset, length in jumps:
+            file.seek(offset)
+            assert file.read(length) == parquet[offset : offset + length]
+        assert file.seek(-5, os.SEEK_END) == end - 5
+        assert file.read() == parquet[-5:]
+        assert file.seek(0) == 0
+        assert file.read() == parquet
+
+
+def test_several_threads_share_a_storage(storage: Storage, folder: str) -> None:
+    """Reading, writing and listing at once do not disturb one another."""
+
+    def work(number: int) -> bytes:
+        uri = join(folder, f"{number:02}")
+        storage.create(uri, b"%d" % number, {})
+        assert storage.stat(uri) in list(storage.list(folder))
+        return storage.read(uri)
+
+    with ThreadPoolExecutor(8) as threads:
+        contents = list(threads.map(work, range(24)))
+
+    assert contents == [b"%d" % number for number in range(24)]
+
+
+@pytest.mark.parametrize("kind", ["500", "503", "409", "reset"])
+def test_a_put_that_did_not_happen_is_repeated(
+    s3_faults: FaultProxy, faulty: Storage, s3_folder: str, kind: FaultKind
+) -> None:
+    """Busy stores, conflicts and broken connections cost a few tries and nothing else."""
+    s3_faults.inject(kind, method="PUT", count=3)
+
+    created = faulty.create(join(s3_folder, "a"), b"content", {})
+
+    assert created
+    assert s3_faults.count("PUT") >= 4
+    assert faulty.read(join(s3_folder, "a")) == b"content"
+
+
+def test_a_412_is_believed_only_where_the_object_shows_it(
+    s3_faults: FaultProxy, faulty: Storage, s3_folder: str
+) -> None:
+    """A gateway that is wrong about it costs a try; else a part would be taken for another worker's."""
+    uri = join(s3_folder, "a")
+    s3_faults.inject("412", method="PUT", count=2)
+    created = faulty.create(uri, b"content", {})
+    there = faulty.stat(uri)
+    assert there is not None
+    s3_faults.inject("412", method="PUT", count=2)
+
+    exchanged = faulty.exchange(uri, b"other", {}, etag=there.etag)
+
+    assert created
+    assert exchanged
+    assert faulty.read(uri) == b"other"
+
+
+def test_a_store_that_always_says_412_is_given_up(
+    s3_faults: FaultProxy, faulty: Storage, s3_folder: str
+) -> None:
+    """Nothing is there, and nothing can be written."""
+    s3_faults.inject("412", method="PUT", count=1000)
+
+    with pytest.raises(StorageError, match=r"refuses to write it as already there or changed \(412\)"):
+        faulty.create(join(s3_folder, "a"), b"content", {})
+
+
+def test_every_repetition_is_logged(
+    s3_faults: FaultProxy, faulty: Storage, s3_folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator sees why a job waits; and no library below repeats requests on its own."""
+    s3_faults.inject("503", method="PUT", count=2)
+
+    faulty.create(join(s3_folder, "a"), b"", {})
+
+    lines = [record.getMessage() for record in caplog.records if record.name == "actors.storage.s3"]
+    # On a busy machine a try may time out as well: that is a line more and a request more.
+    assert sum("SlowDown" in line for line in lines) == 2
+    assert s3_faults.count("PUT") == len(lines) + 1
+    assert f"operation=put_object uri={join(s3_folder, 'a')} attempt=1" in lines[0]
+
+
+def test_a_repeated_put_meets_its_own_first_write(
+    s3_faults: FaultProxy, faulty: Storage, s3_folder: str
+) -> None:
+    """After a lost reply create says False although the object is there: whose it is, commit finds out."""
+    s3_faults.inject("lost_reply", method="PUT")
+
+    created = faulty.create(join(s3_folder, "a"), b"content", {})
+
+    assert not created
+    assert faulty.read(join(s3_folder, "a")) == b"content"
+
+
+@pytest.mark.parametrize("kind", ["503", "reset", "lost_reply", "truncate", "corrupt"])
+def test_reads_are_repeated(s3_faults: FaultProxy, faulty: Storage, s3_folder: str, kind: FaultKind) -> None:
+    """A broken, shortened or altered reply is asked for again and never handed on."""
+    faulty.create(join(s3_folder, "a"), b"content", {})
+    s3_faults.inject(kind, method="GET", count=2)
+
+    content = faulty.read(join(s3_folder, "a"))
+
+    assert content == b"content"
+    assert s3_faults.count("GET") == 3
+
+
+@pytest.mark.parametrize("kind", ["503", "reset", "truncate"])
+def test_reads_of_an_open_file_are_repeated(
+    s3_faults: FaultProxy, faulty: Storage, s3_folder: str, kind: FaultKind
+) -> None:
+    """A fault in the middle of a file does not reach its reader."""
+    content = os.urandom(BLOCK_BYTES + 100)
+    faulty.create(join(s3_folder, "a"), content, {})
+
+    with faulty.open(join(s3_folder, "a")) as file:
+        start = file.read(10)
+        s3_faults.inject(kind, method="GET", count=2)
+        rest = file.read()
+
+    assert start + rest == content
+
+
+def test_a_listing_is_repeated(s3_faults: FaultProxy, faulty: Storage, s3_folder: str) -> None:
+    """A listing that breaks is not a short listing."""
+    faulty.create(join(s3_folder, "a"), b"", {})
+    s3_faults.inject("truncate", method="GET", count=1)
+    s3_faults.inject("503", method="GET", count=1)
+
+    assert [stored.uri for stored in faulty.list(s3_folder)] == [join(s3_folder, "a")]
+
+
+def test_a_long_listing_has_every_page(s3_env: object, s3_folder: str) -> None:
+    """S3 lists a thousand objects at a time; the rest is not forgotten."""
+    storage = open_storage(s3_folder)
+    uris = [join(s3_folder, f"{number:04}") for number in range(1001)]
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda uri: storage.create(uri, b"", {}), uris))
+
+    assert [stored.uri for stored in storage.list(s3_folder)] == uris
+
+
+def test_endless_503_is_a_storage_error_at_the_deadline(s3_faults: FaultProxy, s3_folder: str) -> None:
+    """The message has the URI, the last error and what to check; no try starts after the deadline."""
+    storage = open_storage(s3_folder, deadline_s=1.5)
+    s3_faults.inject("503", method="PUT", count=10_000)
+    started = time.monotonic()
+
+    with pytest.raises(StorageError, match=r"SlowDown \(HTTP 503\)") as raised:
+        storage.create(join(s3_folder, "a"), b"", {})
+
+    assert time.monotonic() - started < 2.5
+    assert join(s3_folder, "a") in str(raised.value)
+    assert "AWS_ENDPOINT_URL" in str(raised.value)
+    assert s3_faults.count("PUT") > 2
+
+
+def test_a_hanging_store_costs_one_time_out(s3_faults: FaultProxy, s3_folder: str) -> None:
+    """A server that reads and never answers is cut off, and the request made again."""
+    storage = open_storage(s3_folder, timeout_s=0.5)
+    storage.create(join(s3_folder, "warm"), b"", {})
+    s3_faults.inject("hang", method="PUT", count=1)
+    started = time.monotonic()
+
+    created = storage.create(join(s3_folder, "a"), b"", {})
+
+    assert created
+    assert 0.5 <= time.monotonic() - started < 5
+
+
+def test_a_store_that_hangs_for_ever_is_given_up_at_the_deadline(
+    s3_faults: FaultProxy, s3_folder: str
+) -> None:
+    """The last try does not outlast the deadline, however long its own time-out."""
+    storage = open_storage(s3_folder, timeout_s=60, deadline_s=1)
+    s3_faults.inject("hang", method="HEAD", count=10_000)
+    started = time.monotonic()
+
+    with pytest.raises(StorageError, match="head_object"):
+        storage.stat(join(s3_folder, "a"))
+
+    assert time.monotonic() - started < 2.5
+
+
+def test_wrong_credentials_fail_at_once(
+    s3_faults: FaultProxy, s3_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal is not repeated, and the message speaks of credentials."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+
+    with pytest.raises(StorageError, match=r"HTTP 403\).*credentials"):
+        open_storage(s3_folder).create(join(s3_folder, "a"), b"", {})
+
+    assert s3_faults.count("PUT") == 1
+
+
+def test_no_credentials_fail_at_once(
+    s3_faults: FaultProxy, s3_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without credentials nothing is sent, and the message says where they are looked for."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+    with pytest.raises(StorageError, match=r"NoCredentialsError.*AWS_PROFILE"):
+        list(open_storage(s3_folder).list(s3_folder))
+
+    assert s3_faults.requests == []
+
+
+def test_a_missing_bucket_is_not_a_missing_object(s3_faults: FaultProxy) -> None:
+    """A typing error in the bucket's name must not look like an empty folder."""
+    with pytest.raises(StorageError, match="NoSuchBucket"):
+        open_storage("s3://no-such-bucket/a").read("s3://no-such-bucket/a")
+
+    assert s3_faults.count("GET") == 1
+
+
+def test_an_object_that_changes_under_a_reader_is_noticed(s3_env: object, s3_folder: str) -> None:
+    """Half of the old and half of the new file would be neither."""
+    storage = open_storage(s3_folder)
+    storage.replace(join(s3_folder, "a"), bytes(2 * BLOCK_BYTES))
+
+    with storage.open(join(s3_folder, "a")) as file:
+        file.read(10)
+        storage.replace(join(s3_folder, "a"), b"x" * 2 * BLOCK_BYTES)
+        file.seek(BLOCK_BYTES + 1)
+        with pytest.raises(StorageError, match="changed while"):
+            file.read(10)
+
+
+def test_s3_refuses_a_part_too_large_for_one_put(s3_env: object, s3_folder: str) -> None:
+    """More than 5 GiB cannot be committed by one request; the message says what to change."""
+    storage = open_storage(s3_folder)
+
+    with (
+        mmap.mmap(-1, MAX_PUT_BYTES + 1) as untouched_pages,
+        memoryview(untouched_pages) as data,
+        pytest.raises(SpecError, match="shard_rows"),
+    ):
+        storage.create(join(s3_folder, "a"), data, {})
+
+
+@pytest.mark.parametrize(
+    ("path", "normal"),
+    [
+        ("s3://bucket/key/", "s3://bucket/key"),
+        ("S3://bucket", "s3://bucket"),
+        ("s3://bucket/rows/*.parquet", "s3://bucket/rows/*.parquet"),
+        ("file:///data/a%20b", "/data/a b"),
+        ("/data//rows/./a", "/data/rows/a"),
+        ("/data/part-?.parquet", "/data/part-?.parquet"),
+    ],
+)
+def test_normalise_gives_one_spelling(path: str, normal: str) -> None:
+    """Plans are compared by URI: a path has one."""
+    assert normalise(path) == normal
+    assert normalise(normal) == normal
+
+
+def test_normalise_makes_local_paths_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers have other working directories and homes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+
+    assert normalise("rows") == str(tmp_path / "rows")
+    assert normalise("~/rows") == "/home/somebody/rows"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "gs://bucket/key",
+        "https://example.com/a",
+        "simplecache::file:///etc/passwd",
+        "s3://bucket/a::b",
+        "s3://bucket/key?versionId=1",
+        "file:///a?b",
+        "file://host/a",
+        "s3://bucket/a/../b",
+        "../rows",
+        "~nobody-of-that-name/rows",
+        "/data/../etc/passwd",
+        "file:///data/%2e%2e/etc",
+        "s3:///key",
+        "/data/\x00",
+    ],
+)
+def test_normalise_refuses_everything_else(path: str) -> None:
+    """The message names the value."""
+    with pytest.raises(SpecError) as raised:
+        normalise(path)
+
+    assert repr(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("path", ["s3://key:secret@bucket/a", "https://user:secret@host/a"])
+def test_normalise_does_not_repeat_a_secret(path: str) -> None:
+    """Credentials in a URI are refused, and the message does not carry them into a log."""
+    with pytest.raises(SpecError) as raised:
+        normalise(path)
+
+    assert "secret" not in str(raised.value)
+    assert "***@" in str(raised.value)

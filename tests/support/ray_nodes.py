@@ -1,0 +1,71 @@
+"""A Ray cluster of several nodes on this machine, of processes that a test can pause, kill and add."""
+
+import shutil
+import socket
+import tempfile
+from contextlib import ExitStack
+from types import TracebackType
+
+from tests.support.running import ROOT, Started
+
+RAY = ("-m", "ray.scripts.scripts")
+_DEAD_IS_SEEN_SOON = {
+    "RAY_health_check_initial_delay_ms": "500",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "4",
+}
+"""A node that is gone; one that is only slow to answer still has Ray's usual ten seconds for each check."""
+
+
+class RayNodes:
+    """`with RayNodes(**env) as nodes:` a head without room for workers; `env` is what workers see."""
+
+    def __init__(self, **env: str) -> None:
+        # Workers of the tests' own engines import them.
+        self._env = {"PYTHONPATH": str(ROOT)} | env
+        self.started: list[Started] = []
+        """The head, and every node that was added."""
+
+    def __enter__(self) -> "RayNodes":
+        with ExitStack() as stack:
+            self._folder = tempfile.mkdtemp(prefix="darkroom-ray-")
+            stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self._port, client_port = free_ports(2)
+            self._running = stack.enter_context(ExitStack())
+            ports = ("--port", self._port, "--ray-client-server-port", client_port)
+            head = ("--head", "--num-cpus", 0, "--include-dashboard=false", "--temp-dir", self._folder)
+            self._start(*head, *ports, **_DEAD_IS_SEEN_SOON)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def env(self) -> dict[str, str]:
+        """For a driver that is to join."""
+        return {"RAY_ADDRESS": f"127.0.0.1:{self._port}"}
+
+    def add(self, num_cpus: int = 1, **env: str) -> Started:
+        """One more node; its first process is the one that Kubernetes would stop."""
+        return self._start("--address", f"127.0.0.1:{self._port}", "--num-cpus", num_cpus, **env)
+
+    def _start(self, *options: object, **env: str) -> Started:
+        started = Started(
+            *(*RAY, "start", "--block", "--dashboard-agent-listen-port", 0, *options), **self._env | env
+        )
+        node = self._running.enter_context(started)
+        self.started.append(node)
+        node.wait_until(lambda: "Ray runtime started" in node.out())
+        return node
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

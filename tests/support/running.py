@@ -1,0 +1,242 @@
+"""Runs darkroom as its users do, in processes of its own, and leaves none of them behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import tests
+
+ROOT = Path(tests.__file__).parent.parent
+POLL_S = 0.05
+MARK = "DARKROOM_TEST"
+
+Record = dict[str, Any]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A program that has ended."""
+
+    code: int
+    out: str
+    """Standard output."""
+    err: str
+    """Standard error."""
+
+
+class Started:
+    """`with Started("-m", "jobs", "run", ...) as run:` a Python program, killed with all its children after.
+
+    It has a session of its own, as a terminal's foreground job has a process group.
+    """
+
+    def __init__(
+        self, *arguments: object, cwd: Path = ROOT, python: str = sys.executable, **env: str
+    ) -> None:
+        self._mark = uuid.uuid4().hex
+        # Files, not pipes: what outlives the program must not keep a reader waiting.
+        self._out, self._err = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [python, *map(str, arguments)],
+            cwd=cwd,
+            env=clean_env(python, **{MARK: self._mark}, **env),
+            stdin=subprocess.DEVNULL,
+            stdout=self._out,
+            stderr=self._err,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> "Started":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill_all()
+        self._out.close()
+        self._err.close()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the program alone."""
+        self._process.send_signal(number)
+
+    def press_ctrl_c(self) -> None:
+        """SIGINT to the whole process group, as a terminal sends it."""
+        os.killpg(self._process.pid, signal.SIGINT)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the program itself has not ended."""
+        return self._process.poll() is None
+
+    def wait(self, timeout_s: float = 120) -> Finished:
+        """Its end."""
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"still running after {timeout_s} s:\n{self._text()}") from error
+        return Finished(code=code, out=_content(self._out), err=_content(self._err))
+
+    def wait_until(self, condition: Callable[[], _T], timeout_s: float = 90) -> _T:
+        """The condition's first true value, while the program runs."""
+        give_up = time.monotonic() + timeout_s
+        while not (value := condition()):
+            assert self._process.poll() is None, f"it ended too early:\n{self._text()}"
+            assert time.monotonic() < give_up, f"waited for {timeout_s} s in vain:\n{self._text()}"
+            time.sleep(POLL_S)
+        return value
+
+    def out(self) -> str:
+        """Standard output so far."""
+        return _content_so_far(self._out)
+
+    def err(self) -> str:
+        """Standard error so far."""
+        return _content_so_far(self._err)
+
+    def pids(self, name: str = "") -> list[int]:
+        """Everything that it started and that lives, itself included; those called `name` only, if given."""
+        return [
+            pid
+            for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+            if self._is_ours(pid) and name in _read(f"/proc/{pid}/cmdline")
+        ]
+
+    def kill_all(self) -> None:
+        """SIGKILL to everything, again and again until nothing new appears."""
+        wait_until(self._kill_round)
+        self._process.wait()
+
+    def wait_until_gone(self, timeout_s: float = 90) -> None:
+        """Until the last of its processes has ended by itself."""
+        wait_until(lambda: not self.pids(), timeout_s)
+
+    def _kill_round(self) -> bool:
+        living = self.pids()
+        for pid in living:
+            kill(pid)
+        return not living
+
+    def _is_ours(self, pid: int) -> bool:
+        # pid (name) state parent group session ...
+        fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        if not fields or fields[0] == "Z":
+            return False
+        # Ray's job supervisors start a session of their own; its workers overwrite their environment.
+        return int(fields[3]) == self._process.pid or self._mark in _read(f"/proc/{pid}/environ")
+
+    def _text(self) -> str:
+        return _content(self._out) + _content(self._err)
+
+
+def darkroom(*arguments: object, cwd: Path = ROOT, **env: str) -> Finished:
+    """Run `python -m jobs` with these arguments to its end."""
+    with Started("-m", "jobs", *arguments, cwd=cwd, **env) as started:
+        return started.wait()
+
+
+def clean_env(python: str, **env: str) -> dict[str, str]:
+    """This process's environment without Ray's variables, without a GPU, with `python` as its Python."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    fixed = {
+        "PATH": f"{Path(python).parent}:{os.environ['PATH']}",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        # Left open, Ray would write a token file into the home folder.
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    return kept | fixed | env
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    """Ask until it is so."""
+    give_up = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < give_up, f"waited for {timeout_s} s in vain"
+        time.sleep(POLL_S)
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, to one that may have ended already."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def text_rows(count: int) -> list[Record]:
+    """Rows that need words alone."""
+    return [{"row_id": f"row-{i:04d}", "prompt": f"a picture of the number {i}"} for i in range(count)]
+
+
+def write_rows(path: Path, rows: Sequence[Record]) -> Path:
+    """A Parquet file of these rows."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), path)
+    return path
+
+
+def write_spec(path: Path, rows: object, output: object, /, **sections: Any) -> Path:
+    """A job's YAML over the demo checkpoint, two steps a picture; `sections` replace or add whole ones."""
+    spec: Record = {
+        "version": 1,
+        "name": "test",
+        "input": {"path": str(rows)},
+        "models": {"sd": {"checkpoint": "demo:sd"}},
+        "routes": {
+            "text2img": {"model": "sd", "num_inference_steps": 2},
+            "img2img": {"model": "sd", "num_inference_steps": 2, "strength": 1.0},
+        },
+        "default_route": "text2img",
+        "output": {"path": str(output)},
+        "batching": {"shard_rows": 8},
+        "workers": {"num": 2},
+    }
+    path.write_text(json.dumps(spec | sections), encoding="utf-8")
+    return path
+
+
+def parts(output: Path) -> list[Path]:
+    """What lies in an output's `data/`, in the order of the names."""
+    return sorted((output / "data").iterdir()) if (output / "data").exists() else []
+
+
+def output_rows(output: Path) -> list[Record]:
+    """Every row of every part."""
+    return [row for part in parts(output) for row in pq.read_table(part).to_pylist()]
+
+
+def row_ids(output: Path) -> list[str]:
+    """The row_id of every row that has an outcome, sorted, as often as it stands there."""
+    return sorted(row["row_id"] for row in output_rows(output) if row["image_index"] == 0)
+
+
+def _content(file: Any) -> str:
+    file.seek(0)
+    return str(file.read())
+
+
+def _content_so_far(file: Any) -> str:
+    """The program writes where this file is read, so it is left as it stands."""
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""

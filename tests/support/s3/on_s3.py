@@ -1,0 +1,44 @@
+"""Jobs on a real S3 server: its environment, and what lies in its buckets."""
+
+import os
+from pathlib import Path
+
+from actors.storage.objects import Storage
+from tests.support.running import Record, darkroom, row_ids, write_rows
+from tests.support.s3.s3_server import S3Server
+
+ISOLATION = {
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "NO_PROXY": "127.0.0.1",
+}
+"""For a program that is to see no other AWS settings than it is given."""
+
+
+def env_of(server: S3Server) -> dict[str, str]:
+    """The environment of a program that is to see this server alone."""
+    return ISOLATION | server.env
+
+
+def upload(store: Storage, uri: str, rows: list[Record], folder: Path) -> str:
+    """A Parquet file of these rows, there and in `folder`."""
+    store.create(uri, write_rows(folder / "rows.parquet", rows).read_bytes(), {})
+    return uri
+
+
+def download(store: Storage, output: str, folder: Path) -> Path:
+    """The parts of an output, as files."""
+    (folder / "data").mkdir(parents=True)
+    for stored in store.list(f"{output}/data"):
+        (folder / "data" / stored.uri.rpartition("/")[2]).write_bytes(store.read(stored.uri))
+    return folder
+
+
+def assert_whole_on_s3(
+    store: Storage, output: str, rows: list[Record], folder: Path, env: dict[str, str]
+) -> None:
+    """Every row once, and `verify` finds nothing wrong."""
+    verified = darkroom("verify", output, **env)
+    assert verified.code == 0, verified.err
+    assert row_ids(download(store, output, folder / "downloaded")) == [row["row_id"] for row in rows]

@@ -1,0 +1,1 @@
+"""Whole jobs in simulated time, and one long job under real faults."""

@@ -1,0 +1,608 @@
+"""Whole jobs without Ray, disks or time.
+
+`python -m tests.support.simulation.simulator --seeds 10000` runs many, `--seed N` one.
+
+Plan, record, dispatcher, search for poison, listing and commit are darkroom's; the store, the workers, the
+pool that asks them, the clock and all chance are simulated. A seed decides everything.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import lru_cache
+from itertools import count
+from random import Random
+
+from actors.parts.commit import PartIdentity, commit_part, probe
+from actors.storage.objects import StoredObject
+from actors.storage.output import Output
+from actors.storage.uris import join
+from jobs import retry, run
+from jobs.dispatch.dispatcher import Dispatcher
+from jobs.dispatch.pool import MAX_FAILED_STARTS
+from jobs.output.job_record import claim, plan_of, read_record
+from jobs.output.parts import done_shards, list_parts, still_missing
+from jobs.planning.plan import Plan
+from jobs.planning.row_scan import Findings
+from jobs.planning.survey import Survey, SurveyedFile
+from jobs.reports.finish import is_finished
+from schemas.columns.input_columns import ColumnMap
+from schemas.errors import DarkroomError, RefusedError, StorageError
+from schemas.job import NO_MODEL, Job, PlannedFile, Shard
+from schemas.output_layout import MANIFEST, SUCCESS
+from schemas.spec.job_spec import JobSpec
+from tests.support.checkpoints import model_card
+from tests.support.simulation.reference_model import (
+    CRASH,
+    NO_MEMORY,
+    OK,
+    Nature,
+    Outcomes,
+    ReferenceModel,
+    decode,
+    encode,
+    row_name,
+)
+from tests.support.simulation.simulated_store import Faults, SimulatedStore
+from tests.support.simulation.simulated_time import Clock, Process, Thread, ViolationError
+
+OUTPUT = "s3://bucket/out"
+STALL_S = 20.0
+"""How long a driver waits for a sign of life."""
+POLL_S = 5.0
+"""How long it waits for mail, at most."""
+MODELS = ("sd", "xl")
+MAX_DRIVERS = 3
+
+
+@lru_cache
+def job_of(shard_rows: int) -> Job:
+    """A job over two models."""
+    spec = JobSpec.model_validate(
+        {
+            "version": 1,
+            "name": "simulated",
+            "input": {"path": "s3://bucket/in"},
+            "models": {name: {"checkpoint": f"demo:{name}"} for name in MODELS},
+            "routes": {"text2img": {"model": "sd"}},
+            "default_route": "text2img",
+            "output": {"path": OUTPUT},
+            "batching": {"shard_rows": shard_rows},
+        }
+    )
+    cards = {name: model_card(checkpoint=f"demo:{name}") for name in MODELS}
+    columns = ColumnMap(fields={"prompt": "prompt"}, recognised={}, keep=())
+    return Job(spec=spec, models=cards, columns=columns, schema=b"")
+
+
+@lru_cache
+def fingerprint_of(shard_rows: int) -> str:
+    """Of that job."""
+    return job_of(shard_rows).fingerprint
+
+
+class Simulation:
+    """One job, from its first driver to the check of its output."""
+
+    def __init__(self, seed: int, *, tell: Callable[[str], None] | None = None) -> None:
+        self.random = Random(seed)
+        self.clock = Clock()
+        self._tell = tell
+        self._commits = count()
+        self._names = count()
+        self.faults = self._draw_faults()
+        self.plan = self._draw_plan()
+        self.job = fingerprint_of(self.plan.job.spec.batching.shard_rows)
+        shards = {part_uri(shard): shard for shard in self.plan.shards()}
+        self.natures = self._draw_natures([*shards.values()])
+        self.model = ReferenceModel(OUTPUT, self.job, shards, self.natures)
+        self.store = self.open_store()
+        self.drivers: list[Driver] = []
+        self.calm = False
+        """Whether the faults are over."""
+        self._ended = False
+
+    @property
+    def seen(self) -> Counter[str]:
+        """How often happened what might."""
+        return self.model.seen + self.store.seen
+
+    def open_store(self) -> SimulatedStore:
+        return SimulatedStore(self.clock, self.random, self.faults, self.model.written)
+
+    def _draw_faults(self) -> Faults:
+        """Each seed has kinds of faults that it has none of, few or many."""
+        draw = self.random.choice
+        return Faults(
+            slow_s=draw((0.2, 0.2, 0.5, 3.0)),
+            crash=draw((0, 0.003, 0.01, 0.03)),
+            cut_off=draw((0, 0.005, 0.02)),
+            preempted=draw((0, 0.5)),
+            refused=draw((0, 0.05, 0.3)),
+            lost=draw((0, 0.05, 0.3)),
+            late=draw((0, 0, 0.05, 0.3)),
+            stale=draw((0, 0.3, 1)),
+            hang=draw((0, 0.005, 0.02)),
+            immortal=draw((0, 0.5, 1)),
+            no_memory=draw((0, 0.1, 0.5)),
+            fails=draw((0, 0, 0.1)),
+        )
+
+    def _draw_plan(self) -> Plan:
+        random = self.random
+        files = []
+        for name in ("a", "b")[: random.randint(1, 2)]:
+            rows = {model: random.randint(0, 8) for model in (*MODELS, NO_MODEL)}
+            # Rows that no model takes are rare; each model has one at least.
+            rows |= {MODELS[0]: random.randint(1, 8), NO_MODEL: random.choice((0, 0, 0, 2))}
+            files.append(
+                PlannedFile(
+                    uri=f"s3://bucket/in/{name}.parquet",
+                    size_bytes=1,
+                    etag="e",
+                    num_rows=sum(rows.values()),
+                    rows_by_model={model: num for model, num in rows.items() if num},
+                )
+            )
+        return Plan(job=job_of(random.randint(1, 6)), files=tuple(files))
+
+    def _draw_natures(self, shards: list[Shard]) -> dict[str, Nature]:
+        natures = {
+            row_name(shard, row): Nature.HEALTHY if shard.model else Nature.BAD
+            for shard in shards
+            for row in range(shard.num_rows)
+        }
+        rows = [row for row, nature in natures.items() if nature is Nature.HEALTHY]
+        for nature, num in ((Nature.BAD, self.random.randint(0, 3)), (Nature.POISON, self._draw_poison())):
+            natures |= dict.fromkeys(self.random.sample(rows, min(num, len(rows))), nature)
+        return natures
+
+    def _draw_poison(self) -> int:
+        return self.random.choice((0, 0, 0, 1, 1, 2, 3))
+
+    def simulate(self) -> "Simulation":
+        """ViolationError where the protocol is broken."""
+        Process(self.clock, "operator").start(self._operate)
+        self.clock.run()
+        if not self._ended:
+            raise ViolationError("it stands still before its end")
+        return self
+
+    @property
+    def drivers_at_work(self) -> list["Driver"]:
+        return [driver for driver in self.drivers if driver.process.alive and driver.end is None]
+
+    def _operate(self) -> None:
+        """Who starts drivers, now and then one too many, and never reads what they say."""
+        thread, random = self.clock.thread, self.random
+        for _ in range(random.randint(1, 2)):
+            self._launch(Driver)
+        stop_s = random.uniform(5, 40)
+        while self.clock.now_s < stop_s:
+            thread.sleep(random.uniform(0.5, 20))
+            if len(self.drivers_at_work) < random.randint(1, MAX_DRIVERS):
+                kind = random.choice((Driver, RetryDriver))
+                # Twins, to meet at the same parts.
+                for _ in range(random.randint(1, 2)):
+                    self._launch(kind)
+        self.log("no more faults")
+        self.calm = True
+        for name in Faults.__slots__:
+            setattr(self.faults, name, 0.0)
+        self._wait_for_drivers()
+        self._run_to_the_end()
+        # Whoever has hung until now comes back, and may have come between a driver and a part.
+        thread.sleep(300)
+        self._run_to_the_end()
+        self.model.check_end()
+        self._ended = True
+
+    def _launch(self, kind: "type[Driver]") -> "Driver":
+        driver = kind(self)
+        self.drivers.append(driver)
+        self.log("%s starts", driver.process.name)
+        driver.process.start(driver.main)
+        return driver
+
+    def _run_to_the_end(self) -> None:
+        """Nothing happens to these two."""
+        for kind in (Driver, RetryDriver):
+            driver = self._launch(kind)
+            self._wait_for_drivers()
+            if driver.end != "done":
+                raise ViolationError(
+                    f"{driver.process.name}, to which nothing happened, ended with {driver.end!r}"
+                )
+            for shard in driver.abandoned:
+                if not self.model.may_be_abandoned(shard):
+                    raise ViolationError(f"{shard.name} was abandoned, to which nothing happened")
+            if kind is Driver and not driver.abandoned and not self.store.now(join(OUTPUT, SUCCESS)):
+                raise ViolationError(f"{driver.process.name} is done, and there is no {SUCCESS}")
+
+    def _wait_for_drivers(self) -> None:
+        while self.drivers_at_work:
+            self.clock.thread.sleep(5)
+
+    def name(self, kind: str) -> str:
+        return f"{kind}-{next(self._names)}"
+
+    def log(self, message: str, *arguments: object) -> None:
+        """Told only where one seed is replayed."""
+        if self._tell:
+            thread = self.clock.running
+            name = thread.process.name if thread else "-"
+            self._tell(f"{self.clock.now_s:8.2f} {name:12} {message % arguments}")
+
+    def commit(self, shard: Shard, data: bytes, replaces: str | None, driver: "Driver") -> bool:
+        """As a worker does it, and the reference model hears the answer."""
+        uri, thread = part_uri(shard), self.clock.thread
+        number = thread.commit = next(self._commits)
+        committed = self.commit_part(shard, data, f"{number:032x}", replaces, driver)
+        took_effect = number in self.store.effects
+        self.log("%s committed=%s took_effect=%s", shard.name, committed, took_effect)
+        if not (driver.process.alive and thread.process.heard):
+            self.model.seen["zombie's commit"] += 1
+        self.model.answered(uri, number, committed=committed, took_effect=took_effect)
+        thread.commit = None
+        return committed
+
+    def commit_part(
+        self, shard: Shard, data: bytes, attempt: str, replaces: str | None, driver: "Driver"
+    ) -> bool:
+        return commit_part(
+            self.store,
+            part_uri(shard),
+            data,
+            PartIdentity(job=self.job, shard=shard.name),
+            attempt=attempt,
+            replaces=replaces,
+        )
+
+    def part_there(self, uri: str) -> tuple[str, bytes]:
+        """Etag and content, in the order in which `Worker` asks for them."""
+        stored = self.store.stat(uri)
+        if stored is None:
+            raise RefusedError(f"{uri}, of which rows are to be made again, is gone")
+        return stored.etag, self.store.read(uri)
+
+
+def part_uri(shard: Shard) -> str:
+    """Where its part belongs."""
+    return join(OUTPUT, "data", f"{shard.name}.parquet")
+
+
+class Worker:
+    """A process that makes shards, two at a time of which one has the device."""
+
+    def __init__(self, simulation: Simulation, driver: "Driver") -> None:
+        self._simulation = simulation
+        self._driver = driver
+        self._device_busy = False
+        self.process = Process(
+            simulation.clock, simulation.name("worker"), when_it_dies=lambda _: driver.hear_of_death(self)
+        )
+
+    def ready(self) -> None:
+        self._simulation.store.pause()
+        self._driver.hear(self, "ready", None)
+
+    def run(self, shard: Shard) -> None:
+        """As an actor's call: its end is a message to the driver."""
+        try:
+            answer = "done", self._make(shard)
+        except DarkroomError as error:
+            answer = "error", error
+        except _ShardError as error:
+            answer = "failed", error
+        self._driver.hear(self, answer[0], shard, answer[1])
+
+    def _make(self, shard: Shard) -> bool:
+        simulation = self._simulation
+        replaces, kept = None, Outcomes()
+        if shard.again is not None:
+            replaces, data = simulation.part_there(part_uri(shard))
+            kept = {row: code for row, code in decode(data).items() if not _is_wanted(code, shard.again)}
+        simulation.store.pause()
+        while self._device_busy:
+            simulation.clock.thread.sleep(0.5)
+        self._device_busy = True
+        outcomes = self._generate(shard, kept)
+        self._device_busy = False
+        simulation.store.pause()
+        return shard.rehearse is None and simulation.commit(shard, encode(outcomes), replaces, self._driver)
+
+    def _generate(self, shard: Shard, kept: Outcomes) -> Outcomes:
+        simulation = self._simulation
+        simulation.store.pause()
+        if simulation.random.random() < simulation.faults.fails:
+            self._device_busy = False
+            raise _ShardError("a driver's error")
+        first, end = shard.rehearse or (0, shard.num_rows)
+        simulation.clock.thread.sleep(0.2 * (end - first))
+        return {
+            row_name(shard, row): kept.get(row_name(shard, row)) or self._outcome(shard, row)
+            for row in range(first, end)
+        }
+
+    def _outcome(self, shard: Shard, row: int) -> str:
+        simulation = self._simulation
+        nature = simulation.natures[row_name(shard, row)]
+        if nature is Nature.BAD:
+            return nature.value
+        if row in shard.skip:
+            return CRASH
+        if nature is Nature.POISON:
+            simulation.log("%s kills with row %d", shard.name, row)
+            self.process.kill()
+        return NO_MEMORY if simulation.random.random() < simulation.faults.no_memory else OK
+
+
+class _ShardError(Exception):
+    """A shard cannot be made, and its worker lives."""
+
+
+def _is_wanted(outcome: str, again: tuple[str, ...]) -> bool:
+    return outcome != OK and (not again or outcome in again)
+
+
+class _Seat:
+    """A worker's place, as in the pool."""
+
+    def __init__(self, name: str, worker: Worker, now_s: float) -> None:
+        self.name = name
+        self.worker = worker
+        self.up = False
+        self.shards: list[Shard] = []
+        self.heard_s = now_s
+        """When there was a sign of life."""
+
+
+Message = tuple[Worker, str, Shard | None, object]
+
+
+class Driver:
+    """What `darkroom run` does, with a pool of simulated workers."""
+
+    kind = "driver"
+
+    def __init__(self, simulation: Simulation) -> None:
+        self.simulation = simulation
+        self.process = Process(simulation.clock, simulation.name(self.kind), when_it_dies=self._leave_workers)
+        self.end: str | None = None
+        self.abandoned: list[Shard] = []
+        self.done = bytearray()
+        """What was there at its start."""
+        self._seats: list[_Seat] = []
+        self._mail: deque[Message] = deque()
+        self._waiting: Thread | None = None
+        self._failed_starts = 0
+
+    def main(self) -> None:
+        """Until its end, whatever it is."""
+        try:
+            self.drive()
+            self.end = "done"
+        except DarkroomError as error:
+            self.end = str(error)
+        self.simulation.log("ends: %s, abandoned: %s", self.end, [shard.name for shard in self.abandoned])
+        self._leave_workers(self.process)
+
+    def drive(self) -> None:
+        """See `jobs.run.run_job`."""
+        store = self.simulation.store
+        plan, num_shards = self.settle()
+        self.done = done_shards(Output(store, OUTPUT), num_shards)
+        self.simulation.log("sees %d of %d parts", sum(self.done), num_shards)
+        if all(self.done) and is_finished(Output(store, OUTPUT)):
+            return
+        if not all(self.done):
+            dispatcher = run._dispatcher(plan, self.done)
+            self.make_shards(dispatcher)
+            missing = still_missing(dispatcher.abandoned, Output(store, OUTPUT), num_shards)
+            self.abandoned = [lost.shard for lost in missing]
+        if not self.abandoned:
+            self.finish(num_shards)
+
+    def settle(self) -> tuple[Plan, int]:
+        """See `jobs.run._settle`: the job's plan, and how many parts it has."""
+        store, plan = self.simulation.store, self.simulation.plan
+        record = read_record(Output(store, OUTPUT))
+        if record is None:
+            probe(Output(store, OUTPUT))
+            record = claim(Output(store, OUTPUT), plan, Findings(counts=(), bad_rows=(), num_bad={}))
+        files = tuple(
+            SurveyedFile(
+                stored=StoredObject(uri=file.uri, size_bytes=file.size_bytes, etag=file.etag),
+                num_rows=file.num_rows,
+            )
+            for file in plan.files
+        )
+        return plan_of(record, Survey(job=plan.job, files=files), OUTPUT), record.num_shards
+
+    def finish(self, num_shards: int) -> None:
+        """See `jobs.reports.finish.finish`."""
+        store = self.simulation.store
+        parts = [*list_parts(Output(store, OUTPUT), num_shards)]
+        if len(parts) < num_shards:
+            raise StorageError(f"{len(parts)} of {num_shards} parts")
+        store.replace(join(OUTPUT, MANIFEST), b"")
+        store.replace(join(OUTPUT, SUCCESS), b"")
+
+    def make_shards(self, dispatcher: Dispatcher) -> None:
+        """See `jobs.dispatch.pool.WorkerPool.run`."""
+        num = min(self.simulation.random.randint(1, 3), dispatcher.num_waiting)
+        self._seats = [_Seat(f"seat-{i}", self._start(), self.simulation.clock.now_s) for i in range(num)]
+        while not dispatcher.finished:
+            self._hand_out(dispatcher)
+            self._give_up_stuck(dispatcher)
+            if self._mail:
+                self.simulation.store.pause()
+                self._take(self._mail.popleft(), dispatcher)
+            else:
+                self._waiting = self.simulation.clock.thread
+                self._waiting.sleep(POLL_S)
+                self._waiting = None
+        self.abandoned = [lost.shard for lost in dispatcher.abandoned]
+
+    def _start(self) -> Worker:
+        worker = Worker(self.simulation, self)
+        worker.process.start(worker.ready)
+        return worker
+
+    def _hand_out(self, dispatcher: Dispatcher) -> None:
+        for seat in self._seats:
+            while seat.up and (shard := dispatcher.next_for(seat.name)):
+                self.simulation.log("%s gets %s %s", seat.worker.process.name, shard.name, _how(shard))
+                if not seat.shards:
+                    seat.heard_s = self.simulation.clock.now_s
+                seat.shards.append(shard)
+                seat.worker.process.start(seat.worker.run, shard)
+
+    def _give_up_stuck(self, dispatcher: Dispatcher) -> None:
+        for seat in self._seats:
+            if (seat.shards or not seat.up) and self.simulation.clock.now_s - seat.heard_s > STALL_S:
+                self._replace(seat, dispatcher)
+
+    def _take(self, message: Message, dispatcher: Dispatcher) -> None:
+        worker, kind, shard, answer = message
+        seat = next((seat for seat in self._seats if seat.worker is worker), None)
+        if seat is None:
+            return
+        seat.heard_s = self.simulation.clock.now_s
+        if kind == "ready":
+            seat.up = True
+            self._failed_starts = 0
+            dispatcher.join(seat.name)
+        elif kind == "died":
+            self._replace(seat, dispatcher)
+        elif isinstance(answer, DarkroomError):
+            raise answer
+        else:
+            assert shard is not None, "only a shard is done or fails"
+            seat.shards.remove(shard)
+            if kind == "done":
+                dispatcher.finish(seat.name, shard)
+            else:
+                dispatcher.fail(seat.name, shard, str(answer))
+
+    def _replace(self, seat: _Seat, dispatcher: Dispatcher) -> None:
+        simulation = self.simulation
+        simulation.log("%s is taken for dead", seat.worker.process.name)
+        worker, seat.worker, held, seat.shards = seat.worker, self._start(), seat.shards, []
+        up, seat.up, seat.heard_s = seat.up, False, simulation.clock.now_s
+        self._end(worker)
+        if not up:
+            self._failed_starts += 1
+        elif simulation.random.random() < simulation.faults.preempted:
+            dispatcher.leave(seat.name)
+        else:
+            simulation.model.blamed.update(
+                row_name(shard, shard.rehearse[0])
+                for shard in held
+                if shard.rehearse and shard.rehearse[1] - shard.rehearse[0] == 1
+            )
+            dispatcher.lose(seat.name, "it died")
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            raise DarkroomError("no worker can start")
+
+    def _end(self, worker: Worker) -> None:
+        """Order a worker to end; a zombie does not hear it."""
+        if self.simulation.random.random() >= self.simulation.faults.immortal:
+            worker.process.kill()
+
+    def _leave_workers(self, process: Process) -> None:
+        if process.alive and self.end is None:
+            return  # nobody needs to hear a driver
+        for seat in self._seats:
+            self._end(seat.worker)
+        self._seats = []
+
+    def hear(self, worker: Worker, kind: str, shard: Shard | None, answer: object = None) -> None:
+        """A message from a worker, unless one of them is out of reach."""
+        if worker.process.heard:
+            self._deliver((worker, kind, shard, answer))
+
+    def hear_of_death(self, worker: Worker) -> None:
+        """Some time later."""
+        self.simulation.clock.after(
+            self.simulation.random.random(), self._deliver, (worker, "died", None, None)
+        )
+
+    def _deliver(self, message: Message) -> None:
+        self._mail.append(message)
+        if self._waiting:
+            self._waiting.wake()
+
+
+class RetryDriver(Driver):
+    """What `darkroom retry` does."""
+
+    kind = "retry"
+
+    def drive(self) -> None:
+        """See `jobs.retry.retry_job`."""
+        simulation, store = self.simulation, self.simulation.store
+        plan, num_shards = self.settle()
+        only = () if simulation.calm else simulation.random.choice(((), (NO_MEMORY,), (CRASH,)))
+        parts = [*list_parts(Output(store, OUTPUT), num_shards)]
+        wanted = {
+            part.index
+            for part in parts
+            if any(_is_wanted(code, only) for code in decode(store.read(part.stored.uri)).values())
+        }
+        shards = [replace(shard, again=only) for shard in plan.shards() if shard.index in wanted]
+        simulation.log("makes rows of %d parts again, %s", len(shards), only or "all that failed")
+        if shards:
+            self.make_shards(retry._dispatcher(shards, plan.job.spec.errors.max_attempts))
+            if sum(1 for _ in list_parts(Output(store, OUTPUT), num_shards)) == num_shards:
+                self.finish(num_shards)
+
+
+def _how(shard: Shard) -> str:
+    words = {"rehearse": shard.rehearse, "skip": shard.skip, "again": shard.again}
+    return " ".join(f"{name}={value}" for name, value in words.items() if value not in (None, ()))
+
+
+def first_violation(
+    seeds: Iterator[int] | range, kind: type[Simulation] = Simulation
+) -> tuple[int, ViolationError] | None:
+    """The first seed of these with which the protocol is broken, and how."""
+    for seed in seeds:
+        try:
+            kind(seed).simulate()
+        except ViolationError as violation:
+            return seed, violation
+    return None
+
+
+def main() -> int:
+    """Exit code 1 where a seed fails."""
+    parser = argparse.ArgumentParser(prog="python -m tests.support.simulation.simulator", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=10_000, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--seed", type=int, help="only this one, and tell what happens")
+    arguments = parser.parse_args()
+    if arguments.seed is not None:
+        Simulation(arguments.seed, tell=print).simulate()
+        return 0
+    started, seen = time.perf_counter(), Counter[str]()
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
+        simulation = Simulation(seed)
+        try:
+            simulation.simulate()
+        except BaseException:
+            print(
+                f"seed {seed} fails; `python -m tests.support.simulation.simulator --seed {seed}` tells how"
+            )
+            raise
+        seen += simulation.seen
+    seconds = time.perf_counter() - started
+    print(f"{arguments.seeds:,} seeds in {seconds:.1f} s without a violation: {dict(seen)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
