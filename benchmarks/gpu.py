@@ -23,10 +23,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.contenders import R0, R0B, Darkroom, Run, Setting, in_process
-from benchmarks.full_size import full_size_checkpoint
-from benchmarks.gpu_watch import watch
-from benchmarks.limits import Work, matrix_rate
+from benchmarks.contenders.local_contenders import R0, R0B, Darkroom, Run, Setting, in_process
+from benchmarks.device.full_size import full_size_checkpoint
+from benchmarks.device.gpu_watch import watch
+from benchmarks.device.limits import Work, matrix_rate
 from benchmarks.noise_free import HEADER, cells, line
 from benchmarks.race import race, surroundings, timed
 from benchmarks.workloads import WORKLOADS, Row
@@ -129,7 +129,7 @@ class Bench:
                 watched = watch(run, self._case.device)
                 figures = (
                     *(f"{rates[name]:.3g}", f"{work:.3g}", f"{rates[name] * work / self._matrix_tflops:.1%}"),
-                    *(f"{watched.busy:.1%}" if watched.busy else "-", f"{watched.waits_a_picture:.1f}"),
+                    *(f"{watched.busy:.1%}" if watched.busy else "-", f"{watched.waits_per_image:.1f}"),
                     watched.most_waited_at(),
                 )
                 print(line([*self._case.label(workload), name, *figures]), flush=True)

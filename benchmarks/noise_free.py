@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from actors.engine.batching.merged_modules import CallCount
-from benchmarks.contenders import Darkroom
+from benchmarks.contenders.local_contenders import Darkroom
 
 HEADER = (
     "mean UNet batch",

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.images.encoding import encode
-from benchmarks.constant_engine import PIXELS
-from benchmarks.job_process import run_job_apart
+from benchmarks.contenders.constant_engine import PIXELS
+from benchmarks.contenders.job_process import run_job_apart
 from schemas.spec.job_spec import JobSpec
 
 WORDS = (
@@ -73,7 +73,7 @@ def run_once(folder: Path, num_rows: int) -> dict[str, Any]:
             "workers": {"num": 1, "num_gpus": 0, "num_cpus": 1},
         }
     )
-    run_job_apart(spec, "benchmarks.constant_engine:make_engine")
+    run_job_apart(spec, "benchmarks.contenders.constant_engine:make_engine")
     summary = json.loads((folder / f"out-{num_rows}" / "_darkroom" / "summary.json").read_bytes())
     assert summary["ok"] == num_rows
     return dict(summary["last_run"])

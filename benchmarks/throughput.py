@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 from benchmarks import gpu, whole_job
-from benchmarks.contenders import DARKROOM, R0, R0B, R1, Darkroom, Setting, in_process
+from benchmarks.contenders.local_contenders import DARKROOM, R0, R0B, R1, Darkroom, Setting, in_process
+from benchmarks.contenders.ray_data import RayDataJob, ray_here, steady
 from benchmarks.noise_free import HEADER, cells, line
 from benchmarks.race import Contender, race, surroundings, timed
-from benchmarks.ray_data import RayDataJob, ray_here, steady
 from benchmarks.workloads import DIFFERENT, EQUAL, WORKLOADS, Row
 from models.demo_cache import demo_checkpoint
 

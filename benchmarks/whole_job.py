@@ -16,11 +16,11 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.contenders import spec_for
-from benchmarks.job_process import run_job_apart
+from benchmarks.contenders.job_process import run_job_apart
+from benchmarks.contenders.local_contenders import spec_for
+from benchmarks.contenders.ray_data import batches, steady_rate
+from benchmarks.contenders.timed_engine import arrivals
 from benchmarks.race import surroundings
-from benchmarks.ray_data import batches, steady_rate
-from benchmarks.timed_engine import arrivals
 from benchmarks.workloads import WORKLOADS, Row, write_rows
 from models.demo_cache import demo_checkpoint
 
@@ -35,7 +35,7 @@ class Taken:
     """What a job took."""
 
     seconds: float
-    first_picture_s: float
+    first_image_s: float
     images_per_second: float
     """Without what the process made while it was cold: Ray Data's first batch, darkroom's first shard."""
 
@@ -58,11 +58,11 @@ class Jobs:
             workers={"num": 1, "num_gpus": 0, "num_cpus": self.num_threads},
         )
         begun = time.time()
-        run_job_apart(spec, "benchmarks.timed_engine:make_engine", quiet=True)
+        run_job_apart(spec, "benchmarks.contenders.timed_engine:make_engine", quiet=True)
         ended, (cold, *warm) = time.time(), arrivals(spec.output.path)
         return Taken(
             seconds=ended - begun,
-            first_picture_s=cold.first - begun,
+            first_image_s=cold.first - begun,
             images_per_second=sum(shard.num_images for shard in warm) / (warm[-1].last - cold.last),
         )
 
@@ -72,7 +72,7 @@ class Jobs:
         places = map(str, (self.rows, output, self.checkpoint))
         begun = time.time()
         subprocess.run(
-            [sys.executable, "-m", "benchmarks.ray_data", *places, *options],
+            [sys.executable, "-m", "benchmarks.contenders.ray_data", *places, *options],
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -80,7 +80,7 @@ class Jobs:
         ended, made = time.time(), batches(output)
         return Taken(
             seconds=ended - begun,
-            first_picture_s=made[0].ended - begun,
+            first_image_s=made[0].ended - begun,
             images_per_second=steady_rate(made),
         )
 
@@ -97,8 +97,8 @@ def take_turns(jobs: Jobs, rounds: int) -> dict[str, Taken]:
 
 
 def _medians(taken: Sequence[Taken]) -> Taken:
-    seconds, first_picture_s, rate = (median(column) for column in zip(*map(astuple, taken), strict=True))
-    return Taken(seconds=seconds, first_picture_s=first_picture_s, images_per_second=rate)
+    seconds, first_image_s, rate = (median(column) for column in zip(*map(astuple, taken), strict=True))
+    return Taken(seconds=seconds, first_image_s=first_image_s, images_per_second=rate)
 
 
 def print_table(

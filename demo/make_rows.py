@@ -26,8 +26,8 @@ Colour = tuple[int, int, int]
 Row = dict[str, Any]
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
-PICTURES = ("image", "mask_image", "depth_map")
-FEATURES = {"info": {"features": {name: {"_type": "Image"} for name in PICTURES}}}
+IMAGE_COLUMNS = ("image", "mask_image", "depth_map")
+FEATURES = {"info": {"features": {name: {"_type": "Image"} for name in IMAGE_COLUMNS}}}
 SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),

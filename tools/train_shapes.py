@@ -14,7 +14,8 @@ from typing import Annotated
 import torch
 import typer
 
-from tools.shapes import family, parts
+from tools.shapes import family
+from tools.shapes import model_parts as parts
 from tools.shapes.autoencoder import train_decoder, train_vae
 from tools.shapes.depth import train_estimator
 from tools.shapes.painter import draw_latents, train_unet, with_depth
@@ -34,7 +35,7 @@ def main(
     unet_steps: int = 12_000,
     depth_unet_steps: int = 1500,
     depth_estimator_steps: int = 800,
-    num_pictures: Annotated[int, typer.Option(help="Drawn beforehand, for the UNets.")] = 30_000,
+    num_images: Annotated[int, typer.Option(help="Drawn beforehand, for the UNets.")] = 30_000,
     num_threads: int = 2,
 ) -> None:
     """Train VAE, text encoder and UNet, then what the siblings have of their own, and save all."""
@@ -50,7 +51,7 @@ def main(
     text_encoder = train_text_encoder(stage("text", text_steps, 2e-3, 0.99), tokenizer, work)
     vae = train_vae(stage("vae", vae_steps, 2e-3, 0.995), work)
     deep_vae = train_decoder(stage("decoder", decoder_steps, 1e-3, 0.995), vae, work)
-    pictures = draw_latents(vae, num_pictures, seed)
+    pictures = draw_latents(vae, num_images, seed)
     torch.manual_seed(seed)
     unet = parts.unet()
     unet = train_unet(stage("unet", unet_steps, 1e-3, 0.997), unet, pictures, tokenizer, text_encoder, work)

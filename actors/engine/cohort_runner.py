@@ -13,10 +13,10 @@ from PIL import Image
 from actors.engine.batching.batcher import Batcher, Call, Outcome
 from actors.engine.batching.merge_points import entry_points
 from actors.engine.batching.merged_modules import CallCount
-from actors.engine.calls.call_arguments import Decoded, arguments, check_pictures, check_steps
+from actors.engine.calls.call_arguments import Decoded, arguments, check_images, check_steps
 from actors.engine.calls.chains import combined, decode_latents
 from actors.engine.calls.decode_ahead import DecodeAhead, Decoding
-from actors.engine.calls.outputs import MadePictures, Picture, made_pictures
+from actors.engine.calls.outputs import ImageOutput, PendingOutputs, pending_outputs
 from actors.engine.calls.prompt_reader import check_texts
 from actors.engine.cohorts import Cohort
 from actors.engine.engine import Generated
@@ -40,7 +40,7 @@ MAX_ARRIVING = 8
 class _Made:
     """What a cohort's call gave."""
 
-    pictures: MadePictures
+    pictures: PendingOutputs
     flags: Sequence[bool | None]
 
 
@@ -64,10 +64,10 @@ class CohortCall:
         if not self.exact:
             keep_on_host(pipeline.scheduler)
         output = pipeline(**arguments(self.cohort, self.decoded, pipeline))
-        pictures = made_pictures(output, gives_latents=self.cohort.gives_latents)
+        pictures = pending_outputs(output, gives_latents=self.cohort.gives_latents)
         return _Made(pictures=pictures, flags=self._flags(pictures, pipeline))
 
-    def _flags(self, pictures: MadePictures, pipeline: Any) -> Sequence[bool | None]:
+    def _flags(self, pictures: PendingOutputs, pipeline: Any) -> Sequence[bool | None]:
         """The verdict on each picture; latents that go on are decoded for it, for the next model may have
         no checker."""
         checker = self.model.safety_checker
@@ -82,7 +82,7 @@ class CohortCall:
             yield replace(self, decoded=decoded)
 
 
-def _shown(picture: Picture, pipeline: Any) -> Pixels:
+def _shown(picture: ImageOutput, pipeline: Any) -> Pixels:
     if picture.pixels is not None:
         return picture.pixels
     assert picture.latents is not None, "a picture has the one or the other"
@@ -148,7 +148,7 @@ class CohortRunner:
         for sample, pictures in decoding.samples:
             try:
                 ready = {field: future.result() for field, future in pictures.items()}
-                check_pictures(sample, ready)
+                check_images(sample, ready)
                 check_texts(sample)
                 fit.append((sample, ready))
             except RowError as problem:
@@ -196,7 +196,7 @@ def one_by_one(next_call: Callable[[], Call[_Made] | None]) -> Iterator[Outcome[
         yield outcome
 
 
-def _result(decoded: Decoded, picture: Picture, nsfw: bool | None) -> Generated:
+def _result(decoded: Decoded, picture: ImageOutput, nsfw: bool | None) -> Generated:
     sample, given = decoded
     if not picture.finite:
         said = "the model gave NaN or infinite pixels; try dtype: float32 or another scheduler"

@@ -4,7 +4,7 @@ import os
 import posixpath
 from collections.abc import Callable, Sequence
 
-from actors.images.input_images import MAX_PICTURE_BYTES
+from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.storage.stores import Stores
 from actors.storage.uris import S3_SCHEME, normalise
 from schemas.errors import DarkroomError, RowError, SpecError
@@ -25,14 +25,15 @@ class ImageUris:
             allowed = resolve(uri, beside, self._folders)
             try:
                 size_bytes = self._size_bytes(allowed)
-                if size_bytes <= MAX_PICTURE_BYTES:
+                if size_bytes <= MAX_IMAGE_FILE_BYTES:
                     return self._stores.of(allowed).read(allowed)
             except FileNotFoundError as error:
                 raise RowError("unreadable_uri", f"{uri} is no file that is there") from error
             except DarkroomError as error:
                 raise RowError("unreadable_uri", f"{uri} cannot be read: {error}") from error
             raise RowError(
-                "image_too_large", f"{uri} has {size_bytes:,} bytes; at most {MAX_PICTURE_BYTES:,} are read"
+                "image_too_large",
+                f"{uri} has {size_bytes:,} bytes; at most {MAX_IMAGE_FILE_BYTES:,} are read",
             )
 
         return read

@@ -33,7 +33,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """By EXIF's Orientation. Pillow's own exif_transpose also writes the EXIF anew, which damaged ones break."""
-MAX_PICTURE_BYTES = 256 << 20
+MAX_IMAGE_FILE_BYTES = 256 << 20
 """Of a picture's file, in a row or named by one."""
 # Pillow only warns at half of ours, and raises at its own: one cap, with one message, is enough.
 Image.MAX_IMAGE_PIXELS = None

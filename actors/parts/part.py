@@ -21,7 +21,7 @@ from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, MODELS_KEY, VERSI
 
 ROW_GROUP_BYTES = 64 << 20
 """Small enough for viewers that read a row group to show a page of rows (theirs stop at 100 MB)."""
-_PICTURES = ("image.bytes", "depth.bytes", "step_images.list.element.bytes")
+_IMAGE_LEAVES = ("image.bytes", "depth.bytes", "step_images.list.element.bytes")
 _WRITER_OPTIONS: dict[str, Any] = {
     # As the Hub writes its own files: pages of images line up between versions, and readers can skip.
     "use_content_defined_chunking": {
@@ -181,8 +181,8 @@ def _write(records: list[Record], schema: pa.Schema) -> bytes:
     leaves = _leaves(schema)
     options = _WRITER_OPTIONS | {
         # Pictures are compressed already, and no two of them are equal.
-        "compression": {leaf: "none" if leaf in _PICTURES else "snappy" for leaf in leaves},
-        "use_dictionary": [leaf for leaf in leaves if leaf not in _PICTURES],
+        "compression": {leaf: "none" if leaf in _IMAGE_LEAVES else "snappy" for leaf in leaves},
+        "use_dictionary": [leaf for leaf in leaves if leaf not in _IMAGE_LEAVES],
     }
     with pq.ParquetWriter(file, schema, **options) as writer:
         for group in _row_groups(records):

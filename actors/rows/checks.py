@@ -158,7 +158,7 @@ def _indivisible(batch: RowBatch, where: Routed, side: str, card: ModelCard) -> 
     if pixels is None:
         return
     later = [
-        (step.system.picture_multiple, f", which step {place} ({step.system.task}) takes")
+        (step.system.image_multiple, f", which step {place} ({step.system.task}) takes")
         for place, step in enumerate(where.then, 2)
         if step.system
     ]

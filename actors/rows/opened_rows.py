@@ -32,7 +32,7 @@ def open_images(row: Row, read_uri: ReadUri, *, max_pixels: int, vae_factor: int
         field: open_image(field, row.images[field], read_uri)
         for field in dict.fromkeys((*row.routed.needed_images(), *optional))
     }
-    _check_sizes(opened, system, vae_factor if system.cuts_picture else 1)
+    _check_sizes(opened, system, vae_factor if system.rounds_image_down else 1)
     _check_mask(opened, row, max(vae_factor, LEAST_SIZE_FACTOR))
     _check_work(opened, row.routed, max_pixels)
     return opened
@@ -58,7 +58,7 @@ def _check_sizes(opened: Mapping[str, EncodedImage], system: System, least: int)
             "invalid_size",
             f"`image` is {image.width}x{image.height}; {system.task} needs {least} pixels a side at least",
         )
-    multiple = system.picture_multiple
+    multiple = system.image_multiple
     if image and (image.width % multiple or image.height % multiple):
         raise RowError(
             "invalid_size",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.images.input_images import MAX_PICTURE_BYTES, ImageSource
+from actors.images.input_images import MAX_IMAGE_FILE_BYTES, ImageSource
 from actors.images.spool import Spool
 from actors.inputs.input_file import RowBatch
 from actors.rows.checks import MAX_SEED, CheckedBatch
@@ -126,7 +126,7 @@ def _images(batch: RowBatch, position: int, spool: Spool) -> dict[str, ImageSour
 def _source(field: str, data: pa.Buffer | None, uri: str | None, spool: Spool) -> ImageSource:
     if data is None:
         return ImageSource(data=None, uri=uri)
-    if data.size > MAX_PICTURE_BYTES:
-        said = f"`{field}` has {data.size:,} bytes; at most {MAX_PICTURE_BYTES:,} are read"
+    if data.size > MAX_IMAGE_FILE_BYTES:
+        said = f"`{field}` has {data.size:,} bytes; at most {MAX_IMAGE_FILE_BYTES:,} are read"
         return ImageSource(data=None, uri=None, problem=RowError("image_too_large", said))
     return ImageSource(data=spool.add(data.to_pybytes()), uri=uri)

@@ -28,7 +28,7 @@ class RowGroup:
     num_rows: int
     pictures: tuple[str, ...]
     """The columns to be shown as pictures."""
-    picture_bytes: int
+    image_bytes: int
     """Of its embedded pictures; 0 where they are objects of their own."""
     columns: tuple[str, ...]
     """Those of the part that a line of text can show."""
@@ -41,7 +41,7 @@ class RowGroup:
         return self._may_hold("failed", 0)
 
     @property
-    def has_pictures(self) -> bool:
+    def has_images(self) -> bool:
         """False where all its rows failed."""
         return self._may_hold("ok", 1) or self._may_hold("filtered", 1)
 
@@ -98,7 +98,7 @@ def _groups(uri: str, found: Any, columns: tuple[str, ...]) -> Iterator[RowGroup
                 first_row=first_row,
                 num_rows=group.num_rows,
                 pictures=pictures,
-                picture_bytes=sum(chunks[f"{name}.bytes"].total_compressed_size for name in pictures),
+                image_bytes=sum(chunks[f"{name}.bytes"].total_compressed_size for name in pictures),
                 columns=columns,
                 kinds=tuple(_ends(chunks[name]) for name in ("model", "task", "status")),
             )

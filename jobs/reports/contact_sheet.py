@@ -15,7 +15,7 @@ from jobs.output.job_record import JobRecord, require_record
 from jobs.output.part_footers import read_footers
 from jobs.output.parts import Totals, list_parts, totals_of
 from jobs.reports.even_choice import spread
-from jobs.reports.frames import MAX_FOOTERS, PICTURE_BYTES, Failure, Frame, sample_failures, sample_frames
+from jobs.reports.frames import IMAGE_BYTES, MAX_FOOTERS, Failure, Frame, sample_failures, sample_frames
 from jobs.reports.summary import Summary, read_summary
 from models.demo_cache import RANDOM_KINDS
 from schemas.errors import RefusedError
@@ -63,8 +63,8 @@ def write_report(output: Output, *, max_images: int = 240) -> str:
     return output.uri(CONTACT_SHEET)
 
 
-def make_sheet(output: Output, *, max_images: int, picture_bytes: int = PICTURE_BYTES) -> Sheet:
-    """Choose what to show of an output, and fetch it, reading about `picture_bytes` of embedded pictures."""
+def make_sheet(output: Output, *, max_images: int, image_bytes: int = IMAGE_BYTES) -> Sheet:
+    """Choose what to show of an output, and fetch it, reading about `image_bytes` of embedded pictures."""
     record = require_record(output)
     parts = list(list_parts(output, record.num_shards))
     summary = _current_summary(output, record, len(parts))
@@ -82,7 +82,7 @@ def make_sheet(output: Output, *, max_images: int, picture_bytes: int = PICTURE_
         num_searched=len(footers),
         totals=summary.totals if summary else totals_of(output, parts),
         last_run=_last_run(summary) if summary else {},
-        frames=tuple(sample_frames(output, footers, max_images, picture_bytes)),
+        frames=tuple(sample_frames(output, footers, max_images, image_bytes)),
         failures=tuple(sample_failures(output.storage, footers)),
     )
 

@@ -24,7 +24,7 @@ MAX_FOOTERS = 1024
 """Parts that are looked at for what they hold and whether rows failed, evenly over the output."""
 MAX_GROUPS = 64
 """Row groups whose pictures are read."""
-PICTURE_BYTES = 256 << 20
+IMAGE_BYTES = 256 << 20
 """Of embedded pictures, read in all. A group is read from its beginning, so this makes a number of rows."""
 MAX_ROWS_PER_GROUP = 512
 MAX_FAILED_PARTS = 16
@@ -110,17 +110,17 @@ class _Candidate:
 
 
 def sample_frames(
-    output: Output, footers: Sequence[PartFooter], max_images: int, picture_bytes: int
+    output: Output, footers: Sequence[PartFooter], max_images: int, image_bytes: int
 ) -> Iterator[Frame]:
     """Frames in the order of the output, evenly over models, tasks, and the parts."""
-    with_pictures = [group for footer in footers for group in footer.groups if group.has_pictures]
-    groups = share(by_key((group.kinds, group) for group in with_pictures), min(MAX_GROUPS, max_images))
+    with_images = [group for footer in footers for group in footer.groups if group.has_images]
+    groups = share(by_key((group.kinds, group) for group in with_images), min(MAX_GROUPS, max_images))
     if not groups:
         return
     at_least = -(-max_images // len(groups))
     with ThreadPoolExecutor(GROUPS_AT_ONCE) as pool, ThreadPoolExecutor(THUMBNAILS_AT_ONCE) as printers:
         found = pool.map(
-            lambda group: _candidates(output.storage, group, picture_bytes // len(groups), at_least), groups
+            lambda group: _candidates(output.storage, group, image_bytes // len(groups), at_least), groups
         )
         rows = _choose([candidate for some in found for candidate in some], max_images)
         wanted = sorted(rows, key=lambda group: (group.uri, group.index))
@@ -130,7 +130,7 @@ def sample_frames(
 
 def _candidates(storage: Storage, group: RowGroup, budget_bytes: int, at_least: int) -> list[_Candidate]:
     """The first rows of a group: as many as may be read, and no failed ones."""
-    row_bytes = max(1, group.picture_bytes // group.num_rows)
+    row_bytes = max(1, group.image_bytes // group.num_rows)
     num_rows = max(at_least, min(MAX_ROWS_PER_GROUP, budget_bytes // row_bytes))
     candidates: list[_Candidate] = []
     for first, batch in _read_batches(storage, group, ["task", "model", "status"], num_rows):

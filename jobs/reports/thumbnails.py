@@ -11,7 +11,7 @@ from PIL import Image
 
 from actors.images.input_images import ImageSource, open_image
 from actors.storage.output import Output
-from jobs.output.stored_images import read_picture
+from jobs.output.stored_images import read_image
 from schemas.errors import RowError
 
 THUMBNAIL_SIDE = 320
@@ -55,7 +55,7 @@ def _thumbnail_of(output: Output, kind: str, image: Mapping[str, Any] | None) ->
     if image is None:
         return None
     source = ImageSource(data=image["bytes"], uri=image["path"])
-    picture = open_image(kind, source, lambda uri: read_picture(output, uri)).decode()
+    picture = open_image(kind, source, lambda uri: read_image(output, uri)).decode()
     return _thumbnail(_in_eight_bits(picture) if picture.mode == "I;16" else picture)
 
 

@@ -40,15 +40,15 @@ class PartCheck:
     """What is known of a part while its rows go by."""
 
     def __init__(
-        self, name: str, ids: list[Any], spec: JobSpec, router: Router, read_picture: Callable[[str], bytes]
+        self, name: str, ids: list[Any], spec: JobSpec, router: Router, read_image: Callable[[str], bytes]
     ) -> None:
-        """`read_picture`: reads what a part names instead of holding it."""
+        """`read_image`: reads what a part names instead of holding it."""
         self.name = name
         self._ids = ids
         self._flagged = spec.safety.flagged
         self._max_pixels = spec.input.max_pixels * MAX_GROWTH
         self._router = router
-        self._read_picture = read_picture
+        self._read_image = read_image
         self._outcomes: list[str] = []
         self._last_index = -1
         self._stored = 0
@@ -175,7 +175,7 @@ class PartCheck:
     def _read(self, stored: dict[str, Any]) -> bytes:
         if stored.get("bytes") is not None:
             return bytes(stored["bytes"])
-        return self._read_picture(stored.get("path") or "")
+        return self._read_image(stored.get("path") or "")
 
     def _fault(self, row: dict[str, Any], message: str) -> None:
         self.faults.append(f"{self.name}: row {shortened(repr(row['row_id']))} {message}")

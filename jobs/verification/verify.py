@@ -17,7 +17,7 @@ from actors.storage.output import Output, open_output
 from actors.storage.stores import Stores
 from jobs.output.job_record import JobRecord, plan_of_record, require_record
 from jobs.output.parts import FOOTERS_AT_ONCE, list_parts
-from jobs.output.stored_images import read_picture
+from jobs.output.stored_images import read_image
 from jobs.planning.plan import Plan
 from jobs.verification.part_check import PartCheck, PartVerdict
 from schemas.columns.output_columns import PART_COLUMNS, PART_COLUMNS_IF_THERE, STATUSES, misfits
@@ -156,7 +156,7 @@ class _Verifier:
             faults = [f"{shard.name} is missing: run again"]
             return PartVerdict(rows=Counter(), images=0, withheld=0, faults=faults)
         uri = self._output.part_uri(shard.name)
-        found = PartCheck(shard.name, ids, self._record.spec, self._router, self._read_picture)
+        found = PartCheck(shard.name, ids, self._record.spec, self._router, self._read_image)
         try:
             with (
                 self._output.storage.open(uri) as source,
@@ -169,10 +169,10 @@ class _Verifier:
             found.faults.append(f"{shard.name} cannot be read: {error}")
         return found.verdict()
 
-    def _read_picture(self, uri: str) -> bytes:
+    def _read_image(self, uri: str) -> bytes:
         if self._record.spec.output.images != "files":
             raise RowError("missing_image", "its bytes are not in the part")
-        return read_picture(self._output, uri)
+        return read_image(self._output, uri)
 
     def _check_rows(self, part: pq.ParquetFile, found: PartCheck) -> None:
         there = part.schema_arrow

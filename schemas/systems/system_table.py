@@ -48,9 +48,9 @@ class System:
     """Whether its pipeline can stop before it decodes; Safe's (diffusers 0.42.1) cannot."""
     scale: int = 1
     """How many times larger than the input picture the output is."""
-    picture_multiple: int = 1
+    image_multiple: int = 1
     """What the input picture's sides must be multiples of, where the pipeline would not make them so."""
-    cuts_picture: bool = False
+    rounds_image_down: bool = False
     """Whether it cuts the input picture's sides down to multiples of the VAE's factor: less is nothing."""
     schedulers: frozenset[str] | None = None
     """The only schedulers it runs with; None: all that fit the checkpoint's own."""
@@ -116,7 +116,7 @@ SYSTEMS: tuple[System, ...] = (
         task="img2img",
         pipeline="StableDiffusionImg2ImgPipeline",
         images=("image",),
-        cuts_picture=True,
+        rounds_image_down=True,
         defaults=_frozen(_STEPS, _CLIP, strength=0.8),
     ),
     System(
@@ -152,7 +152,7 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionDepth2ImgPipeline",
         checkpoints=(("StableDiffusionDepth2ImgPipeline", 5),),
         images=("image",),
-        cuts_picture=True,
+        rounds_image_down=True,
         optional_images=("depth_map",),
         defaults=_frozen(_STEPS, _CLIP, strength=0.8),
     ),
@@ -171,7 +171,7 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionUpscalePipeline",
         checkpoints=(("StableDiffusionUpscalePipeline", 7),),
         images=("image",),
-        cuts_picture=True,
+        rounds_image_down=True,
         scale=4,
         defaults=_frozen(_STEPS, _CLIP, _UPSCALE),
     ),
@@ -182,7 +182,7 @@ SYSTEMS: tuple[System, ...] = (
         checkpoints=(("StableDiffusionLatentUpscalePipeline", 8),),
         images=("image",),
         scale=2,
-        picture_multiple=64,
+        image_multiple=64,
         # It computes on the scheduler's sigmas: others have none, or (the DPM family) scale latents by them.
         schedulers=frozenset({"EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"}),
         defaults=_frozen(_SCHEDULER, num_inference_steps=75, guidance_scale=9.0),
@@ -222,7 +222,7 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionXLImg2ImgPipeline",
         texts=XL_PROMPTS,
         images=("image",),
-        cuts_picture=True,
+        rounds_image_down=True,
         defaults=_XL_IMG2IMG,
     ),
     System(
@@ -239,7 +239,7 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionXLImg2ImgPipeline",
         texts=XL_PROMPTS,
         images=("image",),
-        cuts_picture=True,
+        rounds_image_down=True,
         defaults=_XL_IMG2IMG,
     ),
     System(

@@ -34,7 +34,17 @@ from PIL import Image
 from actors.checkpoints.model_cards import read_card
 from actors.engine.quirks.ldm3d import LDM3DImageProcessor
 from actors.engine.quirks.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
-from demo.make_rows import BROKEN, PICTURES, ROWS, SCHEMA, demo_rows, disc_mask, night, sunset, write_rows
+from demo.make_rows import (
+    BROKEN,
+    IMAGE_COLUMNS,
+    ROWS,
+    SCHEMA,
+    demo_rows,
+    disc_mask,
+    night,
+    sunset,
+    write_rows,
+)
 from demo.random_checkpoints import BUILDERS, build_demo_model
 from models.demo_cache import RANDOM_KINDS, build_missing, demo_checkpoint, demo_folder
 from schemas.errors import SpecError
@@ -439,7 +449,7 @@ def test_the_demos_rows_are_the_ones_that_the_script_draws(tmp_path: Path) -> No
     write_rows(tmp_path / "second.parquet")
 
     committed, fresh = (
-        pq.read_table(path).drop_columns(list(PICTURES)) for path in (ROWS, tmp_path / "first.parquet")
+        pq.read_table(path).drop_columns(list(IMAGE_COLUMNS)) for path in (ROWS, tmp_path / "first.parquet")
     )
     assert committed.equals(fresh)
     assert pq.read_schema(ROWS).equals(SCHEMA, check_metadata=True)
@@ -450,7 +460,10 @@ def test_the_demos_rows_are_the_ones_that_the_script_draws(tmp_path: Path) -> No
 def test_one_row_of_the_demo_is_broken() -> None:
     """Every picture of the demo's rows can be read but the one that says it cannot."""
     pictures = [
-        (row["row_id"], row[column]["bytes"]) for row in demo_rows() for column in PICTURES if row[column]
+        (row["row_id"], row[column]["bytes"])
+        for row in demo_rows()
+        for column in IMAGE_COLUMNS
+        if row[column]
     ]
 
     assert {row_id for row_id, png in pictures if not readable(png)} == {BROKEN}

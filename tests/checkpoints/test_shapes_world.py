@@ -11,7 +11,8 @@ from torch import nn
 
 from tests.support.running import ROOT
 from tools import train_shapes
-from tools.shapes import exam, family, parts, training, world
+from tools.shapes import exam, family, training, world
+from tools.shapes import model_parts as parts
 from tools.shapes.judge import look
 from tools.shapes.training import Stage
 from tools.shapes.world import SCENES, TRAINING_SCENES, Array, Scene
@@ -159,7 +160,7 @@ def test_the_trainer_writes_checkpoints_that_diffusers_loads(tmp_path: Path) -> 
         unet_steps=2,
         depth_unet_steps=2,
         depth_estimator_steps=2,
-        num_pictures=70,
+        num_images=70,
         num_threads=1,
     )
 

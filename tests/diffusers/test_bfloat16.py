@@ -26,7 +26,7 @@ CLASSES = {
     "img2img": diffusers.StableDiffusionXLImg2ImgPipeline,
     "inpaint": diffusers.StableDiffusionXLInpaintPipeline,
 }
-PICTURES = {
+IMAGE_COLUMNS = {
     "text2img": {},
     "img2img": {"image": picture()},
     "inpaint": {"image": picture(), "mask_image": mask()},
@@ -35,7 +35,7 @@ ROWS: list[Record] = [
     {"row_id": f"{task}-{steps}", "task": task, "prompt": "a fox", "seed": steps, **pictures}
     | {"num_inference_steps": steps, "strength": 0.9}
     for steps in (2, 3, 4)
-    for task, pictures in PICTURES.items()
+    for task, pictures in IMAGE_COLUMNS.items()
 ]
 
 
@@ -52,7 +52,7 @@ def reference(row: Record) -> np.ndarray:
     """The row's picture by a plain call in bfloat16."""
     pipeline = CLASSES[row["task"]].from_pretrained(demo("sdxl"), use_safetensors=True, dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
-    given = {name: pixels({"image": row[name]}) for name in PICTURES[row["task"]]}
+    given = {name: pixels({"image": row[name]}) for name in IMAGE_COLUMNS[row["task"]]}
     if given:
         given["strength"] = row["strength"]
     generator = torch.Generator().manual_seed(row["seed"])

@@ -25,7 +25,7 @@ from pyarrow.parquet.encryption import (
 )
 from rich.console import Console
 
-from actors.images.input_images import MAX_PICTURE_BYTES, ImageSource, open_image
+from actors.images.input_images import MAX_IMAGE_FILE_BYTES, ImageSource, open_image
 from actors.inputs.texts import MAX_PROMPT_BYTES
 from actors.storage.output import open_output
 from actors.storage.uris import normalise
@@ -373,7 +373,7 @@ def test_a_row_cannot_name_what_would_be_read_for_ever(tmp_path: Path, uri: str)
     (tmp_path / "rows").mkdir()
     os.mkfifo(tmp_path / "rows" / "pipe")
     with open(tmp_path / "rows" / "huge.png", "wb") as huge:
-        huge.truncate(MAX_PICTURE_BYTES + 1)
+        huge.truncate(MAX_IMAGE_FILE_BYTES + 1)
     (tmp_path / "rows" / "in.parquet").write_bytes(b"PAR1")
     rows: list[Record] = [{"row_id": "bad", "prompt": "x", "task": "img2img", "image": uri}]
 

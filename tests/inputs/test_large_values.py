@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from actors.images.input_images import MAX_PICTURE_BYTES
+from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.images.spool import Spool, SpooledImage, encoded_bytes
 from actors.inputs.input_file import InputFile
 from actors.inputs.values import MAX_KEPT_VALUE_BYTES
@@ -150,10 +150,10 @@ def test_paths_that_may_be_of_no_picture_are_read_few_at_a_time(tmp_path: Path) 
     del paths, pictures
 
     with little_memory(), opened(path) as file:
-        num_pictures = sum(batch.present["image"].sum() for batch in file.read_for_checks())
+        num_images = sum(batch.present["image"].sum() for batch in file.read_for_checks())
 
     assert path.stat().st_size < 10_000_000
-    assert num_pictures == 1_000
+    assert num_images == 1_000
 
 
 def test_honest_texts_of_that_encoding_come_in_whole_batches(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_list_of_one_row_is_not_unfolded(
     assert [row["error_code"] for row in made.rows] == [code, None]
 
 
-def large_picture() -> bytes:
+def large_image() -> bytes:
     """A PNG of five megabytes, for what is behind its pixels."""
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "green").save(file, "PNG")
@@ -232,7 +232,7 @@ def large_picture() -> bytes:
 @pytest.mark.parametrize("form", ["binary", "struct"])
 def test_a_picture_that_all_rows_share_is_held_once(tmp_path: Path, form: str) -> None:
     """It is once in the file, too."""
-    num_rows, data = 400, large_picture()
+    num_rows, data = 400, large_image()
     pictures = bomb(num_rows, data, pa.binary())
     if form == "struct":
         paths = pa.nulls(num_rows, pa.string())
@@ -261,7 +261,7 @@ def test_pictures_beyond_the_memory_for_them_wait_on_disk() -> None:
 
 def test_a_picture_file_of_hundreds_of_megabytes_fails_its_row(tmp_path: Path) -> None:
     """As one that a row names does."""
-    pictures = pa.array([large_picture(), bytes(MAX_PICTURE_BYTES + 1)], pa.binary())
+    pictures = pa.array([large_image(), bytes(MAX_IMAGE_FILE_BYTES + 1)], pa.binary())
     columns = {"prompt": ["x", "x"], "task": ["img2img", "img2img"], "image": pictures}
     path = write_small(tmp_path / "in.parquet", columns, use_dictionary=False)
 

@@ -597,7 +597,7 @@ def test_a_row_group_is_read_from_its_beginning_and_not_to_its_end(output: Repor
     output.write_part(0, [made(row(i), picture + padding) for i in range(60)])
     counting = CountingStorage(output.storage)
 
-    sheet = make_sheet(Output(counting, output.root), max_images=3, picture_bytes=2_000_000)
+    sheet = make_sheet(Output(counting, output.root), max_images=3, image_bytes=2_000_000)
 
     assert [frame.row_id for frame in sheet.frames] == ["row-1", "row-4", "row-7"]
     assert counting.bytes_read < 4_000_000

@@ -66,7 +66,7 @@ def swap_ids(rows: list[Record]) -> list[Record]:
     return [rows[0] | {"row_id": "r1"}, rows[1] | {"row_id": "r0"}, *rows[2:]]
 
 
-def wrong_picture(rows: list[Record]) -> list[Record]:
+def wrong_image(rows: list[Record]) -> list[Record]:
     return [rows[0] | {"image": rows[1]["image"]}, *rows[1:]]
 
 
@@ -81,7 +81,7 @@ def set_first(**values: Any) -> Callable[[list[Record]], list[Record]]:
         (lambda rows: rows[:-1], "has 2 rows of 3"),
         (lambda rows: [*rows, rows[-1]], "one row more than the shard has"),
         (lambda rows: [rows[0], *rows], "stands where row 'r1' of the input belongs"),
-        (wrong_picture, "another checksum"),
+        (wrong_image, "another checksum"),
         (set_first(width=65), r"has a picture of \(64, 64\), not 65x64"),
         (set_first(image=None), "is ok and has no image"),
         (set_first(status="done"), "has the status 'done'"),

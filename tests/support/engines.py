@@ -46,9 +46,9 @@ class NoiseEngine:
     models_loaded = ("sd",)
     num_batches = 0
 
-    def __init__(self, seconds_a_picture: float, hurry: Path | None = None) -> None:
+    def __init__(self, seconds_per_image: float, hurry: Path | None = None) -> None:
         """`hurry`: once this file is there, no picture takes time."""
-        self._seconds_a_picture = seconds_a_picture
+        self._seconds_per_image = seconds_per_image
         self._hurry = hurry
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
@@ -59,7 +59,7 @@ class NoiseEngine:
             if opened.row.texts["prompt"] == ENDLESS_PROMPT:
                 Event().wait()
             if self._hurry is None or not self._hurry.exists():
-                time.sleep(self._seconds_a_picture)
+                time.sleep(self._seconds_per_image)
             sample = Sample(opened=opened, image_index=0)
             pixels = np.random.default_rng(sample.seed).integers(0, 256, (64, 64, 3), np.uint8)
             yield Generated(sample=sample, pixels=pixels, nsfw=None)

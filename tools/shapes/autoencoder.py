@@ -9,7 +9,8 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import nn
 from torch.nn import functional
 
-from tools.shapes import parts, world
+from tools.shapes import model_parts as parts
+from tools.shapes import world
 from tools.shapes.training import Stage, train
 
 BATCH = 16
@@ -29,12 +30,12 @@ def train_vae(stage: Stage, folder: Path) -> AutoencoderKL:
     vae.set_attn_processor(AttnProcessor())
     trained = train(stage, nn.ModuleDict({"vae": vae}), _loss, folder)["vae"]
     trained.set_attn_processor(AttnProcessor2_0())
-    latents = encode(trained, *pictures_for(np.random.default_rng(stage.seed), 512)[:1])
+    latents = encode(trained, *images_for(np.random.default_rng(stage.seed), 512)[:1])
     return _copy(trained, 3, scaling_factor=round(1 / float(latents.std()), 4))
 
 
 def _loss(modules: nn.ModuleDict, rng: np.random.Generator) -> torch.Tensor:
-    pictures = pictures_for(rng, BATCH)[0]
+    pictures = images_for(rng, BATCH)[0]
     with torch.autocast("cpu", torch.bfloat16):
         posterior = modules["vae"].encode(pictures).latent_dist
         drawn = modules["vae"].decode(posterior.sample()).sample
@@ -52,7 +53,7 @@ def train_decoder(stage: Stage, vae: AutoencoderKL, folder: Path) -> Autoencoder
     deep.set_attn_processor(AttnProcessor())
 
     def loss_of(modules: nn.ModuleDict, rng: np.random.Generator) -> torch.Tensor:
-        pictures, depths = pictures_for(rng, BATCH)
+        pictures, depths = images_for(rng, BATCH)
         latents = encode(vae, pictures)
         amount = torch.rand(BATCH, 1, 1, 1) * LATENT_NOISE / vae.config.scaling_factor
         latents = latents + amount * torch.randn_like(latents)
@@ -87,7 +88,7 @@ def difference(drawn: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return (weight * (off + off.square())).mean()
 
 
-def pictures_for(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def images_for(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Random training pictures as (N, 3, 64, 64) in [-1, 1], and their depths as (N, 1, 64, 64) likewise."""
     pictures, depths = world.draw(world.some_scenes(rng, count), rng)
     return to_tensor(pictures), torch.from_numpy(depths)[:, None] * 2 - 1

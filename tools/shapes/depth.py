@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import DPTForDepthEstimation
 
-from tools.shapes import parts, world
+from tools.shapes import model_parts as parts
+from tools.shapes import world
 from tools.shapes.training import Stage, train
 
 BATCH = 16

@@ -14,7 +14,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation, DPTImageProcessorPil
 
-from tools.shapes import parts
+from tools.shapes import model_parts as parts
 from tools.shapes.autoencoder import with_channels
 
 BASE, LDM3D, DEPTH2IMG = "shapes", "shapes-ldm3d", "shapes-depth2img"

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from tools.shapes import autoencoder, parts, world
+from tools.shapes import autoencoder, world
+from tools.shapes import model_parts as parts
 from tools.shapes.reader import tokenize
 from tools.shapes.training import Stage, train
 from tools.shapes.world import Scene

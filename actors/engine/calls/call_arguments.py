@@ -27,7 +27,7 @@ NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset")
 """Parameters that a pipeline is not called with: it is given its scheduler, and a preset's numbers."""
 
 
-def check_pictures(sample: Sample, pictures: Mapping[str, Image.Image]) -> None:
+def check_images(sample: Sample, pictures: Mapping[str, Image.Image]) -> None:
     """RowError for what a pipeline would spoil without a word."""
     depth = pictures.get("depth_map")
     if depth is not None and sample.system.task == "depth2img":

@@ -11,7 +11,7 @@ from actors.images.encoding import Depth, Pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
+class ImageOutput:
     """One picture that a call gave."""
 
     pixels: Pixels | None
@@ -24,7 +24,7 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MadePictures:
+class PendingOutputs:
     """A call's pictures. On a GPU they are copied while it goes on with its work."""
 
     pixels: torch.Tensor | None = None
@@ -43,7 +43,7 @@ class MadePictures:
         """Whether `get` need not wait."""
         return self.copied is None or bool(self.copied.query())  # type: ignore[no-untyped-call]
 
-    def get(self) -> list[Picture]:
+    def get(self) -> list[ImageOutput]:
         """One by one."""
         if self.copied is not None:
             self.copied.synchronize()
@@ -52,17 +52,17 @@ class MadePictures:
         depths = [None] * count if self.depth is None else self.depth.numpy().astype(np.uint16)
         latents = [None] * count if self.latents is None else self.latents
         return [
-            Picture(pixels=one, depth=depth, latents=rows, finite=bool(finite))
+            ImageOutput(pixels=one, depth=depth, latents=rows, finite=bool(finite))
             for one, depth, rows, finite in zip(pixels, depths, latents, self.finite, strict=True)
         ]
 
 
-def made_pictures(output: Any, *, gives_latents: bool) -> MadePictures:
+def pending_outputs(output: Any, *, gives_latents: bool) -> PendingOutputs:
     """A pipeline's output: rounded on the device as diffusers' own numpy_to_pil rounds."""
     images = output.rgb if hasattr(output, "rgb") else output.images
     if isinstance(images, list):
         pixels = torch.stack([torch.from_numpy(np.array(image)) for image in images])
-        return MadePictures(pixels=pixels, finite=torch.ones(len(images), dtype=torch.bool))
+        return PendingOutputs(pixels=pixels, finite=torch.ones(len(images), dtype=torch.bool))
     if isinstance(images, np.ndarray):
         # Safe, in diffusers 0.42.1, knows PIL pictures and numpy arrays only.
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -74,7 +74,7 @@ def made_pictures(output: Any, *, gives_latents: bool) -> MadePictures:
         values["finite"] &= _finite(depth)
         values["depth"] = (depth.float() * 65535).round().to(torch.int32)
     copied = None if images.device.type != "cuda" else _begin_copies(values, images.device)
-    return MadePictures(latents=images if gives_latents else None, copied=copied, **values)
+    return PendingOutputs(latents=images if gives_latents else None, copied=copied, **values)
 
 
 def _finite(values: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.limits import synchronize
+from benchmarks.device.limits import synchronize
 
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 """Kinds of the profiler's events (torch 2.13) that stand for time on a GPU."""
@@ -34,7 +34,7 @@ class Watched:
     num_images: int
 
     @property
-    def waits_a_picture(self) -> float:
+    def waits_per_image(self) -> float:
         """How often the host waited for the device."""
         return self.waits.total() / self.num_images
 

@@ -53,7 +53,7 @@ class Predictor:
         # Here, as in the documentation: the driver does without torch, and is that much quicker.
         import torch
 
-        from benchmarks.diffusers_loops import PlainDiffusers
+        from benchmarks.contenders.diffusers_loops import PlainDiffusers
 
         torch.set_num_threads(job.num_threads)
         self._batch_rows = job.batch_rows

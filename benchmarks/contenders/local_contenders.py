@@ -19,7 +19,7 @@ from actors.rows.shard_reader import ShardReader
 from actors.storage.output import open_output
 from actors.storage.stores import Stores
 from actors.worker import Worker
-from benchmarks.diffusers_loops import PlainDiffusers
+from benchmarks.contenders.diffusers_loops import PlainDiffusers
 from benchmarks.workloads import Row, write_rows
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.survey import survey

@@ -1,0 +1,1 @@
+"""What a device could do, and what a run does to it."""
