@@ -14,14 +14,13 @@ import pyarrow as pa
 
 from actors.engine.engine import Engine, Generated
 from actors.images.image_uris import ImageUris
-from actors.images.input_images import EncodedImage
 from actors.images.spool import Spool
 from actors.parts.commit import PartIdentity, commit_part
 from actors.parts.image_writer import ImageWriter
 from actors.parts.part import FinishedImage, Part, Record, RowOutcome, build_part, job_footer
 from actors.parts.unchanged_rows import unchanged_rows
 from actors.process import peak_rss_bytes
-from actors.rows.opened_rows import OpenedRow, open_images
+from actors.rows.opened_rows import OpenedRow, open_row
 from actors.rows.row import Row
 from actors.rows.shard_reader import ShardReader
 from actors.storage.output import Output
@@ -125,32 +124,32 @@ class ShardRun:
     def _open_rows(self, outcomes: list[RowOutcome], spool: Spool) -> list[OpenedRow]:
         """The rows whose images could be opened; the problem of each other one becomes its outcome."""
         opened = []
-        images = self._resources.decoders.map(self._image_opener(spool), outcomes)
-        for outcome, row_images in zip(outcomes, images, strict=True):
-            if isinstance(row_images, RowError):
-                outcome.problem = row_images
-                self.progress.count_failed(row_images)
+        results = self._resources.decoders.map(self._row_opener(spool), outcomes)
+        for outcome, result in zip(outcomes, results, strict=True):
+            if isinstance(result, RowError):
+                outcome.problem = result
+                self.progress.count_failed(result)
             else:
-                opened.append(OpenedRow(row=outcome.row, images=row_images))
+                opened.append(result)
         return opened
 
-    def _image_opener(self, spool: Spool) -> Callable[[RowOutcome], dict[str, EncodedImage] | RowError]:
+    def _row_opener(self, spool: Spool) -> Callable[[RowOutcome], OpenedRow | RowError]:
         """A function that opens a row's images, for the threads of `decoders`."""
         read = self._resources.uris.reader(beside=self._shard.uri)
 
-        def open_row(outcome: RowOutcome) -> dict[str, EncodedImage] | RowError:
+        def try_to_open(outcome: RowOutcome) -> OpenedRow | RowError:
             self._resources.pulse.beat()
             try:
-                return open_images(
+                return open_row(
                     outcome.row,
                     lambda uri: spool.add(read(uri)),
                     max_pixels=self._job.spec.input.max_pixels,
-                    vae_factor=self._job.models[outcome.row.routed.model].vae_factor,
+                    vae_factor=self._job.models[outcome.row.route.model].vae_factor,
                 )
             except RowError as problem:
                 return problem
 
-        return open_row
+        return try_to_open
 
     def _generate(self, opened: list[OpenedRow]) -> list[Future[None]]:
         """Generate all images, on the device's thread; encodings that still run are returned."""

@@ -1,1 +1,1 @@
-"""Measurements that anyone can run: each module prints the table that stands in docs/benchmarks.md."""
+"""Measurements that anyone can run: each module prints a table of docs/benchmarks.md."""

@@ -1,4 +1,4 @@
-"""Figures of one run that are the same on every machine: what went through the modules, and how full."""
+"""Figures of one run that are the same on every machine: the calls of the modules and their batch sizes."""
 
 from collections.abc import Iterable, Mapping
 
@@ -15,11 +15,11 @@ HEADER = (
     "mean decode",
     "weights loaded",
 )
-"""Columns. A batch's size is in pictures: with guidance a UNet sees two rows for each."""
+"""The column names. A batch's size is its number of images: with guidance an image is two UNet rows."""
 
 
 def cells(darkroom: Darkroom) -> list[str]:
-    """Of its last run; the loads are those of all runs so far."""
+    """The values of the columns for darkroom's last run; the loads are those of all runs so far."""
     counts = darkroom.counts
     unet, decoder = counts["unet"], counts["vae.decoder"]
     return [
@@ -35,7 +35,7 @@ def cells(darkroom: Darkroom) -> list[str]:
 
 
 def line(cells: Iterable[str]) -> str:
-    """Of a Markdown table."""
+    """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,8 +1,8 @@
-"""What darkroom itself costs a row, and whether its memory grows with the job.
+"""The CPU time that darkroom itself needs for each row, and its memory for jobs of different sizes.
 
-Generation is replaced by a constant picture; everything else is the real job: plan, Ray, reading, routing,
-encoding, parts. Driver and worker CPU are added up, and the encoding of as many pictures, timed alone in the
-same run, is taken off.
+A constant image replaces generation. Everything else is real: the plan, Ray, reading, routing, encoding and
+parts. The CPU times of driver and worker are added up. The time to encode as many images, which is measured
+separately in the same run, is subtracted.
 
     python -m benchmarks.overhead [--rows 10000 100000]
 """
@@ -42,25 +42,25 @@ WORDS = (
     "fog",
 )
 LIMIT_MS = 1.5
-"""CPU a row beyond encoding, at most."""
+"""The target: at most this much CPU time for each row beyond encoding."""
 
 
 def write_rows(path: Path, num_rows: int) -> None:
-    """Text-to-image rows whose steps and guidance vary."""
-    draw = random.Random(0)
+    """Write a Parquet file of text-to-image rows whose steps and guidance vary."""
+    rng = random.Random(0)
     table = pa.table(
         {
             "row_id": [f"row-{i:09d}" for i in range(num_rows)],
-            "prompt": [" ".join(draw.choices(WORDS, k=12)) for _ in range(num_rows)],
-            "num_inference_steps": [draw.randint(20, 50) for _ in range(num_rows)],
-            "guidance_scale": [round(draw.uniform(1, 9), 1) for _ in range(num_rows)],
+            "prompt": [" ".join(rng.choices(WORDS, k=12)) for _ in range(num_rows)],
+            "num_inference_steps": [rng.randint(20, 50) for _ in range(num_rows)],
+            "guidance_scale": [round(rng.uniform(1, 9), 1) for _ in range(num_rows)],
         }
     )
     pq.write_table(table, path)
 
 
 def run_once(folder: Path, num_rows: int) -> dict[str, Any]:
-    """One job in a driver process of its own; its summary's figures."""
+    """Run one job in a separate driver process, and return the figures of its run from the summary."""
     write_rows(folder / "rows.parquet", num_rows)
     spec = JobSpec.model_validate(
         {
@@ -80,7 +80,7 @@ def run_once(folder: Path, num_rows: int) -> dict[str, Any]:
 
 
 def encoding_ms() -> float:
-    """CPU of encoding one picture, alone on one thread."""
+    """The CPU time to encode one image on one thread, in milliseconds."""
     begun = time.process_time()
     for _ in range(2000):
         encode(PIXELS, "png")
@@ -90,7 +90,9 @@ def encoding_ms() -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[10_000, 100_000], help="rows of each job (%(default)s)"
+    )
     sizes = parser.parse_args().rows
     encoding = encoding_ms()
     print(f"Python {sys.version.split()[0]}, ray {version('ray')}, pyarrow {version('pyarrow')}")
@@ -99,14 +101,14 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for num_rows in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            took = run_once(Path(folder), num_rows)
-        driver = took["driver_cpu_seconds"] / num_rows * 1000
-        worker = took["worker_cpu_seconds"] / num_rows * 1000
+            figures = run_once(Path(folder), num_rows)
+        driver = figures["driver_cpu_seconds"] / num_rows * 1000
+        worker = figures["worker_cpu_seconds"] / num_rows * 1000
         beyond = driver + worker - encoding
         print(
             f"| {num_rows:,} | {driver:.2f} | {worker:.2f} | {beyond:.2f} of {LIMIT_MS} "
-            f"| {took['driver_peak_rss_bytes'] / 1e6:.0f} | {took['worker_peak_rss_bytes'] / 1e6:.0f} "
-            f"| {num_rows / took['seconds']:.0f} |"
+            f"| {figures['driver_peak_rss_bytes'] / 1e6:.0f} | {figures['worker_peak_rss_bytes'] / 1e6:.0f} "
+            f"| {num_rows / figures['seconds']:.0f} |"
         )
 
 

@@ -1,4 +1,4 @@
-"""Contenders that take turns, so that whatever else the machine does meets all of them alike."""
+"""Contenders that take turns, so that other load on the machine affects all of them alike."""
 
 import platform
 import sys
@@ -8,23 +8,23 @@ from importlib.metadata import version
 from statistics import median
 
 Contender = Callable[[], float]
-"""Goes through all rows once; pictures a second."""
+"""Generates all rows once and returns the rate in images per second."""
 
 
 def timed(run: Callable[[], int], num_rows: int) -> Contender:
-    """A run that counts its pictures, on the clock."""
+    """The contender that times `run`, which returns its number of images."""
 
-    def go() -> float:
+    def rate() -> float:
         begun = time.perf_counter()
-        made = run()
-        assert made == num_rows, f"{made} of {num_rows} rows were made"
-        return made / (time.perf_counter() - begun)
+        num_images = run()
+        assert num_images == num_rows, f"{num_images} of {num_rows} rows were generated"
+        return num_images / (time.perf_counter() - begun)
 
-    return go
+    return rate
 
 
-def race(contenders: Mapping[str, Contender], rounds: int) -> dict[str, float]:
-    """The median of each one's rates; a round before them is not counted."""
+def median_rates(contenders: Mapping[str, Contender], rounds: int) -> dict[str, float]:
+    """The median rate of each contender over the rounds; a warm-up round before them is not counted."""
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds + 1):
         for name, contender in contenders.items():
@@ -33,6 +33,6 @@ def race(contenders: Mapping[str, Contender], rounds: int) -> dict[str, float]:
 
 
 def surroundings() -> str:
-    """The machine and the versions, as one line."""
+    """The machine and the versions of Python and the libraries, as one line."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "ray"))
     return f"{platform.machine()}, Python {sys.version.split()[0]}, {versions}"

@@ -1,7 +1,7 @@
-"""Whole jobs, each a process with a Ray of its own: from the command to the output's last byte.
+"""Whole jobs, from the command to the output's last byte: each is a process that starts its own Ray.
 
-darkroom's `run` and a Ray Data job make the same rows in turns, with the same weights and as many torch
-threads. Beside the seconds in all stand those until the first picture, and the rate of a warm process.
+darkroom's `run` and a Ray Data job take turns over the same rows, with the same weights and the same number
+of torch threads. The table shows the total time, the time until the first image, and the rate of a warm process.
 
     python -m benchmarks.whole_job [--rows 256] [--rounds 3]
 """
@@ -23,26 +23,27 @@ from benchmarks.contenders.timed_engine import arrivals
 from benchmarks.race import surroundings
 from benchmarks.workloads import WORKLOADS, Row, write_rows
 from models.demo_cache import demo_checkpoint
+from schemas.wording.amounts import counted
 
 SHOWN = ("equal rows", "every row different")
-"""Workloads: the one that suits plain batches best, and the one that suits them least."""
+"""The workloads that are measured: the best and the worst for plain batches."""
 NUM_SHARDS = 2
-"""Of darkroom's: the rate is that of the second."""
+"""The shards of darkroom's job: the warm rate is that of the second shard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
-    """What a job took."""
+class JobTimes:
+    """The measurements of one job."""
 
     seconds: float
     first_image_s: float
     images_per_second: float
-    """Without what the process made while it was cold: Ray Data's first batch, darkroom's first shard."""
+    """The rate without the images of the cold process: Ray Data's first batch or darkroom's first shard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jobs:
-    """Makes one file of rows, again and again."""
+    """The jobs over one file of rows, one for each contender."""
 
     rows: Path
     num_rows: int
@@ -50,8 +51,8 @@ class Jobs:
     num_threads: int
     batch_rows: int
 
-    def darkroom(self, output: Path) -> Taken:
-        """As `darkroom run` does, with one worker."""
+    def darkroom(self, output: Path) -> JobTimes:
+        """The times of a job of `darkroom run` with one worker."""
         spec = spec_for(
             *(self.rows, output, self.checkpoint, "float32"),
             batching={"max_batch_rows": self.batch_rows, "shard_rows": -(-self.num_rows // NUM_SHARDS)},
@@ -60,52 +61,52 @@ class Jobs:
         begun = time.time()
         run_job_apart(spec, "benchmarks.contenders.timed_engine:make_engine", quiet=True)
         ended, (cold, *warm) = time.time(), arrivals(spec.output.path)
-        return Taken(
+        return JobTimes(
             seconds=ended - begun,
             first_image_s=cold.first - begun,
             images_per_second=sum(shard.num_images for shard in warm) / (warm[-1].last - cold.last),
         )
 
-    def ray_data(self, output: Path) -> Taken:
-        """A driver that does nothing but this."""
+    def ray_data(self, output: Path) -> JobTimes:
+        """The times of a Ray Data job, whose driver does nothing else."""
         options = ("--threads", str(self.num_threads), "--batch", str(self.batch_rows))
-        places = map(str, (self.rows, output, self.checkpoint))
+        paths = map(str, (self.rows, output, self.checkpoint))
         begun = time.time()
         subprocess.run(
-            [sys.executable, "-m", "benchmarks.contenders.ray_data", *places, *options],
+            [sys.executable, "-m", "benchmarks.contenders.ray_data", *paths, *options],
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        ended, made = time.time(), batches(output)
-        return Taken(
+        ended, finished = time.time(), batches(output)
+        return JobTimes(
             seconds=ended - begun,
-            first_image_s=made[0].ended - begun,
-            images_per_second=steady_rate(made),
+            first_image_s=finished[0].ended - begun,
+            images_per_second=steady_rate(finished),
         )
 
 
-def take_turns(jobs: Jobs, rounds: int) -> dict[str, Taken]:
-    """The medians of each one's rounds."""
-    contenders: dict[str, Callable[[Path], Taken]] = {"Ray Data": jobs.ray_data, "darkroom": jobs.darkroom}
-    taken: dict[str, list[Taken]] = {name: [] for name in contenders}
+def median_times(jobs: Jobs, rounds: int) -> dict[str, JobTimes]:
+    """The median times of each contender over the rounds, in which the contenders take turns."""
+    contenders: dict[str, Callable[[Path], JobTimes]] = {"Ray Data": jobs.ray_data, "darkroom": jobs.darkroom}
+    times: dict[str, list[JobTimes]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for name, make in contenders.items():
+        for name, run_job in contenders.items():
             with tempfile.TemporaryDirectory() as folder:
-                taken[name].append(make(Path(folder, "out")))
-    return {name: _medians(each) for name, each in taken.items()}
+                times[name].append(run_job(Path(folder, "out")))
+    return {name: _medians(of_contender) for name, of_contender in times.items()}
 
 
-def _medians(taken: Sequence[Taken]) -> Taken:
-    seconds, first_image_s, rate = (median(column) for column in zip(*map(astuple, taken), strict=True))
-    return Taken(seconds=seconds, first_image_s=first_image_s, images_per_second=rate)
+def _medians(times: Sequence[JobTimes]) -> JobTimes:
+    seconds, first_image_s, rate = (median(column) for column in zip(*map(astuple, times), strict=True))
+    return JobTimes(seconds=seconds, first_image_s=first_image_s, images_per_second=rate)
 
 
 def print_table(
     make_rows: Callable[[str], Sequence[Row]], num_threads: int, batch_rows: int, rounds: int
 ) -> None:
-    """For some workloads, whose rows `make_rows` makes."""
-    print("| workload | whole job | seconds in all | first picture after, s | pictures/s when warm |")
+    """Print the table for the workloads that are measured; `make_rows` gives the rows of a workload."""
+    print("| workload | whole job | seconds in all | first image after, s | images/s when warm |")
     print("|---|---|---|---|---|")
     for workload in SHOWN:
         rows = make_rows(workload)
@@ -117,24 +118,26 @@ def print_table(
                 num_threads=num_threads,
                 batch_rows=batch_rows,
             )
-            for name, taken in take_turns(jobs, rounds).items():
-                cells = " | ".join(f"{figure:.1f}" for figure in astuple(taken))
+            for name, times in median_times(jobs, rounds).items():
+                cells = " | ".join(f"{figure:.1f}" for figure in astuple(times))
                 print(f"| {workload} | {name} | {cells} |", flush=True)
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8, help="mean number of denoising steps")
-    parser.add_argument("--threads", type=int, default=1, help="torch's, of either")
-    parser.add_argument("--batch", type=int, default=16, help="max_batch_rows, and Ray Data's batch_size")
-    wanted = parser.parse_args()
-    print(f"{surroundings()}; {wanted.rows} rows, median of {wanted.rounds} rounds\n")
+    parser.add_argument("--rows", type=int, default=256, help="rows of a job (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each workload (%(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="mean number of denoising steps (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads in each job (%(default)s)")
+    parser.add_argument(
+        "--batch", type=int, default=16, help="max_batch_rows, and Ray Data's batch_size (%(default)s)"
+    )
+    options = parser.parse_args()
+    print(f"{surroundings()}; {counted(options.rows, 'row')}, median of {counted(options.rounds, 'round')}\n")
     print_table(
-        lambda workload: WORKLOADS[workload](wanted.rows, 64, wanted.steps),
-        *(wanted.threads, wanted.batch, wanted.rounds),
+        lambda workload: WORKLOADS[workload](options.rows, 64, options.steps),
+        *(options.threads, options.batch, options.rounds),
     )
 
 

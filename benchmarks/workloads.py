@@ -1,4 +1,4 @@
-"""Rows to make, from all alike to all different, with the same number of denoising steps in total."""
+"""Workloads of rows, from all alike to all different, with the same total number of denoising steps."""
 
 import io
 import random
@@ -20,15 +20,15 @@ SCHEDULERS = (
     "UniPCMultistepScheduler",
     "DDPMScheduler",
 )
-"""One UNet call a step, all of them."""
+"""Schedulers that need one UNet call per step."""
 TASKS = ("text2img", "img2img", "inpaint")
 PARAMETERS = ("num_inference_steps", "guidance_scale", "height", "width", "strength")
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-"""Of a picture in a Parquet file, as Hugging Face writes it."""
+"""The type of an image in a Parquet file, as Hugging Face writes it."""
 
 
 def equal(num_rows: int, side: int, mean_steps: int) -> list[Row]:
-    """Prompts and seeds apart, one set of parameters."""
+    """Rows that differ only in prompt and seed."""
     return [
         _row(i, side) | {"num_inference_steps": mean_steps, "guidance_scale": 5.0, "scheduler": SCHEDULERS[0]}
         for i in range(num_rows)
@@ -36,7 +36,7 @@ def equal(num_rows: int, side: int, mean_steps: int) -> list[Row]:
 
 
 def combinations(num_rows: int, side: int, mean_steps: int) -> list[Row]:
-    """Sixteen sets of parameters, as a sweep over steps, guidance and schedulers has."""
+    """Rows with sixteen sets of parameters: a sweep over steps, guidance and schedulers."""
     return [
         _row(i, side)
         | {
@@ -49,8 +49,8 @@ def combinations(num_rows: int, side: int, mean_steps: int) -> list[Row]:
 
 
 def different(num_rows: int, side: int, mean_steps: int) -> list[Row]:
-    """No two rows alike: steps from half to one and a half times the mean, guidance from 1 to 9."""
-    draw = random.Random(0)
+    """Rows that all differ: steps from 0.5 to 1.5 times the mean, guidance from 1 to 9, six schedulers."""
+    rng = random.Random(0)
     spread = range(mean_steps // 2, mean_steps + mean_steps // 2 + 1)
     rows = [
         _row(i, side)
@@ -61,19 +61,19 @@ def different(num_rows: int, side: int, mean_steps: int) -> list[Row]:
         }
         for i in range(num_rows)
     ]
-    draw.shuffle(rows)
+    rng.shuffle(rows)
     return rows
 
 
 def tasks(num_rows: int, side: int, mean_steps: int) -> list[Row]:
-    """No two rows alike, in three tasks."""
-    draw = random.Random(1)
+    """Rows that all differ, in three tasks."""
+    rng = random.Random(1)
     rows = different(num_rows, side, mean_steps)
     for i, row in enumerate(rows):
         row["task"] = TASKS[i % len(TASKS)]
         if row["task"] != "text2img":
-            # Their size is the picture's.
-            row |= {"image": _picture(draw, side), "strength": round(draw.uniform(0.5, 1.0), 3)}
+            # The input image sets their size.
+            row |= {"image": _image(rng, side), "strength": round(rng.uniform(0.5, 1.0), 3)}
             row |= {"height": None, "width": None}
         if row["task"] == "inpaint":
             row["mask_image"] = _mask(side)
@@ -81,7 +81,7 @@ def tasks(num_rows: int, side: int, mean_steps: int) -> list[Row]:
 
 
 def sizes(num_rows: int, side: int, mean_steps: int) -> list[Row]:
-    """No two rows alike, half of them half as wide again."""
+    """Rows that all differ; half of them are 1.5 times as wide."""
     rows = different(num_rows, side, mean_steps)
     return [row | {"width": side * (2 + i % 2) // 2} for i, row in enumerate(rows)]
 
@@ -94,11 +94,14 @@ WORKLOADS: dict[str, Callable[[int, int, int], list[Row]]] = {
     "three tasks": tasks,
     "two sizes": sizes,
 }
-"""From a number of rows, a picture's side in pixels, and the mean number of steps."""
+"""The function that creates each workload's rows.
+
+Its arguments are the number of rows, the side of an image in pixels, and the mean number of steps.
+"""
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> Path:
-    """The rows as a Parquet file."""
+    """Write the rows to a Parquet file, and return its path."""
     types = {"image": IMAGE_TYPE, "mask_image": IMAGE_TYPE, "strength": pa.float64()}
     columns = {name: pa.array([row[name] for row in rows], types.get(name)) for name in rows[0]}
     pq.write_table(pa.table(columns), path)
@@ -106,7 +109,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> Path:
 
 
 def groups(rows: Sequence[Row], max_rows: int) -> Iterator[list[Row]]:
-    """Rows that one diffusers call can make together: it takes one value of each parameter."""
+    """Groups of rows that can share a diffusers call, which takes only one value of each parameter."""
     alike: dict[object, list[Row]] = {}
     for row in rows:
         alike.setdefault((row["task"], row["scheduler"], *map(row.get, PARAMETERS)), []).append(row)
@@ -129,9 +132,9 @@ def _row(i: int, side: int) -> Row:
     }
 
 
-def _picture(draw: random.Random, side: int) -> Row:
+def _image(rng: random.Random, side: int) -> Row:
     image = Image.linear_gradient("L").resize((side, side)).convert("RGB")
-    colour = tuple(draw.randrange(256) for _ in range(3))
+    colour = tuple(rng.randrange(256) for _ in range(3))
     image.paste(colour, (side // 4, side // 4, side // 2, side // 2))
     return _encoded(image)
 

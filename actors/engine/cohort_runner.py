@@ -1,4 +1,4 @@
-"""Cohorts of one model to pictures: diffusers calls run side by side, and split when they fail."""
+"""From one model's cohorts to images: diffusers calls run side by side, and are split when they fail."""
 
 import logging
 from collections import deque
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from actors.engine.batching.batcher import Batcher, Call, Outcome
-from actors.engine.batching.merge_points import entry_points
+from actors.engine.batching.batcher import Batcher, Outcome
+from actors.engine.batching.merge_points import find_merge_points
 from actors.engine.batching.merged_modules import CallCount
 from actors.engine.calls.call_arguments import Decoded, arguments, check_images, check_steps
 from actors.engine.calls.chains import combined, decode_latents
@@ -33,15 +33,16 @@ from schemas.spec.job_spec import BatchingSpec
 logger = logging.getLogger(__name__)
 
 MAX_ARRIVING = 8
-"""Calls whose pictures are on their way from the device, at most."""
+"""The most calls whose outputs may be on their way from the device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Made:
+class _CallResult:
     """What a cohort's call gave."""
 
-    pictures: PendingOutputs
+    outputs: PendingOutputs
     flags: Sequence[bool | None]
+    """For each image the safety checker's verdict; None without a checker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,12 @@ class CohortCall:
     exact: bool
     """Whether it is to be what diffusers does by itself, to the bit, also on a GPU."""
 
-    def __call__(self) -> _Made:
+    @property
+    def rows(self) -> int:
+        """How many rows it takes of a batch."""
+        return len(self.decoded)
+
+    def __call__(self) -> _CallResult:
         parameters = self.cohort.parameters
         scheduler, options = parameters.get("scheduler"), parameters.get("scheduler_options")
         pipeline = self.model.pipeline(
@@ -64,33 +70,35 @@ class CohortCall:
         if not self.exact:
             keep_on_host(pipeline.scheduler)
         output = pipeline(**arguments(self.cohort, self.decoded, pipeline))
-        pictures = pending_outputs(output, gives_latents=self.cohort.gives_latents)
-        return _Made(pictures=pictures, flags=self._flags(pictures, pipeline))
+        outputs = pending_outputs(output, gives_latents=self.cohort.gives_latents)
+        return _CallResult(outputs=outputs, flags=self._flags(outputs, pipeline))
 
-    def _flags(self, pictures: PendingOutputs, pipeline: Any) -> Sequence[bool | None]:
-        """The verdict on each picture; latents that go on are decoded for it, for the next model may have
-        no checker."""
+    def _flags(self, outputs: PendingOutputs, pipeline: Any) -> Sequence[bool | None]:
+        """The safety checker's verdict on each image.
+
+        Latents that go on are decoded for it, because the next model may have no checker.
+        """
         checker = self.model.safety_checker
         if checker is None:
             return [None] * len(self.decoded)
-        return checker.flags([_shown(picture, pipeline) for picture in pictures.get()])
+        return checker.flags([_pixels(output, pipeline) for output in outputs.get()])
 
     def halves(self) -> Iterator["CohortCall"]:
-        """The same for one half of the samples and for the other."""
+        """Two calls, each for one half of the samples."""
         middle = len(self.decoded) // 2
         for decoded in (self.decoded[:middle], self.decoded[middle:]):
             yield replace(self, decoded=decoded)
 
 
-def _shown(picture: ImageOutput, pipeline: Any) -> Pixels:
-    if picture.pixels is not None:
-        return picture.pixels
-    assert picture.latents is not None, "a picture has the one or the other"
-    return decode_latents(pipeline, picture.latents)
+def _pixels(output: ImageOutput, pipeline: Any) -> Pixels:
+    if output.pixels is not None:
+        return output.pixels
+    assert output.latents is not None, "an output has pixels or latents"
+    return decode_latents(pipeline, output.latents)
 
 
 class CohortRunner:
-    """Makes the pictures of one model's cohorts. For one run."""
+    """Generates the images of one model's cohorts. For one run."""
 
     def __init__(
         self, model: LoadedModel, cohorts: DecodeAhead, batching: BatchingSpec, *, exact: bool
@@ -103,65 +111,68 @@ class CohortRunner:
         if batching.compile and not exact:
             compile_blocks(model.components["unet"])
             sizes = ladder(batching.max_batch_rows)
-        entries = () if self._exact else [*entry_points(model.components)]
-        self._batcher: Batcher[_Made] = Batcher(entries, batching.max_batch_rows, sizes)
-        self._again: deque[CohortCall] = deque()
-        self._unfit: deque[Generated] = deque()
-        self._arriving: deque[tuple[CohortCall, _Made]] = deque()
+        points = () if exact else [*find_merge_points(model.components)]
+        self._batcher: Batcher[CohortCall] = Batcher(points, batching.max_batch_rows, sizes)
+        self._waiting: deque[CohortCall] = deque()
+        """Calls that come next: a new one, or the halves of one that failed."""
+        self._failed: deque[Generated] = deque()
+        self._arriving: deque[tuple[CohortCall, _CallResult]] = deque()
+        """Calls whose outputs are on their way from the device."""
 
     @property
     def counts(self) -> dict[str, CallCount]:
-        """What went through each of the model's modules."""
+        """By merge point, what went through it."""
         return self._batcher.counts
 
     @torch.inference_mode()
     def run(self) -> Iterator[Generated]:
-        """Every sample of the cohorts."""
+        """What became of every sample of the cohorts."""
         for outcome in self._outcomes():
             self._take(outcome)
-            yield from self._there(MAX_ARRIVING)
-        yield from self._there(0)
+            yield from self._finished(MAX_ARRIVING)
+        yield from self._finished(0)
 
-    def _outcomes(self) -> Iterator[Outcome[_Made]]:
+    def _outcomes(self) -> Iterator[Outcome[CohortCall]]:
         if self._exact:
             yield from one_by_one(self._next)
             return
         with transfers_in_background(self._model.device):
             yield from self._batcher.run(self._next)
 
-    def _next(self) -> Call[_Made] | None:
-        """The next call whose samples are fit for it."""
-        while not self._again:
+    def _next(self) -> CohortCall | None:
+        """The next call, with those samples that are fit for it; None where there is none for now."""
+        while not self._waiting:
             decoding = self._cohorts.next()
             if decoding is None:
                 return None
             fit = self._fit(decoding)
             if fit:
-                self._again.append(
+                self._waiting.append(
                     CohortCall(model=self._model, cohort=decoding.cohort, decoded=fit, exact=self._exact)
                 )
-        make = self._again.popleft()
-        return Call(make=make, rows=len(make.decoded))
+        return self._waiting.popleft()
 
     def _fit(self, decoding: Decoding) -> list[Decoded]:
+        """The samples whose images and texts can be used; the others fail."""
         fit: list[Decoded] = []
-        for sample, pictures in decoding.samples:
+        for sample, futures in decoding.samples:
             try:
-                ready = {field: future.result() for field, future in pictures.items()}
-                check_images(sample, ready)
+                images = {field: future.result() for field, future in futures.items()}
+                check_images(sample, images)
                 check_texts(sample)
-                fit.append((sample, ready))
+                fit.append((sample, images))
             except RowError as problem:
-                self._unfit.append(_failed(sample, problem))
+                self._failed.append(_failure(sample, problem))
         return fit
 
-    def _take(self, outcome: Outcome[_Made]) -> None:
-        """A failed call is made again in halves: one bad row or too large a batch costs no other row its
-        picture."""
-        call, error = outcome.call.make, outcome.error
-        assert isinstance(call, CohortCall)
+    def _take(self, outcome: Outcome[CohortCall]) -> None:
+        """Take in a call's outcome.
+
+        A failed call is made again in halves, so that one bad row, or too large a batch, costs no other row
+        its image.
+        """
+        call, error = outcome.call, outcome.error
         if error is None:
-            assert outcome.value is not None
             self._arriving.append((call, outcome.value))
         elif is_compiler_error(error):
             raise SpecError(f"batching.compile: torch.compile does not work here: {error}") from error
@@ -169,26 +180,26 @@ class CohortRunner:
             raise error
         elif isinstance(error, RowError) or len(call.decoded) == 1:
             problem = error if isinstance(error, RowError) else problem_of(error)
-            self._unfit.extend(_failed(sample, problem) for sample, _ in call.decoded)
+            self._failed.extend(_failure(sample, problem) for sample, _ in call.decoded)
         else:
-            logger.warning("a call for %d pictures failed: %s", len(call.decoded), error)
-            self._again.extendleft(reversed([*call.halves()]))
+            logger.warning("a call for %d images failed: %s", len(call.decoded), error)
+            self._waiting.extendleft(reversed([*call.halves()]))
 
-    def _there(self, max_arriving: int) -> Iterator[Generated]:
-        """What is ready, or has to be waited for now."""
-        while self._unfit:
-            yield self._unfit.popleft()
-        while self._arriving and (len(self._arriving) > max_arriving or self._arriving[0][1].pictures.ready):
-            call, made = self._arriving.popleft()
-            for decoded, picture, flag in zip(call.decoded, made.pictures.get(), made.flags, strict=True):
-                yield _result(decoded, picture, flag)
+    def _finished(self, max_arriving: int) -> Iterator[Generated]:
+        """What is ready, and what must be waited for so that only `max_arriving` calls are on their way."""
+        while self._failed:
+            yield self._failed.popleft()
+        while self._arriving and (len(self._arriving) > max_arriving or self._arriving[0][1].outputs.ready):
+            call, result = self._arriving.popleft()
+            for decoded, output, flag in zip(call.decoded, result.outputs.get(), result.flags, strict=True):
+                yield _generated(decoded, output, flag)
 
 
-def one_by_one(next_call: Callable[[], Call[_Made] | None]) -> Iterator[Outcome[_Made]]:
-    """Calls as plain diffusers makes them, one after the other."""
+def one_by_one(next_call: Callable[[], CohortCall | None]) -> Iterator[Outcome[CohortCall]]:
+    """The outcomes of calls that run one after the other, as plain diffusers runs them."""
     while call := next_call():
         try:
-            outcome = Outcome(call=call, value=call.make())
+            outcome = Outcome(call=call, value=call())
         except Exception as error:
             if is_fatal(error):
                 raise
@@ -196,36 +207,36 @@ def one_by_one(next_call: Callable[[], Call[_Made] | None]) -> Iterator[Outcome[
         yield outcome
 
 
-def _result(decoded: Decoded, picture: ImageOutput, nsfw: bool | None) -> Generated:
-    sample, given = decoded
-    if not picture.finite:
-        said = "the model gave NaN or infinite pixels; try dtype: float32 or another scheduler"
-        return _failed(sample, RowError("nonfinite_image", said))
-    if picture.pixels is not None and _is_constant(picture.pixels) and not _begins_constant(given):
-        color = tuple(picture.pixels[0, 0].tolist())
-        said = f"the model gave RGB {color} in every pixel; try dtype: float32 or another guidance_scale"
-        return _failed(sample, RowError("constant_image", said))
+def _generated(decoded: Decoded, output: ImageOutput, nsfw: bool | None) -> Generated:
+    sample, images = decoded
+    if not output.finite:
+        message = "the model gave NaN or infinite pixels; try dtype: float32 or another scheduler"
+        return _failure(sample, RowError("nonfinite_image", message))
+    if output.pixels is not None and _is_constant(output.pixels) and not _begins_constant(images):
+        color = tuple(output.pixels[0, 0].tolist())
+        message = f"the model gave RGB {color} in every pixel; try dtype: float32 or another guidance_scale"
+        return _failure(sample, RowError("constant_image", message))
     return Generated(
         sample=sample,
-        pixels=picture.pixels,
-        latents=picture.latents,
-        depth=picture.depth,
+        pixels=output.pixels,
+        latents=output.latents,
+        depth=output.depth,
         nsfw=combined(sample.nsfw, nsfw),
     )
 
 
 def _is_constant(pixels: Pixels) -> bool:
-    # The first line tells most pictures, at once.
+    # The first line is enough to tell for most images, at once.
     return bool((pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all())
 
 
-def _begins_constant(given: Mapping[str, Image.Image | torch.Tensor]) -> bool:
-    """Whether the row handed in one colour: then one colour may well be right."""
-    image = given.get("image")
+def _begins_constant(images: Mapping[str, Image.Image | torch.Tensor]) -> bool:
+    """Whether the input image is of one colour: then one colour may well be right."""
+    image = images.get("image")
     return isinstance(image, Image.Image) and _is_constant(np.asarray(image))
 
 
-def _failed(sample: Sample, problem: RowError) -> Generated:
-    if sample.opened.row.routed.then:
-        problem = RowError(problem.code, f"step {sample.step + 1} ({sample.routed.route}): {problem.message}")
+def _failure(sample: Sample, problem: RowError) -> Generated:
+    if sample.opened.route.then:
+        problem = RowError(problem.code, f"step {sample.step + 1} ({sample.route.name}): {problem.message}")
     return Generated(sample=sample, pixels=None, nsfw=None, problem=problem)

@@ -5,7 +5,7 @@ input picture's size, which negative prompts there are, and in how many windows 
 Prompts, pictures and generators differ freely.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.engine.samples import Sample
@@ -23,9 +23,8 @@ class Cohort:
     parameters: Mapping[str, ParameterValue | None]
     sizes: Mapping[str, tuple[int, int]]
     """(width, height) of the input pictures, by field."""
-    negative_texts: tuple[str, ...]
-    """The negative fields that the call is given. Others are None to diffusers, which XL's pipelines treat
-    differently from an empty text."""
+    texts: tuple[str, ...]
+    """The text fields that the call is given; see `Sample.texts`."""
     gives_latents: bool
     """Whether the latents go on to the next step as they are."""
     num_windows: int
@@ -34,8 +33,6 @@ class Cohort:
     """Whether its texts have weights in them. Without, and in one window, diffusers encodes them."""
     samples: Sequence[Sample]
 
-
-_NEGATIVE_TEXTS = ("negative_prompt", "negative_prompt_2")
 
 _Parameters = tuple[tuple[str, ParameterValue | None], ...]
 _Sizes = tuple[tuple[str, tuple[int, int]], ...]
@@ -70,24 +67,16 @@ def cohorts(samples: Sequence[Sample], max_batch_rows: int) -> Iterator[Cohort]:
 
 
 def _key(sample: Sample) -> _Key:
-    system, texts = sample.system, sample.opened.row.texts
     return (
-        sample.routed.model,
-        system.task,
+        sample.route.model,
+        sample.system.task,
         tuple(sorted(sample.parameters.items())),
         tuple(sorted((field, (image.width, image.height)) for field, image in sample.images.items())),
-        _negative_texts(system.texts, texts),
+        tuple(sample.texts),
         sample.hands_on_latents,
         sample.num_windows,
         sample.weighted,
     )
-
-
-def _negative_texts(read: Collection[str], texts: Mapping[str, str | None]) -> tuple[str, ...]:
-    """A second one that is missing is the first one to XL; but XL asks whether there is a first one before it
-    reads any."""
-    given = texts["negative_prompt"] is not None
-    return tuple(name for name in _NEGATIVE_TEXTS if name in read and (given or texts[name] is not None))
 
 
 def _turn(item: tuple[_Key, list[Sample]]) -> tuple[float, float, float]:
@@ -107,13 +96,13 @@ def _number(sample: Sample, parameter: str, otherwise: float) -> float:
 
 
 def _cohort(key: _Key, samples: Sequence[Sample]) -> Cohort:
-    model, _, parameters, sizes, negative_texts, gives_latents, num_windows, weighted = key
+    model, _, parameters, sizes, texts, gives_latents, num_windows, weighted = key
     return Cohort(
         model=model,
         system=samples[0].system,
         parameters=dict(parameters),
         sizes=dict(sizes),
-        negative_texts=negative_texts,
+        texts=texts,
         gives_latents=gives_latents,
         num_windows=num_windows,
         weighted=weighted,

@@ -14,6 +14,7 @@ from actors.engine.calls.prompt_reader import PromptReader
 from actors.engine.cohort_runner import CohortRunner
 from actors.engine.cohorts import cohorts, samples_of
 from actors.engine.engine import Generated
+from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
 from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
@@ -79,7 +80,7 @@ class DiffusersEngine:
         """One step of each sample, model by model."""
         by_model: dict[str, list[Sample]] = {}
         for sample in self._prompts.read(samples):
-            by_model.setdefault(sample.routed.model, []).append(sample)
+            by_model.setdefault(sample.route.model, []).append(sample)
         for name, group in by_model.items():
             model = self._models.get(name)
             exact = self._batching.exact or model.is_made_alone
@@ -95,7 +96,7 @@ class DiffusersEngine:
         """The sample at its next step, with what this one gave."""
         sample = generated.sample
         step_images = sample.step_images
-        if sample.opened.row.routed.keep_steps:
+        if sample.opened.route.keep_steps:
             step_images += (self._picture(generated),)
         return replace(
             sample,
@@ -109,7 +110,7 @@ class DiffusersEngine:
         """What a step has to show, decoded only for being kept where latents go on."""
         if generated.pixels is not None:
             return generated.pixels
-        pipeline = self._models.get(generated.sample.routed.model).pipeline(generated.sample.system, None)
+        pipeline = self._models.get(generated.sample.route.model).pipeline(generated.sample.system, None)
         return decode_latents(pipeline, generated.latents)
 
 
@@ -119,15 +120,12 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
     # Ray sets OMP_NUM_THREADS=1 in actors; and more threads than cores cost a factor of ten.
     torch.set_num_threads(num_cpus)
     capacity = _capacity_bytes(job, device, num_cpus)
-    models = ModelCache(
-        job.checkpoints,
-        device,
-        capacity,
-        with_checkers=job.spec.safety.checker == "on",
-        # The order in which a GPU's convolutions want their numbers.
+    options = LoadOptions(
+        device=device,
+        with_checker=job.spec.safety.checker == "on",
         channels_last=device.type == "cuda" and not job.spec.batching.exact,
     )
-    return DiffusersEngine(models, job.spec)
+    return DiffusersEngine(ModelCache(job.checkpoints, options, capacity), job.spec)
 
 
 def _capacity_bytes(job: Job, device: torch.device, num_cpus: int) -> int:

@@ -130,8 +130,8 @@ def _records(outcome: RowOutcome, schema: pa.Schema, embed_images: bool) -> Iter
     row, problem = outcome.row, outcome.problem
     common = {
         "row_id": row.row_id,
-        "task": row.routed.route,
-        "model": row.routed.model or None,
+        "task": row.route.name,
+        "model": row.route.model or None,
         **row.texts,
         **{f"{name}_truncated": cut for name, cut in outcome.truncated.items()},
         **row.parameters,

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.inputs.input_file import RowBatch
-from actors.rows.routing import Routed, Router
+from actors.rows.routing import AnyRoute, ResolvedRoute, Router, Unroutable
 from actors.rows.row_values import Finding, always, effective
 from actors.rows.scheduler_checks import refused_schedulers
 from schemas.errors import RowError
 from schemas.systems.model_card import ModelCard
 from schemas.systems.parameters import PARAMETERS, Bounds
 from schemas.systems.schedulers import shown
-from schemas.wording.nearest import nearest
+from schemas.wording.nearest import did_you_mean
 
 _SHOWN_NUMBERS = 4
 """Of a list that should be of two."""
@@ -32,12 +32,12 @@ must fit torch's signed 64 bits."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedBatch:
-    """A batch with each row's place to go and what is wrong with it."""
+    """A batch with each row's route and problem."""
 
     batch: RowBatch
     positions: npt.NDArray[np.intp]
-    """For each row its entry in `routed`."""
-    routed: list[Routed]
+    """For each row the position of its route in `routes`."""
+    routes: list[AnyRoute]
     problems: dict[int, RowError]
     """By position in the batch; the first rule that a row breaks."""
 
@@ -45,48 +45,47 @@ class CheckedBatch:
 def check_batch(batch: RowBatch, router: Router, models: Mapping[str, ModelCard]) -> CheckedBatch:
     """Route a batch and hold every row against the rules of its pipeline."""
     fields = batch.fields
-    positions, routed = router.resolve_batch(fields.get("task"), fields.get("model"), batch.num_rows)
+    positions, routes = router.resolve_batch(fields.get("task"), fields.get("model"), batch.num_rows)
     problems: dict[int, RowError] = {}
-    for place, where in enumerate(routed):
-        mine = positions == place
-        if where.problem is not None:
-            problems |= dict.fromkeys(np.flatnonzero(mine).tolist(), where.problem)
+    for index, route in enumerate(routes):
+        on_route = positions == index
+        if isinstance(route, Unroutable):
+            problems |= dict.fromkeys(np.flatnonzero(on_route).tolist(), route.problem)
             continue
-        for bad, code, describe in _findings(batch, where, models[where.model], router.max_pixels):
-            for row in np.flatnonzero(bad & mine).tolist():
+        for bad, code, describe in _findings(batch, route, models[route.model], router.max_pixels):
+            for row in np.flatnonzero(bad & on_route).tolist():
                 problems.setdefault(row, RowError(code, describe(row)))
     problems |= batch.problems
-    return CheckedBatch(batch=batch, positions=positions, routed=routed, problems=problems)
+    return CheckedBatch(batch=batch, positions=positions, routes=routes, problems=problems)
 
 
-def _findings(batch: RowBatch, where: Routed, card: ModelCard, max_pixels: int) -> Iterator[Finding]:
-    yield from _missing(batch, where)
+def _findings(batch: RowBatch, route: ResolvedRoute, card: ModelCard, max_pixels: int) -> Iterator[Finding]:
+    yield from _missing(batch, route)
     yield from _seeds_and_counts(batch)
-    for name in where.defaults:
+    for name in route.defaults:
         if name in batch.fields:
             yield from _out_of_bounds(batch.fields[name], name)
     for side in ("height", "width"):
-        if side in where.defaults:
-            yield from _indivisible(batch, where, side, card)
-    yield from _too_many_pixels(batch, where, max_pixels)
-    if "strength" in where.defaults:
-        yield from _no_step(batch, where)
-    if "denoising_start" in where.defaults:
-        yield from _no_share(batch, where)
+        if side in route.defaults:
+            yield from _indivisible(batch, route, side, card)
+    yield from _too_many_pixels(batch, route, max_pixels)
+    if "strength" in route.defaults:
+        yield from _no_step(batch, route)
+    if "denoising_start" in route.defaults:
+        yield from _no_share(batch, route)
     for name, most in own_limits(card).items():
-        if name in where.defaults:
-            yield from _beyond(batch, where, name, most)
-    if "scheduler" in where.defaults:
-        yield from refused_schedulers(batch, where, card)
+        if name in route.defaults:
+            yield from _beyond(batch, route, name, most)
+    if "scheduler" in route.defaults:
+        yield from refused_schedulers(batch, route, card)
 
 
-def _missing(batch: RowBatch, where: Routed) -> Iterator[Finding]:
+def _missing(batch: RowBatch, route: ResolvedRoute) -> Iterator[Finding]:
     nobody = np.zeros(batch.num_rows, dtype=bool)
-    texts = where.system.texts if where.system else ()
-    if "prompt" in texts and "prompt" in batch.fields:
+    if "prompt" in route.system.texts and "prompt" in batch.fields:
         no_prompt = batch.fields["prompt"].is_null().to_numpy(zero_copy_only=False)
         yield no_prompt, "missing_prompt", always("prompt is null; give a text (an empty one is allowed)")
-    for field, who in where.needed_images().items():
+    for field, who in route.needed_images().items():
         if field in batch.present:
             absent, said = ~batch.present[field], "and the row has none"
         else:
@@ -148,19 +147,20 @@ def _no_choice(values: pa.Array, name: str, choices: tuple[str, ...]) -> Iterato
 
     def describe(row: int) -> str:
         value = values[row].as_py()
-        return f"{name} is {shown(value)}{nearest(value, choices)}; it must be one of {', '.join(choices)}"
+        return (
+            f"{name} is {shown(value)}{did_you_mean(value, choices)}; it must be one of {', '.join(choices)}"
+        )
 
     yield given & ~known, "invalid_parameter", describe
 
 
-def _indivisible(batch: RowBatch, where: Routed, side: str, card: ModelCard) -> Iterator[Finding]:
-    pixels = effective(batch, where, side)
+def _indivisible(batch: RowBatch, route: ResolvedRoute, side: str, card: ModelCard) -> Iterator[Finding]:
+    pixels = effective(batch, route, side)
     if pixels is None:
         return
     later = [
         (step.system.image_multiple, f", which step {place} ({step.system.task}) takes")
-        for place, step in enumerate(where.then, 2)
-        if step.system
+        for place, step in enumerate(route.then, 2)
     ]
     # All are powers of two, so the greatest is a multiple of the others.
     factor, whose = max([(card.size_factor, ""), *later], key=lambda each: each[0])
@@ -172,12 +172,12 @@ def _indivisible(batch: RowBatch, where: Routed, side: str, card: ModelCard) -> 
     yield np.nan_to_num(pixels) % factor != 0, "invalid_size", describe
 
 
-def _too_many_pixels(batch: RowBatch, where: Routed, most: int) -> Iterator[Finding]:
+def _too_many_pixels(batch: RowBatch, route: ResolvedRoute, most: int) -> Iterator[Finding]:
     """Each row may be within its own bounds and still be a day's work, or all of a device's memory."""
-    height, width = effective(batch, where, "height"), effective(batch, where, "width")
+    height, width = effective(batch, route, "height"), effective(batch, route, "width")
     if height is None or width is None:  # The picture decides, and a worker looks at its header.
         return
-    growth = where.growth()
+    growth = route.growth()
     with np.errstate(over="ignore"):  # What is no number is another rule's to refuse.
         pixels = np.nan_to_num(height) * np.nan_to_num(width) * growth**2
 
@@ -194,27 +194,27 @@ def own_limits(card: ModelCard) -> dict[str, int]:
     return {"noise_level": card.max_noise_level, "clip_skip": card.max_clip_skip}
 
 
-def _beyond(batch: RowBatch, where: Routed, name: str, most: int) -> Iterator[Finding]:
+def _beyond(batch: RowBatch, route: ResolvedRoute, name: str, most: int) -> Iterator[Finding]:
     """A route's value is looked at too: the row may have chosen another model than the route's."""
-    values = effective(batch, where, name)
+    values = effective(batch, route, name)
     if values is not None:
         bad = np.nan_to_num(values) > most
-        yield bad, "invalid_parameter", lambda row: _too_much(name, values[row], where.model, most)
+        yield bad, "invalid_parameter", lambda row: _too_much(name, values[row], route.model, most)
 
 
 def _too_much(name: str, value: float, model: str, most: int) -> str:
     return f"{name} is {value:g}; model `{model}` takes {most} at most"
 
 
-def _no_step(batch: RowBatch, where: Routed) -> Iterator[Finding]:
+def _no_step(batch: RowBatch, route: ResolvedRoute) -> Iterator[Finding]:
     """diffusers 0.42.1 then runs no step at all and hands the input back without a word."""
-    strength = effective(batch, where, "strength")
-    steps = effective(batch, where, "num_inference_steps")
+    strength = effective(batch, route, "strength")
+    steps = effective(batch, route, "num_inference_steps")
     if strength is None or steps is None:
         return
     with np.errstate(invalid="ignore", over="ignore"):
         run = np.minimum(np.floor(np.nan_to_num(strength * steps)), steps)
-    start = effective(batch, where, "denoising_start") if "denoising_start" in where.defaults else None
+    start = effective(batch, route, "denoising_start") if "denoising_start" in route.defaults else None
     counts = True if start is None else np.isnan(start)  # XL's pipelines ask for the one or the other.
 
     def describe(row: int) -> str:
@@ -226,8 +226,8 @@ def _no_step(batch: RowBatch, where: Routed) -> Iterator[Finding]:
     yield counts & (run < 1), "invalid_parameter", describe
 
 
-def _no_share(batch: RowBatch, where: Routed) -> Iterator[Finding]:
-    start, end = effective(batch, where, "denoising_start"), effective(batch, where, "denoising_end")
+def _no_share(batch: RowBatch, route: ResolvedRoute) -> Iterator[Finding]:
+    start, end = effective(batch, route, "denoising_start"), effective(batch, route, "denoising_end")
     if start is None or end is None:
         return
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from actors.images.input_images import EncodedImage, ReadUri, open_image
-from actors.rows.routing import Routed
+from actors.rows.routing import ResolvedRoute
 from actors.rows.row import Row
 from schemas.errors import RowError
 from schemas.systems.system_table import LEAST_SIZE_FACTOR, System
@@ -13,46 +13,49 @@ from schemas.systems.system_table import LEAST_SIZE_FACTOR, System
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedRow:
-    """A row that can be made, with its pictures' headers read."""
+    """A row that can be generated, with the headers of its images read."""
 
     row: Row
+    route: ResolvedRoute
+    """The row's route."""
     images: Mapping[str, EncodedImage]
-    """By field; all that the row must bring, for every step of its chain."""
+    """By field, all images that the row must bring for the steps of its chain."""
 
 
-def open_images(row: Row, read_uri: ReadUri, *, max_pixels: int, vae_factor: int) -> dict[str, EncodedImage]:
-    """The pictures that the row must bring; RowError where one is missing or of no use.
+def open_row(row: Row, read_uri: ReadUri, *, max_pixels: int, vae_factor: int) -> OpenedRow:
+    """The row with its images opened; RowError where one is missing or cannot be used.
 
-    `max_pixels`: of the spec, what a model is given at most; `vae_factor`: pixels per latent of the model.
+    `max_pixels`: the most pixels that the spec lets a model work on; `vae_factor`: the model's pixels per
+    latent.
     """
-    system = row.routed.system
-    assert system is not None, "rows with a problem are not opened"
-    optional = (name for name in row.routed.optional_images() if name in row.images)
-    opened = {
+    route = row.route
+    assert isinstance(route, ResolvedRoute), "rows with a problem are not opened"
+    optional = (name for name in route.optional_images() if name in row.images)
+    images = {
         field: open_image(field, row.images[field], read_uri)
-        for field in dict.fromkeys((*row.routed.needed_images(), *optional))
+        for field in dict.fromkeys((*route.needed_images(), *optional))
     }
-    _check_sizes(opened, system, vae_factor if system.rounds_image_down else 1)
-    _check_mask(opened, row, max(vae_factor, LEAST_SIZE_FACTOR))
-    _check_work(opened, row.routed, max_pixels)
+    opened = OpenedRow(row=row, route=route, images=images)
+    _check_sizes(images.get("image"), route.system, vae_factor if route.system.rounds_image_down else 1)
+    _check_mask(opened, max(vae_factor, LEAST_SIZE_FACTOR))
+    _check_work(opened, max_pixels)
     return opened
 
 
-def _check_work(opened: Mapping[str, EncodedImage], routed: Routed, max_pixels: int) -> None:
-    """That a model is given no more to work on than the spec allows."""
-    image = opened.get("image")
-    if image is None or "height" in routed.defaults:  # There the picture decides nothing.
+def _check_work(opened: OpenedRow, max_pixels: int) -> None:
+    """RowError where a model would be given more to work on than the spec allows."""
+    image, route = opened.images.get("image"), opened.route
+    if image is None or "height" in route.defaults:  # Then the image does not decide the size.
         return
-    if image.width * image.height * routed.growth() ** 2 > max_pixels:
+    if image.width * image.height * route.growth() ** 2 > max_pixels:
         raise RowError(
             "image_too_large",
-            f"`image` is {image.width}x{image.height}, the size at which {routed.route} works or begins; "
+            f"`image` is {image.width}x{image.height}, the size at which {route.name} works or begins; "
             f"input.max_pixels allows {max_pixels:,} pixels",
         )
 
 
-def _check_sizes(opened: Mapping[str, EncodedImage], system: System, least: int) -> None:
-    image = opened.get("image")
+def _check_sizes(image: EncodedImage | None, system: System, least: int) -> None:
     if image and min(image.width, image.height) < least:
         raise RowError(
             "invalid_size",
@@ -66,46 +69,46 @@ def _check_sizes(opened: Mapping[str, EncodedImage], system: System, least: int)
         )
 
 
-def _check_mask(opened: Mapping[str, EncodedImage], row: Row, size_factor: int) -> None:
-    """That it has the size of the picture that is painted over, or, where a step before makes that one larger
-    or smaller and nothing is cropped, of the picture that the row brings."""
-    mask = opened.get("mask_image")
+def _check_mask(opened: OpenedRow, size_factor: int) -> None:
+    """RowError where the mask has not the size of the image that is painted over.
+
+    Where a step before makes that image larger or smaller and nothing is cropped, a mask of the size of the
+    row's own image is right too.
+    """
+    mask = opened.images.get("mask_image")
     if mask is None:
         return
-    image, place = opened.get("image"), _painting_place(row)
-    painted = _painted_size(opened, row, place, size_factor)
-    step = row.routed.then[place - 1].defaults if place else row.parameters
+    image, painting_step = opened.images.get("image"), _painting_step(opened.route)
+    painted = _painted_size(opened, painting_step, size_factor)
+    step = opened.route.steps[painting_step]
+    parameters = step.defaults if painting_step else opened.row.parameters
     # diffusers 0.42.1 resizes masks, but looks for the crop in what it is given.
-    cropped = step.get("padding_mask_crop") is not None
+    cropped = parameters.get("padding_mask_crop") is not None
     sizes = {painted} if image is None or cropped else {painted, (image.width, image.height)}
     if (mask.width, mask.height) not in sizes:
-        where = f"that step {place + 1} is given" if place else "that is painted over"
+        which = f"that step {painting_step + 1} is given" if painting_step else "that is painted over"
         raise RowError(
             "mask_size",
-            f"the mask must have the size of the image {where}, {painted[0]}x{painted[1]}; "
+            f"the mask must have the size of the image {which}, {painted[0]}x{painted[1]}; "
             f"`mask_image` is {mask.width}x{mask.height}",
         )
 
 
-def _painting_place(row: Row) -> int:
-    """Of the first step that takes a mask, from 0."""
-    steps = (row.routed, *row.routed.then)
-    return next(i for i, step in enumerate(steps) if step.system and "mask_image" in step.system.images)
+def _painting_step(route: ResolvedRoute) -> int:
+    """The index of the first step that takes a mask."""
+    return next(i for i, step in enumerate(route.steps) if "mask_image" in step.system.images)
 
 
-def _painted_size(
-    opened: Mapping[str, EncodedImage], row: Row, place: int, size_factor: int
-) -> tuple[int, int]:
-    """(width, height) of the picture that the step at `place` is given."""
-    before = [step.system for step in (row.routed, *row.routed.then)[:place] if step.system]
+def _painted_size(opened: OpenedRow, painting_step: int, size_factor: int) -> tuple[int, int]:
+    """(width, height) of the image that the painting step is given."""
+    before = [step.system for step in opened.route.steps[:painting_step]]
     if not before:
-        return opened["image"].width, opened["image"].height
+        return opened.images["image"].width, opened.images["image"].height
     if "height" in before[0].defaults:
-        width, height = (int(str(row.parameters[side])) for side in ("width", "height"))
+        width, height = (int(str(opened.row.parameters[side])) for side in ("width", "height"))
     else:
+        image = opened.images["image"]
         # The first step rounds it down.
-        width, height = (
-            side // size_factor * size_factor for side in (opened["image"].width, opened["image"].height)
-        )
+        width, height = (side // size_factor * size_factor for side in (image.width, image.height))
     growth = math.prod(system.scale for system in before)
     return width * growth, height * growth

@@ -10,65 +10,90 @@ import pyarrow as pa
 
 from schemas.errors import RowError
 from schemas.job import NO_MODEL
-from schemas.spec.job_spec import JobSpec
+from schemas.spec.job_spec import JobSpec, Route
 from schemas.systems.model_card import ModelCard
 from schemas.systems.parameters import ParameterValue, with_preset
 from schemas.systems.system_table import SD_LATENTS, System, find_system, tasks_of
-from schemas.wording.nearest import nearest
+from schemas.wording.nearest import did_you_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Routed:
-    """Where rows with one pair of `task` and `model` go."""
+class ResolvedRoute:
+    """What generates the rows with one pair of `task` and `model`: a route, or one step of a chain."""
 
-    route: str
-    """The route's name, or what the row called it where there is no such route."""
+    name: str
+    """The route's name."""
     model: str
-    """The model's name; NO_MODEL where no model can take these rows."""
-    system: System | None
-    """What makes these rows; None exactly when `problem` says why not."""
+    """The model's name."""
+    system: System
+    """The system that generates these rows."""
     defaults: Mapping[str, ParameterValue | None]
     """The system's parameters: the route's values over the published ones over the checkpoint's."""
-    problem: RowError | None = None
-    then: "tuple[Routed, ...]" = ()
+    then: "tuple[ResolvedRoute, ...]" = ()
     """The steps that follow, each with its route's own values."""
     keep_steps: bool = False
-    """Whether the pictures of all steps are kept, not the last one's alone."""
+    """Whether the images of all steps are stored, not only the last one's."""
+
+    @property
+    def steps(self) -> "tuple[ResolvedRoute, ...]":
+        """This step and those that follow."""
+        return (self, *self.then)
 
     def needed_images(self) -> dict[str, str]:
-        """Fields that a row must bring: what its first step needs, and what no step gives to a later one.
+        """The image fields that a row must bring, each with what needs it.
 
-        With what needs each: `the task inpaint`, or `step 2 (inpaint)`.
+        These are the fields that the first step needs and those that a later step needs and the step before
+        it does not give. What needs a field reads `the task inpaint`, or `step 2 (inpaint)`.
         """
-        found: dict[str, str] = {}
-        for place, system, given in self._steps():
-            who = f"step {place} ({system.task})" if self.then else f"the task {system.task}"
-            found |= {name: who for name in system.images if name not in given and name not in found}
-        return found
+        needed: dict[str, str] = {}
+        for number, (step, given) in enumerate(self._steps_with_given_fields(), 1):
+            who = f"step {number} ({step.system.task})" if self.then else f"the task {step.system.task}"
+            needed |= {name: who for name in step.system.images if name not in given and name not in needed}
+        return needed
 
     def optional_images(self) -> list[str]:
-        """Fields that a step reads where the row brings them, and the step before has not made."""
+        """The image fields that a step reads if the row has them and the step before does not give them."""
         return [
-            name for _, system, given in self._steps() for name in system.optional_images if name not in given
+            name
+            for step, given in self._steps_with_given_fields()
+            for name in step.system.optional_images
+            if name not in given
         ]
 
-    def _steps(self) -> Iterator[tuple[int, System, set[str]]]:
-        """Each step's place, from 1, its system, and the fields that the step before it gives."""
+    def _steps_with_given_fields(self) -> "Iterator[tuple[ResolvedRoute, set[str]]]":
+        """Each step, with the fields that the step before it gives."""
         given: set[str] = set()
-        for place, step in enumerate((self, *self.then), 1):
-            if step.system is not None:
-                yield place, step.system, given
-                given = {"image", "depth_map"} if step.system.gives_depth else {"image"}
+        for step in self.steps:
+            yield step, given
+            given = {"image", "depth_map"} if step.system.gives_depth else {"image"}
 
     def growth(self) -> int:
-        """How many times wider than the first step's picture the widest is that a later step begins with."""
-        scales = [step.system.scale for step in (self, *self.then) if step.system is not None]
-        return math.prod(scales[:-1])
+        """How many times wider than the first step's image the widest input image of a later step is."""
+        return math.prod(step.system.scale for step in self.steps[:-1])
 
 
-def hands_on_latents(step: Routed, following: Routed) -> bool:
-    """Whether `following` takes the latents of `step` as they are: no decoding, no loss."""
-    if step.system is None or following.system is None or step.system.gives_depth:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unroutable:
+    """A pair of `task` and `model` whose rows nothing can generate."""
+
+    name: str
+    """What the rows call the route."""
+    problem: RowError
+    """Why the rows cannot be generated."""
+
+    @property
+    def model(self) -> str:
+        """NO_MODEL: these rows form shards of their own."""
+        return NO_MODEL
+
+
+AnyRoute = ResolvedRoute | Unroutable
+"""Where rows with one pair of `task` and `model` go."""
+
+
+def hands_on_latents(step: ResolvedRoute, following: ResolvedRoute) -> bool:
+    """Whether `following` takes the latents of `step` as they are, without decoding and without loss."""
+    if step.system.gives_depth:
         return False
     if following.defaults.get("denoising_start") is not None:
         return "denoising_end" in step.system.defaults  # SDXL's base, to its refiner
@@ -82,62 +107,61 @@ class Router:
     def __init__(self, spec: JobSpec, models: Mapping[str, ModelCard]) -> None:
         self._spec = spec
         self._models = models
-        self._known: dict[tuple[str | None, str | None], Routed] = {}
+        self._resolved: dict[tuple[str | None, str | None], ResolvedRoute] = {}
         self.max_pixels = spec.input.max_pixels
         """What a model is given to work on at most."""
 
-    def resolve(self, task: str | None, model: str | None) -> Routed:
+    def resolve(self, task: str | None, model: str | None) -> AnyRoute:
         """Where a row with these two column values goes; null or empty means the default."""
         pair = (task or None, model or None)
-        routed = self._known.get(pair) or self._resolve(*pair)
-        if routed.problem is None:  # Of names that go nowhere there may be as many as rows.
-            self._known[pair] = routed
-        return routed
+        route = self._resolved.get(pair) or self._resolve(*pair)
+        if isinstance(route, ResolvedRoute):  # There may be as many unroutable names as rows.
+            self._resolved[pair] = route
+        return route
 
     def resolve_batch(
         self, tasks: pa.Array | None, models: pa.Array | None, num_rows: int
-    ) -> tuple[npt.NDArray[np.intp], list[Routed]]:
-        """For each row a position in the list of places to go."""
+    ) -> tuple[npt.NDArray[np.intp], list[AnyRoute]]:
+        """For each row a position in the list of routes."""
         task_codes, task_names = _codes(tasks, num_rows)
         model_codes, model_names = _codes(models, num_rows)
         pairs, positions = np.unique(task_codes * len(model_names) + model_codes, return_inverse=True)
-        routed = [
+        routes = [
             self.resolve(task_names[pair // len(model_names)], model_names[pair % len(model_names)])
             for pair in pairs.tolist()
         ]
-        return positions, routed
+        return positions, routes
 
-    def _resolve(self, task: str | None, model: str | None) -> Routed:
+    def _resolve(self, task: str | None, model: str | None) -> AnyRoute:
         name = task or self._spec.fallback_route()
         if name is None:
-            return _nowhere("", "missing_task", f"the row has no task; routes are {self._names()}")
+            return _unroutable("", "missing_task", f"the row has no task; routes are {self._names()}")
         route = self._spec.routes.get(name)
         if route is None:
-            hint = nearest(name, self._spec.routes)
-            return _nowhere(name, "unknown_task", f"`{name}` is no route{hint}; routes are {self._names()}")
+            message = (
+                f"`{name}` is not a route{did_you_mean(name, self._spec.routes)}; routes are {self._names()}"
+            )
+            return _unroutable(name, "unknown_task", message)
         model = model or route.model
         if model not in self._models:
-            hint = nearest(model, self._models)
-            known = ", ".join(self._models)
-            return _nowhere(name, "unknown_model", f"`{model}` is no model{hint}; models are {known}")
-        generation_task = self._spec.task_of(name)
-        card = self._models[model]
+            hint, known = did_you_mean(model, self._models), ", ".join(self._models)
+            return _unroutable(name, "unknown_model", f"`{model}` is not a model{hint}; models are {known}")
+        card, generation_task = self._models[model], self._spec.task_of(name)
         system = find_system(card.family, generation_task)
         if system is None:
-            return _nowhere(name, "unsupported_task", unsupported_task(model, generation_task, self._models))
-        published: dict[str, ParameterValue | None] = {
-            "height": card.height,
-            "width": card.width,
-            "scheduler": card.scheduler,
-        }
-        defaults = {
-            name: published.get(name) if value is None else value for name, value in system.defaults.items()
-        }
-        given = with_preset(route.set_parameters())
-        defaults |= {name: value for name, value in given.items() if name in defaults}
-        then = tuple(self.resolve(step, None) for step in route.then)
-        return Routed(
-            route=name, model=model, system=system, defaults=defaults, then=then, keep_steps=route.keep_steps
+            message = unsupported_task(model, generation_task, self._models)
+            return _unroutable(name, "unsupported_task", message)
+        then = [self.resolve(step, None) for step in route.then]
+        for step in then:
+            if isinstance(step, Unroutable):
+                return _unroutable(name, step.problem.code, step.problem.message)
+        return ResolvedRoute(
+            name=name,
+            model=model,
+            system=system,
+            defaults=_defaults(system, card, route),
+            then=tuple(step for step in then if isinstance(step, ResolvedRoute)),
+            keep_steps=route.keep_steps,
         )
 
     def _names(self) -> str:
@@ -152,9 +176,22 @@ def unsupported_task(model: str, task: str, models: Mapping[str, ModelCard]) -> 
     return f"model `{model}` ({family}) does {', '.join(tasks_of(family))}, not {task}{could}"
 
 
-def _nowhere(route: str, code: str, message: str) -> Routed:
-    problem = RowError(code, message)
-    return Routed(route=route, model=NO_MODEL, system=None, defaults={}, problem=problem)
+def _defaults(system: System, card: ModelCard, route: Route) -> dict[str, ParameterValue | None]:
+    """The values of the parameters that a row does not set itself."""
+    from_checkpoint: dict[str, ParameterValue | None] = {
+        "height": card.height,
+        "width": card.width,
+        "scheduler": card.scheduler,
+    }
+    defaults = {
+        name: from_checkpoint.get(name) if value is None else value for name, value in system.defaults.items()
+    }
+    set_by_route = with_preset(route.set_parameters())
+    return defaults | {name: value for name, value in set_by_route.items() if name in defaults}
+
+
+def _unroutable(name: str, code: str, message: str) -> Unroutable:
+    return Unroutable(name=name, problem=RowError(code, message))
 
 
 def _codes(array: pa.Array | None, num_rows: int) -> tuple[npt.NDArray[np.int64], list[str | None]]:

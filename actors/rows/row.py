@@ -11,7 +11,7 @@ from actors.images.input_images import MAX_IMAGE_FILE_BYTES, ImageSource
 from actors.images.spool import Spool
 from actors.inputs.input_file import RowBatch
 from actors.rows.checks import MAX_SEED, CheckedBatch
-from actors.rows.routing import Routed
+from actors.rows.routing import AnyRoute, ResolvedRoute, Unroutable
 from schemas.columns.input_columns import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
 from schemas.systems.parameters import PARAMETERS, ParameterValue, with_preset
@@ -25,7 +25,7 @@ class Row:
     index: int
     """Place in the shard, from 0."""
     row_id: str | int
-    routed: Routed
+    route: AnyRoute
     texts: Mapping[str, str | None]
     """By field: `prompt`, `negative_prompt` ..."""
     images: Mapping[str, ImageSource]
@@ -76,32 +76,32 @@ def build_rows(
         row_id = values.get("row_id")
         if row_id is None:
             row_id = derived_row_id(file_name, batch.first_row + position)
-        routed = checked.routed[checked.positions[position]]
+        route = checked.routes[checked.positions[position]]
         problem = checked.problems.get(position)
         seed = values.get("seed")
         yield Row(
             index=first_index + place,
             row_id=row_id,
-            routed=routed,
+            route=route,
             texts={field: values.get(field) for field in TEXT_FIELDS},
             images=_images(batch, position, spool),
             seed=int(seed) if seed is not None and 0 <= seed <= MAX_SEED else derived_seed(job_seed, row_id),
             num_images=1 if problem else int(values.get("num_images_per_prompt") or 1),
-            parameters={} if problem else _parameters(values, routed),
+            parameters={} if problem or isinstance(route, Unroutable) else _parameters(values, route),
             # In Arrow's hands throughout: Python has no value for some, such as nanoseconds.
             keep={name: column.slice(place, 1) for name, column in keep.items()},
             problem=problem,
         )
 
 
-def _parameters(values: Mapping[str, Any], routed: Routed) -> dict[str, ParameterValue | None]:
+def _parameters(values: Mapping[str, Any], route: ResolvedRoute) -> dict[str, ParameterValue | None]:
     """The row's own value, or else its preset's, or else the route's, or else the published default."""
     own = {
         name: _AS_KIND[PARAMETERS[name].kind](values[name])
-        for name in routed.defaults
+        for name in route.defaults
         if values.get(name) is not None
     }
-    return {**routed.defaults, **with_preset(own)}
+    return {**route.defaults, **with_preset(own)}
 
 
 _AS_KIND: dict[str, Callable[[Any], ParameterValue]] = {

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from actors.inputs.input_file import RowBatch
-from actors.rows.routing import Routed
+from actors.rows.routing import ResolvedRoute
 
 Mask = npt.NDArray[np.bool_]
 Finding = tuple[Mask, str, Callable[[int], str]]
@@ -29,8 +29,8 @@ class Coded:
         return bool(self.codes[row] < len(self.values) - 1)
 
 
-def coded(batch: RowBatch, where: Routed, name: str) -> Coded:
-    default = where.defaults.get(name)
+def coded(batch: RowBatch, route: ResolvedRoute, name: str) -> Coded:
+    default = route.defaults.get(name)
     fallback = None if default is None else str(default)
     column = batch.fields.get(name)
     if column is None:
@@ -41,9 +41,9 @@ def coded(batch: RowBatch, where: Routed, name: str) -> Coded:
     return Coded(codes=codes.astype(np.int64), values=values)
 
 
-def effective(batch: RowBatch, where: Routed, name: str) -> npt.NDArray[np.float64] | None:
+def effective(batch: RowBatch, route: ResolvedRoute, name: str) -> npt.NDArray[np.float64] | None:
     """The row's value, or else the route's; None where the checkpoint decides for all rows."""
-    given = where.defaults.get(name)
+    given = route.defaults.get(name)
     default = None if given is None or isinstance(given, tuple) else float(given)
     column = batch.fields.get(name)
     if column is None:

@@ -139,12 +139,12 @@ class _Cursor:
 
 
 def _rows_by_model(file: InputFile, router: Router) -> dict[str, Positions]:
-    found: dict[str, list[Positions]] = {}
+    rows: dict[str, list[Positions]] = {}
     for batch in file.read_routing():
-        positions, routed = router.resolve_batch(
+        positions, routes = router.resolve_batch(
             batch.fields.get("task"), batch.fields.get("model"), batch.num_rows
         )
-        for model in {where.model for where in routed}:
-            mine = np.isin(positions, [i for i, where in enumerate(routed) if where.model == model])
-            found.setdefault(model, []).append(np.flatnonzero(mine) + batch.first_row)
-    return {model: np.concatenate(parts) for model, parts in found.items()}
+        for model in {route.model for route in routes}:
+            to_model = np.isin(positions, [i for i, route in enumerate(routes) if route.model == model])
+            rows.setdefault(model, []).append(np.flatnonzero(to_model) + batch.first_row)
+    return {model: np.concatenate(parts) for model, parts in rows.items()}

@@ -1,1 +1,1 @@
-"""What is measured against what: loops of diffusers, Ray Data, darkroom."""
+"""The programs that are compared: loops of plain diffusers, Ray Data and darkroom."""

@@ -1,4 +1,4 @@
-"""An engine that gives every sample the same picture at once: what is left is darkroom's own work."""
+"""An engine that gives every sample the same image at once, so that only darkroom's own work remains."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -11,13 +11,13 @@ from actors.rows.opened_rows import OpenedRow
 from schemas.job import Job
 
 SIDE = 64
-"""Pixels."""
+"""Width and height of the image, in pixels."""
 PIXELS = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-"""Noise: what compresses worst."""
+"""The image: noise, which compresses worst."""
 
 
 class ConstantEngine:
-    """Routes and cuts cohorts as the real one does, and generates nothing."""
+    """An engine that divides rows into cohorts as the real one does, and generates nothing."""
 
     num_loads = 0
     num_batches = 0
@@ -27,12 +27,12 @@ class ConstantEngine:
         self._max_batch_rows = max_batch_rows
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
-        """The constant for every sample."""
+        """Yield the constant image for every sample."""
         for cohort in cohorts(samples_of(rows), self._max_batch_rows):
             for sample in cohort.samples:
                 yield Generated(sample=sample, pixels=PIXELS, nsfw=None)
 
 
 def make_engine(job: Job, num_cpus: int) -> ConstantEngine:
-    """Called by name in the worker's process."""
+    """The engine of a job; the worker's process calls this function by its name."""
     return ConstantEngine(job.spec.batching.max_batch_rows)

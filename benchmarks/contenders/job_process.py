@@ -1,4 +1,4 @@
-"""darkroom's `run` in a driver process of its own."""
+"""A darkroom job whose driver is a separate process."""
 
 import subprocess
 import sys
@@ -15,6 +15,6 @@ run_job(JobSpec.model_validate_json(sys.argv[1]), Console(file=sys.stderr), engi
 
 
 def run_job_apart(spec: JobSpec, engine: str, *, quiet: bool = False) -> None:
-    """Run the job with the engine of this name, and wait for its end."""
+    """Run the job with the engine of this name in a new process, and wait until it ends."""
     command = [sys.executable, "-c", _CODE, spec.model_dump_json(), engine]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL if quiet else None)

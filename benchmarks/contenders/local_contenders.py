@@ -12,9 +12,10 @@ import torch
 from actors.engine.batching.merged_modules import CallCount
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.pipelines.loaded_model import weight_bytes
+from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
 from actors.images.spool import Spool
-from actors.rows.opened_rows import OpenedRow, open_images
+from actors.rows.opened_rows import OpenedRow, open_row
 from actors.rows.shard_reader import ShardReader
 from actors.storage.output import open_output
 from actors.storage.stores import Stores
@@ -27,43 +28,43 @@ from schemas.spec.job_spec import JobSpec, ModelSpec
 
 R0, R0B, R1, DARKROOM = "R0 one by one", "R0b grouped", "R1 engine", "darkroom"
 MODEL = "model"
-"""The only one's name."""
+"""The name of the only model."""
 CAPACITY_BYTES = 10**12
-"""Of weights in memory: no model has to go."""
+"""The limit for weights in memory: so high that no model is evicted."""
 
 Run = Callable[[], int]
-"""Goes through all rows once; how many were made."""
+"""Generates all rows once and returns the number of images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What all contenders have in common."""
+    """The settings that all contenders share."""
 
     checkpoint: Path
     family: str
-    """sd or sdxl."""
+    """`sd` or `sdxl`."""
     device: torch.device
     dtype: str
     num_threads: int
-    """Of darkroom's decoders and encoders; torch's own are the process's."""
+    """Threads that darkroom uses for decoding and encoding; torch's own threads are set for the process."""
     batch_rows: int
-    """max_batch_rows, and the largest batch of the loops that group rows."""
+    """The value of `max_batch_rows`, and the largest batch of the loop that groups rows."""
     compiled: bool = False
 
     def plain(self) -> PlainDiffusers:
-        """diffusers alone, with weights of its own."""
+        """The loops of plain diffusers, with their own copy of the weights."""
         dtype = getattr(torch, self.dtype)
         return PlainDiffusers(self.checkpoint, self.family, self.device, dtype, compiled=self.compiled)
 
     def plan(self, path: Path, output: Path) -> Plan:
-        """darkroom's plan for a file of rows, with all of them in one shard."""
+        """darkroom's plan for a file of rows, with all rows in one shard."""
         batching = {"max_batch_rows": self.batch_rows, "compile": self.compiled, "shard_rows": 100_000}
         spec = spec_for(path, output, self.checkpoint, self.dtype, batching=batching)
         return make_plan(survey(spec))[0]
 
 
 def spec_for(path: Path, output: Path, checkpoint: Path, dtype: str, **sections: Any) -> JobSpec:
-    """darkroom's job over a file of rows; `sections` are more of the spec's."""
+    """The spec of a darkroom job over a file of rows; `sections` replace or add sections of the spec."""
     return JobSpec.model_validate(
         {
             "version": 1,
@@ -79,15 +80,16 @@ def spec_for(path: Path, output: Path, checkpoint: Path, dtype: str, **sections:
 
 
 class Darkroom:
-    """The engine with what a worker keeps between shards."""
+    """darkroom's engine, with the models that a worker keeps between shards."""
 
     def __init__(self, setting: Setting) -> None:
         spec = ModelSpec.model_validate({"checkpoint": str(setting.checkpoint), "dtype": setting.dtype})
         on_gpu = setting.device.type == "cuda"
-        # As make_engine of actors/engine/diffusers_engine.py has it, but the caller chooses the device.
-        self.models = ModelCache({MODEL: spec}, setting.device, CAPACITY_BYTES, channels_last=on_gpu)
+        # As in make_engine of actors/engine/diffusers_engine.py, except that the caller chooses the device.
+        options = LoadOptions(device=setting.device, channels_last=on_gpu)
+        self.models = ModelCache({MODEL: spec}, options, CAPACITY_BYTES)
         self.counts: dict[str, CallCount] = {}
-        """What went through each kind of module in the last run."""
+        """The counts of module calls in the last run, by the kind of module."""
         self._setting = setting
 
     @property
@@ -96,18 +98,18 @@ class Darkroom:
         return weight_bytes(self.models.get(MODEL).components) / 1e6
 
     def in_memory(self, plan: Plan) -> Run:
-        """Rows that are in memory already, to pixels."""
+        """A run of the engine alone: from rows in memory to pixels in memory."""
         rows = [*_opened(plan)]
 
         def run() -> int:
             with ThreadPoolExecutor(self._setting.num_threads) as decoders:
-                made = self._engine(plan).generate(rows, decoders)
-                return sum(generated.problem is None for generated in made)
+                results = self._engine(plan).generate(rows, decoders)
+                return sum(result.problem is None for result in results)
 
         return run
 
     def worker(self, plan: Plan, output: Path) -> Run:
-        """A worker's whole way: Parquet in, one part out."""
+        """A run of a whole worker: from a Parquet file to one part."""
 
         def run() -> int:
             shutil.rmtree(output, ignore_errors=True)
@@ -123,7 +125,7 @@ class Darkroom:
         return run
 
     def _engine(self, plan: Plan) -> DiffusersEngine:
-        """One that counts from zero, on the models in memory."""
+        """A new engine on the models in memory, whose counts start at zero."""
         engine = DiffusersEngine(self.models, plan.job.spec)
         self.counts = engine.counts
         return engine
@@ -132,7 +134,7 @@ class Darkroom:
 def in_process(
     setting: Setting, plain: PlainDiffusers, darkroom: Darkroom, rows: Sequence[Row], folder: Path
 ) -> dict[str, Run]:
-    """The contenders by name; `folder` is for their files."""
+    """The runs of the contenders in this process, by name; they put their files into `folder`."""
     output = folder / "out"
     plan = setting.plan(write_rows(folder / "rows.parquet", rows), output)
     return {
@@ -149,11 +151,10 @@ def _opened(plan: Plan) -> Iterator[OpenedRow]:
         for row in reader.read(shard, Spool()):
             if row.problem:
                 raise row.problem
-            images = open_images(
+            yield open_row(
                 row,
-                None,  # type: ignore[arg-type]  # Pictures are in the rows.
+                None,  # type: ignore[arg-type]  # Images are in the rows.
                 max_pixels=plan.job.spec.input.max_pixels,
-                vae_factor=plan.job.models[row.routed.model].vae_factor,
+                vae_factor=plan.job.models[row.route.model].vae_factor,
             )
-            yield OpenedRow(row=row, images=images)
     reader.close()

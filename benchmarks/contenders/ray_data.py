@@ -1,8 +1,9 @@
 """The same rows as a Ray Data job, in the form that Ray's documentation shows for Stable Diffusion.
 
-A class that loads the pipeline when its actor starts and calls it on each batch, between `read_parquet` and
-`write_parquet`. Of a batch the rows with equal parameters go into one call: a diffusers call takes one value
-of each. Batches note when they began and ended, so that the rate can be told from Ray's start and the load.
+A class loads the pipeline when its actor starts and calls it on each batch, between `read_parquet` and
+`write_parquet`. A diffusers call takes one value of each parameter, so the rows of a batch that have equal
+parameters share a call. Each batch records when it began and ended, so that the rate excludes the start of Ray
+and the loading of the pipeline.
 """
 
 import argparse
@@ -26,12 +27,12 @@ from benchmarks.workloads import Row, groups, write_rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayDataJob:
-    """What stays the same whatever the rows are."""
+    """The settings of a Ray Data job, without its rows."""
 
     checkpoint: Path
     family: str
     num_threads: int
-    """torch's, in the actor."""
+    """torch's threads in the actor."""
     batch_rows: int
     dtype: str = "float32"
     num_gpus: int = 0
@@ -39,7 +40,7 @@ class RayDataJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Batch:
-    """One call of the class; times are the wall clock's, in seconds."""
+    """One call of the class; times are the wall clock's, in seconds since the epoch."""
 
     begun: float
     ended: float
@@ -47,10 +48,10 @@ class Batch:
 
 
 class Predictor:
-    """What `map_batches` calls."""
+    """The class that `map_batches` calls."""
 
     def __init__(self, job: RayDataJob) -> None:
-        # Here, as in the documentation: the driver does without torch, and is that much quicker.
+        # Imported here, as in the documentation: the driver needs no torch and starts faster without it.
         import torch
 
         from benchmarks.contenders.diffusers_loops import PlainDiffusers
@@ -61,18 +62,18 @@ class Predictor:
         self._plain = PlainDiffusers(job.checkpoint, job.family, device, getattr(torch, job.dtype))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """The rows' ids and pictures."""
+        """A table of the rows' ids and images, and of the times when the batch began and ended."""
         begun = time.time()
-        made: dict[str, bytes] = {}
+        images: dict[str, bytes] = {}
         for group in groups(batch.to_pylist(), self._batch_rows):
-            made |= zip((row["row_id"] for row in group), self._plain.make(group), strict=True)
-        times = {"begun": [begun] * len(made), "ended": [time.time()] * len(made)}
-        return pa.table({"row_id": [*made], "image": [*made.values()]} | times)
+            images |= zip((row["row_id"] for row in group), self._plain.generate(group), strict=True)
+        times = {"begun": [begun] * len(images), "ended": [time.time()] * len(images)}
+        return pa.table({"row_id": [*images], "image": [*images.values()]} | times)
 
 
 @contextmanager
-def ray_here(num_threads: int) -> Iterator[None]:
-    """A Ray on this machine: the actor has its threads' CPUs, reading and writing one more."""
+def local_ray(num_threads: int) -> Iterator[None]:
+    """Start Ray on this machine, with a CPU for each thread of the actor and one more to read and write."""
     num_cpus = max(os.cpu_count() or 1, num_threads + 1)
     ray.init("local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -83,7 +84,7 @@ def ray_here(num_threads: int) -> Iterator[None]:
 
 
 def run(job: RayDataJob, path: Path, output: Path) -> list[Batch]:
-    """Make the rows of a Parquet file."""
+    """Generate the rows of a Parquet file, and return the job's batches."""
     shutil.rmtree(output, ignore_errors=True)
     ray.data.read_parquet(str(path)).map_batches(
         Predictor,
@@ -98,54 +99,57 @@ def run(job: RayDataJob, path: Path, output: Path) -> list[Batch]:
 
 
 def batches(output: Path) -> list[Batch]:
-    """Those of a finished job, in the order in which they were made."""
-    noted = (
+    """The batches of a finished job, in the order in which they ran."""
+    recorded = (
         pq.read_table(output, columns=["begun", "ended"])
         .group_by(["begun", "ended"])
         .aggregate([([], "count_all")])
     )
     return sorted(
-        Batch(begun=each["begun"], ended=each["ended"], num_rows=each["count_all"])
-        for each in noted.to_pylist()
+        Batch(begun=batch["begun"], ended=batch["ended"], num_rows=batch["count_all"])
+        for batch in recorded.to_pylist()
     )
 
 
-def steady_rate(made: Sequence[Batch]) -> float:
-    """Rows a second after the first batch, which meets a cold process."""
-    return sum(batch.num_rows for batch in made[1:]) / (made[-1].ended - made[0].ended)
+def steady_rate(batches: Sequence[Batch]) -> float:
+    """Rows per second without the first batch, which runs in a cold process."""
+    return sum(batch.num_rows for batch in batches[1:]) / (batches[-1].ended - batches[0].ended)
 
 
 def steady(job: RayDataJob, rows: Sequence[Row], folder: Path) -> Contender:
-    """The rate over these rows, of a job with a batch more in front of them: that one is not counted."""
+    """A contender that runs a job over these rows and gives the steady rate.
+
+    An extra batch precedes the rows: it is the first batch, which is not counted.
+    """
     extra = [row | {"row_id": f"extra-{row['row_id']}"} for row in rows[: job.batch_rows]]
     path = write_rows(folder / "ray-data.parquet", [*extra, *rows])
     return lambda: steady_rate(run(job, path, folder / "ray-data-out"))
 
 
 def main() -> None:
-    """One job by itself, with a Ray that starts and ends with it."""
+    """Run one job with a Ray of its own, and print its rate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("rows", type=Path, help="a Parquet file as benchmarks.workloads writes it")
-    parser.add_argument("output", type=Path, help="a folder; what is in it is removed")
+    parser.add_argument("rows", type=Path, help="a Parquet file that benchmarks.workloads has written")
+    parser.add_argument("output", type=Path, help="the output folder; its previous content is deleted")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--family", choices=("sd", "sdxl"), default="sd")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    parser.add_argument("--threads", type=int, default=1, help="torch's, in the actor")
-    parser.add_argument("--batch", type=int, default=16, help="map_batches' batch_size")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads in the actor")
+    parser.add_argument("--batch", type=int, default=16, help="the batch_size of map_batches")
     parser.add_argument("--gpus", type=int, choices=(0, 1), default=0)
-    wanted = parser.parse_args()
+    options = parser.parse_args()
     logging.disable(logging.WARNING)
     job = RayDataJob(
-        checkpoint=wanted.checkpoint,
-        family=wanted.family,
-        num_threads=wanted.threads,
-        batch_rows=wanted.batch,
-        dtype=wanted.dtype,
-        num_gpus=wanted.gpus,
+        checkpoint=options.checkpoint,
+        family=options.family,
+        num_threads=options.threads,
+        batch_rows=options.batch,
+        dtype=options.dtype,
+        num_gpus=options.gpus,
     )
-    with ray_here(wanted.threads):
-        made = run(job, wanted.rows, wanted.output)
-    print(f"{steady_rate(made):.1f} rows/s in {len(made)} batches")
+    with local_ray(options.threads):
+        finished = run(job, options.rows, options.output)
+    print(f"{steady_rate(finished):.1f} rows/s in {len(finished)} batches")
 
 
 if __name__ == "__main__":

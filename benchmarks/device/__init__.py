@@ -1,1 +1,1 @@
-"""What a device could do, and what a run does to it."""
+"""How fast a device could be, and how a run uses it."""

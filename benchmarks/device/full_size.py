@@ -1,4 +1,7 @@
-"""Stable Diffusion 1.5 and XL in their published sizes, with random weights: they are as fast."""
+"""Stable Diffusion 1.5 and XL in their published sizes, with random weights.
+
+They are as fast as the published models.
+"""
 
 import os
 import tempfile
@@ -18,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from demo import small_components as parts
 from models.demo_cache import demo_folder
 
-# What a published config.json says and the class does not have by default (diffusers 0.42.1).
+# Values of the published config.json files that differ from the class defaults (diffusers 0.42.1).
 SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768}
 """859,520,964 weights."""
 SDXL_UNET = {
@@ -41,7 +44,7 @@ VAE = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 2,
 }
-"""83,653,863 weights, of either."""
+"""83,653,863 weights; both models have this VAE."""
 CLIP_L = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -61,11 +64,11 @@ OPENCLIP_BIGG = {
 }
 """694,659,840 weights."""
 VOCABULARY = 49408
-"""Rows of the published embedding tables; the demo's tokenizer uses the first of them."""
+"""Rows of the published embedding tables; the demo's tokenizer uses only the first rows."""
 
 
 def full_size_checkpoint(name: str, device: torch.device) -> Path:
-    """The folder of `sd15` or `sdxl` in float16, built now, on the device, where there is none yet."""
+    """The folder of the float16 checkpoint `sd15` or `sdxl`; the first call builds it, on the device."""
     folder = demo_folder("sd").with_name(f"full-size-{name}")
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)

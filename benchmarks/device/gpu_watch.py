@@ -1,4 +1,4 @@
-"""What a run does to the device: how long it works, and how often the host waits for it."""
+"""How a run uses the device: how long the device works, and how often the host waits for it."""
 
 import time
 import warnings
@@ -15,39 +15,45 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.device.limits import synchronize
 
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
-"""Kinds of the profiler's events (torch 2.13) that stand for time on a GPU."""
+"""The kinds of profiler events (torch 2.13) that count as time on a GPU."""
 ON_CPU = ("cpu_op",)
-"""For trying this out without a GPU."""
+"""The kind of event that is counted when this runs without a GPU."""
 SYNCHRONISES = "called a synchronizing CUDA operation"
-"""torch's words, under `set_sync_debug_mode`."""
+"""The text of torch's warning under `set_sync_debug_mode`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """Of one run."""
+    """The measurements of one run."""
 
     busy: float
-    """Share of the time in which the device did something; 0 where the profiler saw nothing: it may lack the
-    rights, and on a CPU it sees one thread only."""
+    """The share of the time in which the device worked.
+
+    It is 0 if the profiler recorded nothing, for example because it lacks the permission. On a CPU the
+    profiler records one thread only.
+    """
     waits: Counter[str]
-    """By the line of code from which the host waited."""
+    """How often the host waited for the device, by the line of code that made it wait."""
     num_images: int
 
     @property
     def waits_per_image(self) -> float:
-        """How often the host waited for the device."""
+        """How often the host waited for the device, divided by the number of images."""
         return self.waits.total() / self.num_images
 
     def most_waited_at(self) -> str:
-        """The line, with its share of all waits."""
+        """The line of code that caused most of the waits, with its count and the count of all waits."""
         if not self.waits:
             return "nowhere"
-        place, number = self.waits.most_common(1)[0]
-        return f"{place} ({number} of {self.waits.total()})"
+        line, number = self.waits.most_common(1)[0]
+        return f"{line} ({number} of {self.waits.total()})"
 
 
 def watch(run: Callable[[], int], device: torch.device) -> Watched:
-    """Run it twice: once for its time, once with the profiler, which makes the host slower but no kernel."""
+    """The measurements of a run, which is executed twice: once to time it and once with the profiler.
+
+    The profiler makes the host slower, but not the kernels.
+    """
     synchronize(device)
     begun = time.perf_counter()
     run()
@@ -63,21 +69,24 @@ def watch(run: Callable[[], int], device: torch.device) -> Watched:
 
 
 def _busy_seconds(profiler: Any, device: torch.device) -> float:
-    """The length of the union of all events: kernels on several streams may run side by side."""
-    wanted = DEVICE_WORK if device.type == "cuda" else ON_CPU
-    # The raw events: `profiler.events()` makes a tree of them first, which is slow for a million.
+    """The time in which at least one event ran: kernels on several streams may overlap."""
+    kinds = DEVICE_WORK if device.type == "cuda" else ON_CPU
+    # The raw events: `profiler.events()` first builds a tree of them, which is slow for a million events.
     events = profiler.profiler.kineto_results.events()
-    spans = sorted((each.start_ns(), each.end_ns()) for each in events if each.activity_type() in wanted)
-    busy, until = 0, 0
+    spans = sorted((event.start_ns(), event.end_ns()) for event in events if event.activity_type() in kinds)
+    busy_ns, last_end = 0, 0
     for start, end in spans:
-        busy += max(0, end - max(start, until))
-        until = max(until, end)
-    return busy / 1e9
+        busy_ns += max(0, end - max(start, last_end))
+        last_end = max(last_end, end)
+    return busy_ns / 1e9
 
 
 @contextmanager
 def counted_waits(device: torch.device) -> Iterator[Counter[str]]:
-    """Implicit synchronisations that torch knows of, as they happen in whichever thread."""
+    """Count the implicit synchronisations that torch reports, in all threads, by the line of code.
+
+    The counter is filled when the block ends.
+    """
     waits: Counter[str] = Counter()
     if device.type != "cuda":
         yield waits
@@ -90,7 +99,7 @@ def counted_waits(device: torch.device) -> Iterator[Counter[str]]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
             waits.update(
-                f"{Path(each.filename).name}:{each.lineno}"
-                for each in caught
-                if SYNCHRONISES in str(each.message)
+                f"{Path(warning.filename).name}:{warning.lineno}"
+                for warning in caught
+                if SYNCHRONISES in str(warning.message)
             )

@@ -1,4 +1,4 @@
-"""How fast a device could be: the work in a row, counted, and the rate at which it multiplies matrices."""
+"""How fast a device could be: the counted work in an image, and the device's rate of matrix products."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,32 +13,34 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.workloads import Row
 
 META = torch.device("meta")
-"""Where tensors have shapes and no values: work is counted and not done."""
+"""The device whose tensors have shapes but no values: work is counted there without being done."""
 NUM_TOKENS = 77
 NUM_TIME_IDS = 6
-"""That SDXL's UNet is given."""
+"""How many numbers about sizes SDXL's UNet gets."""
 MATRIX = {"cuda": 16384, "cpu": 512}
-"""Rows and columns."""
+"""The number of rows and columns of a matrix, by the type of device."""
 TRIES = 5
 PRODUCTS = 10
-"""Of a try."""
+"""Matrix products in a try."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Of one checkpoint, for pictures of one size, in TFLOP (a multiplication and an addition are two).
+    """The work of one checkpoint for images of one size, in TFLOP.
 
-    Matrix products, convolutions and attention are counted, which is all but about one percent; text encoders
-    are left out (0.1 TFLOP a prompt at most, and equal prompts are encoded once).
+    A multiplication and an addition count as two operations. Matrix products, convolutions and attention are
+    counted, which is all but about one percent of the work. Text encoders are left out: they need at most
+    0.1 TFLOP per prompt, and equal prompts are encoded once.
     """
 
     unet: float
-    """One row, one step."""
+    """The work of one UNet row in one step."""
     decoder: float
+    """The work of decoding one image."""
 
     @classmethod
     def of(cls, checkpoint: Path, side: int) -> "Work":
-        """Counted on the checkpoint's configuration, without its weights."""
+        """The work counted from the checkpoint's configuration, without its weights."""
         with META:
             unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(checkpoint / "unet"))
             vae = AutoencoderKL.from_config(AutoencoderKL.load_config(checkpoint / "vae"))
@@ -49,8 +51,8 @@ class Work:
                 decoder=_tflop(lambda: vae.decode(latents)),
             )
 
-    def an_image(self, rows: Sequence[Row]) -> float:
-        """The mean over rows of text-to-image; guidance above 1 takes two UNet rows a step."""
+    def per_image(self, rows: Sequence[Row]) -> float:
+        """The mean work in an image of these text-to-image rows; guidance above 1 needs two UNet rows."""
         unet_rows: int = sum(row["num_inference_steps"] * (1 + (row["guidance_scale"] > 1)) for row in rows)
         return self.unet * unet_rows / len(rows) + self.decoder
 
@@ -61,8 +63,8 @@ def _conditions(config: Any) -> dict[str, Any]:
         "encoder_hidden_states": torch.empty(1, NUM_TOKENS, config.cross_attention_dim),
     }
     if config.addition_embed_type == "text_time":
-        told = NUM_TIME_IDS * config.addition_time_embed_dim
-        pooled = torch.empty(1, config.projection_class_embeddings_input_dim - told)
+        time_width = NUM_TIME_IDS * config.addition_time_embed_dim
+        pooled = torch.empty(1, config.projection_class_embeddings_input_dim - time_width)
         conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.empty(1, NUM_TIME_IDS)}
     return conditions
 
@@ -74,7 +76,7 @@ def _tflop(run: Callable[[], object]) -> float:
 
 
 def matrix_rate(device: torch.device) -> float:
-    """TFLOP/s of large bfloat16 products, the best of some tries."""
+    """The device's rate of large bfloat16 matrix products, in TFLOP/s: the best of several tries."""
     size = MATRIX[device.type]
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     left @ right
@@ -91,6 +93,6 @@ def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for all that it has to do."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

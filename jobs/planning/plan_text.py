@@ -13,7 +13,7 @@ from jobs.planning.survey import Survey
 from schemas.errors import SpecError
 from schemas.job import NO_MODEL, Job
 from schemas.wording.amounts import size_text
-from schemas.wording.printable import printable
+from schemas.wording.printable import escaped
 
 LARGE_PART_BYTES = 500_000_000
 """Hugging Face's advice for one Parquet file, at most."""
@@ -62,7 +62,7 @@ def _enough(bad: int, rows: int) -> float:
 def describe_bad_row(bad: BadRow) -> str:
     """`rows.parquet row 12 (owl): invalid_size: height is ...`"""
     named = f" ({bad.row_id})" if bad.row_id else ""
-    return printable(f"{PurePath(bad.uri).name} row {bad.row}{named}: {bad.problem}")
+    return escaped(f"{PurePath(bad.uri).name} row {bad.row}{named}: {bad.problem}")
 
 
 def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
@@ -81,7 +81,7 @@ def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
 def print_columns(job: Job, console: Console) -> None:
     """The columns that are read by a foreign name: a mapping is never silent."""
     for field, column in job.columns.recognised.items():
-        console.print(printable(f"column `{column}` is read as `{field}`"))
+        console.print(escaped(f"column `{column}` is read as `{field}`"))
 
 
 def _models_table(job: Job) -> Table:

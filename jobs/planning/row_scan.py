@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import CheckedBatch, check_batch
-from actors.rows.routing import Routed, Router
+from actors.rows.routing import ResolvedRoute, Router
 from actors.storage.stores import Stores
 from jobs.planning.row_ids import Keys, Repeated, are_compared, id_keys
 from jobs.planning.survey import Survey, SurveyedFile
@@ -105,11 +105,11 @@ class _FileScan:
                 self.examples.append((checked.batch.first_row + row, problem))
         fit = np.ones(checked.batch.num_rows, dtype=bool)
         fit[list(checked.problems)] = False
-        for place, routed in enumerate(checked.routed):
+        for place, route in enumerate(checked.routes):
             mine = checked.positions == place
-            self.rows_by_model[routed.model] += int(mine.sum())
-            if routed.system is not None:
-                self._count(checked.batch, routed, mine & fit, job)
+            self.rows_by_model[route.model] += int(mine.sum())
+            if isinstance(route, ResolvedRoute):
+                self._count(checked.batch, route, mine & fit, job)
 
     def _with_repeated(self, checked: CheckedBatch) -> CheckedBatch:
         repeated = self._known_repeated
@@ -121,23 +121,23 @@ class _FileScan:
             problem = RowError("duplicate_row_id", f"{repeated[row]} has the same id")
             problems.setdefault(position, problem)
             place = checked.positions[position]
-            model = checked.routed[place].model
-            mine = [i for i, where in enumerate(checked.routed) if where.model == model]
+            model = checked.routes[place].model
+            mine = [i for i, route in enumerate(checked.routes) if route.model == model]
             before = int(np.isin(checked.positions[:position], mine).sum())
             self.repeated.setdefault(model, []).append(self.rows_by_model[model] + before)
         return replace(checked, problems=problems)
 
-    def _count(self, batch: RowBatch, routed: Routed, mine: npt.NDArray[np.bool_], job: Job) -> None:
+    def _count(self, batch: RowBatch, route: ResolvedRoute, mine: npt.NDArray[np.bool_], job: Job) -> None:
         images = _numbers(batch, "num_images_per_prompt", 1)[mine]
-        card = job.models[routed.model]
-        sized = "height" in routed.defaults
-        heights = _numbers(batch, "height", routed.defaults.get("height") or card.height)[mine]
-        widths = _numbers(batch, "width", routed.defaults.get("width") or card.width)[mine]
+        card = job.models[route.model]
+        sized = "height" in route.defaults
+        heights = _numbers(batch, "height", route.defaults.get("height") or card.height)[mine]
+        widths = _numbers(batch, "width", route.defaults.get("width") or card.width)[mine]
         sizes, places = np.unique(np.stack([heights, widths]), axis=1, return_inverse=True)
         rows_of = np.bincount(places, minlength=sizes.shape[1]).tolist()
         images_of = np.bincount(places, images, sizes.shape[1]).astype(int).tolist()
         for (height, width), rows, made in zip(sizes.T.astype(int).tolist(), rows_of, images_of, strict=True):
-            way = (routed.route, routed.model, f"{width}x{height}" if sized else "input")
+            way = (route.name, route.model, f"{width}x{height}" if sized else "input")
             self.rows[way] += rows
             self.images[way] += made
             self.pixels[way] += made * height * width

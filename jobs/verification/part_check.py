@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from actors.images.input_images import FORMATS
-from actors.rows.routing import Routed, Router
+from actors.rows.routing import AnyRoute, ResolvedRoute, Router
 from jobs.output.parts import Totals, totals_in
 from schemas.columns.output_columns import NEVER_NULL, STATUSES
 from schemas.errors import DarkroomError, RefusedError
@@ -124,16 +124,17 @@ class PartCheck:
             self._fault(row, f"has a picture of {picture.size}, not {row['width']}x{row['height']}")
             return
         self._images += 1
-        routed = self._router.resolve(row["task"], row["model"])
-        self._check_depth(row, (routed, *routed.then)[-1])
-        self._check_steps(row, routed)
+        route = self._router.resolve(row["task"], row["model"])
+        self._check_depth(row, route)
+        self._check_steps(row, route)
 
-    def _check_depth(self, row: dict[str, Any], last: Routed) -> None:
+    def _check_depth(self, row: dict[str, Any], route: AnyRoute) -> None:
         depth = row.get("depth")
-        gives_depth = last.system is not None and last.system.gives_depth
+        last = route.steps[-1] if isinstance(route, ResolvedRoute) else route
+        gives_depth = isinstance(last, ResolvedRoute) and last.system.gives_depth
         if (depth is not None) != gives_depth:
             has = "no" if depth is None else "a"
-            self._fault(row, f"has {has} depth map; {last.route} gives {'one' if gives_depth else 'none'}")
+            self._fault(row, f"has {has} depth map; {last.name} gives {'one' if gives_depth else 'none'}")
         elif depth is not None:
             found = self._opened(row, "a depth map", depth, "depth_sha256")
             if found is not None and (found.mode, found.size) != (DEPTH_MODE, (row["width"], row["height"])):
@@ -143,9 +144,9 @@ class PartCheck:
                     f"not {row['width']}x{row['height']} and {DEPTH_MODE}",
                 )
 
-    def _check_steps(self, row: dict[str, Any], routed: Routed) -> None:
+    def _check_steps(self, row: dict[str, Any], route: AnyRoute) -> None:
         steps = row.get("step_images") or []
-        wanted = len(routed.then) if routed.keep_steps else 0
+        wanted = len(route.then) if isinstance(route, ResolvedRoute) and route.keep_steps else 0
         if len(steps) != wanted:
             self._fault(row, f"has {len(steps)} step_images, not {wanted}")
         for place, step in enumerate(steps, 1):

@@ -20,7 +20,7 @@ from jobs.output.parts import FOOTERS_AT_ONCE, list_parts
 from jobs.output.stored_images import read_image
 from jobs.planning.plan import Plan
 from jobs.verification.part_check import PartCheck, PartVerdict
-from schemas.columns.output_columns import PART_COLUMNS, PART_COLUMNS_IF_THERE, STATUSES, misfits
+from schemas.columns.output_columns import OPTIONAL_PART_COLUMNS, PART_COLUMNS, STATUSES, column_problems
 from schemas.errors import DarkroomError, RefusedError, RowError
 from schemas.job import NO_MODEL, PlannedFile, Shard
 from schemas.output_layout import JOB_RECORD
@@ -133,11 +133,11 @@ def _ids(plan: Plan, uri: str, name: str, router: Router) -> Iterator[tuple[str,
     ) as file:
         for batch in file.read_routing(with_ids=True):
             tasks, models = batch.fields.get("task"), batch.fields.get("model")
-            positions, routed = router.resolve_batch(tasks, models, batch.num_rows)
+            positions, routes = router.resolve_batch(tasks, models, batch.num_rows)
             ids = batch.fields["row_id"].to_pylist() if "row_id" in batch.fields else None
             for i, position in enumerate(positions.tolist()):
                 row_id = ids[i] if ids else derived_row_id(name, batch.first_row + i)
-                yield routed[position].model, row_id
+                yield routes[position].model, row_id
 
 
 class _Verifier:
@@ -176,10 +176,10 @@ class _Verifier:
 
     def _check_rows(self, part: pq.ParquetFile, found: PartCheck) -> None:
         there = part.schema_arrow
-        if wrong := misfits(there):
+        if wrong := column_problems(there):
             found.faults.append(f"{found.name} is no part of darkroom's: {'; '.join(wrong)}")
             return
-        columns = [*PART_COLUMNS, *(name for name in PART_COLUMNS_IF_THERE if name in there.names)]
+        columns = [*PART_COLUMNS, *(name for name in OPTIONAL_PART_COLUMNS if name in there.names)]
         for batch in part.iter_batches(batch_size=64, columns=columns, use_threads=False):
             for row in batch.to_pylist():
                 found.row(row)

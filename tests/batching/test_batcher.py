@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.engine.batching.batcher import Call
 from tests.support.toy_pipeline import (
     Picture,
+    ToyCall,
     ToyModel,
     alone,
     assert_same,
@@ -22,7 +22,7 @@ from tests.support.toy_pipeline import (
 )
 
 
-def varied(model: ToyModel, count: int, **options: Any) -> list[Call[torch.Tensor]]:
+def varied(model: ToyModel, count: int, **options: Any) -> list[ToyCall]:
     """Calls for one picture each, of 4 to 12 steps."""
     made = (Picture(model=model, texts=(i,), steps=4 + 5 * i % 9, **options) for i in range(count))
     return pictures(*made)
@@ -128,7 +128,7 @@ def test_the_main_module_stays_full_while_calls_end_and_begin() -> None:
     batcher = batcher_of(model)
     until_the_tail: list[int] = []
 
-    def next_call() -> Call[torch.Tensor] | None:
+    def next_call() -> ToyCall | None:
         following = next(queue, None)
         if following is None and not until_the_tail:
             until_the_tail.extend(model.batches("denoiser"))

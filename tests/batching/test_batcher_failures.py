@@ -8,10 +8,10 @@ from weakref import ref
 import pytest
 import torch
 
-from actors.engine.batching.batcher import Call
 from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 from tests.support.toy_pipeline import (
     Picture,
+    ToyCall,
     ToyModel,
     alone,
     assert_same,
@@ -42,7 +42,7 @@ def fits(most: int) -> Callable[[torch.Tensor], None]:
     return before
 
 
-def unwound(make: Callable[[], Any], ends: list[str]) -> Call[Any]:
+def unwound(make: Callable[[], Any], ends: list[str]) -> ToyCall:
     """A call that says when it has ended, however it ends."""
 
     def made() -> Any:

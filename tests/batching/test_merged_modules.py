@@ -6,9 +6,20 @@ from typing import Any
 import pytest
 import torch
 
+from actors.engine.batching.batch_policy import Stage
 from actors.engine.batching.batcher import Batcher
-from actors.engine.batching.merged_modules import CallCount, EntryPoint, Stage
-from tests.support.toy_pipeline import Picture, ToyModel, alone, assert_same, batcher_of, call, pictures, run
+from actors.engine.batching.merged_modules import CallCount, MergePoint
+from tests.support.toy_pipeline import (
+    Picture,
+    ToyCall,
+    ToyModel,
+    alone,
+    assert_same,
+    batcher_of,
+    call,
+    pictures,
+    run,
+)
 
 
 class Recorder(torch.nn.Module):
@@ -30,10 +41,11 @@ def merged(
     module: torch.nn.Module, asked: Sequence[Callable[[], Any]], *, ladder: Sequence[int] = (), **entry: Any
 ) -> tuple[list[Any], CallCount]:
     """What calls get that ask one module once each, and the module's count."""
-    point = EntryPoint(
-        name="module", **{"module": module, "stage": Stage.MAIN, "numbers": frozenset({"timestep"}), **entry}
+    point = MergePoint(
+        name="module",
+        **{"module": module, "stage": Stage.DENOISE, "numbers": frozenset({"timestep"}), **entry},
     )
-    batcher: Batcher[Any] = Batcher([point], 16, ladder)
+    batcher: Batcher[ToyCall] = Batcher([point], 16, ladder)
     values = run(batcher, [call(make, rows=1) for make in asked])
     return values, batcher.counts["module"]
 
@@ -182,8 +194,8 @@ def test_what_a_call_does_to_remembered_rows_is_its_own_affair(numbers: Sequence
     module = Recorder()
     asked = [lambda: module(rows_of(*numbers)).zero_()] * 2 + [lambda: module(rows_of(*numbers))]
 
-    together, _ = merged(module, asked, remembers=True)
-    in_turn, _ = merged(module, [lambda: [each() for each in asked]], remembers=True)
+    together, _ = merged(module, asked, caches_rows=True)
+    in_turn, _ = merged(module, [lambda: [each() for each in asked]], caches_rows=True)
 
     assert_same([together[2], in_turn[0][2]], [2 * rows_of(*numbers)] * 2)
 
@@ -198,7 +210,7 @@ def test_rows_are_remembered_for_the_arguments_they_came_with() -> None:
         lambda: module(ones, bias=twos, deep=True),
     ]
 
-    values, _ = merged(module, [lambda: [each() for each in asked]], remembers=True)
+    values, _ = merged(module, [lambda: [each() for each in asked]], caches_rows=True)
 
     assert_same(values[0], [3 * ones, 2 * ones, 6 * ones])
 
@@ -211,7 +223,7 @@ def test_rows_of_nested_tensors_are_told_apart() -> None:
     states = [torch.zeros(1, 5000), other]
     asked = [lambda each=each: module(rows_of(0), more={"states": each}) for each in states]
 
-    values, _ = merged(module, asked, remembers=True)
+    values, _ = merged(module, asked, caches_rows=True)
 
     assert_same(values, [rows_of(0), rows_of(1)])
 
@@ -221,7 +233,7 @@ def test_rows_in_bfloat16_are_remembered_too() -> None:
     module = Recorder()
     sample = rows_of(1).bfloat16()
 
-    values, count = merged(module, [lambda: module(sample)] * 2, remembers=True)
+    values, count = merged(module, [lambda: module(sample)] * 2, caches_rows=True)
 
     assert_same(values, [2 * sample] * 2)
     assert count.rows_run == 1
@@ -232,7 +244,7 @@ def test_arguments_that_do_not_agree_on_rows_are_not_remembered() -> None:
     module = Recorder(lambda sample, places, **_: sample + places)
     asked = [lambda: module(rows_of(1, 2), places=torch.ones(1, 2))] * 2
 
-    values, count = merged(module, asked, remembers=True)
+    values, count = merged(module, asked, caches_rows=True)
 
     assert_same(values, [rows_of(2, 3)] * 2)
     assert count.batches == 2
@@ -242,8 +254,8 @@ def test_rows_known_already_count_as_needed() -> None:
     """What was asked for does not depend on when; what was run does."""
     module = Recorder()
 
-    _, together = merged(module, [lambda: module(rows_of(1))] * 3, remembers=True)
-    _, in_turn = merged(module, [lambda: [module(rows_of(1)) for _ in range(3)]], remembers=True)
+    _, together = merged(module, [lambda: module(rows_of(1))] * 3, caches_rows=True)
+    _, in_turn = merged(module, [lambda: [module(rows_of(1)) for _ in range(3)]], caches_rows=True)
 
     assert (together.rows_needed, together.rows_run) == (3, 1)
     assert (in_turn.rows_needed, in_turn.rows_run) == (3, 1)

@@ -12,6 +12,7 @@ import torch
 from actors.checkpoints.component_files import LocalFile, bytes_shared, component_files, files_in
 from actors.engine.diffusers_engine import make_engine
 from actors.engine.pipelines.loaded_model import LoadedModel
+from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
@@ -58,7 +59,7 @@ def test_repositories_and_folders_with_the_same_component_hold_it_once(hub_cache
         "tuned": ModelSpec(checkpoint="studio/tuned", revision=commit_of(tuned)),
         "folder": ModelSpec(checkpoint=str(tuned)),
     }
-    models = ModelCache(specs, CPU, 10**9)
+    models = ModelCache(specs, LoadOptions(device=CPU), 10**9)
     base, other, folder = (models.get(name).components for name in specs)
 
     assert base["vae"] is other["vae"] is folder["vae"]
@@ -91,8 +92,8 @@ def test_workers_load_the_commit_that_was_planned(hub_cache: Path, tuned: Path, 
     job = plan_for(job_spec(rows, tmp_path / "out", models={"sd": {"checkpoint": "studio/sd"}})).job
     put_in_cache(hub_cache, "studio/sd", demo("sd"))
 
-    loaded = ModelCache(job.checkpoints, CPU, 10**9).get("sd").components
-    planned = LoadedModel("sd", ModelSpec(checkpoint=str(tuned)), CPU).components
+    loaded = ModelCache(job.checkpoints, LoadOptions(device=CPU), 10**9).get("sd").components
+    planned = LoadedModel("sd", ModelSpec(checkpoint=str(tuned)), LoadOptions(device=CPU)).components
 
     assert torch.equal(loaded["unet"].conv_out.weight, planned["unet"].conv_out.weight)
 
@@ -119,7 +120,7 @@ def test_a_relative_checkpoint_is_found_from_any_folder(
 def test_a_folder_that_a_worker_lacks_is_the_specs_fault() -> None:
     """The message names the folder and the machine, and is not about a repository of that name."""
     with pytest.raises(SpecError, match=r"the folder /no/such does not exist on .*every machine"):
-        LoadedModel("sd", ModelSpec(checkpoint="/no/such"), CPU)
+        LoadedModel("sd", ModelSpec(checkpoint="/no/such"), LoadOptions(device=CPU))
 
 
 def job_of_three(folder: Path, tuned: Path) -> Path:
@@ -208,9 +209,11 @@ def test_a_worker_downloads_what_it_loads_and_no_more(tmp_path: Path, tuned: Pat
     ):
         other.write_bytes(b"not needed")
     load = (
-        "import torch; from actors.engine.pipelines.model_cache import LoadedModel\n"
+        "import torch; from actors.engine.pipelines.loaded_model import LoadedModel\n"
+        "from actors.engine.pipelines.loading import LoadOptions\n"
         "from schemas.spec.job_spec import ModelSpec\n"
-        "LoadedModel('sd', ModelSpec(checkpoint='studio/sd', variant='fp16'), torch.device('cpu'))"
+        "options = LoadOptions(device=torch.device('cpu'))\n"
+        "LoadedModel('sd', ModelSpec(checkpoint='studio/sd', variant='fp16'), options)"
     )
 
     with (

@@ -19,6 +19,7 @@ from actors.checkpoints.weights_check import check_weights
 from actors.engine.calls.call_arguments import NO_ARGUMENTS
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.pipelines.loaded_model import LoadedModel, weight_bytes
+from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from jobs.dispatch.dispatcher import Dispatcher
@@ -40,7 +41,7 @@ def system(family: str, task: str) -> System:
 
 def cache(capacity_bytes: int = 10**9) -> ModelCache:
     specs = {name: ModelSpec(checkpoint=checkpoint) for name, checkpoint in KINDS.items()}
-    return ModelCache(specs, CPU, capacity_bytes)
+    return ModelCache(specs, LoadOptions(device=CPU), capacity_bytes)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
@@ -65,7 +66,7 @@ def test_the_three_pipelines_of_a_checkpoint_run_on_the_same_tensors(family: str
 
 def test_weights_are_counted_once_however_many_modules_share_them() -> None:
     """Bytes in memory are what the files hold, not what the modules' lists add up to."""
-    model = LoadedModel("sd", ModelSpec(checkpoint="demo:sd"), CPU)
+    model = LoadedModel("sd", ModelSpec(checkpoint="demo:sd"), LoadOptions(device=CPU))
     on_disk = sum(file.stat().st_size for file in sd_checkpoint().rglob("*.safetensors"))
     unet = model.pipeline(system("sd", "text2img"), None).unet
 
@@ -124,7 +125,7 @@ def test_switches_of_a_checkpoint_reach_every_pipeline(tmp_path: Path) -> None:
     base.register_to_config(force_zeros_for_empty_prompt=False)
     base.save_pretrained(tmp_path / "xl")
 
-    model = LoadedModel("xl", ModelSpec(checkpoint=str(tmp_path / "xl")), CPU)
+    model = LoadedModel("xl", ModelSpec(checkpoint=str(tmp_path / "xl")), LoadOptions(device=CPU))
 
     for task in ("text2img", "img2img", "inpaint"):
         assert model.pipeline(system("sdxl", task), None).config.force_zeros_for_empty_prompt is False
@@ -145,7 +146,7 @@ def pickled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pickled_weights_are_not_read(pickled: Path) -> None:
     """A .bin runs code when it is opened; only safetensors are."""
     with pytest.raises(SpecError, match="cannot be loaded"):
-        LoadedModel("old", ModelSpec(checkpoint=str(pickled)), CPU)
+        LoadedModel("old", ModelSpec(checkpoint=str(pickled)), LoadOptions(device=CPU))
 
 
 def test_pickled_weights_are_read_where_the_operator_says_so(
@@ -157,9 +158,9 @@ def test_pickled_weights_are_read_where_the_operator_says_so(
 
     for name, spec in specs.items():
         check_weights(name, spec, with_checker=True)
-    models = ModelCache(specs, CPU, 10**9)
+    models = ModelCache(specs, LoadOptions(device=CPU), 10**9)
     old, copy = (models.get(name) for name in specs)
-    new = LoadedModel("new", ModelSpec(checkpoint="demo:sd"), CPU)
+    new = LoadedModel("new", ModelSpec(checkpoint="demo:sd"), LoadOptions(device=CPU))
 
     for part in ("unet", "vae", "text_encoder"):
         mine, theirs = old.components[part].state_dict(), new.components[part].state_dict()
@@ -179,7 +180,7 @@ def test_a_pickle_runs_nothing_also_where_it_is_allowed(
     torch.save({"weight": _Hostile(tmp_path / "it ran")}, tmp_path / "sd" / part)
 
     with pytest.raises(SpecError, match="cannot be loaded"):
-        LoadedModel("old", ModelSpec(checkpoint=str(tmp_path / "sd")), CPU)
+        LoadedModel("old", ModelSpec(checkpoint=str(tmp_path / "sd")), LoadOptions(device=CPU))
 
     assert not (tmp_path / "it ran").exists()
 
@@ -207,7 +208,7 @@ def test_a_depth_checkpoint_loads_as_published_ones_name_their_parts(tmp_path: P
         file = tmp_path / "depth" / name
         file.write_text(json.dumps(json.loads(file.read_text()) | old))
 
-    model = LoadedModel("depth", ModelSpec(checkpoint=str(tmp_path / "depth")), CPU)
+    model = LoadedModel("depth", ModelSpec(checkpoint=str(tmp_path / "depth")), LoadOptions(device=CPU))
 
     assert model.components["feature_extractor"].size["height"] == 32
     assert model.pipeline(system("depth2img", "depth2img"), None).feature_extractor is not None
@@ -233,7 +234,7 @@ def test_weights_that_do_not_fit_are_the_checkpoints_fault(
     save_file(weights if changed is None else weights | {name: changed}, file, metadata={"format": "pt"})
 
     with pytest.raises(SpecError, match=rf"models\.tuned: .* cannot be loaded: .*{said}"):
-        LoadedModel("tuned", ModelSpec(checkpoint=str(tmp_path / "sd")), CPU)
+        LoadedModel("tuned", ModelSpec(checkpoint=str(tmp_path / "sd")), LoadOptions(device=CPU))
 
 
 @pytest.mark.parametrize(
@@ -254,12 +255,12 @@ def test_a_broken_device_or_full_memory_is_no_checkpoints_fault(
     monkeypatch.setattr(diffusers.DiffusionPipeline, "to", fail)
 
     with pytest.raises(type(error), match=str(error)):
-        LoadedModel("sd", ModelSpec(checkpoint="demo:sd"), CPU)
+        LoadedModel("sd", ModelSpec(checkpoint="demo:sd"), LoadOptions(device=CPU))
 
 
 def test_half_precision_is_what_the_spec_asks_for() -> None:
     """`dtype` reaches every module."""
-    model = LoadedModel("sd", ModelSpec(checkpoint="demo:sd", dtype="bfloat16"), CPU)
+    model = LoadedModel("sd", ModelSpec(checkpoint="demo:sd", dtype="bfloat16"), LoadOptions(device=CPU))
 
     pipeline = model.pipeline(system("sd", "text2img"), None)
 
@@ -290,7 +291,7 @@ def test_checkpoints_with_the_same_component_hold_it_once() -> None:
         "half": ModelSpec(checkpoint="demo:sd", dtype="bfloat16"),
         "other": ModelSpec(checkpoint="demo:sdxl"),
     }
-    models = ModelCache(specs, CPU, 10**9)
+    models = ModelCache(specs, LoadOptions(device=CPU), 10**9)
     first, copy, half, other = (models.get(name) for name in specs)
 
     assert copy.components["vae"] is first.components["vae"]
@@ -307,7 +308,7 @@ def test_a_checkpoint_with_another_unet_shares_the_rest(tmp_path: Path) -> None:
         tuned.unet.conv_out.weight.mul_(1.01)
     tuned.save_pretrained(tmp_path / "tuned")
     specs = {"sd": ModelSpec(checkpoint="demo:sd"), "tuned": ModelSpec(checkpoint=str(tmp_path / "tuned"))}
-    models = ModelCache(specs, CPU, 10**9)
+    models = ModelCache(specs, LoadOptions(device=CPU), 10**9)
     base, other = (models.get(name) for name in specs)
 
     assert other.components["vae"] is base.components["vae"]
@@ -380,7 +381,10 @@ def test_a_learned_token_of_several_vectors_is_spelt_out(tmp_path: Path) -> None
         model.pipeline(text2img, None).maybe_convert_prompt(
             ["a <cat> by night"], model.components["tokenizer"]
         )
-        for model in (LoadedModel("cat", ModelSpec(checkpoint=str(tmp_path)), CPU), cache().get("sd"))
+        for model in (
+            LoadedModel("cat", ModelSpec(checkpoint=str(tmp_path)), LoadOptions(device=CPU)),
+            cache().get("sd"),
+        )
     ]
 
     assert converted == [["a <cat> <cat>_1 by night"], ["a <cat> by night"]]

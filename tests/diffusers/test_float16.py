@@ -9,6 +9,7 @@ import torch
 
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.pipelines.loaded_model import LoadedModel
+from actors.engine.pipelines.loading import LoadOptions
 from schemas.spec.job_spec import JobSpec, ModelSpec
 from tests.support.checkpoints import sdxl_checkpoint
 from tests.support.in_process import (
@@ -87,7 +88,7 @@ def test_calls_side_by_side_in_float16_find_the_vae_as_it_should_be(tmp_path: Pa
 
 def test_a_vae_that_overflows_in_float16_is_not_in_float16() -> None:
     """It asks for that by `force_upcast`; the UNet is as the spec says."""
-    model = LoadedModel("sd", ModelSpec.model_validate(HALF), DEVICE)
+    model = LoadedModel("sd", ModelSpec.model_validate(HALF), LoadOptions(device=DEVICE))
 
     assert {tensor.dtype for tensor in model.components["vae"].parameters()} == {torch.float32}
     assert {tensor.dtype for tensor in model.components["unet"].parameters()} == {torch.float16}

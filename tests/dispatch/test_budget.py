@@ -60,11 +60,11 @@ def test_a_run_of_which_a_hundred_rows_failed_and_none_is_made_ends_with_the_com
 
     assert str(caught.value).splitlines() == [
         "stopped: the first 100 rows that were tried all failed.",
-        "  70 nonfinite_image, such as: a nonfinite_image",
-        "  24 unreadable_uri, such as: a unreadable_uri",
-        "  3 unreadable_image, such as: a unreadable_image",
-        "  3 others",
-        "Nothing is lost: run again to go on, with --set errors.max_rate=1 to be stopped no more",
+        "  70 rows with nonfinite_image, such as: a nonfinite_image",
+        "  24 rows with unreadable_uri, such as: a unreadable_uri",
+        "  3 rows with unreadable_image, such as: a unreadable_image",
+        "  3 rows with other error codes",
+        "Nothing is lost. Run again to continue; --set errors.max_rate=1 turns this check off",
     ]
 
 

@@ -89,7 +89,7 @@ def test_of_two_drivers_that_begin_at_once_one_is_refused(
         both = sorted((one.wait(), other.wait()), key=lambda finished: finished.code)
 
     assert [finished.code for finished in both] == [0, 4], both
-    assert f"another driver is at work on {output}: process " in both[1].err
+    assert f"another driver is using {output}: process " in both[1].err
     assert_whole_on_s3(store, output, rows, tmp_path, s3_only)
 
 
@@ -117,7 +117,7 @@ def test_a_driver_that_was_suspended_stops_when_another_has_taken_over(
 
     assert successor.code == 0, successor.err
     assert stopped.code == 4, stopped.err
-    assert f"another driver has taken {output} over: process " in stopped.err
+    assert f"another driver has taken over {output}: process " in stopped.err
     assert {stored.uri: stored.etag for stored in store.list(output)} == made
     assert_whole_on_s3(store, output, rows, tmp_path, s3_only)
 

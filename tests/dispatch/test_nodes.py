@@ -69,7 +69,7 @@ def test_a_job_uses_a_machine_that_joins_and_outlives_one_that_is_lost(
         joined.kill_all()
 
     assert finished.code == 0, finished.err
-    assert "workers=1 more: the cluster has room for them now" in finished.err
+    assert "workers_added=1: the cluster has room now" in finished.err
     assert_whole(output, rows)
 
 
@@ -101,13 +101,13 @@ def test_a_job_whose_workers_fit_on_no_machine_says_what_it_waits_for(
     spec = job(tmp_path, rows, workers={"num": 1, "num_cpus": 3})
 
     with Started("-m", "tests.support.engines", "quick", spec, **nodes.env) as run:
-        run.wait_until(lambda: "waiting for a machine with 0 GPU and 3 CPU" in run.err())
+        run.wait_until(lambda: "waiting for a machine with 0 GPUs and 3 CPUs" in run.err())
         joined = nodes.add(num_cpus=3)
         finished = run.wait()
         joined.kill_all()
 
     assert finished.code == 0, finished.err
-    assert "those in the cluster now have 0 GPU and 0 CPU, 0 GPU and 1 CPU" in finished.err
+    assert "those in the cluster now have 0 GPUs and 0 CPUs, 0 GPUs and 1 CPU" in finished.err
     assert_whole(output, rows)
 
 

@@ -169,7 +169,7 @@ def test_a_shard_with_too_many_poison_rows_is_abandoned() -> None:
     job = Simulation([41], poison).run()
 
     assert job.made == {}
-    assert f"It was made without {MAX_POISON_ROWS} rows" in job.dispatcher.abandoned[0].reason
+    assert f"It was generated without {MAX_POISON_ROWS} rows" in job.dispatcher.abandoned[0].reason
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -69,7 +69,7 @@ def test_ctrl_c_ends_a_job_within_seconds_and_running_it_again_makes_the_rest(tm
     made = {part: part.read_bytes() for part in parts(output)}
 
     assert stopped.code == 130
-    assert stopped.err == "darkroom: interrupted; what is committed stays, run again to resume\n"
+    assert stopped.err == "darkroom: interrupted; saved parts stay, run again to resume\n"
     assert 2 < len(made) < 40
     assert all(pq.read_table(part).num_rows == 4 for part in made)
     partial = darkroom("verify", output)
@@ -96,7 +96,7 @@ def test_sigterm_while_ray_starts_ends_a_job_at_once(tmp_path: Path) -> None:
         run.wait_until_gone()
 
     assert stopped.code == 130
-    assert stopped.err.endswith("darkroom: interrupted; what is committed stays, run again to resume\n")
+    assert stopped.err.endswith("darkroom: interrupted; saved parts stay, run again to resume\n")
 
 
 def test_sigterm_ends_a_job_as_ctrl_c_does(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from actors.engine.pipelines.loaded_model import LoadedModel
+from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.storage.output import open_output
 from demo.small_components import feature_extractor
@@ -322,8 +323,10 @@ def test_a_step_that_is_flagged_filters_the_chain(
 
 def test_the_checkers_weights_count_once(tmp_path: Path) -> None:
     """However many pipelines are built; switched off, it is not in memory at all."""
-    with_checker = LoadedModel("sd", ModelSpec(checkpoint="demo:sd-safety"), DEVICE)
-    without = LoadedModel("sd", ModelSpec(checkpoint="demo:sd-safety"), DEVICE, with_checker=False)
+    with_checker = LoadedModel("sd", ModelSpec(checkpoint="demo:sd-safety"), LoadOptions(device=DEVICE))
+    without = LoadedModel(
+        "sd", ModelSpec(checkpoint="demo:sd-safety"), LoadOptions(device=DEVICE, with_checker=False)
+    )
     for task in ("text2img", "img2img", "inpaint"):
         system = find_system("sd", task)
         assert system is not None

@@ -89,7 +89,7 @@ def test_every_error_code_is_documented() -> None:
     """Each code in the source stands in the table of codes, and the other way round."""
     source = "\n".join(path.read_text() for path in (ROOT / "actors").rglob("*.py"))
     codes = set(re.findall(r"RowError\(\s*\"(\w+)\"", source))
-    codes |= set(re.findall(r"_nowhere\(\s*\w*,?\s*\"?\w*\"?,?\s*\"(\w+)\"", source))
+    codes |= set(re.findall(r"_unroutable\(\s*\w*,?\s*\"?\w*\"?,?\s*\"(\w+)\"", source))
     table = SPEC_PAGE[SPEC_PAGE.index("| error_code |") :]
     documented = set(re.findall(r"`(\w+)`", table))
 

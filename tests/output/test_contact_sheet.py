@@ -22,7 +22,7 @@ from PIL import Image
 from actors.images.encoding import encode
 from actors.parts.commit import PartIdentity
 from actors.parts.part import FinishedImage, RowOutcome, StoredImage, build_part
-from actors.rows.routing import Routed
+from actors.rows.routing import ResolvedRoute
 from actors.rows.row import Row
 from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import Storage
@@ -38,6 +38,7 @@ from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RefusedError, RowError, SpecError
 from schemas.job import PlannedFile, fingerprint_of
 from schemas.output_layout import JOB_RECORD, SUMMARY
+from schemas.systems.system_table import SYSTEMS
 from tests.support.checkpoints import model_card
 from tests.support.in_process import job_spec
 
@@ -221,7 +222,7 @@ def row(index: int, **changes: Any) -> Row:
     plain = Row(
         index=index,
         row_id=f"row-{index}",
-        routed=Routed(route="text2img", model="sd", system=None, defaults={}),
+        route=route("text2img", "sd"),
         texts={"prompt": f"prompt {index}", "negative_prompt": None},
         images={},
         seed=index,
@@ -236,8 +237,8 @@ def row(index: int, **changes: Any) -> Row:
     return replace(plain, **changes)
 
 
-def routed(route: str, model: str) -> Routed:
-    return Routed(route=route, model=model, system=None, defaults={})
+def route(name: str, model: str) -> ResolvedRoute:
+    return ResolvedRoute(name=name, model=model, system=SYSTEMS[0], defaults={})
 
 
 def noise(side: int, seed: int = 0) -> bytes:
@@ -559,10 +560,10 @@ def test_models_and_tasks_share_the_sheet(output: ReportedOutput) -> None:
     """A task that few rows have, and a model that one part has, are not lost among the rest."""
     output.num_shards = 100
     output.write_job(rows_per_shard=10, sd="a", xl="b")
-    rare = routed("img2img", "sd")
+    rare = route("img2img", "sd")
     for index in range(100):
-        where = routed("text2img", "xl") if index == 61 else routed("text2img", "sd")
-        rows = [row(i, routed=rare if index == 30 and i == 9 else where) for i in range(10)]
+        usual = route("text2img", "xl" if index == 61 else "sd")
+        rows = [row(i, route=rare if index == 30 and i == 9 else usual) for i in range(10)]
         output.write_part(index, [made(each, noise(16)) for each in rows])
 
     shown = Counter((frame.task, frame.model) for frame in output.sheet(max_images=40).frames)

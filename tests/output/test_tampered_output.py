@@ -186,7 +186,7 @@ def identity_with(**changes: Any) -> Change:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda record: record.update(num_shards=4), "`num_shards` is 4, and its files come to 3"),
+        (lambda record: record.update(num_shards=4), "`num_shards` is 4, but `files` gives 3"),
         (lambda record: record.update(num_shards=-1), "`num_shards` is -1; it should be greater than or"),
         (lambda record: record.update(num_shards=1.5), "`num_shards` is 1.5; it should be a valid integer"),
         (
@@ -198,7 +198,7 @@ def identity_with(**changes: Any) -> Change:
         (lambda record: record["identity"].clear(), "`fingerprint` is not that of `identity`"),
         (identity_with(columns=None), "`identity.columns` does not name columns"),
         (identity_with(columns={"prompt": 1}), "`identity.columns` does not name columns"),
-        (lambda record: record["models"].clear(), "`models` are none, those of `spec` sd"),
+        (lambda record: record["models"].clear(), "`models` are none, but those of `spec` are sd"),
         (lambda record: record["models"]["sd"].pop("family"), "`models.sd.family` is missing"),
         (
             lambda record: record["spec"]["batching"].update(shard_rows=0),

@@ -211,5 +211,5 @@ def test_a_changed_input_proves_nothing(spec: JobSpec, tmp_path: Path) -> None:
 
 def test_a_folder_without_a_job_is_said_to_be_none(tmp_path: Path) -> None:
     """Exit code 2, with the name of what is missing."""
-    with pytest.raises(SpecError, match=r"holds no darkroom output: there is no _darkroom/job\.json"):
+    with pytest.raises(SpecError, match=r"is not a darkroom output: there is no _darkroom/job\.json"):
         verify_output(str(tmp_path), Console(file=io.StringIO()))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from actors.images.spool import Spool
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import MAX_IMAGES_PER_ROW, MAX_SEED, check_batch
-from actors.rows.routing import Router
+from actors.rows.routing import ResolvedRoute, Router
 from actors.rows.row import Row, build_rows
 from schemas.columns.input_columns import map_columns
 from schemas.columns.output_columns import IMAGE_TYPE
@@ -176,12 +176,12 @@ BAD: list[tuple[Values, str, str]] = [
     (
         {"prompt": "x", "task": "txt2img"},
         "unknown_task",
-        "`txt2img` is no route (did you mean `text2img`?); routes are text2img, img2img, inpaint, fill",
+        "`txt2img` is not a route (did you mean `text2img`?); routes are text2img, img2img, inpaint, fill",
     ),
     (
         {"prompt": "x", "model": "sdx"},
         "unknown_model",
-        "`sdx` is no model (did you mean `sd`?); models are sd, xl",
+        "`sdx` is not a model (did you mean `sd`?); models are sd, xl",
     ),
     (
         {"prompt": "x", "task": "text2img", "model": "fill"},
@@ -336,7 +336,7 @@ def test_a_rows_value_beats_its_route_and_the_route_beats_what_is_published() ->
     """Each parameter is settled by the row, the route, diffusers or the checkpoint, in this order."""
     row = built({"prompt": "x", "task": "poster", "height": 640, "guidance_scale": None, "scheduler": None})
 
-    assert row.routed.model == "xl"
+    assert row.route.model == "xl"
     assert row.parameters["height"] == 640
     assert row.parameters["width"] == 512
     assert row.parameters["guidance_scale"] == 5.0
@@ -347,7 +347,7 @@ def test_a_row_that_goes_nowhere_has_no_model() -> None:
     """Such rows are a shard of their own, so that no checkpoint is loaded for them."""
     row = built({"prompt": "x", "task": "variation"})
 
-    assert row.routed.model == NO_MODEL
+    assert row.route.model == NO_MODEL
     assert isinstance(row.problem, RowError)
 
 
@@ -407,8 +407,8 @@ def test_a_row_without_a_problem_has_usable_values(rows: list[Values]) -> None:
                 assert 0 <= row.seed <= MAX_SEED
                 if row.problem is None:
                     assert row.texts["prompt"] is not None
-                    assert row.routed.system is not None
-                    assert set(row.routed.system.images) <= set(row.images)
+                    assert isinstance(row.route, ResolvedRoute)
+                    assert set(row.route.system.images) <= set(row.images)
                     assert 1 <= row.num_images <= MAX_IMAGES_PER_ROW
                     assert row.parameters["scheduler"] in SCHEDULERS
                     assert 0 <= float(row.parameters["guidance_scale"] or 0) <= 100

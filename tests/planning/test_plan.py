@@ -581,9 +581,9 @@ def test_routing_needs_no_route_twice() -> None:
     plan = plan_from([{"sd": 1}], 1)
     router = Router(plan.job.spec, {})
 
-    positions, routed = router.resolve_batch(pa.array([None, "x", None, "x", ""]), None, 5)
+    positions, routes = router.resolve_batch(pa.array([None, "x", None, "x", ""]), None, 5)
 
-    assert [routed[position].route for position in positions] == [
+    assert [routes[position].name for position in positions] == [
         "text2img",
         "x",
         "text2img",

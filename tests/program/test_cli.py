@@ -341,13 +341,13 @@ MISTAKES: list[tuple[Mistake, str]] = [
         "models.sd.checkpoint: unknown kind of demo checkpoint 'sd3'; choose one of sd, sd-safety",
     ),
     (more_than_the_disk_holds, "out will need about 322.1 TB, and its disk has"),
-    (output_where_a_file_is, "no folder; move it away or name another place"),
-    (output_behind_a_link_to_nothing, "no folder; move it away or name another place"),
-    (output_behind_a_link_to_itself, "no folder; move it away or name another place"),
-    (output_that_is_a_pipe, "no folder; move it away or name another place"),
+    (output_where_a_file_is, "not a folder; move it away or name another place"),
+    (output_behind_a_link_to_nothing, "not a folder; move it away or name another place"),
+    (output_behind_a_link_to_itself, "not a folder; move it away or name another place"),
+    (output_that_is_a_pipe, "not a folder; move it away or name another place"),
     (
         output_where_no_files_are_kept,
-        "/proc/out lies on a disk that has no size, such as /proc; choose another",
+        "/proc/out is on a file system without a size, such as /proc; choose another",
     ),
     (a_checkpoint_of_no_possible_name, "xxx cannot be a folder: File name too long"),
     (all_rows_bad, "rows.parquet row 0 (a): invalid_size: height is 500, not a multiple of 8; 496 would do"),
@@ -426,9 +426,9 @@ def test_a_mistake_is_found_without_ray_or_torch(desk: Desk) -> None:
         (("plan",), "Missing argument 'SPEC'"),
         (("plna", "x"), "No such command 'plna'"),
         (("plan", "x", "--sett", "a=1"), "No such option: --sett"),
-        (("status", "/no/such/output"), "/no/such/output holds no darkroom output"),
+        (("status", "/no/such/output"), "/no/such/output is not a darkroom output"),
         (("verify", "ftp://x/y"), "ftp:// is not supported"),
-        (("report", "/no/such/output"), "/no/such/output holds no darkroom output"),
+        (("report", "/no/such/output"), "/no/such/output is not a darkroom output"),
         (
             ("schema", "/no/such/folder/schema.json"),
             "/no/such/folder/schema.json: cannot be written: No such file",
@@ -531,7 +531,7 @@ def test_a_demo_model_is_built_where_nothing_is(tmp_path: Path) -> None:
     again = darkroom("demo-model", str(folder))
 
     assert built.returncode == 0, built.stderr
-    assert "its pictures are noise by design" in built.stdout
+    assert "its images are noise by design" in built.stdout
     assert (folder / "model_index.json").is_file()
     assert again.returncode == 2
     assert "is there already; name a new folder for the demo checkpoint" in again.stderr

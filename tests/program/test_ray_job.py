@@ -99,7 +99,7 @@ def test_the_demo_runs_as_a_ray_job(demo: tuple[Finished, Path]) -> None:
     finished, output = demo
 
     assert finished.code == 0, finished.out
-    assert "2 workers of 1 CPU each\n" in finished.out
+    assert "2 workers with 1 CPU each\n" in finished.out
     assert "all in all 39 rows ok, 0 filtered, 1 failed" in finished.out
     assert f"output: {output}\n" in finished.out
     assert len(output_rows(output)) == 41
@@ -152,7 +152,7 @@ def test_a_stopped_ray_job_goes_on_when_it_is_submitted_again(cluster: Cluster, 
     again = cluster.submit(spec, name="second")
 
     assert submitted.code == 0
-    assert "darkroom: interrupted; what is committed stays, run again to resume" in log
+    assert "darkroom: interrupted; saved parts stay, run again to resume" in log
     assert 0 < len(made) < 15
     assert again.code == 0, again.out
     assert f"{len(made)} of 15 parts are there already" in again.out
@@ -211,7 +211,7 @@ def test_submit_runs_the_job_and_ends_with_its_exit_code(cluster: Cluster, tmp_p
     assert done.code == 0, done.err
     assert f"output: {output}\n" in done.out
     assert refused.code == 4
-    assert "seed: 0 there, 1 here" in refused.out
+    assert "seed: was 0, is now 1" in refused.out
 
 
 def test_submit_refuses_what_the_cluster_cannot_have(cluster: Cluster, tmp_path: Path) -> None:

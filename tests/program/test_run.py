@@ -115,7 +115,7 @@ def test_output_that_is_no_terminal_is_plain_lines(demo: Ran) -> None:
     text = demo.finished.out + demo.finished.err
 
     assert re.search(r"[\x1b\r\x07]", text) is None
-    assert "2 workers of 1 CPU each\n" in demo.finished.out
+    assert "2 workers with 1 CPU each\n" in demo.finished.out
     assert re.search(r"^40 of 40 rows \(100%\) · [0-9.]+ images/s · ", demo.finished.out, re.MULTILINE)
     assert demo.finished.err == ""
 
@@ -186,7 +186,7 @@ def test_workers_larger_than_this_machine_are_refused(tmp_path: Path) -> None:
     refused = darkroom("run", spec)
 
     assert refused.code == 2
-    assert "a worker is to have 0 GPU and 100000 CPU, and this machine has" in refused.err
+    assert "a worker needs 0 GPUs and 100,000 CPUs, and this machine has" in refused.err
 
 
 def test_a_changed_spec_is_refused_and_the_difference_named(demo: Ran) -> None:
@@ -194,8 +194,8 @@ def test_a_changed_spec_is_refused_and_the_difference_named(demo: Ran) -> None:
     changed = darkroom("run", DEMO, "--set", f"output.path={demo.output}", "--set", "seed=7", **NO_RAY)
 
     assert changed.code == 4
-    assert f"{demo.output} belongs to another job, or this one has changed" in changed.err
-    assert "seed: 0 there, 7 here" in changed.err
+    assert f"{demo.output} belongs to another job, or this job has changed" in changed.err
+    assert "seed: was 0, is now 7" in changed.err
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_a_second_driver_is_refused_while_the_first_is_alive(alone: tuple[Ran, F
     refused = alone[1]
 
     assert refused.code == 4
-    assert f"another driver is at work on {alone[0].output}: process " in refused.err
+    assert f"another driver is using {alone[0].output}: process " in refused.err
 
 
 def test_more_failed_rows_than_the_budget_allows_end_with_exit_code_3(over_budget: Ran) -> None:
@@ -283,7 +283,7 @@ def test_a_changed_input_is_refused(over_budget: Ran) -> None:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("127.0.0.1:1", "RAY_ADDRESS is 127.0.0.1:1, and nobody answers there"),
+        ("127.0.0.1:1", "RAY_ADDRESS is 127.0.0.1:1, but nothing answers there"),
         ("http://127.0.0.1:8265", "the address for `darkroom submit --address`"),
     ],
 )

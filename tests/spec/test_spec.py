@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 from schemas.spec.spec_file import load_spec
-from schemas.spec.spec_schema import spec_schema
+from schemas.spec.spec_schema import spec_json_schema
 from schemas.spec.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_VALUES, parse_yaml
 from tests.support.running import ROOT
 
@@ -77,7 +77,7 @@ def test_a_small_spec_gets_every_default(spec_path: Path) -> None:
 def test_every_config_of_the_repository_loads(path: Path) -> None:
     """configs/ holds specs that are valid, for darkroom and for an editor with the JSON schema."""
     spec = load_spec(path)
-    jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(spec_schema()))
+    jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(spec_json_schema()))
 
     assert spec.name == path.stem
 
@@ -86,7 +86,7 @@ def test_the_json_schema_is_current() -> None:
     """docs/job-spec.schema.json is what `darkroom schema` writes now."""
     written = (ROOT / "docs" / "job-spec.schema.json").read_text(encoding="utf-8")
 
-    assert written == spec_schema()
+    assert written == spec_json_schema()
 
 
 def test_the_json_schema_refuses_an_unknown_key() -> None:
@@ -95,7 +95,7 @@ def test_the_json_schema_refuses_an_unknown_key() -> None:
     document["models"]["sd"]["revison"] = "main"
 
     with pytest.raises(jsonschema.ValidationError, match="revison"):
-        jsonschema.validate(document, json.loads(spec_schema()))
+        jsonschema.validate(document, json.loads(spec_json_schema()))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def alive(**changes: object) -> bytes:
 
 def test_a_second_driver_is_refused_until_the_first_has_ended(storage: Storage, folder: str) -> None:
     """And told who it is."""
-    with Lease(Output(storage, folder)), pytest.raises(RefusedError, match="another driver is at work"):
+    with Lease(Output(storage, folder)), pytest.raises(RefusedError, match="another driver is using"):
         Lease(Output(storage, folder)).__enter__()
 
     with Lease(Output(storage, folder)):
@@ -43,7 +43,7 @@ def test_a_driver_that_was_succeeded_stops_and_leaves_the_lease_alone(storage: S
         age(storage, folder, VALID_S + 1)
         with Lease(Output(storage, folder)):
             successor = storage.read(join(folder, LEASE))
-            with pytest.raises(RefusedError, match="another driver has taken"):
+            with pytest.raises(RefusedError, match="another driver has taken over"):
                 late.confirm(TALLY)
 
     ended = json.loads(storage.read(join(folder, LEASE)))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.engine import Engine
+from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
 from actors.storage.output import Output, open_output
 from actors.storage.stores import Stores
@@ -77,7 +78,8 @@ def plan_for(spec: JobSpec) -> Plan:
 
 def model_cache(spec: JobSpec, capacity_bytes: int = 10**9) -> ModelCache:
     """The models of a spec, on the CPU."""
-    return ModelCache(spec.models, DEVICE, capacity_bytes, with_checkers=spec.safety.checker == "on")
+    options = LoadOptions(device=DEVICE, with_checker=spec.safety.checker == "on")
+    return ModelCache(spec.models, options, capacity_bytes)
 
 
 def worker_for(

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from actors.engine.batching.batcher import Batcher, Call, Outcome
-from actors.engine.batching.merged_modules import EntryPoint, Stage
+from actors.engine.batching.batch_policy import Stage
+from actors.engine.batching.batcher import Batcher, Outcome
+from actors.engine.batching.merged_modules import MergePoint
 
 CHANNELS = 3
 
@@ -78,13 +79,13 @@ class ToyModel:
         self.denoiser = Denoiser("denoiser", self.log)
         self.decoder = Decoder("decoder", self.log)
 
-    def entries(self) -> list[EntryPoint]:
+    def entries(self) -> list[MergePoint]:
         """Its modules as a model's are."""
         numbers = frozenset({"timestep"})
         return [
-            EntryPoint(name="text_encoder", module=self.text_encoder, stage=Stage.BEFORE, remembers=True),
-            EntryPoint(name="denoiser", module=self.denoiser, stage=Stage.MAIN, numbers=numbers),
-            EntryPoint(name="decoder", module=self.decoder, stage=Stage.AFTER),
+            MergePoint(name="text_encoder", module=self.text_encoder, stage=Stage.ENCODE, caches_rows=True),
+            MergePoint(name="denoiser", module=self.denoiser, stage=Stage.DENOISE, numbers=numbers),
+            MergePoint(name="decoder", module=self.decoder, stage=Stage.DECODE),
         ]
 
     def batches(self, name: str) -> list[int]:
@@ -138,23 +139,34 @@ class Picture:
         return self.model.denoiser(sample, timestep, states, **options)[0]
 
 
-def call(make: Callable[[], Any], rows: int = 1) -> Call[Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToyCall:
     """Anything as a call."""
-    return Call(make=make, rows=rows)
+
+    make: Callable[[], Any]
+    rows: int = 1
+
+    def __call__(self) -> Any:
+        return self.make()
 
 
-def pictures(*made: Picture) -> list[Call[torch.Tensor]]:
+def call(make: Callable[[], Any], rows: int = 1) -> ToyCall:
+    """Anything as a call."""
+    return ToyCall(make=make, rows=rows)
+
+
+def pictures(*made: Picture) -> list[ToyCall]:
     """Plain calls as they are queued."""
     return [call(each, rows=len(each.texts)) for each in made]
 
 
-def batcher_of(model: ToyModel, max_rows: int = 16, ladder: Sequence[int] = ()) -> Batcher[Any]:
+def batcher_of(model: ToyModel, max_rows: int = 16, ladder: Sequence[int] = ()) -> Batcher[ToyCall]:
     """A batcher for a model."""
     return Batcher(model.entries(), max_rows, ladder)
 
 
 @contextmanager
-def running(batcher: Batcher[Any], calls: Sequence[Call[Any]]) -> Iterator[Iterator[Outcome[Any]]]:
+def running(batcher: Batcher[ToyCall], calls: Sequence[ToyCall]) -> Iterator[Iterator[Outcome[ToyCall]]]:
     """The outcomes of calls, one by one."""
     queue = iter(calls)
     with torch.inference_mode():
@@ -165,7 +177,7 @@ def running(batcher: Batcher[Any], calls: Sequence[Call[Any]]) -> Iterator[Itera
             outcomes.close()  # type: ignore[attr-defined]  # a generator
 
 
-def run(batcher: Batcher[Any], calls: Sequence[Call[Any]]) -> list[Any]:
+def run(batcher: Batcher[ToyCall], calls: Sequence[ToyCall]) -> list[Any]:
     """What became of each call, in the order of `calls`: its value or its error."""
     with running(batcher, calls) as outcomes:
         ended = {id(outcome.call): outcome for outcome in outcomes}
@@ -175,7 +187,7 @@ def run(batcher: Batcher[Any], calls: Sequence[Call[Any]]) -> list[Any]:
     ]
 
 
-def alone(calls: Sequence[Call[Any]]) -> list[Any]:
+def alone(calls: Sequence[ToyCall]) -> list[Any]:
     """The values without a batcher."""
     with torch.inference_mode():
         return [each.make() for each in calls]

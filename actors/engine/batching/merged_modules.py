@@ -3,7 +3,6 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from enum import IntEnum
 from inspect import Parameter, signature
 from traceback import clear_frames
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from actors.engine.batching import tensor_trees
+from actors.engine.batching.batch_policy import Stage
 from actors.engine.batching.row_cache import RowCache, RowKey, concatenated_results, row_keys
 from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 
@@ -23,19 +23,8 @@ Autocast = tuple[str, torch.dtype]
 _BY_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
-class Stage(IntEnum):
-    """Where in a call a module is asked: that decides whose turn it is."""
-
-    BEFORE = 0
-    """Once, on the way to the main module: text and image encoders."""
-    MAIN = 1
-    """Over and over; to be kept full."""
-    AFTER = 2
-    """Once, when the main module has done its part: decoders, checkers."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EntryPoint:
+class MergePoint:
     """A module whose calls are merged."""
 
     name: str
@@ -44,7 +33,7 @@ class EntryPoint:
     stage: Stage
     numbers: frozenset[str] = frozenset()
     """Arguments that are one number for all rows of a call: each row is given its own, as a float."""
-    remembers: bool = False
+    caches_rows: bool = False
     """Whether rows that it has been given before are answered from memory."""
     forward: Callable[..., Any] | None = None
     """What runs in place of the module's own `forward`, such as a compiled one."""
@@ -56,7 +45,7 @@ class Request:
 
     arguments: Arguments
     rows: int
-    form: Hashable
+    batch_key: Hashable
     """Requests of one form can go through the module together."""
     keys: tuple[RowKey, ...] = ()
     """Of its rows, where the module remembers them."""
@@ -92,39 +81,42 @@ class CallCount:
 
 
 class MergedModule:
-    """An entry point during a run."""
+    """A merge point during a run."""
 
-    def __init__(self, entry: EntryPoint, ladder: Sequence[int] = ()) -> None:
-        self.entry = entry
+    def __init__(self, point: MergePoint, ladder: Sequence[int] = ()) -> None:
+        self.point = point
         self.count = CallCount()
         self.max_rows: dict[Hashable, int] = {}
         """That fit in memory together, by form, once more have not."""
-        self._ladder = ladder if entry.stage is Stage.MAIN else ()
-        self._own_forward = entry.module.forward
-        self._forward = entry.forward or entry.module.forward
-        parameters = signature(entry.module.forward).parameters
+        self._ladder = ladder if point.stage is Stage.DENOISE else ()
+        self._own_forward = point.module.forward
+        self._forward = point.forward or point.module.forward
+        parameters = signature(point.module.forward).parameters
         self._names = [name for name, parameter in parameters.items() if parameter.kind in _BY_PLACE]
         self._defaults = {name: parameter.default for name, parameter in parameters.items()}
-        self._remembered = RowCache() if entry.remembers else None
+        self._row_cache = RowCache() if point.caches_rows else None
 
     @contextmanager
     def patched(
-        self, within: Callable[[], bool], stop: Callable[["MergedModule", Request], Any]
+        self, is_within_call: Callable[[], bool], suspend: Callable[["MergedModule", Request], Any]
     ) -> Iterator[None]:
-        """Meanwhile a call of the module from `within` gets what `stop` returns; any other passes through."""
+        """While the block runs, a caller for whom `is_within_call` is true gets what `suspend` returns.
+
+        Any other call of the module passes through.
+        """
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if not within():
+            if not is_within_call():
                 return self._own_forward(*args, **kwargs)
             request = self._request(args, kwargs)
-            known = self._remembered.get(request.keys) if self._remembered and request.keys else None
+            known = self._row_cache.get(request.keys) if self._row_cache and request.keys else None
             if known is None:
-                with _left(request.autocast):
-                    return stop(self, request)
+                with _autocast_off(request.autocast):
+                    return suspend(self, request)
             self.count.rows_needed += request.rows
             return known
 
-        module = self.entry.module
+        module = self.point.module
         before = vars(module).get("forward")
         # For the run only: a module with a function that knows the module would not be freed in time.
         module.forward = forward
@@ -141,21 +133,21 @@ class MergedModule:
         # Pipelines differ in whether they leave an argument out or say None, where that is the default.
         left_out = {name for name in named if named[name] is None and self._defaults.get(name) is None}
         arguments = {name: named[name] for name in sorted(named.keys() - left_out)}
-        numbers = self.entry.numbers & arguments.keys()
+        numbers = self.point.numbers & arguments.keys()
         autocast = _autocast()
         tensors = [*tensor_trees.tensors([arguments[name] for name in arguments.keys() - numbers])]
         sizes = set(tensor_trees.leading_sizes(tensors))
         rows = next(iter(sizes)) if len(sizes) == 1 else None
         if rows is None:
             # A tensor without rows, or with other ones.
-            return Request(arguments=named, rows=1, form=object(), alone=True, autocast=autocast)
-        arguments |= {name: _a_row_each(arguments[name], rows) for name in numbers}
+            return Request(arguments=named, rows=1, batch_key=object(), alone=True, autocast=autocast)
+        arguments |= {name: _one_per_row(arguments[name], rows) for name in numbers}
         return Request(
             arguments=arguments,
             rows=rows,
-            form=(self.entry.name, autocast, tensor_trees.form(arguments)),
+            batch_key=(self.point.name, autocast, tensor_trees.form(arguments)),
             autocast=autocast,
-            keys=row_keys(arguments, rows) if self._remembered is not None else (),
+            keys=row_keys(arguments, rows) if self._row_cache is not None else (),
         )
 
     def answers(self, requests: Sequence[Request]) -> list[Any]:
@@ -167,8 +159,8 @@ class MergedModule:
         return self._attempt(requests)
 
     def _attempt(self, requests: Sequence[Request]) -> list[Any]:
-        form, rows = requests[0].form, sum(request.rows for request in requests)
-        if len(requests) == 1 or rows <= self.max_rows.get(form, rows):
+        batch_key, rows = requests[0].batch_key, sum(request.rows for request in requests)
+        if len(requests) == 1 or rows <= self.max_rows.get(batch_key, rows):
             try:
                 return self._batch(requests)
             except Exception as error:
@@ -182,7 +174,7 @@ class MergedModule:
             # Outside the `except`: the traceback there keeps the failed batch's tensors in memory.
             if too_large:
                 torch.cuda.empty_cache()
-                self.max_rows[form] = max(1, rows // 2)
+                self.max_rows[batch_key] = max(1, rows // 2)
             else:
                 return [answer for request in requests for answer in self._attempt([request])]
         half = -(-len(requests) // 2)
@@ -192,9 +184,9 @@ class MergedModule:
         arguments = tensor_trees.join([request.arguments for request in requests])
         if requests[0].alone:
             return [self._run(arguments, 1, requests[0].autocast)]
-        if self._remembered is not None and requests[0].keys:
+        if self._row_cache is not None and requests[0].keys:
             keys = [key for request in requests for key in request.keys]
-            results = self._remembered.complete(
+            results = self._row_cache.complete(
                 keys,
                 lambda places: self._run(
                     tensor_trees.select(arguments, places), len(places), requests[0].autocast
@@ -222,7 +214,7 @@ class MergedModule:
 
     def _on_device(self, arguments: Arguments) -> Arguments:
         """Numbers may have been left on the host: modules bring one to their device, and not one a row."""
-        numbers = self.entry.numbers & arguments.keys()
+        numbers = self.point.numbers & arguments.keys()
         others = [arguments[name] for name in arguments.keys() - numbers]
         device = next(tensor_trees.tensors(others)).device
         # Not to be waited for: that would be waiting for all that the device has still to do.
@@ -238,7 +230,7 @@ def _autocast() -> Autocast | None:
 
 
 @contextmanager
-def _left(autocast: Autocast | None) -> Iterator[None]:
+def _autocast_off(autocast: Autocast | None) -> Iterator[None]:
     """Without it meanwhile: it is the thread's, and would be the other calls' too."""
     if autocast is None:
         yield
@@ -252,6 +244,6 @@ def _left(autocast: Autocast | None) -> Iterator[None]:
         torch.set_autocast_dtype(device, dtype)
 
 
-def _a_row_each(number: torch.Tensor | float, rows: int) -> torch.Tensor:
+def _one_per_row(number: torch.Tensor | float, rows: int) -> torch.Tensor:
     """One number as a float for each row: schedulers disagree on whether timesteps are whole numbers."""
     return torch.as_tensor(number).float().reshape(-1).expand(rows)

@@ -65,19 +65,13 @@ def check_steps(cohort: Cohort, pipeline: Any) -> None:
 
 def arguments(cohort: Cohort, decoded: Sequence[Decoded], pipeline: Any) -> Arguments:
     """Everything that the pipeline is called with."""
-    rows = [sample.opened.row for sample, _ in decoded]
     found: Arguments = {
         name: value
         for name, value in cohort.parameters.items()
         if value is not None and name not in NO_ARGUMENTS
     }
-    if "prompt" in cohort.system.texts:
-        found["prompt"] = [row.texts["prompt"] for row in rows]
-    if "prompt_2" in cohort.system.texts:
-        # As XL itself does where the second one is missing, but row by row.
-        found["prompt_2"] = [row.texts["prompt_2"] or row.texts["prompt"] for row in rows]
-    for name in cohort.negative_texts:
-        found[name] = [row.texts[name] or row.texts["negative_prompt"] or "" for row in rows]
+    for field in cohort.texts:
+        found[field] = [sample.texts[field] for sample, _ in decoded]
     # On the CPU whatever the device is: a seed must mean the same picture on every machine.
     found["generator"] = [torch.Generator("cpu").manual_seed(sample.seed) for sample, _ in decoded]
     for field in decoded[0][1]:

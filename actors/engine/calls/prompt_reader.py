@@ -15,7 +15,6 @@ from actors.engine.calls.prompt_weights import is_weighted, parse
 from actors.engine.pipelines.model_cache import ModelCache
 from actors.engine.samples import Sample
 from schemas.errors import RowError
-from schemas.systems.system_table import PROMPTS
 
 
 class PromptReader:
@@ -31,11 +30,11 @@ class PromptReader:
         """The samples with how their texts are to be encoded, or with what is cut off them."""
         texts: dict[str, dict[str, None]] = {}
         for sample in samples:
-            texts.setdefault(sample.routed.model, {}).update(dict.fromkeys(_all_texts(sample)))
+            texts.setdefault(sample.route.model, {}).update(dict.fromkeys(sample.all_encoder_texts()))
         tokens = {
-            (model, place, text): found
+            (model, encoder, text): found
             for model, wanted in texts.items()
-            for place, tokenizer in enumerate(self._tokenizers_of(model))
+            for encoder, tokenizer in enumerate(self._tokenizers_of(model))
             for text, found in tokenize(tokenizer, list(wanted), weighted=self._weighted)
         }
         return [self._measured(sample, tokens) for sample in samples]
@@ -51,15 +50,15 @@ class PromptReader:
         sample = replace(sample, num_windows=1, weighted=False)
         if "prompt" not in sample.system.texts:
             return sample
-        if self._weighted and any(map(is_weighted, _all_texts(sample))):
+        if self._weighted and any(map(is_weighted, sample.all_encoder_texts())):
             sample = replace(sample, weighted=True)
-        model = sample.routed.model
+        model = sample.route.model
         tokenizers = self._tokenizers[model]
         if self._chunk and takes_embeddings(sample.system.pipeline):
             needed = (
-                -(-len(tokens[model, place, text]) // tokens_per_window(tokenizer))
-                for place, tokenizer in enumerate(tokenizers)
-                for text in _texts(sample, place).values()
+                -(-len(tokens[model, encoder, text]) // tokens_per_window(tokenizer))
+                for encoder, tokenizer in enumerate(tokenizers)
+                for text in sample.encoder_texts(encoder).values()
             )
             return replace(sample, num_windows=max(1, *needed))
         return replace(sample, truncated={**self._cut(sample, tokens), **sample.truncated})
@@ -67,10 +66,10 @@ class PromptReader:
     def _cut(self, sample: Sample, tokens: dict[tuple[str, int, str], Tokens]) -> dict[str, str]:
         """What is left out, by the field whose text it is, as diffusers' own warning shows it."""
         cut: dict[str, str] = {}
-        model = sample.routed.model
-        for place, tokenizer in enumerate(self._tokenizers[model]):
-            for field, text in _texts(sample, place).items():
-                rest = tokens[model, place, text][tokens_per_window(tokenizer) :]
+        model = sample.route.model
+        for encoder, tokenizer in enumerate(self._tokenizers[model]):
+            for field, text in sample.encoder_texts(encoder).items():
+                rest = tokens[model, encoder, text][tokens_per_window(tokenizer) :]
                 if rest:
                     cut.setdefault(field, tokenizer.decode(rest))
         return cut
@@ -82,22 +81,3 @@ def check_texts(sample: Sample) -> None:
         raise RowError("invalid_prompt", f"{sample.system.pipeline} takes no weighted prompts")
     for text in sample.opened.row.texts.values() if sample.weighted else ():
         parse(text or "")
-
-
-def _all_texts(sample: Sample) -> list[str]:
-    if "prompt" not in sample.system.texts:
-        return []
-    places = (0, 1) if "prompt_2" in sample.system.texts else (0,)
-    return [text for place in places for text in _texts(sample, place).values()]
-
-
-def _texts(sample: Sample, place: int) -> dict[str, str]:
-    """What the text encoder at `place` reads for a sample, by the field that has it: its prompt, and with
-    guidance its negative one."""
-    row = sample.opened.row.texts
-    scale = sample.parameters["guidance_scale"]
-    guided = isinstance(scale, (int, float)) and scale > 1
-    fields: tuple[str, ...] = PROMPTS if guided else PROMPTS[:1]
-    if place == 1:
-        fields = tuple(f"{field}_2" if row[f"{field}_2"] else field for field in fields)
-    return {field: row[field] or "" for field in fields}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from actors.engine.pipelines.loading import load
+from actors.engine.pipelines.loading import LoadOptions, load
 from actors.engine.pipelines.pipeline_builder import build_pipeline, new_scheduler
 from actors.engine.pipelines.safety_checker import checker_of
 from actors.engine.pipelines.shared_modules import SharedModules
@@ -28,18 +28,11 @@ class LoadedModel:
         self,
         name: str,
         spec: ModelSpec,
-        device: torch.device,
+        options: LoadOptions,
         shared: SharedModules | None = None,
-        *,
-        with_checker: bool = True,
-        channels_last: bool = False,
     ) -> None:
-        self.device = device
-        self._base = load(
-            *(name, spec, device, shared or SharedModules()),
-            with_checker=with_checker,
-            channels_last=channels_last,
-        )
+        self.device = options.device
+        self._base = load(name, spec, options, shared or SharedModules())
         self.safety_checker = checker_of(self._base)
         self._pipelines: dict[str, Any] = {}
         self._fresh_scheduler = lru_cache(SCHEDULERS_KEPT)(partial(new_scheduler, self._base.scheduler))

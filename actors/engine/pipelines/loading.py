@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -38,6 +39,18 @@ _TRANSFORMERS_CLASS_REMAPPING["DPTFeatureExtractor"] = {
     "transformers_version": (">=", "5.0"),
 }
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a worker loads every checkpoint."""
+
+    device: torch.device
+    with_checker: bool = True
+    """Whether a checkpoint's safety checker is loaded too."""
+    channels_last: bool = False
+    """Whether convolutions get their numbers in the order that a GPU prefers."""
+
+
 LOADING_ERRORS = (
     *(OSError, ValueError, KeyError, ImportError, TypeError, AttributeError),
     # Weights of other shapes, or too few of them (transformers 5.23, torch 2.13); a pickle of other things.
@@ -46,7 +59,7 @@ LOADING_ERRORS = (
 """What the libraries raise for a checkpoint that is not as it should be."""
 
 
-def on_this_machine(name: str, spec: ModelSpec, *, with_checker: bool = True) -> ModelSpec:
+def on_this_machine(name: str, spec: ModelSpec, options: LoadOptions) -> ModelSpec:
     """The same model with a folder of this machine for its checkpoint.
 
     Of a Hub repository, what diffusers would load is downloaded now, into the Hub's own cache.
@@ -59,7 +72,7 @@ def on_this_machine(name: str, spec: ModelSpec, *, with_checker: bool = True) ->
                 f"{socket.gethostname()}; it must be one that every machine of the cluster shares, "
                 "or a Hub repository"
             )
-        folder = _download(name, spec, with_checker)
+        folder = _download(name, spec, options.with_checker)
     return spec.model_copy(update={"checkpoint": str(folder), "revision": None})
 
 
@@ -81,40 +94,34 @@ def _download(name: str, spec: ModelSpec, with_checker: bool) -> Path:
     return Path(folder)
 
 
-def load(
-    name: str,
-    spec: ModelSpec,
-    device: torch.device,
-    shared: SharedModules,
-    *,
-    with_checker: bool,
-    channels_last: bool,
-) -> Any:
+def load(name: str, spec: ModelSpec, options: LoadOptions, shared: SharedModules) -> Any:
     """The checkpoint's own pipeline; SpecError where it cannot be had."""
-    spec = on_this_machine(name, spec, with_checker=with_checker)
+    spec = on_this_machine(name, spec, options)
     folder = Path(spec.checkpoint)
-    dtype = _dtype(spec.dtype, device)
-    logger.info("loading model=%s checkpoint=%s dtype=%s device=%s", name, folder, dtype, device)
+    dtype = _dtype(spec.dtype, options.device)
+    logger.info("loading model=%s checkpoint=%s dtype=%s device=%s", name, folder, dtype, options.device)
     try:
         index = diffusers.DiffusionPipeline.load_config(folder)
         pipeline = pipeline_class(index["_class_name"]).from_pretrained(
             folder,
-            **shared.known(folder, spec, dtype) | _mended(index) | _checker_arguments(index, with_checker),
+            **shared.known(folder, spec, dtype)
+            | _mended(index)
+            | _checker_arguments(index, options.with_checker),
             variant=spec.variant,
             dtype=dtype,
             use_safetensors=_use_safetensors(),
             trust_remote_code=False,
         )
-        if _has_safe_checker(index) and with_checker:
+        if _has_safe_checker(index) and options.with_checker:
             pipeline.register_modules(safety_checker=_ordinary_checker(folder, spec, dtype))
         # Weights that are missing are noticed here.
-        pipeline = pipeline.to(device)
+        pipeline = pipeline.to(options.device)
     except LOADING_ERRORS as error:
         if is_out_of_memory(error) or is_fatal(error):
             raise  # the machine's, not the checkpoint's
         raise SpecError(f"models.{name}: {folder} cannot be loaded: {_said(error)}") from error
     enable_clip_skip(getattr(pipeline, "text_encoder", None))
-    for module in (pipeline.unet, pipeline.vae) if channels_last else ():
+    for module in (pipeline.unet, pipeline.vae) if options.channels_last else ():
         module.to(memory_format=torch.channels_last)
     keep_in_float32(pipeline)
     shared.add(folder, spec, dtype, pipeline.components)

@@ -9,7 +9,7 @@ import torch
 
 from actors.checkpoints.component_files import component_files, files_in
 from actors.engine.pipelines.loaded_model import LoadedModel, weight_bytes
-from actors.engine.pipelines.loading import on_this_machine
+from actors.engine.pipelines.loading import LoadOptions, on_this_machine
 from actors.engine.pipelines.shared_modules import SharedModules
 from schemas.spec.job_spec import ModelSpec
 
@@ -19,19 +19,9 @@ logger = logging.getLogger(__name__)
 class ModelCache:
     """The models a worker holds, the one used longest ago first to go when the bytes run out."""
 
-    def __init__(
-        self,
-        specs: Mapping[str, ModelSpec],
-        device: torch.device,
-        capacity_bytes: int,
-        *,
-        with_checkers: bool = True,
-        channels_last: bool = False,
-    ) -> None:
+    def __init__(self, specs: Mapping[str, ModelSpec], options: LoadOptions, capacity_bytes: int) -> None:
         self._specs = specs
-        self._with_checkers = with_checkers
-        self._channels_last = channels_last
-        self._device = device
+        self._options = options
         self._capacity_bytes = capacity_bytes
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
         self._shared = SharedModules()
@@ -45,13 +35,9 @@ class ModelCache:
     def get(self, name: str) -> LoadedModel:
         """The model, loaded now if it is not in memory."""
         if name not in self._models:
-            spec = on_this_machine(name, self._specs[name], with_checker=self._with_checkers)
+            spec = on_this_machine(name, self._specs[name], self._options)
             self._make_room(spec)
-            self._models[name] = LoadedModel(
-                *(name, spec, self._device, self._shared),
-                with_checker=self._with_checkers,
-                channels_last=self._channels_last,
-            )
+            self._models[name] = LoadedModel(name, spec, self._options, self._shared)
             self.num_loads += 1
             self._evict(keep=name)
         self._models.move_to_end(name)
@@ -75,5 +61,5 @@ class ModelCache:
     def _drop_oldest(self) -> None:
         name, _ = self._models.popitem(last=False)
         logger.info("dropped model=%s to make room", name)
-        if self._device.type == "cuda":
+        if self._options.device.type == "cuda":
             torch.cuda.empty_cache()

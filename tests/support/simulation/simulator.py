@@ -407,7 +407,7 @@ class Driver:
             self.finish(num_shards)
 
     def settle(self) -> tuple[Plan, int]:
-        """See `jobs.run._settle`: the job's plan, and how many parts it has."""
+        """See `jobs.run._plan_and_record`: the job's plan, and how many parts it has."""
         store, plan = self.simulation.store, self.simulation.plan
         record = read_record(Output(store, OUTPUT))
         if record is None:
