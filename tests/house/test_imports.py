@@ -4,80 +4,216 @@ import ast
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 
 from schemas.systems.system_table import SYSTEMS
+from tests.support.house_rules import (
+    Imports,
+    Order,
+    circles,
+    imported_names,
+    module_name,
+    repeated_stems,
+    strays,
+    upward,
+)
 from tests.support.running import ROOT
 
-LAYERS = ("schemas", "models", "actors", "jobs")
-"""Each imports itself and those before it."""
-MODULES = sorted(path for layer in (*LAYERS, "demo") for path in (ROOT / layer).rglob("*.py"))
-HOME: dict[str, tuple[str, ...]] = {
-    "torch": ("actors", "demo"),
-    "diffusers": ("actors", "demo"),
-    "transformers": ("actors", "demo"),
-    "ray": ("jobs",),
+
+def order(*ranks: str) -> Order:
+    return [frozenset(rank.split()) for rank in ranks]
+
+
+HOUSE: Mapping[str, Order] = {
+    # At the top demo stands on actors. Nothing imports tests; demo draws its rows with tools.
+    "": order("schemas", "models", "actors", "jobs", "tools", "demo", "benchmarks", "tests"),
+    "schemas": order("errors output_layout wording", "systems", "spec", "columns", "job"),
+    "actors": order(
+        "storage process",
+        "inputs images checkpoints",
+        "rows",
+        "parts engine",
+        "shard_run",
+        "worker",
+        "worker_process",
+    ),
+    "actors.engine": order(
+        "samples quirks",
+        "cohorts engine batching pipelines",
+        "calls",
+        "cohort_runner",
+        "diffusers_engine",
+    ),
+    "jobs": order("signals planning", "output", "dispatch reports verification", "run retry", "__main__"),
 }
-"""The packages in which a heavy library may be imported."""
+"""The rooms of each folder, the lowest first. A room imports lower ones, and none beside it."""
+
+HOMES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("torch", "diffusers", "transformers", "greenlet", "compel"),
+        ("actors.engine", "demo", "benchmarks", "tools", "tests"),
+    ),
+    "ray": ("jobs.dispatch", "benchmarks", "tests"),
+}
+"""The only folders in which a heavy library may be imported."""
+
+FORBIDDEN: Mapping[str, tuple[str, ...]] = {
+    "jobs": ("actors.engine", "demo"),
+    "actors": ("demo",),
+    "actors.engine.batching": ("actors.engine.samples", "actors.rows", "actors.images", "schemas"),
+    "demo": ("jobs",),
+}
+"""Arrows that the order would allow, and the house does not."""
+
+TOP_LEVEL = ("schemas", "models", "actors", "jobs", "demo", "benchmarks", "tools", "tests")
+FILES = sorted(path.relative_to(ROOT) for top in TOP_LEVEL for path in (ROOT / top).rglob("*.py"))
+IMPORTS: Imports = {
+    module_name(path): frozenset(imported_names((ROOT / path).read_text(encoding="utf-8"))) for path in FILES
+}
+MAX_MODULES = 11
+"""In one folder: more are not found by looking."""
 
 
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+def with_arrow(module: str, imported: str) -> Imports:
+    """The imports, and one more."""
+    return {**IMPORTS, module: IMPORTS.get(module, frozenset()) | {imported}}
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """Every module that a file imports, wherever in it: at the top, in a function, by name."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield f"{'.' * node.level}{node.module or ''}"
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            yield ast.unparse(node.args[0]).strip("'\"")
+@pytest.mark.parametrize("folder", HOUSE)
+def test_imports_run_down(folder: str) -> None:
+    """Deferred imports count, and every room has its place in the order."""
+    assert upward(IMPORTS, folder, HOUSE[folder]) == []
 
 
-def root(module: str) -> str:
-    return module.partition(".")[0]
+@pytest.mark.parametrize(
+    ("folder", "module", "imported"),
+    [
+        ("", "schemas.errors", "jobs.signals"),
+        ("", "actors.worker", "jobs.planning.plan"),
+        ("", "jobs.run", "tests.support.running"),
+        ("schemas", "schemas.systems.schedulers", "schemas.spec.job_spec"),
+        ("actors", "actors.rows.row", "actors.parts.part"),
+        ("actors", "actors.inputs.values", "actors.images.spool"),
+        ("actors.engine", "actors.engine.batching.batcher", "actors.engine.pipelines.loading"),
+        ("jobs", "jobs.reports.status", "jobs.verification.verify"),
+        ("jobs", "jobs.planning.plan", "jobs.output.parts"),
+    ],
+)
+def test_an_arrow_that_runs_back_up_is_found(folder: str, module: str, imported: str) -> None:
+    """And one between rooms that stand side by side."""
+    broken = with_arrow(module, imported)
+
+    assert upward(broken, folder, HOUSE[folder]) == [f"{module} imports {imported}"]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_run_one_way(path: Path) -> None:
-    """schemas <- actors <- jobs, and never back; deferred imports count."""
-    layer = path.relative_to(ROOT).parts[0]
-    allowed = LAYERS[: LAYERS.index(layer) + 1] if layer in LAYERS else (*LAYERS, "demo")
-    imported = {root(module) for module in imports_of(path)}
+def test_a_room_without_a_place_in_the_order_is_found() -> None:
+    """A new folder is put into the order on purpose."""
+    broken = {**IMPORTS, "actors.attic.box": frozenset[str]()}
 
-    assert not imported & {*LAYERS, "tests", "demo", "benchmarks"} - set(allowed)
-    assert "" not in imported, "a relative import"
+    assert upward(broken, "actors", HOUSE["actors"]) == ["actors.attic has no place in the order"]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_heavy_libraries_have_one_home(path: Path) -> None:
-    """Pictures are made under actors/, Ray is asked under jobs/, and nowhere else."""
-    layer = path.relative_to(ROOT).parts[0]
+@pytest.mark.parametrize("depth", [None, 1, 2, 3, 4])
+def test_nothing_goes_in_a_circle(depth: int | None) -> None:
+    """Neither by file nor by folder, however deep one looks."""
+    assert circles(IMPORTS, depth) == []
 
-    strangers = [module for module in imports_of(path) if layer not in HOME.get(root(module), (layer,))]
 
-    assert not strangers
+@pytest.mark.parametrize(
+    ("depth", "module", "imported", "circle"),
+    [
+        (None, "schemas.wording.printable", "schemas.wording.nearest", "schemas.wording.printable"),
+        (1, "schemas.errors", "jobs.signals", "actors <-> jobs <-> models <-> schemas"),
+        (2, "actors.storage.uris", "actors.inputs.values", "actors.inputs <-> actors.storage"),
+        (3, "actors.engine.pipelines.loading", "actors.engine.calls.chains", "actors.engine.pipelines"),
+    ],
+)
+def test_a_circle_is_found(depth: int | None, module: str, imported: str, circle: str) -> None:
+    """At the depth at which it shows."""
+    found = circles(with_arrow(module, imported), depth)
+
+    assert [each for each in found if circle in each]
+
+
+def test_heavy_libraries_have_one_home() -> None:
+    """Images are generated under actors/engine, Ray is asked under jobs/dispatch, and nowhere else."""
+    assert strays(IMPORTS, HOMES) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "library"),
+    [
+        ("actors.rows.checks", "torch.nn"),
+        ("jobs.run", "ray"),
+        ("jobs.planning.plan", "diffusers"),
+        ("actors.worker", "ray"),
+    ],
+)
+def test_a_library_outside_its_home_is_found(module: str, library: str) -> None:
+    """Wherever in the file it is imported."""
+    assert strays(with_arrow(module, library), HOMES) == [f"{module} imports {library}"]
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_some_rooms_stay_apart(folder: str) -> None:
+    """The driver knows nothing of the engine, and batching nothing of rows."""
+    met = [
+        f"{module} imports {name}"
+        for module, names in IMPORTS.items()
+        for name in names
+        if f"{module}.".startswith(f"{folder}.")
+        and any(f"{name}.".startswith(f"{other}.") for other in FORBIDDEN[folder])
+    ]
+
+    assert met == []
+
+
+def test_imports_are_absolute() -> None:
+    """A line says by itself what it imports."""
+    relative = [module for module, names in IMPORTS.items() if any(name.startswith(".") for name in names)]
+
+    assert relative == []
 
 
 def test_a_module_is_known_by_its_name_alone() -> None:
-    """No two modules of the three packages share a name, nor one with a top-level package."""
-    names = Counter(path.stem for path in MODULES if not path.stem.startswith("__"))
+    """No two files of the repository share a name, nor one with a top-level package."""
+    modules = [module_name(path) for path in FILES if not path.stem.startswith("__")]
 
-    assert not [name for name, count in names.items() if count > 1]
-    assert not names.keys() & {*LAYERS, "configs", "tests"}
+    assert repeated_stems([*modules, *TOP_LEVEL]) == []
+    assert repeated_stems([*modules, "jobs.attic.printable"]) == ["printable"]
+
+
+def test_a_folder_is_seen_at_a_glance() -> None:
+    """It has at most eleven modules."""
+    modules = Counter(path.parent for path in FILES if path.stem != "__init__")
+
+    assert {str(folder): number for folder, number in modules.items() if number > MAX_MODULES} == {}
+
+
+def test_an_init_file_says_what_its_folder_is_for() -> None:
+    """In one docstring, and without code; schemas has the version too, which setuptools reads there."""
+    others = []
+    for path in (
+        path for path in FILES if path.stem == "__init__" and path.parts != ("schemas", "__init__.py")
+    ):
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        if ast.get_docstring(tree) is None or len(tree.body) > 1:
+            others.append(str(path))
+
+    assert others == []
 
 
 def test_a_pipeline_of_our_own_is_named_in_the_table_and_in_its_file_alone() -> None:
     """So one more system takes one file and one entry; but for what builds the demo checkpoints."""
     own = {system.pipeline: system.module for system in SYSTEMS if system.module != "diffusers"}
+    product = [path for path in FILES if path.parts[0] in ("schemas", "models", "actors", "jobs", "demo")]
 
     named = {
-        pipeline: {name_of(path) for path in MODULES if pipeline in path.read_text(encoding="utf-8")}
+        pipeline: {
+            path.as_posix() for path in product if pipeline in (ROOT / path).read_text(encoding="utf-8")
+        }
         for pipeline in own
     }
 
@@ -94,10 +230,8 @@ def test_a_pipeline_of_our_own_is_named_in_the_table_and_in_its_file_alone() -> 
 
 def test_the_rules_see_every_module() -> None:
     """The lists above are not empty, and a deferred import is seen."""
-    storage = ROOT / "actors" / "storage" / "stores.py"
-
-    assert len(MODULES) > 30
-    assert "actors.storage.s3" in set(imports_of(storage))
+    assert len(IMPORTS) > 200
+    assert "actors.storage.s3" in IMPORTS["actors.storage.stores"]
 
 
 @pytest.mark.parametrize(
