@@ -148,3 +148,30 @@ def test_links_in_documents_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+MAP = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_every_folder_is_on_the_map() -> None:
+    """With a sentence; and the map names no folder that is gone."""
+    tree = MAP[MAP.index("```") : MAP.index("## Who may import whom")]
+    folders = {
+        path.parent.name
+        for top in ("schemas", "models", "actors", "jobs", "demo")
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+
+    assert set(re.findall(r"^ *(\w+)/ +\S", tree, re.MULTILINE)) == folders | {"configs", "tests"}
+
+
+def test_every_file_and_function_that_the_map_names_is_there() -> None:
+    """A reader follows them one by one."""
+    files = set(re.findall(r"`((?:schemas|actors|jobs|models|demo)/[\w/]+\.py)`", MAP))
+    steps = re.findall(r"`([\w/]+\.py)`, `(\w+)`(?: and `(\w+)`)?", MAP)
+
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+    assert len(steps) > 15
+    for file, *functions in steps:
+        source = (ROOT / file).read_text()
+        assert [name for name in functions if name and f"def {name}(" not in source] == [], file
