@@ -1,4 +1,4 @@
-# Everything a person or a CI needs: each target works alone, from nothing but the clone.
+# Everything that a person or a CI needs. Each target works alone, in a fresh clone.
 PYTHON ?= python3
 BIN := .venv/bin
 ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -9,9 +9,9 @@ ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
 
-install: .venv/installed ## Make .venv with darkroom and the tested versions of what it needs
+install: .venv/installed ## Create .venv with darkroom and the tested versions of its dependencies
 
-demo: .venv/installed ## Run configs/demo.yaml on a Ray started here, and say where its pictures are
+demo: .venv/installed ## Run configs/demo.yaml on a local Ray, and print where its images are
 	@$(BIN)/darkroom run configs/demo.yaml
 
 test: .venv/installed-test ## Run every test
@@ -22,20 +22,20 @@ check: .venv/installed-test ## Check format, lint and types
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-fmt: .venv/installed-test ## Format the code, and mend what lint can mend
+fmt: .venv/installed-test ## Format the code, and fix what lint can fix
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-clean: ## Remove .venv and what the demo made
+clean: ## Remove .venv and the output of the demo
 	rm -rf .venv out
 
 .venv/installed: pyproject.toml constraints.txt
-	@echo "installing darkroom into .venv (some minutes the first time)"
+	@echo "installing darkroom into .venv (the first time takes some minutes)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
 .venv/installed-test: .venv/installed
-	@echo "installing what the tests need"
+	@echo "installing the dependencies of the tests"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	@touch $@

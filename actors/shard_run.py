@@ -1,4 +1,4 @@
-"""One shard's way through a worker: its rows are read, generated, encoded, and committed as one part."""
+"""One attempt at a shard: its rows are read, generated, encoded, and committed as one part."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from actors.images.spool import Spool
 from actors.parts.commit import PartIdentity, commit_part
 from actors.parts.image_writer import ImageWriter
 from actors.parts.part import FinishedImage, Part, Record, RowOutcome, build_part, job_footer
-from actors.parts.unchanged_rows import unchanged_rows
+from actors.parts.unchanged_rows import unchanged_records
 from actors.process import peak_rss_bytes
 from actors.rows.opened_rows import OpenedRow, open_row
 from actors.rows.row import Row
@@ -30,11 +30,11 @@ from schemas.job import FailedRows, Job, Shard, ShardReport, ShardSnapshot, merg
 logger = logging.getLogger(__name__)
 
 MAX_WAITING_BYTES = 256 << 20
-"""Pixels that may wait for their encoding. They take five times the bytes of the encoded images."""
+"""The most bytes of pixels that wait to be encoded. Pixels take five times the bytes of encoded images."""
 
 
 class Pulse:
-    """Whether a worker still moves, and whether it was told to end; read and written by several threads."""
+    """Whether a worker makes progress, and whether it was told to end. Several threads read and write it."""
 
     def __init__(self) -> None:
         self.heartbeats = 0
@@ -42,11 +42,11 @@ class Pulse:
 
     def beat(self) -> None:
         """Count a step of any kind."""
-        # Two threads at once may count as one: the number only has to move.
+        # Steps of two threads at the same moment may count as one: only a change of the number matters.
         self.heartbeats += 1
 
     def refuse_if_leaving(self, shard: Shard) -> None:
-        """ReclaimedError once the worker was told to end."""
+        """Raise ReclaimedError if the worker was told to end."""
         if self.leaving:
             raise ReclaimedError(f"{shard.name} is left to another worker")
 
@@ -64,7 +64,7 @@ class Resources:
     """The part's schema."""
     pulse: Pulse
     device: ThreadPoolExecutor
-    """One thread: a CUDA context, a scheduler and a model cache want one caller."""
+    """One thread, because a CUDA context, a scheduler and a model cache need a single caller."""
     decoders: ThreadPoolExecutor
     encoders: ThreadPoolExecutor
 
@@ -79,7 +79,7 @@ class ShardRun:
         self._images = ImageWriter(shard, resources.job.spec.output, resources.output)
         self._outcomes: list[RowOutcome] = []
         self._unchanged: Mapping[int, list[Record]] = {}
-        """By their place in the shard, rows that stay as the replaced part has them."""
+        """The records of rows that stay as the replaced part has them, by position in the shard."""
         self._clock = _StageClock()
         self.progress = _ShardProgress()
 
@@ -99,7 +99,7 @@ class ShardRun:
         output, uri = self._resources.output, self._resources.output.part_uri(self._shard.name)
         stored = output.storage.stat(uri)
         if stored is None:
-            raise RefusedError(f"{uri}, of which rows are to be made again, is gone")
+            raise RefusedError(f"{uri}, of which rows are to be generated again, is gone")
         return _CommittedPart(etag=stored.etag, data=output.storage.read(uri))
 
     def _read_rows(self, replaced: "_CommittedPart | None") -> list[OpenedRow]:
@@ -109,20 +109,20 @@ class ShardRun:
         self._resources.pulse.beat()
         if replaced:
             keep = self._job.columns.keep
-            self._unchanged = unchanged_rows(replaced.data, rows, shard.again or (), keep)
+            self._unchanged = unchanged_records(replaced.data, rows, shard.again or (), keep)
         first, end = shard.rehearse or (0, shard.num_rows)
         self._outcomes = [
             RowOutcome(row, problem=row.problem or _known_problem(row, shard)) for row in rows[first:end]
         ]
-        fit = [
+        to_generate = [
             outcome
             for outcome in self._outcomes
             if not outcome.problem and outcome.row.index not in self._unchanged
         ]
-        return self._open_rows(fit, spool)
+        return self._open_rows(to_generate, spool)
 
     def _open_rows(self, outcomes: list[RowOutcome], spool: Spool) -> list[OpenedRow]:
-        """The rows whose images could be opened; the problem of each other one becomes its outcome."""
+        """The rows whose images could be opened. For each other row, its problem becomes its outcome."""
         opened = []
         results = self._resources.decoders.map(self._row_opener(spool), outcomes)
         for outcome, result in zip(outcomes, results, strict=True):
@@ -152,7 +152,7 @@ class ShardRun:
         return try_to_open
 
     def _generate(self, opened: list[OpenedRow]) -> list[Future[None]]:
-        """Generate all images, on the device's thread; encodings that still run are returned."""
+        """Generate all images, on the device's thread; returns their encodings, some of which still run."""
         self._clock.lap("wait")
         pulse = self._resources.pulse
         pulse.refuse_if_leaving(self._shard)
@@ -174,7 +174,7 @@ class ShardRun:
         return backlog.encodings
 
     def _encode(self, outcome: RowOutcome, generated: Generated) -> None:
-        """On an encoder's thread: encode one image, with its depth map and its steps."""
+        """Encode one image with its depth map and the images of its steps, on an encoder's thread."""
         self._resources.pulse.beat()
         sample, pixels, depth = generated.sample, generated.pixels, generated.depth
         name = f"{outcome.row.index:06d}-{sample.image_index}"
@@ -244,35 +244,35 @@ class ShardRun:
 
 
 def _known_problem(row: Row, shard: Shard) -> RowError | None:
-    """The problem of a row that only the driver knows: its id is a repetition, or it kills its worker."""
+    """A problem of a row that only the driver knows: the row repeats an id, or kills its worker."""
     if row.index in shard.repeated:
         return RowError("duplicate_row_id", "an earlier row of the input has the same id")
     if row.index in shard.skip:
         return RowError(
             "worker_crash",
-            "making this row takes its worker process down, also when it is made alone; "
-            "the rest of its shard was made without it",
+            "generating this row takes its worker process down, even when it is generated alone; "
+            "the rest of its shard was generated without it",
         )
     return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CommittedPart:
-    """A part that is stored already, of which some rows are generated again."""
+    """A stored part, some rows of which are generated again."""
 
     etag: str
     data: bytes
 
 
 class _ShardProgress:
-    """What has come of a shard so far. One thread writes, others read."""
+    """The counts of a shard so far. One thread writes them, others read them."""
 
     def __init__(self) -> None:
         self.images = 0
         self._unforeseen: dict[str, FailedRows] = {}
 
     def count_failed(self, problem: RowError) -> None:
-        """Count a row that failed though the plan had found nothing wrong with it."""
+        """Count a row that failed although the plan found nothing wrong with it."""
         failed = {problem.code: FailedRows(num_rows=1, message=problem.message)}
         self._unforeseen = merge_failed_rows([self._unforeseen, failed])
 
@@ -282,7 +282,7 @@ class _ShardProgress:
 
 
 class _EncodingBacklog:
-    """Encodings under way. Adding one waits while too many bytes are in the queue before it."""
+    """The encodings of a shard. `add` blocks while too many bytes of pixels wait to be encoded."""
 
     def __init__(self) -> None:
         self.encodings: list[Future[None]] = []

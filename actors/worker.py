@@ -1,6 +1,6 @@
-"""What a Ray actor does: turn shards of input rows into parts of output rows.
+"""The worker, which runs in a Ray actor and turns shards of input rows into parts of output rows.
 
-Shards overlap here. While one is on the device, the next is read and its images' headers are checked, and the
+Shards overlap. While one is on the device, the next is read and its images' headers are checked, and the
 images of the one before are encoded and written. Three threads call `run`; one at a time has the device.
 """
 
@@ -18,10 +18,10 @@ from schemas.job import Job, Shard, ShardReport, WorkerProgress
 
 
 class Worker:
-    """One process, one device, one set of components. Safe to call from several threads."""
+    """One process with one device and one set of components. Several threads may call it."""
 
     def __init__(self, job: Job, *, engine: Engine, stores: Stores, output: Output, num_threads: int) -> None:
-        """`stores` hold the input and the images that rows name; `num_threads` encode, and as many decode."""
+        """`stores` read the input and the images that rows name; `num_threads` encode, and as many decode."""
         self._resources = Resources(
             job=job,
             engine=engine,
@@ -35,7 +35,7 @@ class Worker:
             encoders=ThreadPoolExecutor(num_threads, thread_name_prefix="encode"),
         )
         self._runs: dict[int, ShardRun] = {}
-        """Shards that are under way, by their index."""
+        """The attempts that are under way, by the index of their shard."""
 
     def run(self, shard: Shard) -> ShardReport:
         """Turn a shard into a part, which is committed when this returns, unless this is a rehearsal."""
@@ -46,7 +46,7 @@ class Worker:
             del self._runs[shard.index]
 
     def progress(self) -> WorkerProgress:
-        """How far the worker is; answered while `run` is at work."""
+        """How far the worker is. It can be called while `run` is running."""
         resources = self._resources
         return WorkerProgress(
             unfinished={index: run.progress.snapshot() for index, run in [*self._runs.items()]},

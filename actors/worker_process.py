@@ -1,4 +1,4 @@
-"""A worker as a process of its own: it builds from names what cannot be sent, and goes when it is told to."""
+"""A worker as a process of its own. It builds here what cannot be sent to it, and ends after a SIGTERM."""
 
 import logging
 import os
@@ -20,14 +20,14 @@ from schemas.output_layout import JOB_RECORD
 logger = logging.getLogger(__name__)
 
 ENGINE = "actors.engine.diffusers_engine:make_engine"
-"""module:function that makes the engine, here and not on the driver, which never imports torch."""
+"""`module:function` that builds the engine. It runs here and not on the driver, which never imports torch."""
 
 EXIT_AFTER_S = 5.0
-"""How long after the notice a driver may take to end the process, before it ends itself."""
+"""How long the process waits for the driver to end it after the notice time. Then it ends itself."""
 
 
 class WorkerProcess:
-    """The class that becomes a Ray actor. What may hang is done by `ready`, not at its birth."""
+    """The class that becomes a Ray actor. What can hang is done in `ready`, not in the constructor."""
 
     def __init__(self, job: Job, *, num_cpus: int, engine: str = ENGINE) -> None:
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
@@ -38,31 +38,34 @@ class WorkerProcess:
         self._leaving = False
         self._out_of_time: Future[None] = Future()
         self._runs = ThreadPoolExecutor(thread_name_prefix="run")
-        # Ray 2.60's own handler ends the process when its calls are through, and goes on taking new ones.
+        # Ray 2.60's own handler ends the process once its calls are done, and meanwhile accepts new ones.
         signal.signal(signal.SIGTERM, self._leave)
 
     def born(self) -> bool:
-        """Answers as soon as there is a process."""
+        """True: the process has started."""
         return True
 
     def ready(self) -> bool:
-        """Answers once the engine is made; SpecError where its output is another one."""
-        self._worker = self._made()
+        """True once the worker is built; SpecError where it does not see the driver's output."""
+        self._worker = self._build_worker()
         if self._leaving:
             raise ReclaimedError("asked to end before it was ready")
         return True
 
     def run(self, shard: Shard) -> ShardReport:
-        """See `Worker.run`. After a SIGTERM only a shard on the device is made, if in time."""
-        made = self._runs.submit(self._ready_worker.run, shard)
-        either: list[Future[Any]] = [made, self._out_of_time]
-        wait(either, return_when=FIRST_COMPLETED)
-        if not made.done():
-            raise ReclaimedError(f"{shard.name} was not made in time")
-        return made.result()
+        """The report of `Worker.run`.
+
+        After a SIGTERM only a shard on the device is finished, and only in time; ReclaimedError for others.
+        """
+        report = self._runs.submit(self._ready_worker.run, shard)
+        futures: list[Future[Any]] = [report, self._out_of_time]
+        wait(futures, return_when=FIRST_COMPLETED)
+        if not report.done():
+            raise ReclaimedError(f"{shard.name} was not finished in time")
+        return report.result()
 
     def progress(self) -> WorkerProgress:
-        """See `Worker.progress`."""
+        """What `Worker.progress` returns."""
         return self._ready_worker.progress()
 
     @property
@@ -70,7 +73,7 @@ class WorkerProcess:
         assert self._worker is not None, "asked before it was ready"
         return self._worker
 
-    def _made(self) -> Worker:
+    def _build_worker(self) -> Worker:
         module, _, function = self._engine.partition(":")
         job, deadline_s = self._job, self._job.spec.errors.storage_deadline_s
         output = open_output(job.spec.output.path, deadline_s=deadline_s)
@@ -83,14 +86,14 @@ class WorkerProcess:
         )
         if not output.has(JOB_RECORD):
             raise SpecError(
-                f"{output.uri(JOB_RECORD)}, which the driver has written, is not there for a worker on "
+                f"{output.uri(JOB_RECORD)}, which the driver has written, does not exist for a worker on "
                 f"{socket.gethostname()}: "
                 "output.path must be a place that every machine of the cluster shares, such as s3://"
             )
         return worker
 
     def _leave(self, number: int, frame: object) -> None:
-        """On a SIGTERM. The driver ends this process when it has given its shards back."""
+        """Handle a SIGTERM. The driver ends this process once it has given its shards back."""
         if self._leaving:
             return
         self._leaving = True

@@ -1,7 +1,8 @@
 """Whole jobs, from the command to the output's last byte: each is a process that starts its own Ray.
 
 darkroom's `run` and a Ray Data job take turns over the same rows, with the same weights and the same number
-of torch threads. The table shows the total time, the time until the first image, and the rate of a warm process.
+of torch threads. The table shows the total time, the time until the first image, and the rate of a warm
+process.
 
     python -m benchmarks.whole_job [--rows 256] [--rounds 3]
 """

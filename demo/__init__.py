@@ -1,1 +1,1 @@
-"""What the demo is made of: its rows, and its checkpoints with random weights."""
+"""The demo's input rows, and its checkpoints with random weights."""

@@ -1,7 +1,7 @@
-"""Draw the demo's input and write it as demo/rows.parquet, the same bytes every time.
+"""Draw the demo's input and write it as demo/rows.parquet, with the same bytes every time.
 
-Run as `python -m demo.make_rows`. The rows are small enough for any machine and wide enough to
-meet every path: every system, chains, varied steps, guidance and strengths, missing values, two
+Run it as `python -m demo.make_rows`. The rows are small enough for any machine, and varied enough to
+take every path: every system, chains, different steps, guidance and strengths, missing values, two
 images for one row, and one row whose image cannot be read.
 """
 
@@ -54,12 +54,12 @@ SCHEMA = pa.schema(
 def write_rows(path: Path) -> None:
     """Write every demo row to `path`."""
     table = pa.Table.from_pylist(list(demo_rows()), schema=SCHEMA)
-    # PNGs do not shrink a second time.
+    # PNGs are compressed already.
     pq.write_table(table, path, compression="none", write_page_index=True)
 
 
 def demo_rows() -> Iterator[Row]:
-    """Yield the rows in the file's order: the tasks mixed, as a dataset has them."""
+    """Yield the rows in the file's order: the tasks are mixed, as in a dataset."""
     yield text("a big red circle at the left on a white background", seed=1)
     yield redraw("big green square left white", "a blue square", seed=2)
     yield text("a small yellow star at the top on a blue background", seed=3, steps=12)
@@ -81,7 +81,7 @@ def demo_rows() -> Iterator[Row]:
     )
     yield text("blue star on white", seed=15, guidance=3.0)
     yield text("a little red triangle at the top on white", seed=16)
-    # Without guidance a prompt is heard less well.
+    # Without guidance, an image follows its prompt less closely.
     yield text("a big yellow circle on a green background", seed=17, guidance=1.0)
     yield words("safe", "a big blue circle in the middle on a white background", seed=18)
     yield words("safe", "a small black ring at the left on an orange background", seed=19, guidance=4.0)
@@ -99,7 +99,7 @@ def demo_rows() -> Iterator[Row]:
 
 
 def rows_of_random_weights() -> Iterator[Row]:
-    """Yield two rows or so of each system whose demo checkpoint is not trained."""
+    """Yield one or two rows for each system whose demo checkpoint has random weights."""
     yield noise("sd2", "glacier", "a glacier from above, large format", seed=27)
     yield noise("sd2", "violin", "a violin on a chair", "people", seed=28, guidance=6.0)
     yield noise("sdxl", "greenhouse", "a greenhouse at night, lit from inside", seed=29)
@@ -117,12 +117,12 @@ def rows_of_random_weights() -> Iterator[Row]:
 
 
 def text(prompt: str, negative: str | None = None, **values: Any) -> Row:
-    """Return a row made from words alone."""
+    """Return a text2img row."""
     return words("text2img", prompt, negative, **values)
 
 
 def words(task: str, prompt: str, negative: str | None = None, **values: Any) -> Row:
-    """Return a row of any task that needs words alone, for a model that knows shapes."""
+    """Return a row of a task without an input image, for a model that draws shapes."""
     return _row(task, _name(task, prompt), "shapes", prompt, negative, **values)
 
 
@@ -135,19 +135,19 @@ def drawn(
     with_depth: bool = False,
     **values: Any,
 ) -> Row:
-    """Return a row that starts from a picture of a scene, such as `big red circle left white`."""
-    picture, depth = _draw(scene)
-    row = _row(task, _name(task, prompt), "shapes", prompt, negative, image=_struct(_png(picture)), **values)
+    """Return a row that starts from an image of a scene, such as `big red circle left white`."""
+    image, depth = _draw(scene)
+    row = _row(task, _name(task, prompt), "shapes", prompt, negative, image=_struct(_png(image)), **values)
     return row | {"depth_map": _struct(_png(depth)) if with_depth else None}
 
 
 def redraw(scene: str, prompt: str, negative: str | None = None, **values: Any) -> Row:
-    """Return a row that paints a scene in another way."""
+    """Return an img2img row that repaints a scene."""
     return drawn("img2img", scene, prompt, negative, **values)
 
 
 def mend(scene: str, prompt: str, **values: Any) -> Row:
-    """Return a row that repaints a scene around its shape."""
+    """Return an inpaint row that repaints a scene in and around its shape."""
     row = drawn("inpaint", scene, prompt, **values)
     return row | {"mask_image": _struct(_png(_mask(scene)))}
 
@@ -162,21 +162,21 @@ def noise(
     depth: Callable[[], Image.Image] | None = None,
     **values: Any,
 ) -> Row:
-    """Return a row of a system whose checkpoint is random."""
-    given = _struct(_png(image())) if image else None
-    row = _row(task, row_id, "noise", prompt, negative, image=given, **values)
+    """Return a row for a checkpoint with random weights."""
+    image_struct = _struct(_png(image())) if image else None
+    row = _row(task, row_id, "noise", prompt, negative, image=image_struct, **values)
     return row | {"depth_map": _struct(_png(depth())) if depth else None}
 
 
 def broken(prompt: str) -> Row:
-    """Return a row that must fail alone: its PNG stops half way."""
-    all_or_nothing = _png(rings())
+    """Return a row that fails without affecting others: the second half of its PNG is missing."""
+    whole = _png(rings())
     row = _row("img2img", BROKEN, "shapes", prompt, None, seed=1)
-    return row | {"image": _struct(all_or_nothing[: len(all_or_nothing) // 2])}
+    return row | {"image": _struct(whole[: len(whole) // 2])}
 
 
 def _name(task: str, prompt: str) -> str:
-    """`img2img-a-blue-square`"""
+    """The row's id, such as `img2img-a-blue-square`."""
     return "-".join([task, *prompt.replace(",", "").split()])
 
 
@@ -186,13 +186,13 @@ def _scene(words: str) -> world.Scene:
 
 
 def _draw(words: str) -> tuple[Image.Image, Image.Image]:
-    """The picture of a scene, and its depth in sixteen bits."""
-    pictures, depths = world.draw([_scene(words)], np.random.default_rng(0))
-    return Image.fromarray(pictures[0]), Image.fromarray((depths[0] * 65535).astype(np.uint16))
+    """The image of a scene, and its depth map of 16 bits."""
+    images, depths = world.draw([_scene(words)], np.random.default_rng(0))
+    return Image.fromarray(images[0]), Image.fromarray((depths[0] * 65535).astype(np.uint16))
 
 
 def _mask(words: str) -> Image.Image:
-    """White around the scene's shape: what is to be repainted."""
+    """A mask whose white area, which inpaint repaints, is a square around the scene's shape."""
     x, y = world.POSITIONS[_scene(words).position]
     mask = Image.new("L", (SIZE, SIZE))
     ImageDraw.Draw(mask).rectangle((x - 20, y - 20, x + 19, y + 19), fill=255)
@@ -237,88 +237,88 @@ def _row(
 
 
 def sunset() -> Image.Image:
-    """A low sun behind two hills."""
-    picture = _gradient((52, 40, 104), (250, 150, 84))
-    draw = ImageDraw.Draw(picture)
+    """An image of a low sun behind two hills."""
+    image = _gradient((52, 40, 104), (250, 150, 84))
+    draw = ImageDraw.Draw(image)
     draw.ellipse((22, 22, 46, 46), fill=(255, 226, 140))
     draw.ellipse((-24, 40, 44, 100), fill=(86, 62, 108))
     draw.ellipse((18, 46, 92, 110), fill=(48, 40, 78))
-    return picture
+    return image
 
 
 def night() -> Image.Image:
-    """Stars over a lake."""
-    picture = _gradient((10, 14, 44), (34, 82, 120))
-    draw = ImageDraw.Draw(picture)
+    """An image of stars over a lake."""
+    image = _gradient((10, 14, 44), (34, 82, 120))
+    draw = ImageDraw.Draw(image)
     draw.rectangle((0, 44, 63, 63), fill=(14, 40, 66))
     for x, y in ((8, 10), (20, 22), (52, 8), (58, 26), (12, 34), (46, 36)):
         draw.rectangle((x, y, x + 1, y + 1), fill=(250, 244, 214))
     for y in range(47, 63, 4):
         draw.line((20 - y // 4, y, 44 + y // 4, y), fill=(58, 112, 148))
-    return picture
+    return image
 
 
 def wall() -> Image.Image:
-    """A brick wall."""
-    picture = Image.new("RGB", (SIZE, SIZE), (214, 202, 186))
-    draw = ImageDraw.Draw(picture)
+    """An image of a brick wall."""
+    image = Image.new("RGB", (SIZE, SIZE), (214, 202, 186))
+    draw = ImageDraw.Draw(image)
     for course in range(8):
         for brick in range(-1, 5):
             left = brick * 16 + (course % 2) * 8
             shade = (course * 5 + brick * 3) % 4 * 9
             box = (left, course * 8, left + 14, course * 8 + 6)
             draw.rectangle(box, fill=(176 - shade, 84 - shade // 2, 62))
-    return picture
+    return image
 
 
 def blocks() -> Image.Image:
-    """A row of houses in different colours."""
-    picture = _gradient((250, 214, 170), (250, 240, 220))
-    draw = ImageDraw.Draw(picture)
+    """An image of a row of houses in different colours."""
+    image = _gradient((250, 214, 170), (250, 240, 220))
+    draw = ImageDraw.Draw(image)
     houses = ((0, 30, (222, 108, 84)), (13, 20, (240, 180, 70)), (26, 34, (92, 156, 140)))
     houses += ((39, 24, (80, 108, 160)), (52, 38, (190, 92, 120)))
     for left, top, colour in houses:
         draw.rectangle((left, top, left + 12, 63), fill=colour)
         for window in range(top + 4, 58, 9):
             draw.rectangle((left + 4, window, left + 8, window + 4), fill=(255, 244, 196))
-    return picture
+    return image
 
 
 def rings() -> Image.Image:
-    """Coloured rings."""
-    picture = Image.new("RGB", (SIZE, SIZE), (26, 26, 40))
-    draw = ImageDraw.Draw(picture)
+    """An image of coloured rings."""
+    image = Image.new("RGB", (SIZE, SIZE), (26, 26, 40))
+    draw = ImageDraw.Draw(image)
     colours = ((236, 86, 86), (244, 162, 72), (250, 220, 96), (98, 190, 130), (76, 140, 210), (140, 100, 190))
     for ring, colour in enumerate(colours):
         edge = 3 + ring * 5
         draw.ellipse((edge, edge, 63 - edge, 63 - edge), fill=colour)
-    return picture
+    return image
 
 
 def disc_mask() -> Image.Image:
-    """White in the middle: what is to be repainted."""
+    """A mask whose white area, which inpaint repaints, is a disc near the middle."""
     mask = Image.new("L", (SIZE, SIZE))
     ImageDraw.Draw(mask).ellipse((16, 12, 48, 44), fill=255)
     return mask
 
 
 def small_wall() -> Image.Image:
-    """At half its size."""
+    """The brick wall at half its size."""
     return wall().resize((SIZE // 2, SIZE // 2))
 
 
 def small_rings() -> Image.Image:
-    """At half their size."""
+    """The rings at half their size."""
     return rings().resize((SIZE // 2, SIZE // 2))
 
 
 def slope() -> Image.Image:
-    """Sixteen bits of depth: far above, near below."""
+    """A depth map of 16 bits: far at the top, near at the bottom."""
     return _depth(lambda x, y: y * 1040)
 
 
 def bowl() -> Image.Image:
-    """Sixteen bits of depth: near at the edges, far in the middle."""
+    """A depth map of 16 bits: near at the edges, far in the middle."""
     return _depth(lambda x, y: (2 * x - 63) ** 2 * 8 + (2 * y - 63) ** 2 * 8)
 
 
@@ -328,17 +328,17 @@ def _depth(depth_at: Callable[[int, int], int]) -> Image.Image:
 
 
 def _gradient(top: Colour, bottom: Colour) -> Image.Image:
-    picture = Image.new("RGB", (SIZE, SIZE))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (SIZE, SIZE))
+    draw = ImageDraw.Draw(image)
     for y in range(SIZE):
         red, green, blue = (a + (b - a) * y // (SIZE - 1) for a, b in zip(top, bottom, strict=True))
         draw.line((0, y, SIZE - 1, y), fill=(red, green, blue))
-    return picture
+    return image
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, format="PNG")
+    image.save(file, format="PNG")
     return file.getvalue()
 
 

@@ -1,8 +1,8 @@
 """Small checkpoints with random weights, saved as diffusers saves the published ones.
 
-The demo and the tests run every path of the program on them without a download. They keep the
-published architectures and schedulers, at 64x64 pixels and a few megabytes, and draw colourful
-noise that follows the prompt, the guidance and the seed.
+With them, the demo and the tests run every path of the program without a download. They have the
+published architectures and schedulers, at 64x64 pixels and a few megabytes. Their images are
+colourful noise that depends on the prompt, the guidance and the seed.
 """
 
 import sys
@@ -28,7 +28,7 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from actors.engine.quirks.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
-from demo import small_components as parts
+from demo import small_components
 from demo.small_components import TEXT_WIDTH
 from models.demo_cache import check_kind
 from models.whole_folder import all_or_nothing
@@ -39,14 +39,14 @@ Components = dict[str, Any]
 
 UNCHECKED: Components = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 NUM_NOISE_LEVELS, MAX_NOISE_LEVEL = 1000, 350
-"""An upscaler's noise level is a class label; few of those that it has are allowed."""
+"""An upscaler's noise level is a class label. Only labels up to MAX_NOISE_LEVEL are allowed."""
 
 
 def build_demo_model(folder: Path, kind: str = "sd", seed: int = 0) -> None:
-    """Save a checkpoint of `kind` as `folder`, which is either whole or not there.
+    """Save a checkpoint of `kind` as `folder`, completely or not at all.
 
     The same versions and seed give byte-identical weights. Raises SpecError for an unknown kind
-    and for a folder that has something in it.
+    and for a folder that is not empty.
     """
     check_kind(kind)
     with all_or_nothing(folder) as unfinished:
@@ -68,53 +68,54 @@ def _build_sd_safety() -> DiffusionPipeline:
     """Stable Diffusion 1.5 with its safety checker."""
     return StableDiffusionPipeline(
         **_sd_components(),
-        safety_checker=parts.safety_checker(),
-        feature_extractor=parts.feature_extractor(),
+        safety_checker=small_components.safety_checker(),
+        feature_extractor=small_components.feature_extractor(),
     )
 
 
 def _build_sd_inpaint() -> DiffusionPipeline:
-    """Stable Diffusion 1.5's inpainting: the UNet is also shown the mask and the masked picture."""
-    components = _sd_components(in_channels=4 + 1 + 4) | {"scheduler": parts.ddim_scheduler()}
+    """Stable Diffusion 1.5's inpainting: the UNet also sees the mask and the masked image."""
+    components = _sd_components(in_channels=4 + 1 + 4) | {"scheduler": small_components.ddim_scheduler()}
     return StableDiffusionInpaintPipeline(**components, **UNCHECKED)
 
 
 def _build_safe() -> DiffusionPipeline:
     """Safe Latent Diffusion without its safety checker.
 
-    diffusers 0.42.1 refuses the published entry for that, because its module has moved.
+    diffusers 0.42.1 refuses the published checkpoint's entry of the safety checker, because the class has
+    moved to another module.
     """
     return StableDiffusionPipelineSafe(**_sd_components(), **UNCHECKED)
 
 
 def _build_variation() -> DiffusionPipeline:
-    """Image variations: a picture's embedding stands where the prompt's would."""
+    """Image variations: an image's embedding replaces the prompt's."""
     return StableDiffusionImageVariationPipeline(
-        vae=parts.vae(scaling_factor=0.18215),
-        image_encoder=parts.image_encoder(),
-        unet=parts.unet(),
-        scheduler=parts.pndm_scheduler(),
+        vae=small_components.vae(scaling_factor=0.18215),
+        image_encoder=small_components.image_encoder(),
+        unet=small_components.unet(),
+        scheduler=small_components.pndm_scheduler(),
         safety_checker=None,
-        feature_extractor=parts.feature_extractor(),
+        feature_extractor=small_components.feature_extractor(),
         requires_safety_checker=False,
     )
 
 
 def _build_ldm3d() -> DiffusionPipeline:
-    """LDM3D: of six channels the last three hold the depth."""
+    """LDM3D: the last three of the VAE's six channels are the depth."""
     return StableDiffusionLDM3DPipeline(**_sd_components(image_channels=6), **UNCHECKED, image_encoder=None)
 
 
 def _build_ldm3d_4c() -> DiffusionPipeline:
-    """LDM3D-4c: of four channels the last holds the depth."""
+    """LDM3D-4c: the last of the VAE's four channels is the depth."""
     return StableDiffusionLDM3DPipeline(**_sd_components(image_channels=4), **UNCHECKED, image_encoder=None)
 
 
 def _build_ldm3d_upscale() -> DiffusionPipeline:
-    """LDM3D-SR: the UNet is also shown the latents of the small picture and its depth."""
+    """LDM3D-SR: the UNet also sees the latents of the small image and its depth map."""
     return StableDiffusionUpscaleLDM3DPipeline(
         **_sd_components(image_channels=4, in_channels=4 + 4, num_class_embeds=NUM_NOISE_LEVELS),
-        low_res_scheduler=parts.low_res_scheduler(),
+        low_res_scheduler=small_components.low_res_scheduler(),
         max_noise_level=MAX_NOISE_LEVEL,
     )
 
@@ -125,17 +126,17 @@ def _build_sd2() -> DiffusionPipeline:
 
 
 def _build_depth2img() -> DiffusionPipeline:
-    """Stable Diffusion 2's depth to image: the UNet is also shown the depth."""
-    components = _sd2_components(in_channels=4 + 1) | {"scheduler": parts.pndm_scheduler()}
+    """Stable Diffusion 2's depth-to-image: the UNet also sees the depth map."""
+    components = _sd2_components(in_channels=4 + 1) | {"scheduler": small_components.pndm_scheduler()}
     return StableDiffusionDepth2ImgPipeline(
         **components,
-        depth_estimator=parts.depth_estimator(),
-        feature_extractor=parts.depth_processor(),
+        depth_estimator=small_components.depth_estimator(),
+        feature_extractor=small_components.depth_processor(),
     )
 
 
 def _build_upscale() -> DiffusionPipeline:
-    """The x4 upscaler: the UNet works at the small picture's size, and is also shown it."""
+    """The x4 upscaler: the UNet works at the size of the small image, which it also sees."""
     components = _sd2_components(
         sample_size=64,
         in_channels=4 + 3,
@@ -148,24 +149,24 @@ def _build_upscale() -> DiffusionPipeline:
         num_class_embeds=NUM_NOISE_LEVELS,
     )
     components |= {
-        "vae": parts.vae(scaling_factor=0.08333, widths=(16, 32, 32)),
-        "scheduler": parts.velocity_scheduler(beta_start=0.0001, beta_end=0.02),
+        "vae": small_components.vae(scaling_factor=0.08333, widths=(16, 32, 32)),
+        "scheduler": small_components.velocity_scheduler(beta_start=0.0001, beta_end=0.02),
     }
     return StableDiffusionUpscalePipeline(
-        **components, low_res_scheduler=parts.low_res_scheduler(), max_noise_level=MAX_NOISE_LEVEL
+        **components, low_res_scheduler=small_components.low_res_scheduler(), max_noise_level=MAX_NOISE_LEVEL
     )
 
 
 def _build_latent_upscale() -> DiffusionPipeline:
-    """The x2 latent upscaler: the UNet is also shown the small latents; its fifth output is not used."""
-    tokenizer = parts.tokenizer()
+    """The x2 latent upscaler: the UNet also sees the small latents. Its fifth output channel is not used."""
+    tokenizer = small_components.tokenizer()
     noise_level_width = 128
     return StableDiffusionLatentUpscalePipeline(
-        vae=parts.vae(scaling_factor=0.18215),
-        text_encoder=parts.text_encoder(CLIPTextModel, tokenizer),
+        vae=small_components.vae(scaling_factor=0.18215),
+        text_encoder=small_components.text_encoder(CLIPTextModel, tokenizer),
         tokenizer=tokenizer,
-        unet=parts.k_unet(in_channels=4 + 4, time_cond_proj_dim=noise_level_width + TEXT_WIDTH),
-        scheduler=parts.sample_scheduler(),
+        unet=small_components.k_unet(in_channels=4 + 4, time_cond_proj_dim=noise_level_width + TEXT_WIDTH),
+        scheduler=small_components.sample_scheduler(),
     )
 
 
@@ -177,23 +178,23 @@ def _build_sdxl() -> DiffusionPipeline:
 
 
 def _build_sdxl_inpaint() -> DiffusionPipeline:
-    """Stable Diffusion XL's inpainting: the UNet is also shown the mask and the masked picture."""
+    """Stable Diffusion XL's inpainting: the UNet also sees the mask and the masked image."""
     return StableDiffusionXLInpaintPipeline(
         **_sdxl_components(in_channels=4 + 1 + 4), force_zeros_for_empty_prompt=True, add_watermarker=False
     )
 
 
 def _build_sdxl_refiner() -> DiffusionPipeline:
-    """Stable Diffusion XL's refiner: one text encoder, and an aesthetic score in place of a size."""
-    tokenizer = parts.tokenizer(pad_token="!")
+    """Stable Diffusion XL's refiner: one text encoder, and an aesthetic score instead of a target size."""
+    tokenizer = small_components.tokenizer(pad_token="!")
     return StableDiffusionXLImg2ImgPipeline(
-        vae=parts.vae(scaling_factor=0.13025),
+        vae=small_components.vae(scaling_factor=0.13025),
         text_encoder=None,
-        text_encoder_2=parts.text_encoder(CLIPTextModelWithProjection, tokenizer),
+        text_encoder_2=small_components.text_encoder(CLIPTextModelWithProjection, tokenizer),
         tokenizer=None,
         tokenizer_2=tokenizer,
-        unet=parts.unet(**_size_aware(num_time_ids=5)),
-        scheduler=parts.euler_scheduler(),
+        unet=small_components.unet(**_size_aware(num_time_ids=5)),
+        scheduler=small_components.euler_scheduler(),
         requires_aesthetics_score=True,
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
@@ -220,51 +221,54 @@ BUILDERS: dict[str, Builder] = {
 
 
 def _sd_components(image_channels: int = 3, **unet: Any) -> Components:
-    """Stable Diffusion 1.5's; `unet` is what differs in the UNet's configuration."""
-    tokenizer = parts.tokenizer()
+    """The components of Stable Diffusion 1.5; `unet` is what differs in the UNet's configuration."""
+    tokenizer = small_components.tokenizer()
     return {
-        "vae": parts.vae(scaling_factor=0.18215, channels=image_channels),
-        "text_encoder": parts.text_encoder(CLIPTextModel, tokenizer),
+        "vae": small_components.vae(scaling_factor=0.18215, channels=image_channels),
+        "text_encoder": small_components.text_encoder(CLIPTextModel, tokenizer),
         "tokenizer": tokenizer,
-        "unet": parts.unet(**unet),
-        "scheduler": parts.pndm_scheduler(),
+        "unet": small_components.unet(**unet),
+        "scheduler": small_components.pndm_scheduler(),
     }
 
 
 def _sd2_components(**unet: Any) -> Components:
-    """Stable Diffusion 2's: OpenCLIP reads the prompt, and the UNet's heads are equally wide at every level.
+    """The components of Stable Diffusion 2; `unet` is what differs in the UNet's configuration.
 
-    The text encoder is published without its last layer: what it gives is the penultimate one's.
+    OpenCLIP reads the prompt, and the UNet's heads are equally wide at every level. The text encoder is
+    published without its last layer, so it returns the output of the penultimate one.
     """
-    tokenizer = parts.tokenizer(pad_token="!")
+    tokenizer = small_components.tokenizer(pad_token="!")
     width = 48
     own = {"cross_attention_dim": width, "attention_head_dim": (4, 8), "use_linear_projection": True}
     return {
-        "vae": parts.vae(scaling_factor=0.18215),
-        "text_encoder": parts.text_encoder(CLIPTextModel, tokenizer, hidden_size=width, hidden_act="gelu"),
+        "vae": small_components.vae(scaling_factor=0.18215),
+        "text_encoder": small_components.text_encoder(
+            CLIPTextModel, tokenizer, hidden_size=width, hidden_act="gelu"
+        ),
         "tokenizer": tokenizer,
-        "unet": parts.unet(**own | unet),
-        "scheduler": parts.velocity_scheduler(),
+        "unet": small_components.unet(**own | unet),
+        "scheduler": small_components.velocity_scheduler(),
     }
 
 
 def _sdxl_components(**unet: Any) -> Components:
-    """Stable Diffusion XL base 1.0's: two text encoders side by side."""
-    tokenizer, tokenizer_2 = parts.tokenizer(), parts.tokenizer(pad_token="!")
+    """The components of Stable Diffusion XL base 1.0, with two text encoders; `unet` is as for the others."""
+    tokenizer, tokenizer_2 = small_components.tokenizer(), small_components.tokenizer(pad_token="!")
     own = {"cross_attention_dim": 2 * TEXT_WIDTH, **_size_aware(num_time_ids=6)}
     return {
-        "vae": parts.vae(scaling_factor=0.13025),
-        "text_encoder": parts.text_encoder(CLIPTextModel, tokenizer),
-        "text_encoder_2": parts.text_encoder(CLIPTextModelWithProjection, tokenizer_2),
+        "vae": small_components.vae(scaling_factor=0.13025),
+        "text_encoder": small_components.text_encoder(CLIPTextModel, tokenizer),
+        "text_encoder_2": small_components.text_encoder(CLIPTextModelWithProjection, tokenizer_2),
         "tokenizer": tokenizer,
         "tokenizer_2": tokenizer_2,
-        "unet": parts.unet(**own | unet),
-        "scheduler": parts.euler_scheduler(),
+        "unet": small_components.unet(**own | unet),
+        "scheduler": small_components.euler_scheduler(),
     }
 
 
 def _size_aware(num_time_ids: int) -> dict[str, Any]:
-    """The keys of a UNet that is told the pooled prompt and `num_time_ids` numbers, such as sizes."""
+    """The configuration of a UNet that also sees the pooled prompt and `num_time_ids` sizes and scores."""
     time_width = 8
     return {
         "use_linear_projection": True,
@@ -274,10 +278,13 @@ def _size_aware(num_time_ids: int) -> dict[str, Any]:
     }
 
 
-def main(seed: str, *places: str) -> int:
-    """Build checkpoints, each a kind and a folder; a fault of the caller's is one line on standard error."""
+def main(seed: str, *targets: str) -> int:
+    """Build checkpoints and return the exit code; `targets` are kinds and folders in turn.
+
+    An error of the caller is one line on standard error.
+    """
     code = 0
-    for kind, folder in zip(places[::2], places[1::2], strict=True):
+    for kind, folder in zip(targets[::2], targets[1::2], strict=True):
         try:
             build_demo_model(Path(folder), kind, int(seed))
         except SpecError as error:

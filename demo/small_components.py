@@ -1,8 +1,8 @@
-"""The parts of the demo's checkpoints: small models with random weights, tuned so that inputs show.
+"""The components of the demo's checkpoints: small models with random weights, which respond to their inputs.
 
-Fresh weights all but ignore their conditions. Each part here is one of the published architectures, made
-narrow, with some weights scaled until a prompt, an image or a depth map moves the picture about as far
-as a seed does.
+Fresh weights almost ignore their conditions. Each component here is a narrow version of a published
+architecture. Some of its weights are scaled, so that a prompt, an image or a depth map changes the result
+about as much as a seed does.
 """
 
 from typing import Any
@@ -36,16 +36,17 @@ from transformers import (
 LATENT_SIZE = 8
 TEXT_WIDTH = 32
 VISION_SIZE = 32
-"""Pixels a side that the models which look at pictures see."""
+"""The side, in pixels, of the images that the vision models see."""
 START, END = "<|startoftext|>", "<|endoftext|>"
-# A few of English's commonest, so that a sentence stays within the 77 tokens.
+# These are a few of the most common pairs in English, so that a sentence stays within the 77 tokens.
 PAIRS = (
     "t+h th+e</w> i+n in+g</w> e+r</w> e+r a+n an+d</w> o+f</w> o+n a+t a+r r+e o+r e+s</w> e+d</w> l+i s+t"
 )
 MERGES = [tuple(pair.split("+")) for pair in PAIRS.split()]
 
 
-# What the published files agree on, also for classes that have no use for it: another scheduler inherits it.
+# These settings are in all published files, even if a class does not use them: a scheduler that is built from
+# another one's configuration inherits them.
 _PUBLISHED: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -58,41 +59,44 @@ _PUBLISHED: dict[str, Any] = {
 
 
 def pndm_scheduler() -> PNDMScheduler:
-    """Stable Diffusion 1.5's."""
+    """The scheduler of Stable Diffusion 1.5."""
     return PNDMScheduler.from_config(_PUBLISHED | {"skip_prk_steps": True})
 
 
 def ddim_scheduler() -> DDIMScheduler:
-    """That of Stable Diffusion 1.5's inpainting, which does not say `skip_prk_steps`."""
+    """The scheduler of Stable Diffusion 1.5's inpainting, whose configuration lacks `skip_prk_steps`."""
     return DDIMScheduler.from_config(_PUBLISHED)
 
 
 def velocity_scheduler(**changes: Any) -> DDIMScheduler:
-    """Stable Diffusion 2.1's: the UNet predicts a velocity, not the noise."""
+    """The scheduler of Stable Diffusion 2.1, whose UNet predicts a velocity instead of the noise."""
     own = {"prediction_type": "v_prediction", "skip_prk_steps": True}
     return DDIMScheduler.from_config(_PUBLISHED | own | changes)
 
 
 def low_res_scheduler() -> DDPMScheduler:
-    """The x4 upscaler's, which puts noise on the image that is to be upscaled."""
+    """The scheduler with which the x4 upscaler adds noise to the image that it upscales."""
     return DDPMScheduler(
         num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear"
     )
 
 
 def euler_scheduler() -> EulerDiscreteScheduler:
-    """Stable Diffusion XL's."""
+    """The scheduler of Stable Diffusion XL."""
     own = {"timestep_spacing": "leading", "skip_prk_steps": True}
     return EulerDiscreteScheduler.from_config(_PUBLISHED | own)
 
 
 def sample_scheduler() -> EulerDiscreteScheduler:
-    """The latent upscaler's: the UNet predicts no noise but the picture, by a name that Euler alone knows."""
+    """The scheduler of the latent upscaler, whose UNet predicts the image itself.
+
+    Its configuration calls that `original_sample`, a name that only Euler accepts.
+    """
     return EulerDiscreteScheduler.from_config(_PUBLISHED | {"prediction_type": "original_sample"})
 
 
 def unet(**changes: Any) -> UNet2DConditionModel:
-    """A UNet for 8x8 latents; `changes` are its configuration's keys."""
+    """A UNet for 8x8 latents; `changes` replace keys of its configuration."""
     config: dict[str, Any] = {
         "sample_size": LATENT_SIZE,
         "in_channels": 4,
@@ -109,7 +113,7 @@ def unet(**changes: Any) -> UNet2DConditionModel:
 
 
 def k_unet(**changes: Any) -> UNet2DConditionModel:
-    """The latent upscaler's kind of UNet, from Katherine Crowson's k-diffusion."""
+    """A UNet of the latent upscaler's kind, from Katherine Crowson's k-diffusion."""
     return unet(
         block_out_channels=(32, 32, 64, 64),
         down_block_types=("KDownBlock2D", *("KCrossAttnDownBlock2D",) * 3),
@@ -131,7 +135,7 @@ def k_unet(**changes: Any) -> UNet2DConditionModel:
 
 
 def _heed_prompts(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Let a prompt move the picture about as far as a seed does; fresh weights all but ignore it."""
+    """Scale weights so that a prompt changes the image about as much as a seed does; return the UNet."""
     for block in unet.modules():
         if isinstance(block, BasicTransformerBlock | KAttentionBlock):
             block.attn2.to_q.weight.mul_(10)
@@ -143,7 +147,7 @@ def _heed_prompts(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 def vae(
     scaling_factor: float, channels: int = 3, widths: tuple[int, ...] = (16, 16, 32, 32)
 ) -> AutoencoderKL:
-    """A VAE of factor 8, or half as much for each of the widths that is left out."""
+    """A VAE of factor 8 for four widths. Each width fewer halves the factor."""
     return _vary_widely(
         AutoencoderKL(
             in_channels=channels,
@@ -161,7 +165,7 @@ def vae(
 
 
 def _vary_widely(vae: AutoencoderKL) -> AutoencoderKL:
-    """Give pixels a wide spread, and latents unit spread once scaled, with next to no noise."""
+    """Scale weights so that pixels vary widely, and scaled latents have unit variance and almost no noise."""
     means, log_variances = slice(0, 4), slice(4, 8)
     vae.decoder.conv_out.weight.mul_(1.3)
     vae.quant_conv.weight[means].mul_(4.5 / vae.config.scaling_factor)
@@ -173,7 +177,7 @@ def _vary_widely(vae: AutoencoderKL) -> AutoencoderKL:
 def text_encoder(
     architecture: type[PreTrainedModel], tokenizer: CLIPTokenizer, **changes: Any
 ) -> PreTrainedModel:
-    """A CLIP text encoder; `changes` are its configuration's keys."""
+    """A CLIP text encoder; `changes` replace keys of its configuration."""
     config: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": TEXT_WIDTH,
@@ -186,7 +190,7 @@ def text_encoder(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return _look_sharply(architecture(CLIPTextConfig(**config | changes)))
+    return _sharpen_attention(architecture(CLIPTextConfig(**config | changes)))
 
 
 def tokenizer(pad_token: str = END) -> CLIPTokenizer:
@@ -203,14 +207,15 @@ def tokenizer(pad_token: str = END) -> CLIPTokenizer:
 
 
 def image_encoder() -> CLIPVisionModelWithProjection:
-    """A CLIP that turns a picture into one token for the UNet."""
-    return _look_sharply(CLIPVisionModelWithProjection(_vision_config()))
+    """A CLIP image encoder, which turns an image into one token for the UNet."""
+    return _sharpen_attention(CLIPVisionModelWithProjection(_vision_config()))
 
 
 def safety_checker() -> StableDiffusionSafetyChecker:
-    """A safety checker that looks at every picture and never flags one.
+    """A safety checker that examines every image and never flags one.
 
-    It flags where a cosine is above a threshold (less 0.01 at most): no cosine is above 2.
+    It flags an image if a cosine is above a threshold (less 0.01 at most). The thresholds are 2, and no
+    cosine is above 1.
     """
     checker = StableDiffusionSafetyChecker(
         CLIPConfig(vision_config=_vision_config().to_dict(), projection_dim=TEXT_WIDTH)
@@ -224,7 +229,7 @@ def safety_checker() -> StableDiffusionSafetyChecker:
 
 
 def feature_extractor() -> CLIPImageProcessorPil:
-    """What an image encoder and a safety checker want done to a picture first."""
+    """The preprocessor of the image encoder and the safety checker."""
     return CLIPImageProcessorPil(
         size={"shortest_edge": VISION_SIZE}, crop_size={"height": VISION_SIZE, "width": VISION_SIZE}
     )
@@ -243,8 +248,8 @@ def _vision_config() -> CLIPVisionConfig:
 
 
 def depth_estimator() -> DPTForDepthEstimation:
-    """A dense prediction transformer whose depth follows the picture."""
-    return _look_sharply(
+    """A dense prediction transformer whose depth map depends on the image."""
+    return _sharpen_attention(
         DPTForDepthEstimation(
             DPTConfig(
                 image_size=VISION_SIZE,
@@ -262,12 +267,12 @@ def depth_estimator() -> DPTForDepthEstimation:
 
 
 def depth_processor() -> DPTImageProcessorPil:
-    """What a depth estimator wants done to a picture first."""
+    """The preprocessor of the depth estimator."""
     return DPTImageProcessorPil(size={"height": VISION_SIZE, "width": VISION_SIZE})
 
 
-def _look_sharply(model: PreTrainedModel) -> PreTrainedModel:
-    """Sharpen attention, so that single words and single patches count."""
+def _sharpen_attention(model: PreTrainedModel) -> PreTrainedModel:
+    """Sharpen the attention, so that single words and patches have an effect; return the model."""
     for name, weight in model.named_parameters():
         if name.endswith("q_proj.weight"):
             weight.mul_(10)

@@ -1,6 +1,6 @@
 """The command line: `darkroom` and `python -m jobs`.
 
-Commands import what they need when they run, so that `--help`, `validate` and `plan` answer without
+Each command imports what it needs when it runs, so that `--help`, `validate` and `plan` answer without
 waiting for Ray.
 """
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from jobs.signals import Interrupted
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec.spec_file import load_spec
-from schemas.wording.printable import listed, printable
+from schemas.wording.printable import escaped, listed
 
 app = typer.Typer(
     name="darkroom",
@@ -26,27 +26,29 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 done, 1 our bug, 2 bad spec or input, 3 more failed rows than the budget allows, "
-    "4 refused, 5 storage unreachable, 130 interrupted (run again to resume).",
+    epilog="Exit codes: 0 done, 1 a bug in darkroom, 2 bad spec or input, 3 too many failed rows or missing "
+    "parts, 4 refused, 5 storage unreachable, 130 interrupted (run again to resume).",
 )
 
 MAX_MESSAGE = 10_000
-"""Characters."""
+"""Characters of an error message that are printed."""
 
-SpecPath = Annotated[Path, typer.Argument(help="The job's YAML.", metavar="SPEC")]
+SpecPath = Annotated[Path, typer.Argument(help="The job's YAML file.", metavar="SPEC")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a key of the spec: --set seed=7", metavar="KEY.KEY=VALUE"),
+    typer.Option(
+        "--set", help="Override a key of the spec, for example --set seed=7.", metavar="KEY.KEY=VALUE"
+    ),
 ]
 OutputPath = Annotated[str, typer.Argument(help="A job's output folder, local or s3://.", metavar="OUTPUT")]
 
 
 @app.command()
 def validate(spec: SpecPath, overrides: Overrides = None) -> None:
-    """Check a spec alone: its keys, types and names. Reads no input and no checkpoint."""
+    """Check the spec: its keys, types and names. Reads no input and no checkpoint."""
     checked = load_spec(spec, overrides or [])
     console().print(
-        f"{printable(str(spec))} is a valid spec: models {listed([*checked.models])}; "
+        f"{escaped(str(spec))} is a valid spec: models {listed([*checked.models])}; "
         f"routes {listed([*checked.routes])}",
         soft_wrap=True,
     )
@@ -57,29 +59,29 @@ def plan(
     spec: SpecPath,
     bad_rows: Annotated[
         int | None,
-        typer.Option("--bad-rows", min=1, help="Rows to name of each kind of mistake; else 20.", metavar="N"),
+        typer.Option("--bad-rows", min=1, help="Bad rows to list of each kind; default 20.", metavar="N"),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Check every row, and show routes, shards and the output's size. Needs no GPU and loads no model."""
+    """Check every input row; show routes, shards and output size. Needs no GPU and loads no checkpoint."""
     from actors.storage.uris import normalise
     from jobs.output.disk_space import refuse_full_disk
     from jobs.planning.plan import expected_bytes
     from jobs.planning.plan_text import check_rows, print_plan, refuse_hopeless
     from jobs.planning.row_scan import MAX_EXAMPLES
-    from jobs.planning.survey import survey
+    from jobs.planning.survey import make_survey
 
     out = console()
-    found = survey(load_spec(spec, overrides or []))
-    made, findings = check_rows(found, out, bad_rows or MAX_EXAMPLES)
-    print_plan(made, findings, out)
-    refuse_hopeless(found, findings, listed=True)
-    refuse_full_disk(normalise(made.job.spec.output.path), expected_bytes(findings, made.job))
+    surveyed = make_survey(load_spec(spec, overrides or []))
+    checked, findings = check_rows(surveyed, out, bad_rows or MAX_EXAMPLES)
+    print_plan(checked, findings, out)
+    refuse_hopeless(surveyed, findings, listed=True)
+    refuse_full_disk(normalise(checked.job.spec.output.path), expected_bytes(findings, checked.job))
 
 
 @app.command()
 def run(spec: SpecPath, overrides: Overrides = None) -> None:
-    """Run a job, or what is missing of it: on the Ray that RAY_ADDRESS names, or on one started here."""
+    """Run a job, or resume it, on the Ray cluster at RAY_ADDRESS or on this machine."""
     from jobs.dispatch.budget import judge
     from jobs.reports.run_result import print_result
     from jobs.run import run_job
@@ -96,11 +98,11 @@ def retry(
     spec: SpecPath,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help="Rows with this error_code; may be given several times.", metavar="CODE"),
+        typer.Option("--only", help="Retry only rows with this error_code; may be repeated.", metavar="CODE"),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Make the failed rows of a job again; every other row stays as it is."""
+    """Generate the failed rows of a job again. All other rows keep their results."""
     from jobs.dispatch.budget import judge
     from jobs.reports.run_result import print_result
     from jobs.retry import retry_job
@@ -116,14 +118,14 @@ def retry(
 def submit(
     spec: SpecPath,
     address: Annotated[
-        str, typer.Option(envvar="RAY_DASHBOARD_ADDRESS", help="Of the cluster's job server.")
+        str, typer.Option(envvar="RAY_DASHBOARD_ADDRESS", help="Address of the cluster's job server.")
     ] = "http://127.0.0.1:8265",
     wait: Annotated[
-        bool, typer.Option("--wait", help="Follow the log; end with the job's exit code.")
+        bool, typer.Option("--wait", help="Print the job's log until it ends, and exit with its exit code.")
     ] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Run a job on a Ray cluster, through `ray job submit`. Give input and output as URIs."""
+    """Run a job on a Ray cluster, through `ray job submit`. Input and output should be URIs."""
     from jobs.dispatch.submit import submit_job
 
     load_spec(spec, overrides or [])
@@ -134,7 +136,7 @@ def submit(
 
 @app.command()
 def status(output: OutputPath) -> None:
-    """How far a job is, from its output alone."""
+    """Show the progress of a job, read from its output."""
     from jobs.reports.status import print_status
 
     print_status(output, console())
@@ -142,7 +144,7 @@ def status(output: OutputPath) -> None:
 
 @app.command()
 def report(output: OutputPath) -> None:
-    """Write the contact sheet: one HTML page to look at, also of a job that is not done."""
+    """Write the contact sheet, an HTML page with a sample of the images. The job may be unfinished."""
     from actors.storage.output import open_output
     from jobs.reports.contact_sheet import write_report
 
@@ -151,7 +153,7 @@ def report(output: OutputPath) -> None:
 
 @app.command()
 def verify(output: OutputPath) -> None:
-    """Read an output again and prove that every input row has one outcome and every picture is whole."""
+    """Read the whole output; check that every input row has one outcome and every image is intact."""
     from jobs.verification.verify import verify_output
 
     verify_output(output, console())
@@ -159,12 +161,14 @@ def verify(output: OutputPath) -> None:
 
 @app.command()
 def schema(
-    path: Annotated[Path | None, typer.Argument(help="Where to write it; else it is printed.")] = None,
+    path: Annotated[
+        Path | None, typer.Argument(help="File to write; by default the schema is printed.")
+    ] = None,
 ) -> None:
-    """Write the JSON schema of a spec, with which editors complete and check the YAML."""
-    from schemas.spec.spec_schema import spec_schema
+    """Write the JSON schema of specs, which editors use to complete and check the YAML."""
+    from schemas.spec.spec_schema import spec_json_schema
 
-    text = spec_schema()
+    text = spec_json_schema()
     if path is None:
         sys.stdout.write(text)
         return
@@ -176,48 +180,46 @@ def schema(
 
 @app.command(name="demo-model")
 def demo_model(
-    folder: Annotated[Path, typer.Argument(help="Where to write the checkpoint.")],
-    kind: Annotated[str, typer.Option(help="Which system; docs/job-spec.md lists them.")] = "sd",
-    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    folder: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to.")],
+    kind: Annotated[str, typer.Option(help="Kind of checkpoint; docs/job-spec.md lists all.")] = "sd",
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
 ) -> None:
-    """Write a small checkpoint for trying darkroom out: one that draws shapes, or one with random weights."""
+    """Write a small checkpoint to try darkroom with: one that draws shapes, or one with random weights."""
     from models.demo_cache import RANDOM_KINDS, build
 
     build(folder, kind, seed)
-    said = f"{folder}: a {kind} checkpoint"
-    if kind in RANDOM_KINDS:
-        said += " with random weights; its pictures are noise by design"
-    console().print(said, soft_wrap=True)
+    weights = " with random weights; its images are noise by design" if kind in RANDOM_KINDS else ""
+    console().print(f"{folder}: a {kind} checkpoint{weights}", soft_wrap=True)
 
 
 def console() -> Console:
-    """Where commands print: as wide as the terminal, or wide enough for a log."""
+    """The console that commands print to: as wide as the terminal, or 140 columns for a log."""
     width = None if Console().is_terminal else 140
-    # No markup: names and paths with brackets in them are printed as they are.
+    # Without markup, names and paths with brackets are printed unchanged.
     return Console(width=width, markup=False, highlight=False)
 
 
 def _bounded(message: str) -> str:
-    """Without the rest of what no one reads: a stranger's text of megabytes, say."""
+    """The message, cut after MAX_MESSAGE characters: it may quote megabytes of somebody else's text."""
     return message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]} ... (cut)"
 
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """The one place where errors become messages and exit codes."""
+    """The only place where errors become messages and exit codes."""
     try:
         yield
     except DarkroomError as error:
-        sys.stderr.write(f"darkroom: {printable(_bounded(str(error)))}\n")
+        sys.stderr.write(f"darkroom: {escaped(_bounded(str(error)))}\n")
         sys.exit(error.exit_code)
     except (Interrupted, KeyboardInterrupt):
-        sys.stderr.write("darkroom: interrupted; what is committed stays, run again to resume\n")
+        sys.stderr.write("darkroom: interrupted; saved parts stay, run again to resume\n")
         sys.exit(130)
 
 
 def main() -> None:
-    """The program."""
-    # Ray reads these when it is imported: without them its messages are coloured, in logs too.
+    """Run the command line; the entry point of `darkroom`."""
+    # Ray reads these when it is imported; without them it colours its messages, also in logs.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     with exit_codes():

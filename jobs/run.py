@@ -1,4 +1,4 @@
-"""Running a job: the one sentence that everything else serves."""
+"""`darkroom run`: the function that everything else serves."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from actors.worker_process import ENGINE
 from jobs.dispatch.budget import Budget
 from jobs.dispatch.cluster import with_output_settled
 from jobs.dispatch.dispatcher import Dispatcher
-from jobs.dispatch.shard_loop import make_shards
+from jobs.dispatch.shard_loop import RunWatch, make_shards
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
 from jobs.output.job_record import JobRecord, claim, plan_of, read_record
 from jobs.output.lease import Lease
@@ -19,28 +19,31 @@ from jobs.output.parts import done_shards, output_totals, still_missing
 from jobs.output.tally import Abandoned, Tally
 from jobs.planning.plan import Plan, expected_bytes
 from jobs.planning.plan_text import check_rows, print_columns, refuse_hopeless
-from jobs.planning.survey import Survey, survey
+from jobs.planning.survey import Survey, make_survey
 from jobs.reports.finish import finish, is_finished
 from jobs.reports.run_result import RunResult
 from jobs.signals import stopping_signals
 from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec
+from schemas.wording.amounts import counted
 
 
 def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResult:
-    """Generate every row of the input that has no outcome yet."""
+    """Generate every row of the input that has no outcome yet, and return what came of it."""
     spec = with_output_settled(spec, console)
     output = open_output(spec.output.path, deadline_s=spec.errors.storage_deadline_s)
     with stopping_signals():
-        found = survey(spec)
-        print_columns(found.job, console)
-        plan, record = _settle(found, output, console)
+        surveyed = make_survey(spec)
+        print_columns(surveyed.job, console)
+        plan, record = _plan_and_record(surveyed, output, console)
         done = done_shards(output, record.num_shards)
         if all(done) and is_finished(output):
             totals = output_totals(output, record.num_shards)
-            return RunResult(output=output.path, totals=totals, rows_tried=0, images_made=0, abandoned=())
+            return RunResult(
+                output=output.path, totals=totals, rows_tried=0, images_generated=0, abandoned=()
+            )
         with Lease(output) as lease:
-            tally, abandoned = _make_missing(plan, output, done, lease, console, engine)
+            tally, abandoned = _generate_missing(plan, output, done, lease, console, engine)
             abandoned = still_missing(abandoned, output, record.num_shards)
             if abandoned:
                 totals = output_totals(output, record.num_shards)
@@ -51,39 +54,48 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
             output=output.path,
             totals=totals,
             rows_tried=tally.rows,
-            images_made=tally.images,
+            images_generated=tally.images,
             abandoned=tuple(abandoned),
         )
 
 
-def _settle(found: Survey, output: Output, console: Console) -> tuple[Plan, JobRecord]:
-    """The plan that this output is made by: the recorded one, or a fresh one that becomes it."""
+def _plan_and_record(surveyed: Survey, output: Output, console: Console) -> tuple[Plan, JobRecord]:
+    """The output's recorded plan and its record; a new output is planned and recorded first.
+
+    RefusedError where this spec or input is not the recorded one.
+    """
     record = read_record(output)
     if record is None:
-        plan, findings = check_rows(found, console)
-        refuse_hopeless(found, findings)
+        plan, findings = check_rows(surveyed, console)
+        refuse_hopeless(surveyed, findings)
         refuse_full_disk(output.path, expected_bytes(findings, plan.job))
         probe(output)
         record = claim(output, plan, findings)
-    return plan_of(record, found, output.path), record
+    return plan_of(record, surveyed, output.path), record
 
 
-def _make_missing(
+def _generate_missing(
     plan: Plan, output: Output, done: bytearray, lease: Lease, console: Console, engine: str
 ) -> tuple[Tally, list[Abandoned]]:
-    tally = Tally(rows_total=plan.num_rows, rows_before=_rows_in(plan, done))
-    missing = len(done) - sum(done)
-    if not missing:
+    """Generate the parts that are not `done` (one byte per shard); the tally, and the shards left out."""
+    tally = Tally(rows_total=plan.num_rows, rows_before=_num_rows_done(plan, done))
+    num_missing = len(done) - sum(done)
+    if not num_missing:
         return tally, []
     if sum(done):
         refuse_full_disk(output.path, bytes_to_come(output, len(done)))
-        console.print(f"{sum(done):,} of {len(done):,} parts are there already; making the other {missing:,}")
+        console.print(
+            f"resuming: {sum(done):,} of {counted(len(done), 'part')} already saved, "
+            f"{num_missing:,} left to generate"
+        )
     dispatcher = _dispatcher(plan, done)
-    make_shards(plan, dispatcher, tally, lease, console, engine, Budget(plan.job.spec.errors))
+    watch = RunWatch(tally=tally, lease=lease, budget=Budget(plan.job.spec.errors))
+    make_shards(plan, dispatcher, watch, console, engine)
     return tally, dispatcher.abandoned
 
 
 def _dispatcher(plan: Plan, done: bytearray) -> Dispatcher:
+    """The dispatcher of the missing shards."""
     missing: Counter[str] = Counter()
     working: set[str] = set()
     for shard in plan.shards():
@@ -103,5 +115,5 @@ def _missing_shards(plan: Plan, done: bytearray, model: str) -> Iterator[Shard]:
     return (shard for shard in plan.shards() if shard.model == model and not done[shard.index])
 
 
-def _rows_in(plan: Plan, done: bytearray) -> int:
+def _num_rows_done(plan: Plan, done: bytearray) -> int:
     return sum(shard.num_rows for shard in plan.shards() if done[shard.index])

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as an exception, so that every `with` on the way out does its work."""
+"""SIGINT and SIGTERM as an exception, so that every `with` block that they end cleans up."""
 
 import signal
 import time
@@ -7,31 +7,31 @@ from contextlib import contextmanager
 from types import FrameType
 
 CLEAN_UP_S = 15.0
-"""For so long after a signal no other one is heard."""
+"""How long after a signal further signals are ignored."""
 
 
 class Interrupted(BaseException):
-    """Somebody asked the program to stop; what is committed stays."""
+    """The user or the system asked the program to stop; committed parts stay."""
 
 
 @contextmanager
 def stopping_signals() -> Iterator[None]:
-    """SIGINT (Ctrl-C) and SIGTERM (`ray job stop`) leave the block as Interrupted."""
-    heard = float("-inf")
+    """Inside the block, SIGINT (Ctrl-C) and SIGTERM (`ray job stop`) raise Interrupted."""
+    last_signal = float("-inf")
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        # A second Ctrl-C must not break off the clean-up that the first one began, unless that hangs.
-        if time.monotonic() - heard > CLEAN_UP_S:
-            heard = time.monotonic()
-            # Ray 2.60 lets no other exception of a signal handler out of its own calls.
+        nonlocal last_signal
+        # A second Ctrl-C must not break off the clean-up after the first one, unless the clean-up hangs.
+        if time.monotonic() - last_signal > CLEAN_UP_S:
+            last_signal = time.monotonic()
+            # Ray 2.60 swallows every other exception that a signal handler raises inside its calls.
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except KeyboardInterrupt as error:
         raise Interrupted from error
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,1 +1,1 @@
-"""Checkpoints that come with darkroom, and where they are built. Each folder says how it was trained."""
+"""Checkpoints that come with darkroom, and where they are built; shapes/README.md explains their training."""

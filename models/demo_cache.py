@@ -1,7 +1,7 @@
-"""Where the `demo:KIND` checkpoints lie, and how they come to be, without importing torch.
+"""The folders of the `demo:KIND` checkpoints, which are built if they are missing, without importing torch.
 
-The driver's plan reads a checkpoint's configuration files and must answer at once, so this
-module never imports what builds them: `demo.random_checkpoints` runs in a process of its own.
+The driver's plan reads a checkpoint's configuration files and must answer at once. So this module never
+imports the builder of random weights, `demo.random_checkpoints`, but runs it in a process of its own.
 """
 
 import hashlib
@@ -33,73 +33,73 @@ RANDOM_KINDS = (
     "ldm3d-4c",
     "ldm3d-upscale",
 )
-"""With random weights, built here."""
+"""Kinds with random weights, which are built on first use."""
 KINDS = (*RANDOM_KINDS, *trained_models.KINDS)
 SOURCES = ("random_checkpoints.py", "small_components.py")
-"""The modules that build those with random weights."""
+"""The modules that build the checkpoints with random weights."""
 SEED = 0
 BUILD_TIMEOUT_S = 300
 ROOT = Path(__file__).parent.parent
 
 
 def demo_checkpoint(kind: str) -> Path:
-    """Return the folder of a `demo:KIND` checkpoint, built now if this machine has none yet."""
+    """The folder of a `demo:KIND` checkpoint, which is built now if this machine does not have it yet."""
     build_missing([kind])
     return demo_folder(kind)
 
 
 def build_missing(kinds: Iterable[str]) -> None:
-    """Build the checkpoints that this machine lacks, in one process: its imports take longer than they do."""
+    """Build the checkpoints that this machine lacks, all in one process, because its imports take longest."""
     missing = {kind: folder for kind in kinds if not _is_whole(folder := demo_folder(kind))}
     if not missing:
         return
-    said = _make(missing, SEED)
-    # Of several that build at once, the first to rename wins; the others find it there.
+    problem = _build(missing, SEED)
+    # If several processes build at once, the first to rename wins, and the others use its folder.
     for kind, folder in missing.items():
         if not _is_whole(folder):
-            raise SpecError(f"cannot build demo:{kind} as {folder}: {said}")
+            raise SpecError(f"cannot build demo:{kind} as {folder}: {problem}")
 
 
 def demo_folder(kind: str) -> Path:
-    """Return where the checkpoint belongs: another builder or library version, another folder."""
+    """The folder of a demo checkpoint in the cache. Another builder or library version has another folder."""
     check_kind(kind)
     digest = trained_models.digest() if kind in trained_models.KINDS else _digest()
     return _cache_folder() / f"demo-{kind}-{digest}"
 
 
 def check_kind(kind: str) -> None:
-    """Raise SpecError, with the kinds there are, for one that nothing builds."""
+    """Raise SpecError, with the list of kinds, if this is not one of them."""
     if kind not in KINDS:
         raise SpecError(f"unknown kind of demo checkpoint {kind!r}; choose one of {', '.join(KINDS)}")
 
 
 def build(folder: Path, kind: str, seed: int = SEED) -> None:
-    """Make `folder` a checkpoint of `kind`; SpecError, with what the builder said, where it cannot.
+    """Build a checkpoint of `kind` as `folder`; SpecError, with the builder's message, if that fails.
 
-    `seed`: of random weights.
+    `seed` is for random weights.
     """
     check_kind(kind)
-    if said := _make({kind: folder}, seed):
-        raise SpecError(f"cannot build demo:{kind} as {folder}: {said}")
+    if problem := _build({kind: folder}, seed):
+        raise SpecError(f"cannot build demo:{kind} as {folder}: {problem}")
 
 
-def _make(folders: Mapping[str, Path], seed: int) -> str:
-    """The last words on what could not be made; empty where everything is."""
-    said = ""
+def _build(folders: Mapping[str, Path], seed: int) -> str:
+    """Build the checkpoints; return the last error message, or an empty text if all of them are built."""
+    problem = ""
     for kind in folders.keys() & set(trained_models.KINDS):
         try:
             with all_or_nothing(folders[kind]) as unfinished:
                 trained_models.put_together(kind, unfinished)
         except SpecError as error:
-            said = str(error)
+            problem = str(error)
     random = {kind: folder for kind, folder in folders.items() if kind in RANDOM_KINDS}
-    return (_build_apart(random, seed) if random else "") or said
+    return (_build_random(random, seed) if random else "") or problem
 
 
-def _build_apart(folders: Mapping[str, Path], seed: int) -> str:
-    """In a process of its own: the builder's last words on what it could not build, or nothing."""
-    places = [str(part) for kind, folder in folders.items() for part in (kind, folder.absolute())]
-    command = [sys.executable, "-m", "demo.random_checkpoints", str(seed), *places]
+def _build_random(folders: Mapping[str, Path], seed: int) -> str:
+    """Build checkpoints in a process of its own; return the last line of its errors, or an empty text."""
+    targets = [str(argument) for kind, folder in folders.items() for argument in (kind, folder.absolute())]
+    command = [sys.executable, "-m", "demo.random_checkpoints", str(seed), *targets]
     try:
         built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
@@ -112,7 +112,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["the builder said nothing"])[-1]
+    return (text.strip().splitlines() or ["the builder printed no error"])[-1]
 
 
 def _digest() -> str:
@@ -122,7 +122,7 @@ def _digest() -> str:
 
 
 def _cache_folder() -> Path:
-    named = os.environ.get("DARKROOM_CACHE")
-    if named:
-        return Path(named).expanduser().absolute()
+    folder = os.environ.get("DARKROOM_CACHE")
+    if folder:
+        return Path(folder).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "darkroom"

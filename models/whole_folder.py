@@ -1,4 +1,4 @@
-"""Checkpoints that are written whole or not at all."""
+"""Checkpoints that are written completely or not at all."""
 
 import os
 import tempfile
@@ -11,7 +11,10 @@ from schemas.errors import SpecError
 
 @contextmanager
 def all_or_nothing(folder: Path) -> Iterator[Path]:
-    """Where to write what becomes `folder` at the end of the block; SpecError where something is there."""
+    """A temporary path; the folder that the block creates there becomes `folder` at the end of the block.
+
+    Raises SpecError if `folder` is a file, or is not empty.
+    """
     _refuse_used(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
@@ -26,4 +29,4 @@ def all_or_nothing(folder: Path) -> Iterator[Path]:
 
 def _refuse_used(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SpecError(f"{folder} is there already; name a new folder for the demo checkpoint")
+        raise SpecError(f"{folder} already exists; choose a new folder for the demo checkpoint")

@@ -5,9 +5,10 @@ DarkroomError                  exit code 1: our bug
 ├── BudgetError                3: more rows failed than `errors.max_rate` allows
 ├── RefusedError               4: this output belongs to another job, or cannot be trusted
 ├── StorageError               5: storage stayed unreachable past its deadline
-└── RowError                   one row's fault: recorded in the output, the job goes on
+└── RowError                   one row is at fault: recorded in the output, and the job continues
 
-ReclaimedError stands apart: a worker that was asked to go gives its shard back, and nothing is wrong.
+ReclaimedError is not a DarkroomError, because nothing is wrong: a worker that was asked to end
+gives its shard back.
 
 Exceptions take positional arguments only: one with required keyword arguments does not
 survive pickling between a worker and the driver.
@@ -15,37 +16,37 @@ survive pickling between a worker and the driver.
 
 
 class DarkroomError(Exception):
-    """The root; `exit_code` is what the command line returns for it."""
+    """The root of the errors; `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class SpecError(DarkroomError):
-    """The spec or its input cannot be used; the message names the value and the way out."""
+    """The spec or its input cannot be used; the message names the value and says how to fix it."""
 
     exit_code = 2
 
 
 class BudgetError(DarkroomError):
-    """The job finished with more failed rows than its error budget, or is plainly going to."""
+    """The job ended with more failed rows than its error budget allows, or is clearly going to."""
 
     exit_code = 3
 
 
 class RefusedError(DarkroomError):
-    """Going on could damage somebody's output."""
+    """The command refuses to continue, because it could damage an output."""
 
     exit_code = 4
 
 
 class StorageError(DarkroomError):
-    """Storage did not answer properly until the deadline."""
+    """Storage did not answer properly before the deadline."""
 
     exit_code = 5
 
 
 class RowError(DarkroomError):
-    """One row cannot be made; `code` and the message become its recorded outcome."""
+    """One row cannot be generated; `code` and `message` are recorded as its outcome."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)
@@ -57,4 +58,4 @@ class RowError(DarkroomError):
 
 
 class ReclaimedError(Exception):
-    """The process was asked to end (SIGTERM, as spot machines send it): the shard is not made here."""
+    """The worker was asked to end (SIGTERM, as spot machines send it), so it gives its shard back."""

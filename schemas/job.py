@@ -1,4 +1,4 @@
-"""What the driver decides once and every worker is told: the job, its models, its input, its shards."""
+"""What the driver and its workers tell each other: the job, its shards, their progress and their reports."""
 
 import hashlib
 import json
@@ -14,30 +14,33 @@ from schemas.spec.job_spec import JobSpec, ModelSpec
 from schemas.systems.model_card import ModelCard
 
 NO_MODEL = ""
-"""Rows that no model can take (an unknown task, say) form shards of their own under this name."""
+"""The model of shards whose rows no model can take, such as rows with an unknown task."""
 
 StoredCount = Annotated[int, Field(ge=0, lt=2**63)]
-"""A number of things, where it is read back from an output."""
+"""A count that is read back from an output: a whole number from 0 to 2**63 - 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedFile:
-    """One Parquet file of the input: the plan's one line for it."""
+    """One Parquet file of the input, as the plan records it."""
 
     uri: str
     size_bytes: StoredCount
     etag: str
-    """The store's fingerprint of its content; a worker that meets another one stops the job."""
+    """The store's fingerprint of the file's content. A worker that meets another one stops the job."""
     num_rows: StoredCount
     rows_by_model: Mapping[str, StoredCount]
-    """Rows routed to each model; NO_MODEL for rows that none can take."""
+    """The number of rows that are routed to each model. Rows that no model can take are under NO_MODEL."""
     repeated: Mapping[str, Sequence[StoredCount]] = field(default_factory=dict)
-    """By model, which of its rows here, counted from 0, have the id of an earlier row of the input."""
+    """The rows that have the id of an earlier row of the input, by model.
+
+    Rows are counted from 0 among this file's rows of that model.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """All that a worker must know beside a shard's few numbers."""
+    """Everything that a worker must know about a job, except its shards."""
 
     spec: JobSpec
     models: Mapping[str, ModelCard]
@@ -47,9 +50,9 @@ class Job:
 
     @property
     def checkpoints(self) -> dict[str, ModelSpec]:
-        """The models as workers load them: from where the driver found them, of the Hub the same commit."""
+        """The models as workers load them: from the folder or the Hub's commit that the driver resolved."""
         return {
-            # A folder has no revision; nobody asks for its digest.
+            # A folder has no revision: the card has a digest of its files instead, which loading ignores.
             name: self.spec.models[name].model_copy(
                 update={"checkpoint": card.checkpoint, "revision": card.revision}
             )
@@ -58,11 +61,15 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two jobs exactly when their parts must be equal byte for byte."""
+        """A hash that two jobs share exactly when their parts must be equal byte for byte."""
         return fingerprint_of(self.identity())
 
     def identity(self) -> dict[str, Any]:
-        """What makes the output: the spec without where it goes, who makes it and what may fail."""
+        """Everything that determines the output, as JSON values.
+
+        These are the spec without `output.path`, `workers` and `errors`, the fields' columns, and the
+        models' revisions.
+        """
         spec = self.spec.model_dump(mode="json", exclude={"workers", "errors"})
         spec["output"].pop("path")
         return {
@@ -73,120 +80,131 @@ class Job:
 
 
 def fingerprint_of(identity: Mapping[str, Any]) -> str:
-    """The fingerprint of the job with this identity."""
+    """The fingerprint of the job with this identity: 32 hexadecimal digits."""
     text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """Which rows make one part: a range of those rows of one file that go to one model."""
+    """The rows that become one part: a range of the rows of one file that go to one model."""
 
     index: int
-    """Place among all shards of the job."""
+    """The shard's position among all shards of the job, from 0."""
     num_shards: int
     uri: str
-    """The input file."""
+    """The URI of the input file."""
     etag: str
-    """What the file's content was when the job was planned."""
+    """The store's fingerprint of the file's content when the job was planned."""
     model: str
     """A key of the spec's models, or NO_MODEL."""
     start: int
-    """First row, counted among this file's rows of this model."""
+    """The first row, counted from 0 among this file's rows of this model."""
     stop: int
-    """One past the last row."""
+    """The row after the last one, counted in the same way."""
     file_name: str = ""
-    """What this file's rows are named after where they have no ids."""
+    """The name with which the ids of this file's rows begin if the input has no ids."""
     repeated: tuple[int, ...] = ()
-    """Rows that have an earlier row's id, by their place in the shard: recorded as failed, and not made."""
+    """Positions in the shard of rows that have an earlier row's id: recorded as failed, and not generated."""
     skip: tuple[int, ...] = ()
-    """Rows that take their worker down, by their place in the shard: recorded as failed, and not made."""
+    """Positions in the shard of rows that kill their worker: recorded as failed, and not generated."""
     rehearse: tuple[int, int] | None = None
-    """From which row to before which one: only these are made, and no part is written."""
+    """The positions [first, end) in the shard of the only rows that are generated; no part is written then.
+
+    None: all rows are generated, and the part is written.
+    """
     again: tuple[str, ...] | None = None
-    """Of a part that is there, rows that failed with one of these codes are made again, with none given all
-    that failed; None: the whole part is made, where there is none."""
+    """Error codes of the rows of an existing part that are generated again; empty: all of its failed rows.
+
+    None: there is no part yet, and all rows are generated.
+    """
 
     @property
     def name(self) -> str:
-        """The part's name without its ending; the order of names is the order of shards."""
+        """The name of the shard, and of its part without the ending; names sort as the shards do."""
         return shard_name(self.index, self.num_shards)
 
     @property
     def num_rows(self) -> int:
-        """Input rows in this shard."""
+        """The number of input rows in this shard."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedRows:
-    """Rows that failed for one reason."""
+    """The rows that failed with one error code."""
 
     num_rows: int
     message: str
-    """The first one's."""
+    """The error message of the first of these rows."""
 
 
 def merge_failed_rows(failures: Iterable[Mapping[str, FailedRows]]) -> dict[str, FailedRows]:
-    """All of them, by error_code."""
-    every: dict[str, FailedRows] = {}
-    for each in failures:
-        for code, more in each.items():
-            known = every.get(code, FailedRows(num_rows=0, message=more.message))
-            every[code] = FailedRows(num_rows=known.num_rows + more.num_rows, message=known.message)
-    return every
+    """The failed rows of all these mappings together, by error_code."""
+    merged: dict[str, FailedRows] = {}
+    for failed_rows in failures:
+        for code, more in failed_rows.items():
+            known = merged.get(code, FailedRows(num_rows=0, message=more.message))
+            merged[code] = FailedRows(num_rows=known.num_rows + more.num_rows, message=known.message)
+    return merged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSnapshot:
-    """What has come so far of a shard that is not committed."""
+    """The results so far of a shard that is not committed."""
 
     images: int = 0
+    """The number of images that were generated."""
     unforeseen: Mapping[str, FailedRows] = field(default_factory=dict)
-    """By error_code, rows that failed though the plan found nothing wrong with them."""
+    """The rows that failed although the plan found nothing wrong with them, by error_code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerProgress:
-    """What a worker answers while it is at work."""
+    """What a worker answers when the driver asks how far it is."""
 
     unfinished: Mapping[int, ShardSnapshot]
-    """By the shard's index."""
+    """Snapshots of the shards that the worker has not committed yet, by the shard's index."""
     heartbeats: int
-    """Steps of any kind since it started, such as rows read and batches run: it stands still when the work
-    does."""
+    """The number of steps of any kind since the worker started, such as rows read and batches run.
+
+    It stops growing when the work stops.
+    """
     leaving: bool
-    """Whether its process was asked to end; it takes up no more shards."""
+    """Whether the worker's process was asked to end; it starts no more shards then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardReport:
-    """What became of one shard: the worker's answer to the driver, counts and seconds only."""
+    """The outcome of one shard, as the worker reports it to the driver: counts and seconds only."""
 
     index: int
     committed: bool
-    """False: the same part was there already, made by another attempt or driver; or it was a rehearsal."""
+    """Whether this attempt stored the part.
+
+    False: another attempt or driver had stored the same part already, or this was a rehearsal.
+    """
     ok: int
     filtered: int
     failed: int
-    """Input rows by outcome."""
+    """The numbers of input rows with each outcome: `ok`, `filtered` and `failed`."""
     images: int
-    """Pictures in the part."""
+    """The number of images in the part."""
     size_bytes: int
-    """Of the part."""
+    """The size of the part."""
     error_codes: Mapping[str, int]
-    """Failed rows by error_code."""
+    """The number of failed rows, by error_code."""
     unforeseen: Mapping[str, FailedRows]
-    """Of these, the rows with which the plan had found nothing wrong."""
+    """Those failed rows in which the plan had found nothing wrong, by error_code."""
     seconds: Mapping[str, float]
-    """Read, wait for the device, generate, write."""
+    """Seconds by stage: read, wait for the device, generate, write."""
     models_loaded: tuple[str, ...]
-    """Models in the worker's memory now: the dispatcher gives it shards of these first."""
+    """The models in the worker's memory now. The dispatcher prefers to give the worker shards of these."""
     num_loads: int
-    """Checkpoints this worker has loaded in its life."""
+    """The number of checkpoints that this worker has loaded since it started."""
     worker: str
-    """Host and process."""
+    """The worker's host and process id, as `HOST:PID`."""
     cpu_seconds: float
-    """Of the worker's process, all threads, since it started."""
+    """CPU time of the worker's process, in all its threads, since it started."""
     peak_rss_bytes: int
-    """The worker's largest memory so far."""
+    """The largest resident memory of the worker's process so far."""

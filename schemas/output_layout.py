@@ -1,9 +1,9 @@
-"""Every name in an output, written once: its folders, its files, and the keys of a part's footer.
+"""Every name in an output: its folders, its files, and the keys of a part's footer.
 
 data/train-00012-of-00400.parquet           one part: the rows of one shard
-images/train-00012-of-00400/HASH-NAME.png   one image, where output.images is `files`
-_darkroom/job.json                          whose output this is
-_darkroom/driver.json                       who drives it, and how far the job is
+images/train-00012-of-00400/HASH-NAME.png   one image, if output.images is `files`
+_darkroom/job.json                          the job to which the output belongs
+_darkroom/driver.json                       the lease: which driver runs the job, and how far it is
 _darkroom/summary.json, manifest.jsonl      written when the job is done
 README.md, contact-sheet.html, _SUCCESS     written when the job is done, _SUCCESS last
 """
@@ -13,9 +13,9 @@ import re
 PARTS_FOLDER = "data"
 IMAGES_FOLDER = "images"
 OWN_FOLDER = "_darkroom"
-"""Records and reports. Programs that read Parquet pass over a folder whose name begins with _."""
+"""The folder of records and reports. Programs that read Parquet skip a folder whose name begins with _."""
 TEMPORARY_FOLDER = "tmp"
-"""Below OWN_FOLDER, on a local disk: files that are not yet in their places."""
+"""A folder below OWN_FOLDER, on a local disk only, for files that are still being written."""
 
 JOB_RECORD = f"{OWN_FOLDER}/job.json"
 LEASE = f"{OWN_FOLDER}/driver.json"
@@ -27,7 +27,7 @@ SUCCESS = "_SUCCESS"
 
 JOB_KEY = b"darkroom.job"
 SHARD_KEY = b"darkroom.shard"
-"""Keys of a part's footer that say whose part it is, where the store keeps no metadata."""
+"""The footer keys of a part's job and shard, for stores that keep no metadata."""
 COUNTS_KEY = b"darkroom.counts"
 ERROR_CODES_KEY = b"darkroom.error_codes"
 MODELS_KEY = b"darkroom.models"
@@ -42,19 +42,20 @@ def shard_name(index: int, num_shards: int) -> str:
 
 
 def part_file(shard: str) -> str:
-    """The path of a shard's part below the output."""
+    """The path of a shard's part, relative to the output."""
     return f"{PARTS_FOLDER}/{shard}.parquet"
 
 
 def parse_part_file(name: str) -> tuple[int, int] | None:
-    """(index, number of shards) of a part, from its file's name; None where it is not a part's name."""
+    """(index, number of shards) from the name of a part's file; None if it is not the name of a part."""
     match = _PART_FILE.match(name)
     return match and (int(match[1]), int(match[2]))
 
 
 def image_file(shard: str, content_hash: str, name: str) -> str:
-    """The path of an image's own object below the output.
+    """The path of an image that is an object of its own, relative to the output.
 
-    It holds the content's hash: whichever attempt wrote the object, a part that names it is right.
+    The path contains the hash of the content, so a part that names it is right whichever attempt
+    wrote the object.
     """
     return f"{IMAGES_FOLDER}/{shard}/{content_hash}-{name}"

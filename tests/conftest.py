@@ -1,8 +1,6 @@
 """Fixtures that several test files share."""
 
 import os
-import platform
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,19 +8,19 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Before any Hugging Face library is imported, which reads these once: tests use no network.
+# Set before any Hugging Face library is imported, because it reads these once: tests use no network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
-# Before torch is: two test processes with a thread for each core wait for each other most of the time.
+# Set before torch is imported: two test processes with a thread for each core mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
-from tests.support.s3.fault_proxy import FaultProxy, fault_proxy
+from tests.support.s3.fault_proxy import FaultProxy, serve_fault_proxy
 from tests.support.s3.on_s3 import env_of
-from tests.support.s3.s3_server import S3Server
+from tests.support.s3.s3_server import S3Server, skip_without_server
 
-# In CI the same examples every time: a change is judged by its own faults. New ones are found at home.
+# CI runs the same examples every time, so a change fails only by its own faults. Local runs try new examples.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
@@ -31,21 +29,20 @@ if os.environ.get("CI"):
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
     """A real S3 server with the buckets `inp` and `out`, shared by the tests of one process."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        pytest.skip("the S3 server for tests is built for Linux on x86_64 only")
+    skip_without_server()
     with S3Server() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def s3_only(s3: S3Server) -> dict[str, str]:
-    """The environment of a program that is to see this server and no other AWS settings."""
+    """The environment of a program that uses this server and sees no other AWS settings."""
     return env_of(s3)
 
 
 @pytest.fixture(scope="module")
 def store(s3_only: dict[str, str]) -> Iterator[Storage]:
-    """The server as this process reaches it, for tests of programs of their own."""
+    """The server's storage in this process, for tests whose programs run in other processes."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_only.items():
             patch.setenv(name, value)
@@ -64,15 +61,15 @@ def s3_env(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 @pytest.fixture
 def s3_faults(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A proxy in front of the server that can be told to break requests; the environment points at it."""
-    with fault_proxy(s3_env.env["AWS_ENDPOINT_URL"]) as proxy:
+    """A proxy in front of the server that injects faults into requests; the environment points at it."""
+    with serve_fault_proxy(s3_env.env["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
 
 
 @pytest.fixture(params=["local", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty output folder, on disk and on S3."""
+    """An empty output folder: one test runs on disk and one on S3."""
     if request.param == "local":
         return str(tmp_path / "out")
     request.getfixturevalue("s3_env")
@@ -81,17 +78,17 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def storage(folder: str) -> Storage:
-    """What holds that folder."""
+    """The storage of that folder."""
     return open_storage(folder)
 
 
 @pytest.fixture
 def s3_folder() -> str:
-    """A folder of S3 that nobody has used."""
+    """A new folder on S3."""
     return f"s3://out/{uuid.uuid4().hex}"
 
 
 @pytest.fixture
 def faulty(s3_faults: FaultProxy, s3_folder: str) -> Storage:
-    """S3 behind the fault proxy, with short times so that tests end soon."""
+    """S3 storage behind the fault proxy, with short timeouts so that tests end soon."""
     return open_storage(s3_folder, timeout_s=5, deadline_s=30)

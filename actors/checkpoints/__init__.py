@@ -1,1 +1,1 @@
-"""What a checkpoint is, told from its files; torch is not needed."""
+"""Checkpoints, recognised and checked by their files alone, without torch."""

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: in a folder, on the Hub, or in the cache of demo checkpoints."""
+"""Where a checkpoint is: in a folder, on the Hub, or in the cache of demo checkpoints."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ DEMO_SCHEME = "demo:"
 
 
 def local_folder(model: ModelSpec) -> Path | None:
-    """The checkpoint's folder on this machine; None where it is a repository of the Hub.
+    """The checkpoint's folder on this machine; None for a repository on the Hub.
 
     A `demo:KIND` checkpoint is built here if this machine has none yet.
     """
@@ -20,12 +20,12 @@ def local_folder(model: ModelSpec) -> Path | None:
     try:
         folder = Path(model.checkpoint).expanduser().absolute()
         return folder if folder.is_dir() else None
-    except (OSError, RuntimeError) as error:  # a name that is too long, the home of somebody who is not there
+    except (OSError, RuntimeError) as error:  # a name that is too long, the home folder of an unknown user
         raise SpecError(f"{model.checkpoint[:100]} cannot be a folder: {error.args[-1]}") from error
 
 
 def is_folder_name(checkpoint: str) -> bool:
-    """Whether it can only be a folder, and not a repository of the Hub."""
+    """Whether the name of a checkpoint can only be that of a folder, not of a repository on the Hub."""
     return checkpoint.startswith(("/", ".", "~"))
 
 
@@ -34,12 +34,15 @@ def _is_demo(model: ModelSpec) -> bool:
 
 
 def build_demo_checkpoints(models: Iterable[ModelSpec]) -> None:
-    """Build those that the models name and this machine lacks, at once; read_card refuses unknown kinds."""
+    """Build all demo checkpoints that the models name and this machine lacks.
+
+    Unknown kinds are passed over here: `read_card` refuses them.
+    """
     kinds = [model.checkpoint.removeprefix(DEMO_SCHEME) for model in models if _is_demo(model)]
     build_missing(kind for kind in dict.fromkeys(kinds) if kind in KINDS)
 
 
 def location_for_workers(model: ModelSpec) -> str:
-    """Where workers find the checkpoint, whatever folder they are in; each builds its own demos."""
+    """The checkpoint as workers find it, whatever their working folder. Each machine builds its own demos."""
     folder = None if _is_demo(model) else local_folder(model)
     return str(folder or model.checkpoint)

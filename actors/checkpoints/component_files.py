@@ -1,4 +1,4 @@
-"""The parts of a checkpoint, in a folder or on the Hub, and which of two are the same: nothing is loaded."""
+"""A checkpoint's components as files, in a folder or on the Hub, compared without being loaded."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ from actors.checkpoints.checkpoint_folders import local_folder
 from schemas.spec.job_spec import ModelSpec
 
 ALLOW_PICKLES = "DARKROOM_ALLOW_PICKLES"
-"""A variable of the environment, not a key of the spec: whoever runs the machines decides what runs on them.
-With 1, weights are read from pickles where a component has no safetensors."""
+"""The environment variable that allows pickles. If it is 1, weights are read from pickles where a component
+has no safetensors. It is not a key of the spec: whoever runs the machines decides what runs on them."""
 SAFE, PICKLED = ".safetensors", ".bin"
 
 HUB_TIMEOUT_S = 10.0
 _BLOCK_BYTES = 1 << 20
-_NOTES = ("transformers_version", "dtype", "torch_dtype")
-"""Keys of a configuration that say how it was saved, not what it is."""
+_SAVING_KEYS = ("transformers_version", "dtype", "torch_dtype")
+"""Keys of a configuration that say how a component was saved, not what it is."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -35,22 +35,22 @@ class CheckpointFile(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """Length of the content."""
+        """The length of the content."""
 
     def sha256(self) -> str:
-        """Of the content."""
+        """The content's hash."""
 
     def read(self) -> bytes:
-        """The whole of a small one."""
+        """The content of a small file."""
 
 
 Files = Mapping[str, CheckpointFile]
-"""A checkpoint's files by their names in it: `vae/config.json`."""
+"""A checkpoint's files by their names in the checkpoint, such as `vae/config.json`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file on this machine."""
+    """A checkpoint's file on this machine."""
 
     path: Path
 
@@ -59,10 +59,14 @@ class LocalFile:
         return self.path.stat().st_size
 
     def sha256(self) -> str:
-        """Gigabytes are read for it, but for a link into the Hub's cache, where a large file's name is its
-        hash (huggingface_hub 2.4)."""
+        """The content's hash. The whole file is read for it, which can be gigabytes.
+
+        Only a link into the Hub's cache need not be read: a large file there has its hash as its name
+        (huggingface_hub 2.4).
+        """
         if self.path.is_symlink():
-            # One link on, not to its end: that can be the store which repositories share, with other names.
+            # Only one link is followed: its target can link to a store that repositories share, with other
+            # names.
             blob = self.path.readlink()
             if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
                 return blob.name
@@ -75,90 +79,94 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubFile:
-    """A file that is not downloaded yet, by what the Hub says of it."""
+    """A checkpoint's file on the Hub that is not downloaded yet, as the Hub describes it."""
 
     repository: str
     commit: str
     name: str
     size_bytes: int
     hash: str
-    """Its SHA-256; of a small file that Git holds itself, Git's own hash."""
+    """The SHA-256 of its content; for a small file, which is in Git itself, Git's own hash."""
 
     def sha256(self) -> str:
         return self.hash
 
     def read(self) -> bytes:
-        """Downloads it."""
+        """The content, which is downloaded now."""
         return Path(hf_hub_download(self.repository, self.name, revision=self.commit)).read_bytes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentFiles:
-    """One component of a checkpoint that has weights: its VAE, say."""
+    """A checkpoint's component that has weights, such as its VAE."""
 
     name: str
-    """As model_index.json calls it."""
+    """The component's name in model_index.json."""
     class_name: str
     config: CheckpointFile
     weights: tuple[CheckpointFile, ...]
-    """In the order of their names."""
+    """The files with the weights, sorted by name."""
 
     @property
     def size_bytes(self) -> int:
-        """Of its weights."""
+        """The size of the weights."""
         return sum(file.size_bytes for file in self.weights)
 
-    def looks_like(self) -> tuple[str, int, str]:
-        """What two equal components surely share; cheap, and rarely equal for different ones."""
+    def lookup_key(self) -> tuple[str, int, str]:
+        """A key that equal components always share, and different ones rarely. No weights are read for it."""
         config = json.loads(self.config.read())
-        built = {key: value for key, value in config.items() if not key.startswith("_") and key not in _NOTES}
-        return self.class_name, self.size_bytes, json.dumps(built, sort_keys=True)
+        settings = {
+            key: value for key, value in config.items() if not key.startswith("_") and key not in _SAVING_KEYS
+        }
+        return self.class_name, self.size_bytes, json.dumps(settings, sort_keys=True)
 
-    def content(self) -> str:
-        """A hash of the weights themselves."""
+    def weights_hash(self) -> str:
+        """A hash of the weights."""
         return hashlib.sha256("".join(file.sha256() for file in self.weights).encode()).hexdigest()
 
 
-def component_files(files: Files, variant: str | None) -> list[ComponentFiles]:
-    """A checkpoint's components with weights, as diffusers would load them."""
+def components_with_weights(files: Files, variant: str | None) -> list[ComponentFiles]:
+    """A checkpoint's components that have weights, with the files that diffusers would load."""
     index = json.loads(files["model_index.json"].read())
-    found = []
+    components = []
     for name, entry in index.items():
         config = files.get(f"{name}/config.json")
         weights = weights_of(files, name, variant)
         if isinstance(entry, list) and entry[1] and weights and config:
-            found.append(ComponentFiles(name=name, class_name=str(entry[1]), config=config, weights=weights))
-    return found
+            components.append(
+                ComponentFiles(name=name, class_name=str(entry[1]), config=config, weights=weights)
+            )
+    return components
 
 
 def files_in(folder: Path) -> Files:
     """The files of a folder that `save_pretrained` wrote, or of a snapshot in the Hub's cache."""
-    found = [folder / "model_index.json", *folder.glob("*/*")]
-    return {path.relative_to(folder).as_posix(): LocalFile(path) for path in found if path.is_file()}
+    paths = [folder / "model_index.json", *folder.glob("*/*")]
+    return {path.relative_to(folder).as_posix(): LocalFile(path) for path in paths if path.is_file()}
 
 
 def bytes_shared(models: Mapping[str, ModelSpec]) -> int:
-    """Bytes of weights that need not be held twice, because another checkpoint has the very same component.
+    """The bytes of weights that are not loaded twice, because another checkpoint has the very same component.
 
-    Nothing is said of repositories that are neither on this machine nor can be asked for.
+    A repository that is not on this machine and cannot be reached counts as sharing nothing.
     """
     if len(models) < 2:
         return 0
     alike: dict[object, list[ComponentFiles]] = defaultdict(list)
     for spec in models.values():
         with suppress(OSError, HTTPError):
-            for component in component_files(files_of(spec), spec.variant):
-                alike[(spec.dtype, component.looks_like())].append(component)
-    saved = 0
+            for component in components_with_weights(files_of(spec), spec.variant):
+                alike[(spec.dtype, component.lookup_key())].append(component)
+    shared_bytes = 0
     for group in alike.values():
         if len(group) > 1:
-            distinct = {component.content() for component in group}
-            saved += group[0].size_bytes * (len(group) - len(distinct))
-    return saved
+            distinct = {component.weights_hash() for component in group}
+            shared_bytes += group[0].size_bytes * (len(group) - len(distinct))
+    return shared_bytes
 
 
 def files_of(model: ModelSpec) -> Files:
-    """A checkpoint's files on this machine, or before the download those that the Hub lists."""
+    """A checkpoint's files on this machine, or those on the Hub if the weights are not downloaded yet."""
     folder = local_folder(model)
     if folder is not None:
         return files_in(folder)
@@ -171,31 +179,34 @@ def files_of(model: ModelSpec) -> Files:
 
 @lru_cache(maxsize=1024)
 def files_on_hub(repository: str, revision: str | None) -> Files:
-    """A repository's files with their hashes, by one request; the errors of huggingface_hub."""
-    found = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=HUB_TIMEOUT_S)
+    """A repository's files with their hashes, from one request. It raises the errors of huggingface_hub."""
+    listing = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=HUB_TIMEOUT_S)
     return {
         file.rfilename: HubFile(
             repository=repository,
-            commit=str(found.sha),
+            commit=str(listing.sha),
             name=file.rfilename,
             size_bytes=file.size or 0,
             hash=file.lfs.sha256 if file.lfs else str(file.blob_id),
         )
-        for file in found.siblings or []
+        for file in listing.siblings or []
     }
 
 
 def allows_pickles() -> bool:
-    """Whether this machine's operator lets weights be read that are no safetensors."""
+    """Whether this machine's operator allows weights to be read from pickles."""
     return os.environ.get(ALLOW_PICKLES) == "1"
 
 
 def weights_of(files: Files, component: str, variant: str | None) -> tuple[CheckpointFile, ...]:
-    """A component's weight files as diffusers takes them: the plain ones where none are the variant's, and
-    pickles only where they are allowed and there is nothing else."""
+    """A component's weight files as diffusers chooses them; empty if there are none.
+
+    They are those of the variant, or the plain ones if the variant has none. They are pickles only if these
+    are allowed and there are no safetensors.
+    """
     for ending in _endings():
-        if found := _weights(files, component, variant, ending) or _weights(files, component, None, ending):
-            return found
+        if weights := _weights(files, component, variant, ending) or _weights(files, component, None, ending):
+            return weights
     return ()
 
 
@@ -212,8 +223,8 @@ def _is_weights(name: str, component: str, variant: str | None, ending: str) -> 
     if folder != component or not file.endswith(ending):
         return False
     # model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors
-    named = file.removesuffix(ending).partition(".")[2]
-    return named.partition("-")[0] == (variant or "")
+    file_variant = file.removesuffix(ending).partition(".")[2].partition("-")[0]
+    return file_variant == (variant or "")
 
 
 @lru_cache(maxsize=1024)

@@ -1,7 +1,7 @@
-"""What a checkpoint is, read from its configuration files alone: neither torch nor weights are loaded.
+"""What a checkpoint is, read from its configuration files alone, without torch and without its weights.
 
-A checkpoint is recognised by what it holds (`model_index.json`, the UNet's and the VAE's configuration),
-never by its name.
+A checkpoint is recognised by its content (`model_index.json`, the configurations of its UNet and VAE), never
+by its name.
 """
 
 import hashlib
@@ -23,42 +23,48 @@ from schemas.systems.schedulers import scheduler_settings
 from schemas.systems.system_table import FAMILIES, LEAST_SIZE_FACTOR
 
 REFINER = "sdxl-refiner"
-"""SDXL's refiner has the base's classes; it is told by being scored, and has no first text encoder."""
+"""The family of SDXL's refiner. It has the base's classes, but requires an aesthetics score and has no first
+text encoder."""
 
 MAX_SIDE, MAX_VAE_BLOCKS, MAX_TRAIN_TIMESTEPS = 8192, 8, 100_000
-"""More than any checkpoint has; a damaged or a hostile one could ask for all memory there is."""
+"""Limits that no real checkpoint reaches. A damaged or hostile one could otherwise ask for all memory."""
 
 MAX_CONFIG_BYTES = 16 << 20
-"""Published ones have some kilobytes."""
+"""The largest configuration file that is read. Published ones have a few kilobytes."""
 
 CLIP_LAYERS = 12
-"""Of a CLIPTextConfig that does not say, in transformers."""
+"""The number of layers in transformers of a CLIPTextConfig that does not give one."""
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 _XL = "StableDiffusionXL"
-"""What its pipelines' names begin with; they count from the last layer but one."""
+"""How the names of SDXL's pipelines begin. They count clip_skip from the last layer but one."""
 
 _ALWAYS_COMPONENTS = ("unet", "vae", "scheduler", "safety_checker", "feature_extractor")
 _LIBRARY = re.compile(r"diffusers|transformers|(?:stable|latent)_diffusion\w*")
-"""Of a component's class. The last are parts of diffusers, named after its pipelines' folders."""
+"""The libraries that a component's class may come from. The last are parts of diffusers, named after the
+folders of its pipelines."""
 
 ReadJson = Callable[[str], dict[str, Any]]
+"""A function that returns the content of one of a checkpoint's JSON files, by its name."""
 
 
 def read_card(name: str, model: ModelSpec) -> ModelCard:
-    """Recognise a checkpoint; SpecError where it cannot be read or is of no family that darkroom runs."""
+    """The card of a checkpoint; SpecError where it cannot be read or darkroom does not run its family.
+
+    `name`: the model's name in the spec.
+    """
     try:
         folder = local_folder(model)
     except SpecError as error:
         raise SpecError(f"models.{name}.checkpoint: {error}") from error
     if folder is not None:
         read_json = _folder_reader(name, folder)
-        read_json("model_index.json")  # Of a folder that is no checkpoint no more is looked at.
+        read_json("model_index.json")  # A folder that is not a checkpoint is not searched.
         _check_files(name, folder)
         return _card(name, model, read_json, _digest(folder), weight_bytes_on_disk(folder))
     if Path(model.checkpoint).expanduser().is_file():
         raise SpecError(
-            f"models.{name}.checkpoint: {model.checkpoint} is a file; darkroom takes folders as diffusers' "
-            "`save_pretrained` writes them: where you trust it, open it with `from_single_file` and save it"
+            f"models.{name}.checkpoint: {model.checkpoint} is a file; darkroom reads folders as diffusers' "
+            "`save_pretrained` writes them. If you trust it, open it with `from_single_file` and save it"
         )
     if is_folder_name(model.checkpoint):
         raise SpecError(f"models.{name}.checkpoint: the folder {model.checkpoint} does not exist")
@@ -68,11 +74,11 @@ def read_card(name: str, model: ModelSpec) -> ModelCard:
 
 def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weight_bytes: int) -> ModelCard:
     index = read_json("model_index.json")
-    pipeline = str(index.get("_class_name") or "checkpoint of no `_class_name`")
+    pipeline = str(index.get("_class_name") or "checkpoint without `_class_name`")
     if pipeline not in {known for known, _ in FAMILIES}:
-        raise _unknown(name, model, f"a {pipeline}")
+        raise _unknown_family(name, model, f"a {pipeline}")
     _check_components(name, model, index)
-    skips = [_max_clip_skip(name, part, read_json) for part in _TEXT_ENCODERS if _has(index, part)]
+    num_layers = [_num_layers(name, part, read_json) for part in _TEXT_ENCODERS if _has(index, part)]
     unet = read_json("unet/config.json")
     vae = read_json("vae/config.json")
     settings = scheduler_settings(read_json("scheduler/scheduler_config.json"))
@@ -101,49 +107,52 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weigh
         width=width,
         weight_bytes=weight_bytes,
         has_safety_checker=all(_has(index, part) for part in ("safety_checker", "feature_extractor")),
-        max_clip_skip=min([32, *(most - pipeline.startswith(_XL) for most in skips)]),
+        max_clip_skip=min([32, *(num - pipeline.startswith(_XL) for num in num_layers)]),
         vae_factor=factor,
     )
 
 
-def _max_clip_skip(name: str, component: str, read_json: ReadJson) -> int:
-    """A text encoder's layers: as many may be left out, for the first of its states is before them all."""
-    found = read_json(f"{component}/config.json").get("num_hidden_layers", CLIP_LAYERS)
-    if not isinstance(found, int) or found < 1:
-        raise SpecError(f"models.{name}.checkpoint is damaged: its {component} has {found!r:.80} layers")
-    return found
+def _num_layers(name: str, component: str, read_json: ReadJson) -> int:
+    """A text encoder's number of layers. clip_skip may skip all: the first state is before every layer."""
+    num_layers = read_json(f"{component}/config.json").get("num_hidden_layers", CLIP_LAYERS)
+    if not isinstance(num_layers, int) or num_layers < 1:
+        raise SpecError(f"models.{name}.checkpoint is damaged: its {component} has {num_layers!r:.80} layers")
+    return num_layers
 
 
 def _check_components(name: str, model: ModelSpec, index: Mapping[str, Any]) -> None:
-    """SpecError where a component is of a class that neither diffusers nor transformers brings: it would be
-    code of the checkpoint's own, or whatever else is installed."""
-    place = f"models.{name}.checkpoint: {model.checkpoint}"
+    """Raise SpecError if a component's class is not one of diffusers or transformers.
+
+    Such a class could be the checkpoint's own code, or of any other installed library.
+    """
+    prefix = f"models.{name}.checkpoint: {model.checkpoint}"
     for component, entry in index.items():
         if not isinstance(entry, list) and component not in _ALWAYS_COMPONENTS:
             continue
         if not _names_a_class(entry) or not component.isidentifier():
             raise SpecError(
-                f"{place} is damaged: model_index.json has {entry!r:.80} for {component[:80]!r} where the "
+                f"{prefix} is damaged: model_index.json has {entry!r:.80} for {component[:80]!r} where the "
                 "library and the class of a component should be"
             )
         if entry and entry[0] is not None and not _LIBRARY.fullmatch(entry[0]):
             raise SpecError(
-                f"{place} asks for {entry[0]}.{entry[1]} as its {component}; classes of diffusers and "
-                "transformers are loaded and no others, for they could be any code"
+                f"{prefix} asks for {entry[0]}.{entry[1]} as its {component}; only classes of diffusers and "
+                "transformers are loaded, because others could be any code"
             )
 
 
 def _names_a_class(entry: Any) -> bool:
-    """Whether it is a library and a class, or says that there is no component."""
+    """Whether an entry of model_index.json has a library and a class, or says that there is no component."""
     if entry is None or entry == [None, None]:
         return True
     is_pair = isinstance(entry, list) and len(entry) == 2
-    return is_pair and all(isinstance(word, str) and word.isidentifier() for word in entry)
+    return is_pair and all(isinstance(part, str) and part.isidentifier() for part in entry)
 
 
-def _within(number: int, most: int) -> int:
-    if not 0 < number <= most:
-        raise ValueError(f"{number} is not from 1 to {most}")
+def _within(number: int, highest: int) -> int:
+    """The number, if it is from 1 to the highest; otherwise ValueError."""
+    if not 0 < number <= highest:
+        raise ValueError(f"{number} is not from 1 to {highest}")
     return number
 
 
@@ -155,12 +164,12 @@ def _family(name: str, model: ModelSpec, index: Mapping[str, Any], channels: int
     pipeline = str(index.get("_class_name"))
     family = FAMILIES.get((pipeline, channels))
     if family is None:
-        raise _unknown(name, model, f"a {pipeline} whose UNet takes {channels} channels")
+        raise _unknown_family(name, model, f"a {pipeline} whose UNet takes {channels} channels")
     return REFINER if family == "sdxl" and index.get("requires_aesthetics_score") else family
 
 
-def _unknown(name: str, model: ModelSpec, kind: str) -> SpecError:
-    known = ", ".join(f"{known} ({wide} channels)" for known, wide in FAMILIES)
+def _unknown_family(name: str, model: ModelSpec, kind: str) -> SpecError:
+    known = ", ".join(f"{pipeline} ({channels} channels)" for pipeline, channels in FAMILIES)
     return SpecError(f"models.{name}.checkpoint: {model.checkpoint} is {kind}; darkroom runs {known}")
 
 
@@ -185,20 +194,20 @@ def _folder_reader(name: str, folder: Path) -> ReadJson:
 
 
 def _check_files(name: str, folder: Path) -> None:
-    """SpecError for what is neither a file nor a folder: diffusers would wait for a pipe for ever."""
+    """Raise SpecError if anything in it is not a file or folder: diffusers would wait for a pipe for ever."""
     for path in folder.rglob("*"):
         if path.is_file() or path.is_dir():
             continue
-        what = (
+        kind = (
             "neither a file nor a folder"
             if path.exists()
-            else "a link to what is not there; copy folders of the Hub's cache with `cp --dereference`"
+            else "a broken link; copy folders of the Hub's cache with `cp --dereference`"
         )
-        raise SpecError(f"models.{name}.checkpoint: {path} is {what}")
+        raise SpecError(f"models.{name}.checkpoint: {path} is {kind}")
 
 
 def _digest(folder: Path) -> str:
-    """What the folder holds: each file's name, size, and the two ends of its content."""
+    """A hash of the folder's files: of their names, their sizes, and the two ends of their contents."""
     digest = hashlib.sha256()
     for stored in LocalStorage(temp_dir="").list(str(folder)):
         name = Path(stored.uri).relative_to(folder)
@@ -207,11 +216,13 @@ def _digest(folder: Path) -> str:
 
 
 def weight_bytes_on_disk(folder: Path) -> int:
-    """Size of a folder's weight files that are safetensors."""
+    """The size of a folder's safetensors files."""
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
 def _hub_reader(name: str, model: ModelSpec) -> tuple[str, ReadJson]:
+    """(revision, function that reads a JSON file) of a repository on the Hub."""
+
     def fetch(file: str) -> Path:
         try:
             return Path(hf_hub_download(model.checkpoint, file, revision=model.revision))
@@ -229,7 +240,7 @@ def _hub_reader(name: str, model: ModelSpec) -> tuple[str, ReadJson]:
     def read_json(file: str) -> dict[str, Any]:
         return dict(json.loads(fetch(file).read_bytes()))
 
-    # A file in the Hub's cache lies under snapshots/<commit>/: that is the revision, whatever it was called.
+    # A file in the Hub's cache is in snapshots/<commit>/: the commit is the revision.
     return fetch("model_index.json").parent.name, read_json
 
 

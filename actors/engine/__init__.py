@@ -1,1 +1,1 @@
-"""From opened rows to pixels: the only home of torch beside the demo."""
+"""The engine turns opened rows into pixels. Only it and the demo import torch."""

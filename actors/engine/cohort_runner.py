@@ -13,8 +13,8 @@ from PIL import Image
 from actors.engine.batching.batcher import Batcher, Outcome
 from actors.engine.batching.merge_points import find_merge_points
 from actors.engine.batching.merged_modules import CallCount
-from actors.engine.calls.call_arguments import Decoded, arguments, check_images, check_steps
-from actors.engine.calls.chains import combined, decode_latents
+from actors.engine.calls.call_arguments import DecodedSample, check_images, check_steps, pipeline_arguments
+from actors.engine.calls.chains import combined_verdict, decode_latents
 from actors.engine.calls.decode_ahead import DecodeAhead, Decoding
 from actors.engine.calls.outputs import ImageOutput, PendingOutputs, pending_outputs
 from actors.engine.calls.prompt_reader import check_texts
@@ -38,7 +38,7 @@ MAX_ARRIVING = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CallResult:
-    """What a cohort's call gave."""
+    """What a cohort's call returned."""
 
     outputs: PendingOutputs
     flags: Sequence[bool | None]
@@ -51,13 +51,13 @@ class CohortCall:
 
     model: LoadedModel
     cohort: Cohort
-    decoded: Sequence[Decoded]
+    decoded: Sequence[DecodedSample]
     exact: bool
-    """Whether it is to be what diffusers does by itself, to the bit, also on a GPU."""
+    """Whether the result must be the one of a plain diffusers call, to the bit, also on a GPU."""
 
     @property
     def rows(self) -> int:
-        """How many rows it takes of a batch."""
+        """How many rows of a batch the call takes."""
         return len(self.decoded)
 
     def __call__(self) -> _CallResult:
@@ -69,8 +69,8 @@ class CohortCall:
         check_steps(self.cohort, pipeline)
         if not self.exact:
             keep_on_host(pipeline.scheduler)
-        output = pipeline(**arguments(self.cohort, self.decoded, pipeline))
-        outputs = pending_outputs(output, gives_latents=self.cohort.gives_latents)
+        output = pipeline(**pipeline_arguments(self.cohort, self.decoded, pipeline))
+        outputs = pending_outputs(output, gives_latents=self.cohort.passes_latents_on)
         return _CallResult(outputs=outputs, flags=self._flags(outputs, pipeline))
 
     def _flags(self, outputs: PendingOutputs, pipeline: Any) -> Sequence[bool | None]:
@@ -98,7 +98,7 @@ def _pixels(output: ImageOutput, pipeline: Any) -> Pixels:
 
 
 class CohortRunner:
-    """Generates the images of one model's cohorts. For one run."""
+    """Generates the images of one model's cohorts; it is used for one run."""
 
     def __init__(
         self, model: LoadedModel, cohorts: DecodeAhead, batching: BatchingSpec, *, exact: bool
@@ -121,12 +121,12 @@ class CohortRunner:
 
     @property
     def counts(self) -> dict[str, CallCount]:
-        """By merge point, what went through it."""
+        """The counts of each merge point, by its name."""
         return self._batcher.counts
 
     @torch.inference_mode()
     def run(self) -> Iterator[Generated]:
-        """What became of every sample of the cohorts."""
+        """Yield the result of every sample of the cohorts."""
         for outcome in self._outcomes():
             self._take(outcome)
             yield from self._finished(MAX_ARRIVING)
@@ -140,7 +140,7 @@ class CohortRunner:
             yield from self._batcher.run(self._next)
 
     def _next(self) -> CohortCall | None:
-        """The next call, with those samples that are fit for it; None where there is none for now."""
+        """The next call, for those samples that can be generated; None if there is no call for now."""
         while not self._waiting:
             decoding = self._cohorts.next()
             if decoding is None:
@@ -152,9 +152,9 @@ class CohortRunner:
                 )
         return self._waiting.popleft()
 
-    def _fit(self, decoding: Decoding) -> list[Decoded]:
+    def _fit(self, decoding: Decoding) -> list[DecodedSample]:
         """The samples whose images and texts can be used; the others fail."""
-        fit: list[Decoded] = []
+        fit: list[DecodedSample] = []
         for sample, futures in decoding.samples:
             try:
                 images = {field: future.result() for field, future in futures.items()}
@@ -168,8 +168,8 @@ class CohortRunner:
     def _take(self, outcome: Outcome[CohortCall]) -> None:
         """Take in a call's outcome.
 
-        A failed call is made again in halves, so that one bad row, or too large a batch, costs no other row
-        its image.
+        A failed call is repeated in halves, so that one bad row, or a batch that is too large, does not cost
+        other rows their images.
         """
         call, error = outcome.call, outcome.error
         if error is None:
@@ -186,7 +186,10 @@ class CohortRunner:
             self._waiting.extendleft(reversed([*call.halves()]))
 
     def _finished(self, max_arriving: int) -> Iterator[Generated]:
-        """What is ready, and what must be waited for so that only `max_arriving` calls are on their way."""
+        """Yield the results that are ready.
+
+        Waits for more while the outputs of over `max_arriving` calls are on their way.
+        """
         while self._failed:
             yield self._failed.popleft()
         while self._arriving and (len(self._arriving) > max_arriving or self._arriving[0][1].outputs.ready):
@@ -207,7 +210,7 @@ def one_by_one(next_call: Callable[[], CohortCall | None]) -> Iterator[Outcome[C
         yield outcome
 
 
-def _generated(decoded: Decoded, output: ImageOutput, nsfw: bool | None) -> Generated:
+def _generated(decoded: DecodedSample, output: ImageOutput, nsfw: bool | None) -> Generated:
     sample, images = decoded
     if not output.finite:
         message = "the model gave NaN or infinite pixels; try dtype: float32 or another scheduler"
@@ -221,17 +224,17 @@ def _generated(decoded: Decoded, output: ImageOutput, nsfw: bool | None) -> Gene
         pixels=output.pixels,
         latents=output.latents,
         depth=output.depth,
-        nsfw=combined(sample.nsfw, nsfw),
+        nsfw=combined_verdict(sample.nsfw, nsfw),
     )
 
 
 def _is_constant(pixels: Pixels) -> bool:
-    # The first line is enough to tell for most images, at once.
+    # For most images the first line is enough to tell.
     return bool((pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all())
 
 
 def _begins_constant(images: Mapping[str, Image.Image | torch.Tensor]) -> bool:
-    """Whether the input image is of one colour: then one colour may well be right."""
+    """Whether the input image has one colour only: then one colour may well be the right result."""
     image = images.get("image")
     return isinstance(image, Image.Image) and _is_constant(np.asarray(image))
 

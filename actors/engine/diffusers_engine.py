@@ -1,4 +1,4 @@
-"""From opened rows to pixels: chains step by step, each step's samples in cohorts, model by model."""
+"""From opened rows to pixels: chains run step by step, and each step runs model by model, in cohorts."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 
 from actors.engine.batching.merged_modules import CallCount
-from actors.engine.calls.chains import decode_latents, made_images, withhold
+from actors.engine.calls.chains import decode_latents, step_results, withhold
 from actors.engine.calls.decode_ahead import DecodeAhead
 from actors.engine.calls.prompt_reader import PromptReader
 from actors.engine.cohort_runner import CohortRunner
-from actors.engine.cohorts import cohorts, samples_of
+from actors.engine.cohorts import cut_into_cohorts, samples_of
 from actors.engine.engine import Generated
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
@@ -23,18 +23,18 @@ from schemas.job import Job
 from schemas.spec.job_spec import JobSpec
 
 COHORTS_A_BATCH = 4
-"""A cohort is at most this part of a batch: of pieces so small one can always fill it to three quarters."""
+"""How many cohorts fit in a batch, at least: pieces of a quarter always fill it to three quarters."""
 
 
 class DiffusersEngine:
-    """Makes a shard's pictures with diffusers; `model_cache` holds what it makes them with."""
+    """Generates the images of shards with diffusers, one shard after the other."""
 
     def __init__(self, models: ModelCache, spec: JobSpec) -> None:
         self._models = models
         self._batching = spec.batching
         self._flagged = spec.safety.flagged
         self.counts: dict[str, CallCount] = {}
-        """What went through each kind of module so far."""
+        """The counts of each merge point so far, over all models."""
         self._runner: CohortRunner | None = None
         self._prompts = PromptReader(
             models, chunk=spec.long_prompts == "chunk", weighted=spec.prompt_weights == "compel"
@@ -42,28 +42,31 @@ class DiffusersEngine:
 
     @property
     def num_loads(self) -> int:
-        """Checkpoints loaded so far."""
+        """How many checkpoints have been loaded so far."""
         return self._models.num_loads
 
     @property
     def models_loaded(self) -> tuple[str, ...]:
-        """Names of the models in memory."""
+        """The names of the models in memory."""
         return self._models.names
 
     @property
     def num_batches(self) -> int:
-        """Module calls so far; asked from other threads while one generates."""
-        # The runner's are the engine's when it has ended: for a moment they count twice or not at all.
+        """How many module calls ran so far. Other threads may ask while `generate` runs."""
+        # A runner's counts are added to the engine's at its end: for a moment they count twice or not at all.
         runner = self._runner
         counts = [*self.counts.values(), *(runner.counts.values() if runner else ())]
         return sum(count.batches for count in counts)
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
-        """Every sample of the rows: the first steps of all chains, then the second ones, and so on."""
+        """Yield the result of every sample of the rows.
+
+        The first steps of all chains run first, then the second steps, and so on.
+        """
         waiting = samples_of(rows)
         while waiting:
             following: list[Sample] = []
-            for generated in self._make_all(waiting, decoders):
+            for generated in self._run_step(waiting, decoders):
                 if self._is_last(generated):
                     yield withhold(generated, self._flagged) if generated.nsfw else generated
                 else:
@@ -71,21 +74,24 @@ class DiffusersEngine:
             waiting = following
 
     def _is_last(self, generated: Generated) -> bool:
-        """Whether the row's chain ends here. Only a picture of which nothing is kept is not worth going on
-        with: a black one has the size that the last step would have given."""
+        """Whether the row's chain ends with this result.
+
+        A flagged image ends it only if nothing of the image is stored. A black image needs the other steps,
+        because it has the size of the last step's result.
+        """
         dropped = generated.nsfw and self._flagged == "drop"
         return bool(generated.sample.following is None or generated.problem or dropped)
 
-    def _make_all(self, samples: Sequence[Sample], decoders: Executor) -> Iterator[Generated]:
-        """One step of each sample, model by model."""
+    def _run_step(self, samples: Sequence[Sample], decoders: Executor) -> Iterator[Generated]:
+        """Run one step of each sample, model by model."""
         by_model: dict[str, list[Sample]] = {}
         for sample in self._prompts.read(samples):
             by_model.setdefault(sample.route.model, []).append(sample)
         for name, group in by_model.items():
             model = self._models.get(name)
-            exact = self._batching.exact or model.is_made_alone
+            exact = self._batching.exact or model.needs_plain_calls
             largest = 1 if exact else max(1, self._batching.max_batch_rows // COHORTS_A_BATCH)
-            ahead = DecodeAhead(cohorts(group, largest), decoders)
+            ahead = DecodeAhead(cut_into_cohorts(group, largest), decoders)
             runner = self._runner = CohortRunner(model, ahead, self._batching, exact=exact)
             yield from runner.run()
             self._runner = None
@@ -93,21 +99,21 @@ class DiffusersEngine:
                 self.counts[module] = self.counts.get(module, CallCount()) + count
 
     def _next(self, generated: Generated) -> Sample:
-        """The sample at its next step, with what this one gave."""
+        """The sample at its next step, with the results of this one."""
         sample = generated.sample
         step_images = sample.step_images
         if sample.opened.route.keep_steps:
-            step_images += (self._picture(generated),)
+            step_images += (self._pixels(generated),)
         return replace(
             sample,
             step=sample.step + 1,
-            made=made_images(generated),
+            previous_results=step_results(generated),
             step_images=step_images,
             nsfw=generated.nsfw,
         )
 
-    def _picture(self, generated: Generated) -> Pixels:
-        """What a step has to show, decoded only for being kept where latents go on."""
+    def _pixels(self, generated: Generated) -> Pixels:
+        """The step's image; if the step gave latents, they are decoded only to be stored."""
         if generated.pixels is not None:
             return generated.pixels
         pipeline = self._models.get(generated.sample.route.model).pipeline(generated.sample.system, None)
@@ -115,9 +121,9 @@ class DiffusersEngine:
 
 
 def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
-    """The engine of one worker process: on its GPU where Ray gave it one, else on exactly its CPUs."""
+    """The engine of one worker process: on the GPU that Ray gave the process, or else on `num_cpus` CPUs."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # Ray sets OMP_NUM_THREADS=1 in actors; and more threads than cores cost a factor of ten.
+    # Ray sets OMP_NUM_THREADS=1 in actors, and more threads than cores are ten times slower.
     torch.set_num_threads(num_cpus)
     capacity = _capacity_bytes(job, device, num_cpus)
     options = LoadOptions(
@@ -129,12 +135,12 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
 
 
 def _capacity_bytes(job: Job, device: torch.device, num_cpus: int) -> int:
-    """Of weights in memory; the rest is for activations."""
-    given = job.spec.workers.model_cache_gb
-    if given != "auto":
-        return int(given * 1e9)
+    """The most bytes of weights in memory; the rest of the memory is for activations."""
+    model_cache_gb = job.spec.workers.model_cache_gb
+    if model_cache_gb != "auto":
+        return int(model_cache_gb * 1e9)
     if device.type == "cuda":
         return int(0.8 * torch.cuda.get_device_properties(device).total_memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    workers_here = max(1, (os.cpu_count() or 1) // num_cpus)
-    return memory // 2 // workers_here
+    workers_per_machine = max(1, (os.cpu_count() or 1) // num_cpus)
+    return memory // 2 // workers_per_machine

@@ -1,4 +1,4 @@
-"""The line between the worker and what makes pictures, so that either can be tested without the other."""
+"""The interface between the worker and its engine, so that either can be tested without the other."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -13,37 +13,38 @@ from schemas.errors import RowError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """What became of one sample."""
+    """The result of one step of one sample: an image, latents or a problem."""
 
     sample: Sample
     pixels: Pixels | None
-    """None where there is a problem, where a safety checker withheld the picture, or where latents go on."""
+    """None if the sample failed, if a flagged image is not stored, or if the step gave latents."""
     latents: Any = None
-    """A tensor (channels, height, width) for the next step."""
+    """The latents for the next step, a tensor (channels, height, width); None where it takes an image."""
     depth: Depth | None = None
-    """Where the system gives one."""
+    """The depth map; None where the system gives none."""
     nsfw: bool | None
-    """The safety checker's word; None where the checkpoint has none."""
+    """The safety checkers' verdict on the chain up to this step; None if no step had a checker."""
     problem: RowError | None = None
+    """Why the sample failed; None if it did not."""
 
 
 class Engine(Protocol):
-    """Makes pictures; the worker knows no more of it than this."""
+    """Generates images. The worker uses nothing of an engine but these members."""
 
     @property
     def num_loads(self) -> int:
-        """Checkpoints loaded so far."""
+        """How many checkpoints have been loaded so far."""
 
     @property
     def models_loaded(self) -> tuple[str, ...]:
-        """Names of the models in memory."""
+        """The names of the models in memory."""
 
     @property
     def num_batches(self) -> int:
-        """Module calls so far, or another number that moves while a picture is in the making."""
+        """How many module calls ran so far, or another number that changes while images are generated."""
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
-        """Every sample of the rows, in an order that follows from the rows alone.
+        """Yield the result of every sample of the rows, in an order that depends on the rows alone.
 
-        Called from one thread; pictures are decoded on `decoders`.
+        It is called from one thread. Input images are decoded on `decoders`.
         """

@@ -1,4 +1,4 @@
-"""Encoding pictures for the output."""
+"""The encoding of images and depth maps for the output."""
 
 import io
 from typing import Any
@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-# Pillow tries five filters on every line, and an H200 would wait for it with few-step models. One filter for
-# all, and runs of equal bytes only, gives files of the same size in a fifth of the time.
+# Pillow tries five filters on every line, and with few-step models an H200 would wait for it. One filter for
+# all lines, and runs of equal bytes only, give files of the same size in a fifth of the time.
 _PNG: dict[str, Any] = {
     "level": 1,
     "filter": imagecodecs.PNG.FILTER.UP,
@@ -20,14 +20,15 @@ _PILLOW: dict[str, dict[str, int | bool]] = {
     "jpeg": {"quality": 95, "subsampling": 0},
 }
 MEDIA_ENDINGS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
-"""File name endings by output.format."""
+"""The ending of an image file's name, by output.format."""
 
 TYPICAL_BYTES_PER_PIXEL = {"png": 1.5, "webp": 1.3, "jpeg": 0.5}
-"""For the plan's estimate: drawn pictures take about half of their 3 bytes, noise (2.4) more."""
+"""The encoded size that the plan's estimate assumes, by output.format. Drawings take about half of their 3
+bytes per pixel; noise takes more (2.4)."""
 
 
 def encode(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], image_format: str) -> bytes:
-    """(height, width, 3) uint8 RGB, or (height, width) uint16 depth, to a file's bytes.
+    """An image or depth map as the bytes of a file: (height, width, 3) uint8 RGB, or (height, width) uint16.
 
     Equal pixels give equal bytes.
     """
@@ -39,7 +40,7 @@ def encode(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], image_format:
 
 
 Pixels = npt.NDArray[np.uint8]
-"""(height, width, 3) RGB."""
+"""An image: (height, width, 3), RGB."""
 
 Depth = npt.NDArray[np.uint16]
-"""(height, width), 0 to 65535."""
+"""A depth map: (height, width), 0 to 65535."""

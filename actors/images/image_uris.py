@@ -1,4 +1,4 @@
-"""Pictures that rows name by URI. Rows are not trusted: what they may reach is decided here."""
+"""Images that rows name by URI. Rows are not trusted: this module decides what they may read."""
 
 import os
 import posixpath
@@ -11,15 +11,19 @@ from schemas.errors import DarkroomError, RowError, SpecError
 
 
 class ImageUris:
-    """Reads files at or below the input's own folder, objects of its bucket, and what the spec allows."""
+    """Reads the images that rows may name: files below the input's folder, or objects in its bucket, and what
+    is in the folders that the spec allows."""
 
     def __init__(self, stores: Stores, folders: Sequence[str] = ()) -> None:
-        """`folders`: whence rows may name pictures, wherever the input is."""
+        """`folders`: those in input.pictures, from which rows may read wherever the input is."""
         self._stores = stores
         self._folders = tuple(map(normalise, folders))
 
     def reader(self, beside: str) -> Callable[[str], bytes]:
-        """A function that reads a row's URI; `beside` is the input file that the row stands in."""
+        """A function that returns the bytes at a row's URI; `beside` is the URI of the row's input file.
+
+        The function raises RowError where the row may not read the URI, or where it cannot be read.
+        """
 
         def read(uri: str) -> bytes:
             allowed = resolve(uri, beside, self._folders)
@@ -28,7 +32,7 @@ class ImageUris:
                 if size_bytes <= MAX_IMAGE_FILE_BYTES:
                     return self._stores.of(allowed).read(allowed)
             except FileNotFoundError as error:
-                raise RowError("unreadable_uri", f"{uri} is no file that is there") from error
+                raise RowError("unreadable_uri", f"{uri} does not exist or is not a file") from error
             except DarkroomError as error:
                 raise RowError("unreadable_uri", f"{uri} cannot be read: {error}") from error
             raise RowError(
@@ -39,7 +43,7 @@ class ImageUris:
         return read
 
     def _size_bytes(self, uri: str) -> int:
-        """A row may name any object there is: terabytes of video, or a pipe, which would be read for ever."""
+        """The size of a file or object. A row can name anything, such as a pipe or terabytes of video."""
         stored = self._stores.of(uri).stat(uri)
         if stored is None:
             raise FileNotFoundError(uri)
@@ -47,27 +51,31 @@ class ImageUris:
 
 
 def resolve(uri: str, beside: str, folders: Sequence[str] = ()) -> str:
-    """The place that a row's URI means; RowError where a row may not read from there."""
+    """The normalised URI that a row's URI means; RowError where the row may not read it.
+
+    `beside`: the URI of the row's input file. A relative path begins in its folder.
+    """
     if not uri:
-        raise RowError("disallowed_uri", "the picture's path is empty")
+        raise RowError("disallowed_uri", "the image's path is empty")
     folder = posixpath.dirname(beside)
     relative = "://" not in uri and "::" not in uri and not uri.startswith(("/", "~"))
     try:
-        place = normalise(posixpath.join(folder, uri) if relative else uri)
+        resolved = normalise(posixpath.join(folder, uri) if relative else uri)
     except SpecError as error:
         raise RowError("disallowed_uri", str(error)) from error
     own = _bucket(beside) if beside.startswith(S3_SCHEME) else folder
     roots = [own, *folders]
-    if not place.startswith(S3_SCHEME):
-        # What a link names may lie anywhere.
-        place = os.path.realpath(place)
+    if not resolved.startswith(S3_SCHEME):
+        # A link can lead anywhere, so what counts is its target.
+        resolved = os.path.realpath(resolved)
         roots = [os.path.realpath(root) for root in roots if not root.startswith(S3_SCHEME)]
-    if not any(place.startswith(f"{root.rstrip('/')}/") for root in roots):
+    if not any(resolved.startswith(f"{root.rstrip('/')}/") for root in roots):
         raise RowError(
             "disallowed_uri",
-            f"{uri} is neither where the input is ({own}) nor in a folder that input.pictures names",
+            f"{uri} is neither below the input's own folder or bucket ({own}) nor in a folder that "
+            "input.pictures names",
         )
-    return place
+    return resolved
 
 
 def _bucket(uri: str) -> str:

@@ -1,4 +1,4 @@
-"""Opening the pictures of a row: only known formats, only sane sizes, always RGB (masks: L)."""
+"""The images of a row, opened: only known formats and reasonable sizes, always as RGB (masks as L)."""
 
 import io
 import struct
@@ -12,17 +12,17 @@ from actors.images.spool import Encoded, encoded_bytes
 from schemas.errors import RowError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-"""Pillow opens dozens of formats, some by decoders that few people look after."""
+"""The formats that are read. Pillow knows dozens more, some with decoders that few people maintain."""
 MAX_PIXELS = 8192 * 8192
-"""Read from the header, before anything is decoded: a 10 kB PNG can unfold to 243 MB."""
+"""The largest image. The header is checked before anything is decoded: a 10 kB PNG can unfold to 243 MB."""
 MAX_SCANS = 500
-"""Of a progressive JPEG, each of which passes over all pixels; common ones have ten."""
+"""The most scans of a progressive JPEG. Each scan passes over all pixels; common files have ten."""
 _SCAN = b"\xff\xda"
-"""What a scan begins with; among pixels no 255 is followed by it."""
+"""The bytes that begin a scan. Coded pixels never have them, because no 255 in them is followed by 218."""
 _MODES = {"image": "RGB", "mask_image": "L", "depth_map": "I;16"}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_WORDS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
-"""PNG's chunks in which Pillow looks for EXIF."""
+_EXIF_CHUNKS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+"""The chunks of a PNG in which Pillow looks for EXIF."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -32,38 +32,39 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF's Orientation. Pillow's own exif_transpose also writes the EXIF anew, which damaged ones break."""
+"""How an image is turned upright, by EXIF's Orientation. Pillow's own exif_transpose also rewrites the EXIF,
+and fails where it is damaged."""
 MAX_IMAGE_FILE_BYTES = 256 << 20
-"""Of a picture's file, in a row or named by one."""
-# Pillow only warns at half of ours, and raises at its own: one cap, with one message, is enough.
+"""The largest image file, in a row or named by one."""
+# Pillow warns from its own limit on, and raises from twice that. Our limit, with one message, is enough.
 Image.MAX_IMAGE_PIXELS = None
 
 ReadUri = Callable[[str], Encoded]
-"""Fetches an encoded picture by its URI; RowError where it cannot be had."""
+"""A function that returns the encoded image at a URI; it raises RowError where this cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSource:
-    """A picture of the input, not yet opened."""
+    """An image of the input that is not opened yet."""
 
     data: Encoded | None
-    """The encoded file, where the row carries it."""
+    """The encoded file, if the row has it."""
     uri: str | None
-    """Where it is, otherwise."""
+    """Otherwise the image's URI, as the row has it."""
     problem: RowError | None = None
-    """Why neither will do."""
+    """Why the image cannot be used, if this is known already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedImage:
-    """A picture whose header was looked at and found fit; not decoded yet."""
+    """An image whose header has been checked. It is not decoded yet."""
 
     field: str
     data: Encoded
     width: int
-    """Pixels, after the turn that EXIF may ask for."""
+    """In pixels, after the turn that EXIF may ask for."""
     height: int
-    """Pixels."""
+    """In pixels, after the same turn."""
 
     def decode(self) -> Image.Image:
         """The pixels, upright: RGB for an image, L for a mask, I;16 for a depth map.
@@ -77,11 +78,11 @@ class EncodedImage:
                 turn = _TURNS.get(_orientation(opened, data))
                 return _as_mode(opened if turn is None else opened.transpose(turn), _MODES[self.field])
         except (OSError, SyntaxError, ValueError) as error:
-            raise _invalid(self.field, error) from error
+            raise _invalid_image(self.field, error) from error
 
 
 def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedImage:
-    """Fetch a picture if it is elsewhere and check its header; RowError where it is of no use."""
+    """Fetch an image, if the row has only its URI, and check its header; RowError where it cannot be used."""
     if source.problem:
         raise source.problem
     if source.data is None and source.uri is None:
@@ -101,30 +102,34 @@ def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedIma
                 raise RowError(
                     "invalid_image", f"`{field}` has more than {MAX_SCANS} scans: decoding could take hours"
                 )
-            # Only now: it may take decoding.
+            # This comes last, because it may have to decode the image.
             if _orientation(opened, data) >= 5:  # turned by 90 degrees
                 width, height = height, width
     except (OSError, SyntaxError, ValueError) as error:
-        raise _invalid(field, error) from error
+        raise _invalid_image(field, error) from error
     return EncodedImage(field=field, data=encoded, width=width, height=height)
 
 
 def _check_kind(field: str, opened: Image.Image) -> None:
-    """RowError for what Pillow would spoil or leave out without a word."""
-    # Photographs of some telephones are JPEGs with a second picture behind (MPO): that one is no frame.
+    """Raise RowError for an image that Pillow would silently spoil or read only in part."""
+    # Photographs of some phones are JPEGs followed by a second image (MPO), which is not another frame.
     if opened.format in ("PNG", "WEBP") and getattr(opened, "is_animated", False):
-        raise RowError("animated_image", f"`{field}` has several frames; give the one that is meant")
-    if field != "depth_map" and opened.mode.startswith("I"):
-        # Pillow 13 turns all from 255 on into white.
         raise RowError(
-            "image_mode", f"`{field}` has one channel of 16 bits or more; save it with 8 bits a channel"
+            "animated_image", f"`{field}` has several frames; save the one that is meant as a single image"
+        )
+    if field != "depth_map" and opened.mode.startswith("I"):
+        # Pillow 13 makes every value from 255 on white.
+        raise RowError(
+            "image_mode", f"`{field}` has one channel of 16 bits or more; save it with 8 bits per channel"
         )
 
 
-def _invalid(field: str, error: Exception) -> RowError:
+def _invalid_image(field: str, error: Exception) -> RowError:
     if isinstance(error, UnidentifiedImageError):
-        # Pillow's own words hold a memory address, which no part may.
-        return RowError("invalid_image", f"`{field}` is no {', '.join(FORMATS)} picture")
+        # Pillow's own message has a memory address, and a part's bytes must not differ between attempts.
+        return RowError(
+            "invalid_image", f"`{field}` is not an image of a supported format ({', '.join(FORMATS)})"
+        )
     return RowError("invalid_image", f"`{field}` is damaged: {error}")
 
 
@@ -132,31 +137,32 @@ def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _orientation(picture: Image.Image, data: bytes) -> int:
-    if picture.format == "PNG" and not _has_words_behind_pixels(data):
-        # Pillow 13's own for PNG decodes the whole picture first, for what may stand behind the pixels.
-        found = Image.Image.getexif(picture).get(0x0112, 1)
+def _orientation(opened: Image.Image, data: bytes) -> int:
+    """EXIF's Orientation, 1 to 8; 1 (upright) where there is none."""
+    if opened.format == "PNG" and not _has_exif_chunk_behind_pixels(data):
+        # Pillow 13's getexif for PNG decodes the whole image first, to find chunks behind the pixels.
+        orientation = Image.Image.getexif(opened).get(0x0112, 1)
     else:
-        found = picture.getexif().get(0x0112, 1)
-    return found if isinstance(found, int) else 1
+        orientation = opened.getexif().get(0x0112, 1)
+    return orientation if isinstance(orientation, int) else 1
 
 
-def _has_words_behind_pixels(png: bytes) -> bool:
-    """Whether chunks that may hold EXIF come after the first of pixels: then the header does not tell all."""
-    at, in_pixels = len(_PNG_SIGNATURE), False
-    while at + 8 <= len(png):
-        size, name = struct.unpack_from(">I4s", png, at)
+def _has_exif_chunk_behind_pixels(png: bytes) -> bool:
+    """Whether a chunk that may have EXIF comes after the first chunk of pixels: the header then lacks it."""
+    offset, in_pixels = len(_PNG_SIGNATURE), False
+    while offset + 8 <= len(png):
+        size, name = struct.unpack_from(">I4s", png, offset)
         in_pixels |= name == b"IDAT"
-        if in_pixels and name in _WORDS:
+        if in_pixels and name in _EXIF_CHUNKS:
             return True
-        at += size + 12  # with the length, the name and the checksum
+        offset += size + 12  # with the length, the name and the checksum
     return False
 
 
-def _as_mode(picture: Image.Image, mode: str) -> Image.Image:
-    if mode != "I;16" or picture.mode == mode:
-        return picture.convert(mode)
-    if picture.mode == "I":
-        return Image.fromarray(np.asarray(picture).clip(0, 65535).astype(np.uint16))
-    # Eight bits spread over sixteen: white stays the greatest depth.
-    return Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    if mode != "I;16" or image.mode == mode:
+        return image.convert(mode)
+    if image.mode == "I":
+        return Image.fromarray(np.asarray(image).clip(0, 65535).astype(np.uint16))
+    # Eight bits are spread over sixteen, so that white stays the greatest depth.
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)

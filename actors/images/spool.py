@@ -1,8 +1,8 @@
-"""The encoded pictures of a shard: each once, in memory as far as there is room and on disk beyond.
+"""The spool: a shard's encoded images, each once, in memory up to a limit and on disk beyond it.
 
-A row of the input may be a number into a dictionary, or compress to nothing: a file of a hundred kilobytes
-can have a picture of five megabytes in each of its rows, all equal or no two of them. And honest catalogues
-have pictures of twenty megabytes, 256 of them in a shard, and three shards in a worker at a time.
+A row of the input may be a reference into a dictionary, or compress to nothing: a file of a hundred kilobytes
+can have an image of five megabytes in each of its rows, all of them equal or all different. And honest
+datasets have images of twenty megabytes, 256 of them in a shard. A worker has three shards at a time.
 """
 
 import hashlib
@@ -14,32 +14,33 @@ from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
 
 MEMORY_BYTES = 256 << 20
-"""Of one shard: 256 pictures of a megabyte."""
+"""The memory for the images of one shard: 256 images of a megabyte."""
 
 
 class Spool:
-    """Holds a shard's pictures until the last of them is let go; safe to call from several threads."""
+    """The images of one shard, until the last of them is no longer used. Several threads may use it."""
 
     def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
         self._room_bytes = memory_bytes
-        self._held: dict[bytes, Encoded] = {}
+        self._images: dict[bytes, Encoded] = {}
+        """Images by the SHA-256 of their files."""
         self._lock = threading.Lock()
         self._file: BinaryIO | None = None
 
     def add(self, data: bytes) -> "Encoded":
-        """The picture, or the one that is equal and here already."""
+        """The image in the spool: an equal one if there is one already, otherwise this one."""
         digest = hashlib.sha256(data).digest()
         with self._lock:
-            if digest not in self._held:
-                self._held[digest] = self._put(data)
-            return self._held[digest]
+            if digest not in self._images:
+                self._images[digest] = self._put(data)
+            return self._images[digest]
 
     def _put(self, data: bytes) -> "Encoded":
         if len(data) <= self._room_bytes:
             self._room_bytes -= len(data)
             return data
         if self._file is None:
-            # It has no name, so whatever becomes of this process, nothing is left behind.
+            # The file has no name, so nothing is left behind however this process ends.
             self._file = tempfile.TemporaryFile(prefix="darkroom-", buffering=0)  # noqa: SIM115
             weakref.finalize(self, self._file.close)
         start, rest = self._file.tell(), memoryview(data)
@@ -48,17 +49,17 @@ class Spool:
         return SpooledImage(self, start, len(data))
 
     def read(self, start: int, size_bytes: int) -> bytes:
-        """What was written there."""
+        """The bytes of an image, from the place in the file where it was written."""
         assert self._file is not None, "nothing was written"
         data = os.pread(self._file.fileno(), size_bytes, start)
         if len(data) != size_bytes:
-            raise OSError(f"{size_bytes - len(data):,} bytes of a temporary file are gone")
+            raise OSError(f"{size_bytes - len(data):,} bytes of a temporary file are missing")
         return data
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpooledImage:
-    """A picture for which memory had no room."""
+    """An image on disk, for which there was no room in memory."""
 
     spool: Spool
     start: int
@@ -66,9 +67,9 @@ class SpooledImage:
 
 
 Encoded: TypeAlias = bytes | SpooledImage
-"""A picture's file, wherever it is held."""
+"""An image's encoded file, in memory or on disk."""
 
 
 def encoded_bytes(encoded: Encoded) -> bytes:
-    """Its bytes."""
+    """The bytes of an image's encoded file."""
     return encoded if isinstance(encoded, bytes) else encoded.spool.read(encoded.start, encoded.size_bytes)

@@ -1,8 +1,8 @@
-"""Pages of a Parquet file that cannot be read: which rows of a row group they take with them.
+"""Damaged pages of a Parquet file, and the rows of a row group that they make unreadable.
 
-Parquet's readers go through a column from the beginning of its row group, so behind a damaged page nothing
-of that column can be had until the next row group. Where the damage begins is found by reading the column
-row by row: the answer then follows from the file alone, wherever and in what steps somebody was reading.
+Parquet's readers go through a column from the beginning of its row group, so nothing of that column can be
+read between a damaged page and the next row group. The column is read row by row to find the first lost row.
+The answer then follows from the file alone, wherever a reader began and whatever its batch size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,34 +13,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import RowError
-from schemas.wording.printable import printable
+from schemas.wording.printable import escaped
 
-MAX_SAID = 200
-"""Of what Arrow says about the damage."""
+MAX_REASON_CHARACTERS = 200
+"""The longest part of Arrow's error that a message quotes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """Where a column of a row group cannot be read any more."""
+    """The damage to a column in one row group: from its first row on, the column cannot be read."""
 
     num_readable: int
-    """Rows before it."""
+    """Rows of the row group before the damage."""
     problem: RowError
+    """The error of every row that is lost."""
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether it is the file's fault: errors of disks and stores have a number, or are none of Arrow's."""
+    """Whether the file itself is damaged. Errors of disks and stores have an errno, or are not Arrow's."""
     return isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None)
 
 
-def find_damage(parquet: pq.ParquetFile, group: int, column: str, most_rows: int) -> Damage | None:
-    """The first row that a damaged page takes; None where the whole column can be read.
+def find_damage(parquet: pq.ParquetFile, group: int, column: str, max_rows: int) -> Damage | None:
+    """The damage to a column in a row group; None where the whole column can be read.
 
-    `most_rows`: of a batch.
+    `max_rows`: the largest batch that may be read at once.
     """
     num_rows = parquet.metadata.row_group(group).num_rows
-    said = "it has fewer values than rows"
-    for batch_size in (most_rows, 1):
+    reason = "it has fewer values than rows"
+    for batch_size in (max_rows, 1):
         num_readable = 0
         try:
             for batch in _batches(parquet, group, column, batch_size):
@@ -48,9 +49,8 @@ def find_damage(parquet: pq.ParquetFile, group: int, column: str, most_rows: int
         except (pa.ArrowException, OSError) as error:
             if not is_damage(error):
                 raise
-            said = printable(
-                " ".join(str(error).split())[:MAX_SAID]
-            )  # Arrow quotes what it found in the file.
+            # Arrow quotes bytes of the file.
+            reason = escaped(" ".join(str(error).split())[:MAX_REASON_CHARACTERS])
         if num_readable >= num_rows:
             return None
     return Damage(
@@ -58,7 +58,7 @@ def find_damage(parquet: pq.ParquetFile, group: int, column: str, most_rows: int
         problem=RowError(
             "corrupt_page",
             f"column `{column}` of the input is damaged from row {num_readable} of row group {group} to the "
-            f"group's end: {said}",
+            f"group's end: {reason}",
         ),
     )
 
@@ -66,7 +66,7 @@ def find_damage(parquet: pq.ParquetFile, group: int, column: str, most_rows: int
 def read_around(
     parquet: pq.ParquetFile, group: int, column: str, batch_size: int, damage: Damage | None
 ) -> Iterator[pa.Array]:
-    """A column of a row group in arrays of `batch_size` rows, with nulls where it cannot be read."""
+    """A column of a row group in arrays of `batch_size` rows, with nulls in place of the lost rows."""
     num_rows = parquet.metadata.row_group(group).num_rows
     step, num_readable = (1, damage.num_readable) if damage else (batch_size, num_rows)
     readable = (batch.column(0) for batch in islice(_batches(parquet, group, column, step), num_readable))
@@ -79,7 +79,7 @@ def _batches(parquet: pq.ParquetFile, group: int, column: str, batch_size: int) 
 
 
 def _type_of(schema: pa.Schema, column: str) -> pa.DataType:
-    """Of a column, or of a struct's one leaf: `image.path` is read as a struct of that alone."""
+    """The type of a column, or of a single leaf: `image.path` is read as a struct with that one field."""
     if column in schema.names:
         return schema.field(column).type
     name, _, leaf = column.partition(".")
@@ -92,18 +92,21 @@ def _in_steps(arrays: Iterator[pa.Array], num_rows: int) -> Iterator[pa.Array]:
         waiting.append(array)
         if sum(map(len, waiting)) >= num_rows:
             waiting_rows = pa.concat_arrays(waiting)
-            whole = len(waiting_rows) - len(waiting_rows) % num_rows
-            yield from (waiting_rows.slice(start, num_rows) for start in range(0, whole, num_rows))
-            waiting = [waiting_rows.slice(whole)]
+            stop = len(waiting_rows) - len(waiting_rows) % num_rows
+            yield from (waiting_rows.slice(start, num_rows) for start in range(0, stop, num_rows))
+            waiting = [waiting_rows.slice(stop)]
     rest = pa.concat_arrays(waiting)
     if len(rest):
         yield rest
 
 
-def lost_rows(damages: Sequence[Damage], first_row: int, num_rows: int) -> dict[int, RowError]:
-    """By their place in a batch that begins at the group's `first_row`, the rows that are lost."""
+def lost_row_problems(damages: Sequence[Damage], first_row: int, num_rows: int) -> dict[int, RowError]:
+    """The errors of a batch's lost rows, by their position in the batch.
+
+    The batch has `num_rows` rows and begins at row `first_row` of the row group.
+    """
     return {
-        place: damage.problem
+        row: damage.problem
         for damage in sorted(damages, key=lambda damage: -damage.num_readable)
-        for place in range(max(0, damage.num_readable - first_row), num_rows)
+        for row in range(max(0, damage.num_readable - first_row), num_rows)
     }

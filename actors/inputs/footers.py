@@ -1,7 +1,7 @@
 """The footers of the input's Parquet files: bounded, and refused where a column is encrypted.
 
-pyarrow 26 ends the process when it is asked for the metadata of a column whose key it has not. Its readers
-come upon the same column with an error instead; they look at all columns before they read the first one.
+pyarrow 26 ends the process when it is asked for the metadata of an encrypted column without its key. Its
+readers raise an error for the same column instead. They look at all columns before they read the first page.
 """
 
 import io
@@ -15,16 +15,18 @@ from actors.storage.objects import Storage
 from schemas.errors import SpecError
 
 MAX_FOOTER_BYTES = 16 << 20
-"""Of one made to do harm, each three can unfold to 700. Common ones have a megabyte at most."""
+"""The longest footer that is read. In a hostile one, every three bytes can unfold to 700. Common footers have
+a megabyte at most."""
 FIRST_READ_BYTES = 64 << 10
+"""The bytes from the end of a file that pyarrow reads first."""
 
 
 class _EncryptedError(Exception):
-    """There is no key."""
+    """A column is encrypted, and darkroom has no key."""
 
 
 class _SealedError(Exception):
-    """Something wanted to read on."""
+    """A reader asks for bytes of a sealed file."""
 
 
 class _FooterOnly(io.RawIOBase):
@@ -35,7 +37,7 @@ class _FooterOnly(io.RawIOBase):
         self._sealed = False
 
     def seal(self) -> None:
-        """Nothing more can be read."""
+        """Refuse every later read with _SealedError."""
         self._sealed = True
 
     def readable(self) -> bool:
@@ -61,25 +63,27 @@ class _FooterOnly(io.RawIOBase):
 
 
 def read_footer(storage: Storage, uri: str) -> tuple[int, pa.Schema]:
-    """The number of rows of a Parquet file and its schema; SpecError where it cannot be read."""
+    """(number of rows, schema) of a Parquet file; SpecError where the file cannot be read or is encrypted."""
     try:
         with (
             _with_bounded_footer(storage.open(uri)) as source,
-            # Unbuffered, it would read all columns before it looks at the first.
+            # Without a buffer (buffer_size=0) it would read all columns before it looks at the first.
             pq.ParquetFile(source, buffer_size=1, pre_buffer=False) as parquet,
         ):
             num_rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
             _refuse_encrypted(source, parquet)
             return num_rows, schema
     except _EncryptedError as error:
-        raise SpecError(f"input.path: {uri} is encrypted; darkroom has no keys: write it without") from error
+        raise SpecError(
+            f"input.path: {uri} is encrypted, and darkroom has no keys; write it without encryption"
+        ) from error
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise SpecError(f"input.path: {uri} is no readable Parquet file: {error}") from error
+        raise SpecError(f"input.path: {uri} is not a readable Parquet file: {error}") from error
 
 
 def _with_bounded_footer(source: BinaryIO) -> _FooterOnly:
-    """ValueError where it is too long to be unfolded."""
-    # As many bytes as pyarrow reads first, so that they are asked for once.
+    """The file, which can be sealed after its footer was read; ValueError where the footer is too long."""
+    # These are the bytes that pyarrow reads first, so they are fetched once.
     source.seek(max(0, source.seek(0, os.SEEK_END) - FIRST_READ_BYTES))
     tail = source.read(FIRST_READ_BYTES)
     if tail.endswith(b"PAR1") and (size := int.from_bytes(tail[-8:-4], "little")) > MAX_FOOTER_BYTES:
@@ -92,13 +96,13 @@ def _with_bounded_footer(source: BinaryIO) -> _FooterOnly:
 
 
 def _refuse_encrypted(source: _FooterOnly, parquet: pq.ParquetFile) -> None:
-    """_EncryptedError where a column is; `parquet`, which reads `source`, is of no use afterwards."""
+    """_EncryptedError where a column is encrypted. `parquet` reads `source` and cannot be used afterwards."""
     source.seal()
     for group in range(parquet.metadata.num_row_groups):
         try:
             next(parquet.iter_batches(1, row_groups=[group], use_threads=False), None)
         except _SealedError:
-            continue  # It has seen all columns, and wants the first page.
+            continue  # The reader has looked at all columns, and asks for the first page.
         except OSError as error:
             if "crypt" in str(error):
                 raise _EncryptedError(str(error)) from error

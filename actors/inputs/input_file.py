@@ -1,4 +1,4 @@
-"""One Parquet file of the input, read in bounded steps: its columns under darkroom's names and types."""
+"""One Parquet file of the input, read in bounded batches, its columns in darkroom's names and types."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,45 +10,47 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.inputs.batch_sizes import dictionary_leaves, fitting, rebatched
-from actors.inputs.damaged_pages import Damage, find_damage, is_damage, lost_rows, read_around
+from actors.inputs.batch_sizes import dictionary_leaves, rebatched, rows_per_batch
+from actors.inputs.damaged_pages import Damage, find_damage, is_damage, lost_row_problems, read_around
 from actors.inputs.texts import Problems
 from actors.inputs.values import as_kept, as_kind, is_present, presence
 from schemas.columns.input_columns import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS, ColumnMap
 from schemas.errors import RowError
 
 BATCH_ROWS = 16_384
-"""Rows whose routing columns are looked at together: large enough for numpy, a few megabytes."""
+"""Rows whose routing columns are read together: enough for numpy to be fast, and only a few megabytes."""
 
 _STREAM_BYTES = 1 << 20
-"""Read this much of a column chunk at a time, not the chunk whole: row groups can be gigabytes."""
+"""How much of a column chunk is read at a time. A whole chunk can have gigabytes."""
 
 _DAMAGE_ROWS = 1024
-"""Read together where damage is looked for."""
+"""Rows that are read together to find damage."""
 
-_PLACING = ("row_id", "task", "model")
-"""Fields without which a row has no name or no place to go: a file with damage there cannot be planned."""
+_ROUTING_FIELDS = ("row_id", "task", "model")
+"""Fields that give a row its name and its route. A file in which one of them is damaged cannot be planned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowBatch:
-    """Some neighbouring rows of a file."""
+    """Neighbouring rows of a file."""
 
     first_row: int
-    """The file's row number, from 0, of the batch's first row."""
+    """The number of the batch's first row in the file, from 0."""
     num_rows: int
     fields: Mapping[str, pa.Array]
-    """Fields by darkroom's names; images as HF structs. A field the input lacks is absent."""
+    """Columns by darkroom's names for fields. Images are Hugging Face's structs of bytes and path. A field
+    that the input lacks is absent."""
     present: Mapping[str, npt.NDArray[np.bool_]]
-    """For each image field of the input, whether the row has one."""
+    """By image field of the input: whether each row has an image."""
     keep: Mapping[str, pa.Array]
-    """Columns that go to the output as they are, perhaps still in their dictionaries."""
+    """Kept columns by name, perhaps still in their dictionaries."""
     problems: Mapping[int, RowError]
-    """By position in the batch, rows with a text that cannot be read; the batch has its beginning instead."""
+    """The errors of rows with a value that cannot be used, by position in the batch. The column has null or,
+    for a text, its beginning instead."""
 
 
 class InputFile:
-    """An open Parquet file; close it, or use it in a `with`."""
+    """An open Parquet file. Close it, or use it in a `with`."""
 
     def __init__(self, source: BinaryIO, columns: ColumnMap) -> None:
         self._source = source
@@ -75,13 +77,13 @@ class InputFile:
         self.close()
 
     def close(self) -> None:
-        """Give the file handle back."""
+        """Close the Parquet reader and the file."""
         self._parquet.close(force=True)
         self._source.close()
 
     @property
     def metadata(self) -> pq.FileMetaData:
-        """The footer."""
+        """The file's footer."""
         return self._parquet.metadata
 
     def row_group_of(self, row: int) -> int:
@@ -89,73 +91,80 @@ class InputFile:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
     def read_routing(self, *, with_ids: bool = False, batch_size: int = BATCH_ROWS) -> Iterator[RowBatch]:
-        """All rows, with nothing but the fields that say where a row goes (and what it is called)."""
+        """Batches of all rows, with only the fields that decide a row's route, and its id if `with_ids`."""
         fields = ("row_id", "task", "model") if with_ids else ("task", "model")
         return self._read(0, self._routing_columns(fields), batch_size)
 
     def read_ids(self) -> Iterator[RowBatch]:
-        """All rows, with their ids alone; only where the input has some."""
+        """Batches of all rows, with only their ids. The input must have a column of ids."""
         return self._read(0, [self._columns.fields["row_id"]], BATCH_ROWS)
 
     def read_for_checks(self, batch_size: int = BATCH_ROWS) -> Iterator[RowBatch]:
-        """All rows, without pictures and without texts that the footer's statistics vouch for."""
+        """Batches of all rows, without images. Of texts they only tell which rows have one.
+
+        A column of prompts is not read if the footer's statistics show that every row has one.
+        """
         fields = [field for field in FIELD_KINDS if field not in ("row_id", "negative_prompt")]
         return self._read(0, self._routing_columns(fields), batch_size, with_texts=False)
 
     def read_rows(self, first_row: int, batch_size: int = 64) -> Iterator[RowBatch]:
-        """Every needed column from the row group of `first_row` on."""
+        """Batches with every needed column, from the start of `first_row`'s row group to the file's end."""
         return self._read(self.row_group_of(first_row), self._columns.columns(), batch_size)
 
     def row_ids(self, rows: Sequence[int]) -> list[str]:
-        """The ids of some rows, for a message."""
+        """The ids of these rows, for a message: empty texts if the input has no ids."""
         column = self._columns.fields.get("row_id")
         if column is None:
             return [""] * len(rows)
-        found: dict[int, str] = {}
+        ids_by_row: dict[int, str] = {}
         by_group: defaultdict[int, set[int]] = defaultdict(set)
         for row in rows:
             by_group[self.row_group_of(row)].add(row)
-        for group, mine in sorted(by_group.items()):
+        for group, group_rows in sorted(by_group.items()):
             for batch in self._read(group, [column], BATCH_ROWS):
-                here = {row for row in mine if batch.first_row <= row < batch.first_row + batch.num_rows}
+                stop = batch.first_row + batch.num_rows
+                batch_rows = {row for row in group_rows if batch.first_row <= row < stop}
                 ids = batch.fields["row_id"]
-                found |= {row: str(ids[row - batch.first_row].as_py()) for row in here}
-                if mine <= found.keys():
+                ids_by_row |= {row: str(ids[row - batch.first_row].as_py()) for row in batch_rows}
+                if group_rows <= ids_by_row.keys():
                     break
-        return [found[row] for row in rows]
+        return [ids_by_row[row] for row in rows]
 
     def num_nulls(self, field: str) -> int:
-        """How many rows have no value in this field; the column is read where the footer does not say."""
+        """The number of rows without a value in this field. The column is read if the footer does not say."""
         column = self._columns.fields[field]
-        told = self._null_count(column)
-        if told is not None:
-            return told
+        null_count = self._null_count(column)
+        if null_count is not None:
+            return null_count
         return self._count_nulls(column)
 
     def _routing_columns(self, fields: Sequence[str]) -> list[str]:
-        wanted = []
+        columns = []
         for field in fields:
             column = self._columns.fields.get(field)
             if column is None:
                 continue
             if field in IMAGE_FIELDS:
-                wanted += self._presence_column(column)
+                columns += self._presence_column(column)
             elif field != "prompt" or self._null_count(column) != 0:
-                wanted.append(column)
-        return wanted
+                columns.append(column)
+        return columns
 
     def _presence_column(self, column: str) -> list[str]:
-        """What to read to know whether a picture is there, without reading the picture."""
+        """The column to read to know which rows have an image, if possible without reading the images.
+
+        The list is empty if the footer shows that every row has one.
+        """
         if not pa.types.is_struct(self._types.field(column).type):
             return [column] if self._null_count(column) != 0 else []
         if self._null_count(f"{column}.bytes") == 0:
             return []
-        return [column] if self._has_hollow(column) else [f"{column}.path"]
+        return [column] if self._has_empty_structs(column) else [f"{column}.path"]
 
-    def _has_hollow(self, column: str) -> bool:
-        """Whether a struct may be there with nothing in it, so that only reading the bytes tells which.
+    def _has_empty_structs(self, column: str) -> bool:
+        """Whether some structs may have neither bytes nor a path: only reading the bytes then tells which.
 
-        A footer without statistics does not say; a worker then finds it.
+        False for a footer without statistics, which does not say: a worker then finds such a row.
         """
         no_bytes, no_path = self._null_count(f"{column}.bytes"), self._null_count(f"{column}.path")
         if no_bytes is None or not no_path:
@@ -169,13 +178,14 @@ class InputFile:
         return no_bytes > absent and no_path > absent
 
     def _count_nulls(self, leaf: str) -> int:
-        """Rows without the column that the leaf is part of."""
+        """The number of rows in which the leaf's column is null, counted by reading the leaf."""
         batches = self._parquet.iter_batches(
-            self._fitting(BATCH_ROWS, [leaf]), columns=[leaf], use_threads=False
+            self._rows_per_batch(BATCH_ROWS, [leaf]), columns=[leaf], use_threads=False
         )
         return sum(batch.column(0).null_count for batch in batches)
 
     def _null_count(self, leaf: str) -> int | None:
+        """The number of nulls in a leaf, from the footer; None where the footer does not say."""
         total = 0
         for group in range(self.metadata.num_row_groups):
             chunks = self.metadata.row_group(group)
@@ -199,22 +209,22 @@ class InputFile:
         if not columns:
             yield from self._empty_batches(row, batch_size)
             return
-        feared = self._batches(first_group, columns, self._fitting(batch_size, columns))
-        for batch, lost in rebatched(feared, batch_size):
-            yield self._named(batch, row, with_texts, lost)
+        batches = self._batches(first_group, columns, self._rows_per_batch(batch_size, columns))
+        for batch, lost in rebatched(batches, batch_size):
+            yield self._row_batch(batch, row, with_texts, lost)
             row += batch.num_rows
 
     def _batches(
         self, first_group: int, columns: list[str], batch_size: int
     ) -> Iterator[tuple[pa.RecordBatch, Problems]]:
-        """Batches, and which of their rows are lost to damaged pages."""
+        """(batch, problems) for each batch: the problems are those of rows that are lost to damaged pages."""
         row, end = int(self._starts[first_group]), self.metadata.num_rows
         while row < end:
             group = self.row_group_of(row)
-            rest = list(range(group, self.metadata.num_row_groups))
+            remaining_groups = list(range(group, self.metadata.num_row_groups))
             try:
                 for batch in self._parquet.iter_batches(
-                    batch_size, row_groups=rest, columns=columns, use_threads=False
+                    batch_size, row_groups=remaining_groups, columns=columns, use_threads=False
                 ):
                     yield batch, {}
                     row += batch.num_rows
@@ -229,31 +239,34 @@ class InputFile:
     def _around_damage(
         self, group: int, columns: list[str], batch_size: int, first_row: int
     ) -> Iterator[tuple[pa.RecordBatch, Problems]]:
-        """The rows of a row group from its `first_row` on, column by column."""
+        """(batch, problems) for the rows of a damaged row group from its `first_row` on.
+
+        Each column is read by itself, as far as its own damage allows.
+        """
         damages = {column: self._damage(group, column) for column in columns}
         arrays = [
             read_around(self._parquet, group, column, batch_size, damages[column]) for column in columns
         ]
-        found = [damage for damage in damages.values() if damage]
+        damaged = [damage for damage in damages.values() if damage]
         names = [column if column in self._types.names else column.partition(".")[0] for column in columns]
         done = 0
         for step in zip(*arrays, strict=True):
             batch = pa.RecordBatch.from_arrays(list(step), names).slice(max(0, first_row - done))
             done += len(step[0])
             if batch.num_rows:
-                yield batch, lost_rows(found, done - batch.num_rows, batch.num_rows)
+                yield batch, lost_row_problems(damaged, done - batch.num_rows, batch.num_rows)
 
     def _damage(self, group: int, column: str) -> Damage | None:
         if (group, column) not in self._damages:
-            most_rows = self._fitting(_DAMAGE_ROWS, [column])
-            self._damages[group, column] = find_damage(self._parquet, group, column, most_rows)
+            max_rows = self._rows_per_batch(_DAMAGE_ROWS, [column])
+            self._damages[group, column] = find_damage(self._parquet, group, column, max_rows)
         damage = self._damages[group, column]
-        if damage and column in map(self._columns.fields.get, _PLACING):
+        if damage and column in map(self._columns.fields.get, _ROUTING_FIELDS):
             raise pa.ArrowInvalid(damage.problem.message)
         return damage
 
-    def _fitting(self, most_rows: int, columns: list[str]) -> int:
-        return fitting(self.metadata, most_rows, columns, self._dictionaries)
+    def _rows_per_batch(self, max_rows: int, columns: list[str]) -> int:
+        return rows_per_batch(self.metadata, max_rows, columns, self._dictionaries)
 
     def _empty_batches(self, row: int, batch_size: int) -> Iterator[RowBatch]:
         while row < self.metadata.num_rows:
@@ -265,7 +278,7 @@ class InputFile:
     def _image_fields(self) -> list[str]:
         return [field for field in IMAGE_FIELDS if field in self._columns.fields]
 
-    def _named(self, batch: pa.RecordBatch, first_row: int, with_texts: bool, lost: Problems) -> RowBatch:
+    def _row_batch(self, batch: pa.RecordBatch, first_row: int, with_texts: bool, lost: Problems) -> RowBatch:
         arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
         problems: Problems = {}
         fields = {}
@@ -273,8 +286,8 @@ class InputFile:
             if column in arrays and name in TEXT_FIELDS and not with_texts:
                 fields[name] = presence(arrays[column])
             elif column in arrays:
-                fields[name], wrong = as_kind(arrays[column], name, self._types.field(column).type)
-                problems = wrong | problems
+                fields[name], field_problems = as_kind(arrays[column], name, self._types.field(column).type)
+                problems = field_problems | problems
         present = {
             field: is_present(fields[field]) if field in fields else np.ones(batch.num_rows, dtype=bool)
             for field in self._image_fields()
@@ -282,8 +295,8 @@ class InputFile:
         keep = {}
         for name in self._columns.keep:
             if name in arrays:
-                keep[name], wrong = as_kept(arrays[name], name, self._types.field(name).type)
-                problems = wrong | problems
+                keep[name], column_problems = as_kept(arrays[name], name, self._types.field(name).type)
+                problems = column_problems | problems
         return RowBatch(
             first_row=first_row,
             num_rows=batch.num_rows,

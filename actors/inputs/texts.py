@@ -1,7 +1,7 @@
-"""Texts of the input as they are found: not all of them UTF-8, and some longer than any text should be.
+"""Texts of the input, which can be other than UTF-8, or longer than any text should be.
 
-A Parquet file of 600 bytes can hold ten megabytes of text in each of a million rows: the text once, in a
-dictionary, and a million times its number. So dictionaries are judged before they are unfolded.
+A Parquet file of 600 bytes can have ten megabytes of text in each of a million rows: the text once, in a
+dictionary, and a million references to it. So dictionaries are checked before they are unfolded.
 """
 
 from collections.abc import Mapping
@@ -15,32 +15,35 @@ from schemas.errors import RowError
 
 MAX_PROMPT_BYTES = 65_536
 MAX_NAME_BYTES = 4_096
-"""Of ids, names, options and URIs; S3 keys and Linux paths are no longer either."""
+"""The longest id, name, options text or URI. No S3 key and no Linux path is longer."""
 MAX_KEPT_BYTES = 1 << 20
-"""Of a text that is only copied."""
+"""The longest text in a kept column."""
 SHOWN_BYTES = 200
-"""Of a text that is no good: what the output has in its place."""
+"""How much the output and messages have of a text that is too long or not UTF-8."""
 
 Problems = dict[int, RowError]
-"""By position in the batch."""
+"""The errors of a batch's rows, by position in the batch."""
 
 
-def most_bytes(field: str) -> int:
-    """The longest text that a field may hold."""
+def max_text_bytes(field: str) -> int:
+    """The length of the longest text that a field may have."""
     return MAX_PROMPT_BYTES if field in TEXT_FIELDS else MAX_NAME_BYTES
 
 
 def is_text(arrow_type: pa.DataType) -> bool:
-    """Whether a column holds texts, in a dictionary or not."""
+    """Whether a column has texts, in a dictionary or not."""
     kind = dense(arrow_type)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def readable(array: pa.Array, name: str, most: int) -> tuple[pa.Array, Problems]:
-    """The column with the beginning of each text that is no good in its place, and what is wrong with it."""
+def texts_and_problems(array: pa.Array, name: str, max_bytes: int) -> tuple[pa.Array, Problems]:
+    """(texts, problems) of a column: a text that is too long or not UTF-8 is replaced by its beginning.
+
+    `name`: the column as messages call it.
+    """
     if not pa.types.is_dictionary(array.type):
-        return _mended(array.cast(pa.large_binary()), name, most)
-    values, problems = _mended(array.dictionary.cast(pa.large_binary()), name, most)
+        return _decoded(array.cast(pa.large_binary()), name, max_bytes)
+    values, problems = _decoded(array.dictionary.cast(pa.large_binary()), name, max_bytes)
     rows: Problems = {}
     if problems:
         entries = array.indices.fill_null(-1).to_numpy(zero_copy_only=False)
@@ -49,13 +52,13 @@ def readable(array: pa.Array, name: str, most: int) -> tuple[pa.Array, Problems]
     return values.take(array.indices), rows
 
 
-def _mended(values: pa.Array, name: str, most: int) -> tuple[pa.Array, Problems]:
-    long = _too_long(values, most)
+def _decoded(values: pa.Array, name: str, max_bytes: int) -> tuple[pa.Array, Problems]:
+    too_long = _too_long_rows(values, max_bytes)
     try:
-        if not long:
+        if not too_long:
             return values.cast(pa.large_string()).cast(pa.string()), {}
     except pa.ArrowInvalid:
-        pass  # Then each is looked at alone.
+        pass  # Some text is not UTF-8, so each is decoded alone.
     problems: Problems = {}
     texts: list[str | None] = []
     for row, value in enumerate(values):
@@ -63,39 +66,41 @@ def _mended(values: pa.Array, name: str, most: int) -> tuple[pa.Array, Problems]
         if buffer is None:
             texts.append(None)
             continue
-        data = bytes(buffer[:SHOWN_BYTES] if row in long else buffer)
+        data = bytes(buffer[:SHOWN_BYTES] if row in too_long else buffer)
         try:
-            if row in long:
+            if row in too_long:
                 problems[row] = RowError(
-                    "text_too_long", f"`{name}` has {buffer.size:,} bytes, of {most:,} at most"
+                    "text_too_long", f"`{name}` has {buffer.size:,} bytes; at most {max_bytes:,} are allowed"
                 )
-            texts.append(data.decode("utf-8", "replace" if row in long else "strict"))
+            texts.append(data.decode("utf-8", "replace" if row in too_long else "strict"))
         except UnicodeDecodeError as error:
             problems[row] = RowError(
-                "invalid_text", f"`{name}` is no UTF-8: byte {error.start}, {error.reason}"
+                "invalid_text", f"`{name}` is not UTF-8: byte {error.start}, {error.reason}"
             )
             texts.append(data[:SHOWN_BYTES].decode("utf-8", "replace"))
     return pa.array(texts, pa.string()), problems
 
 
-def _too_long(values: pa.Array, most: int) -> set[int]:
-    long = pc.greater(pc.binary_length(values), most).fill_null(False)
-    return set(np.flatnonzero(long.to_numpy(zero_copy_only=False)).tolist())
+def _too_long_rows(values: pa.Array, max_bytes: int) -> set[int]:
+    too_long = pc.greater(pc.binary_length(values), max_bytes).fill_null(False)
+    return set(np.flatnonzero(too_long.to_numpy(zero_copy_only=False)).tolist())
 
 
-def unreadable(array: pa.Array, name: str, plain: pa.DataType) -> Problems:
-    """Rows whose value Arrow itself calls damaged: lists of texts that are no UTF-8, times past midnight.
+def invalid_value_problems(array: pa.Array, name: str, plain: pa.DataType) -> Problems:
+    """The errors of rows whose value Arrow calls invalid: lists of texts other than UTF-8, times past
+    midnight.
 
-    `plain`: the array's type without dictionaries, of which each row has all the texts.
+    `plain`: the array's type without dictionaries. One row of a dictionary array has all of its texts, so a
+    row's own texts can only be checked in this type.
     """
-    if _damage(array) is None:
+    if _validation_error(array) is None:
         return {}
-    said = ((row, _damage(array.take([row]).cast(plain))) for row in range(len(array)))
-    return {row: _unreadable(name, why) for row, why in said if why is not None}
+    errors = ((row, _validation_error(array.take([row]).cast(plain))) for row in range(len(array)))
+    return {row: _invalid_value(name, error) for row, error in errors if error is not None}
 
 
-def _damage(array: pa.Array) -> str | None:
-    """What is wrong, in Arrow's words."""
+def _validation_error(array: pa.Array) -> str | None:
+    """Arrow's message on what is invalid in the array; None where all of it is valid."""
     try:
         array.validate(full=True)
     except pa.ArrowInvalid as error:
@@ -103,16 +108,18 @@ def _damage(array: pa.Array) -> str | None:
     return None
 
 
-def _unreadable(name: str, why: str) -> RowError:
-    if "UTF8" in why:
-        return RowError("invalid_text", f"`{name}` holds what is no UTF-8 text")
-    # Before it stands the way through lists and structs.
-    value = why.rpartition("Invalid: ")[2]
-    return RowError("invalid_value", f"`{name}` holds what its type does not allow: {value[:SHOWN_BYTES]}")
+def _invalid_value(name: str, error: str) -> RowError:
+    if "UTF8" in error:
+        return RowError("invalid_text", f"`{name}` has a text that is not UTF-8")
+    # Arrow's message begins with the path through lists and structs.
+    reason = error.rpartition("Invalid: ")[2]
+    return RowError(
+        "invalid_value", f"`{name}` has a value that its type does not allow: {reason[:SHOWN_BYTES]}"
+    )
 
 
-def without(array: pa.Array, problems: Mapping[int, RowError]) -> pa.Array:
-    """The column with null in place of these rows' values."""
+def nulled(array: pa.Array, problems: Mapping[int, RowError]) -> pa.Array:
+    """The column with null in place of the values of rows that have a problem."""
     if not problems:
         return array
     return array.take(pa.array([None if row in problems else row for row in range(len(array))], pa.int64()))

@@ -1,4 +1,4 @@
-"""How large values are once they are out of their dictionaries, seen before they are taken out."""
+"""The size that values have outside their dictionaries, computed before they are taken out of them."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +11,17 @@ from schemas.errors import RowError
 Sizes = npt.NDArray[np.int64]
 
 
-def too_large(array: pa.Array, name: str, most: int, code: str) -> Problems:
-    """Rows whose value has more than `most` bytes."""
+def size_problems(array: pa.Array, name: str, max_bytes: int, code: str) -> Problems:
+    """The errors of rows whose value has more than `max_bytes`; `code` is their error code."""
     sizes = unfolded_bytes(array)
     return {
-        row: RowError(code, f"`{name}` has {sizes[row]:,} bytes, of {most:,} at most")
-        for row in np.flatnonzero(sizes > most).tolist()
+        row: RowError(code, f"`{name}` has {sizes[row]:,} bytes; at most {max_bytes:,} are allowed")
+        for row in np.flatnonzero(sizes > max_bytes).tolist()
     }
 
 
 def unfolded_bytes(array: pa.Array) -> Sizes:
-    """Of each value, but for a few bytes of bookkeeping. The parts of Arrow's list views cannot be told."""
+    """The bytes of each value, except for a few of bookkeeping. Arrow's list views are not supported."""
     kind, types = array.type, pa.types
     if isinstance(array, pa.ExtensionArray):
         return unfolded_bytes(array.storage)
@@ -30,7 +30,7 @@ def unfolded_bytes(array: pa.Array) -> Sizes:
         indices = array.indices.cast(pa.int64()).fill_null(len(entries) - 1)
         return np.asarray(entries[indices.to_numpy(zero_copy_only=False)], np.int64)
     if types.is_struct(kind):
-        leaves = (unfolded_bytes(array.field(place)) for place in range(kind.num_fields))
+        leaves = (unfolded_bytes(array.field(index)) for index in range(kind.num_fields))
         return sum(leaves, start=np.zeros(len(array), np.int64))
     if types.is_fixed_size_list(kind):
         return _between(np.arange(array.offset, array.offset + len(array) + 1) * kind.list_size, array.values)
@@ -43,14 +43,14 @@ def unfolded_bytes(array: pa.Array) -> Sizes:
 
 
 def _between(bounds: Sizes, values: pa.Array) -> Sizes:
-    """Of the values from each bound to the next; lists of numbers can be long, so those are not looked at."""
+    """The size of the values from each bound to the next. Long lists of numbers are not read for it."""
     if (width := _width_bytes(values.type)) is not None:
         return np.diff(bounds) * width
     return np.diff(np.concatenate([[0], np.cumsum(unfolded_bytes(values))])[bounds])
 
 
 def _width_bytes(kind: pa.DataType) -> int | None:
-    """None where values differ in it."""
+    """The size of every value of a type; None where values differ in size."""
     if pa.types.is_null(kind):
         return 0
     if pa.types.is_dictionary(kind) or pa.types.is_nested(kind):

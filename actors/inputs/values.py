@@ -1,4 +1,4 @@
-"""A column of the input under darkroom's type for it, and the rows whose value cannot be had."""
+"""A column of the input in darkroom's type for it, and the errors of rows whose value cannot be used."""
 
 import json
 
@@ -11,56 +11,60 @@ from actors.inputs.texts import (
     MAX_KEPT_BYTES,
     MAX_NAME_BYTES,
     Problems,
+    invalid_value_problems,
     is_text,
-    most_bytes,
-    readable,
-    unreadable,
-    without,
+    max_text_bytes,
+    nulled,
+    texts_and_problems,
 )
-from actors.inputs.value_sizes import too_large
+from actors.inputs.value_sizes import size_problems
 from schemas.columns.input_columns import FIELD_KINDS, dense, id_type, kept_type
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.systems.schedulers import options_text
 
 MAX_KEPT_VALUE_BYTES = 16 << 20
-"""Of a value that is only copied and is no text; a picture of eight megapixels fits."""
+"""The largest value in a kept column that is not text. An image of eight megapixels fits."""
 
 
 def presence(array: pa.Array) -> pa.Array:
-    """An empty text for each that is there."""
+    """A column of texts that shows only which rows have a value: they have an empty text, the others null."""
     return pc.if_else(array.is_valid(), "", pa.scalar(None, pa.string()))
 
 
 def as_kept(array: pa.Array, name: str, arrow_type: pa.DataType) -> tuple[pa.Array, Problems]:
+    """(values, problems) of a kept column, whose type in the input is `arrow_type`."""
     if is_text(arrow_type):
-        return readable(array, name, MAX_KEPT_BYTES)
+        return texts_and_problems(array, name, MAX_KEPT_BYTES)
     plain = kept_type(name, arrow_type)
     if "_view" in str(arrow_type):
-        # pyarrow 26 cannot pick rows of these. They have no dictionaries here, so nothing is unfolded.
+        # pyarrow 26 cannot take rows of views. Views have no dictionaries here, so nothing is unfolded.
         array = array.cast(plain)
-    large = too_large(array, name, MAX_KEPT_VALUE_BYTES, "kept_too_large")
-    array = without(array, large)
-    damaged = unreadable(array, name, plain)
-    return without(array, damaged), large | damaged
+    too_large = size_problems(array, name, MAX_KEPT_VALUE_BYTES, "kept_too_large")
+    array = nulled(array, too_large)
+    invalid = invalid_value_problems(array, name, plain)
+    return nulled(array, invalid), too_large | invalid
 
 
 def as_kind(array: pa.Array, field: str, arrow_type: pa.DataType) -> tuple[pa.Array, Problems]:
-    """The array in the one type that its kind of field has, and the rows whose text cannot be read."""
+    """(values, problems) of a field: its column, of type `arrow_type`, in the type of the field's kind."""
     if FIELD_KINDS[field] == "image":
         return _as_image(array, field)
     if is_text(arrow_type):
-        return readable(array, field, most_bytes(field))
+        return texts_and_problems(array, field, max_text_bytes(field))
     problems: Problems = {}
     if FIELD_KINDS[field] == "options":
-        problems = too_large(array, field, MAX_NAME_BYTES, "text_too_long")
-        array = without(array, problems)
+        problems = size_problems(array, field, MAX_NAME_BYTES, "text_too_long")
+        array = nulled(array, problems)
     if pa.types.is_nested(arrow_type):
-        problems |= unreadable(array, field, dense(arrow_type))
-    return _as_values(without(array, problems), FIELD_KINDS[field]), problems
+        problems |= invalid_value_problems(array, field, dense(arrow_type))
+    return _as_values(nulled(array, problems), FIELD_KINDS[field]), problems
 
 
 def _as_values(array: pa.Array, kind: str) -> pa.Array:
-    """Of any column but those of texts and pictures; checked for fitness by `map_columns`."""
+    """A column in the type of its field's kind. `map_columns` has checked that the column can have this type.
+
+    Columns of texts and images are read by other functions.
+    """
     if kind == "text":
         return array.cast(pa.string())
     if kind == "id":
@@ -76,12 +80,12 @@ def _as_values(array: pa.Array, kind: str) -> pa.Array:
 
 
 def _whole(arrow_type: pa.DataType) -> pa.DataType:
-    """What int64 does not hold stays uint64: the checks then name the row's own value."""
+    """int64, or uint64 for a column of that type: the checks can then quote a value that is too large."""
     return pa.uint64() if pa.types.is_uint64(arrow_type) else pa.int64()
 
 
 def _as_options(array: pa.Array) -> pa.Array:
-    """Each row's mapping as JSON; texts stay as they are, for the checks to read."""
+    """Each row's options as JSON. A column of texts stays as it is: the checks parse it."""
     if pa.types.is_map(array.type):
         rows = [None if pairs is None else dict(pairs) for pairs in array.to_pylist()]
         if is_text(array.type.item_type):
@@ -94,7 +98,7 @@ def _as_options(array: pa.Array) -> pa.Array:
 
 
 def _from_text(value: str | None) -> object:
-    """A map of texts holds numbers and booleans as JSON writes them."""
+    """The value of one entry in a map of texts, which has numbers and booleans as JSON writes them."""
     try:
         return json.loads(value) if value is not None else None
     except (ValueError, RecursionError):
@@ -112,7 +116,7 @@ def _as_image(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
         if "path" in names:
             path, problems = _as_paths(pc.struct_field(array, "path"), field)
         if names >= {"bytes", "path"}:
-            # Neither, as some writers have it, is no picture as well.
+            # Some writers store a struct of two nulls for a row without an image.
             absent = pc.and_(data.is_null(), path.is_null())
     elif is_text(array.type):
         path, problems = _as_paths(array, field)
@@ -123,9 +127,12 @@ def _as_image(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
 
 
 def _as_paths(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
-    return readable(array, field, MAX_NAME_BYTES) if is_text(array.type) else (array.cast(pa.string()), {})
+    if is_text(array.type):
+        return texts_and_problems(array, field, MAX_NAME_BYTES)
+    return array.cast(pa.string()), {}
 
 
 def is_present(array: pa.Array) -> npt.NDArray[np.bool_]:
+    """For each row, whether it has a value."""
     present: npt.NDArray[np.bool_] = array.is_valid().to_numpy(zero_copy_only=False)
     return present

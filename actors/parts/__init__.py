@@ -1,1 +1,1 @@
-"""One shard's outcomes as one committed file."""
+"""A shard's outcomes as one committed file: its part."""

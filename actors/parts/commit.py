@@ -1,4 +1,4 @@
-"""The commit protocol: a part is committed by the one create-only write that puts it in its place."""
+"""The commit protocol: one create-only write puts a part in its place, and so commits it."""
 
 import uuid
 from contextlib import suppress
@@ -15,7 +15,7 @@ from schemas.output_layout import JOB_KEY, OWN_FOLDER, SHARD_KEY
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartIdentity:
-    """Whose a part is. It is written into the part's footer and into the object's metadata."""
+    """The job and the shard of a part. Both are in the part's footer and in the object's metadata."""
 
     job: str
     """The job's fingerprint."""
@@ -36,10 +36,10 @@ def commit_part(
     attempt: str,
     replaces: str | None = None,
 ) -> bool:
-    """True: the part of this attempt is the committed one. False: another one is; ours is dropped.
+    """Commit a part. True if this attempt's part is the committed one, False if another attempt's is.
 
-    `replaces`: the etag of the part whose place it takes; None: there is to be none.
-    RefusedError where the place is taken by another job, another shard, or something that is no part.
+    `replaces`: the etag of the part that is replaced, or None if no part may exist yet.
+    RefusedError if the object at `uri` belongs to another job or shard, or is not a part.
     """
     metadata = {"job": identity.job, "shard": identity.shard, "attempt": attempt}
     if replaces is None:
@@ -51,19 +51,19 @@ def commit_part(
     owner = _owner(storage, uri)
     if (owner.get("job"), owner.get("shard")) != (identity.job, identity.shard):
         raise RefusedError(
-            f"{uri}: is there already and belongs to job {owner.get('job')!r}, shard {owner.get('shard')!r}, "
+            f"{uri} exists already and belongs to job {owner.get('job')!r}, shard {owner.get('shard')!r}, "
             f"while this is job {identity.job!r}, shard {identity.shard!r}; give this job an output.path "
             "of its own"
         )
-    # Ours although the store said no: the reply to the write was lost, and its repetition met it.
+    # It can be ours although the store said no: if the reply to a write is lost, the repeated write fails.
     return owner.get("attempt") == attempt
 
 
 def _owner(storage: Storage, uri: str) -> dict[str, str]:
-    """Job, shard and (where the store keeps metadata) attempt of the part at `uri`."""
+    """The `job`, `shard` and, if the store has metadata, `attempt` of the part at `uri`."""
     try:
         metadata = storage.metadata(uri)
-        # Tools that copy objects drop metadata or leave some of their own.
+        # Tools that copy objects drop the metadata, or write their own.
         return metadata if "job" in metadata else _footer_owner(storage, uri)
     except FileNotFoundError as error:
         raise StorageError(
@@ -77,35 +77,38 @@ def _footer_owner(storage: Storage, uri: str) -> dict[str, str]:
             footer = pq.read_metadata(file).metadata or {}
     except pa.ArrowInvalid as error:
         raise RefusedError(
-            f"{uri}: is there already and is not a Parquet file ({error}); move it away"
+            f"{uri} exists already and is not a Parquet file ({error}); move it away"
         ) from error
-    owned = {"job": footer.get(JOB_KEY), "shard": footer.get(SHARD_KEY)}
-    return {name: value.decode() for name, value in owned.items() if value is not None}
+    owner = {"job": footer.get(JOB_KEY), "shard": footer.get(SHARD_KEY)}
+    return {name: value.decode() for name, value in owner.items() if value is not None}
 
 
 def probe(output: Output) -> None:
-    """Prove that this store lets only the first of two writers create an object, and replaces one only where
-    it is the one that was meant; RefusedError otherwise."""
+    """Raise RefusedError if the output's store ignores the conditions of writes.
+
+    Only the first of two writers may create an object, and an object may be replaced only if its etag is the
+    one that the writer gives.
+    """
     storage, uri = output.storage, output.uri(f"{OWN_FOLDER}/probe-{uuid.uuid4().hex}")
     first, second = b"first", b"second"
-    # The first answer does not matter: when a reply is lost it is False, and nobody else knows this name.
+    # The first answer does not matter: it is False if a reply was lost, and nobody else uses this name.
     storage.create(uri, first, {})
     created_twice = storage.create(uri, second, {})
-    found = _read_or_none(storage, uri)
+    after_create = _read_or_none(storage, uri)
     exchanged = storage.exchange(uri, second, {}, etag="0" * 32)
-    left = _read_or_none(storage, uri)
+    after_exchange = _read_or_none(storage, uri)
     storage.delete(uri)
-    if created_twice or found != first:
+    if created_twice or after_create != first:
         raise RefusedError(
             f"{output.path}: this store does not honour conditional writes (If-None-Match: *): a second "
-            f"create was {'accepted' if created_twice else 'refused'} and left {found!r} where {first!r} "
-            f"stood. Two workers could overwrite each other's parts. {_STORES}"
+            f"create was {'accepted' if created_twice else 'refused'} and left {after_create!r} in place of "
+            f"{first!r}. Two workers could overwrite each other's parts. {_STORES}"
         )
-    if exchanged or left != first:
+    if exchanged or after_exchange != first:
         raise RefusedError(
-            f"{output.path}: this store does not honour conditional writes (If-Match): a replacement of "
-            f"another object than the one that is there was {'accepted' if exchanged else 'refused'}, and "
-            f"{left!r} stands where {first!r} stood. `darkroom retry` could lose rows. {_STORES}"
+            f"{output.path}: this store does not honour conditional writes (If-Match): a write with a wrong "
+            f"etag was {'accepted' if exchanged else 'refused'} and left {after_exchange!r} in place of "
+            f"{first!r}. `darkroom retry` could lose rows. {_STORES}"
         )
 
 

@@ -1,4 +1,4 @@
-"""A shard's images as files: inside its part, or as objects of their own."""
+"""A shard's images as files, inside its part or as objects of their own."""
 
 import hashlib
 
@@ -11,7 +11,7 @@ from schemas.spec.job_spec import OutputSpec
 
 
 class ImageWriter:
-    """Encodes the images of one shard; safe to call from several threads."""
+    """Encodes the images of one shard. Several threads may use it."""
 
     def __init__(self, shard: Shard, spec: OutputSpec, output: Output) -> None:
         self._shard = shard
@@ -19,11 +19,11 @@ class ImageWriter:
         self._output = output
 
     def write(self, name: str, pixels: Pixels) -> StoredImage:
-        """An encoded image, in the format that the spec asks for."""
+        """An image, encoded in the format of the spec."""
         return self._write(name, pixels, self._spec.format)
 
     def write_depth(self, name: str, depth: Depth) -> StoredImage:
-        """An encoded depth map. It is a PNG whatever the spec says: no other format has sixteen bits."""
+        """A depth map, encoded as a PNG whatever the spec says: no other format has sixteen bits."""
         return self._write(name, depth, "png")
 
     def _write(self, name: str, pixels: Pixels | Depth, image_format: str) -> StoredImage:
@@ -33,7 +33,7 @@ class ImageWriter:
         return StoredImage(data=data, path=path)
 
     def _create(self, file_name: str, data: bytes) -> str:
-        """The URI of the image's own object, which exists now unless this is a rehearsal."""
+        """The URI of the image's own object. The object is created now, unless this is a rehearsal."""
         content_hash = hashlib.sha256(data).hexdigest()[:16]
         uri = self._output.uri(image_file(self._shard.name, content_hash, file_name))
         if self._shard.rehearse is None:

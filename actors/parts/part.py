@@ -1,4 +1,4 @@
-"""One shard's outcomes as one Parquet file: every row in its place, then the create-only write."""
+"""A part: one shard's outcomes as one Parquet file, with every row in its place."""
 
 import hashlib
 import io
@@ -20,46 +20,47 @@ from schemas.job import Job
 from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, MODELS_KEY, VERSIONS_KEY
 
 ROW_GROUP_BYTES = 64 << 20
-"""Small enough for viewers that read a row group to show a page of rows (theirs stop at 100 MB)."""
+"""The size from which a row group is full. Viewers read a whole group to show a page of rows; they stop at
+100 MB."""
 _IMAGE_LEAVES = ("image.bytes", "depth.bytes", "step_images.list.element.bytes")
 _WRITER_OPTIONS: dict[str, Any] = {
-    # As the Hub writes its own files: pages of images line up between versions, and readers can skip.
+    # The Hub writes its own files like this: pages of images line up between versions, and readers can skip.
     "use_content_defined_chunking": {
         "min_chunk_size": 256 * 1024,
         "max_chunk_size": 1024 * 1024,
         "norm_level": 0,
     },
     "write_page_index": True,
-    # Without them 392 of 400 flipped bits went unseen; with them none that did harm.
+    # Without checksums 392 of 400 flipped bits went unnoticed; with them none that did harm.
     "write_page_checksum": True,
     "store_schema": True,
 }
 Record = dict[str, Any]
-"""A row of the output, by column; a kept one's value is an array of one."""
+"""A row of the output: its values by column. The value of a kept column is an array of length one."""
 LIBRARIES = ("diffusers", "torch", "transformers", "pyarrow", "pillow", "imagecodecs")
-"""Whose versions stand in a part's footer: another one may change the part's bytes."""
+"""The libraries whose versions are in a part's footer: another version may change the part's bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredImage:
-    """An encoded picture."""
+    """An encoded image or depth map."""
 
     data: bytes
     path: str
-    """The file's name inside the part, or its URI where it is an object of its own."""
+    """The file's name inside the part, or its URI if it is an object of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedImage:
-    """One picture of a row, ready to be stored."""
+    """One image of a row, ready to be stored."""
 
     image_index: int
     image: StoredImage | None
-    """None where a safety checker withheld it."""
+    """The image; None if a safety checker withheld it."""
     depth: StoredImage | None = None
-    """Where the system gives one: a 16-bit PNG."""
+    """The depth map, a 16-bit PNG, if the system gives one."""
     steps: tuple[StoredImage, ...] = ()
-    """What the steps before gave, where the route keeps them."""
+    """The images of the chain's earlier steps, if the route keeps them."""
     width: int | None
     height: int | None
     nsfw: bool | None
@@ -67,24 +68,26 @@ class FinishedImage:
 
 @dataclass(slots=True)
 class RowOutcome:
-    """What is known so far of one row: its pictures, or the first problem, which is the whole row's."""
+    """What is known so far of one row: its images, or its first problem, with which the whole row fails."""
 
     row: Row
     images: list[FinishedImage] = field(default_factory=list)
     truncated: Mapping[str, str] = field(default_factory=dict)
-    """By text field, the part that was not read."""
+    """The end of each text that was cut off and not read, by text field."""
     problem: RowError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """An encoded part, not yet written anywhere."""
+    """An encoded part that is not written anywhere yet."""
 
     data: bytes
     counts: Mapping[str, int]
-    """Input rows by outcome."""
+    """The number of input rows by status: ok, filtered, failed."""
     error_codes: Mapping[str, int]
+    """The number of failed rows by error code."""
     images: int
+    """The number of images in the part."""
 
 
 def build_part(
@@ -96,9 +99,10 @@ def build_part(
     footer: Mapping[bytes, str],
     unchanged: Mapping[int, Sequence[Record]] | None = None,
 ) -> Part:
-    """Encode a shard's rows. The bytes follow from the outcomes and the arguments alone.
+    """A shard's rows encoded as a part. Its bytes depend on the arguments alone.
 
-    `unchanged`: by their place, rows that stay as a part has them already, whatever their outcome says.
+    `unchanged`: the records of rows that stay as an earlier part has them, by position in the shard. They
+    count instead of the rows' outcomes.
     """
     rows = [
         [*((unchanged or {}).get(outcome.row.index) or _records(outcome, schema, embed_images))]
@@ -121,12 +125,12 @@ def build_part(
 
 
 def _status(row: Sequence[Record]) -> str:
-    """Of an input row, from its pictures'."""
+    """The status of an input row, from the records of its images."""
     return next((record["status"] for record in row if record["status"] != "ok"), "ok")
 
 
 def _records(outcome: RowOutcome, schema: pa.Schema, embed_images: bool) -> Iterator[Record]:
-    """A row per picture; a failed row keeps its place with one row and no picture."""
+    """One record for each image of a row. A failed row has one record, without an image."""
     row, problem = outcome.row, outcome.problem
     common = {
         "row_id": row.row_id,
@@ -145,7 +149,7 @@ def _records(outcome: RowOutcome, schema: pa.Schema, embed_images: bool) -> Iter
             "error_code": problem.code,
             "error_message": problem.message,
             "image": None,
-            # As the row asked for it, for reports.
+            # There is no image, so the size that the row asks for must not appear here.
             "width": None,
             "height": None,
         }
@@ -180,7 +184,7 @@ def _write(records: list[Record], schema: pa.Schema) -> bytes:
     file = io.BytesIO()
     leaves = _leaves(schema)
     options = _WRITER_OPTIONS | {
-        # Pictures are compressed already, and no two of them are equal.
+        # Images are compressed already, and no two of them are equal.
         "compression": {leaf: "none" if leaf in _IMAGE_LEAVES else "snappy" for leaf in leaves},
         "use_dictionary": [leaf for leaf in leaves if leaf not in _IMAGE_LEAVES],
     }
@@ -192,19 +196,21 @@ def _write(records: list[Record], schema: pa.Schema) -> bytes:
 
 
 def _column(values: Sequence[Any], arrow_type: pa.DataType) -> pa.Array:
-    """A column of Python's values, or of arrays of one value each, as kept columns have them."""
+    """A column of the output, from Python values, or from arrays of one value each for a kept column."""
     if not any(isinstance(value, pa.Array) for value in values):
         return pa.array(values, arrow_type)
     return pa.concat_arrays([pa.nulls(1, arrow_type) if value is None else value for value in values])
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
-    """Parquet's names of the columns. pyarrow 26 leaves a column that a compression dict lacks uncompressed,
-    and tells these names only of a file."""
+    """Parquet's names of the leaves, which pyarrow 26 tells only for a file.
+
+    All must be named: it leaves a column uncompressed that a compression dict lacks.
+    """
     file = io.BytesIO()
     pq.write_table(schema.empty_table(), file)
     leaves = pq.read_metadata(file).schema
-    return [leaves.column(i).path for i in range(len(leaves.names))]
+    return [leaves.column(index).path for index in range(len(leaves.names))]
 
 
 def _row_groups(records: list[Record]) -> Iterator[list[Record]]:
@@ -224,7 +230,7 @@ def _row_groups(records: list[Record]) -> Iterator[list[Record]]:
 
 
 def job_footer(job: Job) -> dict[bytes, str]:
-    """The entries of a part's footer that every part of the job has."""
+    """The footer's entries that are the same in every part of the job."""
     return {
         MODELS_KEY: json.dumps({name: card.revision for name, card in job.models.items()}),
         VERSIONS_KEY: json.dumps({"darkroom": __version__} | {name: version(name) for name in LIBRARIES}),

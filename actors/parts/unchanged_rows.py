@@ -1,4 +1,4 @@
-"""The rows of a part that stay as they are when others are made again."""
+"""The rows of a part that stay as they are when `darkroom retry` generates others again."""
 
 import io
 from collections.abc import Collection, Mapping, Sequence
@@ -10,43 +10,43 @@ import pyarrow.parquet as pq
 from actors.parts.part import Record
 from actors.rows.row import Row
 from schemas.errors import RefusedError
+from schemas.wording.amounts import counted
 
 
-def unchanged_rows(
-    part: bytes, rows: Sequence[Row], again: Collection[str], carried: Collection[str]
+def unchanged_records(
+    part: bytes, rows: Sequence[Row], retried_codes: Collection[str], kept_columns: Collection[str]
 ) -> Mapping[int, list[Record]]:
-    """A part's rows by their place in the shard, but those that failed with one of the codes `again` (with
-    any code, where it is empty). RefusedError where the part does not hold these rows.
+    """The records of rows that stay, by position in the shard; RefusedError if the part has other rows.
 
-    `carried`: the columns of input.keep.
+    All rows stay except those that failed with one of `retried_codes`. If this is empty, every code counts.
     """
     table = pq.ParquetFile(io.BytesIO(part), page_checksum_verification=True).read()
     columns = [
-        _slices(column) if name in carried else column.to_pylist()
+        _slices(column) if name in kept_columns else column.to_pylist()
         for name, column in zip(table.column_names, table.columns, strict=True)
     ]
     records = [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
     unchanged: dict[int, list[Record]] = {}
     start = 0
     for row in rows:
-        mine = records[start : start + _num_records(records, start, row)]
-        if not mine or any(record["row_id"] != row.row_id for record in mine):
-            raise RefusedError(f"the part does not hold row {row.row_id!r} where its shard has it")
-        start += len(mine)
-        failed = mine[0]["status"] == "failed"
-        if not failed or (again and mine[0]["error_code"] not in again):
-            unchanged[row.index] = mine
+        row_records = records[start : start + _num_records(records, start, row)]
+        if not row_records or any(record["row_id"] != row.row_id for record in row_records):
+            raise RefusedError(f"the part does not have row {row.row_id!r} where its shard has it")
+        start += len(row_records)
+        failed = row_records[0]["status"] == "failed"
+        if not failed or (retried_codes and row_records[0]["error_code"] not in retried_codes):
+            unchanged[row.index] = row_records
     if start != len(records):
-        raise RefusedError(f"the part has {len(records) - start} rows more than its shard")
+        raise RefusedError(f"the part has {counted(len(records) - start, 'more row')} than its shard")
     return unchanged
 
 
 def _slices(column: pa.ChunkedArray) -> list[Any]:
-    """Arrays of one: input.keep may have columns of which Python has no values, such as nanoseconds."""
-    return [chunk.slice(place, 1) for chunk in column.chunks for place in range(len(chunk))]
+    """A kept column as arrays of one value. Python has no values for some types, such as nanoseconds."""
+    return [chunk.slice(position, 1) for chunk in column.chunks for position in range(len(chunk))]
 
 
 def _num_records(records: Sequence[Record], start: int, row: Row) -> int:
-    """A failed row has one, any other one for each picture."""
+    """The number of a row's records from `start` on: one if the row failed, otherwise one for each image."""
     failed = start < len(records) and records[start]["status"] == "failed"
     return 1 if failed else row.num_images

@@ -1,1 +1,1 @@
-"""Rows: routed, checked, read and opened."""
+"""Rows: how they are routed, checked, read and opened."""

@@ -1,4 +1,4 @@
-"""Rows with their images opened, and the images held against what the row's steps are given."""
+"""Rows with their images opened and checked against what the row's steps need."""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class OpenedRow:
     route: ResolvedRoute
     """The row's route."""
     images: Mapping[str, EncodedImage]
-    """By field, all images that the row must bring for the steps of its chain."""
+    """By field, the images of the row that the steps of its chain read."""
 
 
 def open_row(row: Row, read_uri: ReadUri, *, max_pixels: int, vae_factor: int) -> OpenedRow:
@@ -43,7 +43,7 @@ def open_row(row: Row, read_uri: ReadUri, *, max_pixels: int, vae_factor: int) -
 
 
 def _check_work(opened: OpenedRow, max_pixels: int) -> None:
-    """RowError where a model would be given more to work on than the spec allows."""
+    """Raise RowError where a model would work on more pixels than the spec allows."""
     image, route = opened.images.get("image"), opened.route
     if image is None or "height" in route.defaults:  # Then the image does not decide the size.
         return
@@ -55,11 +55,11 @@ def _check_work(opened: OpenedRow, max_pixels: int) -> None:
         )
 
 
-def _check_sizes(image: EncodedImage | None, system: System, least: int) -> None:
-    if image and min(image.width, image.height) < least:
+def _check_sizes(image: EncodedImage | None, system: System, min_side: int) -> None:
+    if image and min(image.width, image.height) < min_side:
         raise RowError(
             "invalid_size",
-            f"`image` is {image.width}x{image.height}; {system.task} needs {least} pixels a side at least",
+            f"`image` is {image.width}x{image.height}; {system.task} needs at least {min_side} pixels a side",
         )
     multiple = system.image_multiple
     if image and (image.width % multiple or image.height % multiple):
@@ -70,10 +70,10 @@ def _check_sizes(image: EncodedImage | None, system: System, least: int) -> None
 
 
 def _check_mask(opened: OpenedRow, size_factor: int) -> None:
-    """RowError where the mask has not the size of the image that is painted over.
+    """Raise RowError where the mask does not have the size of the image that is painted over.
 
-    Where a step before makes that image larger or smaller and nothing is cropped, a mask of the size of the
-    row's own image is right too.
+    Where an earlier step makes that image larger or smaller and nothing is cropped, a mask of the size of the
+    row's own image is also accepted.
     """
     mask = opened.images.get("mask_image")
     if mask is None:
@@ -82,7 +82,7 @@ def _check_mask(opened: OpenedRow, size_factor: int) -> None:
     painted = _painted_size(opened, painting_step, size_factor)
     step = opened.route.steps[painting_step]
     parameters = step.defaults if painting_step else opened.row.parameters
-    # diffusers 0.42.1 resizes masks, but looks for the crop in what it is given.
+    # diffusers 0.42.1 resizes masks, but computes the crop from the mask as it is given.
     cropped = parameters.get("padding_mask_crop") is not None
     sizes = {painted} if image is None or cropped else {painted, (image.width, image.height)}
     if (mask.width, mask.height) not in sizes:

@@ -1,4 +1,4 @@
-"""The task-routing stage: from a row's `task` and `model` to the pipeline that makes it."""
+"""The task-routing stage: it maps a row's `task` and `model` to the pipeline that generates the row."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -109,10 +109,10 @@ class Router:
         self._models = models
         self._resolved: dict[tuple[str | None, str | None], ResolvedRoute] = {}
         self.max_pixels = spec.input.max_pixels
-        """What a model is given to work on at most."""
+        """The most pixels that a model may work on."""
 
     def resolve(self, task: str | None, model: str | None) -> AnyRoute:
-        """Where a row with these two column values goes; null or empty means the default."""
+        """The route of a row with these two column values; null or empty means the default."""
         pair = (task or None, model or None)
         route = self._resolved.get(pair) or self._resolve(*pair)
         if isinstance(route, ResolvedRoute):  # There may be as many unroutable names as rows.
@@ -122,7 +122,10 @@ class Router:
     def resolve_batch(
         self, tasks: pa.Array | None, models: pa.Array | None, num_rows: int
     ) -> tuple[npt.NDArray[np.intp], list[AnyRoute]]:
-        """For each row a position in the list of routes."""
+        """The route of each row, as (positions, routes): each position points into the list of routes.
+
+        The routes of the list are distinct pairs of `task` and `model`.
+        """
         task_codes, task_names = _codes(tasks, num_rows)
         model_codes, model_names = _codes(models, num_rows)
         pairs, positions = np.unique(task_codes * len(model_names) + model_codes, return_inverse=True)
@@ -169,11 +172,11 @@ class Router:
 
 
 def unsupported_task(model: str, task: str, models: Mapping[str, ModelCard]) -> str:
-    """Why this model cannot do this task, and which of the job's models could."""
+    """The message that this model cannot do this task, with the models of the job that can."""
     family = models[model].family
-    able = [name for name, card in models.items() if find_system(card.family, task)]
-    could = f"; models here that can: {', '.join(able)}" if able else "; no model of this job can"
-    return f"model `{model}` ({family}) does {', '.join(tasks_of(family))}, not {task}{could}"
+    capable = [name for name, card in models.items() if find_system(card.family, task)]
+    hint = f"; models here that can: {', '.join(capable)}" if capable else "; no model of this job can"
+    return f"model `{model}` ({family}) does {', '.join(tasks_of(family))}, not {task}{hint}"
 
 
 def _defaults(system: System, card: ModelCard, route: Route) -> dict[str, ParameterValue | None]:
@@ -195,6 +198,10 @@ def _unroutable(name: str, code: str, message: str) -> Unroutable:
 
 
 def _codes(array: pa.Array | None, num_rows: int) -> tuple[npt.NDArray[np.int64], list[str | None]]:
+    """The rows' values as (codes, names): each code is the position of the row's value in the names.
+
+    The last name is None, the value of rows with null.
+    """
     if array is None:
         return np.zeros(num_rows, dtype=np.int64), [None]
     encoded = array.dictionary_encode()

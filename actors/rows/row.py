@@ -1,4 +1,4 @@
-"""Rows as the engine sees them: every value settled, every picture still as it came."""
+"""Rows as the engine gets them: every value is final, and every image is still an encoded file or a URI."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,64 +23,64 @@ class Row:
     """One input row of a shard."""
 
     index: int
-    """Place in the shard, from 0."""
+    """The row's position in the shard, from 0."""
     row_id: str | int
     route: AnyRoute
     texts: Mapping[str, str | None]
-    """By field: `prompt`, `negative_prompt` ..."""
+    """The texts by field: `prompt`, `negative_prompt` ..."""
     images: Mapping[str, ImageSource]
-    """By field: `image`, `mask_image` ..."""
+    """The images by field: `image`, `mask_image` ..."""
     seed: int
     num_images: int
     parameters: Mapping[str, ParameterValue | None]
-    """All parameters of the row's pipeline; None where the checkpoint decides."""
+    """The values of all parameters of the row's pipeline; None where the checkpoint decides."""
     keep: Mapping[str, pa.Array]
-    """Columns that go to the output as they are: of each the one value, perhaps still in a dictionary."""
+    """The row's kept columns: arrays of one value each, perhaps still in a dictionary."""
     problem: RowError | None
-    """Why the row cannot be made, where that is known from its values alone."""
+    """Why the row cannot be generated, where its values alone show it."""
 
 
 def derived_seed(job_seed: int, row_id: str | int) -> int:
-    """The seed of a row that names none: 53 bits of a hash, so that any tool can hold the number exactly."""
+    """The seed of a row without one: 53 bits of a hash, a number that any tool can represent exactly."""
     digest = hashlib.sha256(f"{job_seed}:{row_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 11
 
 
 def derived_row_id(file_name: str, row: int) -> str:
-    """The id of a row whose input has no `row_id`: its file's name and its number there, from 0."""
+    """The id of a row whose input has no `row_id`: the file's name and the row's number in it, from 0."""
     return f"{file_name}#{row}"
 
 
 def build_rows(
-    checked: CheckedBatch,
-    wanted: Sequence[int],
+    checked_batch: CheckedBatch,
+    positions: Sequence[int],
     *,
     file_name: str,
     first_index: int,
     job_seed: int,
     spool: Spool,
 ) -> Iterator[Row]:
-    """The rows at the `wanted` positions of a checked batch; `first_index` is the first one's place.
+    """The rows at these positions of a checked batch.
 
-    `spool`: what holds their pictures.
+    `first_index` is the position of the first of them in the shard. The images go into the `spool`.
     """
-    batch = checked.batch
+    batch = checked_batch.batch
     fields = {
-        field: array.take(wanted).to_pylist()
+        field: array.take(positions).to_pylist()
         for field, array in batch.fields.items()
         if field not in IMAGE_FIELDS
     }
-    keep = {name: array.take(wanted) for name, array in batch.keep.items()}
-    for place, position in enumerate(wanted):
-        values = {field: column[place] for field, column in fields.items()}
+    keep = {name: array.take(positions) for name, array in batch.keep.items()}
+    for number, position in enumerate(positions):
+        values = {field: column[number] for field, column in fields.items()}
         row_id = values.get("row_id")
         if row_id is None:
             row_id = derived_row_id(file_name, batch.first_row + position)
-        route = checked.routes[checked.positions[position]]
-        problem = checked.problems.get(position)
+        route = checked_batch.routes[checked_batch.route_positions[position]]
+        problem = checked_batch.problems.get(position)
         seed = values.get("seed")
         yield Row(
-            index=first_index + place,
+            index=first_index + number,
             row_id=row_id,
             route=route,
             texts={field: values.get(field) for field in TEXT_FIELDS},
@@ -88,14 +88,18 @@ def build_rows(
             seed=int(seed) if seed is not None and 0 <= seed <= MAX_SEED else derived_seed(job_seed, row_id),
             num_images=1 if problem else int(values.get("num_images_per_prompt") or 1),
             parameters={} if problem or isinstance(route, Unroutable) else _parameters(values, route),
-            # In Arrow's hands throughout: Python has no value for some, such as nanoseconds.
-            keep={name: column.slice(place, 1) for name, column in keep.items()},
+            # These stay Arrow arrays: Python has no values for some types, such as nanoseconds.
+            keep={name: column.slice(number, 1) for name, column in keep.items()},
             problem=problem,
         )
 
 
 def _parameters(values: Mapping[str, Any], route: ResolvedRoute) -> dict[str, ParameterValue | None]:
-    """The row's own value, or else its preset's, or else the route's, or else the published default."""
+    """The value of each parameter of the route's pipeline.
+
+    It is the first one that exists of: the row's own, that of the row's preset, the route's, the published
+    default.
+    """
     own = {
         name: _AS_KIND[PARAMETERS[name].kind](values[name])
         for name in route.defaults
@@ -114,19 +118,19 @@ _AS_KIND: dict[str, Callable[[Any], ParameterValue]] = {
 
 
 def _images(batch: RowBatch, position: int, spool: Spool) -> dict[str, ImageSource]:
-    found = {}
+    images = {}
     for field in IMAGE_FIELDS:
-        # One at a time: a batch's pictures are in memory already.
+        # One image is taken at a time: those of the batch are in memory already.
         struct = batch.fields[field][position] if field in batch.fields else None
         if struct is not None and struct.is_valid:
-            found[field] = _source(field, struct["bytes"].as_buffer(), struct["path"].as_py(), spool)
-    return found
+            images[field] = _source(field, struct["bytes"].as_buffer(), struct["path"].as_py(), spool)
+    return images
 
 
 def _source(field: str, data: pa.Buffer | None, uri: str | None, spool: Spool) -> ImageSource:
     if data is None:
         return ImageSource(data=None, uri=uri)
     if data.size > MAX_IMAGE_FILE_BYTES:
-        said = f"`{field}` has {data.size:,} bytes; at most {MAX_IMAGE_FILE_BYTES:,} are read"
-        return ImageSource(data=None, uri=None, problem=RowError("image_too_large", said))
+        message = f"`{field}` has {data.size:,} bytes; at most {MAX_IMAGE_FILE_BYTES:,} are read"
+        return ImageSource(data=None, uri=None, problem=RowError("image_too_large", message))
     return ImageSource(data=spool.add(data.to_pybytes()), uri=uri)

@@ -1,4 +1,4 @@
-"""Values of a batch's rows as the checks compare them, and what a check finds."""
+"""The values of a batch's rows as the checks compare them, and the violations that a check reports."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,41 +10,46 @@ import pyarrow as pa
 from actors.inputs.input_file import RowBatch
 from actors.rows.routing import ResolvedRoute
 
-Mask = npt.NDArray[np.bool_]
-Finding = tuple[Mask, str, Callable[[int], str]]
-"""Rows that break a rule, the error code, and what to say of one of them."""
+RowMask = npt.NDArray[np.bool_]
+"""For each row of a batch, whether something is true of it."""
+Violation = tuple[RowMask, str, Callable[[int], str]]
+"""A rule that rows break: which rows do, the error code, and the message for a row by its position."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Coded:
-    """A field's values over a batch, or else the route's."""
+class CodedValues:
+    """The texts that a batch's rows have in one field; the route's text where a row has none."""
 
     codes: npt.NDArray[np.int64]
-    """For each row a position in `values`."""
+    """For each row, the position of its text in `values`."""
     values: list[str | None]
-    """The route's last."""
+    """The distinct texts; the last one is the route's."""
 
     def is_own(self, row: int) -> bool:
-        """Whether it is the row's."""
+        """Whether the text comes from the row itself, not from the route."""
         return bool(self.codes[row] < len(self.values) - 1)
 
 
-def coded(batch: RowBatch, route: ResolvedRoute, name: str) -> Coded:
+def coded_values(batch: RowBatch, route: ResolvedRoute, name: str) -> CodedValues:
+    """The texts of the field `name`, by row."""
     default = route.defaults.get(name)
     fallback = None if default is None else str(default)
     column = batch.fields.get(name)
     if column is None:
-        return Coded(codes=np.zeros(batch.num_rows, dtype=np.int64), values=[fallback])
+        return CodedValues(codes=np.zeros(batch.num_rows, dtype=np.int64), values=[fallback])
     encoded = column.dictionary_encode()
     values = [*encoded.dictionary.to_pylist(), fallback]
     codes = encoded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
-    return Coded(codes=codes.astype(np.int64), values=values)
+    return CodedValues(codes=codes.astype(np.int64), values=values)
 
 
-def effective(batch: RowBatch, route: ResolvedRoute, name: str) -> npt.NDArray[np.float64] | None:
-    """The row's value, or else the route's; None where the checkpoint decides for all rows."""
-    given = route.defaults.get(name)
-    default = None if given is None or isinstance(given, tuple) else float(given)
+def effective_values(batch: RowBatch, route: ResolvedRoute, name: str) -> npt.NDArray[np.float64] | None:
+    """Each row's number in the field `name`: its own, or the route's.
+
+    A row for which neither has one gets NaN. None: the batch has no such column, and the route no number.
+    """
+    route_value = route.defaults.get(name)
+    default = None if route_value is None or isinstance(route_value, tuple) else float(route_value)
     column = batch.fields.get(name)
     if column is None:
         return None if default is None else np.full(batch.num_rows, default)
@@ -57,4 +62,5 @@ def effective(batch: RowBatch, route: ResolvedRoute, name: str) -> npt.NDArray[n
 
 
 def always(message: str) -> Callable[[int], str]:
+    """A function that gives the same message for every row."""
     return lambda _: message

@@ -7,47 +7,52 @@ import numpy.typing as npt
 
 from actors.inputs.input_file import RowBatch
 from actors.rows.routing import ResolvedRoute
-from actors.rows.row_values import Finding, Mask, coded, effective
+from actors.rows.row_values import RowMask, Violation, coded_values, effective_values
 from schemas.systems.model_card import ModelCard
 from schemas.systems.parameters import PARAMETERS
 from schemas.systems.scheduler_rules import Published, refusal
 from schemas.systems.system_table import System
 
 
-def refused_schedulers(batch: RowBatch, route: ResolvedRoute, card: ModelCard) -> Iterator[Finding]:
-    """Each scheduler, with its options and its number of steps, is judged once however many rows have it."""
-    names, texts = coded(batch, route, "scheduler"), coded(batch, route, "scheduler_options")
-    given = effective(batch, route, "num_inference_steps")
-    assert given is not None, "every pipeline has a published default"
-    # What lies beyond is another rule's to refuse.
+def refused_schedulers(batch: RowBatch, route: ResolvedRoute, card: ModelCard) -> Iterator[Violation]:
+    """The violation that rows commit whose scheduler does not fit.
+
+    Each combination of scheduler, options and number of steps is judged once, however many rows have it.
+    """
+    names = coded_values(batch, route, "scheduler")
+    options = coded_values(batch, route, "scheduler_options")
+    values = effective_values(batch, route, "num_inference_steps")
+    assert values is not None, "every pipeline has a published default"
+    # Numbers out of bounds are clipped here, because another rule refuses them.
     most = int(PARAMETERS["num_inference_steps"].maximum)
-    steps = np.clip(np.nan_to_num(given, nan=1), 1, most).astype(np.int64)
+    steps = np.clip(np.nan_to_num(values, nan=1), 1, most).astype(np.int64)
     late = _begins_late(batch, route, steps)
-    shape = (len(names.values), len(texts.values), most + 1, 2)
-    rows = np.ravel_multi_index((names.codes, texts.codes, steps, late.astype(np.int64)), shape)
-    distinct, places = np.unique(rows, return_inverse=True)
+    shape = (len(names.values), len(options.values), most + 1, 2)
+    codes = np.ravel_multi_index((names.codes, options.codes, steps, late.astype(np.int64)), shape)
+    distinct, positions = np.unique(codes, return_inverse=True)
     published = published_scheduler(card, route.system)
-    said = [
-        refusal(names.values[name] or "", texts.values[text], published, num_steps, bool(is_late))
+    reasons = [
+        refusal(names.values[name] or "", options.values[text], published, num_steps, bool(is_late))
         for name, text, num_steps, is_late in np.stack(np.unravel_index(distinct, shape), axis=1).tolist()
     ]
-    refused = np.array([why is not None for why in said], dtype=bool)
+    refused = np.array([reason is not None for reason in reasons], dtype=bool)
 
     def describe(row: int) -> str:
-        why = said[places[row]] or ""
-        mixed = why.startswith("scheduler_options") and names.is_own(row) and not texts.is_own(row)
-        return f"{why}. The options are the route's: a row without any says {{}}" if mixed else why
+        reason = reasons[positions[row]] or ""
+        mixed = reason.startswith("scheduler_options") and names.is_own(row) and not options.is_own(row)
+        hint = ". The options come from the route; set scheduler_options to {} for a row without options"
+        return reason + hint if mixed else reason
 
-    yield refused[places], "invalid_scheduler", describe
+    yield refused[positions], "invalid_scheduler", describe
 
 
-def _begins_late(batch: RowBatch, route: ResolvedRoute, steps: npt.NDArray[np.int64]) -> Mask:
-    """Whether the first of the steps are left out, as diffusers counts them."""
+def _begins_late(batch: RowBatch, route: ResolvedRoute, steps: npt.NDArray[np.int64]) -> RowMask:
+    """Whether the first steps of each row are left out, as diffusers counts them."""
     late = np.zeros(batch.num_rows, dtype=bool)
     for name in ("strength", "denoising_start"):
-        values = effective(batch, route, name) if name in route.defaults else None
+        values = effective_values(batch, route, name) if name in route.defaults else None
         if values is not None and name == "strength":
-            # What is no share is another rule's to refuse.
+            # A strength outside 0 to 1 is clipped here, because another rule refuses it.
             late |= np.floor(steps * np.clip(np.nan_to_num(values, nan=1), 0, 1)) < steps
         elif values is not None:
             late |= np.nan_to_num(values) > 0
@@ -55,6 +60,6 @@ def _begins_late(batch: RowBatch, route: ResolvedRoute, steps: npt.NDArray[np.in
 
 
 def published_scheduler(card: ModelCard, system: System) -> Published:
-    """What a checkpoint's schedulers are measured against."""
+    """The checkpoint's own scheduler, with which the schedulers of rows are compared."""
     settings = tuple(sorted(card.scheduler_settings.items()))
     return Published(name=card.scheduler, settings=settings, only=system.schedulers)

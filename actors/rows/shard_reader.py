@@ -1,4 +1,4 @@
-"""A shard's few numbers back into its rows."""
+"""The reader of shards: it turns a shard, which is a range of row numbers, back into its rows."""
 
 from collections.abc import Iterator
 from threading import Lock
@@ -9,20 +9,20 @@ import numpy.typing as npt
 from actors.images.spool import Spool
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import check_batch
-from actors.rows.kept_columns import KeptRoom, kept_bytes
+from actors.rows.kept_columns import KeptCapacity, kept_bytes
 from actors.rows.routing import Router
 from actors.rows.row import Row, build_rows
 from actors.storage.stores import Stores
 from schemas.errors import RefusedError
 from schemas.job import Job, Shard
 
-Positions = npt.NDArray[np.int64]
+RowNumbers = npt.NDArray[np.int64]
 
 
 class ShardReader:
-    """Reads shards, forward through a file where it can: the next shard mostly begins where one ended.
+    """Reads shards, forward through a file where possible: a shard mostly begins where the last one ended.
 
-    Safe to call from several threads, which read one after the other.
+    Several threads may call it; they read one after the other.
     """
 
     def __init__(self, job: Job, stores: Stores) -> None:
@@ -35,7 +35,7 @@ class ShardReader:
     def read(self, shard: Shard, spool: Spool) -> list[Row]:
         """Every row of the shard, in the file's order, with its problem if it has one.
 
-        `spool`: what holds their pictures.
+        The rows' images go into the `spool`.
         """
         with self._lock:
             return self._read(shard, spool)
@@ -44,37 +44,37 @@ class ShardReader:
         try:
             return self._rows(shard, spool)
         finally:
-            # Also where reading failed, and above all where it did not: of a file that is cut meanwhile the
-            # rest looks like damaged pages.
+            # This is needed where reading failed, and even more where it did not: if a file is cut off while
+            # it is read, its rest looks like damaged pages.
             self._refuse_changed(shard)
 
     def _refuse_changed(self, shard: Shard) -> None:
         stored = self._stores.of(shard.uri).stat(shard.uri)
         if stored is None or stored.etag != shard.etag:
-            raise changed(shard.uri)
+            raise changed_input_error(shard.uri)
 
     def _rows(self, shard: Shard, spool: Spool) -> list[Row]:
         cursor = self._cursor_for(shard)
-        positions = cursor.rows_of(shard.model)[shard.start : shard.stop]
-        if len(positions) != shard.num_rows:
-            raise changed(shard.uri)
+        row_numbers = cursor.rows_of(shard.model)[shard.start : shard.stop]
+        if len(row_numbers) != shard.num_rows:
+            raise changed_input_error(shard.uri)
         rows: list[Row] = []
-        room = KeptRoom()
-        for batch, wanted in cursor.batches(positions):
-            checked = check_batch(batch, self._router, self._job.models)
-            found = build_rows(
-                checked,
-                wanted,
+        capacity = KeptCapacity()
+        for batch, positions in cursor.batches(row_numbers):
+            checked_batch = check_batch(batch, self._router, self._job.models)
+            batch_rows = build_rows(
+                checked_batch,
+                positions,
                 file_name=shard.file_name,
                 first_index=len(rows),
                 job_seed=self._job.spec.seed,
                 spool=spool,
             )
-            rows += [*room.fit(found, kept_bytes(batch, wanted))]
+            rows += [*capacity.fit(batch_rows, kept_bytes(batch, positions))]
         return rows
 
     def close(self) -> None:
-        """Give the open file back."""
+        """Close the input file that is open, if any."""
         if self._cursor:
             self._cursor.close()
             self._cursor = None
@@ -88,8 +88,8 @@ class ShardReader:
         return self._cursor
 
 
-def changed(uri: str) -> RefusedError:
-    """The input is not what was planned."""
+def changed_input_error(uri: str) -> RefusedError:
+    """The error of an input file that is not as it was when the job was planned."""
     return RefusedError(
         f"{uri} changed after this job was planned; a job's input must stay as it is until the job is done. "
         "Put it back, or start a job with an output of its own"
@@ -97,7 +97,7 @@ def changed(uri: str) -> RefusedError:
 
 
 class _Cursor:
-    """One open file, the model that each of its rows goes to, and the place where reading stopped."""
+    """An open input file, the model that each of its rows goes to, and the batch that was read last."""
 
     def __init__(self, uri: str, file: InputFile, router: Router) -> None:
         self.uri = uri
@@ -109,37 +109,40 @@ class _Cursor:
     def close(self) -> None:
         self._file.close()
 
-    def rows_of(self, model: str) -> Positions:
-        """Row numbers of the file that go to a model, ascending."""
+    def rows_of(self, model: str) -> RowNumbers:
+        """The ascending numbers of the file's rows that go to a model."""
         return self._rows_by_model.get(model, np.empty(0, dtype=np.int64))
 
-    def batches(self, positions: Positions) -> Iterator[tuple[RowBatch, list[int]]]:
-        """The batches that hold these rows of the file, and where in the batch they are."""
+    def batches(self, row_numbers: RowNumbers) -> Iterator[tuple[RowBatch, list[int]]]:
+        """The batches with these rows of the file, each with the positions of the rows in the batch."""
         done = 0
-        while done < len(positions):
-            batch = self._seek(int(positions[done]))
-            last = int(np.searchsorted(positions, batch.first_row + batch.num_rows))
-            yield batch, (positions[done:last] - batch.first_row).tolist()
-            done = last
+        while done < len(row_numbers):
+            batch = self._seek(int(row_numbers[done]))
+            end = int(np.searchsorted(row_numbers, batch.first_row + batch.num_rows))
+            yield batch, (row_numbers[done:end] - batch.first_row).tolist()
+            done = end
 
     def _seek(self, row: int) -> RowBatch:
-        """The batch that holds a row: read on from here, unless the row is behind or a row group ahead."""
-        at = self._batch
+        """The batch with this row.
+
+        Reading continues after the last batch, unless the row is before it or in a later row group.
+        """
+        batch = self._batch
         if (
-            at is None
-            or row < at.first_row
-            or self._file.row_group_of(row) > self._file.row_group_of(at.first_row + at.num_rows)
+            batch is None
+            or row < batch.first_row
+            or self._file.row_group_of(row) > self._file.row_group_of(batch.first_row + batch.num_rows)
         ):
             self._reading = self._file.read_rows(row)
-            at = next(self._reading)
-        while row >= at.first_row + at.num_rows:
-            at = next(self._reading)
-        self._batch = at
-        return at
+            batch = next(self._reading)
+        while row >= batch.first_row + batch.num_rows:
+            batch = next(self._reading)
+        self._batch = batch
+        return batch
 
 
-def _rows_by_model(file: InputFile, router: Router) -> dict[str, Positions]:
-    rows: dict[str, list[Positions]] = {}
+def _rows_by_model(file: InputFile, router: Router) -> dict[str, RowNumbers]:
+    rows: dict[str, list[RowNumbers]] = {}
     for batch in file.read_routing():
         positions, routes = router.resolve_batch(
             batch.fields.get("task"), batch.fields.get("model"), batch.num_rows
@@ -147,4 +150,4 @@ def _rows_by_model(file: InputFile, router: Router) -> dict[str, Positions]:
         for model in {route.model for route in routes}:
             to_model = np.isin(positions, [i for i, route in enumerate(routes) if route.model == model])
             rows.setdefault(model, []).append(np.flatnonzero(to_model) + batch.first_row)
-    return {model: np.concatenate(parts) for model, parts in rows.items()}
+    return {model: np.concatenate(row_numbers) for model, row_numbers in rows.items()}

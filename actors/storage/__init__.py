@@ -1,1 +1,1 @@
-"""Objects by URI: on local disk and on S3."""
+"""Objects by URI, on local disk and on S3."""

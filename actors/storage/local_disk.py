@@ -15,40 +15,44 @@ from actors.storage.objects import Buffer, StoredObject, refuse_larger
 from schemas.errors import DarkroomError, RefusedError, SpecError, StorageError
 
 _ETAG_SAMPLE_BYTES = 64 * 1024
-_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-_IN_THE_WAY = (*_NOTHING_THERE, errno.EEXIST)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""Errors of a path that leads to nothing."""
+_BLOCKED = (*_ABSENT, errno.EEXIST)
+"""Errors that something other than a folder can cause where the path needs one."""
 _UNLINKABLE = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
+"""Errors of file systems between or on which no hard link can be made."""
 
 
 class LocalStorage:
-    """Files on a disk that every process of the job sees.
+    """Objects as files on a disk that every process of the job sees.
 
-    Content is written to a temporary file first, in `temp_dir` and not beside its target, so that a
-    reader of `data/` never meets half a part. `temp_dir` must lie on the same file system.
+    Content is written to a temporary file first, in `temp_dir` and not beside its target, so that a reader of
+    `data/` never finds half a part. `temp_dir` must be on the same file system as the objects.
     """
 
     def __init__(self, *, temp_dir: str) -> None:
         self._temp_dir = temp_dir
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        found = (self.stat(path) for path in sorted(self._walk(prefix)))
-        return (stored for stored in found if stored is not None)
+        objects = (self.stat(path) for path in sorted(self._walk(prefix)))
+        return (stored for stored in objects if stored is not None)
 
-    def _walk(self, folder: str) -> Iterator[str]:
-        for here, folders, files in os.walk(folder, onerror=_raise_unless_absent):
-            folders[:] = [name for name in folders if os.path.join(here, name) != self._temp_dir]
-            yield from (os.path.join(here, name) for name in files)
+    def _walk(self, root: str) -> Iterator[str]:
+        """The paths of all files below a folder, except the temporary ones."""
+        for folder, subfolders, files in os.walk(root, onerror=_raise_unless_absent):
+            subfolders[:] = [name for name in subfolders if os.path.join(folder, name) != self._temp_dir]
+            yield from (os.path.join(folder, name) for name in files)
 
     def stat(self, uri: str) -> StoredObject | None:
         with _converted_errors(uri):
             try:
-                # Listings meet pipes and sockets too, and opening one of those would wait for ever.
+                # A folder can also have pipes and sockets, and to open one of those would block for ever.
                 if not stat.S_ISREG(os.stat(uri).st_mode):
                     return None
                 with open(uri, "rb") as file:
-                    return _describe(uri, file)
+                    return _stored_object(uri, file)
             except OSError as error:
-                if error.errno in _NOTHING_THERE:
+                if error.errno in _ABSENT:
                     return None
                 raise
 
@@ -68,8 +72,8 @@ class LocalStorage:
                 os.link(temporary, uri)
             except FileExistsError:
                 if not os.path.isfile(uri) and os.path.lexists(uri):
-                    raise RefusedError(f"{uri} is {_kind(uri)}, where a file belongs; move it away") from None
-                # On NFS a repeated request can meet its own first success: then our file has two names.
+                    raise RefusedError(f"{uri} is {_kind(uri)}, not a file; move it away") from None
+                # On NFS a repeated request can fail on its own first success: then our file has two names.
                 return os.stat(temporary).st_nlink == 2
             _sync_folder(uri)
             return True
@@ -85,8 +89,8 @@ class LocalStorage:
 
     def exchange(self, uri: str, data: Buffer, metadata: Mapping[str, str], *, etag: str) -> bool:
         with _converted_errors(uri), self._written(data) as temporary, self._locked():
-            there = self.stat(uri)
-            if there is None or there.etag != etag:
+            current = self.stat(uri)
+            if current is None or current.etag != etag:
                 return False
             os.replace(temporary, uri)
             _sync_folder(uri)
@@ -94,10 +98,10 @@ class LocalStorage:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One process at a time: a file system compares nothing when it renames."""
+        """A lock that one process has at a time: a file system cannot compare and replace in one step."""
         folder = os.open(self._temp_dir, os.O_RDONLY)
         try:
-            # Given back when the folder is closed, also by a process that dies.
+            # The lock ends when the folder is closed, and also when the process dies.
             fcntl.flock(folder, fcntl.LOCK_EX)
             yield
         finally:
@@ -109,7 +113,7 @@ class LocalStorage:
 
     @contextmanager
     def _written(self, data: Buffer) -> Iterator[str]:
-        """A temporary file with `data` safely on disk, gone afterwards unless it was moved."""
+        """The path of a temporary file with `data` safely on disk. Unless moved, it is deleted afterwards."""
         os.makedirs(self._temp_dir, exist_ok=True)
         path = os.path.join(self._temp_dir, uuid.uuid4().hex)
         try:
@@ -124,14 +128,17 @@ class LocalStorage:
 
 
 def _open_file(path: str) -> BinaryIO:
-    """Pipes and devices lie in folders too, and reading those would wait or go on for ever."""
+    """The opened file; RefusedError for anything else. To read a pipe or a device could take for ever."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise RefusedError(f"{path} is {_kind(path)}, where only a file can be read; move it away")
+        raise RefusedError(f"{path} is {_kind(path)}, and only files can be read; move it away")
     return open(path, "rb")
 
 
-def _describe(path: str, file: BinaryIO) -> StoredObject:
-    """Size and a sample of the content: not the mtime, which differs between copies on two nodes."""
+def _stored_object(path: str, file: BinaryIO) -> StoredObject:
+    """A file as an object. The etag is a hash of the size and of both ends of the content.
+
+    The mtime is not part of it, because it differs between copies on two nodes.
+    """
     size = file.seek(0, os.SEEK_END)
     digest = hashlib.sha256(str(size).encode())
     for offset in (0, max(0, size - _ETAG_SAMPLE_BYTES)):
@@ -141,7 +148,7 @@ def _describe(path: str, file: BinaryIO) -> StoredObject:
 
 
 def _sync_folder(path: str) -> None:
-    """Make the name of a new file as durable as its content."""
+    """Write the name of the new file at `path` to disk, as its content already is."""
     descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -150,57 +157,57 @@ def _sync_folder(path: str) -> None:
 
 
 def _raise_unless_absent(error: OSError) -> None:
-    """A folder that is not there is empty; one that cannot be read must not look empty."""
+    """Raise the error of a folder that cannot be read. A folder that does not exist counts as empty."""
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        raise _verdict(str(error.filename), error) from error
+        raise _converted_error(str(error.filename), error) from error
 
 
 @contextmanager
 def _converted_errors(path: str, *, absent_is_failure: bool = False) -> Iterator[None]:
     try:
         yield
-    except ValueError as error:  # of a name with a NUL in it
-        raise SpecError(f"{path!r} can be no file's name: {error}") from error
+    except ValueError as error:  # the path has a NUL in it
+        raise SpecError(f"{path!r} cannot be the name of a file: {error}") from error
     except OSError as error:
         absent = isinstance(error, FileNotFoundError) and not os.path.islink(path)
         if absent and not absent_is_failure:
             raise
-        raise _verdict(path, error) from error
+        raise _converted_error(path, error) from error
 
 
-def _verdict(path: str, error: OSError) -> DarkroomError:
-    """What an error means: most pass by, and those that stay as they are until somebody acts say so."""
+def _converted_error(path: str, error: OSError) -> DarkroomError:
+    """Our error for the system's: StorageError for one that may pass, another one where somebody must act."""
     if error.errno in _UNLINKABLE and error.filename2:
         return RefusedError(
-            f"{path}: this folder cannot hold an output ({error.strerror}): parts are committed by hard "
-            "link, so data/ and _darkroom/ must lie on one file system that has hard links"
+            f"{path}: this folder cannot be used for an output ({error.strerror}): parts are committed by "
+            "hard link, so data/ and _darkroom/ must be on one file system that has hard links"
         )
-    if error.errno in _IN_THE_WAY:
-        if place := _no_folder(path, error):
+    if error.errno in _BLOCKED:
+        if obstacle := _first_non_folder(path, error):
             return SpecError(
-                f"{path}: {place} is {_kind(place)}, no folder; move it away or name another place"
+                f"{path}: {obstacle} is {_kind(obstacle)}, not a folder; move it away or name another place"
             )
         if os.path.islink(path):
             return RefusedError(f"{path} is {_kind(path)}; move it away")
     if error.errno == errno.EISDIR:
-        return RefusedError(f"{path} is a folder, where a file belongs; move it away")
+        return RefusedError(f"{path} is a folder, not a file; move it away")
     if error.errno == errno.ENAMETOOLONG:
         return SpecError(f"{path}: a name in it is too long for this disk; choose a shorter one")
     return StorageError(f"{path}: {error.strerror or error}; check free space, permissions and the mount")
 
 
-def _no_folder(path: str, error: OSError) -> str | None:
-    """The first place on the way to `path` where something else is than a folder."""
-    # What a folder was to be made of, of unfinished files say, need not be on that way.
-    made = [error.filename] if error.errno == errno.EEXIST else []
-    places = [*map(str, reversed(PurePath(path).parents)), *made]
-    return next((place for place in places if os.path.lexists(place) and not os.path.isdir(place)), None)
+def _first_non_folder(path: str, error: OSError) -> str | None:
+    """The first of the folders above `path` that exists and is not a folder; None where there is none."""
+    # A folder that could not be created need not be above `path`: the temporary one is not.
+    uncreated = [error.filename] if error.errno == errno.EEXIST else []
+    folders = [*map(str, reversed(PurePath(path).parents)), *uncreated]
+    return next((folder for folder in folders if os.path.lexists(folder) and not os.path.isdir(folder)), None)
 
 
 def _kind(path: str) -> str:
-    """What is there, in words."""
+    """What a path leads to, in words."""
     if not os.path.exists(path):
-        return "a link that leads nowhere"
+        return "a broken link"
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         return "a folder"

@@ -1,7 +1,7 @@
-"""Where rows come from and parts go to, behind one small interface.
+"""The storage of inputs and outputs, as one small interface.
 
-`create` is the one operation that everything else rests on: it writes a whole object or nothing, and of any
-number of writers of one URI exactly one is told that it did.
+Everything else rests on `create`: it writes a whole object or nothing, and exactly one of any number of
+writers of a URI is told that it has written the object.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,51 +15,51 @@ Buffer = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredObject:
-    """What a listing tells of one object."""
+    """What a listing says about one object."""
 
     uri: str
     """Normalised: `s3://bucket/key` or an absolute local path."""
     size_bytes: int
     """Length of the content."""
     etag: str
-    """Changes when the content does; comparable only within one kind of store."""
+    """A tag that changes when the content does. It can be compared only within one kind of store."""
 
 
 class Storage(Protocol):
-    """Objects by URI. Safe to use from several threads; every URI is one that `normalise` returned."""
+    """Objects by URI. Several threads may use it. Every URI must be one that `normalise` returned."""
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object below the folder `prefix`, at any depth, sorted by URI, never from a cache."""
+        """All objects below the folder `prefix`, at any depth, sorted by URI. Nothing comes from a cache."""
 
     def stat(self, uri: str) -> StoredObject | None:
-        """One object, or None where there is none."""
+        """What is known of one object, or None where there is none."""
 
     def open(self, uri: str) -> BinaryIO:
-        """A seekable reader with bounded memory; FileNotFoundError where there is no object."""
+        """A seekable reader that uses bounded memory; FileNotFoundError where there is no object."""
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
-        """The whole of a small object; FileNotFoundError where there is none.
+        """The content of a small object; FileNotFoundError where there is none.
 
-        `max_bytes`, of an object that anybody may have put there: RefusedError where it is larger.
+        `max_bytes` is for an object that anybody may have written: RefusedError where it is larger.
         """
 
     def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
-        """Write the object unless something is there already; True if this call is known to have done it.
+        """Write the object unless one exists; True if this call is known to have written it.
 
-        False does not say whose object is there: when the reply to a write is lost, its repetition meets
-        its own first attempt.
+        False does not say who has written the existing object. When the reply to a write is lost, the write
+        is repeated, and finds the object that its own first attempt wrote.
         """
 
     def metadata(self, uri: str) -> dict[str, str]:
-        """What `create` was given beside the content; always empty on local disk."""
+        """The metadata that `create` was given with the content; always empty on local disk."""
 
     def replace(self, uri: str, data: bytes) -> None:
-        """Write the object whether or not one is there: for reports, never for parts."""
+        """Write the object, whether or not one exists: for reports, never for parts."""
 
     def exchange(self, uri: str, data: Buffer, metadata: Mapping[str, str], *, etag: str) -> bool:
-        """Write the object in place of the one with that `etag`; True if this call is known to have done it.
+        """Replace the object with that `etag`; True if this call is known to have done it.
 
-        False, as in `create`, also where a lost reply's repetition meets its own first attempt.
+        As for `create`, a write whose reply was lost and that was repeated can also give False.
         """
 
     def delete(self, uri: str) -> None:
@@ -67,6 +67,6 @@ class Storage(Protocol):
 
 
 def refuse_larger(uri: str, size_bytes: int, max_bytes: int | None) -> None:
-    """RefusedError where an object is not to be read for its size."""
+    """Raise RefusedError for an object that is too large to be read."""
     if max_bytes is not None and size_bytes > max_bytes:
         raise RefusedError(f"{uri} has {size_bytes:,} bytes; at most {max_bytes:,} are read")

@@ -1,4 +1,4 @@
-"""One job's output: its folder, and the storage that holds it."""
+"""One job's output: its folder, and the storage in which the folder is."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from schemas.output_layout import part_file
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The folder in which a job writes. Names below it are those of schemas/output_layout.py."""
+    """The folder into which a job writes. The names in it are those of schemas/output_layout.py."""
 
     storage: Storage
     path: str
     """Normalised: `s3://bucket/folder` or an absolute local path."""
 
     def uri(self, name: str) -> str:
-        """The URI of what the layout calls `name`."""
+        """The URI of the object or folder with this name in the output."""
         return join(self.path, name)
 
     def part_uri(self, shard: str) -> str:
@@ -25,22 +25,22 @@ class Output:
         return self.uri(part_file(shard))
 
     def read(self, name: str, max_bytes: int | None = None) -> bytes:
-        """The content of a small object. See `Storage.read` for the errors."""
+        """The content of a small object. `Storage.read` lists the errors."""
         return self.storage.read(self.uri(name), max_bytes)
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write a report, whether or not it was there before."""
+        """Write a report, whether or not one exists."""
         self.storage.replace(self.uri(name), data)
 
     def has(self, name: str) -> bool:
-        """Whether there is such an object."""
+        """Whether an object with this name exists."""
         return self.storage.stat(self.uri(name)) is not None
 
 
 def open_output(path: str, *, deadline_s: float = 900.0) -> Output:
-    """The output at a path that a spec or a person names; SpecError where it is not a usable path.
+    """The output at a path from a spec or a command line; SpecError where the path cannot be used.
 
-    `deadline_s`: for how many seconds requests are repeated.
+    `deadline_s`: how long requests are repeated, in seconds.
     """
     folder = normalise(path)
     return Output(open_storage(folder, deadline_s=deadline_s), folder)

@@ -1,8 +1,8 @@
-"""S3 and the stores that speak its language.
+"""S3, and other stores with the same API.
 
-Of s3fs only the building of a client from the environment and its event loop are used. Requests go
-straight to the aiobotocore client, because s3fs 2026.9 gives up after 42 s of 503, turns the status
-codes that decide a commit into assorted OSErrors, and waits for ever on a server that stops reading.
+s3fs is used only to build a client from the environment, and for its event loop. Requests go straight to the
+aiobotocore client, because s3fs 2026.9 gives up after 42 s of 503, turns the status codes that decide a
+commit into various OSErrors, and waits for ever for a server that stops reading.
 """
 
 import asyncio
@@ -19,7 +19,13 @@ import s3fs
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from actors.storage.objects import Buffer, StoredObject, refuse_larger
-from actors.storage.s3_errors import FOREIGN_ERRORS, PreconditionError, describe, is_transient, verdict
+from actors.storage.s3_errors import (
+    FOREIGN_ERRORS,
+    PreconditionError,
+    converted_error,
+    describe,
+    is_transient,
+)
 from actors.storage.uris import S3_SCHEME
 from schemas.errors import SpecError, StorageError
 
@@ -29,22 +35,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_PUT_BYTES = 5 * 2**30
-"""S3's limit for one PUT; a part is never a multipart upload, whose last step some stores do not guard."""
+"""S3's limit for one PUT. A part is never a multipart upload, because some stores ignore the condition on its
+last step."""
 SLOWEST_UPLOAD_BYTES_PER_S = 4 * 2**20
-"""A try of an upload may take `timeout_s` and what this rate needs for its bytes."""
+"""One try of an upload may take `timeout_s`, and the time that its bytes need at this rate."""
 LONGEST_WAIT_S = 20.0
+"""The longest wait between two tries of a request."""
 BLOCK_BYTES = 4 * 2**20
-KEPT_BLOCKS = 8
-"""An open file keeps at most this many blocks: Parquet readers hop between a few columns."""
+"""The size of the blocks in which an open file reads."""
+CACHED_BLOCKS = 8
+"""The most blocks that an open file has in memory. Parquet readers jump between a few columns."""
 MAX_RANGE_BYTES = 32 * 2**20
-"""Longest single ranged GET, so that one try of it fits `timeout_s`."""
+"""The longest ranged GET, so that one try of it needs less than `timeout_s`."""
 
 MAX_WRONG_ANSWERS = 10
-"""Times that a store may say that a write's condition does not hold when it does."""
+"""How often a store may wrongly say that the condition of a write is not met."""
 
 
 class S3Storage:
-    """Objects in buckets; every request is repeated until it is answered or `deadline_s` has passed."""
+    """Objects in buckets. Every request is repeated until it is answered or `deadline_s` has passed."""
 
     def __init__(self, *, timeout_s: float, deadline_s: float) -> None:
         self._timeout_s = timeout_s
@@ -61,7 +70,7 @@ class S3Storage:
         )
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        # Not every store lists in the order of whole keys: SeaweedFS puts `a/c` before `a-b`.
+        # Not every store sorts by whole keys: SeaweedFS lists `a/c` before `a-b`.
         return iter(sorted(self._list_pages(prefix), key=lambda stored: stored.uri))
 
     def _list_pages(self, folder: str) -> Iterator[StoredObject]:
@@ -93,7 +102,7 @@ class S3Storage:
         return bytes(self._call("get_object", uri, _address(uri), max_bytes=max_bytes)["Body"])
 
     def read_range(self, stored: StoredObject, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop` of the very object that `stored` describes."""
+        """Bytes `start` to `stop` of an object; StorageError if it has changed since `stored` was made."""
         arguments = {
             **_address(stored.uri),
             "Range": f"bytes={start}-{stop - 1}",
@@ -103,7 +112,7 @@ class S3Storage:
             reply = self._call("get_object", stored.uri, arguments)
         except PreconditionError as error:
             raise StorageError(
-                f"{stored.uri}: changed while it was being read; inputs must stay as they are"
+                f"{stored.uri}: changed while it was being read; inputs must not change"
             ) from error
         body = bytes(reply["Body"])
         if len(body) != stop - start:
@@ -111,13 +120,16 @@ class S3Storage:
         return body
 
     def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
-        return self._put_where(uri, data, metadata, None)
+        return self._put_if(uri, data, metadata, None)
 
     def exchange(self, uri: str, data: Buffer, metadata: Mapping[str, str], *, etag: str) -> bool:
-        return self._put_where(uri, data, metadata, etag)
+        return self._put_if(uri, data, metadata, etag)
 
-    def _put_where(self, uri: str, data: Buffer, metadata: Mapping[str, str], etag: str | None) -> bool:
-        """Write where the object with that etag is, or none; False where the store says that it is not so."""
+    def _put_if(self, uri: str, data: Buffer, metadata: Mapping[str, str], etag: str | None) -> bool:
+        """Write the object; False where the condition is not met.
+
+        The condition: the present object has this etag or, for None, there is no object.
+        """
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
         for _ in range(MAX_WRONG_ANSWERS):
             try:
@@ -125,12 +137,12 @@ class S3Storage:
                 return True
             except (PreconditionError, FileNotFoundError):
                 stored = self.stat(uri)
-                # A gateway's word, or a copy that lags behind, is not believed against what is to be seen.
+                # A gateway or a stale copy can answer wrongly: the answer counts only if `stat` confirms it.
                 if (stored and stored.etag) != etag:
                     return False
         raise StorageError(
-            f"{uri}: the store refuses to write it as already there or changed (412) and shows it as before; "
-            f"{MAX_WRONG_ANSWERS} tries"
+            f"{uri}: the store refused {MAX_WRONG_ANSWERS} times to write it because it exists already or "
+            "has changed (412), which is not true"
         )
 
     def metadata(self, uri: str) -> dict[str, str]:
@@ -150,8 +162,9 @@ class S3Storage:
         size = memoryview(data).nbytes
         if size > MAX_PUT_BYTES:
             raise SpecError(
-                f"{uri}: {size / 2**30:.1f} GiB in one part, and S3 takes {MAX_PUT_BYTES / 2**30:.0f} GiB at "
-                "most in the one request that commits it; lower batching.shard_rows"
+                f"{uri}: the part has {size / 2**30:.1f} GiB, and S3 accepts at most "
+                f"{MAX_PUT_BYTES / 2**30:.0f} GiB in the one request that commits it; "
+                "lower batching.shard_rows"
             )
         body = data if isinstance(data, bytes) else bytes(data)
         timeout_s = self._timeout_s + size / SLOWEST_UPLOAD_BYTES_PER_S
@@ -166,10 +179,10 @@ class S3Storage:
         timeout_s: float | None = None,
         max_bytes: int | None = None,
     ) -> dict[str, Any]:
-        """The reply to a request, however many tries it takes.
+        """The reply to a request, after as many tries as it takes.
 
-        Raises FileNotFoundError (no such object), PreconditionError (412), RefusedError (longer than
-        `max_bytes`), and StorageError at the deadline, or at once where trying again cannot help.
+        FileNotFoundError where the object does not exist, PreconditionError for a 412, RefusedError for a
+        body of more than `max_bytes`; StorageError at the deadline, or at once if another try cannot help.
         """
         deadline = time.monotonic() + self._deadline_s
 
@@ -188,14 +201,14 @@ class S3Storage:
         try:
             return retrying(try_once)
         except FOREIGN_ERRORS as error:
-            raise verdict(operation, uri, error, self._deadline_s) from error
+            raise converted_error(operation, uri, error, self._deadline_s) from error
 
     def _try(self, request: Coroutine[Any, Any, dict[str, Any]], timeout_s: float) -> dict[str, Any]:
         future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(request, timeout_s), self._fs.loop)
         try:
             return future.result()
         finally:
-            # After an interrupt the request would go on without us.
+            # After an interrupt the request would otherwise go on.
             future.cancel()
 
     async def _request(
@@ -211,7 +224,7 @@ class S3Storage:
 
 
 class S3File(io.RawIOBase):
-    """An object as a file: ranged GETs with a few aligned blocks kept, each repeated until its deadline."""
+    """An object as a readable file. It sends ranged GETs and has a cache of a few aligned blocks."""
 
     def __init__(self, storage: S3Storage, stored: StoredObject) -> None:
         self._storage = storage
@@ -234,28 +247,28 @@ class S3File(io.RawIOBase):
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         view = memoryview(buffer).cast("B")
-        wanted = min(len(view), self._stored.size_bytes - self._position)
-        if wanted <= 0:
+        size = min(len(view), self._stored.size_bytes - self._position)
+        if size <= 0:
             return 0
-        data = self._fetch(wanted) if wanted > BLOCK_BYTES else self._from_block(wanted)
+        data = self._fetch(size) if size > BLOCK_BYTES else self._from_block(size)
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
 
-    def _fetch(self, wanted: int) -> bytes:
+    def _fetch(self, size: int) -> bytes:
         return self._storage.read_range(
-            self._stored, self._position, self._position + min(wanted, MAX_RANGE_BYTES)
+            self._stored, self._position, self._position + min(size, MAX_RANGE_BYTES)
         )
 
-    def _from_block(self, wanted: int) -> memoryview:
-        """What the block at the current position has of it: BufferedReader asks again for the rest."""
+    def _from_block(self, size: int) -> memoryview:
+        """At most `size` bytes, from the block at the current position. BufferedReader asks for the rest."""
         number, offset = divmod(self._position, BLOCK_BYTES)
-        return memoryview(self._block(number))[offset : offset + wanted]
+        return memoryview(self._block(number))[offset : offset + size]
 
     def _block(self, number: int) -> bytes:
         if number not in self._blocks:
             stop = min((number + 1) * BLOCK_BYTES, self._stored.size_bytes)
-            if len(self._blocks) == KEPT_BLOCKS:
+            if len(self._blocks) == CACHED_BLOCKS:
                 self._blocks.popitem(last=False)
             self._blocks[number] = self._storage.read_range(self._stored, number * BLOCK_BYTES, stop)
         self._blocks.move_to_end(number)
@@ -263,6 +276,7 @@ class S3File(io.RawIOBase):
 
 
 def _split(uri: str) -> tuple[str, str]:
+    """(bucket, key) of a URI."""
     bucket, _, key = uri.removeprefix(S3_SCHEME).partition("/")
     return bucket, key
 
@@ -277,7 +291,7 @@ def _stored_object(uri: str, size_bytes: int, etag: str) -> StoredObject:
 
 
 def _ascii(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Metadata travels in headers, which are ASCII."""
+    """Metadata with its values percent-encoded: it travels in headers, which are ASCII."""
     return {name: quote(value, safe="/:=,@+") for name, value in metadata.items()}
 
 

@@ -1,4 +1,4 @@
-"""What the errors of an S3 client mean."""
+"""The errors of an S3 client: which of them may pass, and which of ours they become."""
 
 import aiohttp
 from botocore.exceptions import (
@@ -29,7 +29,7 @@ _TRANSIENT_ERRORS = (
     OSError,
 )
 _TRANSIENT_STATUSES = {408, 409, 425, 429}
-# These come with status 400.
+# The store sends these with status 400.
 _TRANSIENT_CODES = {
     "BadDigest",
     "IncompleteBody",
@@ -40,8 +40,8 @@ _TRANSIENT_CODES = {
     "XAmzContentSHA256Mismatch",
 }
 _CHECK_ENVIRONMENT = (
-    "check what the environment says of credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, a role), region and "
-    "AWS_ENDPOINT_URL"
+    "check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, a role), the region and AWS_ENDPOINT_URL in the "
+    "environment"
 )
 _WHAT_TO_CHECK = {
     403: "check the credentials, and that they may list, read and write here",
@@ -50,11 +50,11 @@ _WHAT_TO_CHECK = {
 
 
 class PreconditionError(Exception):
-    """The store answered 412: the object is not in the state that the request asked for."""
+    """The store answered 412: the object is not in the state that the request requires."""
 
 
 def _status(error: BaseException) -> tuple[int, str]:
-    """HTTP status and S3 error code; (0, "") for an error that is not the store's."""
+    """(HTTP status, S3 error code); (0, "") for an error that did not come from the store."""
     if not isinstance(error, ClientError):
         return 0, ""
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -62,36 +62,39 @@ def _status(error: BaseException) -> tuple[int, str]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: 409 is a conditional write that met another one."""
+    """Whether the same request may succeed later. With 409 it may: another conditional write was under
+    way."""
     if not isinstance(error, ClientError):
         return isinstance(error, _TRANSIENT_ERRORS)
     status, code = _status(error)
     return (status >= 500 and status != 501) or status in _TRANSIENT_STATUSES or code in _TRANSIENT_CODES
 
 
-def verdict(operation: str, uri: str, error: Exception, deadline_s: float) -> Exception:
-    """The error of ours that a request which did not succeed within `deadline_s` raises for the caller."""
-    seen = describe(error)
+def converted_error(operation: str, uri: str, error: Exception, deadline_s: float) -> Exception:
+    """The error to raise for the last `error` of a request that did not succeed within `deadline_s`."""
+    description = describe(error)
     if is_transient(error):
         return StorageError(
-            f"{uri}: {operation} did not succeed within {deadline_s:g} s; the last try: {seen}. "
+            f"{uri}: {operation} did not succeed within {deadline_s:g} s; the last error: {description}. "
             "Check that the store and the network are up and that AWS_ENDPOINT_URL is right, then run "
             "again to resume"
         )
     status, code = _status(error)
     if status == 412:
-        return PreconditionError(f"{uri}: {seen}")
+        return PreconditionError(f"{uri}: {description}")
     if status == 404 and code != "NoSuchBucket":
         return FileNotFoundError(uri)
     if status == 501:
-        return RefusedError(f"{uri}: the store cannot do what darkroom needs of {operation}: {seen}")
+        return RefusedError(
+            f"{uri}: the store does not support what darkroom needs of {operation}: {description}"
+        )
     return StorageError(
-        f"{uri}: {operation} was refused: {seen}; {_WHAT_TO_CHECK.get(status, _CHECK_ENVIRONMENT)}"
+        f"{uri}: {operation} was refused: {description}; {_WHAT_TO_CHECK.get(status, _CHECK_ENVIRONMENT)}"
     )
 
 
 def describe(error: BaseException) -> str:
-    """One line about an error: the store's code, status and message, or the error's type and text."""
+    """An error as one line: the store's code, status and message, or the error's type and text."""
     status, code = _status(error)
     if isinstance(error, ClientError):
         return f"{code} (HTTP {status}): {error.response.get('Error', {}).get('Message', '')}"

@@ -1,8 +1,7 @@
-"""Where rows come from and parts go to: local disk or S3, behind one small interface.
+"""The storage of a URI: local disk or S3.
 
-`create` is the one operation everything else rests on: it writes a whole object or nothing, and of any
-number of writers of one URI exactly one is told that it did. A process builds its own `Storage` from a
-URI and never sends it to another; credentials, region and endpoint come from the environment alone.
+A process builds its own `Storage` from a URI and never sends it to another process. Credentials, region and
+endpoint come from the environment alone.
 """
 
 from actors.storage.local_disk import LocalStorage
@@ -15,7 +14,7 @@ class Stores:
     """The storages of a process: all local files share one, and all objects on S3 share one client."""
 
     def __init__(self, deadline_s: float = 900.0) -> None:
-        """`deadline_s`: see `open_storage`."""
+        """`deadline_s`: as for `open_storage`."""
         self._deadline_s = deadline_s
         self._opened: dict[str, Storage] = {}
 
@@ -28,14 +27,15 @@ class Stores:
 
 
 def open_storage(uri: str, *, timeout_s: float = 60.0, deadline_s: float = 900.0) -> Storage:
-    """The storage that holds `uri`.
+    """A new storage that holds `uri`; SpecError where the URI cannot be used.
 
-    One try of a request may take `timeout_s` (more for a large upload); a request is repeated until
-    `deadline_s`, then raises StorageError. Both are about S3: local disk answers or fails at once.
+    One try of a request may take `timeout_s`, and more for a large upload. A request is repeated until
+    `deadline_s` has passed, then it raises StorageError. Both only matter for S3: a local disk answers or
+    fails at once.
     """
     root = normalise(uri)
     if root.startswith(S3_SCHEME):
-        # Deferred: it loads botocore and aiohttp, most of a second that local jobs need not wait.
+        # Deferred: it loads botocore and aiohttp, which takes most of a second that local jobs do not need.
         from actors.storage.s3 import S3Storage
 
         return S3Storage(timeout_s=timeout_s, deadline_s=deadline_s)

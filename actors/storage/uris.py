@@ -1,4 +1,4 @@
-"""The one spelling of each URI that a spec or a row may name."""
+"""The one spelling of every URI that a spec or a row may name."""
 
 import os
 import re
@@ -21,15 +21,15 @@ def join(uri: str, *names: str) -> str:
 
 
 def normalise(uri: str) -> str:
-    """The one spelling of a path from a spec: `s3://bucket/key` or an absolute local path.
+    """The one spelling of a path from a spec: `s3://bucket/key`, or an absolute local path.
 
-    SpecError for everything else that some library would take: other schemes, chains such as
+    SpecError for everything else that some library would accept: other schemes, chains such as
     `simplecache::s3://...`, credentials, query strings, and `..`.
     """
     if not uri or _CONTROL.search(uri):
-        raise SpecError(f"{masked(uri)!r} is not a path: it is empty or holds control characters")
+        raise SpecError(f"{masked(uri)!r} is not a path: it is empty or has control characters")
     if "::" in uri:
-        raise SpecError(f"{masked(uri)!r}: chained paths ('::') are not read; name the file itself")
+        raise SpecError(f"{masked(uri)!r}: chained paths ('::') are not supported; name the file itself")
     if uri.lower().startswith(S3_SCHEME):
         return _normalise_s3(uri)
     if uri.lower().startswith("file://"):
@@ -41,14 +41,16 @@ def normalise(uri: str) -> str:
 
 def _normalise_s3(uri: str) -> str:
     bucket, _, key = uri[len(S3_SCHEME) :].partition("/")
-    # A secret key may hold slashes.
+    # A secret key can have slashes.
     if "@" in bucket or (":" in bucket and "@" in key):
         raise SpecError(
             f"{masked(uri)!r}: credentials do not belong in a URI; set AWS_PROFILE or AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY in the environment of the driver and the workers"
         )
     if "?" in key:
-        raise SpecError(f"{masked(uri)!r}: query strings are not read (in a pattern use '*' in place of '?')")
+        raise SpecError(
+            f"{masked(uri)!r}: query strings are not supported (in a pattern use '*' in place of '?')"
+        )
     if not _BUCKET.match(bucket):
         raise SpecError(f"{uri!r}: {bucket!r} is not a bucket name; the form is s3://bucket/folder")
     _refuse_parent_segments(key, uri)
@@ -58,7 +60,7 @@ def _normalise_s3(uri: str) -> str:
 def _normalise_file_uri(uri: str) -> str:
     path = uri[len("file://") :]
     if "?" in path:
-        raise SpecError(f"{masked(uri)!r}: query strings are not read")
+        raise SpecError(f"{masked(uri)!r}: query strings are not supported")
     if not path.startswith("/"):
         raise SpecError(f"{masked(uri)!r}: the form is file:///absolute/path, with three slashes")
     return _normalise_local(unquote(path), uri)
@@ -69,8 +71,8 @@ def _normalise_local(path: str, uri: str) -> str:
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise SpecError(
-            f"{uri!r}: no home folder of {path.split('/')[0]} is known here; write it out, or ./{path} for a "
-            "name that begins with ~"
+            f"{uri!r}: the home folder of {path.split('/')[0]} is not known here; write it out, or ./{path} "
+            "for a name that begins with ~"
         )
     return os.path.abspath(expanded)
 
@@ -81,5 +83,5 @@ def _refuse_parent_segments(path: str, uri: str) -> None:
 
 
 def masked(uri: str) -> str:
-    """The URI for a message: without what stands before '@', and without a signed link's signature."""
+    """The URI for a message, without secrets: what precedes '@', and the signature of a signed link."""
     return _SIGNATURE.sub(r"\1***", re.sub(r"://.*@", "://***@", uri, flags=re.DOTALL))

@@ -5,7 +5,7 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from actors.engine.cohorts import cohorts, samples_of
+from actors.engine.cohorts import cut_into_cohorts, samples_of
 from actors.engine.engine import Generated
 from actors.rows.opened_rows import OpenedRow
 from schemas.job import Job
@@ -28,7 +28,7 @@ class ConstantEngine:
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
         """Yield the constant image for every sample."""
-        for cohort in cohorts(samples_of(rows), self._max_batch_rows):
+        for cohort in cut_into_cohorts(samples_of(rows), self._max_batch_rows):
             for sample in cohort.samples:
                 yield Generated(sample=sample, pixels=PIXELS, nsfw=None)
 

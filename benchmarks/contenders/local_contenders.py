@@ -23,7 +23,7 @@ from actors.worker import Worker
 from benchmarks.contenders.diffusers_loops import PlainDiffusers
 from benchmarks.workloads import Row, write_rows
 from jobs.planning.plan import Plan, make_plan
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
 from schemas.spec.job_spec import JobSpec, ModelSpec
 
 R0, R0B, R1, DARKROOM = "R0 one by one", "R0b grouped", "R1 engine", "darkroom"
@@ -60,7 +60,7 @@ class Setting:
         """darkroom's plan for a file of rows, with all rows in one shard."""
         batching = {"max_batch_rows": self.batch_rows, "compile": self.compiled, "shard_rows": 100_000}
         spec = spec_for(path, output, self.checkpoint, self.dtype, batching=batching)
-        return make_plan(survey(spec))[0]
+        return make_plan(make_survey(spec))[0]
 
 
 def spec_for(path: Path, output: Path, checkpoint: Path, dtype: str, **sections: Any) -> JobSpec:

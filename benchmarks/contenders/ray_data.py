@@ -2,8 +2,8 @@
 
 A class loads the pipeline when its actor starts and calls it on each batch, between `read_parquet` and
 `write_parquet`. A diffusers call takes one value of each parameter, so the rows of a batch that have equal
-parameters share a call. Each batch records when it began and ended, so that the rate excludes the start of Ray
-and the loading of the pipeline.
+parameters share a call. Each batch records when it began and ended, so that the rate excludes Ray's start and
+the loading of the pipeline.
 """
 
 import argparse

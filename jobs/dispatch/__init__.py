@@ -1,1 +1,1 @@
-"""Which worker makes which shard: the only home of Ray."""
+"""Which worker generates which shard: the only folder that imports Ray."""

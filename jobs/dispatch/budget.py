@@ -1,4 +1,4 @@
-"""The error budget: when a run is plainly hopeless, and when too much has failed in the end."""
+"""The error budget: stops a hopeless run early, and judges at the end whether too much has failed."""
 
 from collections.abc import Mapping
 
@@ -8,63 +8,68 @@ from jobs.output.tally import Abandoned
 from schemas.errors import BudgetError
 from schemas.job import FailedRows, merge_failed_rows
 from schemas.spec.job_spec import ErrorsSpec
+from schemas.wording.amounts import counted
 
 HOPELESS_ROWS = 100
-"""That fail before any is made: more of the same would be paid for with nothing to show for it."""
+"""Failed rows after which a run without a single result stops: to go on would cost money and give nothing."""
 
 MAX_REASONS = 3
+"""Error codes that the message names."""
 MAX_MESSAGE_LENGTH = 300
+"""Characters of one row's error message."""
 
 
 class Budget:
-    """Watches what comes of the first rows of a run."""
+    """Watches the results of a run's first rows, and stops the run if every one of them fails."""
 
     def __init__(self, errors: ErrorsSpec) -> None:
         self._allows_all = errors.max_rate == 1
-        self._any_made = False
+        self._has_result = False
         self._failures: Mapping[str, FailedRows] = {}
-        """That the plan did not foresee, in shards that are done."""
+        """By error_code, failed rows that the plan did not foresee, in shards that are done."""
 
     def watch(self, tick: Tick) -> None:
-        """BudgetError once HOPELESS_ROWS rows have failed and none is made."""
+        """Raise BudgetError once HOPELESS_ROWS rows have failed and no row has a result."""
         if tick.report:
-            self._any_made |= bool(tick.report.ok or tick.report.filtered)
+            self._has_result |= bool(tick.report.ok or tick.report.filtered)
             self._failures = merge_failed_rows([self._failures, tick.report.unforeseen])
-        self._any_made |= any(made.images for made in tick.unfinished)
-        if self._any_made or self._allows_all:
+        self._has_result |= any(snapshot.images for snapshot in tick.unfinished)
+        if self._has_result or self._allows_all:
             return
-        failures = merge_failed_rows([self._failures, *(made.unforeseen for made in tick.unfinished)])
-        rows = sum(failure.num_rows for failure in failures.values())
-        if rows >= HOPELESS_ROWS:
+        failures = merge_failed_rows([self._failures, *(snapshot.unforeseen for snapshot in tick.unfinished)])
+        num_rows = sum(failure.num_rows for failure in failures.values())
+        if num_rows >= HOPELESS_ROWS:
             raise BudgetError(
-                f"stopped: the first {rows:,} rows that were tried all failed.\n{_reasons(failures)}\n"
-                "Nothing is lost: run again to go on, with --set errors.max_rate=1 to be stopped no more"
+                f"stopped: the first {num_rows:,} rows that were tried all failed.\n{_reasons(failures)}\n"
+                "Nothing is lost. Run again to continue; --set errors.max_rate=1 turns this check off"
             )
 
 
 def _reasons(failures: Mapping[str, FailedRows]) -> str:
-    """The commonest ones, each on a line."""
+    """The MAX_REASONS most frequent error codes, one per line, and a last line that counts all other rows."""
     commonest = sorted(failures.items(), key=lambda item: -item[1].num_rows)
     lines = [
-        f"  {failure.num_rows:,} {code}, such as: {failure.message[:MAX_MESSAGE_LENGTH]}"
+        f"  {counted(failure.num_rows, 'row')} with {code}, such as: {failure.message[:MAX_MESSAGE_LENGTH]}"
         for code, failure in commonest[:MAX_REASONS]
     ]
-    others = sum(failure.num_rows for _, failure in commonest[MAX_REASONS:])
-    return "\n".join([*lines, f"  {others:,} others"] if others else lines)
+    num_others = sum(failure.num_rows for _, failure in commonest[MAX_REASONS:])
+    if num_others:
+        lines.append(f"  {counted(num_others, 'row')} with other error codes")
+    return "\n".join(lines)
 
 
 def judge(errors: ErrorsSpec, totals: Totals, abandoned: tuple[Abandoned, ...]) -> None:
-    """BudgetError where more went wrong than the spec allows."""
+    """Raise BudgetError if parts are missing, or if more rows failed than the spec allows."""
     if abandoned:
         first = abandoned[0]
         raise BudgetError(
-            f"parts that are missing: {len(abandoned):,}. Making each of them failed "
+            f"missing parts: {len(abandoned):,}. Generating each of them failed "
             f"errors.max_attempts times ({errors.max_attempts}) or more. "
-            f"The first is {first.shard.name}: {first.reason.removesuffix('.')}. Run again to try once more"
+            f"The first is {first.shard.name}: {first.reason.removesuffix('.')}. Run again to retry them"
         )
     if totals.rows and totals.failed / totals.rows > errors.max_rate:
         codes = ", ".join(f"{count:,} {code}" for code, count in totals.error_codes)
         raise BudgetError(
-            f"{totals.failed:,} of {totals.rows:,} rows failed ({codes}), more than errors.max_rate "
-            f"({errors.max_rate:g}) allows; each one's error_message is in the output"
+            f"{totals.failed:,} of {counted(totals.rows, 'row')} failed ({codes}), more than errors.max_rate "
+            f"({errors.max_rate:g}) allows; the output has the error_message of each"
         )

@@ -1,4 +1,4 @@
-"""The Ray that a job runs on: joined or started, and how many workers it holds."""
+"""The Ray cluster that a job runs on: the connection to it, and how many workers of which size it gets."""
 
 import logging
 import os
@@ -21,10 +21,12 @@ import schemas
 from actors.storage.uris import normalise
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec, WorkersSpec
+from schemas.wording.amounts import counted
 
 logger = logging.getLogger(__name__)
 
 CONNECT_WITHIN_S = 10.0
+"""How long the head of a cluster may take to accept a connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +34,17 @@ class Layout:
     """The workers of a job on this cluster."""
 
     num: int
+    """Workers."""
     num_gpus: float
+    """GPUs of each worker; less than 1 where workers share a GPU."""
     num_cpus: int
+    """CPU cores of each worker."""
 
     def describe(self) -> str:
-        """For the log."""
-        each = [f"{self.num_gpus:g} GPU"] if self.num_gpus else []
-        workers = "1 worker" if self.num == 1 else f"{self.num} workers"
-        return f"{workers} of {' and '.join([*each, f'{self.num_cpus} CPU'])} each"
+        """The line that a run prints: `1 worker with 1 GPU and 4 CPUs`, `2 workers with 1 CPU each`."""
+        gpus = f"{counted(self.num_gpus, 'GPU')} and " if self.num_gpus else ""
+        each = "" if self.num == 1 else " each"
+        return f"{counted(self.num, 'worker')} with {gpus}{counted(self.num_cpus, 'CPU')}{each}"
 
 
 def in_ray_job() -> bool:
@@ -49,7 +54,7 @@ def in_ray_job() -> bool:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Inside the block there is a Ray: the one that RAY_ADDRESS names, or one that starts and ends here."""
+    """Connect to Ray for the block: to the cluster at RAY_ADDRESS, or to one that starts and ends here."""
     if ray.is_initialized():
         yield
         return
@@ -60,14 +65,14 @@ def connected() -> Iterator[None]:
             ray.init(**_options(address))
     except (ConnectionError, AuthenticationError) as error:
         raise SpecError(
-            f"cannot {f'join the Ray at {address}' if address else 'start Ray'}: {error}. "
-            "If it asks for a token, set RAY_AUTH_MODE=token here and give it in ~/.ray/auth_token"
+            f"cannot {f'connect to the Ray cluster at {address}' if address else 'start Ray'}: {error}. "
+            "If it asks for a token, set RAY_AUTH_MODE=token here and save the token in ~/.ray/auth_token"
         ) from error
     if address not in ("", "local") and os.environ.get("RAY_AUTH_MODE") != "token":
-        # It would not have let us in without a token if it asked for one.
+        # A cluster with authentication would have refused a connection without a token.
         logger.warning(
-            "the Ray at %s has no authentication: whoever reaches its ports can run code there and use its "
-            "credentials. Set RAY_AUTH_MODE=token on all its machines and here",
+            "the Ray cluster at %s has no authentication: anyone who reaches its ports can run code there "
+            "and use its credentials. Set RAY_AUTH_MODE=token on all its machines and here",
             address,
         )
     try:
@@ -77,27 +82,27 @@ def connected() -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Ray 2.60 would try for a quarter of an hour to reach a head that is not there."""
+    """Raise SpecError if nothing answers at the address; Ray 2.60 would try for a quarter of an hour."""
     if address.startswith("http"):
         raise SpecError(
             f"RAY_ADDRESS is {address}, the address for `darkroom submit --address`; "
-            "to join a Ray from here, give its head as host:6379, or unset it to start one"
+            "to connect to a cluster, set it to its head as host:6379, or unset it to start Ray here"
         )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
-        return  # "auto", "local", or none
+        return  # "auto", "local", or no address
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_WITHIN_S).close()
     except OSError as error:
         raise SpecError(
-            f"RAY_ADDRESS is {address}, and nobody answers there: {error}. "
+            f"RAY_ADDRESS is {address}, but nothing answers there: {error}. "
             "Unset it to start Ray on this machine"
         ) from error
 
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """ray.init puts a SIGTERM handler of its own in place, which raises SystemExit: undo both."""
+    """Keep our SIGTERM handler: ray.init installs one that raises SystemExit, so both are undone."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -108,12 +113,13 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _options(address: str) -> dict[str, Any]:
+    """The arguments of ray.init."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if not address:
-        # Without an address Ray would join whichever `ray start` it finds on this machine.
+        # Without an address Ray would connect to any cluster that `ray start` has started on this machine.
         options |= {"address": "local", "include_dashboard": False}
     elif not in_ray_job():
-        # A job's working directory has brought the code already.
+        # In a Ray job, the working directory already contains the code.
         options["runtime_env"] = {
             "py_modules": [str(Path(package.__path__[0])) for package in (schemas, actors, jobs, models)]
         }
@@ -121,7 +127,10 @@ def _options(address: str) -> dict[str, Any]:
 
 
 def lay_out(spec: WorkersSpec, num_shards: int) -> Layout:
-    """How many workers of which size this cluster can hold and this job can use."""
+    """The number and size of the workers that fit into this cluster now and that this job can use.
+
+    SpecError where this machine alone is the cluster and has no room for one worker.
+    """
     resources = ray.cluster_resources()
     gpus, cpus = resources.get("GPU", 0), int(resources.get("CPU", 1))
     num_gpus = float(bool(gpus)) if spec.num_gpus == "auto" else spec.num_gpus
@@ -140,28 +149,35 @@ def lay_out(spec: WorkersSpec, num_shards: int) -> Layout:
 
 
 def _is_own() -> bool:
-    """Whether this Ray is this machine alone: others may grow, by an autoscaler or by hand."""
+    """Whether this process has started Ray on this machine alone; other clusters may get more machines."""
     return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 def _check_room(layout: Layout) -> None:
-    """Ray itself would wait for ever, and without a word, for a machine that is large enough."""
+    """Raise SpecError, or log a warning, if no machine is large enough for one worker.
+
+    Ray itself would wait silently and without end for a larger machine. On a cluster one may still join.
+    """
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if any(_has_room(machine, layout) for machine in machines):
         return
-    sizes = {f"{machine.get('GPU', 0):g} GPU and {machine.get('CPU', 0):g} CPU" for machine in machines}
-    wanted, there = f"{layout.num_gpus:g} GPU and {layout.num_cpus} CPU", ", ".join(sorted(sizes))
+    sizes = {_size_text(machine.get("GPU", 0), machine.get("CPU", 0)) for machine in machines}
+    needed, available = _size_text(layout.num_gpus, layout.num_cpus), ", ".join(sorted(sizes))
     if _is_own():
         raise SpecError(
-            f"a worker is to have {wanted}, and this machine has {there}: lower workers.num_gpus and "
+            f"a worker needs {needed}, and this machine has {available}: lower workers.num_gpus and "
             "workers.num_cpus, or leave them auto"
         )
     logger.warning(
-        "waiting for a machine with %s, which is one worker: those in the cluster now have %s. If none is to "
-        "come, stop this and lower workers.num_gpus and workers.num_cpus",
-        wanted,
-        there,
+        "waiting for a machine with %s for one worker: those in the cluster now have %s. If no such machine "
+        "will join, stop the job and lower workers.num_gpus and workers.num_cpus",
+        needed,
+        available,
     )
+
+
+def _size_text(num_gpus: float, num_cpus: float) -> str:
+    return f"{counted(num_gpus, 'GPU')} and {counted(num_cpus, 'CPU')}"
 
 
 def _has_room(machine: dict[str, float], layout: Layout) -> bool:
@@ -169,7 +185,7 @@ def _has_room(machine: dict[str, float], layout: Layout) -> bool:
 
 
 def num_fitting(layout: Layout) -> int:
-    """How many such workers the cluster has room for as it is now."""
+    """How many workers of this size fit into the cluster's present machines, busy ones included."""
     resources = ray.cluster_resources()
     by_cpus = int(resources.get("CPU", 0) // layout.num_cpus)
     return min(by_cpus, int(resources.get("GPU", 0) // layout.num_gpus)) if layout.num_gpus else by_cpus
@@ -177,12 +193,12 @@ def num_fitting(layout: Layout) -> int:
 
 _OUTPUT_IN_JOB = (
     "output.path {path} is relative, so this Ray job writes to {output}: a folder on one machine, which Ray "
-    "deletes some time after the job. Use s3:// or an absolute path"
+    "deletes some time after the job ends. Use s3:// or an absolute path"
 )
 
 
 def with_output_settled(spec: JobSpec, console: Console) -> JobSpec:
-    """The spec with an absolute output.path: workers may have another current folder."""
+    """The spec with an absolute output.path, because workers may have another current folder."""
     output = normalise(spec.output.path)
     if in_ray_job() and output.startswith(f"{os.getcwd()}/"):
         console.print(_OUTPUT_IN_JOB.format(path=spec.output.path, output=output), soft_wrap=True)

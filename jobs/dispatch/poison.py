@@ -1,40 +1,41 @@
 """Which row of a shard takes its worker down: a binary search by rehearsals. Pure state, no Ray.
 
-A rehearsal makes some rows of the shard and commits nothing; what is learnt is whether the worker lives.
+A rehearsal generates some rows of the shard and commits nothing; it only shows whether the worker survives.
 """
 
 from collections import deque
 from collections.abc import Iterable
 
 MAX_ALONE = 4
-"""Rows that are tried one by one before a search; where none of them lives, the rows are not at fault."""
+"""Rows that are tried one by one before a search; if each kills its worker, no single row is at fault."""
 
 RowRange = tuple[int, int]
-"""Rows of a shard: the first one's place, and one past the last one's."""
+"""Rows of a shard: the position of the first row, and one past the position of the last."""
 
 
 class Search:
     """Looks for one row that kills, in a shard where something does.
 
-    First a row goes alone, to show that one can live here: a broken driver, file or model would otherwise
-    look like a shard full of bad rows. Then halves, each narrowed by what became of it. A row is found only
-    by dying alone, so that a worker that died of something else cannot put the blame on it.
+    First a row is rehearsed alone, to show that any row can be generated here: a broken driver, file or model
+    would otherwise look like a shard full of bad rows. Then halves of the suspects are rehearsed, until one
+    row is left. A row counts as found only if a worker dies with this row alone, so that a worker that died
+    for another reason cannot put the blame on it.
     """
 
     def __init__(self, rows: Iterable[int], *, one_has_lived: bool = False) -> None:
-        """`rows`: those that may be at fault; `one_has_lived`: whether that was seen before."""
+        """`rows` may be at fault; `one_has_lived`: whether a rehearsal of this shard was survived before."""
         self._suspects = [*rows]
         self._one_has_lived = one_has_lived
         num = min(MAX_ALONE, len(self._suspects))
         self._alone = deque(self._suspects[i * len(self._suspects) // num] for i in range(num))
         self.found: list[int] = []
-        """Rows that took their worker down alone."""
+        """Rows that killed their worker alone."""
         self.num_survived = 0
-        """Rehearsals."""
+        """Rehearsals that the worker survived."""
 
     @property
     def next(self) -> RowRange | None:
-        """What is to be rehearsed, without the rows found; None: the search has ended."""
+        """The rows to rehearse, `found` rows left out; None once the search has ended."""
         if not self._one_has_lived:
             return (self._alone[0], self._alone[0] + 1) if self._alone else None
         if self.found or not self._suspects:
@@ -43,11 +44,11 @@ class Search:
 
     @property
     def suspects(self) -> list[int]:
-        """Rows that may still be at fault and are not found."""
+        """Rows that may still be at fault, `found` rows not among them."""
         return self._suspects
 
     def died(self) -> None:
-        """The rehearsal took its worker down."""
+        """Record that the rehearsal killed its worker."""
         rehearsed, others = self._parted()
         if len(rehearsed) == 1:
             self.found += rehearsed
@@ -56,13 +57,13 @@ class Search:
             self._alone.popleft()
 
     def survived(self) -> None:
-        """The rehearsal was made."""
+        """Record that the worker survived the rehearsal."""
         _, self._suspects = self._parted()
         self._one_has_lived = True
         self.num_survived += 1
 
     def _parted(self) -> tuple[list[int], list[int]]:
-        """The suspects that are rehearsed, and the others."""
+        """The suspects in the present rehearsal, and the other suspects."""
         assert self.next is not None, "the search has ended"
         start, stop = self.next
         rehearsed = [row for row in self._suspects if start <= row < stop]

@@ -1,4 +1,4 @@
-"""How a job tells a person how far it is: a bar on a terminal, a plain line now and then elsewhere."""
+"""How a run shows its progress: a bar on a terminal, a plain line every few seconds elsewhere."""
 
 import time
 from types import TracebackType
@@ -16,19 +16,19 @@ class Display(Protocol):
     """Shows a tally while a job runs."""
 
     def __enter__(self) -> "Display":
-        """Begin."""
+        """Begin to show."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End, and leave the last state readable."""
+        """End, and leave the last state on the screen or in the log."""
 
     def show(self, tally: Tally) -> None:
-        """The state now; called several times a second."""
+        """Show the present state; called several times a second."""
 
 
 class Bar:
-    """For a terminal."""
+    """A progress bar, for a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(BarColumn(30), TextColumn("{task.fields[line]}"), console=console)
@@ -51,7 +51,7 @@ class Bar:
 
 
 class Lines:
-    """For logs, such as `ray job logs`: one line every LINE_EVERY_S seconds, and one at the end."""
+    """Lines for logs such as `ray job logs`: one every LINE_EVERY_S seconds, and one at the end."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -68,7 +68,7 @@ class Lines:
             self._print(self._last)
 
     def show(self, tally: Tally) -> None:
-        """Print a line if it is time for one."""
+        """Print a line if LINE_EVERY_S seconds have passed since the last one."""
         self._last = tally
         if time.monotonic() - self._shown >= LINE_EVERY_S:
             self._shown = time.monotonic()
@@ -79,5 +79,5 @@ class Lines:
 
 
 def display(console: Console) -> Display:
-    """What suits the place that the console writes to."""
+    """A bar if the console is a terminal, else lines."""
     return Bar(console) if console.is_terminal else Lines(console)

@@ -1,6 +1,7 @@
-"""Shards are given to workers until every one has an outcome."""
+"""The loop of a run: shards are given to workers until every one has an outcome."""
 
 import os
+from dataclasses import dataclass
 
 from rich.console import Console
 
@@ -14,28 +15,35 @@ from jobs.output.tally import Tally
 from jobs.planning.plan import Plan
 
 
-def make_shards(
-    plan: Plan,
-    dispatcher: Dispatcher,
-    tally: Tally,
-    lease: Lease,
-    console: Console,
-    engine: str,
-    budget: Budget | None = None,
-) -> None:
-    """All of the dispatcher's shards, on the Ray there is or on one that is started."""
-    place = os.environ.get("RAY_ADDRESS")
-    console.print(f"joining the Ray at {place}" if place else "starting Ray", highlight=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunWatch:
+    """What follows a run tick by tick."""
+
+    tally: Tally
+    """Counts the results; it is printed, and written with the lease."""
+    lease: Lease
+    """Ends the run where another driver has taken over the output."""
+    budget: Budget | None = None
+    """Ends a hopeless run; None where every row has failed before, as in a retry."""
+
+
+def make_shards(plan: Plan, dispatcher: Dispatcher, watch: RunWatch, console: Console, engine: str) -> None:
+    """Generate all of the dispatcher's shards, on the Ray cluster at RAY_ADDRESS or on one started here."""
+    address = os.environ.get("RAY_ADDRESS")
+    console.print(
+        f"connecting to the Ray cluster at {address}" if address else "starting Ray", highlight=False
+    )
     with connected():
         layout = lay_out(plan.job.spec.workers, dispatcher.num_waiting)
         console.print(layout.describe(), highlight=False)
+        tally = watch.tally
         with display(console) as shown, WorkerPool(plan.job, layout, engine=engine) as pool:
             shown.show(tally)
             for tick in pool.run(dispatcher):
                 if tick.report:
                     tally.add(tick.report)
-                tally.tick(sum(made.images for made in tick.unfinished), tick.num_workers)
+                tally.tick(sum(snapshot.images for snapshot in tick.unfinished), tick.num_workers)
                 shown.show(tally)
-                lease.renew(tally)
-                if budget:
-                    budget.watch(tick)
+                watch.lease.renew(tally)
+                if watch.budget:
+                    watch.budget.watch(tick)

@@ -1,4 +1,4 @@
-"""`darkroom submit`: the same run, as a Ray job on a cluster."""
+"""`darkroom submit`: the same as `darkroom run`, but as a Ray job on a cluster."""
 
 import asyncio
 import shlex
@@ -13,14 +13,14 @@ import jobs
 from schemas.errors import DarkroomError, SpecError
 
 ROOT = Path(jobs.__file__).parent.parent
-"""What is shipped: darkroom is an application, and its repository is the working directory of its jobs."""
+"""The folder that is shipped: darkroom's repository, which is the working directory of its Ray jobs."""
 
 STOP_WAIT_S = 30
-"""Between `ray job stop`'s SIGTERM and its SIGKILL: time to end workers and the lease properly."""
+"""Seconds between the SIGTERM and the SIGKILL of `ray job stop`: time to end the workers and the lease."""
 
 
 def submit_job(spec: Path, overrides: Sequence[str], address: str, console: Console, *, wait: bool) -> int:
-    """Ship the repository, run the spec there; the driver's exit code if `wait`, else 0."""
+    """Ship the repository to the cluster and run the spec there; the driver's exit code if `wait`, else 0."""
     try:
         client = JobSubmissionClient(address)
         job_id = client.submit_job(
@@ -31,7 +31,7 @@ def submit_job(spec: Path, overrides: Sequence[str], address: str, console: Cons
             },
         )
     except (ConnectionError, RuntimeError) as error:
-        raise DarkroomError(f"{address} does not take the job: {error}") from error
+        raise DarkroomError(f"{address} does not accept the job: {error}") from error
     console.print(f"submitted as {job_id}", highlight=False)
     if not wait:
         console.print(
@@ -45,16 +45,16 @@ def submit_job(spec: Path, overrides: Sequence[str], address: str, console: Cons
 
 
 def entrypoint(spec: Path, overrides: Sequence[str]) -> str:
-    """The command that the cluster runs in its copy of the repository."""
-    place = spec.resolve()
-    if not place.is_relative_to(ROOT):
-        raise SpecError(f"{spec} is outside {ROOT}, which is what the cluster gets; copy it into configs/")
-    options = [word for override in overrides for word in ("--set", override)]
-    return shlex.join(["python", "-m", "jobs", "run", str(place.relative_to(ROOT)), *options])
+    """The command that the cluster runs in its copy of the repository; SpecError for a spec outside it."""
+    path = spec.resolve()
+    if not path.is_relative_to(ROOT):
+        raise SpecError(f"{spec} is outside {ROOT}, the folder that the cluster gets; copy it into configs/")
+    options = [argument for override in overrides for argument in ("--set", override)]
+    return shlex.join(["python", "-m", "jobs", "run", str(path.relative_to(ROOT)), *options])
 
 
 def follow(client: JobSubmissionClient, job_id: str) -> int:
-    """Print the job's log until it ends; its driver's exit code."""
+    """Print the job's log until the job ends; the exit code of its driver."""
 
     async def copy_log() -> None:
         async for text in client.tail_job_logs(job_id):
@@ -62,7 +62,7 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
             sys.stdout.flush()
 
     asyncio.run(copy_log())
-    ended = client.get_job_info(job_id)
-    # `ray job` itself tells 0 and 1 only; stopped jobs have no code of their own.
-    code: int | None = ended.driver_exit_code
-    return code if code is not None else int(ended.status != JobStatus.SUCCEEDED)
+    job = client.get_job_info(job_id)
+    # `ray job` itself reports only 0 and 1; a stopped job has no exit code.
+    code: int | None = job.driver_exit_code
+    return code if code is not None else int(job.status != JobStatus.SUCCEEDED)

@@ -1,1 +1,1 @@
-"""What lies in an output beside its images."""
+"""The files of an output, except the images themselves: records, parts, lease, progress."""

@@ -1,4 +1,4 @@
-"""Whose output this is: `_darkroom/job.json`, written once, compared by every later run."""
+"""The job that owns an output: `_darkroom/job.json`, written once and compared by every later run."""
 
 import json
 import posixpath
@@ -20,36 +20,39 @@ from schemas.job import NO_MODEL, Job, PlannedFile, StoredCount, fingerprint_of
 from schemas.output_layout import JOB_RECORD
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.model_card import ModelCard
+from schemas.wording.amounts import counted
 from schemas.wording.printable import listed
 
 FORMAT = 1
+"""The version of the output format that this darkroom writes and reads."""
 MAX_DIFFERENCES = 10
+"""Differences that a refusal lists."""
 MAX_RECORD_BYTES = 64 << 20
-"""A hundred thousand input files at 500 bytes each: more belong in fewer files, or in several jobs."""
+"""Room for a hundred thousand input files at 500 bytes each; more belong in fewer files or several jobs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
-    """What `_darkroom/job.json` says: enough to resume, report on and verify an output."""
+    """The content of `_darkroom/job.json`: enough to resume, report on and verify an output."""
 
     name: str
     fingerprint: str
     identity: dict[str, Any]
-    """What makes the output; two jobs with equal ones are the same job."""
+    """Everything that determines the images; two jobs with equal identities are the same job."""
     spec: JobSpec
-    """The whole spec, every default filled in."""
+    """The whole spec, with every default filled in."""
     models: dict[str, ModelCard]
-    """What each checkpoint was recognised as."""
-    # Of 60 million wrong entries one tells, and all would take all memory there is.
+    """What each model's checkpoint was recognised as."""
+    # FailFast: 60 million wrong entries, reported one by one, would take all of the memory.
     files: Annotated[tuple[PlannedFile, ...], FailFast()]
     num_shards: StoredCount
     num_bad: dict[str, StoredCount]
-    """Rows that the plan knew could not be made, by error_code."""
+    """By error_code, the number of rows that the plan found to be invalid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Header:
-    """What every format has."""
+    """The key that job.json has in every format."""
 
     format: int
 
@@ -59,15 +62,18 @@ _RECORD = TypeAdapter(JobRecord)
 
 
 def read_record(output: Output) -> JobRecord | None:
-    """The job that an output belongs to; None where none has begun there."""
+    """The record of the job that owns an output; None where no job has begun.
+
+    RefusedError where the record has another format, is damaged or contradicts itself.
+    """
     uri = output.uri(JOB_RECORD)
     try:
         data = output.read(JOB_RECORD, MAX_RECORD_BYTES)
     except FileNotFoundError:
         return None
-    found = parse_json(data, _HEADER, uri).format
-    if found != FORMAT:
-        raise RefusedError(f"{uri} has format {found}; this darkroom reads {FORMAT}")
+    recorded_format = parse_json(data, _HEADER, uri).format
+    if recorded_format != FORMAT:
+        raise RefusedError(f"{uri} has format {recorded_format}; this darkroom reads {FORMAT}")
     record = parse_json(data, _RECORD, uri)
     for contradiction in _contradictions(record):
         raise RefusedError(f"{uri} contradicts itself: {contradiction}; it was damaged or changed since")
@@ -75,7 +81,7 @@ def read_record(output: Output) -> JobRecord | None:
 
 
 def _contradictions(record: JobRecord) -> Iterator[str]:
-    """What a record says that cannot be so beside what else it says."""
+    """Contradictions between the record's own values, each as one phrase."""
     if record.name != record.spec.name:
         yield f"`name` is not that of `spec`, {record.spec.name}"
     if record.fingerprint != fingerprint_of(record.identity):
@@ -83,15 +89,15 @@ def _contradictions(record: JobRecord) -> Iterator[str]:
     if not _are_texts(record.identity.get("columns")):
         yield "`identity.columns` does not name columns"
     if record.models.keys() != record.spec.models.keys():
-        wanted, there = (listed(sorted(models)) for models in (record.spec.models, record.models))
-        yield f"`models` are {there or 'none'}, those of `spec` {wanted}"
+        expected, recorded = (listed(sorted(models)) for models in (record.spec.models, record.models))
+        yield f"`models` are {recorded or 'none'}, but those of `spec` are {expected}"
     for file in record.files:
         if sum(file.rows_by_model.values()) != file.num_rows:
-            yield f"`rows_by_model` of {file.uri} do not add up to its {file.num_rows:,} rows"
+            yield f"`rows_by_model` of {file.uri} do not add up to its {counted(file.num_rows, 'row')}"
         if unknown := file.rows_by_model.keys() - {*record.models, NO_MODEL}:
             yield f"`rows_by_model` of {file.uri} names {listed(sorted(unknown))}, which `models` does not"
     if record.num_shards != (num_shards := plan_of_record(record).num_shards):
-        yield f"`num_shards` is {record.num_shards:,}, and its files come to {num_shards:,}"
+        yield f"`num_shards` is {record.num_shards:,}, but `files` gives {num_shards:,}"
 
 
 def _are_texts(columns: object) -> bool:
@@ -99,15 +105,18 @@ def _are_texts(columns: object) -> bool:
 
 
 def require_record(output: Output) -> JobRecord:
-    """Like `read_record`, for commands that need a job to be there."""
+    """Like `read_record`, but SpecError where no job has begun."""
     record = read_record(output)
     if record is None:
-        raise SpecError(f"{output.path} holds no darkroom output: there is no {JOB_RECORD} in it")
+        raise SpecError(f"{output.path} is not a darkroom output: there is no {JOB_RECORD} in it")
     return record
 
 
 def claim(output: Output, plan: Plan, findings: Findings) -> JobRecord:
-    """Make the output this job's; another driver of the same job may have been first."""
+    """Create the output's record for this job, and return the record that the output then has.
+
+    Another driver may have created its record first; that one is returned then.
+    """
     record = JobRecord(
         name=plan.job.spec.name,
         fingerprint=plan.job.fingerprint,
@@ -121,51 +130,51 @@ def claim(output: Output, plan: Plan, findings: Findings) -> JobRecord:
     data = to_json(record)
     if len(data) > MAX_RECORD_BYTES:
         raise SpecError(
-            f"input.path: the plan of {len(plan.files):,} files takes {len(data):,} bytes, and at most "
-            f"{MAX_RECORD_BYTES:,} are read again; put the rows into fewer files, or into several jobs"
+            f"input.path: the plan of {counted(len(plan.files), 'file')} has {len(data):,} bytes; at most "
+            f"{MAX_RECORD_BYTES:,} can be read back; put the rows into fewer files, or into several jobs"
         )
     output.storage.create(output.uri(JOB_RECORD), data, {"job": record.fingerprint})
     return require_record(output)
 
 
 def to_json(record: JobRecord) -> bytes:
-    """The record as `_darkroom/job.json` holds it."""
+    """The bytes of `_darkroom/job.json` for this record."""
     values = {"format": FORMAT, **asdict(record), "spec": record.spec.model_dump(mode="json")}
     return json.dumps(values, indent=2, ensure_ascii=False).encode()
 
 
 def plan_of(record: JobRecord, survey: Survey, output: str) -> Plan:
-    """The recorded plan, where this spec and this input are still the recorded ones.
+    """The recorded plan, with the input files at their present URIs.
 
-    RefusedError, with the differences, where they are not.
+    RefusedError, with the differences, where this spec, checkpoint or input is not the recorded one.
     """
     differences = [*_differences(record.identity, survey.job.identity()), *_input_differences(record, survey)]
     if differences:
         shown = "\n  ".join(differences[:MAX_DIFFERENCES])
-        more = len(differences) - MAX_DIFFERENCES
+        num_more = len(differences) - MAX_DIFFERENCES
         raise RefusedError(
-            f"{output} belongs to another job, or this one has changed since it began:\n  {shown}"
-            + (f"\n  and {more} more" if more > 0 else "")
-            + "\nUndo the change to go on with it, or give this job an output.path of its own."
+            f"{output} belongs to another job, or this job has changed since it began:\n  {shown}"
+            + (f"\n  and {num_more} more" if num_more > 0 else "")
+            + "\nUndo the change to continue this job, or choose another output.path for a new job."
         )
-    # Where the files are now: a Ray job unpacks its working directory at a new place each time.
+    # The files may have moved: a Ray job unpacks its working directory into a new folder each time.
     files = zip(record.files, survey.files, strict=True)
-    return Plan(
-        job=survey.job, files=tuple(replace(planned, uri=found.stored.uri) for planned, found in files)
-    )
+    return Plan(job=survey.job, files=tuple(replace(planned, uri=file.stored.uri) for planned, file in files))
 
 
-def _differences(there: object, here: object, at: str = "") -> list[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = dict.fromkeys([*there, *here])
+def _differences(recorded: object, present: object, key: str = "") -> list[str]:
+    """One line for each key in which two identities differ."""
+    if isinstance(recorded, dict) and isinstance(present, dict):
         return [
             line
-            for key in keys
-            for line in _differences(there.get(key), here.get(key), f"{at}.{key}" if at else str(key))
+            for name in dict.fromkeys([*recorded, *present])
+            for line in _differences(
+                recorded.get(name), present.get(name), f"{key}.{name}" if key else str(name)
+            )
         ]
-    if there == here:
+    if recorded == present:
         return []
-    return [f"{at.removeprefix('spec.')}: {_shown(there)} there, {_shown(here)} here"]
+    return [f"{key.removeprefix('spec.')}: was {_shown(recorded)}, is now {_shown(present)}"]
 
 
 def _shown(value: object) -> str:
@@ -173,35 +182,37 @@ def _shown(value: object) -> str:
 
 
 def _input_differences(record: JobRecord, survey: Survey) -> list[str]:
+    """One line for each input file that is missing, new or changed."""
     if [_content(file) for file in record.files] == [_content(file.stored) for file in survey.files]:
         pairs = zip(record.files, survey.files, strict=True)
-        return [line for planned, found in pairs for line in _row_differences(planned, found)]
-    there = {file.uri: file for file in record.files}
-    here = {file.stored.uri: file.stored for file in survey.files}
-    lines = [f"input: {uri} is gone" for uri in there if uri not in here]
-    lines += [f"input: {uri} is new" for uri in here if uri not in there]
-    for uri in there.keys() & here.keys():
-        mine, theirs = there[uri], here[uri]
-        if (mine.size_bytes, mine.etag) != (theirs.size_bytes, theirs.etag):
-            lines.append(
-                f"input: {uri} has changed ({mine.size_bytes:,} bytes there, {theirs.size_bytes:,} here)"
-            )
+        return [line for planned, surveyed in pairs for line in _row_differences(planned, surveyed)]
+    recorded = {file.uri: file for file in record.files}
+    present = {file.stored.uri: file.stored for file in survey.files}
+    lines = [f"input: {uri} is missing" for uri in recorded if uri not in present]
+    lines += [f"input: {uri} is new" for uri in present if uri not in recorded]
+    for uri in recorded.keys() & present.keys():
+        before, now = recorded[uri], present[uri]
+        if (before.size_bytes, before.etag) != (now.size_bytes, now.etag):
+            sizes = f"was {counted(before.size_bytes, 'byte')}, is now {counted(now.size_bytes, 'byte')}"
+            lines.append(f"input: {uri} has changed ({sizes})")
     return lines
 
 
-def _row_differences(there: PlannedFile, here: SurveyedFile) -> list[str]:
-    """None, unless the record was changed: a file of the same content has the same rows."""
-    if there.num_rows == here.num_rows:
+def _row_differences(planned: PlannedFile, surveyed: SurveyedFile) -> list[str]:
+    """One line if the numbers of rows differ, which only a changed record can cause: the content is equal."""
+    if planned.num_rows == surveyed.num_rows:
         return []
-    return [f"input: {there.uri} has {here.num_rows:,} rows, not the {there.num_rows:,} of {JOB_RECORD}"]
+    present = counted(surveyed.num_rows, "row")
+    return [f"input: {planned.uri} has {present}, not the {planned.num_rows:,} of {JOB_RECORD}"]
 
 
 def _content(file: PlannedFile | StoredObject) -> tuple[str, int, str]:
+    """The file's name, size and ETag: equal for the same content, wherever it is."""
     return posixpath.basename(file.uri), file.size_bytes, file.etag
 
 
 def plan_of_record(record: JobRecord) -> Plan:
-    """The recorded plan as it stands, for commands that have no spec: nothing is compared."""
+    """The recorded plan without a comparison, for commands that have no spec."""
     keep = tuple(dict.fromkeys(record.spec.input.keep))
     columns = ColumnMap(fields=record.identity["columns"], recognised={}, keep=keep)
     job = Job(spec=record.spec, models=record.models, columns=columns, schema=b"")

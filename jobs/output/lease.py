@@ -1,7 +1,7 @@
-"""`_darkroom/driver.json`: who drives this output now and how far it is.
+"""`_darkroom/driver.json`: which driver works on an output now, and its progress.
 
-Two drivers cannot damage each other, since each part's create-only write decides; the lease only saves the
-wasted work. It is also what `darkroom status` reads from elsewhere.
+The lease only saves wasted work: two drivers cannot damage each other's results, because the first write of
+each part counts. `darkroom status` reads the lease from any machine.
 """
 
 import json
@@ -29,24 +29,25 @@ logger = logging.getLogger(__name__)
 
 RENEW_EVERY_S = 10.0
 VALID_S = 60.0
-"""A driver that has not renewed its lease for this long is dead."""
+"""A driver that has not renewed its lease for this long counts as dead."""
 PATIENCE_S = 5.0
-"""How long one renewal is tried: a store that is away must not keep an interrupted driver from ending."""
+"""How long one renewal is tried. An unavailable store must not keep an interrupted driver from ending."""
 MAX_LEASE_BYTES = 1 << 20
-"""A thousand times what it takes."""
+"""A thousand times what a lease needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRecord:
-    """What `_darkroom/driver.json` says; how far the job is, from the first progress on."""
+    """The content of `_darkroom/driver.json`; the progress is missing until the first renewal."""
 
     driver: str
-    """A name that no other driver has."""
+    """A random name, which no other driver has."""
     host: str
     pid: Annotated[int, Field(gt=0, lt=2**31)]
     renewed_at: FiniteFloat
     """Unix seconds."""
     ended: bool
+    """Whether the driver has given up the lease."""
     rows_done: StoredCount | None = None
     images_per_second: FiniteFloat = 0.0
     seconds_left: FiniteFloat | None = None
@@ -54,7 +55,7 @@ class LeaseRecord:
 
     @property
     def age_s(self) -> float:
-        """Since its driver was heard of."""
+        """Seconds since its driver has renewed it."""
         return time.time() - self.renewed_at
 
 
@@ -62,7 +63,7 @@ _RECORD = TypeAdapter(LeaseRecord)
 
 
 def read_lease(output: Output) -> LeaseRecord | None:
-    """The last driver's word; None where there is none that can be understood: it only saves work."""
+    """The output's lease; None where it does not exist or cannot be parsed, because it only saves work."""
     try:
         return parse_json(output.read(LEASE, MAX_LEASE_BYTES), _RECORD, output.uri(LEASE))
     except (FileNotFoundError, RefusedError):
@@ -70,22 +71,22 @@ def read_lease(output: Output) -> LeaseRecord | None:
 
 
 class Lease:
-    """Held while a driver runs; renewed from a thread so that a slow store never stops the dispatch."""
+    """This driver's lease, held for the `with` block. A thread renews it: a slow store delays no dispatch."""
 
     def __init__(self, output: Output) -> None:
-        """`output` is asked for the lease as patiently as for anything that a job begins with."""
+        """`output` is used to claim the lease. Renewals use an impatient storage of their own."""
         self._output = output
-        hasty = open_storage(output.path, timeout_s=PATIENCE_S, deadline_s=PATIENCE_S)
-        self._hasty_output = Output(hasty, output.path)
+        impatient = open_storage(output.path, timeout_s=PATIENCE_S, deadline_s=PATIENCE_S)
+        self._impatient_output = Output(impatient, output.path)
         self._driver = uuid.uuid4().hex
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="lease")
         self._writing: Future[None] | None = None
         self._renewed = float("-inf")
         self._successor: LeaseRecord | None = None
-        """Who has taken the lease since."""
+        """The lease of the driver that has taken over, if one has."""
 
     def __enter__(self) -> "Lease":
-        while not self._claimed():
+        while not self._claim():
             pass
         return self
 
@@ -96,9 +97,9 @@ class Lease:
         self._renew({"ended": True})
 
     def renew(self, tally: Tally) -> None:
-        """Say that this driver is alive and how far it is; does nothing until it is time again.
+        """Start to renew the lease with the present progress, at most every RENEW_EVERY_S seconds.
 
-        RefusedError where another driver was found to have taken over.
+        RefusedError where the last renewal has shown that another driver has taken over.
         """
         self._refuse_succeeded()
         if time.monotonic() - self._renewed < RENEW_EVERY_S or (self._writing and not self._writing.done()):
@@ -107,28 +108,35 @@ class Lease:
         self._writing = self._writer.submit(self._renew, _state(tally))
 
     def confirm(self, tally: Tally) -> None:
-        """Renew it now, before something is written that another driver would write too."""
+        """Renew the lease now and wait for it; for use before a write that another driver would do too.
+
+        RefusedError where another driver has taken over.
+        """
         self._writer.submit(self._renew, _state(tally)).result()
         self._refuse_succeeded()
 
     def _renew(self, state: dict[str, Any]) -> None:
+        """Write the lease with this state, or record the successor if the lease is another driver's now."""
         try:
-            lease = read_lease(self._hasty_output)
+            lease = read_lease(self._impatient_output)
             if lease and lease.driver != self._driver:
                 self._successor = lease
             else:
-                self._hasty_output.replace(LEASE, self._record(state))
+                self._impatient_output.replace(LEASE, self._record(state))
         except DarkroomError as error:
-            # A store that stays away ends the job where a part cannot be written.
+            # If the store stays unavailable, the job ends when a part cannot be written.
             logger.warning("lease not renewed: %s", error)
 
-    def _claimed(self) -> bool:
-        """Whether the lease is this driver's; False where another one has written it in between."""
+    def _claim(self) -> bool:
+        """Try to write this driver's lease; False if somebody else has written the lease in the meantime.
+
+        RefusedError where another driver is alive.
+        """
         storage, uri = self._output.storage, self._output.uri(LEASE)
         stored = storage.stat(uri)
         lease = read_lease(self._output)
         if lease and lease.driver == self._driver:
-            return True  # the reply to its write was lost
+            return True  # The reply to an earlier write was lost.
         if lease and is_alive(lease):
             raise RefusedError(self._refusal(lease))
         if stored is None:
@@ -136,6 +144,7 @@ class Lease:
         return storage.exchange(uri, self._record({}), {}, etag=stored.etag)
 
     def _record(self, state: dict[str, Any]) -> bytes:
+        """The bytes of `_darkroom/driver.json` for this driver now."""
         record = {
             "driver": self._driver,
             "host": socket.gethostname(),
@@ -148,22 +157,23 @@ class Lease:
 
     def _refusal(self, lease: LeaseRecord) -> str:
         return (
-            f"another driver is at work on {self._output.path}: process {lease.pid} on {lease.host}, "
-            f"heard of {lease.age_s:.0f} s ago. Wait for it or stop it; if it is dead, try again in "
+            f"another driver is using {self._output.path}: process {lease.pid} on {lease.host}, which "
+            f"renewed its lease {lease.age_s:.0f} s ago. Wait for it or stop it; if it is dead, try again in "
             f"{max(1, VALID_S - lease.age_s):.0f} s"
         )
 
     def _refuse_succeeded(self) -> None:
+        """Raise RefusedError if another driver has taken over."""
         if self._successor:
             raise RefusedError(
-                f"another driver has taken {self._output.path} over: process {self._successor.pid} on "
-                f"{self._successor.host}. This one had not been heard of for {VALID_S:.0f} s, or "
-                "both began at once. What is committed stays; the other one goes on"
+                f"another driver has taken over {self._output.path}: process {self._successor.pid} on "
+                f"{self._successor.host}. This driver had not renewed its lease for {VALID_S:.0f} s, or both "
+                "started at the same time. Saved parts stay; the other driver continues"
             )
 
 
 def _state(tally: Tally) -> dict[str, Any]:
-    """How far the job is."""
+    """The progress of the job, as the lease records it."""
     return {
         "rows_done": round(tally.rows_done),
         "rows_total": tally.rows_total,
@@ -175,12 +185,12 @@ def _state(tally: Tally) -> dict[str, Any]:
 
 
 def is_alive(lease: LeaseRecord) -> bool:
-    """Whether the driver that wrote this still runs, as far as can be told from here."""
+    """Whether the driver that wrote this lease still runs, as far as this machine can tell."""
     if lease.ended or lease.age_s > VALID_S:
         return False
     if lease.host != socket.gethostname():
         return True
-    # On its own machine a killed driver is found out at once: no waiting to resume.
+    # On the driver's own machine its process can be looked up: after a kill, a job resumes without waiting.
     try:
         os.kill(lease.pid, 0)
     except ProcessLookupError:

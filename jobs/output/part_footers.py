@@ -1,4 +1,4 @@
-"""What the footers of parts tell of their row groups, without reading a row."""
+"""The footers of parts and their row groups, read without reading a row."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from actors.storage.objects import Storage
 from actors.storage.output import Output
 from jobs.output.parts import FOOTERS_AT_ONCE, PartFile, totals_in
-from schemas.columns.output_columns import misfits
+from schemas.columns.output_columns import column_problems
 from schemas.errors import RefusedError
 
 
@@ -21,45 +21,50 @@ class RowGroup:
 
     uri: str
     footer: Any = field(compare=False, repr=False)
-    """The part's, so that it is not read again for every group."""
+    """The part's Parquet footer, kept so that it is not read again for every group."""
     index: int
+    """Position in the part."""
     first_row: int
-    """In the part."""
+    """Position of its first row in the part."""
     num_rows: int
-    pictures: tuple[str, ...]
-    """The columns to be shown as pictures."""
+    image_columns: tuple[str, ...]
+    """The columns to be shown as images."""
     image_bytes: int
-    """Of its embedded pictures; 0 where they are objects of their own."""
+    """Size of its embedded images; 0 where images are objects of their own."""
     columns: tuple[str, ...]
-    """Those of the part that a line of text can show."""
+    """The columns of the part that can be shown as a line of text."""
     kinds: tuple[tuple[str, str] | None, ...]
-    """Least and greatest model, task and status; None where the writer kept no statistics."""
+    """(least, greatest) for model, task and status; None for a column without statistics."""
 
     @property
     def has_failures(self) -> bool:
-        """False where its statistics rule it out."""
-        return self._may_hold("failed", 0)
+        """Whether it may have failed rows; False if its statistics rule that out."""
+        return self._may_have("failed", 0)
 
     @property
     def has_images(self) -> bool:
-        """False where all its rows failed."""
-        return self._may_hold("ok", 1) or self._may_hold("filtered", 1)
+        """Whether it may have rows with images; False if its statistics show that all rows failed."""
+        return self._may_have("ok", 1) or self._may_have("filtered", 1)
 
-    def _may_hold(self, status: str, end: int) -> bool:
-        # In the order of letters: failed, filtered, ok.
+    def _may_have(self, status: str, end: int) -> bool:
+        """Whether this is the least (`end` 0) or greatest (`end` 1) status, or the statuses are unknown."""
+        # The alphabetical order is failed, filtered, ok.
         statuses = self.kinds[-1]
         return statuses is None or statuses[end] == status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFooter:
-    """What a part's footer tells."""
+    """What the contact sheet and `darkroom retry` need of a part's footer."""
 
     groups: tuple[RowGroup, ...]
+    """Row groups that have rows."""
     error_codes: Mapping[str, int]
+    """The number of failed rows by error_code."""
 
 
 def read_footers(output: Output, parts: Sequence[PartFile]) -> list[PartFooter]:
+    """The footers of these parts, in their order; RefusedError where a file is not a darkroom part."""
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         return list(pool.map(lambda part: _read_footer(output.storage, part.stored.uri), parts))
 
@@ -67,44 +72,45 @@ def read_footers(output: Output, parts: Sequence[PartFile]) -> list[PartFooter]:
 def _read_footer(storage: Storage, uri: str) -> PartFooter:
     try:
         with storage.open(uri) as file:
-            found = pq.read_metadata(file)
-        schema = found.schema.to_arrow_schema()
-        for misfit in misfits(schema):
-            raise RefusedError(f"{uri} is no part of darkroom's: {misfit}")
+            metadata = pq.read_metadata(file)
+        schema = metadata.schema.to_arrow_schema()
+        for misfit in column_problems(schema):
+            raise RefusedError(f"{uri} is not a darkroom part: {misfit}")
         columns = tuple(field.name for field in schema if _is_plain(field.type))
-        groups = tuple(_groups(uri, found, columns))
-    # ValueError: of statistics that are no UTF-8.
+        groups = tuple(_groups(uri, metadata, columns))
+    # ValueError: statistics may be invalid UTF-8.
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise RefusedError(f"{uri} is no part of darkroom's: {error}") from error
-    return PartFooter(groups=groups, error_codes=dict(totals_in(found.metadata or {}, uri).error_codes))
+        raise RefusedError(f"{uri} is not a darkroom part: {error}") from error
+    return PartFooter(groups=groups, error_codes=dict(totals_in(metadata.metadata or {}, uri).error_codes))
 
 
 def _is_plain(arrow_type: pa.DataType) -> bool:
+    """Whether a value of this type can be shown as a line of text."""
     binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
     return not pa.types.is_nested(arrow_type) and not any(check(arrow_type) for check in binary)
 
 
-def _groups(uri: str, found: Any, columns: tuple[str, ...]) -> Iterator[RowGroup]:
+def _groups(uri: str, footer: Any, columns: tuple[str, ...]) -> Iterator[RowGroup]:
     first_row = 0
-    for index in range(found.num_row_groups):
-        group = found.row_group(index)
+    for index in range(footer.num_row_groups):
+        group = footer.row_group(index)
         chunks = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
-        pictures = tuple(name for name in ("image", "depth") if f"{name}.bytes" in chunks)
+        image_columns = tuple(name for name in ("image", "depth") if f"{name}.bytes" in chunks)
         if group.num_rows:
             yield RowGroup(
                 uri=uri,
-                footer=found,
+                footer=footer,
                 index=index,
                 first_row=first_row,
                 num_rows=group.num_rows,
-                pictures=pictures,
-                image_bytes=sum(chunks[f"{name}.bytes"].total_compressed_size for name in pictures),
+                image_columns=image_columns,
+                image_bytes=sum(chunks[f"{name}.bytes"].total_compressed_size for name in image_columns),
                 columns=columns,
-                kinds=tuple(_ends(chunks[name]) for name in ("model", "task", "status")),
+                kinds=tuple(_min_and_max(chunks[name]) for name in ("model", "task", "status")),
             )
         first_row += group.num_rows
 
 
-def _ends(chunk: Any) -> tuple[str, str] | None:
+def _min_and_max(chunk: Any) -> tuple[str, str] | None:
     statistics = chunk.statistics
     return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else None

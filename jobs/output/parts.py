@@ -1,4 +1,4 @@
-"""The output's parts as they are: names parsed strictly, footers read, nothing else trusted."""
+"""The parts that an output has: their names are parsed strictly, and only their footers are read."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,8 +17,10 @@ from jobs.output.tally import Abandoned
 from schemas.errors import RefusedError
 from schemas.job import StoredCount
 from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, PARTS_FOLDER, parse_part_file
+from schemas.wording.amounts import counted
 
 FOOTERS_AT_ONCE = 16
+"""Footers that are read at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,13 +28,13 @@ class PartFile:
     """One committed part."""
 
     index: int
-    """Its shard."""
+    """The index of its shard."""
     stored: StoredObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """Rows by outcome, and what they take."""
+    """Sums over parts: input rows by status, images and bytes."""
 
     ok: int = 0
     filtered: int = 0
@@ -40,7 +42,7 @@ class Totals:
     images: int = 0
     size_bytes: int = 0
     error_codes: tuple[tuple[str, int], ...] = ()
-    """Failed rows by error_code, the commonest first."""
+    """(error_code, number of failed rows), the most frequent code first."""
 
     @property
     def rows(self) -> int:
@@ -61,6 +63,8 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Counts:
+    """The value of `darkroom.counts` in a part's footer."""
+
     ok: StoredCount
     filtered: StoredCount
     failed: StoredCount
@@ -74,7 +78,10 @@ _ERROR_CODES = TypeAdapter(dict[str, StoredCount])
 
 
 def list_parts(output: Output, num_shards: int) -> Iterator[PartFile]:
-    """The job's parts. Anything else that lies in `data/` is not darkroom's and is passed over."""
+    """The job's parts. Other files in `data/` do not belong to darkroom and are ignored.
+
+    RefusedError where a part belongs to a job with another number of shards.
+    """
     folder = output.uri(PARTS_FOLDER)
     for stored in output.storage.list(folder):
         parsed = parse_part_file(stored.uri.removeprefix(f"{folder}/"))
@@ -82,12 +89,14 @@ def list_parts(output: Output, num_shards: int) -> Iterator[PartFile]:
             continue
         index, of = parsed
         if of != num_shards or index >= num_shards:
-            raise RefusedError(f"{stored.uri} is a part of another job: this one has {num_shards} parts")
+            raise RefusedError(
+                f"{stored.uri} is a part of another job: this job has {counted(num_shards, 'part')}"
+            )
         yield PartFile(index=index, stored=stored)
 
 
 def done_shards(output: Output, num_shards: int) -> bytearray:
-    """One byte per shard, 1 where its part is there: a million shards are a megabyte."""
+    """One byte per shard, 1 if its part exists: a million shards take a megabyte."""
     done = bytearray(num_shards)
     for part in list_parts(output, num_shards):
         done[part.index] = 1
@@ -95,7 +104,7 @@ def done_shards(output: Output, num_shards: int) -> bytearray:
 
 
 def totals_of(output: Output, parts: Iterable[PartFile]) -> Totals:
-    """Add up what the parts' footers say."""
+    """The sums over these parts, from their footers."""
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         return sum(pool.map(lambda part: _read_totals(output, part), parts), Totals())
 
@@ -106,30 +115,31 @@ def _read_totals(output: Output, part: PartFile) -> Totals:
         with output.storage.open(uri) as file:
             footer = pq.read_metadata(file).metadata or {}
     except (pa.ArrowException, OSError) as error:
-        raise RefusedError(f"{uri} is no part of darkroom's: {error}") from error
+        raise RefusedError(f"{uri} is not a darkroom part: {error}") from error
     return replace(totals_in(footer, uri), size_bytes=part.stored.size_bytes)
 
 
 def totals_in(footer: Mapping[bytes, bytes], name: str) -> Totals:
-    """What a part's footer says of its rows; RefusedError, with the part's name, where it says nothing."""
+    """The totals in a part's footer; RefusedError, with the part's `name`, if they are missing or invalid."""
     counts = _entry(footer, COUNTS_KEY, _COUNTS, name)
     codes = _entry(footer, ERROR_CODES_KEY, _ERROR_CODES, name)
     return Totals(**asdict(counts), error_codes=tuple(codes.items()))
 
 
-def _entry(footer: Mapping[bytes, bytes], key: bytes, wanted: TypeAdapter[Entry], name: str) -> Entry:
+def _entry(footer: Mapping[bytes, bytes], key: bytes, adapter: TypeAdapter[Entry], name: str) -> Entry:
+    """The parsed value of one key of a part's footer."""
     data = footer.get(key)
     if data is None:
-        raise RefusedError(f"{name} is no part of darkroom's: its footer has no `{key.decode()}`")
-    return parse_json(data, wanted, f"`{key.decode()}` in the footer of {name}")
+        raise RefusedError(f"{name} is not a darkroom part: its footer has no `{key.decode()}`")
+    return parse_json(data, adapter, f"`{key.decode()}` in the footer of {name}")
 
 
 def still_missing(abandoned: list[Abandoned], output: Output, num_shards: int) -> list[Abandoned]:
-    """Without those that a worker which was believed dead has made after all."""
+    """The abandoned shards that still have no part: a worker that counted as dead may have written one."""
     if not abandoned:
         return []
     done = done_shards(output, num_shards)
-    return [each for each in abandoned if not done[each.shard.index]]
+    return [left_out for left_out in abandoned if not done[left_out.shard.index]]
 
 
 def output_totals(output: Output, num_shards: int) -> Totals:

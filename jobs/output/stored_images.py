@@ -1,4 +1,4 @@
-"""Images of an output, read back from a part or from an object of their own."""
+"""The images of an output that are objects of their own, read back."""
 
 from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.storage.output import Output
@@ -7,15 +7,16 @@ from schemas.output_layout import IMAGES_FOLDER
 
 
 def read_image(output: Output, uri: str) -> bytes:
-    """A picture's own object. It is looked for in this output, which may have been copied since.
+    """The bytes of an image that is an object of its own.
 
-    RowError where it is not there, or is none of this output's: a part may name anything.
+    The object is looked up by name in this output, because the output may have been copied since the part was
+    written. RowError where it cannot be read, or is not an image of this output: a part may name anything.
     """
     name = uri.rpartition(f"/{IMAGES_FOLDER}/")[2]
     if not name or ".." in name.split("/"):
-        raise RowError("disallowed_uri", f"{uri} is no picture of this output")
-    place = output.uri(f"{IMAGES_FOLDER}/{name}")
+        raise RowError("disallowed_uri", f"{uri} is not an image of this output")
+    image_uri = output.uri(f"{IMAGES_FOLDER}/{name}")
     try:
-        return output.storage.read(place, MAX_IMAGE_FILE_BYTES)
+        return output.storage.read(image_uri, MAX_IMAGE_FILE_BYTES)
     except (FileNotFoundError, DarkroomError) as error:
-        raise RowError("unreadable_uri", f"{place} cannot be read: {error}") from error
+        raise RowError("unreadable_uri", f"{image_uri} cannot be read: {error}") from error

@@ -1,4 +1,4 @@
-"""JSON that lies in an output. Anybody may have written it, so that it is checked where it enters."""
+"""JSON that is read from an output. Anybody may have written it, so it is checked when it is read."""
 
 import json
 from typing import TypeVar
@@ -11,24 +11,26 @@ from schemas.wording.printable import shortened
 Parsed = TypeVar("Parsed")
 
 
-def parse_json(data: bytes, wanted: TypeAdapter[Parsed], name: str) -> Parsed:
-    """The value, of which keys that newer writers have added are left out; RefusedError, with `name` and
-    the first mistake, where it is not of the type that is wanted."""
+def parse_json(data: bytes, adapter: TypeAdapter[Parsed], name: str) -> Parsed:
+    """The value of the adapter's type; unknown keys, which newer versions may add, are ignored.
+
+    RefusedError, with `name` and the first mistake, where the JSON does not have this type.
+    """
     try:
-        return wanted.validate_json(data, strict=True, extra="ignore")
+        return adapter.validate_json(data, strict=True, extra="ignore")
     except ValidationError as error:
         raise RefusedError(f"{name} is not what darkroom writes there: {_first_mistake(error)}") from error
 
 
 def _first_mistake(error: ValidationError) -> str:
     mistake = error.errors(include_url=False)[0]
-    said = mistake["msg"].replace("Input should be", "it should be")
+    rule = mistake["msg"].replace("Input should be", "it should be")
     if not mistake["loc"]:
-        return said
+        return rule
     key = ".".join(map(str, mistake["loc"]))
     if mistake["type"] == "missing":
         return f"`{key}` is missing"
-    return f"`{key}` is {_shown(mistake['input'])}; {said}"
+    return f"`{key}` is {_shown(mistake['input'])}; {rule}"
 
 
 def _shown(value: object) -> str:

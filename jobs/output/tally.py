@@ -1,4 +1,4 @@
-"""What a run has done so far."""
+"""The counts of a run: its progress, and its figures at the end."""
 
 import time
 from collections import Counter
@@ -6,49 +6,56 @@ from dataclasses import dataclass, field
 
 from actors.process import peak_rss_bytes
 from schemas.job import Shard, ShardReport
-from schemas.wording.amounts import duration
+from schemas.wording.amounts import counted, duration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFigures:
-    """What a run took; no part depends on it."""
+    """The time and memory that a run took; no part depends on them."""
 
     seconds: float
     images: int
     images_per_second: float
+    """The rate since the first worker was ready."""
     workers: int
+    """Workers that were ready at the end."""
     seconds_by_stage: dict[str, float]
-    """Of all shards together: reading, waiting for the device, generating, encoding and writing."""
+    """Sums over all shards: reading, waiting for the device, generating, encoding and writing."""
     checkpoint_loads: int
-    """Of all workers together: with room for all of a job's models, at most one each for each worker."""
+    """Sum over all workers: with memory for all models of the job, at most one per model and worker."""
     worker_cpu_seconds: float
-    """Of all workers together."""
+    """Sum over all workers."""
     worker_peak_rss_bytes: int
-    """Of the largest worker."""
+    """Peak memory of the largest worker."""
     driver_cpu_seconds: float
     driver_peak_rss_bytes: int
 
 
 @dataclass(slots=True)
 class Tally:
-    """What this run has done so far."""
+    """The counts of a run so far."""
 
     rows_total: int
+    """Rows of the whole job, or of the shards that a retry runs."""
     rows_before: int
-    """Rows whose parts were there when this run began."""
+    """Rows whose parts existed when this run began."""
     rows: int = 0
     """Rows of shards that this run has finished."""
     images: int = 0
+    """Images of shards that this run has finished."""
     images_unfinished: int = 0
+    """Images so far of shards that are not finished."""
     failed: int = 0
+    """Failed rows of shards that this run has finished."""
     num_workers: int = 0
+    """Workers that are ready now."""
     seconds_by_stage: Counter[str] = field(default_factory=Counter)
     cpu_by_worker: dict[str, float] = field(default_factory=dict)
     loads_by_worker: dict[str, int] = field(default_factory=dict)
     worker_peak_rss_bytes: int = 0
     begun: float = field(default_factory=time.monotonic)
     working_since: float | None = None
-    """When the first worker was up: the rate leaves the start of Ray out."""
+    """When the first worker was ready: the rate excludes the time in which Ray starts."""
 
     def add(self, report: ShardReport) -> None:
         """Count a finished shard."""
@@ -63,44 +70,44 @@ class Tally:
         self.worker_peak_rss_bytes = max(self.worker_peak_rss_bytes, report.peak_rss_bytes)
 
     def tick(self, images_unfinished: int, num_workers: int) -> None:
-        """Take in what the workers say between shards."""
+        """Update the progress of unfinished shards and the number of workers."""
         self.images_unfinished = images_unfinished
         self.num_workers = num_workers
         if self.working_since is None and num_workers:
             self.working_since = time.monotonic()
 
     @property
-    def images_made(self) -> int:
-        """Pictures so far, those of unfinished shards included."""
+    def images_generated(self) -> int:
+        """Images so far, including those of unfinished shards."""
         return self.images + self.images_unfinished
 
     @property
     def rows_done(self) -> float:
-        """Rows so far; those of unfinished shards by their pictures."""
+        """Rows with an outcome so far; for unfinished shards, the number of images is an estimate of it."""
         return min(self.rows_total, self.rows_before + self.rows + self.images_unfinished)
 
     @property
     def seconds(self) -> float:
-        """Since this run began to work."""
+        """Seconds since this run began."""
         return time.monotonic() - self.begun
 
     @property
     def images_per_second(self) -> float:
-        """Since the first worker was up."""
+        """Images per second since the first worker was ready; 0 before that."""
         if self.working_since is None:
             return 0.0
-        return self.images_made / max(time.monotonic() - self.working_since, 0.1)
+        return self.images_generated / max(time.monotonic() - self.working_since, 0.1)
 
     @property
     def seconds_left(self) -> float | None:
-        """At this run's pace; None before there is one."""
-        made = self.rows_done - self.rows_before
-        if made <= 0 or self.working_since is None:
+        """Seconds left at this run's present rate; None until a row is done."""
+        num_rows = self.rows_done - self.rows_before
+        if num_rows <= 0 or self.working_since is None:
             return None
-        return (self.rows_total - self.rows_done) * (time.monotonic() - self.working_since) / made
+        return (self.rows_total - self.rows_done) * (time.monotonic() - self.working_since) / num_rows
 
     def figures(self) -> RunFigures:
-        """For the summary, when all is done."""
+        """The figures for the summary, taken when the run is done."""
         return RunFigures(
             seconds=self.seconds,
             images=self.images,
@@ -115,16 +122,17 @@ class Tally:
         )
 
     def line(self) -> str:
-        """All of it on one line."""
+        """The progress as one line for the terminal."""
         share = self.rows_done / self.rows_total if self.rows_total else 1.0
         return (
-            f"{self.rows_done:,.0f} of {self.rows_total:,} rows ({share:.0%}) · "
-            f"{self.images_per_second:.1f} images/s · {_left(self)} · "
-            f"{self.failed:,} failed · {self.num_workers} {'worker' if self.num_workers == 1 else 'workers'}"
+            f"{self.rows_done:,.0f} of {counted(self.rows_total, 'row')} ({share:.0%}) · "
+            f"{self.images_per_second:.1f} images/s · {_time_left(self)} · "
+            f"{self.failed:,} failed · {counted(self.num_workers, 'worker')}"
         )
 
 
-def _left(tally: Tally) -> str:
+def _time_left(tally: Tally) -> str:
+    """`3 min 10 s left`, or why that is not known yet."""
     seconds = tally.seconds_left
     if not tally.num_workers:
         return "waiting for workers"
@@ -133,7 +141,7 @@ def _left(tally: Tally) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abandoned:
-    """A shard that was given up on in this run."""
+    """A shard that this run has left out."""
 
     shard: Shard
     reason: str

@@ -1,1 +1,1 @@
-"""What a job will do, known before anything is paid for."""
+"""The plan: what a job will do, known before anything is paid for."""

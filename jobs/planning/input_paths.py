@@ -1,4 +1,4 @@
-"""The input's files, from the folders and patterns that name them."""
+"""The files of the input, found by the paths, folders and patterns in input.path."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -14,27 +14,28 @@ _WILDCARDS = "*?["
 
 def find_files(spec: JobSpec, stores: Stores) -> list[StoredObject]:
     """The input's Parquet files in the order of their URIs, each once."""
-    found: dict[str, StoredObject] = {}
+    files_by_uri: dict[str, StoredObject] = {}
     for path in paths_of(spec):
         files = _expand(path, stores.of(path))
         if not files:
-            raise SpecError(f"input.path: no Parquet file is there: {path} (a file, a folder or a pattern)")
+            raise SpecError(f"input.path: there is no Parquet file at {path} (a file, a folder or a pattern)")
         for file in files:
             _check_name(file.uri)
-            found[file.uri] = file
-    return [found[uri] for uri in sorted(found)]
+            files_by_uri[file.uri] = file
+    return [files_by_uri[uri] for uri in sorted(files_by_uri)]
 
 
 def _check_name(uri: str) -> None:
-    """Workers are told of a file by its name, and records tell it in JSON."""
+    """Raise SpecError for a file name that is not valid UTF-8: workers and the job's record need the name."""
     try:
         uri.encode()
         normalised("input.path", uri)
     except UnicodeEncodeError as error:
-        raise SpecError(f"input.path: {uri!r} has a name that is no UTF-8; rename it") from error
+        raise SpecError(f"input.path: {uri!r} has a name that is not valid UTF-8; rename it") from error
 
 
 def paths_of(spec: JobSpec) -> list[str]:
+    """The normalised paths of input.path; SpecError where one, or one of input.pictures, is not valid."""
     for folder in spec.input.pictures:
         normalised("input.pictures", folder)
     paths = [spec.input.path] if isinstance(spec.input.path, str) else spec.input.path
@@ -42,6 +43,7 @@ def paths_of(spec: JobSpec) -> list[str]:
 
 
 def normalised(key: str, path: str) -> str:
+    """The normalised path; SpecError, with the spec's key, where it is not valid."""
     try:
         return normalise(path)
     except SpecError as error:
@@ -55,11 +57,11 @@ def _expand(path: str, storage: Storage) -> Sequence[StoredObject]:
         return [stored]
     first = min((path.index(sign) for sign in _WILDCARDS if sign in path), default=None)
     folder = path if first is None else path[:first].rpartition("/")[0]
-    return [file for file in storage.list(folder) if takes(path, file.uri)]
+    return [file for file in storage.list(folder) if includes(path, file.uri)]
 
 
-def takes(path: str, uri: str) -> bool:
-    """Whether a folder or a pattern stands for this file."""
+def includes(path: str, uri: str) -> bool:
+    """Whether a folder or a pattern of input.path includes this file."""
     if any(sign in path for sign in _WILDCARDS):
         return _matches(uri.split("/"), path.split("/"))
     names = uri.removeprefix(f"{path}/")
@@ -67,7 +69,7 @@ def takes(path: str, uri: str) -> bool:
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    """As in a shell: `*` stays within one name, `**` stands for any number of folders."""
+    """Whether names match patterns as in a shell: `*` matches within one name, `**` any number of folders."""
     if not patterns or (not names and patterns[0] != "**"):
         return not names and not patterns
     if patterns[0] == "**":
@@ -78,5 +80,5 @@ def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    """Names that begin with _ or . are other programs' bookkeeping, as in Spark and Hive."""
+    """Whether a name begins with _ or . as files for the bookkeeping of Spark, Hive and others do."""
     return name.startswith(("_", "."))

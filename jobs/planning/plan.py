@@ -7,27 +7,30 @@ from dataclasses import dataclass
 from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
 from actors.storage.stores import Stores
 from jobs.planning.row_ids import find_repeated
-from jobs.planning.row_scan import MAX_EXAMPLES, Findings, Report, gather
+from jobs.planning.row_scan import MAX_EXAMPLES, Findings, ReportProgress, scan_files
 from jobs.planning.survey import Survey
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A job cut into shards. One line per input file is all it keeps: shards are a formula."""
+    """A job cut into shards. It keeps only one line per input file, from which shards are computed."""
 
     job: Job
     files: tuple[PlannedFile, ...]
 
     @property
     def num_rows(self) -> int:
-        """Rows of the whole input."""
+        """The number of rows in the whole input."""
         return sum(file.num_rows for file in self.files)
 
     @property
     def file_names(self) -> dict[str, str]:
-        """By URI, what a file's rows are named after where they have no ids: its name, or, where files share
-        theirs, the path below the folder that holds them all, wherever that is."""
+        """By URI, the name with which the ids of a file's rows begin if the input has no ids.
+
+        It is the file's name. If several files have one name, it is the path below the folder that all files
+        have in common, wherever that folder is.
+        """
         paths = [file.uri.split("/") for file in self.files]
         folder = 0
         if len({path[-1] for path in paths}) < len(paths):
@@ -38,11 +41,11 @@ class Plan:
 
     @property
     def num_shards(self) -> int:
-        """Parts of the whole output."""
+        """The number of parts in the whole output."""
         return sum(self._shards_in(rows) for file in self.files for rows in file.rows_by_model.values())
 
     def num_shards_of(self, model: str) -> int:
-        """Parts that a model makes."""
+        """The number of parts of one model."""
         return sum(self._shards_in(file.rows_by_model.get(model, 0)) for file in self.files)
 
     def shards(self) -> Iterator[Shard]:
@@ -77,24 +80,25 @@ class Plan:
 
 
 def _between(ordered: Sequence[int], start: int, stop: int) -> Sequence[int]:
+    """The numbers from `start` up to, and without, `stop`."""
     return ordered[bisect_left(ordered, start) : bisect_left(ordered, stop)]
 
 
 def make_plan(
-    survey: Survey, report: Report = lambda rows: None, max_examples: int = MAX_EXAMPLES
+    survey: Survey, report: ReportProgress = lambda rows: None, max_examples: int = MAX_EXAMPLES
 ) -> tuple[Plan, Findings]:
-    """Route and check every row; reads the columns that this needs and nothing else."""
+    """The plan, and what its pass over all rows found. Only the columns that this needs are read."""
     job, stores = survey.job, Stores(survey.job.spec.errors.storage_deadline_s)
-    gathered = gather(survey, stores, report, max_examples)
-    if gathered.keys:
-        repeated = find_repeated(gathered.keys, survey.files, job.columns, stores)
+    totals = scan_files(survey, stores, report, max_examples)
+    if totals.keys:
+        repeated = find_repeated(totals.keys, survey.files, job.columns, stores)
         if repeated:
-            # Rare, and simpler than to take these rows out of what is counted already.
-            gathered = gather(survey, stores, lambda rows: None, max_examples, repeated)
-    return Plan(job=job, files=tuple(gathered.files)), gathered.findings()
+            # A second scan is rare, and simpler than to subtract these rows from the counts.
+            totals = scan_files(survey, stores, lambda rows: None, max_examples, repeated)
+    return Plan(job=job, files=tuple(totals.files)), totals.findings()
 
 
 def expected_bytes(findings: Findings, job: Job) -> int:
-    """A guess at the output's size, from its pixels."""
+    """An estimate of the output's size in bytes, from the number of its pixels."""
     pixels = sum(count.pixels for count in findings.counts)
     return int(pixels * TYPICAL_BYTES_PER_PIXEL[job.spec.output.format])

@@ -1,4 +1,4 @@
-"""A plan as a person reads it."""
+"""The texts of `darkroom plan`: its tables, its bad rows, and the refusal of too many of them."""
 
 from pathlib import PurePath
 
@@ -12,66 +12,70 @@ from jobs.planning.row_scan import MAX_EXAMPLES, BadRow, Findings
 from jobs.planning.survey import Survey
 from schemas.errors import SpecError
 from schemas.job import NO_MODEL, Job
-from schemas.wording.amounts import size_text
+from schemas.wording.amounts import counted, size_text
 from schemas.wording.printable import escaped
 
 LARGE_PART_BYTES = 500_000_000
-"""Hugging Face's advice for one Parquet file, at most."""
+"""The largest Parquet file that Hugging Face recommends."""
 MAX_NAMED = 5
-"""Rows in a refusal."""
+"""The most rows that a refusal names."""
 MAX_ROUTE_LINES = 30
-"""Rows may ask for any number of sizes; the commonest are listed."""
+"""The most lines of the table of routes. Rows may have any number of sizes; the commonest are listed."""
 
 
-def check_rows(found: Survey, console: Console, max_examples: int = MAX_EXAMPLES) -> tuple[Plan, Findings]:
-    """Make the plan, with a bar on a terminal while rows are read."""
+def check_rows(surveyed: Survey, console: Console, max_examples: int = MAX_EXAMPLES) -> tuple[Plan, Findings]:
+    """The plan, and what its pass over all rows found. On a terminal, a bar shows the progress."""
     columns = (TextColumn("checking rows"), BarColumn(30), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=found.num_rows)
-        return make_plan(found, lambda rows: progress.advance(task, rows), max_examples)
+        task = progress.add_task("", total=surveyed.num_rows)
+        return make_plan(surveyed, lambda rows: progress.advance(task, rows), max_examples)
 
 
-def refuse_hopeless(found: Survey, findings: Findings, *, listed: bool = False) -> None:
-    """SpecError where more rows cannot be made than the job's error budget allows; it names some, unless they
-    are `listed` already."""
-    bad, allowed = sum(findings.num_bad.values()), found.job.spec.errors.max_rate
-    if bad / found.num_rows <= allowed:
+def refuse_hopeless(surveyed: Survey, findings: Findings, *, listed: bool = False) -> None:
+    """Raise SpecError where more rows cannot be generated than the job's error budget allows.
+
+    The message names some of the rows, unless they are `listed` already.
+    """
+    num_bad, allowed = sum(findings.num_bad.values()), surveyed.job.spec.errors.max_rate
+    if num_bad / surveyed.num_rows <= allowed:
         return
     codes = ", ".join(f"{count:,} {code}" for code, count in findings.num_bad.items())
-    where = "; they are listed" if listed else _named(findings)
+    examples = "; the plan lists them" if listed else _example_lines(findings)
     raise SpecError(
-        f"{bad:,} of {found.num_rows:,} rows cannot be made ({codes}), "
-        f"more than errors.max_rate ({allowed:g}) allows{where}\n"
-        f"Correct the rows; or, to have them recorded as failed and the others made, "
-        f"--set errors.max_rate={_enough(bad, found.num_rows)}"
+        f"{num_bad:,} of {counted(surveyed.num_rows, 'row')} cannot be generated ({codes}), "
+        f"more than errors.max_rate ({allowed:g}) allows{examples}\n"
+        "Correct the rows. Or, to record them as failed and generate the others, use "
+        f"--set errors.max_rate={_sufficient_rate(num_bad, surveyed.num_rows)}"
     )
 
 
-def _named(findings: Findings) -> str:
-    """A few bad rows, each on a line."""
+def _example_lines(findings: Findings) -> str:
+    """A few bad rows, each on a line of its own."""
     rows = "".join(f"\n  {describe_bad_row(row)}" for row in findings.bad_rows[:MAX_NAMED])
     more = "\n`darkroom plan` lists more of them" if len(findings.bad_rows) > MAX_NAMED else ""
     return f":{rows}{more}"
 
 
-def _enough(bad: int, rows: int) -> float:
-    """The rate, rounded up to three digits so that it is enough."""
-    return -(-bad * 1000 // rows) / 1000
+def _sufficient_rate(num_bad: int, num_rows: int) -> float:
+    """The rate of bad rows, rounded up to three digits, so that errors.max_rate allows it."""
+    return -(-num_bad * 1000 // num_rows) / 1000
 
 
 def describe_bad_row(bad: BadRow) -> str:
-    """`rows.parquet row 12 (owl): invalid_size: height is ...`"""
-    named = f" ({bad.row_id})" if bad.row_id else ""
-    return escaped(f"{PurePath(bad.uri).name} row {bad.row}{named}: {bad.problem}")
+    """A line about a bad row: `rows.parquet row 12 (owl): invalid_size: height is ...`"""
+    row_id = f" ({bad.row_id})" if bad.row_id else ""
+    return escaped(f"{PurePath(bad.uri).name} row {bad.row}{row_id}: {bad.problem}")
 
 
 def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
-    """Routes, mistakes, shards and size."""
+    """Print the plan: columns, models, routes, bad rows, parts and size."""
     print_columns(plan.job, console)
     console.print(_models_table(plan.job))
-    saved = bytes_shared(plan.job.checkpoints)
-    if saved:
-        console.print(f"{size_text(saved)} of weights are the same in two checkpoints and are held once")
+    shared_bytes = bytes_shared(plan.job.checkpoints)
+    if shared_bytes:
+        console.print(
+            f"{size_text(shared_bytes)} of weights are the same in two checkpoints and are loaded only once"
+        )
     _print_safety(plan.job, console)
     console.print(_routes_table(findings))
     _print_bad_rows(plan, findings, console)
@@ -79,7 +83,7 @@ def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
 
 
 def print_columns(job: Job, console: Console) -> None:
-    """The columns that are read by a foreign name: a mapping is never silent."""
+    """Print the columns that are recognised by a foreign name, so that no column is mapped silently."""
     for field, column in job.columns.recognised.items():
         console.print(escaped(f"column `{column}` is read as `{field}`"))
 
@@ -94,20 +98,22 @@ def _models_table(job: Job) -> Table:
 
 
 def _print_safety(job: Job, console: Console) -> None:
-    """Which models have a safety checker, and what becomes of what it flags: off and on are never silent."""
+    """Print which models have a safety checker, and what happens to the images that it flags."""
     safety = job.spec.safety
-    checked = [name for name, card in job.models.items() if card.has_safety_checker]
-    unchecked = [name for name in job.models if name not in checked]
-    if checked:
-        fate = {"drop": "dropped", "black": "stored as black ones", "keep": "stored as they are"}
+    with_checker = [name for name, card in job.models.items() if card.has_safety_checker]
+    without_checker = [name for name in job.models if name not in with_checker]
+    if with_checker:
+        treatment = {"drop": "dropped", "black": "stored as black images", "keep": "stored as they are"}
         meaning = (
-            f"pictures that it flags are {fate[safety.flagged]}, their rows filtered"
+            f"images that it flags are {treatment[safety.flagged]}, and their rows are filtered"
             if safety.checker == "on"
             else "switched off (safety.checker: off), so nothing is flagged"
         )
-        console.print(f"safety checker in {', '.join(checked)}: {meaning}", soft_wrap=True)
-    if unchecked:
-        console.print(f"no safety checker in {', '.join(unchecked)}: nothing is flagged", soft_wrap=True)
+        console.print(f"safety checker in {', '.join(with_checker)}: {meaning}", soft_wrap=True)
+    if without_checker:
+        console.print(
+            f"no safety checker in {', '.join(without_checker)}: nothing is flagged", soft_wrap=True
+        )
 
 
 def _routes_table(findings: Findings) -> Table:
@@ -128,33 +134,31 @@ def _routes_table(findings: Findings) -> Table:
 def _print_bad_rows(plan: Plan, findings: Findings, console: Console) -> None:
     for code, count in findings.num_bad.items():
         examples = [row for row in findings.bad_rows if row.problem.code == code]
-        more = f", the first {len(examples):,} are" if count > len(examples) else ""
-        console.print(f"{count:,} of {plan.num_rows:,} rows cannot be made: {code}{more}", style="bold")
+        more = f"; the first {len(examples):,}:" if count > len(examples) else ""
+        console.print(
+            f"{count:,} of {counted(plan.num_rows, 'row')} cannot be generated: {code}{more}", style="bold"
+        )
         for row in examples:
             console.print(f"  {describe_bad_row(row)}", soft_wrap=True)
     if sum(findings.num_bad.values()) > len(findings.bad_rows):
-        console.print("--bad-rows N names more of them", style="bold")
+        console.print("--bad-rows N lists more of them", style="bold")
 
 
 def _print_output(plan: Plan, findings: Findings, console: Console) -> None:
     spec = plan.job.spec
-    total = expected_bytes(findings, plan.job)
-    models = sum(bool(plan.num_shards_of(model)) for model in plan.job.models)
-    nowhere = plan.num_shards_of(NO_MODEL)
+    total_bytes = expected_bytes(findings, plan.job)
+    num_models = sum(bool(plan.num_shards_of(model)) for model in plan.job.models)
+    num_unroutable = plan.num_shards_of(NO_MODEL)
     console.print(
-        f"{_many(plan.num_rows, 'row')} in {_many(len(plan.files), 'file')} become "
-        f"{_many(plan.num_shards, 'part')} of up to {_many(spec.batching.shard_rows, 'row')} "
-        f"({_many(models, 'model')}"
-        + (f", and {nowhere:,} of rows that no model takes" if nowhere else "")
-        + f"); about {size_text(total)} of {spec.output.format} in {spec.output.path}",
+        f"{counted(plan.num_rows, 'row')} in {counted(len(plan.files), 'file')} "
+        f"{'becomes' if plan.num_rows == 1 else 'become'} {counted(plan.num_shards, 'part')} "
+        f"of up to {counted(spec.batching.shard_rows, 'row')} ({counted(num_models, 'model')}"
+        + (f", and {counted(num_unroutable, 'part')} of rows that no model takes" if num_unroutable else "")
+        + f"); about {size_text(total_bytes)} of {spec.output.format} in {spec.output.path}",
         soft_wrap=True,
     )
-    if total / max(plan.num_shards, 1) > LARGE_PART_BYTES:
+    if total_bytes / max(plan.num_shards, 1) > LARGE_PART_BYTES:
         console.print(
-            f"parts will be about {size_text(total // plan.num_shards)} each; viewers like them below "
-            f"{size_text(LARGE_PART_BYTES)}: lower batching.shard_rows",
+            f"parts will be about {size_text(total_bytes // plan.num_shards)} each; viewers work best with "
+            f"parts below {size_text(LARGE_PART_BYTES)}: lower batching.shard_rows",
         )
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -1,6 +1,6 @@
-"""Whether a spec's routes fit the checkpoints of their models."""
+"""Checks that a spec's routes fit the checkpoints of their models."""
 
-from actors.rows.checks import own_limits
+from actors.rows.checks import checkpoint_limits
 from actors.rows.routing import unsupported_task
 from actors.rows.scheduler_checks import published_scheduler
 from schemas.errors import SpecError
@@ -9,9 +9,11 @@ from schemas.systems.model_card import ModelCard
 from schemas.systems.scheduler_rules import refusal
 from schemas.systems.schedulers import options_text
 from schemas.systems.system_table import System, find_system
+from schemas.wording.amounts import counted
 
 
 def check_routes(spec: JobSpec, models: dict[str, ModelCard]) -> None:
+    """Raise SpecError for the first route that does not fit."""
     for name, route in spec.routes.items():
         card = models[route.model]
         task = spec.task_of(name)
@@ -28,7 +30,7 @@ def check_routes(spec: JobSpec, models: dict[str, ModelCard]) -> None:
                     f"routes.{name}.{parameter}: {value} is not a multiple of {card.size_factor}, "
                     f"the VAE factor of model `{route.model}`"
                 )
-            most = own_limits(card).get(parameter)
+            most = checkpoint_limits(card).get(parameter)
             if most is not None and isinstance(value, int) and value > most:
                 raise SpecError(
                     f"routes.{name}.{parameter}: {value} is more than the {most} that model "
@@ -41,31 +43,32 @@ def _check_scheduler(spec: JobSpec, name: str, system: System, card: ModelCard) 
     route = spec.routes[name]
     values = {**system.defaults, **route.set_parameters()}
     # Rows may change a route's number of steps, but not that of a chain's later steps.
-    follows = any(name in other.then for other in spec.routes.values())
-    late = float(str(values.get("strength") or 1)) < 1 or bool(values.get("denoising_start"))
-    said = refusal(
+    is_later_step = any(name in other.then for other in spec.routes.values())
+    begins_late = float(str(values.get("strength") or 1)) < 1 or bool(values.get("denoising_start"))
+    reason = refusal(
         route.scheduler or card.scheduler,
         None if route.scheduler_options is None else options_text(route.scheduler_options),
         published_scheduler(card, system),
-        int(str(values["num_inference_steps"])) if follows else None,
-        late,
+        int(str(values["num_inference_steps"])) if is_later_step else None,
+        begins_late,
     )
-    if said is not None:
+    if reason is not None:
         key = "scheduler_options" if route.scheduler_options else "scheduler"
-        raise SpecError(f"routes.{name}.{key}: {said}")
+        raise SpecError(f"routes.{name}.{key}: {reason}")
 
 
 def _check_step(spec: JobSpec, route: str, step: str, models: dict[str, ModelCard]) -> None:
     system = find_system(models[spec.routes[step].model].family, spec.task_of(step))
     if system is not None and "image" not in system.images:
         raise SpecError(
-            f"routes.{route}.then: `{step}` ({system.task}) takes no picture, so it cannot come second"
+            f"routes.{route}.then: `{step}` ({system.task}) takes no image, so it cannot be a later step"
         )
     if system is not None and "strength" in system.defaults:
         values = {**system.defaults, **spec.routes[step].set_parameters()}
         steps, strength = (float(str(values[name])) for name in ("num_inference_steps", "strength"))
         if values.get("denoising_start") is None and int(steps * strength) < 1:
             raise SpecError(
-                f"routes.{step}: strength {strength:g} of {steps:g} steps runs no step at all, and as a "
-                f"later step (routes.{route}.then) it takes no row's; raise strength or num_inference_steps"
+                f"routes.{step}: strength {strength:g} of {counted(steps, 'step')} runs no step at all, and "
+                f"rows cannot change the values of a later step (routes.{route}.then); raise strength or "
+                "num_inference_steps"
             )

@@ -1,4 +1,4 @@
-"""Whether every row has an id of its own, over all files of the input: 8 bytes a row, no more."""
+"""The search for row ids that occur more than once in the input. It takes only 8 bytes of memory per row."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -12,73 +12,79 @@ from schemas.columns.input_columns import ColumnMap
 from schemas.errors import SpecError
 
 MAX_COMPARED = 10_000_000
-"""Rows; beyond, their ids are taken at their word. So many take 80 MB and some seconds."""
+"""The most rows whose ids are compared. They take 80 MB and some seconds.
+
+The ids of a larger input are not compared.
+"""
 MAX_REPEATED = 10_000
-"""Rows with an earlier row's id, each of which fails alone; the job's record lists them. With more of them
-the column names something else than rows."""
+"""The most rows that may have an earlier row's id. Each fails alone, and the job's record lists them.
+
+If there are more, the column does not identify rows, and the job is refused.
+"""
 
 Keys = npt.NDArray[np.int64]
 Repeated = Mapping[int, str]
-"""By row of a file, where the row is that had its id first."""
+"""Rows of a file that have an earlier row's id, by row number, each with the place of the earlier row."""
 
 
 def are_compared(columns: ColumnMap, num_rows: int) -> bool:
-    """Whether this job's ids are looked at."""
+    """Whether the ids of this job's rows are compared."""
     return "row_id" in columns.fields and num_rows <= MAX_COMPARED
 
 
 def id_keys(opened: InputFile) -> Keys:
-    """For each row of a file a number that equal ids share, and of others hardly any two."""
-    found = [_keys(ids) for _, ids in _ids(opened)]
-    return np.concatenate([np.empty(0, np.int64), *found])
+    """A number for each row of a file: equal ids have the same number, and different ids rarely do."""
+    keys = [_keys(ids) for _, ids in _ids(opened)]
+    return np.concatenate([np.empty(0, np.int64), *keys])
 
 
 def find_repeated(
     keys: Sequence[Keys], files: Sequence[SurveyedFile], columns: ColumnMap, stores: Stores
 ) -> Mapping[str, Repeated]:
-    """By file, the rows of it that have an earlier row's id; `keys` are the files', in their order.
+    """The rows that have an earlier row's id, by the URI of their file.
 
-    SpecError where they are so many that the column cannot be meant to name rows.
+    `keys`: for each file, in order, the numbers that `id_keys` gave. SpecError where there are more such rows
+    than MAX_REPEATED.
     """
     ordered = np.sort(np.concatenate([np.empty(0, np.int64), *keys]))
-    again = ordered[1:][ordered[1:] == ordered[:-1]]
-    wanted = np.unique(again)[: MAX_REPEATED + 1]
-    first: dict[object, str] = {}
-    found: dict[str, dict[int, str]] = {}
-    left = MAX_REPEATED
-    for uri, row, row_id in _rows_with(wanted, keys, files, columns, stores):
-        place = f"row {row} of {uri}"
-        if row_id not in first:
-            first[row_id] = place
-        elif left:
-            left -= 1
-            found.setdefault(uri, {})[row] = first[row_id]
+    repetitions = ordered[1:][ordered[1:] == ordered[:-1]]
+    repeated_keys = np.unique(repetitions)[: MAX_REPEATED + 1]
+    first_rows: dict[object, str] = {}
+    repeated: dict[str, dict[int, str]] = {}
+    num_left = MAX_REPEATED
+    for uri, row, row_id in _rows_with(repeated_keys, keys, files, columns, stores):
+        location = f"row {row} of {uri}"
+        if row_id not in first_rows:
+            first_rows[row_id] = location
+        elif num_left:
+            num_left -= 1
+            repeated.setdefault(uri, {})[row] = first_rows[row_id]
         else:
             raise SpecError(
-                f"{len(again):,} rows have a `{columns.fields['row_id']}` that an earlier row has, {row_id} "
-                f"for instance ({first[row_id]} and {place}). A row's outcome is found by its id, so each "
-                "needs one of its own; name another column with input.columns: {row_id: ...}, or leave it "
-                "unread with {row_id: null} and rows are named after file and number"
+                f"{len(repetitions):,} rows have a `{columns.fields['row_id']}` that an earlier row has, "
+                f"{row_id} for instance ({first_rows[row_id]} and {location}). A row's outcome is found by "
+                "its id, so each row needs its own; name another column with input.columns: {row_id: ...}, "
+                "or ignore the ids with {row_id: null}: rows are then named after their file and number"
             )
-    return found
+    return repeated
 
 
 def _rows_with(
-    wanted: Keys,
+    searched_keys: Keys,
     keys: Sequence[Keys],
     files: Sequence[SurveyedFile],
     columns: ColumnMap,
     stores: Stores,
 ) -> Iterator[tuple[str, int, object]]:
-    """File, number and id of the rows with these keys: a few may share them by chance."""
-    for file, mine in zip(files, keys, strict=True):
-        if not np.isin(mine, wanted).any():
+    """(URI, row number, id) of each row with one of these keys. Different ids may have one key by chance."""
+    for file, file_keys in zip(files, keys, strict=True):
+        if not np.isin(file_keys, searched_keys).any():
             continue
         uri = file.stored.uri
         with InputFile(stores.of(uri).open(uri), columns) as opened:
             for first_row, ids in _ids(opened):
-                for place in np.flatnonzero(np.isin(_keys(ids), wanted)).tolist():
-                    yield uri, first_row + place, ids[place]
+                for position in np.flatnonzero(np.isin(_keys(ids), searched_keys)).tolist():
+                    yield uri, first_row + position, ids[position]
 
 
 def _ids(opened: InputFile) -> Iterator[tuple[int, list[object]]]:
@@ -87,5 +93,5 @@ def _ids(opened: InputFile) -> Iterator[tuple[int, list[object]]]:
 
 
 def _keys(ids: Sequence[object]) -> Keys:
-    # Not hash() of a number, for which -1 and -2 are one.
+    # A number is its own key, because hash() is equal for -1 and -2.
     return np.fromiter((row_id if isinstance(row_id, int) else hash(row_id) for row_id in ids), np.int64)

@@ -1,4 +1,4 @@
-"""What a pass over the input's rows finds: where they go, and which cannot be made."""
+"""The pass over all rows of the input: which route each row takes, and which rows cannot be generated."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,76 +17,79 @@ from jobs.planning.row_ids import Keys, Repeated, are_compared, id_keys
 from jobs.planning.survey import Survey, SurveyedFile
 from schemas.errors import RowError, SpecError
 from schemas.job import Job, PlannedFile
+from schemas.wording.amounts import counted
 
 FILES_AT_ONCE = 4
+"""Input files that are read at the same time."""
 MAX_EXAMPLES = 20
-"""Rows that a plan names for each kind of mistake, unless asked for more."""
+"""The rows that a plan names for each error code, unless it is asked for another number."""
 Numbers = npt.NDArray[np.float64]
-Report = Callable[[int], None]
-"""Told how many more rows are checked."""
-_Way = tuple[str, str, str]
-"""(route, model, size)"""
+ReportProgress = Callable[[int], None]
+"""A function that is called with the number of rows that have just been checked."""
+_CountKey = tuple[str, str, str]
+"""(route, model, size): the rows that have these in common are counted together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRow:
-    """A row that cannot be made, as the plan names it."""
+    """A row that cannot be generated, as the plan names it."""
 
     uri: str
     row: int
-    """Its number in the file, from 0."""
+    """The row's number in the file, from 0."""
     row_id: str
-    """Empty where the input has no ids."""
+    """The row's id; empty where the input has no ids."""
     problem: RowError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteCount:
-    """Rows that go the same way."""
+    """The number of rows with the same route, model and size, and of their images."""
 
     route: str
     model: str
     size: str
-    """`512x512`, or `input` where the picture that comes in decides."""
+    """`512x512`, or `input` where the input image decides."""
     rows: int
     images: int
     pixels: int
-    """Of all their pictures together; the model's own size is taken where the input decides."""
+    """The pixels of all these images together, computed with the model's own size where the input decides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What a look at every row found."""
+    """What the pass over all rows found."""
 
     counts: tuple[RouteCount, ...]
     bad_rows: tuple[BadRow, ...]
-    """The first ones of each error code."""
+    """The first rows of each error code."""
     num_bad: dict[str, int]
-    """Rows that cannot be made, by error code."""
+    """The number of rows that cannot be generated, by error code."""
 
 
 class _FileScan:
-    """What one file's rows come to."""
+    """The counts of one file's rows."""
 
     def __init__(self, file: SurveyedFile, known_repeated: Repeated, max_examples: int) -> None:
-        """`known_repeated`: rows of the file that have an earlier row's id."""
+        """`known_repeated`: the rows of the file that have an earlier row's id, where they are known."""
         self.file = file
         self._known_repeated = known_repeated
         self._max_examples = max_examples
         self.rows_by_model: Counter[str] = Counter()
         self.repeated: dict[str, list[int]] = {}
-        """By model, which of its rows have an earlier row's id."""
-        self.rows: Counter[_Way] = Counter()
-        self.images: Counter[_Way] = Counter()
-        self.pixels: Counter[_Way] = Counter()
+        """By model: the rows with an earlier row's id, numbered among this file's rows of the model."""
+        self.rows: Counter[_CountKey] = Counter()
+        self.images: Counter[_CountKey] = Counter()
+        self.pixels: Counter[_CountKey] = Counter()
         self.num_bad: Counter[str] = Counter()
         self.examples: list[tuple[int, RowError]] = []
+        """(row number, problem) of the rows that the plan may name."""
         self.bad_rows: list[BadRow] = []
         self.keys: Keys | None = None
-        """Of the rows' ids, where they are compared."""
+        """The keys of the rows' ids, if ids are compared."""
 
-    def planned(self) -> PlannedFile:
-        """The plan's line for the file."""
+    def planned_file(self) -> PlannedFile:
+        """The file's entry in the plan."""
         return PlannedFile(
             uri=self.file.stored.uri,
             size_bytes=self.file.stored.size_bytes,
@@ -96,64 +99,73 @@ class _FileScan:
             repeated=self.repeated,
         )
 
-    def add(self, checked: CheckedBatch, job: Job) -> None:
-        """Count a batch."""
-        checked = self._with_repeated(checked)
-        for row, problem in checked.problems.items():
+    def add(self, checked_batch: CheckedBatch, job: Job) -> None:
+        """Count the rows of a batch."""
+        checked_batch = self._with_repeated(checked_batch)
+        for row, problem in checked_batch.problems.items():
             self.num_bad[problem.code] += 1
             if self.num_bad[problem.code] <= self._max_examples:
-                self.examples.append((checked.batch.first_row + row, problem))
-        fit = np.ones(checked.batch.num_rows, dtype=bool)
-        fit[list(checked.problems)] = False
-        for place, route in enumerate(checked.routes):
-            mine = checked.positions == place
-            self.rows_by_model[route.model] += int(mine.sum())
+                self.examples.append((checked_batch.batch.first_row + row, problem))
+        fit = np.ones(checked_batch.batch.num_rows, dtype=bool)
+        fit[list(checked_batch.problems)] = False
+        for position, route in enumerate(checked_batch.routes):
+            on_route = checked_batch.route_positions == position
+            self.rows_by_model[route.model] += int(on_route.sum())
             if isinstance(route, ResolvedRoute):
-                self._count(checked.batch, route, mine & fit, job)
+                self._count(checked_batch.batch, route, on_route & fit, job)
 
-    def _with_repeated(self, checked: CheckedBatch) -> CheckedBatch:
+    def _with_repeated(self, checked_batch: CheckedBatch) -> CheckedBatch:
+        """The batch with a problem for each row that has an earlier row's id."""
         repeated = self._known_repeated
         if not repeated:
-            return checked
-        first_row, problems = checked.batch.first_row, dict(checked.problems)
-        for row in sorted(row for row in repeated if 0 <= row - first_row < checked.batch.num_rows):
+            return checked_batch
+        first_row, problems = checked_batch.batch.first_row, dict(checked_batch.problems)
+        for row in sorted(row for row in repeated if 0 <= row - first_row < checked_batch.batch.num_rows):
             position = row - first_row
             problem = RowError("duplicate_row_id", f"{repeated[row]} has the same id")
             problems.setdefault(position, problem)
-            place = checked.positions[position]
-            model = checked.routes[place].model
-            mine = [i for i, route in enumerate(checked.routes) if route.model == model]
-            before = int(np.isin(checked.positions[:position], mine).sum())
-            self.repeated.setdefault(model, []).append(self.rows_by_model[model] + before)
-        return replace(checked, problems=problems)
+            model = checked_batch.routes[checked_batch.route_positions[position]].model
+            same_model = [i for i, route in enumerate(checked_batch.routes) if route.model == model]
+            num_before = int(np.isin(checked_batch.route_positions[:position], same_model).sum())
+            self.repeated.setdefault(model, []).append(self.rows_by_model[model] + num_before)
+        return replace(checked_batch, problems=problems)
 
-    def _count(self, batch: RowBatch, route: ResolvedRoute, mine: npt.NDArray[np.bool_], job: Job) -> None:
-        images = _numbers(batch, "num_images_per_prompt", 1)[mine]
+    def _count(
+        self, batch: RowBatch, route: ResolvedRoute, selected: npt.NDArray[np.bool_], job: Job
+    ) -> None:
+        """Count the selected rows of the batch, all of which have this route."""
+        images = _numbers(batch, "num_images_per_prompt", 1)[selected]
         card = job.models[route.model]
-        sized = "height" in route.defaults
-        heights = _numbers(batch, "height", route.defaults.get("height") or card.height)[mine]
-        widths = _numbers(batch, "width", route.defaults.get("width") or card.width)[mine]
-        sizes, places = np.unique(np.stack([heights, widths]), axis=1, return_inverse=True)
-        rows_of = np.bincount(places, minlength=sizes.shape[1]).tolist()
-        images_of = np.bincount(places, images, sizes.shape[1]).astype(int).tolist()
-        for (height, width), rows, made in zip(sizes.T.astype(int).tolist(), rows_of, images_of, strict=True):
-            way = (route.name, route.model, f"{width}x{height}" if sized else "input")
-            self.rows[way] += rows
-            self.images[way] += made
-            self.pixels[way] += made * height * width
+        has_size = "height" in route.defaults
+        heights = _numbers(batch, "height", route.defaults.get("height") or card.height)[selected]
+        widths = _numbers(batch, "width", route.defaults.get("width") or card.width)[selected]
+        sizes, size_positions = np.unique(np.stack([heights, widths]), axis=1, return_inverse=True)
+        rows_by_size = np.bincount(size_positions, minlength=sizes.shape[1]).tolist()
+        images_by_size = np.bincount(size_positions, images, sizes.shape[1]).astype(int).tolist()
+        for (height, width), num_rows, num_images in zip(
+            sizes.T.astype(int).tolist(), rows_by_size, images_by_size, strict=True
+        ):
+            key = (route.name, route.model, f"{width}x{height}" if has_size else "input")
+            self.rows[key] += num_rows
+            self.images[key] += num_images
+            self.pixels[key] += num_images * height * width
 
 
-def gather(
+def scan_files(
     survey: Survey,
     stores: Stores,
-    report: Report,
+    report: ReportProgress,
     max_examples: int,
     repeated: Mapping[str, Repeated] | None = None,
-) -> "Gathered":
-    """Scan all files; `repeated`: the rows with an earlier row's id, by file, where that is known."""
+) -> "ScanTotals":
+    """The counts of all files' rows.
+
+    `repeated`: the rows with an earlier row's id, by the URI of their file. None: they are not known, and the
+    totals have the keys with which they are found.
+    """
     job = survey.job
     router = Router(job.spec, job.models)
-    gathered = Gathered(max_examples)
+    totals = ScanTotals(max_examples)
     with_ids = repeated is None and are_compared(job.columns, survey.num_rows)
 
     def scan_file(file: SurveyedFile) -> _FileScan:
@@ -163,12 +175,12 @@ def gather(
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         for scan in pool.map(scan_file, survey.files):
-            gathered.add(scan)
-    return gathered
+            totals.add(scan)
+    return totals
 
 
 def _scan(
-    scan: _FileScan, job: Job, router: Router, stores: Stores, report: Report, *, with_ids: bool
+    scan: _FileScan, job: Job, router: Router, stores: Stores, report: ReportProgress, *, with_ids: bool
 ) -> None:
     uri = scan.file.stored.uri
     try:
@@ -183,23 +195,23 @@ def _scan(
         raise SpecError(f"input.path: {uri} cannot be read to its end: {error}") from error
 
 
-class Gathered:
-    """What all files' rows come to; of each file only the plan's one line is kept."""
+class ScanTotals:
+    """The sums of all files' counts. Of each file, only its entry in the plan is kept besides."""
 
     def __init__(self, max_examples: int) -> None:
         self._max_examples = max_examples
         self.files: list[PlannedFile] = []
         self.keys: list[Keys] = []
-        """Each file's, where ids are compared."""
-        self._rows: Counter[_Way] = Counter()
-        self._images: Counter[_Way] = Counter()
-        self._pixels: Counter[_Way] = Counter()
+        """The keys of each file's ids, if ids are compared."""
+        self._rows: Counter[_CountKey] = Counter()
+        self._images: Counter[_CountKey] = Counter()
+        self._pixels: Counter[_CountKey] = Counter()
         self._num_bad: Counter[str] = Counter()
         self._bad_rows: dict[str, list[BadRow]] = {}
 
     def add(self, scan: _FileScan) -> None:
         """Add a file's counts."""
-        self.files.append(scan.planned())
+        self.files.append(scan.planned_file())
         self.keys += [] if scan.keys is None else [scan.keys]
         self._rows += scan.rows
         self._images += scan.images
@@ -211,17 +223,17 @@ class Gathered:
                 examples.append(bad)
 
     def findings(self) -> Findings:
-        """The sums."""
+        """The sums. Counts are sorted by route, model and size, and bad rows by error code."""
         counts = [
             RouteCount(
-                route=way[0],
-                model=way[1],
-                size=way[2],
-                rows=self._rows[way],
-                images=self._images[way],
-                pixels=self._pixels[way],
+                route=key[0],
+                model=key[1],
+                size=key[2],
+                rows=self._rows[key],
+                images=self._images[key],
+                pixels=self._pixels[key],
             )
-            for way in sorted(self._rows)
+            for key in sorted(self._rows)
         ]
         bad_rows = [bad for code in sorted(self._bad_rows) for bad in self._bad_rows[code]]
         num_bad = dict(sorted(self._num_bad.items()))
@@ -230,16 +242,17 @@ class Gathered:
 
 def _check_ids(opened: InputFile, uri: str, job: Job) -> None:
     if "row_id" in job.columns.fields:
-        nulls = opened.num_nulls("row_id")
-        if nulls:
+        num_nulls = opened.num_nulls("row_id")
+        if num_nulls:
             column = job.columns.fields["row_id"]
             raise SpecError(
-                f"column `{column}` has {nulls:,} nulls in {uri}; every row needs its id, "
-                "or leave the column out and rows are named after file and number"
+                f"column `{column}` has {counted(num_nulls, 'null')} in {uri}; every row needs its id, "
+                "or leave the column out: rows are then named after their file and number"
             )
 
 
 def _name_examples(scan: _FileScan, opened: InputFile) -> None:
+    """Read the ids of the scan's examples, and make them its bad rows."""
     ids = opened.row_ids([row for row, _ in scan.examples])
     scan.bad_rows = [
         BadRow(uri=scan.file.stored.uri, row=row, row_id=row_id, problem=problem)
@@ -248,6 +261,7 @@ def _name_examples(scan: _FileScan, opened: InputFile) -> None:
 
 
 def _numbers(batch: RowBatch, name: str, default: object) -> Numbers:
+    """Each row's number in the field `name`, or the default where the row has none."""
     column = batch.fields.get(name)
     if column is None:
         return np.full(batch.num_rows, default, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What a spec meets: the input's files and columns, and the checkpoints. Footers only, no rows."""
+"""The survey of a job: its input files and columns, and its checkpoints. Only footers are read, no rows."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from actors.checkpoints.weights_check import check_weights
 from actors.inputs.footers import read_footer
 from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
-from jobs.planning.input_paths import find_files, normalised, paths_of, takes
+from jobs.planning.input_paths import find_files, includes, normalised, paths_of
 from jobs.planning.route_checks import check_routes
 from schemas.columns.input_columns import ColumnMap, map_columns
 from schemas.columns.output_columns import output_schema
@@ -21,11 +21,12 @@ from schemas.spec.job_spec import JobSpec
 from schemas.systems.system_table import SYSTEMS
 
 FOOTERS_AT_ONCE = 16
+"""Footers that are read at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurveyedFile:
-    """One file of the input, by its footer."""
+    """One file of the input, as its footer describes it."""
 
     stored: StoredObject
     num_rows: int
@@ -33,19 +34,19 @@ class SurveyedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """A job and the files it reads."""
+    """A job and the files that it reads."""
 
     job: Job
     files: tuple[SurveyedFile, ...]
 
     @property
     def num_rows(self) -> int:
-        """Rows of the whole input."""
+        """The number of rows in the whole input."""
         return sum(file.num_rows for file in self.files)
 
 
-def survey(spec: JobSpec) -> Survey:
-    """Look at everything a job needs; SpecError for whatever is missing or does not fit."""
+def make_survey(spec: JobSpec) -> Survey:
+    """The survey of everything that a job needs; SpecError for what is missing or does not fit."""
     _check_output(spec)
     stores = Stores(spec.errors.storage_deadline_s)
     stored = find_files(spec, stores)
@@ -53,13 +54,13 @@ def survey(spec: JobSpec) -> Survey:
     columns = map_columns(schema, spec.input)
     _check_columns(spec, columns, schema)
 
-    def look_at(file: StoredObject) -> SurveyedFile:
+    def survey_file(file: StoredObject) -> SurveyedFile:
         num_rows, other = read_footer(stores.of(file.uri), file.uri)
         _check_drift(columns, stored[0].uri, schema, file.uri, other)
         return SurveyedFile(stored=file, num_rows=num_rows)
 
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        files = tuple(pool.map(look_at, stored))
+        files = tuple(pool.map(survey_file, stored))
     if not sum(file.num_rows for file in files):
         raise SpecError(f"input.path: no rows in {', '.join(paths_of(spec))}")
     build_demo_checkpoints(spec.models.values())
@@ -77,12 +78,12 @@ def survey(spec: JobSpec) -> Survey:
 
 
 def _check_output(spec: JobSpec) -> None:
-    """A job must not read what it writes: its parts would look like a changed input."""
+    """Raise SpecError if the job would read its own parts, which would look like a changed input."""
     output = normalised("output.path", spec.output.path)
     for path in paths_of(spec):
-        if takes(path, f"{output}/data/train-00000-of-00001.parquet"):
+        if includes(path, f"{output}/data/train-00000-of-00001.parquet"):
             raise SpecError(
-                f"output.path: {output} lies where input.path looks for rows ({path}), so the job would read "
+                f"output.path: {output} is where input.path looks for rows ({path}), so the job would read "
                 "its own parts; choose a folder beside the input"
             )
 
@@ -98,18 +99,21 @@ def _check_columns(spec: JobSpec, columns: ColumnMap, schema: pa.Schema) -> None
         )
     if "task" not in columns.fields and spec.fallback_route() is None:
         raise SpecError(
-            "the input has no column `task` and the spec no default_route, so no row has a route; "
+            "the input has no column `task` and the spec has no default_route, so no row has a route; "
             f"set default_route to one of {', '.join(spec.routes)}"
         )
 
 
 def _check_drift(columns: ColumnMap, first: str, schema: pa.Schema, uri: str, other: pa.Schema) -> None:
-    """Every file must have the columns that the first one has, with the same types."""
+    """Raise SpecError if the file lacks a column of the first file, or has it with another type."""
     for column in columns.columns():
         if column not in other.names:
-            raise SpecError(f"{uri} has no column `{column}`, which {first} has; all files must agree")
+            raise SpecError(f"{uri} has no column `{column}`, which {first} has; all files must have it")
         if other.names.count(column) > 1:
-            raise SpecError(f"{uri} has several columns of the name `{column}`; rename all but one")
-        mine, theirs = schema.field(column).type, other.field(column).type
-        if mine != theirs:
-            raise SpecError(f"column `{column}` is {theirs} in {uri} and {mine} in {first}; all must agree")
+            raise SpecError(f"{uri} has several columns named `{column}`; rename all but one")
+        first_type, other_type = schema.field(column).type, other.field(column).type
+        if first_type != other_type:
+            raise SpecError(
+                f"column `{column}` is {other_type} in {uri} and {first_type} in {first}; "
+                "it must have the same type in all files"
+            )

@@ -1,1 +1,1 @@
-"""What people read of a job: the contact sheet, the summary, the status, the data set's card."""
+"""What people read about a job: contact sheet, summary, status and dataset card."""

@@ -1,4 +1,4 @@
-"""The contact sheet: one HTML file that shows what a job has made, without a network and on any browser."""
+"""The contact sheet: one HTML file that shows a sample of a job's images in any browser, also offline."""
 
 import base64
 import hashlib
@@ -20,7 +20,7 @@ from jobs.reports.summary import Summary, read_summary
 from models.demo_cache import RANDOM_KINDS
 from schemas.errors import RefusedError
 from schemas.output_layout import CONTACT_SHEET
-from schemas.wording.printable import printable
+from schemas.wording.printable import escaped
 
 _RANDOM = {f"demo:{kind}" for kind in RANDOM_KINDS}
 _TEMPLATE = Path(__file__).with_name("contact_sheet.html")
@@ -28,22 +28,22 @@ _TEMPLATE = Path(__file__).with_name("contact_sheet.html")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sheet:
-    """Everything that the page shows."""
+    """Everything that the page shows; its script uses these names."""
 
     name: str
     output: str
     fingerprint: str
     checkpoints: Mapping[str, str]
-    """By model."""
+    """The checkpoint of each model."""
     random_models: tuple[str, ...]
-    """Those with random weights."""
+    """Models with random weights."""
     num_rows: int
-    """Of the whole input."""
+    """Rows of the whole input."""
     num_shards: int
     num_parts: int
-    """Shards that are done."""
+    """Shards that have a part."""
     num_searched: int
-    """Parts that were looked at for failed rows."""
+    """Parts whose footers were read for failed rows."""
     totals: Totals
     last_run: Mapping[str, Any]
     """`seconds`, `images_per_second`, `workers`, `finished_at`, `versions`; empty without a summary."""
@@ -52,19 +52,20 @@ class Sheet:
 
 
 def write_report(output: Output, *, max_images: int = 240) -> str:
-    """Draw the contact sheet of an output, finished or not, and return its URI."""
+    """Write the contact sheet of an output, finished or not; its URI."""
     try:
         page = render(make_sheet(output, max_images=max_images))
     except UnicodeDecodeError as error:
         raise RefusedError(
-            f"a part of {output.path} holds a text that is no UTF-8 ({error}); `darkroom verify` tells which"
+            f"a part of {output.path} has a text that is not valid UTF-8 ({error}); "
+            "`darkroom verify` names the part"
         ) from error
     output.replace(CONTACT_SHEET, page.encode())
     return output.uri(CONTACT_SHEET)
 
 
 def make_sheet(output: Output, *, max_images: int, image_bytes: int = IMAGE_BYTES) -> Sheet:
-    """Choose what to show of an output, and fetch it, reading about `image_bytes` of embedded pictures."""
+    """The contact sheet of an output, for which about `image_bytes` of embedded images are read."""
     record = require_record(output)
     parts = list(list_parts(output, record.num_shards))
     summary = _current_summary(output, record, len(parts))
@@ -75,7 +76,7 @@ def make_sheet(output: Output, *, max_images: int, image_bytes: int = IMAGE_BYTE
         output=output.path,
         fingerprint=record.fingerprint,
         checkpoints=checkpoints,
-        random_models=tuple(name for name, place in checkpoints.items() if place in _RANDOM),
+        random_models=tuple(name for name, checkpoint in checkpoints.items() if checkpoint in _RANDOM),
         num_rows=sum(file.num_rows for file in record.files),
         num_shards=record.num_shards,
         num_parts=len(parts),
@@ -88,26 +89,26 @@ def make_sheet(output: Output, *, max_images: int, image_bytes: int = IMAGE_BYTE
 
 
 def render(sheet: Sheet) -> str:
-    """The page: the template with the sheet as a JSON island, which its script shows as text only."""
+    """The page: the template with the sheet as JSON inside, whose values the script shows as text only."""
     template = _TEMPLATE.read_text(encoding="utf-8")
-    island = json.dumps({**asdict(sheet), "rows_done": sheet.totals.rows}, ensure_ascii=False)
-    # Nothing in the island may end its element or begin a comment; in JSON all three can be written so.
-    for sign in "<>&":
-        island = island.replace(sign, f"\\u{ord(sign):04x}")
+    sheet_json = json.dumps({**asdict(sheet), "rows_done": sheet.totals.rows}, ensure_ascii=False)
+    # The JSON must not end its element or begin a comment, so these characters are written as JSON escapes.
+    for character in "<>&":
+        sheet_json = sheet_json.replace(character, f"\\u{ord(character):04x}")
     values = {
-        "title": html.escape(printable(sheet.name)),
+        "title": html.escape(escaped(sheet.name)),
         "policy": html.escape(_policy(template)),
-        "sheet": island,
+        "sheet": sheet_json,
     }
-    # In one pass: a prompt may well say {{title}}.
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: values[place[1]], template)
+    # All in one pass, because a prompt may contain {{title}}.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
 
 
 def _policy(template: str) -> str:
     """A Content-Security-Policy that lets the template's own script and style run, and nothing else."""
     script, style = (
-        "'sha256-" + base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode() + "'"
-        for found in (
+        "'sha256-" + base64.b64encode(hashlib.sha256(match[1].encode()).digest()).decode() + "'"
+        for match in (
             re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL) or ("", "")
             for tag in ("script", "style")
         )
@@ -119,13 +120,14 @@ def _policy(template: str) -> str:
 
 
 def _current_summary(output: Output, record: JobRecord, num_parts: int) -> Summary | None:
-    """What the last finished run said; None where there is none, or where parts have come since."""
+    """The summary of the last finished run; None where there is none, or where it does not fit the parts."""
     summary = read_summary(output)
     current = summary and (summary.fingerprint, summary.shards) == (record.fingerprint, num_parts)
     return summary if current else None
 
 
 def _last_run(summary: Summary) -> dict[str, Any]:
-    found = asdict(summary)
+    """The values of `Sheet.last_run` that the summary has."""
+    values = asdict(summary)
     names = ("seconds", "images_per_second", "workers", "finished_at", "versions")
-    return {name: found[name] for name in names if found[name] is not None}
+    return {name: values[name] for name in names if values[name] is not None}

@@ -1,4 +1,4 @@
-"""A few of many, evenly chosen."""
+"""An even choice of a few items out of many."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,11 +9,11 @@ Value = TypeVar("Value")
 
 
 def by_key(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
-    """The values of each key, in their order."""
-    found: dict[Key, list[Value]] = defaultdict(list)
+    """The values of each key, in the order of the pairs."""
+    values: dict[Key, list[Value]] = defaultdict(list)
     for key, value in pairs:
-        found[key].append(value)
-    return found
+        values[key].append(value)
+    return values
 
 
 def spread(items: Sequence[Value], count: int) -> list[Value]:
@@ -24,7 +24,7 @@ def spread(items: Sequence[Value], count: int) -> list[Value]:
 
 
 def share(strata: Mapping[Any, Sequence[Value]], count: int) -> list[Value]:
-    """At most `count` items: of each stratum as many as of any other, or all that it has."""
+    """At most `count` items: an equal number from each stratum, or the whole stratum if it has fewer."""
     chosen: list[Value] = []
     for left, items in zip(range(len(strata), 0, -1), sorted(strata.values(), key=len), strict=True):
         chosen += spread(items, -(-(count - len(chosen)) // left))

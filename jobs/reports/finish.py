@@ -1,4 +1,4 @@
-"""What stands beside the parts when a job is done: totals, manifest, dataset card, contact sheet."""
+"""The files that are written when a job is done: manifest, summary, dataset card, contact sheet, _SUCCESS."""
 
 import json
 
@@ -10,16 +10,20 @@ from jobs.reports.contact_sheet import write_report
 from jobs.reports.summary import write_summary
 from schemas.errors import StorageError
 from schemas.output_layout import DATASET_CARD, MANIFEST, PARTS_FOLDER, SUCCESS
+from schemas.wording.amounts import counted
 
 
 def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
-    """Write everything that says the job is done, `_SUCCESS` last."""
+    """Write the reports of a finished job, and `_SUCCESS` last; the totals of the job.
+
+    StorageError where parts that workers have written are not visible here.
+    """
     parts = list(list_parts(output, record.num_shards))
     if len(parts) < record.num_shards:
         raise StorageError(
-            f"{output.uri(PARTS_FOLDER)} has {len(parts):,} of {record.num_shards:,} parts, although workers "
-            "have written them all: output.path must be a place that every machine of the cluster shares, "
-            "such as s3://"
+            f"{output.uri(PARTS_FOLDER)} has {len(parts):,} of {counted(record.num_shards, 'part')}, "
+            "although workers have written them all: output.path must be a folder that every machine of the "
+            "cluster shares, or an s3:// URI"
         )
     totals = totals_of(output, parts)
     output.replace(MANIFEST, _manifest(output, parts))
@@ -31,11 +35,12 @@ def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
 
 
 def is_finished(output: Output) -> bool:
-    """Whether `finish` came to its end."""
+    """Whether `finish` has written `_SUCCESS`."""
     return output.has(SUCCESS)
 
 
 def _manifest(output: Output, parts: list[PartFile]) -> bytes:
+    """The bytes of `_darkroom/manifest.jsonl`: one line per part."""
     lines = [
         json.dumps(
             {
@@ -52,7 +57,7 @@ def _manifest(output: Output, parts: list[PartFile]) -> bytes:
 def _card(record: JobRecord, totals: Totals) -> str:
     """The dataset card: its front matter is what `load_dataset(folder)` and the Hub read."""
     models = "\n".join(f"- `{name}`: {model.checkpoint}" for name, model in record.spec.models.items())
-    files = record.spec.output.images == "files"
+    are_files = record.spec.output.images == "files"
     return f"""---
 configs:
 - config_name: default
@@ -70,15 +75,15 @@ tags:
 
 # {record.name}
 
-{totals.images:,} images for {totals.rows:,} rows, made with darkroom: {totals.ok:,} rows ok, \
-{totals.filtered:,} filtered by a safety checker, {totals.failed:,} failed.
+{counted(totals.images, "image")} for {counted(totals.rows, "row")}, generated with darkroom: \
+{counted(totals.ok, "row")} ok, {totals.filtered:,} filtered by a safety checker, {totals.failed:,} failed.
 
 Models:
 
 {models}
 
-A failed row keeps its place, with a null `image` and its `error_code` and `error_message`.
-{"Images are objects of their own under `images/`." if files else "Images are inside the Parquet files."}
+A failed row has a null `image`, an `error_code` and an `error_message`.
+{"Images are files of their own under `images/`." if are_files else "Images are inside the Parquet files."}
 Open it with `datasets.load_dataset("parquet", data_files="data/*.parquet")`, or look at
 `contact-sheet.html`.
 """

@@ -1,4 +1,4 @@
-"""`_darkroom/summary.json`: what a finished job came to."""
+"""`_darkroom/summary.json`: the totals and rates of a finished job."""
 
 import json
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from schemas.job import StoredCount
 from schemas.output_layout import SUMMARY
 
 MAX_SUMMARY_BYTES = 1 << 20
-"""A hundred times what it takes."""
+"""A hundred times what a summary needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What `status` and the contact sheet take from it."""
+    """The keys of summary.json that `darkroom status` and the contact sheet read."""
 
     fingerprint: str
     shards: StoredCount
@@ -40,7 +40,7 @@ class Summary:
 
     @property
     def totals(self) -> Totals:
-        """Of the whole job."""
+        """The totals of the whole job."""
         return Totals(
             ok=self.ok,
             filtered=self.filtered,
@@ -55,7 +55,7 @@ _SUMMARY = TypeAdapter(Summary)
 
 
 def read_summary(output: Output) -> Summary | None:
-    """The totals of a finished job; None where it is not finished."""
+    """The summary of a finished job; None where the job is not finished. RefusedError where it is damaged."""
     try:
         return parse_json(output.read(SUMMARY, MAX_SUMMARY_BYTES), _SUMMARY, output.uri(SUMMARY))
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def read_summary(output: Output) -> Summary | None:
 
 
 def write_summary(output: Output, record: JobRecord, totals: Totals, figures: RunFigures) -> None:
-    """Totals of the whole job, and the figures of the run that finished it."""
+    """Write the totals of the whole job, and the figures of the run that finished it."""
     summary = {
         "name": record.name,
         "fingerprint": record.fingerprint,

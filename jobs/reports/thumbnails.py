@@ -1,4 +1,4 @@
-"""Images and texts made small enough for the contact sheet."""
+"""Images and texts, reduced to a size that suits the contact sheet."""
 
 import base64
 import io
@@ -15,25 +15,31 @@ from jobs.output.stored_images import read_image
 from schemas.errors import RowError
 
 THUMBNAIL_SIDE = 320
+"""Pixels of a thumbnail's longer side, at most."""
 CRISP_SIDE = 128
-"""Pictures up to here are stored without loss if they fit, and the page enlarges them pixel by pixel."""
+"""Images up to this side are stored without loss if they fit, and the page enlarges them pixel by pixel."""
 THUMBNAIL_BYTES = 20_000
-"""Noise takes ten times what a photograph takes; its quality is lowered until it fits."""
+"""A thumbnail's size. Noise takes ten times what a photograph takes; its quality is lowered until it fits."""
 QUALITIES = (80, 60, 30, 5)
+"""WebP qualities, tried in this order until a thumbnail fits."""
 MAX_TEXT = 2000
+"""Characters of one text on the page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thumbnails:
-    """A row's thumbnails, or why there are none."""
+    """The thumbnails of an output row, or why it has none."""
 
     thumbnail: str | None = None
+    """The image as a data: URI; None where the row has none."""
     depth: str | None = None
+    """The depth map as a data: URI; None where the row has none."""
     problem: str = ""
+    """Why the images cannot be opened; else empty."""
 
 
 def text(value: object) -> str:
-    """A value as the page shows it."""
+    """The text that the page shows for a value, cut after MAX_TEXT characters."""
     if isinstance(value, float):
         return f"{value:.6g}"
     shown = str(value)
@@ -41,6 +47,7 @@ def text(value: object) -> str:
 
 
 def thumbnails_of(output: Output, record: Mapping[str, Any]) -> Thumbnails:
+    """The thumbnails of an output row; the row's images are in it or in the output's `images/`."""
     try:
         return Thumbnails(
             thumbnail=_thumbnail_of(output, "image", record["image"]),
@@ -51,30 +58,31 @@ def thumbnails_of(output: Output, record: Mapping[str, Any]) -> Thumbnails:
 
 
 def _thumbnail_of(output: Output, kind: str, image: Mapping[str, Any] | None) -> str | None:
-    """A thumbnail; None where there is no picture. RowError where there is one that cannot be opened."""
+    """An image's thumbnail as a data: URI; None for no image. RowError where the image cannot be opened."""
     if image is None:
         return None
     source = ImageSource(data=image["bytes"], uri=image["path"])
-    picture = open_image(kind, source, lambda uri: read_image(output, uri)).decode()
-    return _thumbnail(_in_eight_bits(picture) if picture.mode == "I;16" else picture)
+    decoded = open_image(kind, source, lambda uri: read_image(output, uri)).decode()
+    return _thumbnail(_in_eight_bits(decoded) if decoded.mode == "I;16" else decoded)
 
 
 def _in_eight_bits(depth: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(depth) >> 8).astype(np.uint8))
 
 
-def _thumbnail(picture: Image.Image) -> str:
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    tries = ({"lossless": True},) if max(picture.size) <= CRISP_SIDE else ()
+def _thumbnail(image: Image.Image) -> str:
+    """The image as a data: URI. It is scaled down in place, and stored with the best quality that fits."""
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    lossless = ({"lossless": True},) if max(image.size) <= CRISP_SIDE else ()
     data = b""
-    for options in (*tries, *({"quality": quality} for quality in QUALITIES)):
-        data = _webp(picture, **options)
+    for options in (*lossless, *({"quality": quality} for quality in QUALITIES)):
+        data = _webp(image, **options)
         if len(data) <= THUMBNAIL_BYTES:
             break
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
 
 
-def _webp(picture: Image.Image, **options: int | bool) -> bytes:
+def _webp(image: Image.Image, **options: int | bool) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "webp", **options)
+    image.save(file, "webp", **options)
     return file.getvalue()

@@ -1,1 +1,1 @@
-"""Whether an output keeps the row contract."""
+"""Verification: whether an output keeps the row contract."""

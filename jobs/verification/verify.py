@@ -1,4 +1,4 @@
-"""`darkroom verify`: reads an output again and proves the row contract, or says where it is broken."""
+"""`darkroom verify`: it reads an output again and checks that the output keeps the row contract."""
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator
@@ -24,62 +24,69 @@ from schemas.columns.output_columns import OPTIONAL_PART_COLUMNS, PART_COLUMNS, 
 from schemas.errors import DarkroomError, RefusedError, RowError
 from schemas.job import NO_MODEL, PlannedFile, Shard
 from schemas.output_layout import JOB_RECORD
+from schemas.wording.amounts import counted
 
 PARTS_AT_ONCE = 4
+"""Parts that are checked at the same time."""
 MAX_SHOWN = 20
+"""The most faults that the message lists."""
 
 
-_Item = tuple[Shard, list[Any]]
-"""A shard and the row_ids it must hold, in order."""
+_ExpectedShard = tuple[Shard, list[Any]]
+"""A shard and the row ids that its part must have, in order."""
 
 
 def verify_output(path: str, console: Console) -> None:
-    """Hold every part against the input; DarkroomError where anything is wrong or missing."""
+    """Compare every part with the input; DarkroomError where anything is wrong or missing."""
     output = open_output(path)
     record = require_record(output)
     plan = plan_of_record(record)
-    there = {part.index for part in list_parts(output, record.num_shards)}
-    verifier = _Verifier(output, record, plan, there)
+    stored_shards = {part.index for part in list_parts(output, record.num_shards)}
+    verifier = _Verifier(output, record, plan, stored_shards)
     rows: Counter[str] = Counter()
     images = withheld = 0
     faults = _input_faults(plan)
     with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
-        for verdict in [] if faults else _map_ahead(pool, verifier.check, _expected(plan)):
+        for verdict in [] if faults else _map_ahead(pool, verifier.check, _expected_shards(plan)):
             rows += verdict.rows
             images += verdict.images
             withheld += verdict.withheld
             faults += verdict.faults
     counts = ", ".join(f"{rows[status]:,} {status}" for status in STATUSES)
+    num_outcomes = sum(rows.values())
     console.print(
-        f"{sum(rows.values()):,} of {plan.num_rows:,} input rows have one outcome each ({counts}); "
-        f"{images:,} pictures decode and match their checksums"
-        + (f", {withheld:,} were flagged and dropped" if withheld else "")
-        + f"; {len(there):,} of {plan.num_shards:,} parts",
+        f"{num_outcomes:,} of {counted(plan.num_rows, 'input row')} {'has' if num_outcomes == 1 else 'have'} "
+        f"exactly one outcome ({counts}); {counted(images, 'image')} "
+        + ("decodes and matches its checksum" if images == 1 else "decode and match their checksums")
+        + (f", {withheld:,} {'was' if withheld == 1 else 'were'} flagged and dropped" if withheld else "")
+        + f"; {len(stored_shards):,} of {counted(plan.num_shards, 'part')}",
         highlight=False,
         soft_wrap=True,
     )
     if faults:
         shown = "\n".join(f"  {fault}" for fault in faults[:MAX_SHOWN])
         raise DarkroomError(
-            f"{output.path} does not keep the row contract ({len(faults):,} faults):\n{shown}"
+            f"{output.path} does not keep the row contract ({counted(len(faults), 'fault')}):\n{shown}"
         )
     console.print("verified", highlight=False)
 
 
 def _map_ahead(
-    pool: ThreadPoolExecutor, check: Callable[[_Item], PartVerdict], items: Iterator[_Item]
+    pool: ThreadPoolExecutor,
+    check: Callable[[_ExpectedShard], PartVerdict],
+    expected: Iterator[_ExpectedShard],
 ) -> Iterator[PartVerdict]:
-    """Like `pool.map`, which would draw all the items before it gives the first result."""
-    ahead: deque[Future[PartVerdict]] = deque()
-    for item in items:
-        ahead.append(pool.submit(check, item))
-        if len(ahead) > 2 * PARTS_AT_ONCE:
-            yield ahead.popleft().result()
-    yield from (future.result() for future in ahead)
+    """The results of `check`, in order. `pool.map` would consume all of `expected` before the first one."""
+    pending: deque[Future[PartVerdict]] = deque()
+    for shard in expected:
+        pending.append(pool.submit(check, shard))
+        if len(pending) > 2 * PARTS_AT_ONCE:
+            yield pending.popleft().result()
+    yield from (future.result() for future in pending)
 
 
 def _input_faults(plan: Plan) -> list[str]:
-    """Without the very input that was planned, nothing about the rows can be said."""
+    """The input files that are not as they were planned; without them no row can be verified."""
     stores, columns = Stores(plan.job.spec.errors.storage_deadline_s), plan.job.columns.columns()
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         faults = pool.map(lambda file: _input_fault(stores.of(file.uri), file, columns), plan.files)
@@ -87,6 +94,7 @@ def _input_faults(plan: Plan) -> list[str]:
 
 
 def _input_fault(storage: Storage, file: PlannedFile, columns: Collection[str]) -> str:
+    """What is wrong with an input file; empty if it is as it was planned."""
     stored = storage.stat(file.uri)
     if stored is None or stored.etag != file.etag:
         state = "is gone" if stored is None else "has changed"
@@ -104,30 +112,28 @@ def _input_fault(storage: Storage, file: PlannedFile, columns: Collection[str]) 
     return ""
 
 
-def _expected(plan: Plan) -> Iterator[_Item]:
-    """Every shard with the row_ids it must hold, in order; reads ids and routing columns only."""
+def _expected_shards(plan: Plan) -> Iterator[_ExpectedShard]:
+    """Every shard with the row ids that its part must have. Only ids and routing columns are read."""
     shards: dict[tuple[str, str], list[Shard]] = {}
     for shard in plan.shards():
         shards.setdefault((shard.uri, shard.model), []).append(shard)
     router = Router(plan.job.spec, plan.job.models)
     names = plan.file_names
     for file in plan.files:
-        waiting: defaultdict[str, list[Any]] = defaultdict(list)
-        coming = {model: iter(shards.get((file.uri, model), ())) for model in [*plan.job.models, NO_MODEL]}
-        nearest = {model: next(coming[model], None) for model in coming}
+        ids: defaultdict[str, list[Any]] = defaultdict(list)
+        upcoming = {model: iter(shards.get((file.uri, model), ())) for model in [*plan.job.models, NO_MODEL]}
+        current = {model: next(upcoming[model], None) for model in upcoming}
         for model, row_id in _ids(plan, file.uri, names[file.uri], router):
-            if (filling := nearest[model]) is None:
-                raise RefusedError(
-                    f"`rows_by_model` in {JOB_RECORD} is not what the rows of {file.uri} come to"
-                )
-            waiting[model].append(row_id)
-            if len(waiting[model]) == filling.num_rows:
-                yield filling, waiting.pop(model)
-                nearest[model] = next(coming[model], None)
+            if (current_shard := current[model]) is None:
+                raise RefusedError(f"`rows_by_model` in {JOB_RECORD} does not match the rows of {file.uri}")
+            ids[model].append(row_id)
+            if len(ids[model]) == current_shard.num_rows:
+                yield current_shard, ids.pop(model)
+                current[model] = next(upcoming[model], None)
 
 
 def _ids(plan: Plan, uri: str, name: str, router: Router) -> Iterator[tuple[str, Any]]:
-    """(model, row_id) of every row of a file, whose name is that of its rows."""
+    """(model, row_id) of every row of a file; `name` begins the ids of rows whose input has none."""
     with InputFile(
         Stores(plan.job.spec.errors.storage_deadline_s).of(uri).open(uri), plan.job.columns
     ) as file:
@@ -141,46 +147,46 @@ def _ids(plan: Plan, uri: str, name: str, router: Router) -> Iterator[tuple[str,
 
 
 class _Verifier:
-    """Checks parts; safe to call from several threads."""
+    """Checks parts. Several threads may call it."""
 
-    def __init__(self, output: Output, record: JobRecord, plan: Plan, there: set[int]) -> None:
+    def __init__(self, output: Output, record: JobRecord, plan: Plan, stored_shards: set[int]) -> None:
         self._output = output
         self._record = record
         self._router = Router(plan.job.spec, plan.job.models)
-        self._there = there
+        self._stored_shards = stored_shards
 
-    def check(self, expected: _Item) -> PartVerdict:
-        """One part against the ids it must hold."""
+    def check(self, expected: _ExpectedShard) -> PartVerdict:
+        """The result of comparing a part with the ids that it must have."""
         shard, ids = expected
-        if shard.index not in self._there:
+        if shard.index not in self._stored_shards:
             faults = [f"{shard.name} is missing: run again"]
             return PartVerdict(rows=Counter(), images=0, withheld=0, faults=faults)
         uri = self._output.part_uri(shard.name)
-        found = PartCheck(shard.name, ids, self._record.spec, self._router, self._read_image)
+        part_check = PartCheck(shard.name, ids, self._record.spec, self._router, self._read_image)
         try:
             with (
                 self._output.storage.open(uri) as source,
                 pq.ParquetFile(source, page_checksum_verification=True) as part,
             ):
-                found.footer(part.metadata.metadata or {}, self._record.fingerprint)
-                self._check_rows(part, found)
-        # ValueError: of texts that are no UTF-8.
+                part_check.footer(part.metadata.metadata or {}, self._record.fingerprint)
+                self._check_rows(part, part_check)
+        # ValueError: a text is not valid UTF-8.
         except (pa.ArrowException, OSError, ValueError) as error:
-            found.faults.append(f"{shard.name} cannot be read: {error}")
-        return found.verdict()
+            part_check.faults.append(f"{shard.name} cannot be read: {error}")
+        return part_check.verdict()
 
     def _read_image(self, uri: str) -> bytes:
         if self._record.spec.output.images != "files":
             raise RowError("missing_image", "its bytes are not in the part")
         return read_image(self._output, uri)
 
-    def _check_rows(self, part: pq.ParquetFile, found: PartCheck) -> None:
-        there = part.schema_arrow
-        if wrong := column_problems(there):
-            found.faults.append(f"{found.name} is no part of darkroom's: {'; '.join(wrong)}")
+    def _check_rows(self, part: pq.ParquetFile, part_check: PartCheck) -> None:
+        schema = part.schema_arrow
+        if problems := column_problems(schema):
+            part_check.faults.append(f"{part_check.name} is not a darkroom part: {'; '.join(problems)}")
             return
-        columns = [*PART_COLUMNS, *(name for name in OPTIONAL_PART_COLUMNS if name in there.names)]
+        columns = [*PART_COLUMNS, *(name for name in OPTIONAL_PART_COLUMNS if name in schema.names)]
         for batch in part.iter_batches(batch_size=64, columns=columns, use_threads=False):
             for row in batch.to_pylist():
-                found.row(row)
-        found.end()
+                part_check.row(row)
+        part_check.end()

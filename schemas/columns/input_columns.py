@@ -1,4 +1,4 @@
-"""Which input column is which field of a row: by name, by the spec's word, or by a known foreign name."""
+"""Which input column fills which field of a row: by the field's name, by the spec, or by a foreign name."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from schemas.errors import SpecError
 from schemas.spec.job_spec import InputSpec
 from schemas.systems.parameters import PARAMETERS
 from schemas.wording.foreign_names import FOREIGN_NAMES
-from schemas.wording.nearest import nearest
+from schemas.wording.nearest import did_you_mean
 
 IMAGE_FIELDS: tuple[str, ...] = ("image", "mask_image", "depth_map")
-"""Fields that hold a picture: an HF image struct, bytes, or a URI."""
+"""Fields that contain an image: a Hugging Face image struct, bytes, or a URI."""
 
 TEXT_FIELDS: tuple[str, ...] = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
-"""Fields that hold what the picture should show, or should not."""
+"""Fields that say what the image should show, or should not show."""
 
 FIELD_KINDS: dict[str, str] = {
     "row_id": "id",
@@ -27,7 +27,7 @@ FIELD_KINDS: dict[str, str] = {
     "num_images_per_prompt": "whole number",
     **{name: bounds.kind for name, bounds in PARAMETERS.items()},
 }
-"""Every field an input row may have, and what kind of column can fill it."""
+"""Every field that an input row may have, and the kind of column that can fill it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,19 +35,22 @@ class ColumnMap:
     """The columns that a job reads."""
 
     fields: Mapping[str, str]
-    """field: column, for the fields the input has."""
+    """The column of each field that the input has: field to column."""
     recognised: Mapping[str, str]
-    """The part of `fields` that went by a foreign name; printed, never silent."""
+    """Those entries of `fields` whose column has a foreign name; the plan prints them."""
     keep: tuple[str, ...]
-    """Columns that go to the output as they are."""
+    """The kept columns, which are copied to the output."""
 
     def columns(self) -> list[str]:
-        """Every column that generating needs."""
+        """Every column that workers read, each once: the fields' columns, then the kept columns."""
         return list(dict.fromkeys([*self.fields.values(), *self.keep]))
 
 
 def map_columns(schema: pa.Schema, spec: InputSpec) -> ColumnMap:
-    """Find each field's column; SpecError where a named one is missing or of an unusable type."""
+    """The column of each field, and the kept columns.
+
+    Raises SpecError if a column that the spec names is missing, or has a type that does not fit its field.
+    """
     names = list(schema.names)
     _check_spec(spec, names)
     fields = {field: column for field, column in spec.columns.items() if column is not None}
@@ -69,7 +72,7 @@ def map_columns(schema: pa.Schema, spec: InputSpec) -> ColumnMap:
 def _check_spec(spec: InputSpec, names: list[str]) -> None:
     for field, column in spec.columns.items():
         if field not in FIELD_KINDS:
-            hint = nearest(field, FIELD_KINDS) or f"; fields are {', '.join(FIELD_KINDS)}"
+            hint = did_you_mean(field, FIELD_KINDS) or f"; fields are {', '.join(FIELD_KINDS)}"
             raise SpecError(f"input.columns: darkroom has no field `{field}`{hint}")
         if column is not None and column not in names:
             raise SpecError(f"input.columns.{field}: {_no_column(column, names)}")
@@ -79,31 +82,31 @@ def _check_spec(spec: InputSpec, names: list[str]) -> None:
 
 
 def _no_column(column: str, names: list[str]) -> str:
-    return f"the input has no column `{column}`{nearest(column, names)}; it has {', '.join(names)}"
+    return f"the input has no column `{column}`{did_you_mean(column, names)}; it has {', '.join(names)}"
 
 
 def _recognise(spare: list[str], settled: Collection[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    recognised: dict[str, str] = {}
     for column in spare:
         field = FOREIGN_NAMES.get(column.lower()) or (
             column.lower() if column.lower() in FIELD_KINDS else None
         )
         if field is None or field in settled:
             continue
-        if field in found:
+        if field in recognised:
             raise SpecError(
-                f"both `{found[field]}` and `{column}` could be the field `{field}`; "
+                f"both `{recognised[field]}` and `{column}` could be the field `{field}`; "
                 f"choose one with input.columns: {{{field}: {column}}}"
             )
-        found[field] = column
-    return found
+        recognised[field] = column
+    return recognised
 
 
 def _check_type(field: str, column: str, arrow_type: pa.DataType) -> None:
     kind = FIELD_KINDS[field]
     if _accepts(kind, dense(arrow_type)):
         return
-    shape = {
+    fitting = {
         "whole number": "whole numbers",
         "number": "numbers",
         "id": "text or whole numbers",
@@ -112,19 +115,22 @@ def _check_type(field: str, column: str, arrow_type: pa.DataType) -> None:
         "options": "JSON text, or a struct or a map of numbers, texts and booleans",
     }
     raise SpecError(
-        f"column `{column}` is {arrow_type}, but the field `{field}` wants {shape.get(kind, kind)}; "
+        f"column `{column}` is {arrow_type}, but the field `{field}` needs {fitting.get(kind, kind)}; "
         f"convert it, name another column with input.columns: {{{field}: ...}}, or leave the field unread "
         f"with {{{field}: null}}"
     )
 
 
 def dense(arrow_type: pa.DataType) -> pa.DataType:
-    """The type itself, or that of a dictionary's values."""
+    """The type of the values: that of a dictionary's values, else the type itself."""
     return arrow_type.value_type if pa.types.is_dictionary(arrow_type) else arrow_type
 
 
 def kept_type(column: str, arrow_type: pa.DataType) -> pa.DataType:
-    """What a kept column becomes; SpecError where Arrow itself cannot pick single rows of it."""
+    """The type that a kept column has in the output: without dictionaries and views.
+
+    Raises SpecError if Arrow cannot take single rows of a column of this type.
+    """
     plain = dense(arrow_type)
     if "_view" in str(plain):
         plain = _without_views(plain)
@@ -132,14 +138,14 @@ def kept_type(column: str, arrow_type: pa.DataType) -> pa.DataType:
         pa.nulls(1, arrow_type).cast(plain).take(pa.array([0]))
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise SpecError(
-            f"input.keep: column `{column}` is {arrow_type}, of which Arrow cannot copy single rows; "
-            "convert it, or do not keep it"
+            f"input.keep: column `{column}` is {arrow_type}, and Arrow cannot copy single rows of that type; "
+            "convert the column, or leave it out of input.keep"
         ) from error
     return plain
 
 
 def _without_views(arrow_type: pa.DataType) -> pa.DataType:
-    """With plain texts, bytes and lists in place of Arrow's views, which it can read and hardly use."""
+    """The type with plain texts, bytes and lists instead of views, which Arrow can read but hardly use."""
     types, inner = pa.types, _without_views
     if types.is_string_view(arrow_type):
         return pa.large_string()
@@ -164,7 +170,7 @@ def _item(arrow_type: pa.DataType) -> pa.Field:
 
 
 def id_type(arrow_type: pa.DataType) -> pa.DataType:
-    """What ids become: int64 where that holds them all, else text."""
+    """The type that ids have in the output: int64 for whole numbers that always fit in it, else text."""
     kind = dense(arrow_type)
     return pa.int64() if pa.types.is_integer(kind) and not pa.types.is_uint64(kind) else pa.string()
 
@@ -184,7 +190,7 @@ def _accepts(kind: str, arrow_type: pa.DataType) -> bool:
         return _is_list(arrow_type) and pa.types.is_integer(arrow_type.value_type)
     if kind == "options":
         return text or _is_mapping(arrow_type)
-    # A whole number with nulls comes out of pandas as a float column: its values are checked by row.
+    # pandas turns whole numbers with nulls into a float column: their values are checked row by row.
     return bool({"id": text or whole, "text": text, "whole number": number, "number": number}[kind])
 
 
@@ -194,7 +200,7 @@ def _is_list(arrow_type: pa.DataType) -> bool:
 
 
 def _is_mapping(arrow_type: pa.DataType) -> bool:
-    """From names to single values."""
+    """Whether the type is a map or struct of names to single values."""
     if pa.types.is_map(arrow_type):
         return _accepts("text", arrow_type.key_type) and _is_setting(arrow_type.item_type)
     return pa.types.is_struct(arrow_type) and all(_is_setting(field.type) for field in arrow_type)

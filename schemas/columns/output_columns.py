@@ -1,4 +1,4 @@
-"""The output's columns: one row per image, with Hugging Face's image type and its schema metadata."""
+"""The output's columns: one row per image, with Hugging Face's image type and schema metadata."""
 
 import json
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from schemas.systems.parameters import PARAMETERS
 from schemas.systems.system_table import PROMPTS, System, find_system
 
 IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
-"""Exactly this, in this order: datasets 5.2 takes any other type for raw bytes, without a word."""
+"""The type of an image column. datasets 5.2 silently reads any other type or order of fields as raw bytes."""
 
 STATUSES: tuple[str, ...] = ("ok", "filtered", "failed")
-"""A row's outcomes: made, made but withheld by a safety checker, and not made."""
+"""A row's outcomes: generated, flagged by a safety checker, and not generated."""
 
 PART_COLUMNS: dict[str, tuple[pa.DataType, ...]] = {
     "row_id": (pa.string(), pa.int64()),
@@ -34,12 +34,16 @@ PART_COLUMNS: dict[str, tuple[pa.DataType, ...]] = {
     "error_message": (pa.string(),),
     "image_sha256": (pa.string(),),
 }
-"""What every part has, and of which types: what programs read of parts that anybody may have changed."""
-PART_COLUMNS_IF_THERE: dict[str, tuple[pa.DataType, ...]] = {
+"""Columns that every part has and that darkroom reads again, with the types that each may have.
+
+They are checked before they are read, because anybody may have changed the part.
+"""
+OPTIONAL_PART_COLUMNS: dict[str, tuple[pa.DataType, ...]] = {
     "depth": (IMAGE_TYPE,),
     "depth_sha256": (pa.string(),),
     "step_images": (pa.list_(IMAGE_TYPE),),
 }
+"""Further columns that darkroom reads again if the part has them."""
 NEVER_NULL = ("row_id", "image_index", "status")
 
 _ARROW_KINDS: dict[str, pa.DataType] = {
@@ -54,11 +58,16 @@ _ARROW_KINDS: dict[str, pa.DataType] = {
 def output_schema(
     spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMap, input_schema: pa.Schema
 ) -> pa.Schema:
-    """The schema of every part of a job; SpecError where a kept column's name is already taken."""
+    """The schema of every part of a job.
+
+    Raises SpecError if a kept column has the name of a column that darkroom writes.
+    """
     systems = _systems(spec, models)
     depth = any(system.gives_depth for system in systems)
     steps = any(route.keep_steps for route in spec.routes.values())
-    texts = [name for name in TEXT_FIELDS if name in PROMPTS or any(name in each.texts for each in systems)]
+    texts = [
+        name for name in TEXT_FIELDS if name in PROMPTS or any(name in system.texts for system in systems)
+    ]
     fields = [
         pa.field("row_id", _id_type(columns, input_schema), nullable=False),
         pa.field("image_index", pa.int64(), nullable=False),
@@ -81,8 +90,8 @@ def output_schema(
         *([pa.field("step_images", pa.list_(IMAGE_TYPE))] if steps else []),
     ]
     written = {field.name for field in fields}
-    # Also what this job does not write: parts of all jobs are read alike.
-    taken = written | PART_COLUMNS_IF_THERE.keys()
+    # Also the columns that this job does not write: parts of all jobs are read in the same way.
+    taken = written | OPTIONAL_PART_COLUMNS.keys()
     for name in columns.keep:
         if name in taken:
             raise SpecError(
@@ -94,31 +103,31 @@ def output_schema(
     return pa.schema(fields, metadata=_hugging_face(images, {"step_images"} & written))
 
 
-def misfits(schema: pa.Schema) -> list[str]:
-    """How a part's schema is not that of any job."""
-    wanted = PART_COLUMNS | {
-        name: PART_COLUMNS_IF_THERE[name] for name in PART_COLUMNS_IF_THERE if name in schema.names
+def column_problems(schema: pa.Schema) -> list[str]:
+    """What is wrong with a part's schema: one text for each column that does not fit."""
+    expected = PART_COLUMNS | {
+        name: OPTIONAL_PART_COLUMNS[name] for name in OPTIONAL_PART_COLUMNS if name in schema.names
     }
-    return [problem for name, types in wanted.items() if (problem := _misfit(schema, name, types))]
+    return [problem for name, types in expected.items() if (problem := _column_problem(schema, name, types))]
 
 
-def _misfit(schema: pa.Schema, name: str, types: Sequence[pa.DataType]) -> str:
-    places = schema.get_all_field_indices(name)
-    if len(places) != 1:
-        return f"column `{name}` is there {len(places)} times" if places else f"column `{name}` is missing"
-    found = schema.field(places[0]).type
-    return "" if found in types else f"column `{name}` is {found}, not {' or '.join(map(str, types))}"
+def _column_problem(schema: pa.Schema, name: str, types: Sequence[pa.DataType]) -> str:
+    indices = schema.get_all_field_indices(name)
+    if len(indices) != 1:
+        return f"there are {len(indices)} columns `{name}`" if indices else f"column `{name}` is missing"
+    actual = schema.field(indices[0]).type
+    return "" if actual in types else f"column `{name}` is {actual}, not {' or '.join(map(str, types))}"
 
 
 def _systems(spec: JobSpec, models: dict[str, ModelCard]) -> list[System]:
-    """All that some row of this job can go through."""
+    """Every system that some row of this job can use."""
     families = sorted({card.family for card in models.values()})
-    found = (find_system(family, spec.task_of(route)) for family in families for route in spec.routes)
-    return [system for system in found if system is not None]
+    systems = (find_system(family, spec.task_of(route)) for family in families for route in spec.routes)
+    return [system for system in systems if system is not None]
 
 
 def _used_parameters(systems: Sequence[System]) -> list[str]:
-    """Parameters that some row can have; width and height are the image's own columns."""
+    """The parameters that some row can have, without width and height, which are columns of the image."""
     taken = {name for system in systems for name in system.defaults}
     return [name for name in PARAMETERS if name in taken and name not in ("height", "width")]
 
@@ -133,7 +142,7 @@ def _image_columns(input_schema: pa.Schema, keep: tuple[str, ...]) -> set[str]:
 
 
 def _hugging_face(images: set[str], lists: set[str]) -> dict[str, str]:
-    # Naming the image columns is enough; a listed type that differs from Arrow's own is an error.
+    # Naming the image columns is enough. A type listed here that differs from the Arrow type is an error.
     image = {"_type": "Image"}
     features: dict[str, Any] = dict.fromkeys(sorted(images), image)
     features |= {name: {"_type": "List", "feature": image} for name in sorted(lists)}

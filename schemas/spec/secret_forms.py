@@ -1,4 +1,4 @@
-"""What keys and tokens look like: forms that nothing else has, no word, path, hash or commit."""
+"""The forms of secret keys and tokens: forms that no word, path, hash or commit has."""
 
 import re
 
@@ -18,12 +18,12 @@ _FORMS = (
     r"[rs]k_(?:live|test)_[A-Za-z0-9]{16}",  # Stripe
     r"npm_[A-Za-z0-9]{36}",
     r"pypi-AgE[A-Za-z0-9_-]{40}",
-    # JSON Web Tokens. Begun at the beginning of a word alone: "_eyJ_eyJ_..." would be read from each again.
+    # JSON Web Tokens. The match begins only where a word begins: "_eyJ_eyJ_..." would be read anew from each.
     r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.",
 )
 _SECRET = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(_FORMS)})|-----BEGIN [A-Z ]*PRIVATE KEY")
 
 
 def has_secret_form(text: str) -> bool:
-    """Whether a key or token of a form that is known stands in the text."""
+    """Whether the text contains a key or token of one of these forms."""
     return _SECRET.search(text) is not None

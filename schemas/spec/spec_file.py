@@ -1,4 +1,4 @@
-"""From a YAML file to a JobSpec, with errors that name the line, the key and the way out."""
+"""From a YAML file to a JobSpec, with errors that name the line and the key and say how to fix them."""
 
 import json
 from collections.abc import Sequence
@@ -13,13 +13,14 @@ from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 from schemas.spec.secret_forms import has_secret_form
 from schemas.spec.strict_yaml import MAX_DEPTH, Location, parse_yaml, read_yaml
+from schemas.wording.amounts import counted
 from schemas.wording.foreign_names import FOREIGN_NAMES
-from schemas.wording.nearest import nearest
+from schemas.wording.nearest import did_you_mean
 from schemas.wording.printable import shortened
 
 MAX_MISTAKES = 20
-"""Lines of a refusal."""
-_WANTED = {
+"""The most mistakes that one SpecError lists."""
+_EXPECTED = {
     "int_type": "a whole number",
     "bool_type": "true or false",
     "float_type": "a number",
@@ -30,11 +31,11 @@ _WANTED = {
     "list_type": "a list",
     "dict_type": "a mapping of names to values",
 }
-"""What pydantic's types of error say that a value should be."""
+"""What the value must be, by pydantic's type of error."""
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
-    """Read a job's YAML, apply `a.b=value` overrides, check all of it.
+    """The spec in a job's YAML file, with `a.b=value` overrides applied, and fully checked.
 
     Raises SpecError with one line per mistake.
     """
@@ -52,7 +53,7 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
 
 
 def _refuse_secrets(value: object, sources: dict[Location, str], at: Location = ()) -> None:
-    """The spec is stored beside the output and shown in reports: a key has no place in it."""
+    """Raise SpecError for a value that looks like a secret, because outputs and reports contain the spec."""
     if isinstance(value, (dict, list)):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             _refuse_secrets(key, sources, at)
@@ -61,7 +62,7 @@ def _refuse_secrets(value: object, sources: dict[Location, str], at: Location = 
         source = next((sources[at[:n]] for n in range(len(at), -1, -1) if at[:n] in sources), "the spec")
         raise SpecError(
             f"{source.partition('=')[0]}: a value here has the form of a secret key or token; credentials "
-            "are found in the environment of the driver and the workers (AWS_*, HF_TOKEN), never in a spec"
+            "belong in the environment of the driver and the workers (AWS_*, HF_TOKEN), never in a spec"
         )
 
 
@@ -71,28 +72,28 @@ def _apply(value: dict[str, Any], override: str, sources: dict[Location, str]) -
     if not equals or not all(names):
         raise SpecError(f"{typed}: write it as key.key=value, such as --set seed=7")
     if len(names) > MAX_DEPTH:
-        raise SpecError(f"{typed}: nested more than {MAX_DEPTH} deep")
+        raise SpecError(f"{typed}: is nested more than {MAX_DEPTH} levels deep")
     parsed, _ = parse_yaml(text, f"--set {shortened(key)}")
     section = value
     for name in names[:-1]:
         section = section.setdefault(name, {})
         if not isinstance(section, dict):
-            raise SpecError(f"{typed}: `{shortened(name)}` holds a value, not a section with keys")
+            raise SpecError(f"{typed}: `{shortened(name)}` is a value, not a section with keys")
     section[names[-1]] = parsed
     at = tuple(names)
-    for below in [place for place in sources if place[: len(at)] == at]:
+    for below in [location for location in sources if location[: len(at)] == at]:
         del sources[below]
     sources[at] = typed
 
 
 def _describe(error: ValidationError, value: Any, sources: dict[Location, str], path: str) -> str:
-    """One line per place; of many the first ones."""
+    """The message: one line for each faulty value, for at most MAX_MISTAKES of them."""
     details: dict[Location, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         details.setdefault(_own_keys(detail, value), []).append(detail)
     lines = []
-    for at, found in islice(details.items(), MAX_MISTAKES):
-        problem = _problem(found, at)
+    for at, value_details in islice(details.items(), MAX_MISTAKES):
+        problem = _problem(value_details, at)
         if not at:  # the cross-checks of JobSpec: their messages begin with the key
             key, _, problem = problem.partition(": ")
             at = tuple(key.split("."))
@@ -100,12 +101,12 @@ def _describe(error: ValidationError, value: Any, sources: dict[Location, str], 
         key = ".".join(shortened(str(key)) or '""' for key in at)
         lines.append(f"{source}: {key}: {problem}")
     if len(details) > MAX_MISTAKES:
-        lines.append(f"and {len(details) - MAX_MISTAKES:,} more mistakes")
+        lines.append(f"and {counted(len(details) - MAX_MISTAKES, 'more mistake')}")
     return "\n".join(lines)
 
 
 def _own_keys(detail: ErrorDetails, value: Any) -> Location:
-    """The place in the spec's `value`, without the types that pydantic names there for a union's members."""
+    """The keys that lead to the detail in `value`, without the types that pydantic adds for unions."""
     own: Location = ()
     for key in detail["loc"]:
         if key in value if isinstance(value, dict) else isinstance(value, list) and isinstance(key, int):
@@ -114,33 +115,35 @@ def _own_keys(detail: ErrorDetails, value: Any) -> Location:
 
 
 def _problem(details: Sequence[ErrorDetails], at: Location) -> str:
-    """What is wrong at one place; there are several details where any of several types would do."""
+    """What is wrong with one value. There are several details if the value may have any of several types."""
     first = details[0]
     if first["type"] == "extra_forbidden":
-        return f"unknown key{_meant(str(at[-1]), _keys_of(at[:-1]))}"
+        return f"unknown key{_key_hint(str(at[-1]), _keys_of(at[:-1]))}"
     if first["type"] == "missing":
         return "is missing"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     value = first["input"]
     quotes = first["type"] == "string_type" and isinstance(value, (bool, int, float))
-    wanted = " or ".join(_wanted(detail, at) for detail in details)
-    return f"wants {wanted}, not {_shown(value)}" + ("; put it in quotes" if quotes else "")
+    expected = " or ".join(_expected(detail, at) for detail in details)
+    return f"must be {expected}, not {_shown(value)}" + ("; put it in quotes" if quotes else "")
 
 
-def _wanted(detail: ErrorDetails, at: Location) -> str:
+def _expected(detail: ErrorDetails, at: Location) -> str:
+    """What the value must be, in words that follow `must be`."""
     if detail["type"] == "model_type":
-        return f"keys, such as {{{_keys_of(at)[0]}: ...}}"
+        return f"a mapping, such as {{{_keys_of(at)[0]}: ...}}"
     if detail["type"] == "literal_error":
         return str(detail["ctx"]["expected"])
     if detail["type"] in ("too_short", "too_long"):
-        # Only pairs have another bound than one.
-        return "at least one entry" if detail["ctx"].get("min_length") == 1 else "two entries"
-    return _WANTED.get(detail["type"]) or detail["msg"].replace("Input should be", "a value")
+        # Only pairs have a bound other than one.
+        at_least_one = detail["ctx"].get("min_length") == 1
+        return "a value with at least one entry" if at_least_one else "a list of two entries"
+    return _EXPECTED.get(detail["type"]) or detail["msg"].replace("Input should be", "a value")
 
 
-def _meant(key: str, valid: Sequence[str]) -> str:
-    """Where an unknown key belongs, or which one it should be."""
+def _key_hint(key: str, valid: Sequence[str]) -> str:
+    """The end of the message about an unknown key: where it belongs, or which key was probably meant."""
     if key in JobSpec.model_fields:
         return "; it belongs at the top level"
     if FOREIGN_NAMES.get(key.lower()) in valid:
@@ -152,7 +155,7 @@ def _meant(key: str, valid: Sequence[str]) -> str:
         if key in _keys_of((section, name) if name else (section,))
     ]
     home = f"; `{key}` belongs under {' or '.join(homes)}" if homes else ""
-    return nearest(key, valid) + home or f"; keys here are {', '.join(valid)}"
+    return did_you_mean(key, valid) + home or f"; keys here are {', '.join(valid)}"
 
 
 def _shown(value: object) -> str:
@@ -161,7 +164,7 @@ def _shown(value: object) -> str:
 
 
 def _keys_of(at: Location) -> list[str]:
-    """The keys that a section of the spec may have; those that it must have come first."""
+    """The keys that a section of the spec may have, the required ones first."""
     section: Any = JobSpec
     for key in at:
         if _is_model(section):

@@ -1,7 +1,7 @@
-"""YAML without its traps: plain values only, and the line of every key.
+"""YAML without its traps: only plain values, and the line of every key.
 
-`yaml.safe_load` stops tags that run code, but neither alias bombs (271 bytes that unfold to 43 million
-leaves) nor duplicate keys, of which the last one silently wins.
+`yaml.safe_load` stops tags that run code. It does not stop alias bombs (271 bytes that unfold to 43 million
+leaves), nor duplicate keys, of which the last one silently wins.
 """
 
 import os
@@ -19,24 +19,24 @@ from schemas.wording.printable import shortened
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
-"""Keys and values. PyYAML takes a second and 20 MB for these; as many paths fill the megabyte anyhow."""
+"""The most keys and values. PyYAML takes a second and 20 MB for them; as many paths would fill MAX_BYTES."""
 
 Location = tuple[str | int, ...]
 """The keys and list positions that lead to a value."""
 
 
 class _YAML12Loader(yaml.SafeLoader):
-    """Reads plain values as people mean them.
+    """Reads plain values as people mean them: nearly as YAML 1.2 does.
 
     PyYAML follows YAML 1.1, for which `1e-3` is text, `no` is false, `017` is 15 and `1:30` is 90.
     """
 
     def fetch_more_tokens(self) -> None:
-        """Read on; yaml.YAMLError for all that is no YAML."""
+        """Read on; yaml.YAMLError for everything that is not YAML."""
         try:
             super().fetch_more_tokens()
         except (ValueError, OverflowError) as error:
-            # PyYAML 6.0.3 leaves it to chr() to refuse "\UFFFFFFFF", and to int() `%YAML` with 5,000 digits.
+            # In PyYAML 6.0.3 chr() refuses "\UFFFFFFFF", and int() refuses `%YAML` with 5,000 digits.
             raise ScannerError(None, None, "found a number that is too large", self.get_mark()) from error
 
 
@@ -55,13 +55,13 @@ for _tag, (_pattern, _first) in _PLAIN_VALUES.items():
 
 
 def read_yaml(path: Path) -> tuple[object, dict[Location, int]]:
-    """The file's value and the line (from 1) on which each of its parts begins."""
+    """The value of the file, and the line (from 1) on which each value in it begins."""
     return parse_yaml(_read_text(path), str(path))
 
 
 def _read_text(path: Path) -> str:
     try:
-        # Before it is opened: that alone may wait for ever where it is a pipe.
+        # This is checked before the file is opened: opening a pipe may wait for ever.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise SpecError(f"{path}: is a folder, a pipe or a device; a spec is a file")
         with path.open("rb") as file:
@@ -76,7 +76,7 @@ def _read_text(path: Path) -> str:
 
 
 def parse_yaml(text: str, name: str) -> tuple[object, dict[Location, int]]:
-    """Like `read_yaml`, for text; `name` stands in messages where the file's name would."""
+    """Like `read_yaml`, for a text; `name` is used in messages instead of the file's name."""
     lines: dict[Location, int] = {}
     try:
         _refuse_traps(text, name)
@@ -97,23 +97,26 @@ def parse_yaml(text: str, name: str) -> tuple[object, dict[Location, int]]:
 
 
 def _refuse_traps(text: str, name: str) -> None:
-    """Before composing: that is where aliases are followed and where depth becomes recursion."""
+    """Raise SpecError for aliases, anchors, tags, great depth and too many values.
+
+    This comes before composing, which follows aliases and recurses once for each level.
+    """
     depth = num_values = 0
     for event in yaml.parse(text, Loader=_YAML12Loader):
         line = event.start_mark.line + 1 if event.start_mark else 1
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise SpecError(f"{name}:{line}: nested more than {MAX_DEPTH} deep")
+            raise SpecError(f"{name}:{line}: is nested more than {MAX_DEPTH} levels deep")
         num_values += isinstance(event, yaml.NodeEvent)
         if num_values > MAX_VALUES:
             raise SpecError(
                 f"{name}:{line}: more than {MAX_VALUES:,} keys and values; "
-                "name many files by a folder or a pattern"
+                "to name many files, use a folder or a pattern"
             )
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise SpecError(
-                f"{name}:{line}: anchors and aliases (& and *) are not allowed; write it out, "
-                "or put a text that begins so in quotes"
+                f"{name}:{line}: anchors and aliases (& and *) are not allowed; write the value "
+                "out, or put a text that begins with & or * in quotes"
             )
         if tag := getattr(event, "tag", None):
             raise SpecError(f"{name}:{line}: the tag {shortened(tag)} is not allowed; write a plain value")
@@ -128,13 +131,13 @@ def _value(
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, item, (*at, i), lines, name) for i, item in enumerate(node.value)]
     try:
-        return _whole(loader.construct_object(node, deep=True), lines[at], name)
-    except ValueError as error:  # Python 3.11 reads no number of more than 4,300 digits.
+        return _checked_text(loader.construct_object(node, deep=True), lines[at], name)
+    except ValueError as error:  # Python 3.11 refuses numbers of more than 4,300 digits.
         raise SpecError(f"{name}:{lines[at]}: {node.value[:20]}... is too long for a number") from error
 
 
-def _whole(value: object, line: int, name: str) -> object:
-    """The value; SpecError for a text such as "\\ud800", half a character, which nothing could write down."""
+def _checked_text(value: object, line: int, name: str) -> object:
+    """The value itself; SpecError for a text such as "\\ud800", half a character, which cannot be written."""
     half = isinstance(value, str) and next((sign for sign in value if "\ud800" <= sign <= "\udfff"), None)
     if half:
         raise SpecError(f"{name}:{line}: U+{ord(half):04X} is half a character; write the whole one")
@@ -144,18 +147,18 @@ def _whole(value: object, line: int, name: str) -> object:
 def _mapping(
     loader: yaml.SafeLoader, node: yaml.MappingNode, at: Location, lines: dict[Location, int], name: str
 ) -> dict[str, object]:
-    found: dict[str, object] = {}
+    mapping: dict[str, object] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         key = loader.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else None
-        _whole(key, line, name)
+        _checked_text(key, line, name)
         if not isinstance(key, str):
             written = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or a mapping"
             raise SpecError(f"{name}:{line}: a key must be text, not {shortened(written)}; put it in quotes")
-        if key in found:
+        if key in mapping:
             raise SpecError(
-                f"{name}:{line}: the key `{shortened(key)}` stands twice (first on line {lines[(*at, key)]})"
+                f"{name}:{line}: the key `{shortened(key)}` appears twice (first on line {lines[(*at, key)]})"
             )
         lines[(*at, key)] = line
-        found[key] = _value(loader, value_node, (*at, key), lines, name)
-    return found
+        mapping[key] = _value(loader, value_node, (*at, key), lines, name)
+    return mapping

@@ -1,1 +1,1 @@
-"""What can be generated: systems, their parameters and schedulers, and what is known of a checkpoint."""
+"""What can be generated: systems, their parameters and schedulers, and the facts about a checkpoint."""

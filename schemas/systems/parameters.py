@@ -1,7 +1,7 @@
-"""The numbers and names a row may set, in diffusers' own words.
+"""The parameters that a row may set, under diffusers' own names.
 
-Each parameter is declared once, here: the YAML's routes, the checks on a Parquet file's columns, the
-output's columns and the JSON schema for editors are all read from these fields.
+Each parameter is declared once, here. The YAML's routes, the checks of a Parquet file's columns, the output's
+columns and the JSON schema for editors are all derived from these fields.
 """
 
 import math
@@ -32,18 +32,18 @@ SLD_PRESETS: Mapping[str, Mapping[str, ParameterValue]] = {
     "strong": dict(zip(_SLD_NUMBERS, (2000.0, 7, 0.025, 0.5, 0.7), strict=True)),
     "max": dict(zip(_SLD_NUMBERS, (5000.0, 0, 1.0, 0.5, 0.7), strict=True)),
 }
-"""What each `sld_preset` stands for: diffusers 0.42.1's `SafetyConfig`, in the package
+"""The numbers of each `sld_preset`: diffusers 0.42.1's `SafetyConfig`, in the package
 pipelines/deprecated/stable_diffusion_safe."""
 
 
 def with_preset(values: Mapping[str, ParameterValue]) -> dict[str, ParameterValue]:
-    """What a row or a route sets, with the numbers of its preset for those that it does not set itself."""
+    """The values that a row or a route sets, and its preset's numbers for those that it does not set."""
     preset = SLD_PRESETS[str(values["sld_preset"])] if "sld_preset" in values else {}
     return {**preset, **values}
 
 
 class StrictModel(BaseModel):
-    """A frozen piece of a spec: unknown keys and values of another type are refused."""
+    """A frozen part of a spec; unknown keys and values of another type are refused."""
 
     model_config = ConfigDict(
         strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -51,39 +51,40 @@ class StrictModel(BaseModel):
 
 
 class Parameters(StrictModel):
-    """Values that a route sets for its rows; a row's own column beats them."""
+    """Values that a route sets for its rows. A row's own column overrides them."""
 
     num_inference_steps: int | None = Field(default=None, ge=1, le=1000)
-    """Denoising steps; each costs at least one UNet call."""
+    """The number of denoising steps. Each costs at least one UNet call."""
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
-    """Classifier-free guidance; 1 and below run without the negative prompt, at half the cost."""
+    """The scale of classifier-free guidance. At 1 and below there is no guidance and no negative prompt, at
+    half the cost."""
     guidance_rescale: float | None = Field(default=None, ge=0, le=1)
-    """Share of the guided noise that is rescaled, against over-exposure (arXiv 2305.08891, section 3.4)."""
+    """The share of the guided noise to rescale, against over-exposure (arXiv 2305.08891, section 3.4)."""
     strength: float | None = Field(default=None, ge=0, le=1)
-    """How much of the input image is repainted: the share of the steps that are run."""
+    """How much of the input image is repainted: the share of the steps that run."""
     height: int | None = Field(default=None, ge=8, le=8192)
-    """Pixels; a multiple of the model's VAE factor (8)."""
+    """The height of the result in pixels, a multiple of the model's VAE factor (8)."""
     width: int | None = Field(default=None, ge=8, le=8192)
-    """Pixels; a multiple of the model's VAE factor (8)."""
+    """The width of the result in pixels, a multiple of the model's VAE factor (8)."""
     eta: float | None = Field(default=None, ge=0, le=1)
-    """Noise added back per step by DDIM (arXiv 2010.02502) and TCD; other schedulers ignore it."""
+    """How much noise DDIM (arXiv 2010.02502) and TCD add back in each step; other schedulers ignore it."""
     clip_skip: int | None = Field(default=None, ge=1, le=32)
-    """Layers of the text encoder left out, counted from its end."""
+    """The number of the text encoder's last layers that are skipped."""
     noise_level: int | None = Field(default=None, ge=0, le=999)
-    """Noise put on the picture before it is enlarged; upscalers are trained for 0 to 350."""
+    """How much noise is added to the image before it is upscaled. Upscalers are trained for 0 to 350."""
     padding_mask_crop: int | None = Field(default=None, ge=0, le=4096)
-    """Pixels around the mask: only this crop is painted, at full size, and put back."""
-    # A thousandth is one timestep; at 0 and at 1 diffusers 0.42.1 passes over them without a word.
+    """The margin around the mask in pixels: only this crop is repainted, at full size, and pasted back."""
+    # A thousandth is one timestep. diffusers 0.42.1 silently ignores the values 0 and 1.
     denoising_start: float | None = Field(default=None, ge=0.001, le=0.999)
-    """Share of the steps that another model has done already (SDXL's refiner)."""
+    """The share of the steps that another model has done already (for SDXL's refiner)."""
     denoising_end: float | None = Field(default=None, ge=0.001, le=0.999)
-    """Share of the steps after which to stop and hand on (SDXL's base)."""
+    """The share of the steps after which the model stops and hands on its latents (for SDXL's base)."""
     original_size: Pair | None = None
-    """[height, width] that SDXL is told the training picture had."""
+    """A condition for SDXL: the [height, width] that the training image had."""
     crops_coords_top_left: Pair | None = None
-    """[top, left] at which SDXL is told the training picture was cropped."""
+    """A condition for SDXL: the [top, left] at which the training image was cropped."""
     target_size: Pair | None = None
-    """[height, width] that SDXL is told the crop had."""
+    """A condition for SDXL: the [height, width] of the crop."""
     negative_original_size: Pair | None = None
     """Like original_size, for the negative prompt."""
     negative_crops_coords_top_left: Pair | None = None
@@ -91,35 +92,35 @@ class Parameters(StrictModel):
     negative_target_size: Pair | None = None
     """Like target_size, for the negative prompt."""
     aesthetic_score: float | None = Field(default=None, ge=0, le=10)
-    """What SDXL's refiner is told the picture scores."""
+    """A condition for SDXL's refiner: the aesthetic score of the image."""
     negative_aesthetic_score: float | None = Field(default=None, ge=0, le=10)
-    """What SDXL's refiner is told the unwanted picture scores."""
+    """A condition for SDXL's refiner: the aesthetic score of an unwanted image."""
     sld_preset: Literal["weak", "medium", "strong", "max"] | None = None
-    """Safe latent diffusion (arXiv 2211.05105): the five numbers below by one name; one that is given beats
-    it."""
+    """One name for a set of the five numbers below (Safe latent diffusion, arXiv 2211.05105). A number that
+    is set itself overrides the preset's."""
     sld_guidance_scale: float | None = Field(default=None, ge=0, le=100_000)
-    """Strength of the push away from the concept; 1 and below off."""
+    """How hard Safe pushes the image away from unsafe content. At 1 and below, it does not push."""
     sld_warmup_steps: int | None = Field(default=None, ge=0, le=1000)
-    """Steps before the push begins."""
+    """The number of UNet calls before Safe begins to push."""
     sld_threshold: float | None = Field(default=None, ge=-10, le=10)
-    """How near a latent must be to the concept to be pushed."""
+    """How near to unsafe content a latent must be before Safe pushes it."""
     sld_momentum_scale: float | None = Field(default=None, ge=0, le=1)
-    """Share of earlier pushes that is kept; 0 is none."""
+    """How much of the earlier pushes is added; 0 is none."""
     sld_mom_beta: float | None = Field(default=None, ge=0, lt=1)
-    """How slowly that memory fades."""
+    """How slowly the earlier pushes fade."""
     scheduler: str | None = None
-    """A diffusers scheduler class, built with the checkpoint's own scheduler configuration."""
+    """A diffusers scheduler class, which is built with the checkpoint's own scheduler configuration."""
     scheduler_options: dict[str, Setting] | None = None
-    """What is changed of that configuration, such as {use_karras_sigmas: true}; {} for nothing."""
+    """Changes of that configuration, such as {use_karras_sigmas: true}; {} for none."""
 
     def set_parameters(self) -> dict[str, ParameterValue]:
-        """Those that are set, by name, in the order of their declaration."""
+        """The parameters that are set, by name, in the order of their declaration."""
         values = ((name, getattr(self, name)) for name in Parameters.model_fields)
         return {name: _settled(value) for name, value in values if value is not None}
 
 
 def _settled(value: Any) -> ParameterValue:
-    """The value in the form in which rows have it, which can be compared and counted."""
+    """The value as rows have it, in a hashable form: a pair as a tuple, options as JSON text."""
     if isinstance(value, dict):
         return options_text(value)
     return (value[0], value[1]) if isinstance(value, list) else value
@@ -130,7 +131,7 @@ Kind = Literal["whole number", "number", "text", "pair of whole numbers", "optio
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What a parameter's value must be."""
+    """The values that a parameter may have."""
 
     kind: Kind
     minimum: float
@@ -138,7 +139,7 @@ class Bounds:
     maximum: float
     """The greatest value allowed."""
     choices: tuple[str, ...]
-    """The texts allowed; empty where it is no text, or one that schemas/systems/schedulers.py judges."""
+    """The texts allowed; empty if the value is not a text, or if schemas/systems/schedulers.py checks it."""
 
 
 _KINDS: dict[object, Kind] = {
@@ -170,4 +171,4 @@ def _read_bounds(name: str) -> Bounds:
 
 
 PARAMETERS: dict[str, Bounds] = {name: _read_bounds(name) for name in Parameters.model_fields}
-"""Every per-row parameter, in the order in which output columns stand."""
+"""Every parameter that a row may set, in the order of the output's columns."""

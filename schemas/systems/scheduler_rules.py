@@ -1,6 +1,6 @@
-"""Why a row cannot have a scheduler: with its checkpoint, its options and its number of steps.
+"""Why a row cannot have a scheduler with its checkpoint, its options and its number of steps.
 
-Each rule names what diffusers 0.42.1 would answer with an exception, with NaN, or with a wrong picture.
+Each rule stands for a case in which diffusers 0.42.1 raises, or returns NaN or a wrong image.
 """
 
 from collections.abc import Iterable
@@ -19,18 +19,18 @@ from schemas.systems.schedulers import (
     shown,
     unknown_scheduler,
 )
-from schemas.wording.nearest import nearest
+from schemas.wording.nearest import did_you_mean
 
 _NEVER = "DPMSolverSDEScheduler"
-"""Not even where a checkpoint is published with it: a row's outcome must be its own."""
+"""It is refused even if the checkpoint is published with it: a row's image would depend on its batch."""
 _EDM = frozenset({"EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"})
-"""They fit each other's checkpoints."""
+"""Two schedulers that fit each other's checkpoints."""
 
 _TRAIN_TIMESTEPS = 1000
 _RUNGE_KUTTA_STEPS = 4
 _MARKOV = frozenset({"DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler"})
 _FROM_ZERO_SIGNAL = _MARKOV | {"LCMScheduler", "TCDScheduler"}
-"""Those that divide by the signal's share; the others keep it a little above 0."""
+"""Schedulers that divide by the signal's share of the latents; the others keep it a little above 0."""
 _SOLVERS = frozenset(
     {
         "DEISMultistepScheduler",
@@ -39,22 +39,22 @@ _SOLVERS = frozenset(
         "UniPCMultistepScheduler",
     }
 )
-"""Those that place one timestep more than there are steps."""
+"""Schedulers that place one timestep more than there are steps."""
 _INDEXED = _MARKOV | {"PNDMScheduler"}
-"""Those that raise where a timestep lies past the last that the model was trained on."""
+"""Schedulers that raise if a timestep lies past the last one that the model was trained on."""
 _DISTINCT_NOISE = _SOLVERS | {"LMSDiscreteScheduler"}
-"""Those that divide by the difference of two noise levels; past the last timestep there is none."""
+"""Schedulers that divide by the difference of two noise levels, which is zero past the last timestep."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """The scheduler that a checkpoint comes with."""
+    """The scheduler that a checkpoint is published with."""
 
     name: str
     settings: tuple[tuple[str, Setting], ...]
-    """Of its scheduler_config.json, as `scheduler_settings` gives them."""
+    """The settings in its scheduler_config.json, as `scheduler_settings` returns them."""
     only: frozenset[str] | None = None
-    """The schedulers that the pipeline is written for; None: all."""
+    """The only schedulers that the pipeline works with; None: all of them."""
 
 
 @lru_cache(maxsize=4096)
@@ -65,27 +65,27 @@ def refusal(
     num_inference_steps: int | None = None,
     begins_late: bool = False,
 ) -> str | None:
-    """Why rows cannot have this scheduler with these options (a JSON text), or None where they can.
+    """The reason why rows cannot have this scheduler with these options (a JSON text), or None if they can.
 
-    `begins_late`: whether the first steps are left out, as where a picture is redrawn at a strength below 1.
-    Without `num_inference_steps`: only what is wrong with any number of them.
+    `begins_late`: whether the first steps are left out, as in img2img at a strength below 1.
+    Without `num_inference_steps`, only the rules that do not depend on it are checked.
     """
-    said = _unfit(scheduler, published)
-    if said is not None:
-        return said
+    reason = _unfit(scheduler, published)
+    if reason is not None:
+        return reason
     try:
         chosen = parse_options(options) if options is not None else {}
     except ValueError as error:
         return f"scheduler_options cannot be read: {error}"
     if scheduler not in SCHEDULERS:
         return f"darkroom knows no options of {scheduler}; leave scheduler_options out" if chosen else None
-    said = _wrong_option(scheduler, chosen)
-    if said is not None:
-        return said
+    reason = _wrong_option(scheduler, chosen)
+    if reason is not None:
+        return reason
     settings = _effective(scheduler, published, chosen)
-    said = _conflict(scheduler, settings, num_inference_steps, begins_late)
-    if said is not None or num_inference_steps is None:
-        return said
+    reason = _conflict(scheduler, settings, num_inference_steps, begins_late)
+    if reason is not None or num_inference_steps is None:
+        return reason
     return _wrong_steps(scheduler, settings, num_inference_steps, begins_late)
 
 
@@ -95,7 +95,7 @@ def _unfit(scheduler: str, published: Published) -> str | None:
     if (scheduler == published.name and scheduler != _NEVER) or {scheduler, published.name} <= _EDM:
         return None
     if scheduler in MISFITS:
-        return f"{scheduler} {MISFITS[scheduler]}; these would do: {', '.join(SCHEDULERS)}"
+        return f"{scheduler} {MISFITS[scheduler]}; choose one of {', '.join(SCHEDULERS)}"
     if scheduler in SCHEDULERS and published.name not in SCHEDULERS and published.name != _NEVER:
         return f"{scheduler} does not fit a checkpoint published with {published.name}; leave scheduler out"
     return unknown_scheduler(scheduler)
@@ -109,17 +109,17 @@ def _wrong_option(scheduler: str, chosen: Settings) -> str | None:
                 return f"scheduler_options: {name} cannot be set: {WITHHELD_OPTIONS[name]}"
             known = ", ".join(sorted(options))
             return (
-                f"scheduler_options: {scheduler} has no option `{shown(name)}`{nearest(name, options)}; "
+                f"scheduler_options: {scheduler} has no option `{shown(name)}`{did_you_mean(name, options)}; "
                 f"it has {known}"
             )
-        wanted = _misfit(options[name], value)
-        if wanted is not None:
-            return f"scheduler_options: {name} is {shown(value)}; it must be {wanted}"
+        expected = _expected_instead(options[name], value)
+        if expected is not None:
+            return f"scheduler_options: {name} is {shown(value)}; it must be {expected}"
     return None
 
 
-def _misfit(option: Option, value: object) -> str | None:
-    """What the value should be, where it is not."""
+def _expected_instead(option: Option, value: object) -> str | None:
+    """What the option must be instead of this value, or None if the value fits."""
     if option.kind == "true or false":
         return None if isinstance(value, bool) else "true or false"
     if option.kind == "text":
@@ -130,7 +130,7 @@ def _misfit(option: Option, value: object) -> str | None:
 
 
 def _effective(scheduler: str, published: Published, chosen: Settings) -> Settings:
-    """The configuration that the scheduler will run with: `from_config(published, **chosen)`."""
+    """The configuration with which the scheduler runs: that of `from_config(published, **chosen)`."""
     options = SCHEDULERS[scheduler]
     taken = {name: value for name, value in published.settings if name in options}
     times = dict(published.settings).get("num_train_timesteps", _TRAIN_TIMESTEPS)
@@ -139,17 +139,17 @@ def _effective(scheduler: str, published: Published, chosen: Settings) -> Settin
 
 
 def _conflict(scheduler: str, settings: Settings, steps: int | None, begins_late: bool) -> str | None:
-    """Why these settings cannot be had together; the checkpoint's own are among them."""
+    """Why these settings, which include the checkpoint's own, cannot be combined; None if they can."""
     for name, option in SCHEDULERS[scheduler].items():
         value = settings[name]
         if option.choices and value not in (*option.choices, *option.translated):
             return (
-                f"{scheduler} cannot have the checkpoint's own {name}, {shown(value)}; set it with "
+                f"{scheduler} cannot use the checkpoint's own {name}, {shown(value)}; set it with "
                 f"scheduler_options to one of {', '.join(option.choices)}"
             )
     switches = [name for name in SIGMA_SWITCHES if settings.get(name)]
     if len(switches) > 1:
-        return f"{scheduler} takes one of {', '.join(switches)}, not several; set the others to false"
+        return f"{scheduler} takes only one of {', '.join(switches)}; set the others to false"
     if settings.get("final_sigmas_type") == "zero":
         return _no_end_at_zero(scheduler, settings, steps)
     spread = settings.get("timestep_spacing") != "leading" or "original_inference_steps" in settings
@@ -163,7 +163,7 @@ def _conflict(scheduler: str, settings: Settings, steps: int | None, begins_late
 
 
 def _no_end_at_zero(scheduler: str, settings: Settings, steps: int | None) -> str | None:
-    """Why the last sigma cannot be zero; without `steps`, whatever their number is."""
+    """Why the last sigma cannot be zero, or None if it can; without `steps`, for any number of them."""
     cause = None
     if scheduler.startswith("DPMSolver") and settings["algorithm_type"] in (
         "deis",
@@ -177,7 +177,7 @@ def _no_end_at_zero(scheduler: str, settings: Settings, steps: int | None) -> st
         elif not settings["predict_x0"]:
             cause = "predict_x0 false"
         elif not settings["lower_order_final"] and _as_int(settings["solver_order"]) > 1 and (steps or 1) > 1:
-            # The first step is of order 1 anyway, and ends well.
+            # The first step is of order 1 in any case, and can end at zero.
             cause = "lower_order_final false"
     if cause is None:
         return None
@@ -193,7 +193,7 @@ def _wrong_steps(scheduler: str, settings: Settings, steps: int, begins_late: bo
                 f"num_inference_steps is {steps}"
             )
     if settings.get("skip_prk_steps") is False:
-        why = "as it is configured not to skip its Runge-Kutta steps"
+        why = "because it is configured not to skip its Runge-Kutta steps"
         way_out = "or set scheduler_options: {skip_prk_steps: true}"
         if steps < _RUNGE_KUTTA_STEPS:
             return (
@@ -202,16 +202,16 @@ def _wrong_steps(scheduler: str, settings: Settings, steps: int, begins_late: bo
             )
         if begins_late:
             return (
-                f"PNDMScheduler cannot leave out the first steps, {why}, which go by the first timesteps "
-                f"whatever it begins at; set strength to 1, {way_out}"
+                f"PNDMScheduler cannot leave out the first steps, {why}, which always begin at the first "
+                f"timestep; set strength to 1, {way_out}"
             )
     if scheduler in _INDEXED | _DISTINCT_NOISE and not _times_fit(scheduler, settings, steps):
-        return f"{scheduler} finds no {steps} different timesteps; ask for fewer num_inference_steps"
+        return f"{scheduler} does not have {steps} different timesteps; lower num_inference_steps"
     return None
 
 
 def _times_fit(scheduler: str, settings: Settings, steps: int) -> bool:
-    """Whether the timesteps lie where the scheduler can use them: its own formula, for its own spacing."""
+    """Whether the scheduler can use the timesteps that its own formula places for its spacing."""
     if any(settings.get(name) for name in (*SIGMA_SWITCHES, "use_lu_lambdas")):
         return True
     times, offset = _as_int(settings["num_train_timesteps"]), _as_int(settings["steps_offset"])

@@ -1,7 +1,7 @@
-"""The schedulers that rows can have, with their options; and those they cannot have, with the reasons.
+"""The schedulers that rows can have, with their options; and those that they cannot have, with the reasons.
 
-Facts about diffusers 0.42.1, found by running every scheduler on every kind of checkpoint; the tests run
-them again. Names only: the driver imports neither torch nor diffusers.
+These are facts about diffusers 0.42.1, found by running every scheduler on every kind of checkpoint. The
+tests run them again. Classes are only named, because the driver imports neither torch nor diffusers.
 """
 
 import json
@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from schemas.wording.nearest import nearest
+from schemas.wording.nearest import did_you_mean
 
 Setting = bool | int | float | str
 Settings = Mapping[str, Setting | None]
-"""A scheduler's configuration, or a part of it, by diffusers' names."""
+"""A scheduler's configuration, or a part of it, under diffusers' names."""
 
 SettingKind = Literal["true or false", "whole number", "number", "text"]
 
 MAX_WHOLE, MAX_NUMBER = 1000, 1e6
-"""Bounds of an option's value; no scheduler has a use for more."""
+"""The greatest values of whole numbers and of other numbers; no scheduler has a use for more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +28,10 @@ class Option:
     kind: SettingKind
     default: Setting | None
     choices: tuple[str, ...] = ()
-    """The texts it may be; empty where it is no text."""
+    """The texts that the option may be; empty if it is not a text."""
     translated: tuple[str, ...] = ()
-    """Other classes' texts, or older ones, that it takes for its own where a checkpoint's configuration has
-    them."""
+    """Further texts that the class accepts in a checkpoint's configuration: those of other classes, or older
+    ones."""
     minimum: float = -MAX_NUMBER
     maximum: float = MAX_NUMBER
 
@@ -59,7 +59,7 @@ def _one_of(default: str, *others: str, translated: tuple[str, ...] = ()) -> Opt
 Options = Mapping[str, Option]
 
 SIGMA_SWITCHES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-"""Ways to place the noise levels, of which a scheduler takes one."""
+"""Options that choose how the noise levels are placed; a scheduler takes at most one of them."""
 
 
 def _betas(start: float, end: float, *schedules: str) -> Options:
@@ -166,7 +166,7 @@ SCHEDULERS: Mapping[str, Options] = {
     },
     "EulerDiscreteScheduler": {
         **_BETAS,
-        # The published latent upscaler says original_sample, which is sample's old name and here alone taken.
+        # The published latent upscaler says original_sample, an old name of sample that only Euler accepts.
         "prediction_type": _one_of("epsilon", "sample", "v_prediction", translated=("original_sample",)),
         **_SIGMAS,
         **_SIGMA_RANGE,
@@ -217,21 +217,23 @@ SCHEDULERS: Mapping[str, Options] = {
         "lower_order_final": _switch(True),
     },
 }
-"""Each scheduler that fits these models and gives a row the same picture in any company, with its options:
-of the `compatibles` of Stable Diffusion's schedulers all that do, and five more that go by the same betas."""
+"""The options of each scheduler that fits these models and gives a row the same image in any batch.
+
+These are all such `compatibles` of Stable Diffusion's schedulers, and five more that use the same betas.
+"""
 
 _UNTRAINED_TIMES = (
-    "tells the UNet the time on a scale of its own, from about -2 to 1, and this one was trained on 0 to 999"
+    "tells the UNet the time on a scale of its own, from about -2 to 1, and this UNet was trained on 0 to 999"
 )
 _FLOW = "is for models trained with flow matching, and takes no betas from this checkpoint's configuration"
-_INVERSE = "goes from a picture to its noise, not back"
+_INVERSE = "goes from an image to its noise, not back"
 
 MISFITS: Mapping[str, str] = {
     "DDIMInverseScheduler": _INVERSE,
     "DPMSolverMultistepInverseScheduler": _INVERSE,
     "DPMSolverSDEScheduler": (
-        "takes no generator in its steps, so a row's picture would depend on the rows beside it (and it "
-        "needs torchsde); sde-dpmsolver++ is DPMSolverMultistepScheduler with that as algorithm_type"
+        "takes no generator in its steps, so a row's image would depend on the other rows of its batch (and "
+        "it needs torchsde); sde-dpmsolver++ is DPMSolverMultistepScheduler with that as its algorithm_type"
     ),
     "EDMDPMSolverMultistepScheduler": _UNTRAINED_TIMES,
     "EDMEulerScheduler": _UNTRAINED_TIMES,
@@ -240,11 +242,14 @@ MISFITS: Mapping[str, str] = {
     "FlowMatchLCMScheduler": _FLOW,
     "IPNDMScheduler": _UNTRAINED_TIMES,
 }
-"""Schedulers that rows ask for and cannot have, and why; but a checkpoint may be published with one."""
+"""Schedulers that rows cannot choose, and why, as the end of a sentence that begins with the scheduler.
+
+A row can still use one that its checkpoint is published with, except DPMSolverSDEScheduler.
+"""
 
 _FLOW_OPTION = "it is for models trained with flow matching"
 _TRAINED = "it is what the checkpoint was trained with"
-_NO_VALUE = "it is no single value"
+_NO_VALUE = "it is not a single value"
 
 WITHHELD_OPTIONS: Mapping[str, str] = {
     "num_train_timesteps": _TRAINED,
@@ -260,39 +265,39 @@ WITHHELD_OPTIONS: Mapping[str, str] = {
     "solver_p": _NO_VALUE,
     "disable_corrector": _NO_VALUE,
 }
-"""Arguments of the classes above that are no options of a row, and why."""
+"""Arguments of the classes above that a row cannot set, and why."""
 
 
 def scheduler_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
-    """What matters here of a checkpoint's scheduler_config.json."""
+    """Those settings of a scheduler_config.json that are options here, and `num_train_timesteps`."""
     known = {name for options in SCHEDULERS.values() for name in options} | {"num_train_timesteps"}
     return {name: value for name, value in config.items() if name in known and isinstance(value, Setting)}
 
 
 def parse_options(text: str) -> Settings:
-    """Options from JSON; nulls are left out. ValueError says what is wrong with the text."""
+    """The options in a JSON text, without nulls; ValueError says what is wrong with the text."""
     try:
-        found = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        options = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    if not isinstance(found, dict):
-        raise ValueError("it is no JSON object")
-    return {name: value for name, value in found.items() if value is not None}
+    if not isinstance(options, dict):
+        raise ValueError("it is not a JSON object")
+    return {name: value for name, value in options.items() if value is not None}
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands in it twice")
-    return found
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    options = dict(pairs)
+    if len(options) != len(pairs):
+        raise ValueError("a name appears in it twice")
+    return options
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def options_text(options: Mapping[str, Any]) -> str:
-    """The one JSON text of these options: equal options have equal texts."""
+    """The JSON text of the options, in a form in which equal options have equal texts."""
     settled = {
         name: float(value) if _is_whole_for_number(name, value) else value
         for name, value in options.items()
@@ -311,16 +316,16 @@ _KINDS: Mapping[str, SettingKind] = {
 
 
 def unknown_scheduler(name: str) -> str | None:
-    """Why no checkpoint can have been published with this scheduler, as far as darkroom knows."""
+    """The message that this is not a scheduler for Stable Diffusion, or None if darkroom knows it."""
     if name in SCHEDULERS or name in MISFITS:
         return None
     return (
-        f"`{shown(name)}` is no scheduler for Stable Diffusion{nearest(name, SCHEDULERS)}; "
-        f"they are {', '.join(SCHEDULERS)}"
+        f"`{shown(name)}` is not a scheduler for Stable Diffusion{did_you_mean(name, SCHEDULERS)}; "
+        f"schedulers are {', '.join(SCHEDULERS)}"
     )
 
 
 def shown(value: object) -> str:
-    """A row's value in a message: printable, and not the whole of a long one."""
+    """The value as a message shows it: printable, and cut if it is long."""
     text = str(value) if isinstance(value, str) and value.isprintable() else json.dumps(value, default=str)
     return text if len(text) <= 100 else f"{text[:100]}..."

@@ -1,8 +1,8 @@
-"""The table from a checkpoint's family and a task to the diffusers pipeline that does it.
+"""The table that maps a checkpoint's family and a task to the diffusers pipeline that does it.
 
-A new Stable Diffusion system is one more entry in SYSTEMS, and a file of actors/ where diffusers has not its
-pipeline. Plan, routing, checks, worker and output columns all read this table. docs/systems.md shows the way.
-Names only: the driver imports neither torch nor diffusers.
+A new Stable Diffusion system is one more entry in SYSTEMS, and a file of actors/ if diffusers lacks its
+pipeline. docs/systems.md explains how to add one. The plan, routing, checks, workers and output columns all
+read this table. Classes are only named, because the driver imports neither torch nor diffusers.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from types import MappingProxyType
 from schemas.systems.parameters import SLD_PRESETS, ParameterValue
 
 Defaults = Mapping[str, ParameterValue | None]
-"""Parameters by name with their published defaults; None: the checkpoint decides."""
+"""Parameters by name, with their published defaults; None: the checkpoint decides."""
 
 LEAST_SIZE_FACTOR = 8
-"""What diffusers 0.42.1's pipelines divide heights and widths by, also where a VAE halves them only twice."""
+"""diffusers 0.42.1's pipelines divide heights and widths by this, even if a VAE halves them only twice."""
 
 PROMPTS = ("prompt", "negative_prompt")
 XL_PROMPTS = (*PROMPTS, "prompt_2", "negative_prompt_2")
@@ -23,39 +23,40 @@ XL_PROMPTS = (*PROMPTS, "prompt_2", "negative_prompt_2")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """One thing that one family of checkpoints can do."""
+    """One task that one family of checkpoints can do, and the pipeline that does it."""
 
     family: str
-    """What a checkpoint was recognised as; see actors/checkpoints/model_cards.py."""
+    """The family that a checkpoint was recognised as; see actors/checkpoints/model_cards.py."""
     task: str
     """The generation task, as rows and routes name it."""
     pipeline: str
-    """The class, built from the components of the checkpoint."""
+    """The name of the pipeline's class, which is built from the components of the checkpoint."""
     module: str = "diffusers"
-    """Where the class is."""
+    """The module that contains the class."""
     checkpoints: tuple[tuple[str, int], ...] = ()
-    """(`_class_name`, the UNet's in_channels) by which a checkpoint is known for one of the family; one of a
-    family's systems says it for all."""
+    """The pairs (`_class_name`, in_channels of the UNet) of the family's checkpoints. Only one system of each
+    family has them."""
     texts: tuple[str, ...] = PROMPTS
-    """Text fields that the pipeline takes. Where `prompt` is among them, a row must have one."""
+    """The text fields that the pipeline takes. If `prompt` is one of them, a row must have a prompt."""
     images: tuple[str, ...] = ()
-    """Input fields that hold a picture and must not be null."""
+    """The image fields that a row must have."""
     optional_images: tuple[str, ...] = ()
-    """Input fields that hold a picture and may be null."""
+    """The image fields that may be null in a row."""
     gives_depth: bool = False
-    """Whether a depth map comes out beside the picture."""
+    """Whether the pipeline returns a depth map with the image."""
     gives_latents: bool = True
-    """Whether its pipeline can stop before it decodes; Safe's (diffusers 0.42.1) cannot."""
+    """Whether the pipeline can return latents instead of an image; Safe's (diffusers 0.42.1) cannot."""
     scale: int = 1
-    """How many times larger than the input picture the output is."""
+    """The sides of the result, divided by those of the input image."""
     image_multiple: int = 1
-    """What the input picture's sides must be multiples of, where the pipeline would not make them so."""
+    """The number of which the input image's sides must be multiples, if the pipeline does not round them."""
     rounds_image_down: bool = False
-    """Whether it cuts the input picture's sides down to multiples of the VAE's factor: less is nothing."""
+    """Whether the pipeline rounds the input image's sides down to multiples of the VAE's factor. A shorter
+    side would become 0."""
     schedulers: frozenset[str] | None = None
-    """The only schedulers it runs with; None: all that fit the checkpoint's own."""
+    """The only schedulers that the pipeline works with; None: all that fit the checkpoint's own."""
     defaults: Defaults = field(default_factory=dict)
-    """Every parameter the pipeline takes."""
+    """Every parameter that the pipeline takes, with its default."""
 
 
 def _frozen(*parts: Defaults, **changes: ParameterValue | None) -> Defaults:
@@ -65,7 +66,7 @@ def _frozen(*parts: Defaults, **changes: ParameterValue | None) -> Defaults:
     return MappingProxyType(merged | changes)
 
 
-# diffusers 0.42.1, the defaults in each pipeline's __call__.
+# These are the defaults in each pipeline's __call__ in diffusers 0.42.1.
 _SCHEDULER: Defaults = {"scheduler": None, "scheduler_options": None}
 _STEPS: Defaults = {"num_inference_steps": 50, "guidance_scale": 7.5, "eta": 0.0, **_SCHEDULER}
 _SIZE: Defaults = {"height": None, "width": None}
@@ -134,7 +135,7 @@ SYSTEMS: tuple[System, ...] = (
         images=_MASKED,
         defaults=_INPAINT,
     ),
-    # Safe guidance is a way of sampling: it runs on the components of any Stable Diffusion checkpoint.
+    # Safe guidance is a sampling method: it works with the components of any Stable Diffusion checkpoint.
     System(
         family="sd", task="safe", pipeline="StableDiffusionPipelineSafe", gives_latents=False, defaults=_SAFE
     ),
@@ -183,7 +184,7 @@ SYSTEMS: tuple[System, ...] = (
         images=("image",),
         scale=2,
         image_multiple=64,
-        # It computes on the scheduler's sigmas: others have none, or (the DPM family) scale latents by them.
+        # The pipeline computes with sigmas: other schedulers have none, or (DPM) scale latents by them.
         schedulers=frozenset({"EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"}),
         defaults=_frozen(_SCHEDULER, num_inference_steps=75, guidance_scale=9.0),
     ),
@@ -205,7 +206,7 @@ SYSTEMS: tuple[System, ...] = (
         checkpoints=(("StableDiffusionUpscaleLDM3DPipeline", 8),),
         images=("image", "depth_map"),
         gives_depth=True,
-        # The published pipeline's target_res.
+        # The size is target_res of the published pipeline.
         defaults=_frozen(_STEPS, _CLIP, _UPSCALE, height=1024, width=1024),
     ),
     System(
@@ -256,10 +257,10 @@ SYSTEMS: tuple[System, ...] = (
 FAMILIES: dict[tuple[str, int], str] = {
     checkpoint: system.family for system in SYSTEMS for checkpoint in system.checkpoints
 }
-"""(`_class_name`, the UNet's in_channels) of a checkpoint, to the family whose tasks SYSTEMS lists."""
+"""Maps (`_class_name`, in_channels of the UNet) of a checkpoint to its family, whose tasks SYSTEMS lists."""
 
 SD_LATENTS = frozenset({"sd", "sd-inpaint", "depth2img"})
-"""Families whose latents the latent upscaler was trained on."""
+"""The families on whose latents the latent upscaler was trained."""
 
 TASKS: tuple[str, ...] = tuple(dict.fromkeys(system.task for system in SYSTEMS))
 """Every task, in the table's order."""
@@ -270,17 +271,17 @@ _BY_FAMILY_AND_TASK = {(system.family, system.task): system for system in SYSTEM
 
 
 def find_system(family: str, task: str) -> System | None:
-    """The system with which checkpoints of `family` do `task`, or None where they cannot."""
+    """The system with which checkpoints of `family` do `task`, or None if they cannot do it."""
     return _BY_FAMILY_AND_TASK.get((family, task))
 
 
 def module_of(pipeline: str) -> str:
-    """Where a pipeline's class is."""
+    """The module that contains a pipeline's class."""
     return _MODULES.get(pipeline, "diffusers")
 
 
 def tasks_of(family: str) -> list[str]:
-    """What checkpoints of `family` can do."""
+    """The tasks that checkpoints of `family` can do."""
     return [system.task for system in SYSTEMS if system.family == family]
 
 

@@ -1,1 +1,1 @@
-"""Words for people: amounts, hints, and the texts of strangers in messages."""
+"""Words for people: amounts, hints, and texts of unknown origin in messages."""

@@ -21,4 +21,4 @@ FOREIGN_NAMES: dict[str, str] = {
     "num_images": "num_images_per_prompt",
     "num_outputs": "num_images_per_prompt",
 }
-"""What other tools and datasets call the same thing, in lower case."""
+"""Other tools' names, in lower case, mapped to darkroom's names for the same fields."""

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.toy_pipeline import (
-    Picture,
+    PlainCall,
     ToyCall,
     ToyModel,
     alone,
     assert_same,
     batcher_of,
     call,
-    pictures,
+    plain_calls,
     run,
     running,
 )
@@ -24,8 +24,8 @@ from tests.support.toy_pipeline import (
 
 def varied(model: ToyModel, count: int, **options: Any) -> list[ToyCall]:
     """Calls for one picture each, of 4 to 12 steps."""
-    made = (Picture(model=model, texts=(i,), steps=4 + 5 * i % 9, **options) for i in range(count))
-    return pictures(*made)
+    made = (PlainCall(model=model, texts=(i,), steps=4 + 5 * i % 9, **options) for i in range(count))
+    return plain_calls(*made)
 
 
 VARIED_CALLS = st.lists(
@@ -51,7 +51,7 @@ def test_every_call_gets_what_it_gets_alone(
 ) -> None:
     """Whatever the others ask for."""
     model = ToyModel()
-    calls = pictures(*(Picture(model=model, **each) for each in made))
+    calls = plain_calls(*(PlainCall(model=model, **each) for each in made))
     batcher = batcher_of(model, max_rows=max_rows, ladder=ladder)
 
     values = run(batcher, calls)
@@ -79,7 +79,7 @@ def test_every_call_gets_what_it_gets_alone(
 def test_calls_that_differ_in_more_than_their_rows_share_batches(differing: dict[str, Any]) -> None:
     """In steps, in how a timestep is written and how arguments are passed, in rows and in guidance."""
     model = ToyModel()
-    calls = pictures(Picture(model=model), Picture(model=model, **differing))
+    calls = plain_calls(PlainCall(model=model), PlainCall(model=model, **differing))
 
     values = run(batcher_of(model), calls)
 
@@ -101,7 +101,7 @@ def test_calls_that_differ_in_more_than_their_rows_share_batches(differing: dict
 def test_calls_for_different_things_share_no_batch(differing: dict[str, Any]) -> None:
     """One picture's size or settings must not become the other's."""
     model = ToyModel()
-    calls = pictures(Picture(model=model), Picture(model=model, **differing))
+    calls = plain_calls(PlainCall(model=model), PlainCall(model=model, **differing))
 
     values = run(batcher_of(model), calls)
 
@@ -148,8 +148,8 @@ def test_the_main_module_stays_full_while_calls_end_and_begin() -> None:
 def test_equal_texts_are_encoded_once() -> None:
     """Those that wait together and those that come later; the empty text of guidance too."""
     model = ToyModel()
-    calls = pictures(
-        *(Picture(model=model, texts=(i % 3, i % 2), steps=2 + i % 3, guidance=True) for i in range(40))
+    calls = plain_calls(
+        *(PlainCall(model=model, texts=(i % 3, i % 2), steps=2 + i % 3, guidance=True) for i in range(40))
     )
 
     values = run(batcher_of(model, max_rows=4), calls)
@@ -162,7 +162,9 @@ def test_equal_texts_are_encoded_once() -> None:
 def test_the_fullest_batch_goes_first() -> None:
     """A call that nothing can be merged with waits, though it began before them."""
     model = ToyModel()
-    calls = pictures(Picture(model=model, pixels=6), *(Picture(model=model, texts=(i,)) for i in range(5)))
+    calls = plain_calls(
+        PlainCall(model=model, pixels=6), *(PlainCall(model=model, texts=(i,)) for i in range(5))
+    )
 
     run(batcher_of(model), calls)
 
@@ -222,7 +224,7 @@ def test_the_same_calls_give_the_same_batches() -> None:
 def test_no_more_rows_than_allowed_are_merged() -> None:
     """Calls of 3 rows and at most 8 of them: two calls. Guidance doubles what the module sees."""
     model = ToyModel()
-    calls = pictures(*(Picture(model=model, texts=(i, i + 1, i + 2), guidance=True) for i in range(6)))
+    calls = plain_calls(*(PlainCall(model=model, texts=(i, i + 1, i + 2), guidance=True) for i in range(6)))
 
     values = run(batcher_of(model, max_rows=8), calls)
 
@@ -233,8 +235,8 @@ def test_no_more_rows_than_allowed_are_merged() -> None:
 def test_a_call_for_more_rows_than_allowed_runs_alone() -> None:
     """It is for those who made it to have it fit."""
     model = ToyModel()
-    large = Picture(model=model, texts=tuple(range(9)))
-    calls = pictures(Picture(model=model), large, Picture(model=model))
+    large = PlainCall(model=model, texts=tuple(range(9)))
+    calls = plain_calls(PlainCall(model=model), large, PlainCall(model=model))
 
     values = run(batcher_of(model, max_rows=4), calls)
 
@@ -246,7 +248,7 @@ def test_a_call_that_asks_no_module_ends_at_once() -> None:
     """Its value is what it gives."""
     model = ToyModel()
 
-    values = run(batcher_of(model), [call(lambda: "nothing to do"), *pictures(Picture(model=model))])
+    values = run(batcher_of(model), [call(lambda: "nothing to do"), *plain_calls(PlainCall(model=model))])
 
     assert values[0] == "nothing to do"
 
@@ -254,7 +256,7 @@ def test_a_call_that_asks_no_module_ends_at_once() -> None:
 def test_when_there_is_no_next_call_it_is_asked_again_after_an_outcome() -> None:
     """So what failed comes back as new calls, when the queue had run dry before."""
     model = ToyModel()
-    first, again = pictures(Picture(model=model), Picture(model=model, texts=(2,)))
+    first, again = plain_calls(PlainCall(model=model), PlainCall(model=model, texts=(2,)))
     queue = [first]
     ended = []
 
@@ -288,7 +290,7 @@ def test_calls_begun_are_not_many_more_than_fill_the_batches() -> None:
 
     def beginning(which: int) -> torch.Tensor:
         begun.append(which)
-        return Picture(model=model, texts=(which,), steps=3 + which % 5)()
+        return PlainCall(model=model, texts=(which,), steps=3 + which % 5)()
 
     calls = [call(lambda which=which: beginning(which)) for which in range(80)]
     with running(batcher_of(model, max_rows=8), calls) as outcomes:

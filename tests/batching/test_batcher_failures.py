@@ -10,14 +10,14 @@ import torch
 
 from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 from tests.support.toy_pipeline import (
-    Picture,
+    PlainCall,
     ToyCall,
     ToyModel,
     alone,
     assert_same,
     batcher_of,
     call,
-    pictures,
+    plain_calls,
     run,
     running,
 )
@@ -66,8 +66,8 @@ def test_an_error_in_a_calls_own_code_is_its_own() -> None:
     def stumble() -> None:
         raise KeyError("of the third")
 
-    calls = pictures(*(Picture(model=model, texts=(i,)) for i in range(8)))
-    calls[3] = call(Picture(model=model, in_between=stumble))
+    calls = plain_calls(*(PlainCall(model=model, texts=(i,)) for i in range(8)))
+    calls[3] = call(PlainCall(model=model, in_between=stumble))
 
     values = run(batcher_of(model), calls)
 
@@ -79,7 +79,7 @@ def test_an_error_in_a_calls_own_code_is_its_own() -> None:
 def test_a_modules_error_over_one_calls_rows_is_that_calls(name: str) -> None:
     """After an error in a batch each call is asked alone, and the others go on together."""
     model = ToyModel()
-    calls = pictures(*(Picture(model=model, texts=(BAD_TEXT if i == 5 else i,)) for i in range(8)))
+    calls = plain_calls(*(PlainCall(model=model, texts=(BAD_TEXT if i == 5 else i,)) for i in range(8)))
     expected = alone(calls[:5] + calls[6:])
     getattr(model, name).before = reject_bad
     batcher = batcher_of(model)
@@ -99,10 +99,10 @@ def test_a_call_may_live_with_a_modules_error() -> None:
 
     def undaunted() -> torch.Tensor:
         with suppress(ValueError):
-            Picture(model=model, texts=(BAD_TEXT,))()
-        return Picture(model=model)()
+            PlainCall(model=model, texts=(BAD_TEXT,))()
+        return PlainCall(model=model)()
 
-    calls = [call(undaunted), *pictures(Picture(model=model, texts=(2,)))]
+    calls = [call(undaunted), *plain_calls(PlainCall(model=model, texts=(2,)))]
 
     values = run(batcher_of(model), calls)
 
@@ -112,7 +112,7 @@ def test_a_call_may_live_with_a_modules_error() -> None:
 def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
     """Every row is made, and what did not fit is not tried again."""
     model = ToyModel()
-    calls = pictures(*(Picture(model=model, texts=(i,)) for i in range(16)))
+    calls = plain_calls(*(PlainCall(model=model, texts=(i,)) for i in range(16)))
     expected = alone(calls)
     model.log.clear()
     model.denoiser.before = fits(4)
@@ -128,12 +128,12 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
 def test_a_call_that_fits_no_memory_fails_alone() -> None:
     """The others are made; it is told that memory was short."""
     model = ToyModel()
-    calls = pictures(*(Picture(model=model, texts=(i,)) for i in range(5)))
+    calls = plain_calls(*(PlainCall(model=model, texts=(i,)) for i in range(5)))
     expected = alone(calls)
-    large = Picture(model=model, texts=(1, 2, 3))
+    large = PlainCall(model=model, texts=(1, 2, 3))
     model.denoiser.before = fits(2)
 
-    *values, error = run(batcher_of(model), [*calls, *pictures(large)])
+    *values, error = run(batcher_of(model), [*calls, *plain_calls(large)])
 
     assert isinstance(error, torch.OutOfMemoryError)
     assert_same(values, expected)
@@ -160,10 +160,10 @@ def test_an_error_keeps_no_tensors(place: str) -> None:
         made.append(ref(activations))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    calls = pictures(*(Picture(model=model, in_between=fail) for _ in range(2)))
+    calls = plain_calls(*(PlainCall(model=model, in_between=fail) for _ in range(2)))
     if place == "module":
         model.denoiser.before = fail
-        calls = pictures(*(Picture(model=model) for _ in range(2)))
+        calls = plain_calls(*(PlainCall(model=model) for _ in range(2)))
 
     errors = run(batcher_of(model), calls)
 
@@ -191,11 +191,11 @@ def test_a_fault_of_the_device_or_ctrl_c_ends_the_run(place: str, end: Callable[
     """Calls under way are unwound, and the modules are what they were."""
     model = ToyModel()
     ends: list[str] = []
-    calls = [unwound(Picture(model=model, texts=(i,)), ends) for i in range(6)]
+    calls = [unwound(PlainCall(model=model, texts=(i,)), ends) for i in range(6)]
     if place == "module":
         model.denoiser.before = lambda rows: end()
     else:
-        calls[2] = unwound(Picture(model=model, in_between=end), ends)
+        calls[2] = unwound(PlainCall(model=model, in_between=end), ends)
 
     with pytest.raises((torch.AcceleratorError, KeyboardInterrupt)):
         run(batcher_of(model), calls)
@@ -209,7 +209,7 @@ def test_an_end_before_the_last_outcome_unwinds_the_calls_under_way() -> None:
     """No call is left half done, with what it holds, and the modules are what they were."""
     model = ToyModel()
     ends: list[str] = []
-    calls = [unwound(Picture(model=model, texts=(i,), steps=2 + i), ends) for i in range(6)]
+    calls = [unwound(PlainCall(model=model, texts=(i,), steps=2 + i), ends) for i in range(6)]
 
     with running(batcher_of(model, max_rows=4), calls) as outcomes:
         next(outcomes)
@@ -228,11 +228,11 @@ def test_an_error_on_the_way_out_leaves_no_other_call_behind() -> None:
 
     def clumsy() -> None:
         try:
-            Picture(model=model)()
+            PlainCall(model=model)()
         finally:
             raise OSError("while leaving")
 
-    calls = [call(clumsy), *(unwound(Picture(model=model, texts=(i,)), ends) for i in range(3))]
+    calls = [call(clumsy), *(unwound(PlainCall(model=model, texts=(i,)), ends) for i in range(3))]
     model.denoiser.before = lambda rows: fault()
 
     with pytest.raises(torch.AcceleratorError):
@@ -251,7 +251,7 @@ def test_a_modules_own_forward_comes_back() -> None:
         return {"sample": plain(sample)["sample"] + 1}
 
     model.decoder.forward = brighter  # type: ignore[method-assign]
-    calls = pictures(*(Picture(model=model, texts=(i,)) for i in range(4)))
+    calls = plain_calls(*(PlainCall(model=model, texts=(i,)) for i in range(4)))
     expected = alone(calls)
 
     values = run(batcher_of(model), calls)
@@ -267,9 +267,9 @@ def test_calls_leave_no_gradient_mode_behind(mode: Callable[[], Any]) -> None:
     within: list[bool] = []
 
     def moded(steps: int) -> torch.Tensor:
-        picture = Picture(model=model, steps=steps, in_between=lambda: within.append(torch.is_grad_enabled()))
+        plain = PlainCall(model=model, steps=steps, in_between=lambda: within.append(torch.is_grad_enabled()))
         with mode():
-            return picture()
+            return plain()
 
     calls = [call(lambda steps=steps: moded(steps)) for steps in (2, 5, 3)]
     with running(batcher_of(model), calls) as outcomes:

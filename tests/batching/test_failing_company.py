@@ -12,7 +12,7 @@ import torch
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.pipelines.model_cache import ModelCache
 from schemas.spec.job_spec import JobSpec
-from tests.support.in_process import Made, job_spec, make, model_cache, write_rows
+from tests.support.in_process import Made, job_spec, make, model_cache, outcomes_by_id, write_rows
 from tests.support.plain_diffusers import (
     LEVELS,
     MODELS,
@@ -48,10 +48,6 @@ def spec(tmp_path: Path) -> JobSpec:
     return job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES)
 
 
-def statuses(made: Made) -> dict[str, str]:
-    return {each["row_id"]: each["error_code"] or each["status"] for each in made.rows}
-
-
 def too_far(made: Made, plain: Mapping[str, Expected]) -> dict[str, int]:
     """The rows that are not what they should be, with how far they are from it."""
     found = {name: distances(made.row(name), expected)[0] for name, expected in plain.items()}
@@ -80,7 +76,7 @@ def test_a_row_of_nan_does_not_spread(spec: JobSpec, plain: dict[str, Expected])
     with marked(models, BAD["prompt"], float("nan")):
         made = make(spec, DiffusersEngine(models, spec))
 
-    assert statuses(made) == dict.fromkeys(plain, "ok") | {"bad": "nonfinite_image"}
+    assert outcomes_by_id(made) == dict.fromkeys(plain, "ok") | {"bad": "nonfinite_image"}
     assert too_far(made, plain) == {}
 
 
@@ -98,7 +94,7 @@ def test_a_row_that_a_module_refuses_fails_alone(spec: JobSpec, plain: dict[str,
     with marked(models, BAD["prompt"], MARK), middle.register_forward_pre_hook(refuse, with_kwargs=True):
         made = make(spec, DiffusersEngine(models, spec))
 
-    assert statuses(made) == dict.fromkeys(plain, "ok") | {"bad": "generation_error"}
+    assert outcomes_by_id(made) == dict.fromkeys(plain, "ok") | {"bad": "generation_error"}
     assert too_far(made, plain) == {}
     assert "cannot look at this" in made.row("bad")["error_message"]
     # Of its call with four rows, then of one with two, then alone; with guidance the UNet has two for each.
@@ -132,7 +128,7 @@ def test_batches_that_do_not_fit_are_cut_until_they_do(
     with small.register_forward_pre_hook(fit, with_kwargs=True):
         made = make(spec, DiffusersEngine(models, spec))
 
-    assert set(statuses(made).values()) == {"ok"}
+    assert set(outcomes_by_id(made).values()) == {"ok"}
     assert too_far(made, plain) == {}
     assert max(sizes) > most
 
@@ -147,5 +143,5 @@ def test_a_pipeline_that_raises_in_its_own_code_fails_alone(
 
     made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
 
-    assert statuses(made) == dict.fromkeys(plain, "ok") | {"bad": "generation_error"}
+    assert outcomes_by_id(made) == dict.fromkeys(plain, "ok") | {"bad": "generation_error"}
     assert too_far(made, plain) == {}

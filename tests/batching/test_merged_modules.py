@@ -10,14 +10,14 @@ from actors.engine.batching.batch_policy import Stage
 from actors.engine.batching.batcher import Batcher
 from actors.engine.batching.merged_modules import CallCount, MergePoint
 from tests.support.toy_pipeline import (
-    Picture,
+    PlainCall,
     ToyCall,
     ToyModel,
     alone,
     assert_same,
     batcher_of,
     call,
-    pictures,
+    plain_calls,
     run,
 )
 
@@ -113,7 +113,7 @@ def test_a_module_is_given_the_none_that_it_insists_on() -> None:
 def test_in_a_ladder_the_main_module_sees_the_ladders_sizes_only() -> None:
     """Short batches are filled up, with rows of which nobody hears and which nobody counts."""
     model = ToyModel()
-    calls = pictures(*(Picture(model=model, texts=(i,), steps=1 + i % 5) for i in range(11)))
+    calls = plain_calls(*(PlainCall(model=model, texts=(i,), steps=1 + i % 5) for i in range(11)))
     batcher = batcher_of(model, max_rows=16, ladder=(4, 8))
 
     values = run(batcher, calls)
@@ -140,7 +140,7 @@ def test_in_a_ladder_other_modules_are_not_padded() -> None:
     model = ToyModel()
     batcher = batcher_of(model, ladder=(4, 8))
 
-    run(batcher, pictures(*(Picture(model=model, texts=(i,)) for i in range(3))))
+    run(batcher, plain_calls(*(PlainCall(model=model, texts=(i,)) for i in range(3))))
 
     assert model.batches("text_encoder") == [3]
     assert model.batches("decoder") == [3]

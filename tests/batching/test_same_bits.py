@@ -25,12 +25,12 @@ from tests.support.in_process import (
     worker_for,
     write_rows,
 )
-from tests.support.plain_diffusers import MODELS, PICTURE, ROUTES, VARIED, row
+from tests.support.plain_diffusers import IMAGE, MODELS, ROUTES, VARIED, row
 from tests.support.running import ROOT
 
 FLAT = encoded(Image.fromarray(np.full((64, 64), 500, np.uint16)))
 BESIDE: list[Record] = [
-    row("flat", "depth2img", "depth2img", image=PICTURE, depth_map=FLAT),
+    row("flat", "depth2img", "depth2img", image=IMAGE, depth_map=FLAT),
     row("no-picture", "sd", "img2img", image={"bytes": b"no picture", "path": None}),
     row("three", "sd", "text2img", num_images_per_prompt=3),
     row("chained", "sdxl", "chain"),

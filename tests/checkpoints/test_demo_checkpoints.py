@@ -325,7 +325,7 @@ def test_a_used_folder_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "notes.txt").write_text("keep me")
 
-    with pytest.raises(SpecError, match="is there already"):
+    with pytest.raises(SpecError, match="already exists"):
         build_demo_model(folder)
 
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]

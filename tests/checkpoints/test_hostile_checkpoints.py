@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors.checkpoints.model_cards import read_card
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
 from tests.support.checkpoints import demo, paper_checkpoint
@@ -98,9 +98,9 @@ def no_tokenizer(folder: Path) -> None:
     [
         (
             a_link_to_what_is_not_there,
-            "safetensors is a link to what is not there; copy folders of the Hub's",
+            "safetensors is a broken link; copy folders of the Hub's",
         ),
-        (a_link_to_itself, "config.json is a link to what is not there"),
+        (a_link_to_itself, "config.json is a broken link"),
         (a_pipe, "tokenizer_config.json is neither a file nor a folder"),
         (a_pipe_for_an_index, "has no readable model_index.json"),
         (an_endless_file, "unet/config.json is neither a file nor a folder"),
@@ -118,6 +118,6 @@ def test_a_checkpoint_that_is_copied_by_half_or_reads_for_ever_is_refused(
     spec = job_spec(rows, tmp_path / "out", models={"sd": {"checkpoint": str(tmp_path / "sd")}})
 
     with pytest.raises(SpecError) as raised:
-        survey(spec)
+        make_survey(spec)
 
     assert says in str(raised.value)

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from actors.checkpoints.component_files import LocalFile, bytes_shared, component_files, files_in
+from actors.checkpoints.component_files import LocalFile, bytes_shared, components_with_weights, files_in
 from actors.engine.diffusers_engine import make_engine
 from actors.engine.pipelines.loaded_model import LoadedModel
 from actors.engine.pipelines.loading import LoadOptions
@@ -232,7 +232,7 @@ def test_a_worker_downloads_what_it_loads_and_no_more(tmp_path: Path, tuned: Pat
         "unet/diffusion_pytorch_model.safetensors",
         "vae/diffusion_pytorch_model.fp16.safetensors",
     }
-    compared = component_files(files_in(published), "fp16")
+    compared = components_with_weights(files_in(published), "fp16")
     assert [file for part in compared for file in part.weights] == [
         LocalFile(published / name) for name in sorted(weights)
     ]

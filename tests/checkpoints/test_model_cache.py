@@ -27,7 +27,7 @@ from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
 from schemas.systems.system_table import SYSTEMS, System, find_system
 from tests.support.checkpoints import demo, sd_checkpoint, sdxl_checkpoint
-from tests.support.in_process import job_spec, model_cache, picture, plan_for, worker_for, write_rows
+from tests.support.in_process import drawn_image, job_spec, model_cache, plan_for, worker_for, write_rows
 
 CPU = torch.device("cpu")
 KINDS = {"sd": "demo:sd", "sdxl": "demo:sdxl"}
@@ -330,7 +330,7 @@ def test_one_worker_loads_each_of_five_checkpoints_once(tmp_path: Path, capacity
         "ldm3d": "ldm3d",
     }
     rows = [
-        {"row_id": i, "task": tasks[kind], "model": kind, "prompt": "x", "image": picture((32, 32))}
+        {"row_id": i, "task": tasks[kind], "model": kind, "prompt": "x", "image": drawn_image((32, 32))}
         for i, kind in enumerate(kinds * 4)
     ]
     spec = job_spec(

@@ -181,7 +181,7 @@ def test_the_model_draws_what_its_prompt_says() -> None:
     answers = exam.text2img(MODEL, 10, seed=1, num_inference_steps=20, guidance_scale=2.0)
 
     right = {
-        fact: sum(getattr(answer.wanted, fact) == getattr(answer.seen, fact) for answer in answers)
+        fact: sum(getattr(answer.scene, fact) == getattr(answer.seen, fact) for answer in answers)
         for fact in exam.FACTS
     }
 

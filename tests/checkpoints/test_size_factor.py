@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
 from tests.support.checkpoints import paper_checkpoint
 from tests.support.in_process import job_spec, write_rows
 
@@ -24,6 +24,6 @@ def test_sizes_are_multiples_of_the_vaes_factor_and_of_eight(
     path = write_rows(tmp_path / "rows.parquet", rows)
     models = {"sd": {"checkpoint": str(folder)}}
 
-    _, findings = make_plan(survey(job_spec(path, tmp_path / "out", models=models)))
+    _, findings = make_plan(make_survey(job_spec(path, tmp_path / "out", models=models)))
 
     assert [(bad.row_id, bad.problem.code) for bad in findings.bad_rows] == [(str(refused), "invalid_size")]

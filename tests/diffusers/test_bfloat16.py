@@ -12,12 +12,12 @@ from tests.support.checkpoints import demo
 from tests.support.in_process import (
     Made,
     Record,
+    drawn_image,
+    image_of,
     job_spec,
     make,
     mask,
     model_cache,
-    picture,
-    pixels,
     write_rows,
 )
 
@@ -28,8 +28,8 @@ CLASSES = {
 }
 IMAGE_COLUMNS = {
     "text2img": {},
-    "img2img": {"image": picture()},
-    "inpaint": {"image": picture(), "mask_image": mask()},
+    "img2img": {"image": drawn_image()},
+    "inpaint": {"image": drawn_image(), "mask_image": mask()},
 }
 ROWS: list[Record] = [
     {"row_id": f"{task}-{steps}", "task": task, "prompt": "a fox", "seed": steps, **pictures}
@@ -52,7 +52,7 @@ def reference(row: Record) -> np.ndarray:
     """The row's picture by a plain call in bfloat16."""
     pipeline = CLASSES[row["task"]].from_pretrained(demo("sdxl"), use_safetensors=True, dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
-    given = {name: pixels({"image": row[name]}) for name in IMAGE_COLUMNS[row["task"]]}
+    given = {name: image_of({"image": row[name]}) for name in IMAGE_COLUMNS[row["task"]]}
     if given:
         given["strength"] = row["strength"]
     generator = torch.Generator().manual_seed(row["seed"])
@@ -67,7 +67,7 @@ def test_an_exact_picture_in_bfloat16_is_that_of_plain_diffusers(tmp_path: Path,
     made, _ = made_in_bfloat16(tmp_path, exact=True)
 
     row = next(row for row in ROWS if row["task"] == task)
-    assert np.array_equal(np.asarray(pixels(made.row(row["row_id"])), dtype=np.int16), reference(row))
+    assert np.array_equal(np.asarray(image_of(made.row(row["row_id"])), dtype=np.int16), reference(row))
 
 
 def test_calls_side_by_side_in_bfloat16_find_the_vae_as_it_should_be(tmp_path: Path) -> None:
@@ -77,5 +77,5 @@ def test_calls_side_by_side_in_bfloat16_find_the_vae_as_it_should_be(tmp_path: P
     assert engine.counts["unet"].images > 2 * engine.counts["unet"].batches
     assert {row["row_id"]: row["error_message"] for row in made.rows if row["status"] != "ok"} == {}
     for row in ROWS:
-        difference = np.abs(np.asarray(pixels(made.row(row["row_id"])), dtype=np.int16) - reference(row))
+        difference = np.abs(np.asarray(image_of(made.row(row["row_id"])), dtype=np.int16) - reference(row))
         assert difference.mean() < 4

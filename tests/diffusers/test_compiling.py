@@ -11,7 +11,7 @@ from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.quirks.compiling import COMPILED, ladder
 from schemas.errors import SpecError
 from schemas.spec.job_spec import BatchingSpec
-from tests.support.in_process import job_spec, make, model_cache, pixels, write_rows
+from tests.support.in_process import image_of, job_spec, make, model_cache, write_rows
 
 ROWS = [
     {"row_id": f"r{i}", "prompt": f"a fox, number {i}", "seed": i, "num_inference_steps": 2} for i in range(2)
@@ -44,7 +44,7 @@ def test_compiled_blocks_make_the_same_pictures(tmp_path: Path) -> None:
 
     for row in ROWS:
         one, other = (
-            np.asarray(pixels(made.row(row["row_id"])), dtype=np.int16) for made in (compiled, plain)
+            np.asarray(image_of(made.row(row["row_id"])), dtype=np.int16) for made in (compiled, plain)
         )
         assert np.abs(one - other).max() <= 2
     blocks = [

@@ -16,11 +16,11 @@ from tests.support.in_process import (
     DEVICE,
     Made,
     Record,
+    drawn_image,
+    image_of,
     job_spec,
     make,
     model_cache,
-    picture,
-    pixels,
     write_rows,
 )
 
@@ -31,7 +31,7 @@ ROWS: list[Record] = [
         "task": "img2img" if i % 2 else "text2img",
         "prompt": f"a fox, number {i}",
         "seed": i,
-        "image": picture() if i % 2 else None,
+        "image": drawn_image() if i % 2 else None,
         "num_inference_steps": 2 + i % 3,
         "strength": 1.0 if i % 2 else None,
     }
@@ -55,7 +55,7 @@ def reference(row: Record) -> np.ndarray:
         sdxl_checkpoint(), use_safetensors=True, dtype=torch.float16
     )
     pipeline.set_progress_bar_config(disable=True)
-    arguments = {} if row["image"] is None else {"image": pixels(row), "strength": row["strength"]}
+    arguments = {} if row["image"] is None else {"image": image_of(row), "strength": row["strength"]}
     generator = torch.Generator().manual_seed(row["seed"])
     steps = row["num_inference_steps"]
     made = pipeline(row["prompt"], generator=generator, num_inference_steps=steps, **arguments).images[0]
@@ -68,7 +68,7 @@ def test_an_exact_picture_in_float16_is_that_of_plain_diffusers(tmp_path: Path) 
     made = make(spec_for(tmp_path, exact=True))
 
     for row in ROWS[:2]:
-        ours = np.asarray(pixels(made.row(row["row_id"])), dtype=np.int16)
+        ours = np.asarray(image_of(made.row(row["row_id"])), dtype=np.int16)
         assert np.array_equal(ours, reference(row))
 
 
@@ -95,5 +95,5 @@ def test_a_vae_that_overflows_in_float16_is_not_in_float16() -> None:
 
 
 def mean_difference(one: Made, other: Made, row_id: str) -> float:
-    first, second = (np.asarray(pixels(made.row(row_id)), dtype=np.int16) for made in (one, other))
+    first, second = (np.asarray(image_of(made.row(row_id)), dtype=np.int16) for made in (one, other))
     return float(np.abs(first - second).mean())

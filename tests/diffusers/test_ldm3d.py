@@ -215,7 +215,7 @@ def test_half_precision_gives_whole_depths(output_type: str) -> None:
 
 def test_an_unknown_output_type_is_refused_with_those_there_are() -> None:
     """diffusers would fall back to arrays."""
-    with pytest.raises(ValueError, match="pt, np, pil, latent; not 'numpy'"):
+    with pytest.raises(ValueError, match="pt, np, pil or latent, not 'numpy'"):
         LDM3DImageProcessor().postprocess(torch.zeros(1, 4, 8, 8), "numpy")
 
 
@@ -414,7 +414,7 @@ def test_the_vae_works_in_single_precision_in_a_half_precision_pipeline(tmp_path
     [
         ({"target_res": (48, 60)}, r"multiples of 8, not \(48, 60\)"),
         ({"target_res": (0, 64)}, r"multiples of 8, not \(0, 64\)"),
-        ({"rgb": [picture()] * 2}, "1 prompts, 2 rgb and 1 depth"),
+        ({"rgb": [picture()] * 2}, "1 prompt, 2 rgb images and 1 depth image"),
         ({"noise_level": 351}, "from 0 to 350, not 351"),
         ({"noise_level": -1}, "from 0 to 350, not -1"),
         ({"output_type": "latent"}, "pt, np, pil, not 'latent'"),

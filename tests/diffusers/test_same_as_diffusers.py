@@ -11,7 +11,17 @@ import torch
 
 from actors.engine.quirks.clip_skip import enable_clip_skip
 from tests.support.checkpoints import sd_checkpoint, sdxl_checkpoint
-from tests.support.in_process import Made, Record, encoded, job_spec, make, mask, picture, pixels, write_rows
+from tests.support.in_process import (
+    Made,
+    Record,
+    drawn_image,
+    encoded,
+    image_of,
+    job_spec,
+    make,
+    mask,
+    write_rows,
+)
 
 LEVELS = 2
 """Of 255: a row's company in a batch may move it this far, no further."""
@@ -36,8 +46,8 @@ CLASSES = {
     ("xl", "inpaint"): diffusers.StableDiffusionXLInpaintPipeline,
 }
 
-IMG2IMG = {"task": "img2img", "prompt": "a hill", "seed": 9, "image": picture()}
-INPAINT = {"task": "inpaint", "prompt": "a moon", "seed": 2, "image": picture(), "mask_image": mask()}
+IMG2IMG = {"task": "img2img", "prompt": "a hill", "seed": 9, "image": drawn_image()}
+INPAINT = {"task": "inpaint", "prompt": "a moon", "seed": 2, "image": drawn_image(), "mask_image": mask()}
 TEXT2IMG = {"task": "text2img", "prompt": "a fox", "seed": 7}
 
 ROWS: list[Record] = [
@@ -54,9 +64,9 @@ ROWS: list[Record] = [
     TEXT2IMG | {"row_id": "ddim", "scheduler": "DDIMScheduler", "eta": 0.7},
     IMG2IMG | {"row_id": "img", "strength": 0.6},
     IMG2IMG | {"row_id": "img-strong", "strength": 1.0},
-    IMG2IMG | {"row_id": "img-odd", "strength": 0.6, "image": picture((70, 90))},
+    IMG2IMG | {"row_id": "img-odd", "strength": 0.6, "image": drawn_image((70, 90))},
     INPAINT | {"row_id": "in"},
-    INPAINT | {"row_id": "in-partly", "image": picture(colour="red"), "strength": 0.7},
+    INPAINT | {"row_id": "in-partly", "image": drawn_image(colour="red"), "strength": 0.7},
 ]
 
 
@@ -71,7 +81,7 @@ def reference(folder: Path, family: str, row: Record) -> np.ndarray:
     }
     for field in ("image", "mask_image"):
         if row.get(field):
-            arguments[field] = pixels({"image": row[field]})
+            arguments[field] = image_of({"image": row[field]})
     if row.get("scheduler"):
         cls = getattr(diffusers, row["scheduler"])
         pipeline.scheduler = cls.from_config(pipeline.scheduler.config)
@@ -119,7 +129,7 @@ def test_a_row_is_what_a_plain_diffusers_call_gives(
     row = made.row(row_id)
 
     assert row["status"] == "ok", row["error_message"]
-    ours = np.asarray(pixels(row), dtype=np.int16)
+    ours = np.asarray(image_of(row), dtype=np.int16)
     assert ours.shape == references[row_id].shape
     assert np.abs(ours - references[row_id]).max() <= LEVELS
 
@@ -137,20 +147,20 @@ def test_an_inpainted_picture_keeps_its_own_size(tmp_path: Path) -> None:
         "row_id": 1,
         "task": "inpaint",
         "prompt": "x",
-        "image": picture((80, 48)),
+        "image": drawn_image((80, 48)),
         "mask_image": mask((80, 48)),
     }
 
     made = make(job_spec(write_rows(tmp_path / "in.parquet", [row]), tmp_path / "out"))
 
-    assert pixels(made.row(1)).size == (80, 48)
+    assert image_of(made.row(1)).size == (80, 48)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "P", "LA", "1"])
 def test_a_picture_of_any_mode_is_taken_for_its_colours(tmp_path: Path, mode: str) -> None:
     """RGBA, left alone, diffusers takes for latents; L it refuses."""
-    odd = picture(mode=mode)
-    plain = encoded(pixels({"image": odd}))
+    odd = drawn_image(mode=mode)
+    plain = encoded(image_of({"image": odd}))
     rows = [
         {"row_id": name, "task": "img2img", "prompt": "x", "seed": 1, "image": image}
         for name, image in (("odd", odd), ("plain", plain))
@@ -158,17 +168,17 @@ def test_a_picture_of_any_mode_is_taken_for_its_colours(tmp_path: Path, mode: st
 
     made = make(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out"))
 
-    ours, theirs = (np.asarray(pixels(made.row(name)), dtype=np.int16) for name in ("odd", "plain"))
+    ours, theirs = (np.asarray(image_of(made.row(name)), dtype=np.int16) for name in ("odd", "plain"))
     assert np.abs(ours - theirs).max() <= LEVELS
 
 
 def test_a_turned_photograph_is_put_upright(tmp_path: Path) -> None:
     """Cameras write the turn into EXIF; the output has the upright size."""
-    image = pixels({"image": picture((96, 64))})
+    image = image_of({"image": drawn_image((96, 64))})
     exif = image.getexif()
     exif[0x0112] = 6
     row = {"row_id": 1, "task": "img2img", "prompt": "x", "image": encoded(image, "JPEG", exif=exif)}
 
     made = make(job_spec(write_rows(tmp_path / "in.parquet", [row]), tmp_path / "out"))
 
-    assert pixels(made.row(1)).size == (64, 96)
+    assert image_of(made.row(1)).size == (64, 96)

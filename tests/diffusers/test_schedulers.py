@@ -21,7 +21,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retri
 
 from actors.engine.quirks.clip_skip import enable_clip_skip
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
 from models import demo_cache
 from schemas.errors import SpecError
 from schemas.systems.scheduler_rules import Published, refusal
@@ -34,7 +34,7 @@ from schemas.systems.schedulers import (
     scheduler_settings,
 )
 from tests.support.checkpoints import demo
-from tests.support.in_process import Made, Record, job_spec, make, mask, picture, pixels, write_rows
+from tests.support.in_process import Made, Record, drawn_image, image_of, job_spec, make, mask, write_rows
 from tests.support.plain_diffusers import depth_map
 from tests.support.running import ROOT
 
@@ -427,7 +427,7 @@ def test_a_checkpoints_own_scheduler_passes_whatever_it_is() -> None:
 
 # Whole jobs.
 
-PICTURE, DEPTH = picture(), depth_map()
+PICTURE, DEPTH = drawn_image(), depth_map()
 KINDS: dict[str, tuple[str, Record]] = {
     "sd": ("text2img", {}),
     "sd2": ("text2img", {}),
@@ -438,7 +438,7 @@ KINDS: dict[str, tuple[str, Record]] = {
     "depth2img": ("depth2img", {"image": PICTURE, "depth_map": DEPTH, "strength": 0.8}),
     "safe": ("safe", {}),
     "variation": ("variation", {"image": PICTURE}),
-    "upscale": ("upscale", {"image": picture((16, 16))}),
+    "upscale": ("upscale", {"image": drawn_image((16, 16))}),
     "latent-upscale": ("latent_upscale", {"image": PICTURE}),
     "ldm3d": ("ldm3d", {}),
     "ldm3d-upscale": ("ldm3d_upscale", {"image": PICTURE, "depth_map": DEPTH, "height": 64, "width": 64}),
@@ -486,7 +486,7 @@ def test_every_scheduler_runs_on_every_kind_of_checkpoint_or_is_refused(tmp_path
     others = {f"latent-upscale {name}" for name in SCHEDULERS if name != "EulerDiscreteScheduler"}
     misfits = {f"{kind} {name}" for kind in KINDS for name in ("DPMSolverSDEScheduler", "EDMEulerScheduler")}
     assert refused == short | others | misfits
-    assert make_plan(survey(made.plan.job.spec))[1].num_bad == {"invalid_scheduler": len(refused)}
+    assert make_plan(make_survey(made.plan.job.spec))[1].num_bad == {"invalid_scheduler": len(refused)}
 
 
 def test_the_latent_upscaler_draws_the_same_with_the_schedulers_it_is_said_to_run_with(
@@ -509,7 +509,7 @@ def test_the_latent_upscaler_draws_the_same_with_the_schedulers_it_is_said_to_ru
 
     made = job(tmp_path, rows)
 
-    euler, *others = (np.asarray(pixels(made.row(name)), dtype=np.int16) for name in names)
+    euler, *others = (np.asarray(image_of(made.row(name)), dtype=np.int16) for name in names)
     assert all(np.abs(euler - other).mean() < 5 for other in others)
 
 
@@ -552,7 +552,7 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, Made]:
 def test_noise_on_the_way_is_the_rows_own(noisy: tuple[Made, Made], name: str) -> None:
     """With a generator per row, a row is the same in any company, and another seed another picture."""
     together, alone = (
-        [np.asarray(pixels(made.row(f"{name} {seed}")), dtype=np.int16) for seed in (3, 9, 7)]
+        [np.asarray(image_of(made.row(f"{name} {seed}")), dtype=np.int16) for seed in (3, 9, 7)]
         for made in noisy
     )
 
@@ -598,7 +598,7 @@ def test_options_reach_the_scheduler_as_plain_diffusers_would_give_them(tmp_path
     drawn = []
     for row_id, name, options in GIVEN:
         row = made.row(row_id)
-        drawn.append(np.asarray(pixels(row), dtype=np.int16))
+        drawn.append(np.asarray(image_of(row), dtype=np.int16))
         assert np.abs(drawn[-1] - reference(demo("sd"), name, options)).max() <= LEVELS, row_id
         assert row["scheduler_options"] == options_text(options)
     assert all(np.abs(drawn[0] - other).mean() > LEVELS for other in drawn[1:])
@@ -617,7 +617,9 @@ def test_options_of_the_route_are_told_apart_from_the_rows(tmp_path: Path) -> No
     made = make(job_spec(path, tmp_path / "out", routes={"text2img": {"model": "sd"} | route}))
 
     said = [row["error_message"] for row in made.rows]
-    assert said[0].endswith("The options are the route's: a row without any says {}")
+    assert said[0].endswith(
+        ". The options come from the route; set scheduler_options to {} for a row without options"
+    )
     assert said[1] == said[0].partition(". The options")[0]
     assert said[2] is None
 
@@ -642,7 +644,7 @@ def test_a_few_step_checkpoint_keeps_its_published_scheduler(tmp_path: Path) -> 
     made = make(spec)
 
     assert made.row(4)["scheduler"] == "LCMScheduler"
-    ours = np.asarray(pixels(made.row(4)), dtype=np.int16)
+    ours = np.asarray(image_of(made.row(4)), dtype=np.int16)
     assert np.abs(ours - reference(folder, None, {}, steps=4)).max() <= LEVELS
     assert made.row(9)["error_code"] == "invalid_scheduler"
     assert "at most 8 steps" in made.row(9)["error_message"]
@@ -716,14 +718,18 @@ BAD: list[tuple[str | None, str, str]] = [
     (None, '{"num_train_timesteps": 10}', "cannot be set: it is what the checkpoint was trained with"),
     ("UniPCMultistepScheduler", '{"use_flow_sigmas": true}', "it is for models trained with flow matching"),
     (None, '{"steps_offset": 1', "cannot be read: Expecting ',' delimiter"),
-    (None, '["steps_offset"]', "cannot be read: it is no JSON object"),
-    (None, '{"steps_offset": 1, "steps_offset": 2}', "a name stands in it twice"),
-    (None, '{"beta_start": NaN}', "NaN is no number of JSON"),
+    (None, '["steps_offset"]', "cannot be read: it is not a JSON object"),
+    (None, '{"steps_offset": 1, "steps_offset": 2}', "a name appears in it twice"),
+    (None, '{"beta_start": NaN}', "NaN is not a JSON number"),
     (None, "[" * 4_000, "cannot be read: "),
     (None, '{"\\ud800": 1}', 'has no option `"\\ud800"`'),
     ("FlowMatchEulerDiscreteScheduler", "{}", "is for models trained with flow matching"),
-    ("VQDiffusionScheduler", "{}", "is no scheduler for Stable Diffusion"),
-    ("", "{}", "`` is no scheduler for Stable Diffusion; they are DDIMParallelScheduler, DDIMScheduler,"),
+    ("VQDiffusionScheduler", "{}", "is not a scheduler for Stable Diffusion"),
+    (
+        "",
+        "{}",
+        "`` is not a scheduler for Stable Diffusion; schedulers are DDIMParallelScheduler, DDIMScheduler,",
+    ),
 ]
 
 
@@ -741,7 +747,7 @@ def test_options_that_cannot_be_are_told_to_their_own_row_at_plan(tmp_path: Path
         assert says in made.row(str(i))["error_message"]
         assert len(made.row(str(i))["error_message"]) < 1000
     assert made.row("good")["status"] == "ok"
-    assert make_plan(survey(made.plan.job.spec))[1].num_bad == {"invalid_scheduler": len(BAD)}
+    assert make_plan(make_survey(made.plan.job.spec))[1].num_bad == {"invalid_scheduler": len(BAD)}
 
 
 VALUES_THAT_FAIL = [
@@ -829,7 +835,7 @@ def test_a_route_that_no_row_could_take_is_refused(
     spec = job_spec(path, tmp_path / "out", routes={"text2img": {"model": "sd", **changes}})
 
     with pytest.raises(SpecError) as caught:
-        survey(spec)
+        make_survey(spec)
 
     assert says in str(caught.value)
 
@@ -849,5 +855,5 @@ def test_a_column_that_holds_no_options_is_refused(tmp_path: Path, arrow_type: p
     rows = [{"prompt": "x", "scheduler_options": None}]
     path = write_rows(tmp_path / "rows.parquet", rows, {"scheduler_options": arrow_type})
 
-    with pytest.raises(SpecError, match="wants JSON text, or a struct or a map"):
-        survey(job_spec(path, tmp_path / "out"))
+    with pytest.raises(SpecError, match="needs JSON text, or a struct or a map"):
+        make_survey(job_spec(path, tmp_path / "out"))

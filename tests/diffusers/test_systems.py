@@ -11,9 +11,9 @@ from tests.support.in_process import Made, encoded, job_spec, make, write_rows
 from tests.support.plain_diffusers import (
     DEPTH,
     DEPTH_LEVELS,
+    IMAGE,
     LEVELS,
     MODELS,
-    PICTURE,
     ROUTES,
     ROWS,
     distances,
@@ -52,8 +52,8 @@ def test_a_depth_map_without_depth_fails_alone(tmp_path: Path) -> None:
     """diffusers would scale it by its range, which is zero, and give NaN."""
     flat = encoded(Image.fromarray(np.full((64, 64), 500, np.uint16)))
     rows = [
-        row("flat", "depth2img", "depth2img", image=PICTURE, depth_map=flat),
-        row("ramp", "depth2img", "depth2img", image=PICTURE, depth_map=DEPTH),
+        row("flat", "depth2img", "depth2img", image=IMAGE, depth_map=flat),
+        row("ramp", "depth2img", "depth2img", image=IMAGE, depth_map=DEPTH),
     ]
     spec = job_spec(
         write_rows(tmp_path / "in.parquet", rows),

@@ -109,7 +109,7 @@ def test_a_hopeless_job_stops_in_the_midst_of_its_first_shard(tmp_path: Path) ->
 
     assert (stopped.code, first) == (3, [])
     assert "rows that were tried all failed" in stopped.err
-    assert "nonfinite_image, such as: nothing but NaN" in stopped.err
+    assert "nonfinite_image, such as: all values are NaN" in stopped.err
     assert "Traceback" not in stopped.err
     assert ended.code == 0, ended.err
     assert {row["error_code"] for row in output_rows(tmp_path / "out")} == {"nonfinite_image"}

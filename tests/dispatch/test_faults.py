@@ -16,7 +16,7 @@ from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
 from tests.support.ray_nodes import RayNodes
 from tests.support.running import Started, text_rows, write_spec
-from tests.support.s3.fault_proxy import STORM, fault_proxy
+from tests.support.s3.fault_proxy import STORM, serve_fault_proxy
 from tests.support.s3.on_s3 import assert_whole_on_s3, env_of, upload
 from tests.support.s3.s3_server import S3Server
 from tests.support.simulation.soak import RATE, kill_drivers
@@ -35,14 +35,14 @@ def test_a_job_ends_well_where_two_of_five_requests_go_wrong(
     files = {"output": {"path": output, "images": "files"}}
     spec = write_spec(tmp_path / "job.yaml", uri, output, **QUICK_SHARDS, **files)
 
-    with fault_proxy(s3_only["AWS_ENDPOINT_URL"]) as proxy:
+    with serve_fault_proxy(s3_only["AWS_ENDPOINT_URL"]) as proxy:
         proxy.break_by_chance(RATE, seed=1)
         environment = s3_only | {"AWS_ENDPOINT_URL": proxy.url}
         with Started("-m", "tests.support.engines", "quick", spec, **environment) as run:
             finished = run.wait()
 
     assert finished.code == 0, finished.err
-    assert "all in all 48 rows ok, 0 filtered, 0 failed" in finished.out
+    assert "total: 48 rows ok, 0 filtered, 0 failed" in finished.out
     assert {*STORM["PUT"], *STORM["GET"]} <= proxy.injected.keys()
     assert proxy.injected.total() > len(proxy.requests) / 4
     assert_whole_on_s3(store, output, rows, tmp_path, s3_only)
@@ -130,7 +130,7 @@ def test_drivers_killed_at_random_moments_in_a_storm_lose_and_double_no_row(
     uri = upload(store, "s3://inp/kills/rows.parquet", rows, tmp_path)
     spec = write_spec(tmp_path / "job.yaml", uri, "s3://out/kills", **QUICK_SHARDS)
 
-    with fault_proxy(s3_only["AWS_ENDPOINT_URL"]) as proxy:
+    with serve_fault_proxy(s3_only["AWS_ENDPOINT_URL"]) as proxy:
         environment = s3_only | {"AWS_ENDPOINT_URL": proxy.url}
         with RayNodes(**environment) as nodes:
             nodes.add(num_cpus=2)
@@ -162,7 +162,7 @@ def test_a_write_that_arrives_when_its_shard_was_made_by_another_worker_changes_
     )
     part = f"{output}/data/train-00000-of-00006.parquet"
 
-    with fault_proxy(s3_only["AWS_ENDPOINT_URL"]) as proxy:
+    with serve_fault_proxy(s3_only["AWS_ENDPOINT_URL"]) as proxy:
         proxy.inject("hold", method="PUT", key="/data/train-00000")
         environment = s3_only | {"AWS_ENDPOINT_URL": proxy.url}
         with Started("-m", "tests.support.engines", "slow", spec, **environment) as run:

@@ -13,9 +13,8 @@ from tests.support.ray_nodes import RayNodes
 from tests.support.running import (
     Record,
     Started,
-    darkroom,
+    assert_whole,
     parts,
-    row_ids,
     text_rows,
     write_rows,
     write_spec,
@@ -39,13 +38,6 @@ def job(folder: Path, rows: list[Record], **sections: Any) -> Path:
     written = write_rows(folder / "rows.parquet", rows)
     defaults = {"batching": {"shard_rows": 4}, "workers": {"num": "auto"}, "errors": {"max_attempts": 1}}
     return write_spec(folder / "job.yaml", written, folder / "out", **defaults | sections)
-
-
-def assert_whole(output: Path, rows: list[Record]) -> None:
-    """Every row once, and `verify` finds nothing wrong."""
-    verified = darkroom("verify", output)
-    assert verified.code == 0, verified.err
-    assert row_ids(output) == [row["row_id"] for row in rows]
 
 
 def test_a_job_uses_a_machine_that_joins_and_outlives_one_that_is_lost(

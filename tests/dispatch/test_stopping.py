@@ -21,11 +21,11 @@ from tests.support.running import (
     Finished,
     Record,
     Started,
+    assert_whole,
     darkroom,
     kill,
     output_rows,
     parts,
-    row_ids,
     text_rows,
     write_rows,
     write_spec,
@@ -45,13 +45,6 @@ def job(folder: Path, rows: Sequence[Record], **sections: Any) -> Path:
 def run_to_end(spec: Path, engine: str = "quick") -> Finished:
     with Started("-m", "tests.support.engines", engine, spec) as run:
         return run.wait()
-
-
-def assert_whole(output: Path, rows: Sequence[Record]) -> None:
-    """Every row once, and `verify` finds nothing wrong."""
-    verified = darkroom("verify", output)
-    assert verified.code == 0, verified.err
-    assert row_ids(output) == [row["row_id"] for row in rows]
 
 
 def test_ctrl_c_ends_a_job_within_seconds_and_running_it_again_makes_the_rest(tmp_path: Path) -> None:
@@ -75,12 +68,12 @@ def test_ctrl_c_ends_a_job_within_seconds_and_running_it_again_makes_the_rest(tm
     partial = darkroom("verify", output)
     assert partial.code == 1
     assert f"does not keep the row contract ({40 - len(made)} faults)" in partial.err
-    assert "no driver is at work: run the job again to go on" in darkroom("status", output).out
+    assert "no driver is running; run the job again to resume" in darkroom("status", output).out
 
     resumed = run_to_end(spec)
 
     assert resumed.code == 0
-    assert f"{len(made)} of 40 parts are there already; making the other {40 - len(made)}" in resumed.out
+    assert f"{len(made)} of 40 parts already saved, {40 - len(made)} left to generate" in resumed.out
     assert {part: part.read_bytes() for part in made} == made
     assert_whole(output, rows)
 
@@ -169,14 +162,14 @@ def test_a_picture_that_kills_its_worker_costs_its_own_row_only(tmp_path: Path) 
 
     assert finished.code == 0, finished.err
     assert finished.err.count(" died: ") <= 3 + 5
-    assert "47 images made; all in all 47 rows ok" in finished.out
+    assert "generated 47 images; total: 47 rows ok" in finished.out
     assert_whole(output, rows)
     failed = [row for row in output_rows(output) if row["status"] != "ok"]
     assert [(row["row_id"], row["error_code"], row["image"]) for row in failed] == [
         ("row-0021", "worker_crash", None)
     ]
     assert "takes its worker process down" in failed[0]["error_message"]
-    assert "nothing was left to do; all in all 47 rows ok, 0 filtered, 1 failed" in again.out
+    assert "nothing to do; total: 47 rows ok, 0 filtered, 1 failed" in again.out
 
 
 def test_a_row_that_is_never_done_is_found_like_one_that_kills(tmp_path: Path) -> None:
@@ -274,7 +267,7 @@ def test_a_worker_that_does_not_see_the_output_stops_the_job(tmp_path: Path) -> 
         stopped = run.wait()
 
     assert stopped.code == 2
-    assert f"{record}, which the driver has written, is not there for a worker on " in stopped.err
+    assert f"{record}, which the driver has written, does not exist for a worker on " in stopped.err
     assert parts(tmp_path / "out") == []
 
 

@@ -11,19 +11,19 @@ from PIL import Image
 
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.engine.quirks.ldm3d import LDM3DImageProcessor
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
 from schemas.errors import SpecError
 from tests.support.checkpoints import demo
 from tests.support.in_process import (
     Made,
     Record,
+    drawn_image,
     encoded,
+    image_of,
     job_spec,
     make,
     mask,
     outcomes,
-    picture,
-    pixels,
     plan_for,
     write_rows,
 )
@@ -128,9 +128,9 @@ def test_a_chain_is_what_plain_calls_give_one_after_the_other(made: Made, chain:
     ours = made.row(f"{chain.__name__}-3")
 
     assert ours["status"] == "ok", ours["error_message"]
-    difference = np.abs(np.asarray(pixels(ours), dtype=int) - np.asarray(chain(), dtype=int))
+    difference = np.abs(np.asarray(image_of(ours), dtype=int) - np.asarray(chain(), dtype=int))
     assert difference.max() <= LEVELS
-    assert pixels(ours).size == (ours["width"], ours["height"])
+    assert image_of(ours).size == (ours["width"], ours["height"])
 
 
 def test_depth_goes_on_beside_the_picture(made: Made) -> None:
@@ -147,8 +147,8 @@ def test_steps_are_kept_on_request(made: Made) -> None:
         1,
         0,
     ]
-    kept = pixels({"image": made.row("poster-3")["step_images"][0]})
-    plain = pixels(made.row("text2img-3"))
+    kept = image_of({"image": made.row("poster-3")["step_images"][0]})
+    plain = image_of(made.row("text2img-3"))
     assert np.abs(np.asarray(kept, dtype=int) - np.asarray(plain, dtype=int)).max() <= LEVELS
 
 
@@ -180,7 +180,7 @@ def test_a_later_step_reads_the_depth_that_the_row_brings(tmp_path: Path) -> Non
     for name, depth in depths.items():
         cls = "StableDiffusionDepth2ImgPipeline"
         plain = call("depth2img", cls, image=first, depth_map=depth, strength=1.0, **STEPS).images[0]
-        difference = np.abs(np.asarray(pixels(made.row(name)), dtype=int) - np.asarray(plain, dtype=int))
+        difference = np.abs(np.asarray(image_of(made.row(name)), dtype=int) - np.asarray(plain, dtype=int))
         assert difference.max() <= LEVELS, name
     assert made.row("given")["image_sha256"] != made.row("estimated")["image_sha256"]
 
@@ -225,7 +225,7 @@ def test_a_mask_must_fit_the_picture_of_its_step(tmp_path: Path) -> None:
 def test_a_mask_may_fit_what_the_first_step_makes_of_the_rows_picture(tmp_path: Path) -> None:
     """Which is cut down to multiples of eight; the row's own size will do too, but for a crop."""
     rows = [
-        {"row_id": f"{task} {width}", "task": task, "prompt": "x", "image": picture((70, 90))}
+        {"row_id": f"{task} {width}", "task": task, "prompt": "x", "image": drawn_image((70, 90))}
         | {"mask_image": mask((width, height))}
         for task in ("mended", "cropped")
         for width, height in ((64, 88), (70, 90), (72, 96))
@@ -244,16 +244,22 @@ def test_safes_picture_goes_on_as_one(tmp_path: Path) -> None:
 
     made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES)).row(1)
 
-    kept = pixels({"image": made["step_images"][0]})
+    kept = image_of({"image": made["step_images"][0]})
     cls = "StableDiffusionLatentUpscalePipeline"
     plain = call("latent-upscale", cls, image=kept, **STEPS).images[0]
-    assert np.abs(np.asarray(pixels(made), dtype=int) - np.asarray(plain, dtype=int)).max() <= LEVELS
+    assert np.abs(np.asarray(image_of(made), dtype=int) - np.asarray(plain, dtype=int)).max() <= LEVELS
 
 
 def test_shares_that_leave_no_step_fail_their_row(tmp_path: Path) -> None:
     """Of two steps the second begins in the middle, long before the last tenth."""
     rows = [
-        {"row_id": f"{start}", "task": "refine", "prompt": "x", "image": picture(), "num_inference_steps": 2}
+        {
+            "row_id": f"{start}",
+            "task": "refine",
+            "prompt": "x",
+            "image": drawn_image(),
+            "num_inference_steps": 2,
+        }
         | {"denoising_start": start, "scheduler_options": '{"timestep_spacing": "trailing"}'}
         for start in (0.4, 0.9)
     ]
@@ -281,10 +287,10 @@ def test_sizes_that_a_later_step_cannot_take_are_refused_at_plan(tmp_path: Path)
     [
         ({"poster": {"task": "text2img", "model": "sd", "then": ["upscael"]}}, "did you mean `upscale`"),
         ({"poster": {"task": "text2img", "model": "sd", "then": ["again"]}}, "a `then` of its own"),
-        ({"poster": {"task": "text2img", "model": "sd", "then": ["text2img"]}}, "takes no picture"),
+        ({"poster": {"task": "text2img", "model": "sd", "then": ["text2img"]}}, "takes no image"),
         (
             {"img2img": {"model": "sd", "num_inference_steps": 1, "strength": 0.1}},
-            "routes.img2img: strength 0.1 of 1 steps runs no step at all, and as a later",
+            "routes.img2img: strength 0.1 of 1 step runs no step at all, and rows cannot change",
         ),
     ],
 )
@@ -293,7 +299,7 @@ def test_a_chain_that_cannot_run_is_a_mistake_of_the_spec(tmp_path: Path, change
     path = write_rows(tmp_path / "in.parquet", ROWS)
 
     with pytest.raises((SpecError, ValueError), match=said):
-        survey(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES | changes))
+        make_survey(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES | changes))
 
 
 def test_a_chains_shards_go_by_its_first_model(tmp_path: Path) -> None:

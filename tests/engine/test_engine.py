@@ -12,7 +12,16 @@ from PIL import Image
 
 from actors.engine.diffusers_engine import DiffusersEngine
 from schemas.systems.system_table import find_system
-from tests.support.in_process import Made, Record, encoded, job_spec, make, model_cache, write_rows
+from tests.support.in_process import (
+    Made,
+    Record,
+    encoded,
+    job_spec,
+    make,
+    model_cache,
+    outcomes_by_id,
+    write_rows,
+)
 
 Arguments = dict[str, Any]
 
@@ -58,10 +67,6 @@ def hooked(module: torch.nn.Module, hook: Callable[..., Any], *, after: bool) ->
         handle.remove()
 
 
-def statuses(made: Made) -> dict[str, str]:
-    return {row["row_id"]: row["error_code"] or row["status"] for row in made.rows}
-
-
 def test_a_batch_that_does_not_fit_is_halved(broken: Callable[..., Made]) -> None:
     """With memory for two pictures of guidance, eight rows are made in four calls, and none fails."""
     sizes = []
@@ -73,7 +78,7 @@ def test_a_batch_that_does_not_fit_is_halved(broken: Callable[..., Made]) -> Non
 
     made = broken("unet.conv_in", only_two)
 
-    assert set(statuses(made).values()) == {"ok"}
+    assert set(outcomes_by_id(made).values()) == {"ok"}
     assert sizes[:3] == [8, 4, 2]
 
 
@@ -85,7 +90,7 @@ def test_a_picture_that_does_not_fit_alone_fails_alone(broken: Callable[..., Mad
 
     made = broken("unet.conv_in", never)
 
-    assert set(statuses(made).values()) == {"out_of_memory"}
+    assert set(outcomes_by_id(made).values()) == {"out_of_memory"}
     assert len(made.rows) == len(ROWS)
 
 
@@ -102,8 +107,8 @@ def test_a_row_that_raises_fails_alone(broken: Callable[..., Made]) -> None:
 
     made = broken("text_encoder.embeddings", reject)
 
-    assert statuses(made)["r3"] == "generation_error"
-    assert list(statuses(made).values()).count("ok") == 7
+    assert outcomes_by_id(made)["r3"] == "generation_error"
+    assert list(outcomes_by_id(made).values()).count("ok") == 7
     failed = made.row("r3")
     assert failed["image"] is None
     assert "cannot read this prompt" in failed["error_message"]
@@ -118,8 +123,8 @@ def test_a_picture_of_nan_fails_alone(broken: Callable[..., Made]) -> None:
 
     made = broken("vae.decoder.conv_out", spoil, after=True)
 
-    assert statuses(made)["r5"] == "nonfinite_image"
-    assert list(statuses(made).values()).count("ok") == 7
+    assert outcomes_by_id(made)["r5"] == "nonfinite_image"
+    assert list(outcomes_by_id(made).values()).count("ok") == 7
 
 
 def flattened(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -131,10 +136,10 @@ def test_a_picture_of_one_colour_fails_alone(broken: Callable[..., Made]) -> Non
     """Values that overflow without becoming NaN come out white or black, which no picture is."""
     made = broken("vae.decoder.conv_out", flattened, after=True)
 
-    assert statuses(made)["r7"] == "constant_image"
+    assert outcomes_by_id(made)["r7"] == "constant_image"
     assert made.row("r7")["error_message"].startswith("the model gave RGB (255, 255, 255) in every pixel;")
     assert made.row("r7")["image"] is None
-    assert list(statuses(made).values()).count("ok") == 7
+    assert list(outcomes_by_id(made).values()).count("ok") == 7
 
 
 def test_a_picture_of_one_colour_may_stay_one(broken: Callable[..., Made]) -> None:
@@ -159,7 +164,7 @@ def test_a_picture_of_one_colour_may_stay_one(broken: Callable[..., Made]) -> No
 
     made = broken("vae.decoder.conv_out", all_white, after=True, rows=rows)
 
-    assert statuses(made) == {"white": "ok", "drawn": "constant_image"}
+    assert outcomes_by_id(made) == {"white": "ok", "drawn": "constant_image"}
 
 
 def test_a_row_with_one_bad_picture_of_three_fails_as_a_whole(broken: Callable[..., Made]) -> None:
@@ -171,7 +176,7 @@ def test_a_row_with_one_bad_picture_of_three_fails_as_a_whole(broken: Callable[.
 
     made = broken("vae.decoder.conv_out", spoil, after=True, rows=[ROWS[0] | {"num_images_per_prompt": 3}])
 
-    assert statuses(made) == {"r0": "nonfinite_image"}
+    assert outcomes_by_id(made) == {"r0": "nonfinite_image"}
     assert len(made.rows) == 1
 
 

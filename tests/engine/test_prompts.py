@@ -21,14 +21,14 @@ from tests.support.in_process import (
     DEVICE,
     Made,
     Record,
+    diffusers_messages,
+    drawn_image,
     encoded,
+    image_of,
     job_spec,
     make,
     mask,
     model_cache,
-    picture,
-    pixels,
-    said_by_diffusers,
     write_rows,
 )
 
@@ -82,7 +82,7 @@ def test_what_the_tokenizer_cuts_stands_in_a_column(tmp_path: Path, kind: str) -
 
     assert [found[name] for name in ("short", "empty", "just")] == [None, None, None]
     for name in ("one-more", "long"):
-        with said_by_diffusers() as said:
+        with diffusers_messages() as said:
             windows_of(pipeline, PROMPTS[name])
         assert said[0].endswith(f"77 tokens: {[found[name]]}")
 
@@ -129,7 +129,7 @@ def test_a_cut_at_a_later_step_is_recorded_too(tmp_path: Path) -> None:
     """A picture that was varied without a prompt, then redrawn with a long one."""
     spec = spec_for(
         tmp_path,
-        [row("chain", LONG, task="chain", image=picture(), negative_prompt=f"{FIRST} {THIRD}")],
+        [row("chain", LONG, task="chain", image=drawn_image(), negative_prompt=f"{FIRST} {THIRD}")],
         models={"vary": {"checkpoint": "demo:variation"}, "sd": {"checkpoint": "demo:sd"}},
         routes={
             "chain": {"task": "variation", "model": "vary", "then": ["img2img"]},
@@ -182,7 +182,7 @@ def close(made: Made, row_id: str, theirs: np.ndarray) -> bool:
     ours = made.row(row_id)
     assert ours["status"] == "ok", ours["error_message"]
     assert {value for name, value in ours.items() if name.endswith("_truncated")} == {None}
-    return bool(np.abs(np.asarray(pixels(ours), np.int16) - theirs).max() <= LEVELS)
+    return bool(np.abs(np.asarray(image_of(ours), np.int16) - theirs).max() <= LEVELS)
 
 
 def test_a_long_prompt_is_what_plain_diffusers_makes_of_its_windows(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_xl_reads_windows_with_both_encoders_and_pools_the_first(tmp_path: Path)
 
 def test_the_latent_upscaler_reads_windows_too(tmp_path: Path) -> None:
     """Its embeddings are its own: the last layer without its norm, and what the first window comes to."""
-    image = picture()
+    image = drawn_image()
     spec = spec_for(
         tmp_path,
         [row("up", LONG, image=image)],
@@ -259,7 +259,7 @@ def test_the_latent_upscaler_reads_windows_too(tmp_path: Path) -> None:
     embeds, negative = (torch.cat([first[0], second[0]], dim=1) for first, second in (found[:2], found[2:]))
     theirs = picture_of(
         pipeline,
-        image=pixels({"image": image}),
+        image=image_of({"image": image}),
         prompt_embeds=embeds,
         pooled_prompt_embeds=found[0][2],
         negative_prompt_embeds=negative,
@@ -270,12 +270,15 @@ def test_the_latent_upscaler_reads_windows_too(tmp_path: Path) -> None:
 
 DEPTH = encoded(Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)))
 OTHERS: dict[str, tuple[str, Record]] = {
-    "sd": ("inpaint", {"image": picture(), "mask_image": mask()}),
-    "depth2img": ("depth2img", {"image": picture()}),
-    "upscale": ("upscale", {"image": picture((32, 32))}),
+    "sd": ("inpaint", {"image": drawn_image(), "mask_image": mask()}),
+    "depth2img": ("depth2img", {"image": drawn_image()}),
+    "upscale": ("upscale", {"image": drawn_image((32, 32))}),
     "ldm3d": ("ldm3d", {}),
-    "ldm3d-upscale": ("ldm3d_upscale", {"image": picture(), "depth_map": DEPTH, "height": 128, "width": 128}),
-    "sdxl-refiner": ("img2img", {"image": picture(), "strength": 0.9}),
+    "ldm3d-upscale": (
+        "ldm3d_upscale",
+        {"image": drawn_image(), "depth_map": DEPTH, "height": 128, "width": 128},
+    ),
+    "sdxl-refiner": ("img2img", {"image": drawn_image(), "strength": 0.9}),
 }
 
 

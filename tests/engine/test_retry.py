@@ -14,7 +14,7 @@ from PIL import Image
 
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.images.spool import Spool
-from actors.parts.unchanged_rows import unchanged_rows
+from actors.parts.unchanged_rows import unchanged_records
 from actors.rows.shard_reader import ShardReader
 from actors.storage.local_disk import LocalStorage
 from actors.storage.output import Output
@@ -25,10 +25,11 @@ from schemas.spec.job_spec import JobSpec
 from tests.support.in_process import (
     Made,
     Record,
+    drawn_image,
     job_spec,
     make,
     model_cache,
-    picture,
+    outcomes_by_id,
     plan_for,
     read_output,
     worker_for,
@@ -73,10 +74,6 @@ def again(plan: Plan, *codes: str) -> Made:
     return read_output(plan, reports)
 
 
-def outcomes(made: Made) -> dict[str, str]:
-    return {row["row_id"]: row["error_code"] or row["status"] for row in made.rows}
-
-
 def test_failed_rows_are_made_again_in_their_places(tmp_path: Path) -> None:
     """What a run in which nothing fails makes, row by row; what cannot succeed fails again."""
     spec, failed = begun(tmp_path)
@@ -84,8 +81,8 @@ def test_failed_rows_are_made_again_in_their_places(tmp_path: Path) -> None:
     (tmp_path / "fresh").mkdir()
     fresh = make(job_spec(tmp_path / "rows.parquet", tmp_path / "fresh"))
 
-    assert set(outcomes(failed).values()) == {"out_of_memory", "missing_prompt"}
-    assert outcomes(made) == {f"r{i}": "ok" for i in range(4)} | {"no-prompt": "missing_prompt"}
+    assert set(outcomes_by_id(failed).values()) == {"out_of_memory", "missing_prompt"}
+    assert outcomes_by_id(made) == {f"r{i}": "ok" for i in range(4)} | {"no-prompt": "missing_prompt"}
     assert made.rows == fresh.rows
     assert made.reports[0].committed
     assert (made.reports[0].ok, made.reports[0].failed) == (4, 1)
@@ -108,7 +105,7 @@ def test_only_the_rows_that_failed_with_a_code_are_made_again(tmp_path: Path) ->
 
     made = again(plan_for(spec), "missing_prompt")
 
-    assert outcomes(made) == outcomes(failed)
+    assert outcomes_by_id(made) == outcomes_by_id(failed)
     assert made.parts == failed.parts
 
 
@@ -140,10 +137,10 @@ def test_a_part_of_other_rows_is_refused(tmp_path: Path) -> None:
     with closing(ShardReader(plan.job, Stores())) as reader:
         rows = reader.read(next(plan.shards()), Spool())
 
-    with pytest.raises(RefusedError, match="does not hold row 'r1'"):
-        unchanged_rows(failed.parts[0], rows[1:], (), ())
-    with pytest.raises(RefusedError, match="1 rows more"):
-        unchanged_rows(failed.parts[0], rows[:-1], (), ())
+    with pytest.raises(RefusedError, match="does not have row 'r1'"):
+        unchanged_records(failed.parts[0], rows[1:], (), ())
+    with pytest.raises(RefusedError, match="has 1 more row than"):
+        unchanged_records(failed.parts[0], rows[:-1], (), ())
 
 
 def test_the_command_makes_what_can_be_made_now(tmp_path: Path) -> None:
@@ -155,7 +152,7 @@ def test_the_command_makes_what_can_be_made_now(tmp_path: Path) -> None:
     spec = write_spec(tmp_path / "job.yaml", "rows.parquet", output)
     ran = darkroom("run", spec, cwd=tmp_path)
     before = {row["row_id"]: row for row in output_rows(output)}
-    Image.open(io.BytesIO(picture()["bytes"])).save(tmp_path / "p.png")
+    Image.open(io.BytesIO(drawn_image()["bytes"])).save(tmp_path / "p.png")
 
     unknown = darkroom("retry", spec, "--only", "unreadable_url", cwd=tmp_path, **NO_RAY)
     retried = darkroom("retry", spec, "--only", "unreadable_uri", cwd=tmp_path)

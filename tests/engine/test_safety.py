@@ -23,8 +23,7 @@ from demo.small_components import feature_extractor
 from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
 from jobs.planning.plan_text import print_plan
-from jobs.planning.survey import survey
-from jobs.verification.verify import verify_output
+from jobs.planning.survey import make_survey
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import DarkroomError
 from schemas.spec.job_spec import JobSpec, ModelSpec
@@ -35,13 +34,14 @@ from tests.support.in_process import (
     DEVICE,
     Made,
     Record,
+    diffusers_messages,
+    drawn_image,
     encoded,
+    image_of,
     job_spec,
     make,
     mask,
-    picture,
-    pixels,
-    said_by_diffusers,
+    printed_by_verify,
     worker_for,
     write_rows,
 )
@@ -55,7 +55,7 @@ ROWS: list[Record] = [
 def checker_that_knows(made: Made) -> StableDiffusionSafetyChecker:
     """One that flags the picture of the row `r2`, and none of the others'."""
     checker = StableDiffusionSafetyChecker.from_pretrained(demo("sd-safety"), subfolder="safety_checker")
-    seen = feature_extractor()([pixels(row) for row in made.rows], return_tensors="pt").pixel_values
+    seen = feature_extractor()([image_of(row) for row in made.rows], return_tensors="pt").pixel_values
     with torch.no_grad():
         embeds = torch.nn.functional.normalize(checker.visual_projection(checker.vision_model(seen)[1]))
         bad = embeds[[row["row_id"] for row in made.rows].index(FLAGGED)]
@@ -111,8 +111,8 @@ def test_a_flagged_picture_is_stored_as_the_spec_says_and_its_neighbours_are_unt
     if flagged == "drop":
         assert (row["image"], row["width"], row["image_sha256"]) == (None, None, None)
     elif flagged == "black":
-        assert (row["width"], row["height"]) == pixels(row).size == pixels(plain).size
-        assert pixels(row).getbbox() is None
+        assert (row["width"], row["height"]) == image_of(row).size == image_of(plain).size
+        assert image_of(row).getbbox() is None
     else:
         assert row["image"] == plain["image"]
 
@@ -120,7 +120,7 @@ def test_a_flagged_picture_is_stored_as_the_spec_says_and_its_neighbours_are_unt
 def test_switched_off_nothing_is_flagged(unchecked: Made) -> None:
     """`nsfw` is null: nobody has looked."""
     assert {(row["status"], row["nsfw"]) for row in unchecked.rows} == {("ok", None)}
-    assert pixels(unchecked.row(FLAGGED)).getbbox() is not None
+    assert image_of(unchecked.row(FLAGGED)).getbbox() is not None
 
 
 def test_a_checkpoint_without_a_checker_flags_nothing(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_verdict_is_diffusers_own(flags_one: str, tmp_path: Path) -> None:
         theirs = pipeline(row["prompt"], num_inference_steps=2, generator=generator)
         ours = made.row(row["row_id"])
         assert [ours["nsfw"]] == theirs.nsfw_content_detected
-        difference = np.asarray(pixels(ours), np.int16) - np.asarray(theirs.images[0], np.int16)
+        difference = np.asarray(image_of(ours), np.int16) - np.asarray(theirs.images[0], np.int16)
         assert np.abs(difference).max() <= 2
 
 
@@ -185,7 +185,7 @@ def test_safes_verdict_and_pictures_are_those_of_its_own_pipeline(tmp_path: Path
         assert (black["nsfw"], kept["nsfw"], flag) == (row["row_id"] == FLAGGED,) * 3
         unflagged = theirs.unsafe_images if flag else theirs.images
         for ours, their in ((black, theirs.images[0]), (kept, unflagged[0])):
-            assert np.abs(np.asarray(pixels(ours), np.int16) - np.asarray(their, np.int16)).max() <= 2
+            assert np.abs(np.asarray(image_of(ours), np.int16) - np.asarray(their, np.int16)).max() <= 2
 
 
 def test_one_flagged_picture_of_a_row_filters_the_row(flags_one: str, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def name_safes_own_checker(checkpoint: Path) -> None:
 
 # Every system whose checkpoints can have a checker.
 
-PICTURE, DEPTH = picture(), encoded(Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)))
+PICTURE, DEPTH = drawn_image(), encoded(Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)))
 MASKED = {"image": PICTURE, "mask_image": mask()}
 SYSTEM_ROWS: list[Record] = [
     {"row_id": "text", "model": "sd-safety", "task": "text2img"},
@@ -221,7 +221,7 @@ SYSTEM_ROWS: list[Record] = [
     {"row_id": "nine", "model": "sd-inpaint", "task": "inpaint", **MASKED},
     {"row_id": "safe", "model": "safe", "task": "text2img"},
     {"row_id": "varied", "model": "variation", "task": "variation", "image": PICTURE},
-    {"row_id": "up", "model": "upscale", "task": "upscale", "image": picture((32, 32))},
+    {"row_id": "up", "model": "upscale", "task": "upscale", "image": drawn_image((32, 32))},
     {"row_id": "ldm3d", "model": "ldm3d", "task": "ldm3d"},
     {"row_id": "ldm3d-up", "model": "ldm3d-upscale", "task": "ldm3d_upscale", "image": PICTURE}
     | {"depth_map": DEPTH, "height": 128, "width": 128},
@@ -313,7 +313,7 @@ def test_a_step_that_is_flagged_filters_the_chain(
         assert not row["image"]
         assert not row["step_images"]
     else:
-        stored = [pixels(row), *(pixels({"image": step}) for step in row["step_images"])]
+        stored = [image_of(row), *(image_of({"image": step}) for step in row["step_images"])]
         assert [image.size[0] for image in stored] == [64 * second[1], 64]
         assert {image.getbbox() is None for image in stored} == {flagged == "black"}
 
@@ -345,7 +345,7 @@ def test_no_warning_is_given_of_a_checker_that_is_not_there(flags_one: str, tmp_
     base.register_to_config(requires_safety_checker=True)
     base.save_pretrained(tmp_path / "bare")
 
-    with said_by_diffusers() as said:
+    with diffusers_messages() as said:
         for checkpoint, checker in ((str(tmp_path / "bare"), "on"), (flags_one, "on"), (flags_one, "off")):
             folder = tmp_path / f"{checker}-{Path(checkpoint).name}"
             folder.mkdir()
@@ -357,16 +357,16 @@ def test_no_warning_is_given_of_a_checker_that_is_not_there(flags_one: str, tmp_
 def planned(spec: JobSpec) -> str:
     """What `darkroom plan` prints."""
     printed = io.StringIO()
-    print_plan(*make_plan(survey(spec)), Console(file=printed, width=200))
+    print_plan(*make_plan(make_survey(spec)), Console(file=printed, width=200))
     return printed.getvalue()
 
 
 @pytest.mark.parametrize(
     ("safety", "said"),
     [
-        ({}, "safety checker in sd: pictures that it flags are dropped, their rows filtered"),
-        ({"flagged": "black"}, "safety checker in sd: pictures that it flags are stored as black ones"),
-        ({"flagged": "keep"}, "safety checker in sd: pictures that it flags are stored as they are"),
+        ({}, "safety checker in sd: images that it flags are dropped, and their rows are filtered"),
+        ({"flagged": "black"}, "safety checker in sd: images that it flags are stored as black images"),
+        ({"flagged": "keep"}, "safety checker in sd: images that it flags are stored as they are"),
         (
             {"checker": "off"},
             "safety checker in sd: switched off (safety.checker: off), so nothing is flagged",
@@ -395,26 +395,19 @@ def test_the_plan_says_who_is_checked_and_what_becomes_of_flagged_pictures(
 
 def finish(spec: JobSpec) -> None:
     """Make a job with its record, as `verify` wants it."""
-    plan, findings = make_plan(survey(spec))
+    plan, findings = make_plan(make_survey(spec))
     claim(open_output(spec.output.path), plan, findings)
     with worker_for(plan) as worker:
         for shard in plan.shards():
             worker.run(shard)
 
 
-def verified(spec: JobSpec) -> str:
-    """What verify prints."""
-    printed = io.StringIO()
-    verify_output(spec.output.path, Console(file=printed, width=200))
-    return printed.getvalue()
-
-
 @pytest.mark.parametrize(
     ("flagged", "counted"),
     [
-        ("drop", "5 pictures decode and match their checksums, 1 were flagged and dropped"),
-        ("black", "6 pictures decode and match their checksums;"),
-        ("keep", "6 pictures decode and match their checksums;"),
+        ("drop", "5 images decode and match their checksums, 1 was flagged and dropped"),
+        ("black", "6 images decode and match their checksums;"),
+        ("keep", "6 images decode and match their checksums;"),
     ],
 )
 def test_an_output_with_flagged_pictures_is_verified(
@@ -424,7 +417,7 @@ def test_an_output_with_flagged_pictures_is_verified(
     spec = flagging_spec(tmp_path, flags_one, flagged=flagged)
     finish(spec)
 
-    printed = verified(spec)
+    printed = printed_by_verify(spec)
 
     assert "(5 ok, 1 filtered, 0 failed)" in printed
     assert counted in printed
@@ -433,9 +426,9 @@ def test_an_output_with_flagged_pictures_is_verified(
 @pytest.mark.parametrize(
     ("made_as", "recorded_as", "fault"),
     [
-        ("keep", "drop", "is filtered, and has an image though the spec says drop"),
-        ("keep", "black", "is filtered, and has a picture that is not black"),
-        ("drop", "keep", "is filtered, and has no image though the spec says keep"),
+        ("keep", "drop", "is filtered, and has an image although the spec says drop"),
+        ("keep", "black", "is filtered, and has an image that is not black"),
+        ("drop", "keep", "is filtered, and has no image although the spec says keep"),
     ],
 )
 def test_a_picture_that_should_have_been_withheld_is_found(
@@ -450,4 +443,4 @@ def test_a_picture_that_should_have_been_withheld_is_found(
     record.write_text(json.dumps(found))
 
     with pytest.raises(DarkroomError, match=fault):
-        verified(spec)
+        printed_by_verify(spec)

@@ -30,29 +30,35 @@ from schemas.errors import ReclaimedError, RefusedError
 from tests.support.engines import GreyEngine
 from tests.support.in_process import (
     Record,
+    drawn_image,
     encoded,
+    image_of,
     job_spec,
     make,
     mask,
     model_cache,
-    picture,
-    pixels,
     plan_for,
     read_output,
     worker_for,
     write_rows,
 )
 
-BROKEN_PNG = {"bytes": picture()["bytes"][:-200], "path": None}
+BROKEN_PNG = {"bytes": drawn_image()["bytes"][:-200], "path": None}
 
 MIXED: list[Record] = [
     {"row_id": "a", "prompt": "one", "seed": 1},
     {"row_id": "b", "prompt": None, "seed": 1},
-    {"row_id": "c", "prompt": "three", "task": "img2img", "image": picture(), "strength": 0.5},
+    {"row_id": "c", "prompt": "three", "task": "img2img", "image": drawn_image(), "strength": 0.5},
     {"row_id": "d", "prompt": "four", "task": "img2img", "image": BROKEN_PNG},
     {"row_id": "e", "prompt": "five", "task": "paint"},
     {"row_id": "f", "prompt": "six", "num_images_per_prompt": 3, "seed": 10},
-    {"row_id": "g", "prompt": "seven", "task": "inpaint", "image": picture(), "mask_image": mask((32, 32))},
+    {
+        "row_id": "g",
+        "prompt": "seven",
+        "task": "inpaint",
+        "image": drawn_image(),
+        "mask_image": mask((32, 32)),
+    },
     {"row_id": "h", "prompt": "eight", "width": 60},
 ]
 
@@ -217,12 +223,12 @@ def test_lossless_formats_lose_nothing(tmp_path: Path, image_format: str) -> Non
     made = make(job_spec(path, tmp_path / image_format, output=output))
     plain = make(job_spec(path, tmp_path / "plain"))
 
-    assert pixels(made.rows[0]).tobytes() == pixels(plain.rows[0]).tobytes()
+    assert image_of(made.rows[0]).tobytes() == image_of(plain.rows[0]).tobytes()
 
 
 def test_row_images_may_be_bytes_or_paths_beside_the_input(tmp_path: Path) -> None:
     """A plain binary column, and text with a relative path, do what the struct does."""
-    data = picture()["bytes"]
+    data = drawn_image()["bytes"]
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(data)
     row = {"row_id": 1, "prompt": "x", "task": "img2img", "seed": 3}
@@ -262,7 +268,7 @@ def test_row_images_may_be_bytes_or_paths_beside_the_input(tmp_path: Path) -> No
 )
 def test_a_row_cannot_reach_outside_its_inputs_folder(tmp_path: Path, uri: str, code: str) -> None:
     """Rows are not trusted: a path that leaves the folder, a link, another scheme fail their row alone."""
-    (tmp_path / "outside.png").write_bytes(picture()["bytes"])
+    (tmp_path / "outside.png").write_bytes(drawn_image()["bytes"])
     folder = tmp_path / "rows"
     folder.mkdir()
     (folder / "link.png").symlink_to(tmp_path / "outside.png")
@@ -320,7 +326,7 @@ def test_a_model_is_given_no_more_pixels_than_the_spec_allows(tmp_path: Path) ->
 @pytest.mark.parametrize("image_format", ["GIF", "BMP", "TIFF"])
 def test_other_formats_are_not_opened(tmp_path: Path, image_format: str) -> None:
     """Pillow knows dozens; darkroom opens PNG, JPEG and WebP."""
-    row = {"row_id": 1, "prompt": "x", "task": "img2img", "image": picture(image_format=image_format)}
+    row = {"row_id": 1, "prompt": "x", "task": "img2img", "image": drawn_image(image_format=image_format)}
 
     made = make(job_spec(write_rows(tmp_path / "in.parquet", [row]), tmp_path / "out"))
 

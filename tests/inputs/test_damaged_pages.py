@@ -14,16 +14,16 @@ import pytest
 
 from actors.inputs.input_file import InputFile
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
 from schemas.columns.input_columns import map_columns
 from schemas.errors import SpecError
 from schemas.spec.job_spec import InputSpec, JobSpec
 from tests.support.engines import GreyEngine
 from tests.support.in_process import (
-    Made,
+    drawn_image,
     job_spec,
     make,
-    picture,
+    outcomes_by_id,
     plan_for,
     read_output,
     worker_for,
@@ -48,7 +48,7 @@ def write(folder: Path, *damaged: str, checksums: bool = True) -> JobSpec:
             "seed": row,
             "note": f"note {row}",
             # No two are equal.
-            "image": {"bytes": picture((16, 16))["bytes"] + str(row).encode(), "path": None},
+            "image": {"bytes": drawn_image((16, 16))["bytes"] + str(row).encode(), "path": None},
         }
         for row in range(NUM_ROWS)
     ]
@@ -94,10 +94,6 @@ def page_of(path: Path, column: str) -> int:
     return path.read_bytes().index(stored, chunk.data_page_offset) + len(stored)
 
 
-def outcomes(made: Made) -> dict[str, str]:
-    return {row["row_id"]: row["error_code"] or row["status"] for row in made.rows}
-
-
 def expected(lost: list[int]) -> dict[str, str]:
     return {f"r{row:02d}": "corrupt_page" if row in lost else "ok" for row in range(NUM_ROWS)}
 
@@ -110,7 +106,7 @@ def test_rows_behind_a_damaged_page_fail_and_all_others_are_made(
     """To the end of its row group: also in columns that the plan does not read."""
     made = make(write(tmp_path, column, checksums=checksums), GreyEngine())
 
-    assert outcomes(made) == expected(LOST)
+    assert outcomes_by_id(made) == expected(LOST)
     lost = made.row("r30")
     assert f"column `{column}` of the input is damaged from row 10 of row group 1" in lost["error_message"]
     assert lost["seed"] is not None
@@ -122,7 +118,7 @@ def test_several_damaged_columns_tell_of_the_first_damage(tmp_path: Path) -> Non
     """A row has one reason, and it is in no place twice."""
     made = make(write(tmp_path, "note", "seed", "image"), GreyEngine())
 
-    assert outcomes(made) == expected(LOST)
+    assert outcomes_by_id(made) == expected(LOST)
 
 
 def test_what_is_lost_does_not_depend_on_who_reads(tmp_path: Path) -> None:
@@ -143,7 +139,7 @@ def test_what_is_lost_does_not_depend_on_who_reads(tmp_path: Path) -> None:
 
 def test_a_plan_counts_the_rows_that_it_sees_lost(tmp_path: Path) -> None:
     """So that a damaged file is known before anything is paid for, where the damage can be seen cheaply."""
-    _, findings = make_plan(survey(write(tmp_path, "seed")))
+    _, findings = make_plan(make_survey(write(tmp_path, "seed")))
 
     assert findings.num_bad == {"corrupt_page": len(LOST)}
     assert [bad.row for bad in findings.bad_rows] == LOST
@@ -154,7 +150,7 @@ def test_a_plan_counts_the_rows_that_it_sees_lost(tmp_path: Path) -> None:
 def test_damage_to_what_places_rows_is_refused_by_the_plan(tmp_path: Path, column: str) -> None:
     """A row without a name, or without a place to go, could have no outcome."""
     with pytest.raises(SpecError, match=f"cannot be read to its end: column `{column}` of the input is dam"):
-        make_plan(survey(write(tmp_path, column)))
+        make_plan(make_survey(write(tmp_path, column)))
 
 
 def test_lists_that_are_cut_short_take_their_rows_alone(tmp_path: Path) -> None:
@@ -179,7 +175,7 @@ def test_lists_that_are_cut_short_take_their_rows_alone(tmp_path: Path) -> None:
 
     made = make(spec, GreyEngine())
 
-    assert Counter(outcomes(made).values()) == {"ok": 40, "corrupt_page": 20}
+    assert Counter(outcomes_by_id(made).values()) == {"ok": 40, "corrupt_page": 20}
 
 
 def test_a_disk_that_fails_is_not_taken_for_a_damaged_file(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from actors.storage.output import open_output
 from actors.storage.uris import normalise
 from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
 from jobs.verification.verify import verify_output
 from schemas.errors import RowError, SpecError
 from schemas.spec.job_spec import JobSpec, ModelSpec
@@ -40,12 +40,12 @@ from tests.support.checkpoints import NO_WEIGHTS, paper_checkpoint
 from tests.support.engines import GreyEngine
 from tests.support.in_process import (
     Record,
+    drawn_image,
     encoded,
     job_spec,
     make,
     mask,
     outcomes,
-    picture,
     plan_for,
     worker_for,
     write_rows,
@@ -85,7 +85,7 @@ def test_a_text_that_is_no_utf_8_fails_its_row_alone(
     made = make(job_spec(tmp_path / "in.parquet", tmp_path / "out"), GreyEngine())
 
     assert outcomes(made) == ["ok", "invalid_text"]
-    assert f"`{column}` is no UTF-8: byte 3" in made.rows[1]["error_message"]
+    assert f"`{column}` is not UTF-8: byte 3" in made.rows[1]["error_message"]
     if column in ("prompt", "row_id"):
         assert made.rows[1][column] == "caf� �"
 
@@ -115,7 +115,7 @@ def test_a_kept_value_outside_of_its_type_fails_its_row_with_the_value(tmp_path:
     made = make(spec, GreyEngine())
 
     assert outcomes(made) == ["ok", "invalid_value"]
-    said = "`when` holds what its type does not allow: time64[us] 259200000000 is not within"
+    said = "`when` has a value that its type does not allow: time64[us] 259200000000 is not within"
     assert made.rows[1]["error_message"].startswith(said)
 
 
@@ -167,13 +167,13 @@ def test_a_kept_column_that_arrow_cannot_copy_is_refused(tmp_path: Path) -> None
     spec = spec.model_copy(update={"input": spec.input.model_copy(update={"keep": ["note"]})})
 
     with pytest.raises(SpecError, match=r"input\.keep: column `note` is extension<arrow\.json>"):
-        survey(spec)
+        make_survey(spec)
 
 
 def test_a_damaged_id_is_the_same_for_verify(tmp_path: Path) -> None:
     """Both read it as the same text."""
     spec = table(tmp_path, row_id=damaged_texts(b"a", DAMAGED), prompt=["x", "y"])
-    plan, findings = make_plan(survey(spec))
+    plan, findings = make_plan(make_survey(spec))
     claim(open_output(spec.output.path), plan, findings)
     make(spec, GreyEngine())
 
@@ -265,7 +265,7 @@ def test_a_png_is_decoded_once_unless_words_stand_behind_its_pixels(
     monkeypatch.setattr(PngImageFile, "load", lambda image: decoded.append(image) or load(image))
     exif = Image.Exif()
     exif[0x0112] = 6
-    data: bytes = picture((40, 24))["bytes"]
+    data: bytes = drawn_image((40, 24))["bytes"]
     decoded.clear()
     if exif_before:
         data = with_chunk_before(data, exif_before, exif.tobytes().removeprefix(b"Exif\x00\x00"))
@@ -295,11 +295,11 @@ def sixteen_bits() -> Record:
 @pytest.mark.parametrize(
     ("image", "outcome"),
     [
-        (picture(mode="CMYK", image_format="JPEG"), "ok"),
-        (picture(mode="P"), "ok"),
-        (picture(mode="RGBA"), "ok"),
-        (picture(mode="LA"), "ok"),
-        (picture(mode="1"), "ok"),
+        (drawn_image(mode="CMYK", image_format="JPEG"), "ok"),
+        (drawn_image(mode="P"), "ok"),
+        (drawn_image(mode="RGBA"), "ok"),
+        (drawn_image(mode="LA"), "ok"),
+        (drawn_image(mode="1"), "ok"),
         (sixteen_bits(), "image_mode"),
         (animated("PNG"), "animated_image"),
         (animated("WEBP"), "animated_image"),
@@ -308,8 +308,8 @@ def sixteen_bits() -> Record:
         ({"bytes": b"", "path": None}, "invalid_image"),
         ({"bytes": None, "path": None}, "missing_image"),
         ({"bytes": b"<svg/>", "path": None}, "invalid_image"),
-        ({"bytes": picture()["bytes"][:30], "path": None}, "invalid_image"),
-        ({"bytes": picture()["bytes"][:-300], "path": None}, "invalid_image"),
+        ({"bytes": drawn_image()["bytes"][:30], "path": None}, "invalid_image"),
+        ({"bytes": drawn_image()["bytes"][:-300], "path": None}, "invalid_image"),
     ],
 )
 def test_pictures_of_every_kind_are_made_rgb_or_refused(tmp_path: Path, image: Record, outcome: str) -> None:
@@ -324,7 +324,7 @@ def test_pictures_of_every_kind_are_made_rgb_or_refused(tmp_path: Path, image: R
 def with_exif(image_format: str) -> bytes:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description"
-    data: bytes = picture((40, 24), image_format=image_format)["bytes"]
+    data: bytes = drawn_image((40, 24), image_format=image_format)["bytes"]
     file = io.BytesIO()
     Image.open(io.BytesIO(data)).save(file, image_format, exif=exif)
     return file.getvalue()
@@ -469,10 +469,10 @@ def test_a_clip_skip_of_more_layers_than_there_are_fails_its_row_at_the_plan(
     """The checkpoint's configuration tells; XL counts from the last layer but one."""
     spec = with_text_encoders(tmp_path, pipeline, **layers)
 
-    _, findings = make_plan(survey(spec))
+    _, findings = make_plan(make_survey(spec))
 
     assert [bad.row_id for bad in findings.bad_rows] == [str(skip) for skip in (3, 4, 5) if skip > most]
-    said = f"invalid_parameter: clip_skip is 5; model `sd` takes {most} at most"
+    said = f"invalid_parameter: clip_skip is 5; model `sd` takes at most {most}"
     assert str(findings.bad_rows[-1].problem) == said
 
 
@@ -482,7 +482,7 @@ def test_a_route_s_clip_skip_of_more_layers_than_there_are_is_refused(tmp_path: 
     route = spec.routes["text2img"].model_copy(update={"clip_skip": 5})
 
     with pytest.raises(SpecError, match=r"routes\.text2img\.clip_skip: 5 is more than the 4 that model `sd`"):
-        survey(spec.model_copy(update={"routes": {"text2img": route}}))
+        make_survey(spec.model_copy(update={"routes": {"text2img": route}}))
 
 
 def test_a_picture_smaller_than_one_latent_fails_its_row(tmp_path: Path) -> None:
@@ -492,7 +492,7 @@ def test_a_picture_smaller_than_one_latent_fails_its_row(tmp_path: Path) -> None
             "row_id": f"{task} {size}",
             "prompt": "x",
             "task": task,
-            "image": picture(size),
+            "image": drawn_image(size),
             "mask_image": mask(size),
         }
         for task in ("img2img", "inpaint")
@@ -502,7 +502,7 @@ def test_a_picture_smaller_than_one_latent_fails_its_row(tmp_path: Path) -> None
     made = make(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out"), GreyEngine())
 
     assert outcomes(made) == ["invalid_size", "invalid_size", "ok", "ok", "ok", "ok"]
-    assert made.rows[1]["error_message"] == "`image` is 64x7; img2img needs 8 pixels a side at least"
+    assert made.rows[1]["error_message"] == "`image` is 64x7; img2img needs at least 8 pixels a side"
 
 
 @pytest.mark.parametrize("column", ["original_size", "negative_crops_coords_top_left"])
@@ -599,13 +599,13 @@ def a_footer_of_too_long_a_list(folder: Path) -> None:
     ("write", "says"),
     [
         (a_footer_of_megabytes, "its footer has 17,000,001 bytes, and at most 16,777,216 are read; write it"),
-        (a_footer_of_too_long_a_list, "is no readable Parquet file: Couldn't deserialize thrift"),
+        (a_footer_of_too_long_a_list, "is not a readable Parquet file: Couldn't deserialize thrift"),
         (a_footer_of_too_long_a_list, "Exceeded size limit"),
         (twice_the_same_name, "2 columns of the name `prompt`"),
         (a_list_of_prompts, "column `prompt` is list<element: string>"),
         (a_drifting_schema, "column `prompt` is binary in"),
-        (a_cut_file, "is no readable Parquet file"),
-        (a_footer_of_noise, "is no readable Parquet file"),
+        (a_cut_file, "is not a readable Parquet file"),
+        (a_footer_of_noise, "is not a readable Parquet file"),
         (encrypted_columns, "a.parquet is encrypted"),
         (encrypted_columns_below_no_signature, "a.parquet is encrypted"),
         (encrypted_columns_behind_others, "a.parquet is encrypted"),
@@ -619,7 +619,7 @@ def test_a_file_that_cannot_be_input_is_named(
     write(tmp_path / "rows")
 
     with pytest.raises(SpecError) as raised:
-        make_plan(survey(job_spec(tmp_path / "rows", tmp_path / "out")))
+        make_plan(make_survey(job_spec(tmp_path / "rows", tmp_path / "out")))
 
     assert says in str(raised.value)
 
@@ -634,7 +634,7 @@ def test_a_file_of_a_name_that_no_worker_could_be_told_is_refused_by_the_plan(
     os.rename(os.fsencode(good), os.path.join(os.fsencode(tmp_path / "rows"), name))
 
     with pytest.raises(SpecError, match=r"^input\.path: '") as raised:
-        survey(job_spec(tmp_path / "rows", tmp_path / "out"))
+        make_survey(job_spec(tmp_path / "rows", tmp_path / "out"))
 
     assert str(raised.value).isprintable()
 

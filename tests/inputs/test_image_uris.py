@@ -9,7 +9,7 @@ from actors.images.image_uris import resolve
 from schemas.errors import RowError, SpecError
 from schemas.spec.spec_file import load_spec
 from tests.support.engines import GreyEngine
-from tests.support.in_process import job_spec, make, picture, write_rows
+from tests.support.in_process import drawn_image, job_spec, make, write_rows
 from tests.support.running import write_spec
 
 
@@ -52,7 +52,7 @@ def test_local_folders_can_be_named_too(tmp_path: Path) -> None:
     """What a link in one of them leads to is still outside; the message says what would allow it."""
     for name in ("rows", "shown", "hidden"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "a.png").write_bytes(picture()["bytes"])
+        (tmp_path / name / "a.png").write_bytes(drawn_image()["bytes"])
     (tmp_path / "shown" / "link.png").symlink_to(tmp_path / "hidden" / "a.png")
     shown = tmp_path / "shown"
     uris = ["a.png", f"{shown}/a.png", f"{shown}/link.png", f"{shown}/../shown/a.png"]

@@ -16,7 +16,7 @@ from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.images.spool import Spool, SpooledImage, encoded_bytes
 from actors.inputs.input_file import InputFile
 from actors.inputs.values import MAX_KEPT_VALUE_BYTES
-from actors.rows.kept_columns import MAX_KEPT_BYTES, KeptRoom
+from actors.rows.kept_columns import MAX_KEPT_BYTES, KeptCapacity
 from actors.rows.row import Row
 from actors.rows.shard_reader import ShardReader
 from actors.storage.stores import Stores
@@ -252,11 +252,11 @@ def test_pictures_beyond_the_memory_for_them_wait_on_disk() -> None:
     pictures = [bytes([i]) * 1_000 for i in range(6)]
     spool = Spool(memory_bytes=2_500)
 
-    held = [spool.add(picture) for picture in pictures]
+    held = [spool.add(image) for image in pictures]
 
-    assert [isinstance(picture, SpooledImage) for picture in held] == [False] * 2 + [True] * 4
-    assert [encoded_bytes(picture) for picture in held] == pictures
-    assert [spool.add(bytes(picture)) for picture in pictures] == held
+    assert [isinstance(image, SpooledImage) for image in held] == [False] * 2 + [True] * 4
+    assert [encoded_bytes(image) for image in held] == pictures
+    assert [spool.add(bytes(image)) for image in pictures] == held
 
 
 def test_a_picture_file_of_hundreds_of_megabytes_fails_its_row(tmp_path: Path) -> None:
@@ -295,12 +295,12 @@ def test_rows_that_keep_more_than_a_part_has_room_for_fail(tmp_path: Path) -> No
     rows = read_shard(write_rows(tmp_path / "in.parquet", records), tmp_path)
     half = MAX_KEPT_BYTES // 2
 
-    fitted = [*KeptRoom().fit(rows, [half - 10, 11, 0, 10])]
+    fitted = [*KeptCapacity().fit(rows, [half - 10, 11, 0, 10])]
 
     assert [row.problem and row.problem.code for row in fitted] == [None, "kept_too_large", None, None]
     assert fitted[1].num_images == 1
     assert fitted[1].problem
-    assert "have 22 bytes here" in fitted[1].problem.message
+    assert "take 22 bytes in its part" in fitted[1].problem.message
 
 
 def test_kept_pictures_do_not_make_a_row_group_that_viewers_cannot_show(tmp_path: Path) -> None:

@@ -367,8 +367,8 @@ def test_every_row_is_there_with_its_picture_and_parameters(output: ReportedOutp
     assert frames[0].keep == {"category": "coast"}
     assert frames[1].place == "train-00000-of-00001.parquet, row 1"
     for frame, data in zip(frames, pictures, strict=True):
-        with opened(frame.thumbnail) as thumbnail, Image.open(io.BytesIO(data)) as picture:
-            assert thumbnail.convert("RGB").tobytes() == picture.tobytes()
+        with opened(frame.thumbnail) as thumbnail, Image.open(io.BytesIO(data)) as image:
+            assert thumbnail.convert("RGB").tobytes() == image.tobytes()
 
 
 def test_a_depth_map_stands_beside_its_picture(output: ReportedOutput) -> None:
@@ -443,7 +443,7 @@ def test_a_damaged_picture_says_so(output: ReportedOutput) -> None:
     damaged, whole = output.sheet().frames
 
     assert damaged.thumbnail is None
-    assert "picture" in damaged.problem
+    assert "not an image of a supported format" in damaged.problem
     assert whole.thumbnail
 
 
@@ -533,10 +533,10 @@ def test_a_folder_without_a_job_has_no_sheet(tmp_path: Path) -> None:
 @pytest.mark.parametrize("root", ["", "s3://elsewhere/out"])
 def test_pictures_that_are_files_are_fetched(output: ReportedOutput, root: str) -> None:
     """From this output, also where it was copied from another place."""
-    picture = noise(16)
-    output.storage.create(join(output.root, "images", "train-00000-of-00001", "a.png"), picture, {})
+    image = noise(16)
+    output.storage.create(join(output.root, "images", "train-00000-of-00001", "a.png"), image, {})
     path = join(root or output.root, "images", "train-00000-of-00001", "a.png")
-    output.write_part(0, [made(row(0), picture, path=path)], embed_images=False)
+    output.write_part(0, [made(row(0), image, path=path)], embed_images=False)
 
     (frame,) = output.sheet().frames
 
@@ -592,10 +592,10 @@ def test_a_large_output_is_not_read_whole(output: ReportedOutput) -> None:
 def test_a_row_group_is_read_from_its_beginning_and_not_to_its_end(output: ReportedOutput) -> None:
     """As far as the bytes allow, and always for as many rows as are to be shown."""
     output.write_summary(ok=60)
-    picture = noise(16)
+    image = noise(16)
     # Bytes behind the end of a PNG are not its own: each of these weighs 200 kB.
     padding = np.random.default_rng(0).bytes(200_000)
-    output.write_part(0, [made(row(i), picture + padding) for i in range(60)])
+    output.write_part(0, [made(row(i), image + padding) for i in range(60)])
     counting = CountingStorage(output.storage)
 
     sheet = make_sheet(Output(counting, output.root), max_images=3, image_bytes=2_000_000)
@@ -638,7 +638,7 @@ def test_random_weights_are_told(
     page = render(output.sheet())
 
     assert Markup(page).island()["random_models"] == expected
-    assert "random weights: the pictures are noise by design" in page
+    assert "random weights: the images are noise by design" in page
 
 
 def test_spreading_is_even() -> None:

@@ -21,7 +21,7 @@ from jobs.__main__ import main
 from jobs.output.job_record import MAX_RECORD_BYTES, claim
 from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
 from jobs.reports.finish import finish
 from schemas.job import fingerprint_of
 from schemas.output_layout import JOB_RECORD, LEASE, SUMMARY
@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = job_spec(rows, folder / "out", batching={"shard_rows": 1}, errors={"max_rate": 1.0})
     output = spec.output.path
     storage = open_storage(output)
-    record = claim(Output(storage, output), *make_plan(survey(spec)))
+    record = claim(Output(storage, output), *make_plan(make_survey(spec)))
     make(spec)
     finish(Output(storage, output), record, Tally(rows_total=3, rows_before=0).figures())
     (folder / "job.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True)))
@@ -237,7 +237,7 @@ def test_rows_of_other_models_than_recorded_are_found(desk: Desk) -> None:
     """The sum is right, and not one row is where the record has it."""
     desk.change_record(file_with(rows_by_model={"": 3}))
 
-    refused(desk, "verify", JOB_RECORD, "is not what the rows of")
+    refused(desk, "verify", JOB_RECORD, "does not match the rows of")
 
 
 def test_columns_that_the_input_has_not_are_found(desk: Desk) -> None:
@@ -291,10 +291,10 @@ def gigabytes(place: Path) -> None:
 @pytest.mark.parametrize(
     ("put", "says"),
     [
-        (a_link_to_an_endless_file, "is a pipe, a socket or a device, where only a file can be read"),
-        (os.mkfifo, "is a pipe, a socket or a device, where only a file can be read"),
-        (Path.mkdir, "is a folder, where only a file can be read"),
-        (a_link_to_nothing, "is a link that leads nowhere; move it away"),
+        (a_link_to_an_endless_file, "is a pipe, a socket or a device, and only files can be read"),
+        (os.mkfifo, "is a pipe, a socket or a device, and only files can be read"),
+        (Path.mkdir, "is a folder, and only files can be read"),
+        (a_link_to_nothing, "is a broken link; move it away"),
         (gigabytes, f"has {MAX_RECORD_BYTES + 1:,} bytes; at most "),
     ],
 )
@@ -359,10 +359,10 @@ def test_a_footer_that_cannot_be_counted_is_refused(
 @pytest.mark.parametrize(
     ("footer", "says"),
     [
-        ({"counts": counts(ok=0, failed=1)}, "its footer says 0 ok; there are 1"),
-        ({"counts": counts(ok=0, failed=1)}, "its footer says 1 failed; there are 0"),
-        ({"counts": counts(images=7)}, "its footer says 7 images; there are 1"),
-        ({"error_codes": b'{"out_of_memory": 1}'}, "its footer says of error codes {'out_of_memory': 1}"),
+        ({"counts": counts(ok=0, failed=1)}, "its footer says 0 ok; its rows have 1"),
+        ({"counts": counts(ok=0, failed=1)}, "its footer says 1 failed; its rows have 0"),
+        ({"counts": counts(images=7)}, "its footer says 7 images; its rows have 1"),
+        ({"error_codes": b'{"out_of_memory": 1}'}, "its footer says error codes {'out_of_memory': 1}"),
         ({"job": b"\xff\xfe"}, "says it is shard 'train-00000-of-00003' of job '\\ufffd\\ufffd'"),
     ],
 )
@@ -388,7 +388,7 @@ NO_COLUMNS: list[tuple[Callable[[pa.Table], pa.Table], str]] = [
     (without("image_index"), "column `image_index` is missing"),
     (with_column("image", pa.array([1])), "column `image` is int64, not struct<bytes: binary, path: string>"),
     (with_column("status", pa.array([1])), "column `status` is int64, not string"),
-    (lambda table: table.append_column("status", table["status"]), "column `status` is there 2 times"),
+    (lambda table: table.append_column("status", table["status"]), "there are 2 columns `status`"),
 ]
 
 
@@ -456,7 +456,7 @@ def test_a_text_that_is_no_utf_8_ends_a_report_with_a_word(desk: Desk) -> None:
     damaged = pa.array([b"\xff\xfe"], pa.binary()).view(pa.string())
     desk.change_part(with_column("prompt", damaged))
 
-    refused(desk, "report", str(desk.output), "holds a text that is no UTF-8")
+    refused(desk, "report", str(desk.output), "has a text that is not valid UTF-8")
 
 
 def test_what_is_said_of_an_endless_text_has_an_end(desk: Desk) -> None:

@@ -15,11 +15,19 @@ from rich.console import Console
 from actors.storage.output import open_output
 from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
 from jobs.verification.verify import verify_output
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec.job_spec import JobSpec
-from tests.support.in_process import Record, encoded, job_spec, make, picture, write_rows
+from tests.support.in_process import (
+    Record,
+    drawn_image,
+    encoded,
+    job_spec,
+    make,
+    printed_by_verify,
+    write_rows,
+)
 
 ROWS: list[Record] = [
     *({"row_id": f"r{i}", "prompt": f"p{i}", "num_inference_steps": 1} for i in range(5)),
@@ -32,18 +40,11 @@ ROWS: list[Record] = [
 def spec(tmp_path: Path) -> JobSpec:
     """A finished job of three parts."""
     spec = job_spec(write_rows(tmp_path / "in.parquet", ROWS), tmp_path / "out", batching={"shard_rows": 3})
-    plan, findings = make_plan(survey(spec))
+    plan, findings = make_plan(make_survey(spec))
     output = str(tmp_path / "out")
     claim(open_output(output), plan, findings)
     make(spec)
     return spec
-
-
-def verified(spec: JobSpec) -> str:
-    """What verify prints; DarkroomError with what it found."""
-    printed = io.StringIO()
-    verify_output(spec.output.path, Console(file=printed, width=200))
-    return printed.getvalue()
 
 
 def rewrite(spec: JobSpec, part: int, change: Callable[[list[Record]], list[Record]]) -> None:
@@ -55,10 +56,10 @@ def rewrite(spec: JobSpec, part: int, change: Callable[[list[Record]], list[Reco
 
 def test_a_whole_output_is_verified(spec: JobSpec) -> None:
     """Every row once, every picture whole."""
-    printed = verified(spec)
+    printed = printed_by_verify(spec)
 
-    assert "7 of 7 input rows have one outcome each (6 ok, 0 filtered, 1 failed)" in printed
-    assert "7 pictures decode" in printed
+    assert "7 of 7 input rows have exactly one outcome (6 ok, 0 filtered, 1 failed)" in printed
+    assert "7 images decode" in printed
     assert printed.endswith("verified\n")
 
 
@@ -77,17 +78,17 @@ def set_first(**values: Any) -> Callable[[list[Record]], list[Record]]:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (swap_ids, "stands where row 'r0' of the input belongs"),
-        (lambda rows: rows[:-1], "has 2 rows of 3"),
+        (swap_ids, "is where row 'r0' of the input belongs"),
+        (lambda rows: rows[:-1], "has 2 rows, not 3"),
         (lambda rows: [*rows, rows[-1]], "one row more than the shard has"),
-        (lambda rows: [rows[0], *rows], "stands where row 'r1' of the input belongs"),
+        (lambda rows: [rows[0], *rows], "is where row 'r1' of the input belongs"),
         (wrong_image, "another checksum"),
-        (set_first(width=65), r"has a picture of \(64, 64\), not 65x64"),
+        (set_first(width=65), "has an image of 64x64, not 65x64"),
         (set_first(image=None), "is ok and has no image"),
         (set_first(status="done"), "has the status 'done'"),
-        (set_first(status="failed"), "failed, and has an image or no error_code"),
-        (set_first(image_index=1), "image_index is 1"),
-        (set_first(image={"bytes": None, "path": "/nowhere.png"}), "a picture that does not open"),
+        (set_first(status="failed"), "failed, but has an image or no error_code"),
+        (set_first(image_index=1), "has the image_index 1"),
+        (set_first(image={"bytes": None, "path": "/nowhere.png"}), "an image that cannot be opened"),
     ],
 )
 def test_each_breach_of_the_contract_is_found(
@@ -97,7 +98,7 @@ def test_each_breach_of_the_contract_is_found(
     rewrite(spec, 0, change)
 
     with pytest.raises(DarkroomError, match=found) as raised:
-        verified(spec)
+        printed_by_verify(spec)
     assert "train-00000-of-00003" in str(raised.value)
 
 
@@ -106,7 +107,7 @@ def test_a_missing_part_is_found(spec: JobSpec) -> None:
     next((Path(spec.output.path) / "data").glob("train-00001-*")).unlink()
 
     with pytest.raises(DarkroomError, match="train-00001-of-00003 is missing: run again"):
-        verified(spec)
+        printed_by_verify(spec)
 
 
 def test_a_part_under_another_parts_name_is_found(spec: JobSpec) -> None:
@@ -115,7 +116,7 @@ def test_a_part_under_another_parts_name_is_found(spec: JobSpec) -> None:
     second.write_bytes(first.read_bytes())
 
     with pytest.raises(DarkroomError, match="train-00001-of-00003 says it is shard 'train-00000-of-00003'"):
-        verified(spec)
+        printed_by_verify(spec)
 
 
 def test_a_flipped_bit_is_found(spec: JobSpec) -> None:
@@ -126,22 +127,22 @@ def test_a_flipped_bit_is_found(spec: JobSpec) -> None:
     path.write_bytes(damaged)
 
     with pytest.raises(DarkroomError, match="train-00000-of-00003 cannot be read"):
-        verified(spec)
+        printed_by_verify(spec)
 
 
 def test_pictures_of_their_own_are_read_too(tmp_path: Path) -> None:
     """With `images: files`, an object that is gone is a breach."""
     output = {"path": str(tmp_path / "out"), "images": "files"}
     spec = job_spec(write_rows(tmp_path / "in.parquet", ROWS[:2]), tmp_path / "out", output=output)
-    plan, findings = make_plan(survey(spec))
+    plan, findings = make_plan(make_survey(spec))
     claim(open_output(spec.output.path), plan, findings)
     make(spec)
-    assert "2 pictures decode" in verified(spec)
+    assert "2 images decode" in printed_by_verify(spec)
 
     next((tmp_path / "out" / "images").rglob("*.png")).unlink()
 
-    with pytest.raises(DarkroomError, match="a picture that does not open"):
-        verified(spec)
+    with pytest.raises(DarkroomError, match="an image that cannot be opened"):
+        printed_by_verify(spec)
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ def deep(tmp_path: Path) -> JobSpec:
         },
         default_route="ldm3d",
     )
-    plan, findings = make_plan(survey(spec))
+    plan, findings = make_plan(make_survey(spec))
     claim(open_output(spec.output.path), plan, findings)
     make(spec)
     return spec
@@ -180,33 +181,37 @@ def eight_bits(rows: list[Record]) -> list[Record]:
     ("part", "change", "found"),
     [
         (0, set_first(depth=None), "'d0' has no depth map; ldm3d gives one"),
-        (0, set_first(depth={"bytes": b"", "path": "x"}), "'d0' has a depth map that does not open"),
+        (0, set_first(depth={"bytes": b"", "path": "x"}), "'d0' has a depth map that cannot be opened"),
         (0, set_first(depth_sha256="0" * 64), "'d0' has a depth map with another checksum"),
-        (0, eight_bits, r"'d0' has a depth map of \(64, 64\) and mode L, not 64x64 and I;16"),
-        (0, set_first(status="failed", error_code="x", image=None), "no image, but a depth map or steps"),
-        (1, set_first(depth=picture()), "'chain' has a depth map; img2img gives none"),
+        (0, eight_bits, "'d0' has a depth map of 64x64 and mode L, not 64x64 and I;16"),
+        (
+            0,
+            set_first(status="failed", error_code="x", image=None),
+            "no image, but has a depth map or step images",
+        ),
+        (1, set_first(depth=drawn_image()), "'chain' has a depth map; img2img gives none"),
         (1, set_first(step_images=None), "'chain' has 0 step_images, not 1"),
-        (1, set_first(step_images=[{"bytes": b"", "path": "x"}]), "a picture of step 1 that does not open"),
+        (1, set_first(step_images=[{"bytes": b"", "path": "x"}]), "an image of step 1 that cannot be opened"),
     ],
 )
 def test_depth_maps_and_kept_steps_are_held_to_the_contract_too(
     deep: JobSpec, part: int, change: Callable[[list[Record]], list[Record]], found: str
 ) -> None:
     """Whole, they are verified; each breach is found."""
-    assert verified(deep).endswith("verified\n")
+    assert printed_by_verify(deep).endswith("verified\n")
 
     rewrite(deep, part, change)
 
     with pytest.raises(DarkroomError, match=found):
-        verified(deep)
+        printed_by_verify(deep)
 
 
 def test_a_changed_input_proves_nothing(spec: JobSpec, tmp_path: Path) -> None:
     """Without the planned input there is nothing to hold the output against."""
-    write_rows(tmp_path / "in.parquet", [*ROWS, {"row_id": "new", "prompt": "x", "image": picture()}])
+    write_rows(tmp_path / "in.parquet", [*ROWS, {"row_id": "new", "prompt": "x", "image": drawn_image()}])
 
     with pytest.raises(DarkroomError, match="has changed since the job was planned"):
-        verified(spec)
+        printed_by_verify(spec)
 
 
 def test_a_folder_without_a_job_is_said_to_be_none(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ BAD: list[tuple[Values, str, str]] = [
     (
         {"prompt": "x", "task": "img2img", "image": PICTURE, "num_inference_steps": 1},
         "invalid_parameter",
-        "strength 0.8 of 1 steps runs no step at all",
+        "strength 0.8 of 1 step runs no step at all",
     ),
     (
         {"prompt": "x", "task": "img2img", "image": PICTURE, "strength": 1.01},
@@ -254,7 +254,7 @@ BAD: list[tuple[Values, str, str]] = [
     (
         {"prompt": "x", "scheduler": "EulerDiscrete"},
         "invalid_scheduler",
-        "`EulerDiscrete` is no scheduler for Stable Diffusion (did you mean `EulerDiscreteScheduler`?);",
+        "`EulerDiscrete` is not a scheduler for Stable Diffusion (did you mean `EulerDiscreteScheduler`?);",
     ),
 ]
 
@@ -421,4 +421,4 @@ def test_each_of_many_wrong_names_is_told_to_its_own_row() -> None:
     with input_file(rows) as opened:
         problems = problems_in(list(opened.read_rows(0, batch_size=100)))
 
-    assert all(f"`Sampler{i}` is no scheduler" in problems[i][1] for i in range(100))
+    assert all(f"`Sampler{i}` is not a scheduler" in problems[i][1] for i in range(100))

@@ -21,7 +21,7 @@ from jobs.planning.input_paths import find_files
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.plan_text import refuse_hopeless
 from jobs.planning.row_scan import Findings, RouteCount
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
 from schemas.columns.input_columns import map_columns
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import SpecError
@@ -83,7 +83,7 @@ def write_input(spec: JobSpec, name: str = "a.parquet", **columns: list[Any] | p
 
 
 def plan_of(spec: JobSpec) -> tuple[Plan, Findings]:
-    return make_plan(survey(spec))
+    return make_plan(make_survey(spec))
 
 
 def refusal(spec: JobSpec) -> str:
@@ -343,7 +343,7 @@ def test_an_input_that_is_not_there_is_refused(spec: JobSpec) -> None:
         str(Path(path).parent / "no" / "*"),
     ):
         assert refusal(change(spec, input={"path": [path, missing]})) == (
-            f"input.path: no Parquet file is there: {missing} (a file, a folder or a pattern)"
+            f"input.path: there is no Parquet file at {missing} (a file, a folder or a pattern)"
         )
 
 
@@ -364,7 +364,7 @@ def test_a_file_that_is_not_parquet_is_named(spec: JobSpec, content: bytes) -> N
     write_input(spec, "a.parquet", prompt=["p"])
     (Path(str(spec.input.path)) / "b.parquet").write_bytes(content)
 
-    assert "in/b.parquet is no readable Parquet file" in refusal(spec)
+    assert "in/b.parquet is not a readable Parquet file" in refusal(spec)
 
 
 def test_damage_inside_a_file_is_found(spec: JobSpec) -> None:
@@ -460,9 +460,7 @@ def test_a_job_may_not_read_what_it_writes(spec: JobSpec, path: str, output: str
 
     said = refusal(change(spec, input={"path": f"{root}/{path}"}, output={"path": f"{root}/{output}"}))
 
-    assert said.startswith(
-        f"output.path: {root}/{output} lies where input.path looks for rows ({root}/{path})"
-    )
+    assert said.startswith(f"output.path: {root}/{output} is where input.path looks for rows ({root}/{path})")
 
 
 @pytest.mark.parametrize(
@@ -502,13 +500,13 @@ def test_a_kept_column_may_not_hide_one_of_darkrooms(spec: JobSpec, name: str) -
 def test_a_hopeless_plan_is_refused_with_a_rate_that_would_do(spec: JobSpec, bad: int, rows: int) -> None:
     """The suggested errors.max_rate lets the same job through."""
     write_input(spec, prompt=[None] * bad + ["p"] * (rows - bad))
-    strict = survey(change(spec, errors={"max_rate": 0.01 if rows > 100 else 0.0}))
+    strict = make_survey(change(spec, errors={"max_rate": 0.01 if rows > 100 else 0.0}))
     _, findings = make_plan(strict)
 
-    with pytest.raises(SpecError, match=f"{bad} of {rows:,} rows cannot be made") as refused:
+    with pytest.raises(SpecError, match=f"{bad} of {rows:,} rows cannot be generated") as refused:
         refuse_hopeless(strict, findings)
     suggested = float(str(refused.value).rpartition("max_rate=")[2])
-    refuse_hopeless(survey(change(spec, errors={"max_rate": suggested})), findings)
+    refuse_hopeless(make_survey(change(spec, errors={"max_rate": suggested})), findings)
 
     assert suggested - bad / rows < 0.001
 
@@ -519,9 +517,9 @@ def test_a_plan_needs_neither_torch_nor_diffusers_nor_ray(spec: JobSpec) -> None
     code = (
         "import sys; from jobs.planning.plan_text import print_plan;"
         "from jobs.planning.plan import make_plan;"
-        "from jobs.planning.survey import survey; from rich.console import Console;"
+        "from jobs.planning.survey import make_survey; from rich.console import Console;"
         "from schemas.spec.job_spec import JobSpec;"
-        "found = survey(JobSpec.model_validate_json(sys.stdin.read()));"
+        "found = make_survey(JobSpec.model_validate_json(sys.stdin.read()));"
         "print_plan(*make_plan(found), Console());"
         "heavy = {'torch', 'diffusers', 'transformers', 'ray', 's3fs'} & set(sys.modules);"
         "assert not heavy, heavy"
@@ -553,9 +551,9 @@ def test_a_million_rows_are_planned_in_little_memory(spec: JobSpec) -> None:
     )
     code = (
         "import resource, sys; from jobs.planning.plan import make_plan;"
-        "from jobs.planning.survey import survey;"
+        "from jobs.planning.survey import make_survey;"
         "from schemas.spec.job_spec import JobSpec;"
-        "found = survey(JobSpec.model_validate_json(sys.stdin.read()));"
+        "found = make_survey(JobSpec.model_validate_json(sys.stdin.read()));"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         "plan, findings = make_plan(found);"
         "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before;"

@@ -10,7 +10,7 @@ from actors.storage.uris import normalise
 from jobs.output.job_record import claim, plan_of, read_record
 from jobs.planning.plan import make_plan
 from jobs.planning.row_ids import MAX_REPEATED
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
 from schemas.errors import SpecError
 from tests.support.engines import GreyEngine
 from tests.support.in_process import Record, job_spec, make, outcomes, write_rows
@@ -30,7 +30,7 @@ def test_of_rows_with_one_id_the_first_is_made(tmp_path: Path) -> None:
 
     for shard_rows in (1, 3, 100):
         spec = job_spec(folder, tmp_path / f"out{shard_rows}", batching={"shard_rows": shard_rows})
-        plan, findings = make_plan(survey(spec))
+        plan, findings = make_plan(make_survey(spec))
         made = make(spec, GreyEngine())
 
         assert findings.num_bad == {"duplicate_row_id": 2, "invalid_size": 2}
@@ -54,13 +54,13 @@ def test_a_resumed_job_knows_them(tmp_path: Path) -> None:
     spec = job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out", batching={"shard_rows": 2})
     output = normalise(spec.output.path)
     storage = open_storage(output)
-    plan, findings = make_plan(survey(spec))
+    plan, findings = make_plan(make_survey(spec))
 
     claim(Output(storage, output), plan, findings)
     record = read_record(Output(storage, output))
 
     assert record is not None
-    resumed = [*plan_of(record, survey(spec), output).shards()]
+    resumed = [*plan_of(record, make_survey(spec), output).shards()]
     assert resumed == [*plan.shards()]
     assert [shard.repeated for shard in resumed] == [(), (0, 1), ()]
 
@@ -71,7 +71,7 @@ def test_ids_that_name_something_else_than_rows_refuse_the_job(tmp_path: Path) -
     rows = write_rows(tmp_path / "in.parquet", [{"row_id": i % num, "prompt": "x"} for i in range(2 * num)])
 
     with pytest.raises(SpecError) as raised:
-        make_plan(survey(job_spec(rows, tmp_path / "out")))
+        make_plan(make_survey(job_spec(rows, tmp_path / "out")))
 
     said = str(raised.value)
     assert "10,001 rows have a `row_id` that an earlier row has, 10000 for instance (row 10000 of" in said
@@ -83,7 +83,7 @@ def test_ids_that_python_hashes_alike_are_told_apart(tmp_path: Path) -> None:
     """-1 and -2 have one hash, as have 0 and 2**61 - 1."""
     rows: list[Record] = [{"row_id": i, "prompt": "x"} for i in (-1, -2, 0, 2**61 - 1)]
 
-    plan, _ = make_plan(survey(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out")))
+    plan, _ = make_plan(make_survey(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out")))
 
     assert plan.num_rows == 4
 

@@ -293,17 +293,17 @@ def a_checkpoint_of_no_possible_name(desk: Desk) -> None:
 
 MISTAKES: list[tuple[Mistake, str]] = [
     (unknown_key, "input.colums: unknown key (did you mean `columns`?)"),
-    (wrong_type, 'routes.text2img.num_inference_steps: wants a whole number, not "many"'),
-    (unknown_model, "`sdd` is no model (did you mean `sd`?)"),
+    (wrong_type, 'routes.text2img.num_inference_steps: must be a whole number, not "many"'),
+    (unknown_model, "`sdd` is not a model (did you mean `sd`?)"),
     (
         missing_column,
         "the input has no column `prompt`; it has row_id, title. Name the one to use with input.columns",
     ),
     (misspelt_column, "the input has no column `captoin` (did you mean `caption`?)"),
-    (column_of_a_useless_type, "column `seed` is string, but the field `seed` wants whole numbers"),
+    (column_of_a_useless_type, "column `seed` is string, but the field `seed` needs whole numbers"),
     (empty_input, "input.path: no rows in"),
-    (no_input, "input.path: no Parquet file is there:"),
-    (unreadable_file, "rows.parquet is no readable Parquet file"),
+    (no_input, "input.path: there is no Parquet file at "),
+    (unreadable_file, "rows.parquet is not a readable Parquet file"),
     (foreign_store, "input.path: 'https://example.com/rows.parquet': https:// is not supported; use s3://"),
     (
         foreign_output,
@@ -311,7 +311,7 @@ MISTAKES: list[tuple[Mistake, str]] = [
     ),
     (
         output_of_an_unknown_user,
-        "no home folder of ~nobody-of-that-name is known here; write it out, or ./~n",
+        "the home folder of ~nobody-of-that-name is not known here; write it out, or ./~n",
     ),
     (output_inside_input, "so the job would read its own parts; choose a folder beside the input"),
     (
@@ -323,10 +323,10 @@ MISTAKES: list[tuple[Mistake, str]] = [
     (no_safetensors, "has no .safetensors in unet; weights of other kinds are not read"),
     (
         no_safetensors,
-        "or, where you trust it here, set DARKROOM_ALLOW_PICKLES=1 for the driver and all workers",
+        "or, if you trust it here, set DARKROOM_ALLOW_PICKLES=1 for the driver and all workers",
     ),
     (half_copied_weights, "vae/diffusion_pytorch_model.safetensors is damaged, half copied, or a Git LFS"),
-    (a_ckpt, "sd.ckpt is a file; darkroom takes folders as diffusers' `save_pretrained` writes them"),
+    (a_ckpt, "sd.ckpt is a file; darkroom reads folders as diffusers' `save_pretrained` writes them"),
     (
         a_single_file,
         "merged has no readable model_index.json; it must be a diffusers folder as `save_pretrained`",
@@ -444,14 +444,18 @@ def test_a_mistaken_command_ends_with_code_2(desk: Desk, arguments: tuple[str, .
 
 
 @pytest.mark.parametrize(
-    ("rows_tried", "images_made", "says"),
-    [(0, 0, "nothing was left to do; all"), (3, 0, "0 images made; all"), (3, 2, "2 images made; all")],
+    ("rows_tried", "images_generated", "says"),
+    [
+        (0, 0, "nothing to do; total"),
+        (3, 0, "generated 0 images; total"),
+        (3, 2, "generated 2 images; total"),
+    ],
 )
-def test_a_run_tells_what_it_has_made(rows_tried: int, images_made: int, says: str) -> None:
+def test_a_run_tells_what_it_has_made(rows_tried: int, images_generated: int, says: str) -> None:
     """A run whose rows all failed has done something."""
     printed = io.StringIO()
     result = RunResult(
-        output="out", totals=Totals(), rows_tried=rows_tried, images_made=images_made, abandoned=()
+        output="out", totals=Totals(), rows_tried=rows_tried, images_generated=images_generated, abandoned=()
     )
 
     print_result(result, Console(file=printed))
@@ -480,7 +484,7 @@ def test_a_plan_names_as_many_bad_rows_as_it_is_asked_for(
     ended = desk.ask("plan", *arguments)
 
     assert ended.out.count(": invalid_size: height is 500") == num_named
-    assert ("--bad-rows N names more of them" in ended.out) == (num_named < 25)
+    assert ("--bad-rows N lists more of them" in ended.out) == (num_named < 25)
 
 
 def test_validate_reads_the_spec_alone(desk: Desk) -> None:
@@ -534,7 +538,7 @@ def test_a_demo_model_is_built_where_nothing_is(tmp_path: Path) -> None:
     assert "its images are noise by design" in built.stdout
     assert (folder / "model_index.json").is_file()
     assert again.returncode == 2
-    assert "is there already; name a new folder for the demo checkpoint" in again.stderr
+    assert "already exists; choose a new folder for the demo checkpoint" in again.stderr
     assert "Traceback" not in again.stderr
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from schemas.spec.job_spec import JobSpec
-from tests.support.in_process import Record, encoded, job_spec, make, pixels, write_rows
+from tests.support.in_process import Record, encoded, image_of, job_spec, make, write_rows
 from tests.support.running import Started, darkroom, output_rows, parts, write_spec
 from tools.shapes import world
 from tools.shapes.world import Scene
@@ -62,7 +62,7 @@ def told(scene: Scene, row_id: int, **values: Any) -> Record:
 
 def shown(row: Record, column: str = "image") -> tuple[str, str]:
     """The colours in the middle and along the edges of a row's picture: the nearest that have a name."""
-    picture = np.asarray(pixels({"image": row[column]}), float)
+    picture = np.asarray(image_of({"image": row[column]}), float)
     edges = np.concatenate([picture[:3], picture[-3:]]).reshape(-1, 3)
     return nearest(picture[28:36, 28:36].reshape(-1, 3)), nearest(edges)
 
@@ -110,7 +110,7 @@ def test_pictures_and_masks_stay_with_their_rows(tmp_path: Path) -> None:
 
     assert [shown(row) for row in made.rows] == asked(wanted)
     for before, row in [*zip(pictures, made.rows, strict=True)][1::2]:
-        changes = np.abs(np.asarray(pixels(row), float) - before).mean(axis=2)
+        changes = np.abs(np.asarray(image_of(row), float) - before).mean(axis=2)
         assert changes[MASK == 0].mean() < 8 < changes[MASK == 255].mean()
 
 
@@ -143,7 +143,7 @@ def test_a_job_that_was_killed_and_run_again_pairs_each_prompt_with_its_picture(
     again = darkroom("run", path)
 
     assert again.code == 0, again.err
-    assert "parts are there already" in again.out
+    assert "parts already saved" in again.out
     assert [shown(row) for row in output_rows(tmp_path / "out")] == asked(wanted)
 
 

@@ -100,7 +100,7 @@ def test_the_demo_runs_as_a_ray_job(demo: tuple[Finished, Path]) -> None:
 
     assert finished.code == 0, finished.out
     assert "2 workers with 1 CPU each\n" in finished.out
-    assert "all in all 39 rows ok, 0 filtered, 1 failed" in finished.out
+    assert "total: 39 rows ok, 0 filtered, 1 failed" in finished.out
     assert f"output: {output}\n" in finished.out
     assert len(output_rows(output)) == 41
 
@@ -155,7 +155,7 @@ def test_a_stopped_ray_job_goes_on_when_it_is_submitted_again(cluster: Cluster, 
     assert "darkroom: interrupted; saved parts stay, run again to resume" in log
     assert 0 < len(made) < 15
     assert again.code == 0, again.out
-    assert f"{len(made)} of 15 parts are there already" in again.out
+    assert f"{len(made)} of 15 parts already saved" in again.out
     assert {part: part.read_bytes() for part in made} == made
     assert row_ids(output) == [row["row_id"] for row in rows]
     assert darkroom("verify", output).code == 0

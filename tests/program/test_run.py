@@ -81,7 +81,7 @@ def test_the_demo_makes_every_input_row_once(demo: Ran) -> None:
     """Exit code 0, and `verify` agrees."""
     assert demo.finished.code == 0, demo.finished.err
     assert row_ids(demo.output) == demo_ids()
-    assert "all in all 39 rows ok, 0 filtered, 1 failed" in demo.finished.out
+    assert "total: 39 rows ok, 0 filtered, 1 failed" in demo.finished.out
 
     verified = darkroom("verify", demo.output)
 
@@ -150,7 +150,7 @@ def test_status_and_report_tell_of_a_finished_job(demo: Ran) -> None:
     status, report = darkroom("status", demo.output), darkroom("report", demo.output)
 
     assert "demo: 10 of 10 parts, 40 of 40 rows" in status.out
-    assert "done at 20" in status.out
+    assert "finished at 20" in status.out
     assert report.code == 0
     assert report.out == f"{demo.output}/contact-sheet.html\n"
 
@@ -162,7 +162,7 @@ def test_a_second_run_finds_nothing_to_do_and_starts_no_ray(demo: Ran) -> None:
     again = darkroom("run", DEMO, "--set", f"output.path={demo.output}", **NO_RAY)
 
     assert again.code == 0, again.err
-    assert "nothing was left to do; all in all 39 rows ok" in again.out
+    assert "nothing to do; total: 39 rows ok" in again.out
     assert [part.stat().st_mtime_ns for part in parts(demo.output)] == before
 
 
@@ -251,7 +251,7 @@ def test_an_input_that_was_moved_is_the_same_input(over_budget: Ran, tmp_path: P
 
     again = darkroom("run", over_budget.spec, cwd=tmp_path, **NO_RAY)
 
-    assert "nothing was left to do" in again.out, again.err
+    assert "nothing to do" in again.out, again.err
 
 
 def test_images_as_files_are_objects_that_the_parts_name(over_budget: Ran) -> None:
@@ -264,7 +264,7 @@ def test_images_as_files_are_objects_that_the_parts_name(over_budget: Ran) -> No
     assert len(named) == 6
     assert sorted(there) == sorted(named)
     assert verified.code == 0, verified.err
-    assert "6 pictures decode and match their checksums" in verified.out
+    assert "6 images decode and match their checksums" in verified.out
 
 
 def test_a_changed_input_is_refused(over_budget: Ran) -> None:
@@ -308,6 +308,6 @@ def test_rows_that_cannot_be_made_stop_a_job_before_it_begins(tmp_path: Path) ->
     refused = darkroom("run", spec, **NO_RAY)
 
     assert refused.code == 2
-    assert "2 of 6 rows cannot be made" in refused.err
+    assert "2 of 6 rows cannot be generated" in refused.err
     assert "rows.parquet row 0 (row-0000): " in refused.err
     assert not (tmp_path / "out").exists()

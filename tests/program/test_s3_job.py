@@ -17,7 +17,7 @@ from tests.support.running import (
     text_rows,
     write_spec,
 )
-from tests.support.s3.fault_proxy import fault_proxy
+from tests.support.s3.fault_proxy import serve_fault_proxy
 from tests.support.s3.on_s3 import download, upload
 
 STOPPED_WITHIN_S = 45
@@ -56,7 +56,7 @@ def test_a_job_reads_its_rows_and_pictures_from_s3_and_writes_there(
 ) -> None:
     """Every row once, all of them ok, and `verify` and `status` read the output where it is."""
     assert on_s3.code == 0, on_s3.err
-    assert "all in all 12 rows ok, 0 filtered, 0 failed" in on_s3.out
+    assert "total: 12 rows ok, 0 filtered, 0 failed" in on_s3.out
     assert row_ids(download(store, "s3://out/mixed", tmp_path)) == [row["row_id"] for row in text_rows(12)]
 
     verified = darkroom("verify", "s3://out/mixed", **s3_only)
@@ -91,7 +91,7 @@ def test_a_job_survives_a_store_that_hangs_and_a_network_that_loses_replies(
     spec = write_spec(tmp_path / "job.yaml", uri, output, **shards, **files)
     local_spec = write_spec(tmp_path / "local.yaml", uri, output, **shards, **local)
 
-    with fault_proxy(s3_only["AWS_ENDPOINT_URL"]) as proxy:
+    with serve_fault_proxy(s3_only["AWS_ENDPOINT_URL"]) as proxy:
         through_proxy = s3_only | {"AWS_ENDPOINT_URL": proxy.url}
         with Started("-m", "tests.support.engines", "slow", spec, **through_proxy) as run:
             run.wait_until(lambda: proxy.count("PUT", "/data/train-") > 2)
@@ -114,7 +114,7 @@ def test_a_job_survives_a_store_that_hangs_and_a_network_that_loses_replies(
 
     assert stopped.code == 130
     assert resumed.code == 0, resumed.err
-    assert "of 8 parts are there already; making the other" in resumed.out
+    assert "of 8 parts already saved, " in resumed.out
     assert not left
     there = download(store, output, tmp_path / "there")
     assert row_ids(there) == [row["row_id"] for row in rows]
@@ -134,13 +134,13 @@ def test_a_store_that_refuses_every_part_ends_the_job_with_exit_code_5(
         tmp_path / "job.yaml", uri, "s3://out/refused", errors={"storage_deadline_s": 3}, workers={"num": 1}
     )
 
-    with fault_proxy(s3_only["AWS_ENDPOINT_URL"]) as proxy:
+    with serve_fault_proxy(s3_only["AWS_ENDPOINT_URL"]) as proxy:
         proxy.inject("503", method="PUT", key="/data/train-", count=1000)
         environment = s3_only | {"AWS_ENDPOINT_URL": proxy.url}
         with Started("-m", "tests.support.engines", "quick", spec, **environment) as run:
             failed = run.wait()
 
     assert failed.code == 5
-    assert "put_object did not succeed within 3 s; the last try: SlowDown (HTTP 503)" in failed.err
+    assert "put_object did not succeed within 3 s; the last error: SlowDown (HTTP 503)" in failed.err
     assert "run again to resume" in failed.err
     assert not list(store.list("s3://out/refused/data"))

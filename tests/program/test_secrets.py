@@ -15,18 +15,18 @@ from jobs.output.lease import Lease
 from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
 from jobs.planning.plan_text import print_plan
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
 from jobs.reports.finish import finish
 from schemas.spec.spec_file import load_spec
 from tests.support.canaries import CANARIES, leaks
-from tests.support.in_process import Record, job_spec, make, picture, write_rows
+from tests.support.in_process import Record, drawn_image, job_spec, make, write_rows
 from tests.support.running import write_spec
 from tests.support.s3.s3_server import SECRET_KEY, S3Server
 
 ROWS: list[Record] = [
     {"row_id": "made", "prompt": "a fox"},
     {"row_id": "failed", "prompt": None},
-    {"row_id": "painted", "prompt": "x", "task": "img2img", "image": picture()},
+    {"row_id": "painted", "prompt": "x", "task": "img2img", "image": drawn_image()},
 ]
 
 
@@ -44,7 +44,7 @@ def test_a_job_writes_no_secret_anywhere(
     caplog.set_level(logging.DEBUG)
     spec = job_spec(write_rows(tmp_path / "in.parquet", ROWS), tmp_path / "out")
     output, storage, printed = spec.output.path, open_storage(spec.output.path), io.StringIO()
-    plan, findings = make_plan(survey(spec))
+    plan, findings = make_plan(make_survey(spec))
     print_plan(plan, findings, Console(file=printed))
     record = claim(Output(storage, output), plan, findings)
     with Lease(Output(storage, output)) as lease:

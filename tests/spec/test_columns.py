@@ -143,7 +143,7 @@ def test_a_column_of_a_useless_type_is_refused(field: str, arrow_type: pa.DataTy
     """The refusal has the column, its type, what would do, and how to leave the field out."""
     said = refusal({field: arrow_type})
 
-    assert said.startswith(f"column `{field}` is {arrow_type}, but the field `{field}` wants {wants}")
+    assert said.startswith(f"column `{field}` is {arrow_type}, but the field `{field}` needs {wants}")
     assert f"{{{field}: null}}" in said
 
 

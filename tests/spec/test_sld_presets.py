@@ -10,12 +10,12 @@ from diffusers.pipelines.deprecated.stable_diffusion_safe import SafetyConfig
 
 from actors.engine.quirks.clip_skip import enable_clip_skip
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
 from schemas.errors import SpecError
 from schemas.spec.spec_file import load_spec
 from schemas.systems.parameters import PARAMETERS, SLD_PRESETS
 from tests.support.checkpoints import demo
-from tests.support.in_process import Record, job_spec, make, pixels, write_rows
+from tests.support.in_process import Record, image_of, job_spec, make, write_rows
 
 LEVELS = 2
 """Of 255: a row's company in a batch may move it this far, no further."""
@@ -106,7 +106,7 @@ def test_a_preset_draws_what_diffusers_draws_with_it(tmp_path: Path) -> None:
         return np.asarray(picture, np.int16)
 
     def ours(row_id: str) -> np.ndarray:
-        return np.asarray(pixels(made.row(row_id)), np.int16)
+        return np.asarray(image_of(made.row(row_id)), np.int16)
 
     strong, medium = (drawn("sd", config) for config in (SafetyConfig.STRONG, SafetyConfig.MEDIUM))
     assert np.abs(strong - medium).mean() > LEVELS
@@ -135,7 +135,7 @@ def test_a_routes_unknown_preset_is_refused_with_the_names_there_are(tmp_path: P
     with pytest.raises(SpecError) as caught:
         load_spec(path)
 
-    wanted = "wants 'weak', 'medium', 'strong' or 'max', not \"strongest\""
+    wanted = "must be 'weak', 'medium', 'strong' or 'max', not \"strongest\""
     assert str(caught.value) == f"{path}:6: routes.safe.sld_preset: {wanted}"
 
 
@@ -150,7 +150,7 @@ def test_a_row_with_an_unknown_preset_is_named_at_plan_with_those_there_are(tmp_
         default_route="safe",
     )
 
-    _, findings = make_plan(survey(spec))
+    _, findings = make_plan(make_survey(spec))
     made = make(spec)
 
     known = "it must be one of weak, medium, strong, max"
@@ -177,7 +177,7 @@ def test_a_preset_is_safes_alone(tmp_path: Path) -> None:
     ):
         job_spec(path, tmp_path / "out", routes=img2img, default_route="img2img")
     with pytest.raises(SpecError, match=r"routes\.text2img\.sld_preset: StableDiffusionPipeline has no such"):
-        survey(job_spec(path, tmp_path / "out", routes=text2img))
+        make_survey(job_spec(path, tmp_path / "out", routes=text2img))
 
 
 def test_a_row_of_another_task_may_have_one(tmp_path: Path) -> None:

@@ -123,49 +123,55 @@ def test_an_unknown_key_is_named_with_its_line_and_the_right_one(
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("seed=1.5", "seed: wants a whole number, not 1.5"),
-        ("seed=true", "seed: wants a whole number, not true"),
-        ("seed='1'", 'seed: wants a whole number, not "1"'),
-        ("name=", "name: wants text, not nothing"),
-        ("name=my job", "name: wants up to 100 letters, digits, dots, dashes and underscores"),
-        ("name=12", "name: wants text, not 12; put it in quotes"),
+        ("seed=1.5", "seed: must be a whole number, not 1.5"),
+        ("seed=true", "seed: must be a whole number, not true"),
+        ("seed='1'", 'seed: must be a whole number, not "1"'),
+        ("name=", "name: must be text, not nothing"),
+        ("name=my job", "name: must be up to 100 letters, digits, dots, dashes and underscores"),
+        ("name=12", "name: must be text, not 12; put it in quotes"),
         (
             "models.sd.revision=12345e7",
-            "models.sd.revision: wants text, not 123450000000.0; put it in quotes",
+            "models.sd.revision: must be text, not 123450000000.0; put it in quotes",
         ),
-        ("models.sd.dtype=fp16", "models.sd.dtype: wants 'auto', 'float32', 'float16' or 'bfloat16'"),
-        ("models.sd=demo:sd", 'models.sd: wants keys, such as {checkpoint: ...}, not "demo:sd"'),
-        ("models={}", "models: wants at least one entry, not {}"),
-        ("models={'': {checkpoint: x}}", 'models."": wants a text that is not empty'),
-        ("input.path=[]", "input.path: wants at least one entry, not []"),
-        ("input.path=3", "input.path: wants text or a list, not 3"),
-        ("input.keep=category", 'input.keep: wants a list, not "category"'),
-        ("output.path=''", 'output.path: wants a text that is not empty, not ""'),
-        ("routes.text2img.guidance_scale=yes", 'guidance_scale: wants a number, not "yes"'),
-        ("routes.text2img.guidance_scale=1e999", "guidance_scale: wants a finite number"),
-        ("routes.text2img.guidance_scale=.nan", 'guidance_scale: wants a number, not ".nan"'),
-        ("routes.text2img.guidance_scale=-1", "guidance_scale: wants a value greater than or equal to 0"),
-        ("routes.text2img.num_inference_steps=0", "wants a value greater than or equal to 1, not 0"),
-        ("errors.max_rate=5%", 'errors.max_rate: wants a number, not "5%"'),
-        ("workers.num=2.5", "workers.num: wants a whole number or 'auto', not 2.5"),
+        ("models.sd.dtype=fp16", "models.sd.dtype: must be 'auto', 'float32', 'float16' or 'bfloat16'"),
+        ("models.sd=demo:sd", 'models.sd: must be a mapping, such as {checkpoint: ...}, not "demo:sd"'),
+        ("models={}", "models: must be a value with at least one entry, not {}"),
+        ("models={'': {checkpoint: x}}", 'models."": must be a text that is not empty'),
+        ("input.path=[]", "input.path: must be a value with at least one entry, not []"),
+        ("input.path=3", "input.path: must be text or a list, not 3"),
+        ("input.keep=category", 'input.keep: must be a list, not "category"'),
+        ("output.path=''", 'output.path: must be a text that is not empty, not ""'),
+        ("routes.text2img.guidance_scale=yes", 'guidance_scale: must be a number, not "yes"'),
+        ("routes.text2img.guidance_scale=1e999", "guidance_scale: must be a finite number"),
+        ("routes.text2img.guidance_scale=.nan", 'guidance_scale: must be a number, not ".nan"'),
+        ("routes.text2img.guidance_scale=-1", "guidance_scale: must be a value greater than or equal to 0"),
+        ("routes.text2img.num_inference_steps=0", "must be a value greater than or equal to 1, not 0"),
+        ("errors.max_rate=5%", 'errors.max_rate: must be a number, not "5%"'),
+        ("workers.num=2.5", "workers.num: must be a whole number or 'auto', not 2.5"),
         ("workers.num=0", "workers.num: 0 is too few; give 1 or more, or auto"),
         ("workers.num_gpus=-1", "workers.num_gpus: -1 is negative; give 0 or more, or auto"),
-        ("workers.num_gpus=1.5", "workers.num_gpus: 1.5 is nothing Ray can give; give 0, a share from"),
-        ("workers.num_gpus=0.00001", "workers.num_gpus: 1e-05 is nothing Ray can give"),
+        (
+            "workers.num_gpus=1.5",
+            "workers.num_gpus: 1.5 is not a number of GPUs that Ray can give; give 0, a share from",
+        ),
+        ("workers.num_gpus=0.00001", "workers.num_gpus: 1e-05 is not a number of GPUs that Ray can give"),
         ("workers.model_cache_gb=1e+308", "1e+308 is more than any machine has; give 1,000,000 or less"),
-        ("workers.notice_s=1e+308", "workers.notice_s: wants a value less than or equal to 86400"),
-        ("version=2", "version: wants 1, not 2"),
-        ("version=true", "version: wants 1, not true"),
-        ("version=1.0", "version: wants 1, not 1.0"),
-        (f"version={'9' * 400}", "version: wants 1, not 999"),
-        (f"seed={'9' * 400}", "seed: wants a value less than 9223372036854775808, not 999"),
-        ("routes.img2img.keep_steps=yes", 'routes.img2img.keep_steps: wants true or false, not "yes"'),
+        ("workers.notice_s=1e+308", "workers.notice_s: must be a value less than or equal to 86400"),
+        ("version=2", "version: must be 1, not 2"),
+        ("version=true", "version: must be 1, not true"),
+        ("version=1.0", "version: must be 1, not 1.0"),
+        (f"version={'9' * 400}", "version: must be 1, not 999"),
+        (f"seed={'9' * 400}", "seed: must be a value less than 9223372036854775808, not 999"),
+        ("routes.img2img.keep_steps=yes", 'routes.img2img.keep_steps: must be true or false, not "yes"'),
         (
             "routes.img2img.scheduler_options={a: [b]}",
-            "scheduler_options.a: wants true or false or a whole number or a number or text, not [",
+            "scheduler_options.a: must be true or false or a whole number or a number or text, not [",
         ),
-        ("routes.img2img.original_size=[1, 2, 3]", "original_size: wants two entries, not [1, 2, 3]"),
-        ("routes.img2img.original_size=[1]", "original_size: wants two entries, not [1]"),
+        (
+            "routes.img2img.original_size=[1, 2, 3]",
+            "original_size: must be a list of two entries, not [1, 2, 3]",
+        ),
+        ("routes.img2img.original_size=[1]", "original_size: must be a list of two entries, not [1]"),
     ],
 )
 def test_a_value_that_does_not_fit_is_shown_beside_what_is_wanted(
@@ -178,22 +184,22 @@ def test_a_value_that_does_not_fit_is_shown_beside_what_is_wanted(
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("routes.text2img.model=sdd", "`sdd` is no model (did you mean `sd`?); models are sd"),
-        ("routes.txt2img.model=sd", "`txt2img` is no task, so the route needs `task:` (one of text2img,"),
+        ("routes.text2img.model=sdd", "`sdd` is not a model (did you mean `sd`?); models are sd"),
+        ("routes.txt2img.model=sd", "`txt2img` is not a task, so the route needs `task:` (one of text2img,"),
         (
             "routes.text2img.task=txt2img",
-            "`txt2img` is no task (did you mean `text2img`?); tasks are text2img,",
+            "`txt2img` is not a task (did you mean `text2img`?); tasks are text2img,",
         ),
-        ("routes.text2img.scheduler=Eulr", "`Eulr` is no scheduler"),
+        ("routes.text2img.scheduler=Eulr", "`Eulr` is not a scheduler"),
         (
             "routes.text2img.scheduler=EulerDiscrete",
-            "(did you mean `EulerDiscreteScheduler`?); they are DDIM",
+            "(did you mean `EulerDiscreteScheduler`?); schedulers are DDIM",
         ),
         ("routes.text2img.steps=9", "unknown key; darkroom calls it `num_inference_steps`"),
         ("routes.text2img.strength=0.5", "the task text2img has no such parameter"),
         (
             "default_route=tex2img",
-            "`tex2img` is no route (did you mean `text2img`?); routes are text2img, img2img",
+            "`tex2img` is not a route (did you mean `text2img`?); routes are text2img, img2img",
         ),
     ],
 )
@@ -240,14 +246,14 @@ def test_every_mistake_is_told_at_once(spec_path: Path) -> None:
         "job.yaml:1: name: is missing",
         "job.yaml:8: routes.img2img.model: is missing",
         "job.yaml:8: routes.img2img.modl: unknown key (did you mean `model`?)",
-        'job.yaml:11: seed: wants a whole number, not "x"',
+        'job.yaml:11: seed: must be a whole number, not "x"',
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (GOOD + "input: {path: x}\n", "job.yaml:12: the key `input` stands twice (first on line 3)"),
+        (GOOD + "input: {path: x}\n", "job.yaml:12: the key `input` appears twice (first on line 3)"),
         (GOOD + "seed: &a 1\n", "job.yaml:12: anchors and aliases (& and *) are not allowed"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "job.yaml:1: anchors and aliases"),
         (GOOD + "seed: *a\n", "job.yaml:12: anchors and aliases"),
@@ -276,9 +282,12 @@ def test_every_mistake_is_told_at_once(spec_path: Path) -> None:
         (f"? {'x' * 100_000}\n: 1\n? {'x' * 100_000}\n: 2\n", "job.yaml:3: the key `xxx"),
         (
             GOOD + f"x: [{'a,' * MAX_VALUES}]\n",
-            "job.yaml:12: more than 20,000 keys and values; name many files by a folder or a pattern",
+            "job.yaml:12: more than 20,000 keys and values; to name many files, use a folder or a pattern",
         ),
-        (GOOD + f"seed: {'[' * 5000}{']' * 5000}\n", f"job.yaml:12: nested more than {MAX_DEPTH} deep"),
+        (
+            GOOD + f"seed: {'[' * 5000}{']' * 5000}\n",
+            f"job.yaml:12: is nested more than {MAX_DEPTH} levels deep",
+        ),
         ("", "job.yaml:1: a spec is a mapping that begins with `version: 1`"),
         ("- version: 1\n", "job.yaml:1: a spec is a mapping"),
         ("#" * (MAX_BYTES + 1), "job.yaml: is longer than the 1,000,000 bytes that a spec may"),
@@ -454,7 +463,7 @@ def test_of_many_names_the_first_are_listed(spec_path: Path) -> None:
     said = refusal(spec_path, GOOD.replace("models:\n", f"models:\n{models}"), "routes.text2img.model=zzz")
 
     assert said.endswith(
-        "`zzz` is no model; models are " + ", ".join(f"m{i}" for i in range(20)) + " and 981 more"
+        "`zzz` is not a model; models are " + ", ".join(f"m{i}" for i in range(20)) + " and 981 more"
     )
 
 
@@ -484,7 +493,7 @@ def test_names_and_paths_hold_nothing_that_a_terminal_obeys(
 
     said = refusal(spec_path, GOOD, f"{key.replace('{}', name)}={value.replace('{}', quoted)}")
 
-    assert f"holds U+{ord(sign):04X}, which a terminal obeys and does not show; leave it out" in said
+    assert f"contains U+{ord(sign):04X}, which a terminal obeys and does not show; leave it out" in said
 
 
 def test_names_and_columns_may_be_of_any_script(spec_path: Path) -> None:
@@ -527,12 +536,12 @@ def test_set_overrides_one_key_of_the_file(spec_path: Path) -> None:
         ("seed", "--set seed: write it as key.key=value, such as --set seed=7"),
         ("=7", "--set =7: write it as key.key=value"),
         ("output..path=x", "--set output..path=x: write it as key.key=value"),
-        ("seed.x=1", "--set seed.x=1: `seed` holds a value, not a section with keys"),
+        ("seed.x=1", "--set seed.x=1: `seed` is a value, not a section with keys"),
         ("seed=[1", "--set seed:1: is not YAML"),
-        ("a." * 5000 + "a=1", f"a.a...: nested more than {MAX_DEPTH} deep"),
+        ("a." * 5000 + "a=1", f"a.a...: is nested more than {MAX_DEPTH} levels deep"),
         ("seed=*a", "anchors and aliases (& and *) are not allowed"),
         ("output={path: x, formt: png}", "--set output={path: x, formt: png}: output.formt: unknown key"),
-        ("output={path: 7}", "--set output={path: 7}: output.path: wants text, not 7"),
+        ("output={path: 7}", "--set output={path: 7}: output.path: must be text, not 7"),
     ],
 )
 def test_a_wrong_override_is_named_as_it_was_typed(spec_path: Path, override: str, says: str) -> None:

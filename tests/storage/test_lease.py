@@ -89,7 +89,7 @@ def test_a_lease_that_is_no_file_refuses_the_output(tmp_path: Path) -> None:
     folder = str(tmp_path)
     (tmp_path / LEASE).mkdir(parents=True)
 
-    with pytest.raises(RefusedError, match=r"driver\.json is a folder, where a file belongs"):
+    with pytest.raises(RefusedError, match=r"driver\.json is a folder, not a file; move it away"):
         Lease(open_output(folder)).__enter__()
 
 

@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import platform
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +16,13 @@ from actors.storage.stores import open_storage
 from jobs.output.job_record import claim
 from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
 from jobs.reports.finish import finish
 from jobs.reports.status import print_status
 from schemas.errors import StorageError
 from tests.support.engines import GreyEngine
 from tests.support.in_process import Record, job_spec, worker_for, write_rows
-from tests.support.s3.s3_server import S3Server
+from tests.support.s3.s3_server import S3Server, skip_without_server
 
 SECRET = "also-not-a-secret"
 ACTIONS = {
@@ -52,8 +50,7 @@ class ServerWithRoles(S3Server):
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerWithRoles]:
     """One for these tests alone."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        pytest.skip("the S3 server for tests is built for Linux on x86_64 only")
+    skip_without_server()
     started = ServerWithRoles()
     with started:
         yield started
@@ -88,7 +85,7 @@ def test_a_job_needs_no_more_than_its_roles_allow(tmp_path: Path, become: Callab
 
     become("driver")
     driver = open_storage(spec.output.path, deadline_s=20)
-    plan, findings = make_plan(survey(spec))
+    plan, findings = make_plan(make_survey(spec))
     probe(Output(driver, spec.output.path))
     record = claim(Output(driver, spec.output.path), plan, findings)
     become("worker")

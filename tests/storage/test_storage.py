@@ -311,7 +311,7 @@ def test_what_stands_where_a_folder_is_needed_is_named(
     put(tmp_path / place)
     out = str(tmp_path / "out")
 
-    with pytest.raises(SpecError, match=rf"{tmp_path / place} is a .*, no folder; move it away"):
+    with pytest.raises(SpecError, match=rf"{tmp_path / place} is a .*, not a folder; move it away"):
         access(open_storage(out), join(out, "_darkroom", "job.json"))
 
 
@@ -334,7 +334,7 @@ def test_a_file_is_not_written_over_a_folder(tmp_path: Path) -> None:
     """The folder is somebody's."""
     (tmp_path / "contact-sheet.html").mkdir()
 
-    with pytest.raises(RefusedError, match=r"contact-sheet\.html is a folder, where a file belongs"):
+    with pytest.raises(RefusedError, match=r"contact-sheet\.html is a folder, not a file; move it away"):
         open_storage(str(tmp_path)).replace(str(tmp_path / "contact-sheet.html"), b"page")
 
 
@@ -343,7 +343,7 @@ def test_what_stands_where_a_file_is_made_is_named(tmp_path: Path, put: Callable
     """It is no object that another writer has made first."""
     put(tmp_path / "driver.json")
 
-    with pytest.raises(RefusedError, match=r"driver\.json is .*, where a file belongs; move it away"):
+    with pytest.raises(RefusedError, match=r"driver\.json is .*, not a file; move it away"):
         open_storage(str(tmp_path)).create(str(tmp_path / "driver.json"), b"x", {})
 
 
@@ -517,7 +517,7 @@ def test_a_store_that_always_says_412_is_given_up(
     """Nothing is there, and nothing can be written."""
     s3_faults.inject("412", method="PUT", count=1000)
 
-    with pytest.raises(StorageError, match=r"refuses to write it as already there or changed \(412\)"):
+    with pytest.raises(StorageError, match=r"because it exists already or has changed \(412\), which is"):
         faulty.create(join(s3_folder, "a"), b"content", {})
 
 

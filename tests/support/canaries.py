@@ -1,4 +1,4 @@
-"""Secrets planted in the environment, where the SDKs look for them, and the search for them."""
+"""Fake secrets in the environment variables that the SDKs read, and the search for leaks of them."""
 
 from collections.abc import Mapping
 
@@ -10,6 +10,6 @@ CANARIES = {
 }
 
 
-def leaks(found: Mapping[str, bytes]) -> list[str]:
-    """Names of the places where one stands."""
-    return [place for place, data in found.items() if b"canary" in data]
+def leaks(texts: Mapping[str, bytes]) -> list[str]:
+    """The names of the texts that contain a fake secret."""
+    return [name for name, text in texts.items() if b"canary" in text]

@@ -1,4 +1,4 @@
-"""Checkpoints for tests: built once on a machine, then found in the cache by every test process."""
+"""Checkpoints for tests: they are built once per machine, and all test processes use the cached ones."""
 
 import json
 from contextlib import suppress
@@ -12,18 +12,18 @@ from schemas.errors import SpecError
 from schemas.systems.model_card import ModelCard
 
 NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"
-"""A whole safetensors file without a tensor."""
+"""A complete safetensors file without tensors."""
 
 
 @cache
 def demo(kind: str) -> Path:
-    """The `demo:KIND` checkpoint, in the cache where a spec that names it finds it too."""
-    # Deferred: paper checkpoints need no torch.
+    """The folder of the `demo:KIND` checkpoint in the cache, where specs that name it find it too."""
+    # Imported here because it imports torch, which paper checkpoints do not need.
     from demo.random_checkpoints import build_demo_model
 
     folder = demo_folder(kind)
     if not (folder / "model_index.json").is_file():
-        # Not `demo_checkpoint`, whose process of its own would import torch anew for every kind.
+        # Not `demo_checkpoint`: it starts a process, which would import torch again for every kind.
         with suppress(SpecError):
             build_demo_model(folder, kind)
     assert (folder / "model_index.json").is_file()
@@ -31,17 +31,17 @@ def demo(kind: str) -> Path:
 
 
 def sd_checkpoint() -> Path:
-    """A small Stable Diffusion 1.5."""
+    """The folder of a small Stable Diffusion 1.5."""
     return demo("sd")
 
 
 def sdxl_checkpoint() -> Path:
-    """A small Stable Diffusion XL base."""
+    """The folder of a small Stable Diffusion XL base."""
     return demo("sdxl")
 
 
 def model_card(**changes: Any) -> ModelCard:
-    """What a plan knows of a Stable Diffusion of 512x512 that is nowhere."""
+    """The model card of a Stable Diffusion of 512x512 whose checkpoint does not exist, with `changes`."""
     card = ModelCard(
         checkpoint="a/b",
         revision="r",
@@ -62,7 +62,7 @@ def model_card(**changes: Any) -> ModelCard:
 def paper_checkpoint(
     folder: Path, *, pipeline: str = "StableDiffusionPipeline", channels: int = 4, sample_size: int = 64
 ) -> Path:
-    """Configuration files and empty weights: all that a plan reads, and no torch to make it."""
+    """Write configuration files and empty weights to `folder`: a plan reads no more. This needs no torch."""
     files: dict[str, object] = {
         "model_index.json": {
             "_class_name": pipeline,

@@ -1,6 +1,6 @@
-"""Engines for tests of what surrounds one: they need no torch, so that their workers are up at once.
+"""Engines without torch, whose workers start at once, for tests of everything around an engine.
 
-A job names one by module and function, as it names the engine that runs diffusers.
+A job names one of them by module and function, as it names the engine that runs diffusers.
 """
 
 import os
@@ -28,31 +28,32 @@ from schemas.job import Job
 from schemas.spec.spec_file import load_spec
 
 FATAL_WIDTH = 13
-"""Pixels of a picture whose decoding ends the process."""
+"""Width in pixels of an image whose decoding ends the process."""
 ENDLESS_PROMPT = "is never done"
+"""The prompt of a row whose generation never ends."""
 
 
 def decode(image: EncodedImage) -> None:
-    """As a faulty codec may do it."""
+    """Decode the image; end the process if it has the fatal width, as a faulty codec may do."""
     if image.width == FATAL_WIDTH:
         os._exit(1)
     image.decode()
 
 
 class NoiseEngine:
-    """Each picture is noise of its seed, and takes as long as it is told."""
+    """An engine that generates noise from each row's seed; an image takes `seconds_per_image`."""
 
     num_loads = 1
     models_loaded = ("sd",)
     num_batches = 0
 
     def __init__(self, seconds_per_image: float, hurry: Path | None = None) -> None:
-        """`hurry`: once this file is there, no picture takes time."""
+        """`hurry`: once this file exists, images take no time."""
         self._seconds_per_image = seconds_per_image
         self._hurry = hurry
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
-        """Row after row."""
+        """Yield one image for each row, in order."""
         for opened in rows:
             for image in opened.images.values():
                 decoders.submit(decode, image).result()
@@ -66,14 +67,14 @@ class NoiseEngine:
 
 
 class GreyEngine:
-    """Decodes what it is given, and makes grey pictures."""
+    """An engine that decodes the input images and generates grey images."""
 
     num_loads = 0
     num_batches = 0
     models_loaded: tuple[str, ...] = ()
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
-        """Row after row."""
+        """Yield one image or problem for each row, in order."""
         for opened in rows:
             sample = Sample(opened=opened, image_index=0)
             try:
@@ -86,37 +87,37 @@ class GreyEngine:
 
 
 class NaNEngine(NoiseEngine):
-    """No picture of it is one."""
+    """An engine whose rows all fail, because their images are NaN."""
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
-        """Row after row."""
+        """Yield a problem for each row, in order."""
         for generated in super().generate(rows, decoders):
-            problem = RowError("nonfinite_image", "nothing but NaN")
+            problem = RowError("nonfinite_image", "all values are NaN")
             yield replace(generated, pixels=None, problem=problem)
 
 
 def quick(job: Job, num_cpus: int) -> NoiseEngine:
-    """For a job that is to end soon."""
+    """The engine of a job that should end soon."""
     return NoiseEngine(0.01)
 
 
 def slow(job: Job, num_cpus: int) -> NoiseEngine:
-    """For a job that is to be met in its middle."""
+    """The engine of a job that a test wants to see at work."""
     return NoiseEngine(0.1)
 
 
 def hopeless(job: Job, num_cpus: int) -> NaNEngine:
-    """Makes nothing, one row after the other."""
+    """The engine of a job whose rows all fail, one after the other."""
     return NaNEngine(0.04)
 
 
 def slow_until_told(job: Job, num_cpus: int) -> NoiseEngine:
-    """For a job whose middle lasts until a test has seen what it wants to see, and calls `hurry`."""
+    """The engine of a job that works slowly until the test calls `hurry`."""
     return NoiseEngine(0.25, hurry=_hurry(Path(job.spec.input.path)))
 
 
 def hurry(rows: Path) -> None:
-    """Let the job with this input end."""
+    """Let the job with this input file end soon."""
     _hurry(rows).touch()
 
 
@@ -125,12 +126,12 @@ def _hurry(rows: Path) -> Path:
 
 
 def leisurely(job: Job, num_cpus: int) -> NoiseEngine:
-    """For a shard that is to be met in its middle."""
+    """The engine of a job whose shards a test wants to see at work."""
     return NoiseEngine(1.0)
 
 
 def stuck_once(job: Job, num_cpus: int) -> NoiseEngine:
-    """Loads for ever in the first process of a job whose input is a local file."""
+    """The engine of a job with a local input file: in the job's first process it never finishes loading."""
     try:
         Path(job.spec.input.path).with_suffix(".stuck").touch(exist_ok=False)
     except FileExistsError:
@@ -140,12 +141,12 @@ def stuck_once(job: Job, num_cpus: int) -> NoiseEngine:
 
 
 def without_gpu(job: Job, num_cpus: int) -> NoiseEngine:
-    """Cannot start."""
+    """Raise RuntimeError, as an engine that cannot start."""
     raise RuntimeError("no CUDA device here")
 
 
 def main(engine: str, spec_path: str) -> None:
-    """`python -m tests.support.engines ENGINE SPEC`: what `darkroom run SPEC` does, with another engine."""
+    """Do what `darkroom run SPEC` does with another engine: `python -m tests.support.engines ENGINE SPEC`."""
     spec, console = load_spec(Path(spec_path)), Console(width=140)
     result = run_job(spec, console, engine=f"tests.support.engines:{engine}")
     print_result(result, console)

@@ -1,4 +1,4 @@
-"""A Hub of a test's own: its API on a local port, and its cache as a download leaves it."""
+"""A fake Hub: its API on a local port, and its cache as a download leaves it."""
 
 import hashlib
 import json
@@ -17,28 +17,31 @@ def commit_of(folder: Path) -> str:
 
 
 def put_in_cache(cache: Path, repository: str, folder: Path, *, weights: bool = True) -> None:
-    """`folder` as the newest commit of a repository that has been downloaded, or all but its weights."""
-    place = cache / f"models--{repository.replace('/', '--')}"
-    snapshot = place / "snapshots" / commit_of(folder)
+    """Put `folder` into the cache as the newest commit of a downloaded repository.
+
+    With `weights=False` its weights are left out.
+    """
+    repository_folder = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = repository_folder / "snapshots" / commit_of(folder)
     for name, path in _files(folder).items():
         if weights or path.suffix != ".safetensors":
-            blob, link = place / "blobs" / _blob_name(path), snapshot / name
+            blob, link = repository_folder / "blobs" / _blob_name(path), snapshot / name
             blob.parent.mkdir(parents=True, exist_ok=True)
             link.parent.mkdir(parents=True, exist_ok=True)
             blob.write_bytes(path.read_bytes())
             link.symlink_to(Path(*[".."] * (2 + name.count("/")), "blobs", blob.name))
-    (place / "refs").mkdir(exist_ok=True)
-    (place / "refs" / "main").write_text(commit_of(folder))
+    (repository_folder / "refs").mkdir(exist_ok=True)
+    (repository_folder / "refs" / "main").write_text(commit_of(folder))
 
 
 @contextmanager
 def serve_hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
-    """The address of a Hub with these repositories, and what it has been asked for."""
-    asked: list[str] = []
+    """Serve a Hub with these repositories; yield its address and the list of the requests that it gets."""
+    requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(f"{self.command} {self.path}")
+            requests.append(f"{self.command} {self.path}")
             parts = unquote(urlsplit(self.path).path).strip("/").removeprefix("api/models/").split("/")
             folder, rest = repositories.get("/".join(parts[:2])), parts[2:]
             if folder is None:
@@ -67,11 +70,11 @@ def serve_hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]
                 self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
-            """Says nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requests
         server.shutdown()
 
 
@@ -80,7 +83,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _blob_name(path: Path) -> str:
-    """SHA-256 of what Git LFS holds, Git's own hash of the rest."""
+    """The name of a file's blob: SHA-256 for files in Git LFS, Git's own hash for all others."""
     content = path.read_bytes()
     if path.suffix in (".safetensors", ".bin"):
         return hashlib.sha256(content).hexdigest()
@@ -88,14 +91,14 @@ def _blob_name(path: Path) -> str:
 
 
 def _sibling(name: str, path: Path) -> dict[str, Any]:
-    """A file as a repository's card lists it."""
+    """A file's entry in the card of a repository."""
     size, digest = path.stat().st_size, _blob_name(path)
     lfs = {"lfs": {"sha256": digest, "size": size, "pointerSize": 130}} if len(digest) == 64 else {}
     return {"rfilename": name, "size": size, "blobId": digest[:40], **lfs}
 
 
 def _tree_entry(name: str, path: Path) -> dict[str, Any]:
-    """A file as a repository's tree lists it."""
+    """A file's entry in the tree of a repository."""
     size, digest = path.stat().st_size, _blob_name(path)
     lfs = {"lfs": {"oid": digest, "size": size, "pointerSize": 130}} if len(digest) == 64 else {}
     return {"type": "file", "path": name, "size": size, "oid": digest[:40], **lfs}

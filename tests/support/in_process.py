@@ -1,4 +1,4 @@
-"""Whole jobs in this process, without Ray: what tests of rows, pictures and parts run."""
+"""Whole jobs in this process, without Ray, for tests of rows, images and parts."""
 
 import io
 import logging
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from rich.console import Console
 
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.engine import Engine
@@ -21,44 +22,42 @@ from actors.storage.output import Output, open_output
 from actors.storage.stores import Stores
 from actors.worker import Worker
 from jobs.planning.plan import Plan, make_plan
-from jobs.planning.survey import survey
+from jobs.planning.survey import make_survey
+from jobs.verification.verify import verify_output
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.job import ShardReport
 from schemas.spec.job_spec import JobSpec
+from tests.support import running
 
 DEVICE = torch.device("cpu")
 ROUTES = {task: {"model": "sd", "num_inference_steps": 2} for task in ("text2img", "img2img", "inpaint")}
 
-Record = dict[str, Any]
+Record = running.Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """What a job came to."""
+    """A job's plan and its results."""
 
     plan: Plan
     reports: list[ShardReport]
     parts: list[bytes]
-    """In the order of their names."""
+    """The content of the part files, in the order of their names."""
     rows: list[Record]
-    """All parts' rows."""
+    """The rows of all parts."""
 
     def row(self, row_id: object, image_index: int = 0) -> Record:
-        """The output row of one input row."""
+        """The output row of an input row's image."""
         return next(row for row in self.rows if (row["row_id"], row["image_index"]) == (row_id, image_index))
 
 
 def write_rows(path: Path, rows: Sequence[Record], types: Mapping[str, pa.DataType] | None = None) -> Path:
-    """A Parquet file of these rows; pictures are HF image structs."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    known = {"image": IMAGE_TYPE, "mask_image": IMAGE_TYPE} | dict(types or {})
-    columns = {name: pa.array([row.get(name) for row in rows], known.get(name)) for name in names}
-    pq.write_table(pa.table(columns), path)
-    return path
+    """Write the rows to a Parquet file whose images are HF image structs, and return its path."""
+    return running.write_rows(path, rows, {"image": IMAGE_TYPE, "mask_image": IMAGE_TYPE} | dict(types or {}))
 
 
 def job_spec(path: Path, folder: Path, **changes: Any) -> JobSpec:
-    """A spec over one random-weight checkpoint into `folder`; `changes` replace whole sections."""
+    """A spec with one random-weight checkpoint and the output `folder`; `changes` replace whole sections."""
     spec: Record = {
         "version": 1,
         "name": "test",
@@ -72,12 +71,12 @@ def job_spec(path: Path, folder: Path, **changes: Any) -> JobSpec:
 
 
 def plan_for(spec: JobSpec) -> Plan:
-    """The plan, without a word about mistakes in rows."""
-    return make_plan(survey(spec))[0]
+    """The plan of a job, without the findings about bad rows."""
+    return make_plan(make_survey(spec))[0]
 
 
 def model_cache(spec: JobSpec, capacity_bytes: int = 10**9) -> ModelCache:
-    """The models of a spec, on the CPU."""
+    """A cache of the spec's models, on the CPU."""
     options = LoadOptions(device=DEVICE, with_checker=spec.safety.checker == "on")
     return ModelCache(spec.models, options, capacity_bytes)
 
@@ -85,7 +84,7 @@ def model_cache(spec: JobSpec, capacity_bytes: int = 10**9) -> ModelCache:
 def worker_for(
     plan: Plan, engine: Engine | None = None, *, num_threads: int = 2, output: Output | None = None
 ) -> Worker:
-    """A worker on this machine's CPU."""
+    """A worker in this process, on the CPU."""
     spec = plan.job.spec
     return Worker(
         plan.job,
@@ -97,7 +96,7 @@ def worker_for(
 
 
 def make(spec: JobSpec, engine: Engine | None = None, *, num_threads: int = 2) -> Made:
-    """Plan a job and make all of it."""
+    """Plan a job, run all its shards, and return its results."""
     plan = plan_for(spec)
     with worker_for(plan, engine, num_threads=num_threads) as worker:
         reports = [worker.run(shard) for shard in plan.shards()]
@@ -105,53 +104,65 @@ def make(spec: JobSpec, engine: Engine | None = None, *, num_threads: int = 2) -
 
 
 def read_output(plan: Plan, reports: list[ShardReport]) -> Made:
-    """What lies in the output's `data/` now."""
+    """The job's results, read from the parts in its output."""
     files = sorted((Path(plan.job.spec.output.path) / "data").iterdir())
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     return Made(plan=plan, reports=reports, parts=[file.read_bytes() for file in files], rows=rows)
 
 
-def pixels(row: Record) -> Image.Image:
-    """The picture of an output row."""
+def image_of(row: Record) -> Image.Image:
+    """The decoded image of an output row."""
     return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
 
 
-def picture(
+def drawn_image(
     size: tuple[int, int] = (64, 64), colour: str = "teal", mode: str = "RGB", image_format: str = "PNG"
 ) -> Record:
-    """A drawn picture as an HF image struct."""
+    """A drawn image as an HF image struct."""
     image = Image.linear_gradient("L").resize(size).convert("RGB")
     image.paste(colour, (size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2))
     return encoded(image.convert(mode), image_format)
 
 
 def mask(size: tuple[int, int] = (64, 64)) -> Record:
-    """A mask whose right half is to be painted."""
+    """A mask as an HF image struct: the right half is to be painted."""
     image = Image.new("L", size, 0)
     image.paste(255, (size[0] // 2, 0, size[0], size[1]))
     return encoded(image)
 
 
 def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> Record:
-    """A picture as an HF image struct."""
+    """The image as an HF image struct."""
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return {"bytes": file.getvalue(), "path": None}
 
 
 @contextmanager
-def said_by_diffusers() -> Iterator[list[str]]:
-    """What it logs."""
-    said: list[str] = []
+def diffusers_messages() -> Iterator[list[str]]:
+    """The messages that diffusers logs within the block."""
+    messages: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("diffusers").addHandler(handler)
     try:
-        yield said
+        yield messages
     finally:
         logging.getLogger("diffusers").removeHandler(handler)
 
 
 def outcomes(made: Made) -> list[str]:
-    """Of each row its code, or its status."""
+    """The outcome of each row in order: its error code, or its status if it has none."""
     return [row["error_code"] or row["status"] for row in made.rows]
+
+
+def outcomes_by_id(made: Made) -> dict[str, str]:
+    """The outcome of each row by its row_id."""
+    return {row["row_id"]: row["error_code"] or row["status"] for row in made.rows}
+
+
+def printed_by_verify(spec: JobSpec) -> str:
+    """What verify prints about the job's output; DarkroomError if the output is not right."""
+    printed = io.StringIO()
+    verify_output(spec.output.path, Console(file=printed, width=200))
+    return printed.getvalue()

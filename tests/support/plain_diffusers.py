@@ -1,4 +1,4 @@
-"""Rows of every system, and what plain diffusers makes of each: a call of its own on weights of its own."""
+"""Rows of every system, and the image that plain diffusers generates for each in a separate call."""
 
 import io
 from functools import cache
@@ -15,15 +15,16 @@ from actors.engine.quirks.clip_skip import enable_clip_skip
 from actors.engine.quirks.ldm3d import LDM3DImageProcessor
 from schemas.systems.system_table import System, find_system
 from tests.support.checkpoints import demo
-from tests.support.in_process import Record, encoded, mask, picture, pixels
+from tests.support.in_process import Record, drawn_image, encoded, image_of, mask
 
 Values = npt.NDArray[np.int32]
 
 LEVELS = 2
-"""Of 255: a row's company in a batch may move it this far, no further."""
+"""How far the other rows of a batch may move a value of an image, in levels of 255."""
 DEPTH_LEVELS = 65536 // 4096
+"""How far they may move a value of a depth map, in levels of 65535."""
 
-# Loaded as published checkpoints have to be under diffusers 0.42.1.
+# Arguments that published checkpoints of a kind need under diffusers 0.42.1.
 LOADED_WITH: dict[str, dict[str, Any]] = {"safe": {"safety_checker": None}}
 ARGUMENTS = (
     "prompt",
@@ -53,58 +54,58 @@ ARGUMENTS = (
 
 
 Expected = tuple[Values, Values | None]
-"""A picture, and its depth where there is one."""
+"""An image's values, and those of its depth map if it has one."""
 
 
 def row(name: str, kind: str, task: str, **values: Any) -> Record:
     return {"row_id": name, "model": kind, "task": task, "prompt": "a fox", "seed": 7} | values
 
 
-def _varied(base: Record, place: int, variation: Record) -> Record:
-    varied = base | variation | {"row_id": f"{base['row_id']}-{place}", "seed": 100 * place + 1}
+def _varied(base: Record, number: int, variation: Record) -> Record:
+    varied = base | variation | {"row_id": f"{base['row_id']}-{number}", "seed": 100 * number + 1}
     if base.get("strength"):
-        varied["strength"] = 0.5 + 0.2 * place
+        varied["strength"] = 0.5 + 0.2 * number
     if base["prompt"] is not None:
-        varied["prompt"] = f"{place + 2} foxes by night"
+        varied["prompt"] = f"{number + 2} foxes by night"
     if base["task"] == "latent_upscale":
-        # Its checkpoint predicts in a way that Euler's scheduler alone knows.
+        # Only Euler's scheduler knows the prediction type of its checkpoint.
         varied["scheduler"] = None
     return varied
 
 
 def depth_map(size: tuple[int, int] = (64, 64)) -> Record:
-    """A 16-bit ramp."""
+    """A depth map as an HF image struct: a 16-bit ramp."""
     ramp = np.linspace(0, 65535, size[0] * size[1]).reshape(size[1], size[0]).astype(np.uint16)
     return encoded(Image.fromarray(ramp))
 
 
-PICTURE, MASK, DEPTH = picture(), mask(), depth_map()
+IMAGE, MASK, DEPTH = drawn_image(), mask(), depth_map()
 AWAY_FROM = {"negative_original_size": [512, 512], "negative_target_size": [32, 32]}
-MASKED = {"image": PICTURE, "mask_image": MASK}
+MASKED = {"image": IMAGE, "mask_image": MASK}
 
 ROWS: list[Record] = [
     row("sd", "sd", "text2img"),
-    row("sd-img", "sd", "img2img", image=PICTURE, strength=0.6),
+    row("sd-img", "sd", "img2img", image=IMAGE, strength=0.6),
     row("sd-in", "sd", "inpaint", **MASKED),
     row("sd-crop", "sd", "inpaint", **MASKED, padding_mask_crop=4),
     row("sd-safe", "sd", "safe", sld_warmup_steps=1),
     row("sd2", "sd2", "text2img"),
-    row("sd2-img", "sd2", "img2img", image=PICTURE, strength=0.6),
+    row("sd2-img", "sd2", "img2img", image=IMAGE, strength=0.6),
     row("nine", "sd-inpaint", "inpaint", **MASKED),
     row("safe", "safe", "text2img", sld_warmup_steps=0, sld_guidance_scale=500.0),
     row("safe-other", "safe", "text2img", sld_warmup_steps=0, sld_threshold=1.0),
-    row("depth", "depth2img", "depth2img", image=PICTURE, strength=0.7),
-    row("depth-given", "depth2img", "depth2img", image=PICTURE, strength=0.7, depth_map=DEPTH),
-    row("varied", "variation", "variation", image=PICTURE, prompt=None),
-    row("up", "upscale", "upscale", image=picture((32, 32)), noise_level=30),
-    row("latent-up", "latent-upscale", "latent_upscale", image=PICTURE),
+    row("depth", "depth2img", "depth2img", image=IMAGE, strength=0.7),
+    row("depth-given", "depth2img", "depth2img", image=IMAGE, strength=0.7, depth_map=DEPTH),
+    row("varied", "variation", "variation", image=IMAGE, prompt=None),
+    row("up", "upscale", "upscale", image=drawn_image((32, 32)), noise_level=30),
+    row("latent-up", "latent-upscale", "latent_upscale", image=IMAGE),
     row("ldm3d", "ldm3d", "ldm3d"),
     row("ldm3d-4c", "ldm3d-4c", "ldm3d", guidance_scale=3.0),
     row("ldm3d-wide", "ldm3d", "ldm3d", height=64, width=128),
-    row("ldm3d-up", "ldm3d-upscale", "ldm3d_upscale", image=PICTURE, depth_map=DEPTH, height=128, width=128),
+    row("ldm3d-up", "ldm3d-upscale", "ldm3d_upscale", image=IMAGE, depth_map=DEPTH, height=128, width=128),
     row("xl", "sdxl", "text2img", prompt_2="a painting", negative_prompt="grey", negative_prompt_2="dull"),
     row("xl-sizes", "sdxl", "text2img", original_size=[512, 512], crops_coords_top_left=[0, 64]),
-    # Three that could share a call.
+    # Three rows that could share a call.
     *(
         row(
             f"xl-away-{seed}",
@@ -117,12 +118,12 @@ ROWS: list[Record] = [
         for seed in range(3)
     ),
     row("xl-second", "sdxl", "text2img", negative_prompt_2="dull"),
-    row("xl-img-away", "sdxl", "img2img", image=PICTURE, strength=0.6, **AWAY_FROM),
-    row("xl-img", "sdxl", "img2img", image=PICTURE, strength=0.6, target_size=[32, 32]),
+    row("xl-img-away", "sdxl", "img2img", image=IMAGE, strength=0.6, **AWAY_FROM),
+    row("xl-img", "sdxl", "img2img", image=IMAGE, strength=0.6, target_size=[32, 32]),
     row("xl-in", "sdxl", "inpaint", **MASKED),
     row("xl-nine", "sdxl-inpaint", "inpaint", **MASKED),
-    row("refined", "sdxl-refiner", "img2img", image=PICTURE, strength=0.6, aesthetic_score=3.0),
-    row("refined-second", "sdxl-refiner", "img2img", image=PICTURE, strength=0.6, negative_prompt_2="dull"),
+    row("refined", "sdxl-refiner", "img2img", image=IMAGE, strength=0.6, aesthetic_score=3.0),
+    row("refined-second", "sdxl-refiner", "img2img", image=IMAGE, strength=0.6, negative_prompt_2="dull"),
 ]
 _VARIATIONS: list[Record] = [
     {"num_inference_steps": 3, "guidance_scale": 1.0, "scheduler": "EulerAncestralDiscreteScheduler"},
@@ -130,10 +131,9 @@ _VARIATIONS: list[Record] = [
     {"num_inference_steps": 2, "guidance_scale": 2.5, "scheduler": "DDIMScheduler", "eta": 0.5},
 ]
 VARIED: list[Record] = [
-    _varied(base, place, variation) for base in ROWS for place, variation in enumerate(_VARIATIONS)
+    _varied(base, number, variation) for base in ROWS for number, variation in enumerate(_VARIATIONS)
 ]
-"""Rows of every system of which no two could share a plain call: each differs from all others of its task in
-its steps, guidance and scheduler."""
+"""Rows of every system. Those from one row of ROWS differ in steps and guidance and share no plain call."""
 
 KINDS = list(dict.fromkeys(each["model"] for each in ROWS))
 TASKS = list(dict.fromkeys(each["task"] for each in ROWS))
@@ -146,7 +146,7 @@ ROUTES: Record = {
 
 
 def system_of(values: Record) -> System:
-    """What makes the row."""
+    """The system that generates the row."""
     family = {"sd2": "sd", "ldm3d-4c": "ldm3d"}.get(values["model"], values["model"])
     system = find_system(family, values["task"])
     assert system is not None
@@ -155,25 +155,25 @@ def system_of(values: Record) -> System:
 
 @cache
 def expected(row_id: str) -> Expected:
-    """What plain diffusers makes of a row of ROWS or VARIED: made once for all the tests of a process."""
+    """What plain diffusers generates for a row of ROWS or VARIED; each row is generated once per process."""
     return reference(next(each for each in (*ROWS, *VARIED) if each["row_id"] == row_id))
 
 
 def reference(values: Record) -> Expected:
-    """The row's picture and depth by a plain call of its pipeline, alone."""
+    """The row's image and depth map from a plain call of its pipeline with this row alone."""
     pipeline, published = _pipeline(values["model"], system_of(values).pipeline)
     cls = getattr(diffusers, values["scheduler"]) if values.get("scheduler") else type(published)
     pipeline.scheduler = cls.from_config(published.config)
     generator = torch.Generator("cpu").manual_seed(values["seed"])
-    made = pipeline(generator=generator, output_type="pil", **_arguments(values))
-    rgb = made.rgb if hasattr(made, "rgb") else made.images
-    depth = getattr(made, "depth", None)
+    output = pipeline(generator=generator, output_type="pil", **_arguments(values))
+    rgb = output.rgb if hasattr(output, "rgb") else output.images
+    depth = getattr(output, "depth", None)
     return np.asarray(rgb[0], dtype=np.int32), None if depth is None else np.asarray(depth[0], dtype=np.int32)
 
 
 @cache
 def _pipeline(kind: str, name: str) -> tuple[Any, Any]:
-    """It, and the scheduler that it is published with."""
+    """The pipeline of a kind of checkpoint, and the scheduler that it is published with."""
     cls = pipeline_class(name)
     pipeline = cls.from_pretrained(demo(kind), use_safetensors=True, **LOADED_WITH.get(kind, {}))
     pipeline.set_progress_bar_config(disable=True)
@@ -185,27 +185,27 @@ def _pipeline(kind: str, name: str) -> tuple[Any, Any]:
 
 def _arguments(values: Record) -> dict[str, Any]:
     system = system_of(values)
-    given: dict[str, Any] = {"num_inference_steps": 4} | {
-        name: tuple(given) if isinstance(given := values[name], list) else given
+    arguments: dict[str, Any] = {"num_inference_steps": 4} | {
+        name: tuple(value) if isinstance(value := values[name], list) else value
         for name in ARGUMENTS
         if values.get(name) is not None and name in (*system.texts, *system.defaults)
     }
     for field in ("image", "mask_image"):
         if values.get(field):
-            given[field] = pixels({"image": values[field]})
+            arguments[field] = image_of({"image": values[field]})
     depth = Image.open(io.BytesIO(values["depth_map"]["bytes"])) if values.get("depth_map") else None
     if values["task"] == "depth2img" and depth:
-        given["depth_map"] = torch.from_numpy(np.asarray(depth).astype(np.float32))[None]
+        arguments["depth_map"] = torch.from_numpy(np.asarray(depth).astype(np.float32))[None]
     if values["task"] == "ldm3d_upscale":
-        given |= {"rgb": given.pop("image"), "depth": depth}
-        given["target_res"] = (given.pop("height"), given.pop("width"))
-    return given
+        arguments |= {"rgb": arguments.pop("image"), "depth": depth}
+        arguments["target_res"] = (arguments.pop("height"), arguments.pop("width"))
+    return arguments
 
 
-def stored(output: Record) -> Expected:
-    """The picture and depth of an output row."""
+def stored_values(output: Record) -> Expected:
+    """The values of an output row's image and of its depth map."""
     assert output["status"] == "ok", output["error_message"]
-    rgb = np.asarray(pixels(output), dtype=np.int32)
+    rgb = np.asarray(image_of(output), dtype=np.int32)
     if output.get("depth") is None:
         return rgb, None
     depth = Image.open(io.BytesIO(output["depth"]["bytes"]))
@@ -214,12 +214,12 @@ def stored(output: Record) -> Expected:
 
 
 def distances(output: Record, plain: Expected) -> tuple[int, int]:
-    """How far an output row's picture and its depth are from these, at most, in levels."""
-    (picture, depth), (plain_picture, plain_depth) = stored(output), plain
-    assert picture.shape == plain_picture.shape
-    far = int(np.abs(picture - plain_picture).max())
+    """The largest differences of an output row's image and depth map from the expected ones, in levels."""
+    (image, depth), (plain_image, plain_depth) = stored_values(output), plain
+    assert image.shape == plain_image.shape
+    image_distance = int(np.abs(image - plain_image).max())
     if depth is None or plain_depth is None:
         assert depth is plain_depth
-        return far, 0
+        return image_distance, 0
     assert depth.shape == plain_depth.shape
-    return far, int(np.abs(depth - plain_depth).max())
+    return image_distance, int(np.abs(depth - plain_depth).max())

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, of processes that a test can pause, kill and add."""
+"""A Ray cluster of several nodes on this machine, whose nodes a test can add, pause and kill."""
 
 import shutil
 import socket
@@ -14,17 +14,20 @@ _DEAD_IS_SEEN_SOON = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "4",
 }
-"""A node that is gone; one that is only slow to answer still has Ray's usual ten seconds for each check."""
+"""Settings with which Ray notices a dead node soon.
+
+A node that only answers slowly still has Ray's usual ten seconds for each check.
+"""
 
 
 class RayNodes:
-    """`with RayNodes(**env) as nodes:` a head without room for workers; `env` is what workers see."""
+    """`with RayNodes(**env) as nodes:` starts a head node without CPUs for workers, which see `env`."""
 
     def __init__(self, **env: str) -> None:
-        # Workers of the tests' own engines import them.
+        # Workers import the tests' own engines.
         self._env = {"PYTHONPATH": str(ROOT)} | env
         self.started: list[Started] = []
-        """The head, and every node that was added."""
+        """The head node and all nodes that were added."""
 
     def __enter__(self) -> "RayNodes":
         with ExitStack() as stack:
@@ -45,11 +48,11 @@ class RayNodes:
 
     @property
     def env(self) -> dict[str, str]:
-        """For a driver that is to join."""
+        """The environment of a driver that uses this cluster."""
         return {"RAY_ADDRESS": f"127.0.0.1:{self._port}"}
 
     def add(self, num_cpus: int = 1, **env: str) -> Started:
-        """One more node; its first process is the one that Kubernetes would stop."""
+        """Add a node, and return its first process, which is the one that Kubernetes would stop."""
         return self._start("--address", f"127.0.0.1:{self._port}", "--num-cpus", num_cpus, **env)
 
     def _start(self, *options: object, **env: str) -> Started:
@@ -63,9 +66,9 @@ class RayNodes:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    """Ports on which no process listens now."""
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in servers]
+    for server in servers:
+        server.close()
     return ports

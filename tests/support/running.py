@@ -1,4 +1,4 @@
-"""Runs darkroom as its users do, in processes of its own, and leaves none of them behind."""
+"""Run darkroom as its users do, in separate processes, and leave none of them behind."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ import tests
 ROOT = Path(tests.__file__).parent.parent
 POLL_S = 0.05
 MARK = "DARKROOM_TEST"
+"""The environment variable by which the processes of a program are recognised."""
 
 Record = dict[str, Any]
 _T = TypeVar("_T")
@@ -40,16 +41,17 @@ class Finished:
 
 
 class Started:
-    """`with Started("-m", "jobs", "run", ...) as run:` a Python program, killed with all its children after.
+    """`with Started("-m", "jobs", "run", ...) as run:` runs a Python program.
 
-    It has a session of its own, as a terminal's foreground job has a process group.
+    It and all its children are killed at the end of the block. It has a session of its own, as a terminal's
+    foreground job has a process group.
     """
 
     def __init__(
         self, *arguments: object, cwd: Path = ROOT, python: str = sys.executable, **env: str
     ) -> None:
         self._mark = uuid.uuid4().hex
-        # Files, not pipes: what outlives the program must not keep a reader waiting.
+        # Files, not pipes: a process that outlives the program would keep the reader of a pipe waiting.
         self._out, self._err = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [python, *map(str, arguments)],
@@ -85,7 +87,7 @@ class Started:
         return self._process.poll() is None
 
     def wait(self, timeout_s: float = 120) -> Finished:
-        """Its end."""
+        """Wait for the program to end, and return its exit code and its output."""
         try:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
@@ -93,24 +95,24 @@ class Started:
         return Finished(code=code, out=_content(self._out), err=_content(self._err))
 
     def wait_until(self, condition: Callable[[], _T], timeout_s: float = 90) -> _T:
-        """The condition's first true value, while the program runs."""
+        """Wait while the program runs, and return the first true value of the condition."""
         give_up = time.monotonic() + timeout_s
         while not (value := condition()):
-            assert self._process.poll() is None, f"it ended too early:\n{self._text()}"
-            assert time.monotonic() < give_up, f"waited for {timeout_s} s in vain:\n{self._text()}"
+            assert self._process.poll() is None, f"the program ended too early:\n{self._text()}"
+            assert time.monotonic() < give_up, f"not true after {timeout_s} s:\n{self._text()}"
             time.sleep(POLL_S)
         return value
 
     def out(self) -> str:
-        """Standard output so far."""
+        """The program's standard output so far."""
         return _content_so_far(self._out)
 
     def err(self) -> str:
-        """Standard error so far."""
+        """The program's standard error so far."""
         return _content_so_far(self._err)
 
     def pids(self, name: str = "") -> list[int]:
-        """Everything that it started and that lives, itself included; those called `name` only, if given."""
+        """The ids of the program and its living descendants whose command line contains `name`."""
         return [
             pid
             for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
@@ -118,19 +120,19 @@ class Started:
         ]
 
     def kill_all(self) -> None:
-        """SIGKILL to everything, again and again until nothing new appears."""
+        """Kill all the processes with SIGKILL, again and again until no new one appears."""
         wait_until(self._kill_round)
         self._process.wait()
 
     def wait_until_gone(self, timeout_s: float = 90) -> None:
-        """Until the last of its processes has ended by itself."""
+        """Wait until the last of the processes has ended by itself."""
         wait_until(lambda: not self.pids(), timeout_s)
 
     def _kill_round(self) -> bool:
-        living = self.pids()
-        for pid in living:
+        pids = self.pids()
+        for pid in pids:
             kill(pid)
-        return not living
+        return not pids
 
     def _is_ours(self, pid: int) -> bool:
         # pid (name) state parent group session ...
@@ -145,53 +147,58 @@ class Started:
 
 
 def darkroom(*arguments: object, cwd: Path = ROOT, **env: str) -> Finished:
-    """Run `python -m jobs` with these arguments to its end."""
+    """Run `python -m jobs` with these arguments until it ends."""
     with Started("-m", "jobs", *arguments, cwd=cwd, **env) as started:
         return started.wait()
 
 
 def clean_env(python: str, **env: str) -> dict[str, str]:
-    """This process's environment without Ray's variables, without a GPU, with `python` as its Python."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    """This process's environment without Ray's variables and without a GPU; `python` is first in its PATH."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     fixed = {
         "PATH": f"{Path(python).parent}:{os.environ['PATH']}",
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
-        # Left open, Ray would write a token file into the home folder.
+        # Without this, Ray would write a token file into the home folder.
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    return kept | fixed | env
+    return inherited | fixed | env
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    """Ask until it is so."""
+    """Wait until the condition is true."""
     give_up = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < give_up, f"waited for {timeout_s} s in vain"
+        assert time.monotonic() < give_up, f"not true after {timeout_s} s"
         time.sleep(POLL_S)
 
 
 def kill(pid: int) -> None:
-    """SIGKILL, to one that may have ended already."""
+    """Kill the process with SIGKILL, unless it has already ended."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
 def text_rows(count: int) -> list[Record]:
-    """Rows that need words alone."""
+    """Rows that have only an id and a prompt."""
     return [{"row_id": f"row-{i:04d}", "prompt": f"a picture of the number {i}"} for i in range(count)]
 
 
-def write_rows(path: Path, rows: Sequence[Record]) -> Path:
-    """A Parquet file of these rows."""
+def write_rows(path: Path, rows: Sequence[Record], types: Mapping[str, pa.DataType] | None = None) -> Path:
+    """Write the rows to a Parquet file, and return its path; `types` are those of some columns."""
     names = dict.fromkeys(name for row in rows for name in row)
-    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), path)
+    known_types = types or {}
+    columns = {name: pa.array([row.get(name) for row in rows], known_types.get(name)) for name in names}
+    pq.write_table(pa.table(columns), path)
     return path
 
 
 def write_spec(path: Path, rows: object, output: object, /, **sections: Any) -> Path:
-    """A job's YAML over the demo checkpoint, two steps a picture; `sections` replace or add whole ones."""
+    """Write a spec with the demo checkpoint and two steps per image, and return its path.
+
+    `sections` replace or add whole sections.
+    """
     spec: Record = {
         "version": 1,
         "name": "test",
@@ -211,18 +218,25 @@ def write_spec(path: Path, rows: object, output: object, /, **sections: Any) -> 
 
 
 def parts(output: Path) -> list[Path]:
-    """What lies in an output's `data/`, in the order of the names."""
+    """The files in an output's `data/`, in the order of their names."""
     return sorted((output / "data").iterdir()) if (output / "data").exists() else []
 
 
 def output_rows(output: Path) -> list[Record]:
-    """Every row of every part."""
+    """The rows of all parts, in the order of the parts' names."""
     return [row for part in parts(output) for row in pq.read_table(part).to_pylist()]
 
 
 def row_ids(output: Path) -> list[str]:
-    """The row_id of every row that has an outcome, sorted, as often as it stands there."""
+    """The row_id of every row with an outcome, sorted; a row with two outcomes appears twice."""
     return sorted(row["row_id"] for row in output_rows(output) if row["image_index"] == 0)
+
+
+def assert_whole(output: Path, rows: Sequence[Record]) -> None:
+    """Check that every row has one outcome and that `verify` accepts the output."""
+    verified = darkroom("verify", output)
+    assert verified.code == 0, verified.err
+    assert row_ids(output) == [row["row_id"] for row in rows]
 
 
 def _content(file: Any) -> str:
@@ -231,7 +245,7 @@ def _content(file: Any) -> str:
 
 
 def _content_so_far(file: Any) -> str:
-    """The program writes where this file is read, so it is left as it stands."""
+    """The file's content so far, read without moving the file position at which the program writes."""
     return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
 
 

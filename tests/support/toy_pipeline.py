@@ -1,4 +1,4 @@
-"""A diffusion model and its pipeline in a few lines, for tests of what runs calls side by side."""
+"""A diffusion model and its pipeline in a few lines, for tests of the batcher."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,39 +14,40 @@ from actors.engine.batching.merged_modules import MergePoint
 CHANNELS = 3
 
 Log = list[tuple[str, tuple[int, ...]]]
-"""Each run of a module: its name and the shape of the first thing it was given."""
+"""The runs of the modules: the module's name and the shape of its first argument."""
 
 
 class ToyModule(torch.nn.Module):
-    """Writes down what it is asked for, and what it meets there."""
+    """A module that logs each of its runs."""
 
     def __init__(self, name: str, log: Log) -> None:
         super().__init__()
         self.name = name
         self.log = log
         self.before: Callable[[torch.Tensor], None] = lambda rows: None
-        """Sees each batch first, and may raise."""
+        """Called with each batch before the module runs; it may raise."""
         weights = torch.linspace(-1, 1, CHANNELS * CHANNELS).reshape(CHANNELS, CHANNELS)
         self.mix = torch.nn.Linear(CHANNELS, CHANNELS, bias=False)
         self.mix.weight = torch.nn.Parameter(weights)
 
-    def write_down(self, rows: torch.Tensor) -> None:
+    def log_run(self, rows: torch.Tensor) -> None:
+        """Add a run with these rows to the log."""
         self.log.append((self.name, tuple(rows.shape)))
         self.before(rows)
 
 
 class TextEncoder(ToyModule):
-    """Tokens [rows, length] to states [rows, 1, channels]."""
+    """A module from tokens [rows, length] to states [rows, 1, channels]."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        self.write_down(input_ids)
+        self.log_run(input_ids)
         mask = 1 if attention_mask is None else attention_mask
         summed = (input_ids * mask).float().mean(1).sin()
         return self.mix(summed[:, None, None].repeat(1, 1, CHANNELS))
 
 
 class Denoiser(ToyModule):
-    """Samples [rows, pixels, channels] to noise; as in diffusers, all rows may share one timestep."""
+    """A module from samples [rows, pixels, channels] to noise; as in diffusers, rows may share a timestep."""
 
     def forward(
         self,
@@ -56,22 +57,22 @@ class Denoiser(ToyModule):
         strength: torch.Tensor | None = None,
         scale: float = 1.0,
     ) -> tuple[torch.Tensor]:
-        self.write_down(sample)
+        self.log_run(sample)
         times = torch.as_tensor(timestep).float().reshape(-1).expand(len(sample))
         noise = self.mix(sample + states) * torch.cos(times)[:, None, None]
         return (noise * scale * (1 if strength is None else strength),)
 
 
 class Decoder(ToyModule):
-    """Samples to pictures."""
+    """A module from samples to images."""
 
     def forward(self, sample: torch.Tensor) -> dict[str, torch.Tensor]:
-        self.write_down(sample)
+        self.log_run(sample)
         return {"sample": torch.tanh(self.mix(sample))}
 
 
 class ToyModel:
-    """What calls share."""
+    """The modules that calls share, and the log of their runs."""
 
     def __init__(self) -> None:
         self.log: Log = []
@@ -79,8 +80,8 @@ class ToyModel:
         self.denoiser = Denoiser("denoiser", self.log)
         self.decoder = Decoder("decoder", self.log)
 
-    def entries(self) -> list[MergePoint]:
-        """Its modules as a model's are."""
+    def merge_points(self) -> list[MergePoint]:
+        """The merge points of the modules, as a real model has them."""
         numbers = frozenset({"timestep"})
         return [
             MergePoint(name="text_encoder", module=self.text_encoder, stage=Stage.ENCODE, caches_rows=True),
@@ -89,17 +90,17 @@ class ToyModel:
         ]
 
     def batches(self, name: str) -> list[int]:
-        """Rows in each run of a module."""
+        """The number of rows in each run of the module with this name."""
         return [shape[0] for module, shape in self.log if module == name]
 
 
-def nothing() -> None:
-    """What a call does besides, when it does nothing."""
+def do_nothing() -> None:
+    """Do nothing between the steps of a call."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A plain call: pictures for texts, of which each is a number."""
+class PlainCall:
+    """A plain call of the pipeline: it generates an image for each text, which is a number."""
 
     model: ToyModel
     texts: tuple[int, ...] = (1,)
@@ -110,9 +111,9 @@ class Picture:
     options: Sequence[tuple[str, Any]] = ()
     """Further arguments of the denoiser."""
     by_name: bool = False
-    """Whether the denoiser gets its arguments by their names."""
-    in_between: Callable[[], None] = nothing
-    """Runs at each step in the call's own code."""
+    """Whether the denoiser gets keyword arguments."""
+    in_between: Callable[[], None] = do_nothing
+    """Called at each step, in the call's own code."""
 
     def __call__(self) -> torch.Tensor:
         ids = torch.tensor(self.texts)[:, None].repeat(1, 5)
@@ -128,8 +129,8 @@ class Picture:
 
     def _noise(self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         if self.guidance:
-            without, with_text = self._denoised(torch.cat([sample] * 2), timestep, states).chunk(2)
-            return without + 3 * (with_text - without)
+            unconditional, conditional = self._denoised(torch.cat([sample] * 2), timestep, states).chunk(2)
+            return unconditional + 3 * (conditional - unconditional)
         return self._denoised(sample, timestep, states)
 
     def _denoised(self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -141,7 +142,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToyCall:
-    """Anything as a call."""
+    """A call of any function, in the form in which the batcher takes calls."""
 
     make: Callable[[], Any]
     rows: int = 1
@@ -151,23 +152,23 @@ class ToyCall:
 
 
 def call(make: Callable[[], Any], rows: int = 1) -> ToyCall:
-    """Anything as a call."""
+    """A toy call of the function, which counts as this many rows."""
     return ToyCall(make=make, rows=rows)
 
 
-def pictures(*made: Picture) -> list[ToyCall]:
-    """Plain calls as they are queued."""
-    return [call(each, rows=len(each.texts)) for each in made]
+def plain_calls(*calls: PlainCall) -> list[ToyCall]:
+    """The plain calls in the form in which the batcher takes them."""
+    return [call(plain, rows=len(plain.texts)) for plain in calls]
 
 
 def batcher_of(model: ToyModel, max_rows: int = 16, ladder: Sequence[int] = ()) -> Batcher[ToyCall]:
-    """A batcher for a model."""
-    return Batcher(model.entries(), max_rows, ladder)
+    """A batcher for the model."""
+    return Batcher(model.merge_points(), max_rows, ladder)
 
 
 @contextmanager
 def running(batcher: Batcher[ToyCall], calls: Sequence[ToyCall]) -> Iterator[Iterator[Outcome[ToyCall]]]:
-    """The outcomes of calls, one by one."""
+    """Run the calls, and yield an iterator over their outcomes; the batcher ends with the block."""
     queue = iter(calls)
     with torch.inference_mode():
         outcomes = batcher.run(lambda: next(queue, None))
@@ -178,21 +179,19 @@ def running(batcher: Batcher[ToyCall], calls: Sequence[ToyCall]) -> Iterator[Ite
 
 
 def run(batcher: Batcher[ToyCall], calls: Sequence[ToyCall]) -> list[Any]:
-    """What became of each call, in the order of `calls`: its value or its error."""
+    """The value or the error of each call, in the order of `calls`."""
     with running(batcher, calls) as outcomes:
         ended = {id(outcome.call): outcome for outcome in outcomes}
     assert len(ended) == len(calls)
-    return [
-        ended[id(each)].value if ended[id(each)].error is None else ended[id(each)].error for each in calls
-    ]
+    return [ended[id(toy)].value if ended[id(toy)].error is None else ended[id(toy)].error for toy in calls]
 
 
 def alone(calls: Sequence[ToyCall]) -> list[Any]:
-    """The values without a batcher."""
+    """The values of the calls without a batcher."""
     with torch.inference_mode():
-        return [each.make() for each in calls]
+        return [toy.make() for toy in calls]
 
 
-def assert_same(made: Sequence[Any], expected: Sequence[Any]) -> None:
-    """Up to what a row's company in a batch does to its last bits."""
-    torch.testing.assert_close(made, expected)
+def assert_same(values: Sequence[Any], expected: Sequence[Any]) -> None:
+    """Check that the values are equal, except for the last bits, which other rows of a batch may change."""
+    torch.testing.assert_close(values, expected)

@@ -1,1 +1,1 @@
-"""A tiny world of shapes, the judge that reads its pictures, and the models that learn to draw it."""
+"""A tiny world of shapes, the judge that reads its images, and the models that learn to draw it."""

@@ -1,4 +1,4 @@
-"""What a checkpoint is asked to draw, paint over and fill in, and how the judge marks it."""
+"""The exam in each task: a checkpoint generates images of scenes, and the judge says what they show."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,24 +23,25 @@ from tools.shapes.world import COLOURS, POSITIONS, SIZE, Array, Scene
 FACTS = ("colour", "background", "shape", "size", "position")
 BATCH = 50
 MARGIN = 20
-"""Half the side of an inpainting's mask, in pixels: room for the biggest shape."""
+"""Half the side of an inpainting mask, in pixels: it has room for the biggest shape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One picture that a checkpoint made."""
+    """One image that a checkpoint generated, and what the judge sees in it."""
 
-    wanted: Scene
-    picture: Array
+    scene: Scene
+    """The scene that the image should show."""
+    image: Array
     seen: Seen
     before: Array | None = None
-    """What img2img and inpainting were given."""
+    """The input image of img2img, inpaint and depth2img."""
     mask: Array | None = None
-    """True where inpainting was to paint."""
+    """True for the pixels that inpaint should paint."""
 
 
 def load(kind: type[DiffusionPipeline], model: Path, scheduler: str = "") -> DiffusionPipeline:
-    """A checkpoint in float32, whatever it was saved in, perhaps with another scheduler."""
+    """The pipeline of a checkpoint, always in float32; `scheduler` replaces its scheduler."""
     return _ready(kind.from_pretrained(model, dtype=torch.float32), scheduler)
 
 
@@ -52,68 +53,70 @@ def _ready(pipeline: DiffusionPipeline, scheduler: str) -> DiffusionPipeline:
 
 
 def held_out(count: int, seed: int) -> list[Scene]:
-    """Scenes that no training picture shows, none twice while there are enough."""
+    """Scenes that no training image shows; they repeat only if `count` is more than there are."""
     order = np.random.default_rng(seed).permutation(len(world.HELD_OUT_SCENES))
     return [world.HELD_OUT_SCENES[order[number % len(order)]] for number in range(count)]
 
 
 def text2img(model: Path, count: int, seed: int, scheduler: str = "", **values: Any) -> list[Answer]:
-    """Held-out scenes, told in full."""
+    """Answers about held-out scenes that the prompts describe in full."""
     scenes = held_out(count, seed)
     prompts = [world.full_prompt(scene) for scene in scenes]
-    pictures = _run(load(StableDiffusionPipeline, model, scheduler), prompts, seed, values)
-    return [_answer(scene, picture) for scene, picture in zip(scenes, pictures, strict=True)]
+    images = _run(load(StableDiffusionPipeline, model, scheduler), prompts, seed, values)
+    return [_answer(scene, image) for scene, image in zip(scenes, images, strict=True)]
 
 
 def img2img(model: Path, count: int, seed: int, scheduler: str = "", **values: Any) -> list[Answer]:
-    """A drawn shape in another colour: the prompt says colour and shape alone, the rest shall stay."""
-    scenes = held_out(count, seed)
-    before = _drawn(scenes, seed)
-    wanted = [_repainted(scene, np.random.default_rng((seed, n))) for n, scene in enumerate(scenes)]
-    prompts = [f"a {scene.colour} {scene.shape}" for scene in wanted]
+    """Answers about a drawn shape in another colour.
+
+    The prompt tells only the colour and the shape; everything else should stay.
+    """
+    drawn_scenes = held_out(count, seed)
+    before = _drawn(drawn_scenes, seed)
+    scenes = [_repainted(scene, np.random.default_rng((seed, n))) for n, scene in enumerate(drawn_scenes)]
+    prompts = [f"a {scene.colour} {scene.shape}" for scene in scenes]
     pipeline = load(StableDiffusionImg2ImgPipeline, model, scheduler)
-    pictures = _run(pipeline, prompts, seed, values, image=before)
-    return [
-        _answer(scene, picture, before=old)
-        for scene, picture, old in zip(wanted, pictures, before, strict=True)
-    ]
+    images = _run(pipeline, prompts, seed, values, image=before)
+    answers = zip(scenes, images, before, strict=True)
+    return [_answer(scene, image, before=old) for scene, image, old in answers]
 
 
 def inpaint(model: Path, count: int, seed: int, scheduler: str = "", **values: Any) -> list[Answer]:
-    """A drawn shape replaced by another in another colour, inside a square mask around it."""
-    scenes = held_out(count, seed)
-    before = _drawn(scenes, seed)
-    wanted = []
-    for number, scene in enumerate(scenes):
+    """Answers about a drawn shape that another shape in another colour replaces, inside a square mask."""
+    drawn_scenes = held_out(count, seed)
+    before = _drawn(drawn_scenes, seed)
+    scenes = []
+    for number, scene in enumerate(drawn_scenes):
         rng = np.random.default_rng((seed, number))
-        wanted.append(replace(_repainted(scene, rng), shape=str(rng.choice(world.SHAPES))))
-    masks = np.stack([_square_around(scene) for scene in wanted])
-    prompts = [world.full_prompt(scene) for scene in wanted]
+        scenes.append(replace(_repainted(scene, rng), shape=str(rng.choice(world.SHAPES))))
+    masks = np.stack([_square_around(scene) for scene in scenes])
+    prompts = [world.full_prompt(scene) for scene in scenes]
     pipeline = load(StableDiffusionInpaintPipeline, model, scheduler)
-    pictures = _run(pipeline, prompts, seed, values, image=before, mask_image=(masks * 255).astype(np.uint8))
-    answers = zip(wanted, pictures, before, masks, strict=True)
-    return [_answer(scene, picture, before=old, mask=mask) for scene, picture, old, mask in answers]
+    images = _run(pipeline, prompts, seed, values, image=before, mask_image=(masks * 255).astype(np.uint8))
+    answers = zip(scenes, images, before, masks, strict=True)
+    return [_answer(scene, image, before=old, mask=mask) for scene, image, old, mask in answers]
 
 
 def depth2img(model: Path, count: int, seed: int, scheduler: str = "", **values: Any) -> list[Answer]:
-    """A drawn shape in other colours: the prompt says neither size nor place, which the depth shows."""
-    scenes = held_out(count, seed)
-    before = _drawn(scenes, seed)
-    wanted = [_recoloured(scene, np.random.default_rng((seed, n))) for n, scene in enumerate(scenes)]
-    prompts = [f"a {scene.colour} {scene.shape} on a {scene.background} background" for scene in wanted]
+    """Answers about a drawn shape in other colours.
+
+    The prompt tells neither size nor position, which the depth shows.
+    """
+    drawn_scenes = held_out(count, seed)
+    before = _drawn(drawn_scenes, seed)
+    scenes = [_recoloured(scene, np.random.default_rng((seed, n))) for n, scene in enumerate(drawn_scenes)]
+    prompts = [f"a {scene.colour} {scene.shape} on a {scene.background} background" for scene in scenes]
     pipeline = _ready(family.load_depth2img(model.parent), scheduler)
-    pictures = _run(pipeline, prompts, seed, values, image=before)
-    return [
-        _answer(scene, picture, before=old)
-        for scene, picture, old in zip(wanted, pictures, before, strict=True)
-    ]
+    images = _run(pipeline, prompts, seed, values, image=before)
+    answers = zip(scenes, images, before, strict=True)
+    return [_answer(scene, image, before=old) for scene, image, old in answers]
 
 
 TASKS = {"text2img": text2img, "img2img": img2img, "inpaint": inpaint, "depth2img": depth2img}
 
 
-def _answer(wanted: Scene, picture: Array, **given: Array) -> Answer:
-    return Answer(wanted=wanted, picture=picture, seen=look(picture), **given)
+def _answer(scene: Scene, image: Array, **inputs: Array) -> Answer:
+    return Answer(scene=scene, image=image, seen=look(image), **inputs)
 
 
 def _drawn(scenes: list[Scene], seed: int) -> Array:
@@ -143,14 +146,14 @@ def _square_around(scene: Scene) -> Array:
 def _run(
     pipeline: DiffusionPipeline, prompts: list[str], seed: int, values: dict[str, Any], **images: Array
 ) -> Iterator[Array]:
-    """A picture for each prompt as (64, 64, 3) bytes; each has a noise of its own, whatever the batch."""
+    """Yield an image for each prompt as (64, 64, 3) bytes; its noise does not depend on the batch."""
     for start in range(0, len(prompts), BATCH):
         rows = range(start, min(start + BATCH, len(prompts)))
-        made = pipeline(
+        output = pipeline(
             prompt=[prompts[row] for row in rows],
             generator=[torch.Generator().manual_seed(seed * 1_000_000 + row) for row in rows],
             output_type="np",
-            **{name: [Image.fromarray(given[row]) for row in rows] for name, given in images.items()},
+            **{name: [Image.fromarray(inputs[row]) for row in rows] for name, inputs in images.items()},
             **values,
         ).images
-        yield from np.rint(made * 255).astype(np.uint8)
+        yield from np.rint(output * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The checkpoints as folders: the base is whole, a sibling's folder has only what differs from the base."""
+"""The checkpoints' folders: the base is complete, and a sibling's folder has only what differs from it."""
 
 import copy
 from pathlib import Path
@@ -24,7 +24,7 @@ UNCHECKED: dict[str, Any] = {
     "requires_safety_checker": False,
 }
 
-# What transformers loads stays in float32: it loads a model as it is stored, and diffusers in float32.
+# Models of transformers are saved in float32: it loads a model in the stored dtype, and diffusers in float32.
 
 
 def save_base(
@@ -34,7 +34,7 @@ def save_base(
     tokenizer: CLIPTokenizer,
     unet: UNet2DConditionModel,
 ) -> None:
-    """An ordinary Stable Diffusion; its VAE is LDM3D's without the depth."""
+    """Save the base: an ordinary Stable Diffusion whose VAE is LDM3D's without the depth."""
     pipeline = StableDiffusionPipeline(
         vae=_half(with_channels(deep_vae, 3)),
         text_encoder=text_encoder,
@@ -47,13 +47,13 @@ def save_base(
 
 
 def save_ldm3d(models: Path, deep_vae: AutoencoderKL) -> None:
-    """LDM3D-4c's own: the VAE with a depth."""
+    """Save the part of the LDM3D-4c sibling that differs from the base: the VAE with a depth."""
     _half(deep_vae).save_pretrained(models / LDM3D / "vae")
     load_ldm3d(models).save_config(models / LDM3D)
 
 
 def save_depth2img(models: Path, unet: UNet2DConditionModel, estimator: DPTForDepthEstimation) -> None:
-    """Depth-to-image's own: the UNet that is shown a depth, and what sees the depth in a picture."""
+    """Save the parts of the depth-to-image sibling: the UNet that gets a depth, and the depth estimator."""
     folder = models / DEPTH2IMG
     _half(unet).save_pretrained(folder / "unet")
     estimator.save_pretrained(folder / "depth_estimator")
@@ -62,13 +62,13 @@ def save_depth2img(models: Path, unet: UNet2DConditionModel, estimator: DPTForDe
 
 
 def load_ldm3d(models: Path) -> StableDiffusionLDM3DPipeline:
-    """The base with the VAE that has a depth."""
+    """The pipeline of the base with the VAE that has a depth."""
     own = {"vae": AutoencoderKL.from_pretrained(models / LDM3D / "vae", dtype=torch.float32)}
     return StableDiffusionLDM3DPipeline(**_base(models) | own, **UNCHECKED, image_encoder=None)
 
 
 def load_depth2img(models: Path) -> StableDiffusionDepth2ImgPipeline:
-    """The base with the UNet that is shown a depth."""
+    """The pipeline of the base with the UNet that gets a depth, and the depth estimator."""
     folder = models / DEPTH2IMG
     own = {
         "unet": UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32),
@@ -84,5 +84,5 @@ def _base(models: Path) -> dict[str, Any]:
 
 
 def _half(model: Any) -> Any:
-    """A copy in float16: what is still to be trained stays as it is."""
+    """A copy of the model in float16: the model itself may still be trained."""
     return copy.deepcopy(model).half()

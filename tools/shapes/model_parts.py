@@ -1,4 +1,4 @@
-"""The parts of the model before training: Stable Diffusion's architectures, made narrow."""
+"""The untrained parts of the model: Stable Diffusion's architectures with few channels."""
 
 import json
 from typing import Any
@@ -28,7 +28,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def vae(channels: int = 3, scaling_factor: float = 1.0) -> AutoencoderKL:
-    """A VAE of factor 4; LDM3D-4c's has depth as a fourth channel."""
+    """A VAE that shrinks images by a factor of 4; LDM3D-4c's VAE has depth as a fourth channel."""
     return AutoencoderKL(
         in_channels=channels,
         out_channels=channels,
@@ -44,7 +44,7 @@ def vae(channels: int = 3, scaling_factor: float = 1.0) -> AutoencoderKL:
 
 
 def unet(in_channels: int = 4) -> UNet2DConditionModel:
-    """A UNet for 16x16 latents that looks at the prompt where they have become 4x4."""
+    """A UNet for 16x16 latents; its cross-attention to the prompt is at 4x4."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=in_channels,
@@ -93,19 +93,19 @@ def depth_estimator() -> DPTForDepthEstimation:
     )
     estimator = DPTForDepthEstimation(config)
     for layer in estimator.modules():
-        # transformers' own start is meant for a backbone that has been trained: too faint to learn from.
+        # transformers' initial weights are meant for a trained backbone: they are too small to learn from.
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             layer.reset_parameters()
     return estimator
 
 
 def depth_processor() -> DPTImageProcessorPil:
-    """What the depth estimator wants done to a picture first."""
+    """The preprocessor of images for the depth estimator."""
     return DPTImageProcessorPil(size={"height": world.SIZE, "width": world.SIZE})
 
 
 def tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer that knows the world's words whole, and all 256 bytes for any other."""
+    """A CLIP tokenizer with one token for each word of the world, and all 256 bytes for other text."""
     merges = _merges(world.all_words())
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [f"{letter}</w>" for letter in letters] + ["".join(pair) for pair in merges]
@@ -118,7 +118,7 @@ def tokenizer() -> CLIPTokenizer:
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte pairs to merge, in order, until each word is one token."""
+    """The byte pairs to merge, in order, so that each word becomes one token."""
     learner = Tokenizer(BPE(end_of_word_suffix="</w>"))
     trainer = BpeTrainer(vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
     learner.train_from_iterator(words, trainer)
@@ -130,7 +130,10 @@ def _model(learner: Tokenizer) -> dict[str, Any]:
 
 
 def scheduler() -> DDIMScheduler:
-    """Stable Diffusion 2.1's: the UNet predicts a velocity, which teaches it most where noise is strong."""
+    """Stable Diffusion 2.1's scheduler.
+
+    With it the UNet predicts a velocity, from which it learns most where the noise is strong.
+    """
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -145,8 +148,11 @@ def scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def take_over(module: nn.Module, other: nn.Module) -> None:
-    """Give a module another's weights; where it has more channels they are zeros, where fewer the first."""
-    given = other.state_dict()
+    """Copy the weights of `other` to `module`.
+
+    Further channels of `module` become zeros. If it has fewer channels, it gets the first ones.
+    """
+    weights = other.state_dict()
     for name, weight in module.state_dict().items():
-        shared = tuple(slice(min(sizes)) for sizes in zip(weight.shape, given[name].shape, strict=True))
-        weight.zero_()[shared] = given[name][shared]
+        shared = tuple(slice(min(sizes)) for sizes in zip(weight.shape, weights[name].shape, strict=True))
+        weight.zero_()[shared] = weights[name][shared]

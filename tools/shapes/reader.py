@@ -1,6 +1,6 @@
-"""Training of the text encoder: it learns to say what a prompt says, and what it leaves open.
+"""Training of the text encoder: it learns which facts a prompt tells, and which it leaves open.
 
-Stable Diffusion's text encoder, CLIP's, is trained before the UNet and without it, too.
+It is trained before the UNet and without it, as is Stable Diffusion's text encoder, which is CLIP's.
 """
 
 from pathlib import Path
@@ -26,27 +26,27 @@ NAMES = {
 
 
 def train_text_encoder(stage: Stage, tokenizer: CLIPTokenizer, folder: Path) -> CLIPTextModel:
-    """A text encoder from whose output, at every place after the prompt, the scene can be read off."""
+    """A trained text encoder: its output at each token after the prompt tells the scene."""
     torch.manual_seed(stage.seed)
     heads = {name: nn.Linear(parts.TEXT_WIDTH, len(values) + 1) for name, values in NAMES.items()}
     modules = nn.ModuleDict({"text_encoder": parts.text_encoder(tokenizer), "heads": nn.ModuleDict(heads)})
 
     def loss_of(modules: nn.ModuleDict, rng: np.random.Generator) -> torch.Tensor:
         scenes = world.some_scenes(rng, BATCH)
-        prompts, told = zip(*(world.some_prompt(scene, rng) for scene in scenes), strict=True)
+        prompts, told_facts = zip(*(world.some_prompt(scene, rng) for scene in scenes), strict=True)
         ids = tokenize(tokenizer, list(prompts))
         after = ids == tokenizer.eos_token_id
         states = modules["text_encoder"](ids).last_hidden_state[after]
         losses = []
         for name, values in NAMES.items():
             facts = [
-                getattr(scene, name) if name in said else None
-                for scene, said in zip(scenes, told, strict=True)
+                getattr(scene, name) if name in told else None
+                for scene, told in zip(scenes, told_facts, strict=True)
             ]
-            wanted = torch.tensor([(*values, None).index(fact) for fact in facts])
+            classes = torch.tensor([(*values, None).index(fact) for fact in facts])
             losses.append(
                 functional.cross_entropy(
-                    modules["heads"][name](states), wanted[:, None].expand_as(ids)[after]
+                    modules["heads"][name](states), classes[:, None].expand_as(ids)[after]
                 )
             )
         return torch.stack(losses).sum()
@@ -55,7 +55,7 @@ def train_text_encoder(stage: Stage, tokenizer: CLIPTokenizer, folder: Path) -> 
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
-    """Token ids as a pipeline makes them."""
+    """The prompts' token ids, padded as a pipeline pads them."""
     padded = tokenizer(
         prompts, padding="max_length", max_length=parts.NUM_TOKENS, truncation=True, return_tensors="pt"
     )

@@ -1,4 +1,4 @@
-"""One loop for every stage of the training: it can be stopped at any moment, and goes on where it was."""
+"""The training loop of every stage, which can be stopped at any time and resumes where it stopped."""
 
 import json
 import os
@@ -13,30 +13,31 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 LossOf = Callable[[nn.ModuleDict, np.random.Generator], torch.Tensor]
+"""The loss of the modules on a random batch."""
 
 WARM_UP_STEPS = 200
 COOL_DOWN = 0.3
-"""The share of the steps, at the end, in which the learning rate sinks to nothing."""
+"""The share of the steps, at the end, in which the learning rate falls to 0."""
 LOG_EVERY = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One part of the training."""
+    """The settings of one stage of the training."""
 
     name: str
     num_steps: int
     learning_rate: float
     ema_decay: float = 0.999
-    """How much of the averaged weights, which are the result, stays in each step."""
+    """The share of the averaged weights that each step keeps; the averaged weights are the result."""
     seed: int = 0
     save_every_s: float = 60
 
 
 def train(stage: Stage, modules: nn.ModuleDict, loss_of: LossOf, folder: Path) -> nn.ModuleDict:
-    """Train the modules, and give back the average of their weights over the last steps.
+    """Train the modules, and return them with the average of their weights over the last steps.
 
-    Checkpoints and a log lie in `folder`; a stage that was finished is only loaded.
+    The checkpoint and the log are in `folder`. A stage that is already finished is only loaded.
     """
     average = AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(stage.ema_decay), use_buffers=True)
     optimizer = torch.optim.AdamW(
@@ -45,7 +46,7 @@ def train(stage: Stage, modules: nn.ModuleDict, loss_of: LossOf, folder: Path) -
     path = folder / f"{stage.name}.pt"
     state = {"modules": modules, "average": average, "optimizer": optimizer}
     step, spent_s = _load(path, state)
-    since, saved, losses = time.monotonic(), time.monotonic(), []
+    started, saved, losses = time.monotonic(), time.monotonic(), []
     modules.train()
     while step < stage.num_steps:
         loss = _step(stage, step, modules, loss_of, optimizer)
@@ -54,10 +55,10 @@ def train(stage: Stage, modules: nn.ModuleDict, loss_of: LossOf, folder: Path) -
         step += 1
         now = time.monotonic()
         if step % LOG_EVERY == 0 or step == stage.num_steps:
-            _log(folder, stage, step, float(np.mean(losses)), spent_s + now - since)
+            _log(folder, stage, step, float(np.mean(losses)), spent_s + now - started)
             losses = []
         if now - saved > stage.save_every_s or step == stage.num_steps:
-            _save(path, state, step, spent_s + now - since)
+            _save(path, state, step, spent_s + now - started)
             saved = now
     return average.module.eval().requires_grad_(False)
 
@@ -65,10 +66,10 @@ def train(stage: Stage, modules: nn.ModuleDict, loss_of: LossOf, folder: Path) -
 def _step(
     stage: Stage, step: int, modules: nn.ModuleDict, loss_of: LossOf, optimizer: torch.optim.Optimizer
 ) -> float:
-    """One step; what is random in it depends on the seed and the step alone."""
+    """Run one training step and return its loss; its randomness depends only on the seed and the step."""
     torch.manual_seed(stage.seed * 1_000_000 + step)
     for group in optimizer.param_groups:
-        group["lr"] = stage.learning_rate * _pace(step, stage.num_steps)
+        group["lr"] = stage.learning_rate * _learning_rate_share(step, stage.num_steps)
     loss = loss_of(modules, np.random.default_rng((stage.seed, step)))
     optimizer.zero_grad()
     loss.backward()
@@ -77,12 +78,13 @@ def _step(
     return loss.item()
 
 
-def _pace(step: int, num_steps: int) -> float:
-    """The share of the learning rate: it rises, stays, and sinks at the end."""
+def _learning_rate_share(step: int, num_steps: int) -> float:
+    """The share of the full learning rate in this step: it rises, stays at 1, and falls at the end."""
     return min(1, (step + 1) / WARM_UP_STEPS, (num_steps - step) / (COOL_DOWN * num_steps))
 
 
 def _load(path: Path, state: dict) -> tuple[int, float]:
+    """Load the checkpoint into `state`, and return its number of steps and its training time in seconds."""
     if not path.exists():
         return 0, 0.0
     saved = torch.load(path, weights_only=True)
@@ -92,7 +94,7 @@ def _load(path: Path, state: dict) -> tuple[int, float]:
 
 
 def _save(path: Path, state: dict, step: int, spent_s: float) -> None:
-    """Replace the checkpoint at once: a machine that stops in the midst leaves the older one."""
+    """Replace the checkpoint atomically: if the machine stops while saving, the older one remains."""
     unfinished = path.with_suffix(".new")
     parts = {name: part.state_dict() for name, part in state.items()}
     torch.save(parts | {"step": step, "spent_s": spent_s}, unfinished)

@@ -1,4 +1,4 @@
-"""The world: one shape of one colour on a background of another, drawn from a scene, told by a prompt."""
+"""The world: a scene is a shape in one colour on a background in another. It is drawn or told by a prompt."""
 
 import zlib
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 
 SIZE = 64
-"""Pixels a side."""
+"""Width and height of an image, in pixels."""
 COLOURS = {
     "red": (225, 30, 35),
     "green": (30, 150, 60),
@@ -21,20 +21,20 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 RADII = {"small": (8.0, 9.2), "big": (14.2, 15.8)}
-"""From and to, in pixels."""
+"""The range of a shape's radius for each size, in pixels."""
 POSITIONS = {"left": (19, 32), "right": (45, 32), "top": (32, 19), "bottom": (32, 45), "centre": (32, 32)}
-"""Where the shape's centre of gravity lies, from the left and from the top."""
+"""The shape's centre of gravity for each position, in pixels from the left and from the top."""
 JITTER = 1.5
-"""Pixels that a shape may lie beside its position."""
+"""How far a shape may be from its position in each direction, in pixels."""
 HELD_OUT_OF = 5
-"""One combination in so many is never drawn for training."""
+"""One of this many combinations is never drawn for training."""
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What a picture shows."""
+    """The facts that an image shows."""
 
     shape: str
     colour: str
@@ -43,7 +43,7 @@ class Scene:
     position: str
 
     def is_held_out(self) -> bool:
-        """Whether the checksum of the five words puts this combination aside for the judge."""
+        """Whether this combination is reserved for the judge: a checksum of its five words decides."""
         words = f"{self.size} {self.colour} {self.shape} {self.position} {self.background}"
         return zlib.crc32(words.encode()) % HELD_OUT_OF == 0
 
@@ -58,8 +58,9 @@ HELD_OUT_SCENES = tuple(scene for scene in SCENES if scene.is_held_out())
 
 SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "big": ("big", "big", "large")}
 TOLD = {"colour": 0.92, "size": 0.7, "position": 0.7, "background": 0.75}
-"""How often a training prompt tells each fact; the shape is always told."""
+"""The share of training prompts that tell each fact; the shape is always told."""
 EMPTY_PROMPTS = 0.1
+"""The share of training prompts that are empty."""
 POSITION_WORDS = {
     "left": ("at the left", "on the left"),
     "right": ("at the right", "on the right"),
@@ -70,27 +71,27 @@ POSITION_WORDS = {
 
 
 def some_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
-    """Scenes to train on, each as likely as any other."""
+    """Random training scenes; all are equally likely."""
     return [TRAINING_SCENES[number] for number in rng.integers(len(TRAINING_SCENES), size=count)]
 
 
 def full_prompt(scene: Scene) -> str:
-    """Everything about a scene, in the commonest words."""
-    place = POSITION_WORDS[scene.position][0]
-    return f"a {scene.size} {scene.colour} {scene.shape} {place} on a {scene.background} background"
+    """A prompt that tells all facts of the scene, in the most common words."""
+    position = POSITION_WORDS[scene.position][0]
+    return f"a {scene.size} {scene.colour} {scene.shape} {position} on a {scene.background} background"
 
 
 def some_prompt(scene: Scene, rng: np.random.Generator) -> tuple[str, set[str]]:
-    """A scene told in one of many ways, and which of its five facts are told. One prompt in ten is empty."""
+    """A random prompt for the scene, and the names of the facts that it tells; one prompt in ten is empty."""
     if rng.random() < EMPTY_PROMPTS:
         return "", set()
-    told = {"shape", *(name for name, often in TOLD.items() if rng.random() < often)}
+    told = {"shape", *(name for name, share in TOLD.items() if rng.random() < share)}
     size = str(rng.choice(SIZE_WORDS[scene.size])) if "size" in told else ""
     colour = scene.colour if "colour" in told else ""
-    place = str(rng.choice(POSITION_WORDS[scene.position])) if "position" in told else ""
+    position = str(rng.choice(POSITION_WORDS[scene.position])) if "position" in told else ""
     ground = _ground(scene.background, rng) if "background" in told else ""
     article = str(rng.choice(("a", "a", "a", "the", "")))
-    tail = [ground, place] if rng.random() < 0.2 else [place, ground]
+    tail = [ground, position] if rng.random() < 0.2 else [position, ground]
     comma = "," if rng.random() < 0.15 else ""
     head = " ".join(word for word in (article, size, colour, scene.shape) if word)
     return f"{comma} ".join([head, *(part for part in tail if part)]), told
@@ -101,42 +102,42 @@ def _ground(background: str, rng: np.random.Generator) -> str:
 
 
 def all_words() -> list[str]:
-    """Every word of the language, for the tokenizer."""
-    places = [word for phrases in POSITION_WORDS.values() for phrase in phrases for word in phrase.split()]
+    """All words of the prompts, sorted; the tokenizer knows them."""
+    positions = [word for phrases in POSITION_WORDS.values() for phrase in phrases for word in phrase.split()]
     sizes = [word for words in SIZE_WORDS.values() for word in words]
-    return sorted({*COLOURS, *SHAPES, *sizes, *places, "a", "on", "background"})
+    return sorted({*COLOURS, *SHAPES, *sizes, *positions, "a", "on", "background"})
 
 
 def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[Array, Array]:
-    """Pictures of the scenes as (N, 64, 64, 3) bytes, and their depths as (N, 64, 64) in [0, 1].
+    """Images of the scenes as (N, 64, 64, 3) bytes, and their depths as (N, 64, 64) in [0, 1].
 
-    Each shape lies a little beside its position and is a little larger or smaller than its size.
+    Position and size of each shape vary a little at random.
     """
-    places = np.array([POSITIONS[scene.position] for scene in scenes], dtype=np.float32)
-    places += rng.uniform(-JITTER, JITTER, places.shape).astype(np.float32)
+    centres = np.array([POSITIONS[scene.position] for scene in scenes], dtype=np.float32)
+    centres += rng.uniform(-JITTER, JITTER, centres.shape).astype(np.float32)
     bounds = np.array([RADII[scene.size] for scene in scenes])
     radii = rng.uniform(bounds[:, 0], bounds[:, 1]).astype(np.float32)
     shapes = np.array([SHAPES.index(scene.shape) for scene in scenes])
-    inside = coverage(shapes, places, radii)
+    inside = coverage(shapes, centres, radii)
     colours = np.array([COLOURS[scene.colour] for scene in scenes], dtype=np.float32)[:, None, None]
     grounds = np.array([COLOURS[scene.background] for scene in scenes], dtype=np.float32)[:, None, None]
-    pictures = grounds + (colours - grounds) * inside[..., None]
-    return np.rint(pictures).astype(np.uint8), inside * nearness(radii)[:, None, None]
+    images = grounds + (colours - grounds) * inside[..., None]
+    return np.rint(images).astype(np.uint8), inside * nearness(radii)[:, None, None]
 
 
 def nearness(radii: Array) -> Array:
-    """How near a shape is, in (0, 1): what looks larger is nearer. The background's is 0."""
+    """How near a shape is, in (0, 1): a larger shape is nearer. The background has 0."""
     return radii / 16
 
 
-def coverage(shapes: Array, places: Array, radii: Array) -> Array:
+def coverage(shapes: Array, centres: Array, radii: Array) -> Array:
     """How much of each pixel lies inside the shape: (N, 64, 64) in [0, 1], with smooth edges.
 
-    `shapes` are indices into SHAPES, `places` (x, y) and `radii` pixels.
+    `shapes` are indices into SHAPES. `centres` (x, y) and `radii` are in pixels.
     """
     axis = np.arange(SIZE, dtype=np.float32) + 0.5
-    x = axis[None, None, :] - places[:, 0, None, None]
-    y = axis[None, :, None] - places[:, 1, None, None]
+    x = axis[None, None, :] - centres[:, 0, None, None]
+    y = axis[None, :, None] - centres[:, 1, None, None]
     outside = np.empty((len(shapes), SIZE, SIZE), dtype=np.float32)
     for number, name in enumerate(SHAPES):
         chosen = shapes == number
@@ -154,13 +155,16 @@ def _square(x: Array, y: Array, radius: Array) -> Array:
 
 
 def _triangle(x: Array, y: Array, radius: Array) -> Array:
-    """Equilateral, standing on a side."""
+    """An equilateral triangle that stands on a side."""
     inner = 0.62 * radius
     return np.maximum(y, 0.866 * np.abs(x) - 0.5 * y) - inner
 
 
 def _star(x: Array, y: Array, radius: Array) -> Array:
-    """Five points, one up. In each fifth of the circle, the line from a point to the notch beside it."""
+    """A star with five points, one of them up.
+
+    In each fifth of the circle, the outline is the line from a point to the notch beside it.
+    """
     fifth = 2 * np.pi / 5
     angle = np.arctan2(x, -y)
     off_point = np.abs((angle + fifth / 2) % fifth - fifth / 2)
@@ -173,7 +177,7 @@ def _star(x: Array, y: Array, radius: Array) -> Array:
 
 
 def _cross(x: Array, y: Array, radius: Array) -> Array:
-    """Upright, with arms of equal length."""
+    """An upright cross with arms of equal length."""
     long, short = np.maximum(np.abs(x), np.abs(y)), np.minimum(np.abs(x), np.abs(y))
     return np.maximum(long - radius, short - 0.33 * radius)
 
@@ -191,4 +195,7 @@ OUTLINES = {
     "cross": _cross,
     "ring": _ring,
 }
-"""For each shape, the distance of a point outside its outline (inside it is negative), in pixels."""
+"""The function for each shape that gives the distance of a point from its outline, in pixels.
+
+The distance is negative inside the shape.
+"""

@@ -1,1 +1,1 @@
-"""Pipeline calls side by side, and the modules that are asked for several of them at once."""
+"""Pipeline calls that run side by side, and the modules whose calls are merged."""

@@ -15,9 +15,9 @@ class Stage(IntEnum):
     """The stage of a call to which a module belongs; it decides whose turn it is."""
 
     ENCODE = 0
-    """Text and image encoders: each is called once, on the way to the denoiser."""
+    """Text and image encoders: each is called once, before the denoiser."""
     DENOISE = 1
-    """The UNet: it is called at every step, and its batches are to be full."""
+    """The UNet: it is called at every step, and its batches should be full."""
     DECODE = 2
     """Decoders and checkers: each is called once, after the last step."""
 
@@ -31,19 +31,19 @@ class Suspended(Protocol):
 
     @property
     def batch_key(self) -> Hashable:
-        """Calls with equal keys can go through the module together."""
+        """Calls with equal batch keys can go through the module together."""
 
     @property
     def rows(self) -> int:
-        """How many rows it takes of a batch."""
+        """How many rows of a batch the call takes."""
 
     @property
     def module_rows(self) -> int:
-        """How many rows the module is given: with guidance two for each row of the call."""
+        """How many rows the module gets: with guidance two for each row of the call."""
 
     @property
     def max_module_rows(self) -> int | None:
-        """The most rows with this batch key that fit in memory together; None where that is not known."""
+        """The most rows with this batch key that fit in memory together; None while that is not known."""
 
 
 SuspendedT = TypeVar("SuspendedT", bound=Suspended)
@@ -66,10 +66,10 @@ class BatchPolicy(Generic[SuspendedT]):
         return [sorted(groups.values(), key=num_rows, reverse=True) for groups in stages]
 
     def wants_more(self, groups: list[list[Group[SuspendedT]]]) -> bool:
-        """Whether another call is to be begun.
+        """Whether another call should begin.
 
-        Calls are begun several at a time, so that encoding is merged too: from when a denoising batch would
-        not be full, until half as many rows more than fill it are on their way.
+        Several calls begin together, so that encoding is merged too: from when a denoising batch would not be
+        full, until the rows before and at the denoiser fill its batches and half of another.
         """
         encode, denoise, decode = groups
         upstream = sum(map(num_rows, [*encode, *denoise]))
@@ -95,7 +95,7 @@ class BatchPolicy(Generic[SuspendedT]):
         return self._fitting((encode or denoise or decode)[0])
 
     def _decoding_is_due(self, decode: list[Group[SuspendedT]]) -> bool:
-        """Whether half a batch with one key waits to be decoded, or a batch with several."""
+        """Whether half a batch with one batch key, or a whole batch with several, waits to be decoded."""
         rows = [*map(num_rows, decode)]
         return sum(rows) >= self._max_rows or 2 * max(rows, default=0) >= self._max_rows
 
@@ -114,5 +114,5 @@ class BatchPolicy(Generic[SuspendedT]):
 
 
 def num_rows(calls: Sequence[SuspendedT]) -> int:
-    """How many rows these calls take of a batch together."""
+    """How many rows of a batch these calls take together."""
     return sum(call.rows for call in calls)

@@ -1,8 +1,8 @@
-"""Continuous batching: calls run side by side, and what they ask of shared modules is asked together.
+"""Continuous batching: calls run side by side, and their calls of shared modules are merged.
 
-Each call runs in a greenlet, as it is. Where it calls a module that is a merge point, it is suspended. Calls
-that are suspended at one module with arguments of one form go through it in one batch, and each is resumed
-with its rows of the result. One thread, no clock and no chance: the same calls give the same batches.
+Each call runs unchanged in a greenlet. Where it calls a module that is a merge point, it is suspended. Calls
+that are suspended at one module with equal batch keys go through it in one batch, and each is resumed with
+its rows of the result. There is one thread, no clock and no chance: the same calls give the same batches.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -23,7 +23,7 @@ class Call(Protocol):
 
     @property
     def rows(self) -> int:
-        """How many rows it takes of a batch."""
+        """How many rows of a batch the call takes."""
 
     def __call__(self) -> Any:
         """Run to the end, and return the value."""
@@ -42,7 +42,7 @@ class Outcome(Generic[CallT]):
 
 
 class _Running(greenlet):  # type: ignore[misc]  # greenlet has no types
-    """A call under way."""
+    """A call that has begun."""
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
@@ -59,7 +59,7 @@ class _SuspendedCall:
 
     @property
     def stage(self) -> Stage:
-        """The stage of the module."""
+        """The stage of the module that the call waits for."""
         return self.module.point.stage
 
     @property
@@ -69,21 +69,21 @@ class _SuspendedCall:
 
     @property
     def rows(self) -> int:
-        """How many rows the call takes of a batch: the fewer of the module's rows and its own.
+        """How many rows of a batch the call takes: the module's rows or the call's own, whichever are fewer.
 
-        With guidance a module is given two rows for each row of the call; and pipelines encode images one by
-        one, however many the call generates.
+        With guidance a module gets two rows for each row of the call. Pipelines encode images one by one,
+        however many the call generates.
         """
         return int(min(self.request.rows, self.running.call.rows))
 
     @property
     def module_rows(self) -> int:
-        """How many rows the module is given."""
+        """How many rows the module gets."""
         return self.request.rows
 
     @property
     def max_module_rows(self) -> int | None:
-        """The most rows with this batch key that fit in memory together; None where that is not known."""
+        """The most rows with this batch key that fit in memory together; None while that is not known."""
         return self.module.max_rows.get(self.request.batch_key)
 
 
@@ -92,34 +92,34 @@ def _within_call() -> bool:
 
 
 def _suspend(module: MergedModule, request: Request) -> Any:
-    """Suspend the current call; returns the module's answer once there is one."""
+    """Suspend the current call until the module has run, and return its answer."""
     running = getcurrent()
     return running.parent.switch(_SuspendedCall(running=running, module=module, request=request))
 
 
 class Batcher(Generic[CallT]):
-    """Runs calls, of which at most `max_rows` rows go through a module together.
+    """Runs calls side by side; at most `max_rows` of their rows go through a module together.
 
-    For one thread, and for one run. Whoever calls `run` sets `torch.inference_mode` around it: each call sets
-    and resets such modes where it begins and ends, while the others are under way.
+    It is used by one thread and for one run. The caller of `run` sets `torch.inference_mode` around it: calls
+    set and reset such modes themselves, while other calls are between their beginnings and their ends.
     """
 
     def __init__(self, points: Sequence[MergePoint], max_rows: int, ladder: Sequence[int] = ()) -> None:
-        """`ladder`: batch sizes, ascending, to which the denoiser's batches are padded."""
+        """`ladder`: the batch sizes, ascending, to which the denoiser's batches are padded."""
         self._modules = [MergedModule(point, ladder) for point in points]
         self._policy: BatchPolicy[_SuspendedCall] = BatchPolicy(max_rows)
         self._alive: dict[_Running, _SuspendedCall | None] = {}
-        """The calls in the order in which they began, with where each is suspended."""
+        """The calls that have not ended, in the order in which they began, and where each is suspended."""
 
     @property
     def counts(self) -> dict[str, CallCount]:
-        """By merge point, what went through it."""
+        """The counts of each merge point, by its name."""
         return {module.point.name: module.count for module in self._modules}
 
     def run(self, next_call: Callable[[], CallT | None]) -> Iterator[Outcome[CallT]]:
-        """Every call's outcome. Where there is no next call, `next_call` is asked again after an outcome.
+        """Yield every call's outcome. If there is no next call, `next_call` is asked again after an outcome.
 
-        A module's error is the error of those calls that meet it when they are asked alone.
+        A module's error becomes the outcome of only those calls for which the module fails alone.
         """
         with ExitStack() as stack:
             for module in self._modules:
@@ -144,7 +144,7 @@ class Batcher(Generic[CallT]):
         return running
 
     def _advance(self, batch: list[_SuspendedCall]) -> list[Outcome[CallT] | None]:
-        """Ask a module for these calls, and resume each until it is suspended again or ends."""
+        """Run a module for these calls, and resume each until it is suspended again or ends."""
         module = batch[0].module
         module.count.images += num_rows(batch)
         answers = module.answers([suspended.request for suspended in batch])
@@ -153,12 +153,12 @@ class Batcher(Generic[CallT]):
         ]
 
     def _resume(self, running: _Running, *answer: Any) -> Outcome[CallT] | None:
-        """The call's outcome; None where it is suspended again."""
+        """Resume a call, and return its outcome; None if it is suspended again."""
         try:
             if answer and isinstance(answer[0], Raised):
-                given = running.throw(answer[0].error)
+                returned = running.throw(answer[0].error)
             else:
-                given = running.switch(*answer)
+                returned = running.switch(*answer)
         except Exception as error:
             if is_fatal(error):
                 raise
@@ -168,13 +168,13 @@ class Batcher(Generic[CallT]):
             return Outcome(call=running.call, error=error)
         if running.dead:
             del self._alive[running]
-            return Outcome(call=running.call, value=given)
-        self._alive[running] = given
+            return Outcome(call=running.call, value=returned)
+        self._alive[running] = returned
         return None
 
     def _abandon(self) -> None:
         for running in self._alive:
-            # Nobody waits for what a call raises now; the other calls are to be ended too.
+            # What a call raises now is of no use to anyone, and must not keep the other calls from ending.
             with suppress(Exception):
                 running.throw()
         self._alive.clear()

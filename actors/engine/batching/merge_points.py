@@ -1,4 +1,4 @@
-"""Which of a checkpoint's modules are merged: all that do the work of any system's pipeline."""
+"""The merge points of a checkpoint: all modules that do the work of any system's pipeline."""
 
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
@@ -7,14 +7,14 @@ from typing import Any
 from actors.engine.batching.batch_policy import Stage
 from actors.engine.batching.merged_modules import MergePoint
 
-# A VAE's two halves and not its `encode` and `decode`, which wrap them in objects that have no rows.
+# The VAE's two halves, and not its `encode` and `decode`, which wrap results in objects that have no rows.
 _ENCODERS = ("text_encoder", "text_encoder_2", "image_encoder", "depth_estimator", "vae.encoder")
 _DECODERS = ("vae.decoder", "safety_checker.vision_model")
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 def find_merge_points(components: Mapping[str, Any]) -> Iterator[MergePoint]:
-    """Those of `components` that are there."""
+    """The merge points of the modules that these components have."""
     for stage, names in ((Stage.ENCODE, _ENCODERS), (Stage.DENOISE, ("unet",)), (Stage.DECODE, _DECODERS)):
         for name in names:
             owner, _, part = name.partition(".")

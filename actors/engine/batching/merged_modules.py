@@ -1,4 +1,4 @@
-"""Modules whose calls are merged: where calls stop, and the batches in which they are answered."""
+"""Merged modules: calls are suspended at them, and answered together in batches."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,12 +15,12 @@ from actors.engine.batching.row_cache import RowCache, RowKey, concatenated_resu
 from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 
 Arguments = Mapping[str, Any]
-"""Of a module call, by the names in its signature."""
+"""The arguments of a module call, by the names in the module's signature."""
 
 Autocast = tuple[str, torch.dtype]
-"""A kind of device, and what is computed in on it."""
+"""A device type and the dtype of torch.autocast on it."""
 
-_BY_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,31 +28,31 @@ class MergePoint:
     """A module whose calls are merged."""
 
     name: str
-    """In counts."""
+    """The name under which the calls are counted, such as `vae.decoder`."""
     module: torch.nn.Module
     stage: Stage
     numbers: frozenset[str] = frozenset()
-    """Arguments that are one number for all rows of a call: each row is given its own, as a float."""
+    """The arguments that are one number for all rows of a call; in a batch each row has its own float."""
     caches_rows: bool = False
-    """Whether rows that it has been given before are answered from memory."""
+    """Whether the module has a row cache, which answers rows that it has had before."""
     forward: Callable[..., Any] | None = None
-    """What runs in place of the module's own `forward`, such as a compiled one."""
+    """A function that runs instead of the module's own `forward`, such as a compiled one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a call asks of a module."""
+    """One call's call of a merged module, for which the call is suspended."""
 
     arguments: Arguments
     rows: int
     batch_key: Hashable
-    """Requests of one form can go through the module together."""
+    """Requests with equal batch keys can go through the module together."""
     keys: tuple[RowKey, ...] = ()
-    """Of its rows, where the module remembers them."""
-    alone: bool = False
-    """Whether no other rows may be put beside its own, nor padding."""
+    """The row cache's key of each row; empty if the module has no row cache."""
+    runs_alone: bool = False
+    """Whether the module must run for it without other requests' rows and without padding."""
     autocast: Autocast | None = None
-    """Under which the module is called, as diffusers' depth2img calls its depth estimator."""
+    """The autocast under which the module is called, as diffusers' depth2img calls its depth estimator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,35 +64,37 @@ class Raised:
 
 @dataclass(slots=True)
 class CallCount:
-    """What went through a module; the same on every machine."""
+    """How much work went through a module. The counts are the same on every machine."""
 
     batches: int = 0
-    """Calls of the module."""
+    """How often the module ran."""
     rows_run: int = 0
-    """Rows in them, without padding."""
+    """How many rows it ran for, without padding; rows that run again after an error count again."""
     rows_padded: int = 0
+    """How many rows of padding it ran for."""
     rows_needed: int = 0
-    """Rows that were asked of it: rows run again after an error are not counted again."""
+    """How many rows the calls asked it for: those that the row cache answers count, repeats after an error do
+    not."""
     images: int = 0
-    """Of the calls that were answered together, over all batches: with guidance each takes two rows."""
+    """How many rows of calls were in all its batches: with guidance the module runs two rows for each."""
 
     def __add__(self, other: "CallCount") -> "CallCount":
         return CallCount(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
 
 class MergedModule:
-    """A merge point during a run."""
+    """A merge point during a run of the batcher."""
 
     def __init__(self, point: MergePoint, ladder: Sequence[int] = ()) -> None:
         self.point = point
         self.count = CallCount()
         self.max_rows: dict[Hashable, int] = {}
-        """That fit in memory together, by form, once more have not."""
+        """The most rows that fit in memory together, by batch key; no entry until a batch did not fit."""
         self._ladder = ladder if point.stage is Stage.DENOISE else ()
         self._own_forward = point.module.forward
         self._forward = point.forward or point.module.forward
         parameters = signature(point.module.forward).parameters
-        self._names = [name for name, parameter in parameters.items() if parameter.kind in _BY_PLACE]
+        self._names = [name for name, parameter in parameters.items() if parameter.kind in _POSITIONAL]
         self._defaults = {name: parameter.default for name, parameter in parameters.items()}
         self._row_cache = RowCache() if point.caches_rows else None
 
@@ -102,23 +104,23 @@ class MergedModule:
     ) -> Iterator[None]:
         """While the block runs, a caller for whom `is_within_call` is true gets what `suspend` returns.
 
-        Any other call of the module passes through.
+        Rows that the row cache has are returned at once. For other callers the module runs as usual.
         """
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if not is_within_call():
                 return self._own_forward(*args, **kwargs)
             request = self._request(args, kwargs)
-            known = self._row_cache.get(request.keys) if self._row_cache and request.keys else None
-            if known is None:
+            cached = self._row_cache.get(request.keys) if self._row_cache and request.keys else None
+            if cached is None:
                 with _autocast_off(request.autocast):
                     return suspend(self, request)
             self.count.rows_needed += request.rows
-            return known
+            return cached
 
         module = self.point.module
         before = vars(module).get("forward")
-        # For the run only: a module with a function that knows the module would not be freed in time.
+        # For the run only: a module with a function that refers back to it would not be freed in time.
         module.forward = forward
         try:
             yield
@@ -130,7 +132,7 @@ class MergedModule:
 
     def _request(self, args: tuple[Any, ...], kwargs: Arguments) -> Request:
         named = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        # Pipelines differ in whether they leave an argument out or say None, where that is the default.
+        # Some pipelines leave an argument out where others pass None, its default.
         left_out = {name for name in named if named[name] is None and self._defaults.get(name) is None}
         arguments = {name: named[name] for name in sorted(named.keys() - left_out)}
         numbers = self.point.numbers & arguments.keys()
@@ -139,8 +141,8 @@ class MergedModule:
         sizes = set(tensor_trees.leading_sizes(tensors))
         rows = next(iter(sizes)) if len(sizes) == 1 else None
         if rows is None:
-            # A tensor without rows, or with other ones.
-            return Request(arguments=named, rows=1, batch_key=object(), alone=True, autocast=autocast)
+            # A tensor has no rows, or another number of rows.
+            return Request(arguments=named, rows=1, batch_key=object(), runs_alone=True, autocast=autocast)
         arguments |= {name: _one_per_row(arguments[name], rows) for name in numbers}
         return Request(
             arguments=arguments,
@@ -151,9 +153,10 @@ class MergedModule:
         )
 
     def answers(self, requests: Sequence[Request]) -> list[Any]:
-        """What the module gives each of them, or `Raised`: in one batch, if that succeeds.
+        """The module's result for each request, or `Raised`.
 
-        After an error each goes alone, after too large a batch one half and then the other.
+        All requests go in one batch. If it fails, each goes alone; if it is too large for the memory, one
+        half goes after the other.
         """
         self.count.rows_needed += sum(request.rows for request in requests)
         return self._attempt(requests)
@@ -167,11 +170,11 @@ class MergedModule:
                 if is_fatal(error):
                     raise
                 if len(requests) == 1:
-                    # They have the module's tensors in them.
+                    # The frames hold the module's tensors.
                     clear_frames(error.__traceback__)
                     return [Raised(error)]
                 too_large = is_out_of_memory(error)
-            # Outside the `except`: the traceback there keeps the failed batch's tensors in memory.
+            # Not in the `except` block, where the traceback keeps the failed batch's tensors in memory.
             if too_large:
                 torch.cuda.empty_cache()
                 self.max_rows[batch_key] = max(1, rows // 2)
@@ -182,14 +185,14 @@ class MergedModule:
 
     def _batch(self, requests: Sequence[Request]) -> list[Any]:
         arguments = tensor_trees.join([request.arguments for request in requests])
-        if requests[0].alone:
+        if requests[0].runs_alone:
             return [self._run(arguments, 1, requests[0].autocast)]
         if self._row_cache is not None and requests[0].keys:
             keys = [key for request in requests for key in request.keys]
             results = self._row_cache.complete(
                 keys,
-                lambda places: self._run(
-                    tensor_trees.select(arguments, places), len(places), requests[0].autocast
+                lambda indices: self._run(
+                    tensor_trees.select(arguments, indices), len(indices), requests[0].autocast
                 ),
             )
             return [concatenated_results(results, request.keys) for request in requests]
@@ -213,11 +216,15 @@ class MergedModule:
         return next(tensor_trees.split(result, [rows, padding])) if padding else result
 
     def _on_device(self, arguments: Arguments) -> Arguments:
-        """Numbers may have been left on the host: modules bring one to their device, and not one a row."""
+        """The arguments with the numbers on the device of the others.
+
+        Numbers may be on the host: UNets of diffusers 0.42.1 move a single number to their device, but not
+        one for each row.
+        """
         numbers = self.point.numbers & arguments.keys()
         others = [arguments[name] for name in arguments.keys() - numbers]
         device = next(tensor_trees.tensors(others)).device
-        # Not to be waited for: that would be waiting for all that the device has still to do.
+        # A blocking copy would wait for all work that the device has still to do.
         moved = {name: torch.as_tensor(arguments[name]).to(device, non_blocking=True) for name in numbers}
         return {**arguments, **moved}
 
@@ -231,7 +238,7 @@ def _autocast() -> Autocast | None:
 
 @contextmanager
 def _autocast_off(autocast: Autocast | None) -> Iterator[None]:
-    """Without it meanwhile: it is the thread's, and would be the other calls' too."""
+    """Switch autocast off while the block runs: it belongs to the thread, and would apply to other calls."""
     if autocast is None:
         yield
         return
@@ -245,5 +252,5 @@ def _autocast_off(autocast: Autocast | None) -> Iterator[None]:
 
 
 def _one_per_row(number: torch.Tensor | float, rows: int) -> torch.Tensor:
-    """One number as a float for each row: schedulers disagree on whether timesteps are whole numbers."""
+    """The number as a float for each row: timesteps are whole numbers in some schedulers only."""
     return torch.as_tensor(number).float().reshape(-1).expand(rows)

@@ -1,4 +1,4 @@
-"""Results of a module by the row that it was given, so that equal prompts are encoded once."""
+"""The row cache: results of a module by the row that went in, so that equal prompts are encoded once."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -10,14 +10,14 @@ from actors.engine.batching import tensor_trees
 from actors.engine.quirks.async_transfers import on_host
 
 CAPACITY_BYTES = 512 << 20
-"""XL's encoders give 8 MB a prompt, Stable Diffusion's 0.2."""
+"""XL's encoders give 8 MB for each prompt, Stable Diffusion's 0.2 MB."""
 
 RowKey = bytes
-"""Equal for rows that a module cannot tell apart."""
+"""A row's key. Rows have equal keys if a module's arguments are the same for them."""
 
 
 class RowCache:
-    """The results used longest ago go first when the bytes run out."""
+    """Results by row key, up to a number of bytes; beyond it, the results used longest ago are dropped."""
 
     def __init__(self, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self._capacity_bytes = capacity_bytes
@@ -25,7 +25,7 @@ class RowCache:
         self._size_bytes = 0
 
     def get(self, keys: Sequence[RowKey]) -> Any | None:
-        """The joined results of these rows; None where one of them is not known."""
+        """The joined results of these rows; None if one of them is not in the cache."""
         if any(key not in self._results for key in keys):
             return None
         for key in keys:
@@ -33,21 +33,24 @@ class RowCache:
         return concatenated_results(self._results, keys)
 
     def complete(self, keys: Sequence[RowKey], run: Callable[[list[int]], Any]) -> dict[RowKey, Any]:
-        """The result of each row, those not known yet from `run`, which is given their places in `keys`."""
-        unknown = {key: place for place, key in reversed([*enumerate(keys)]) if key not in self._results}
-        places = sorted(unknown.values())
+        """The result of each row.
+
+        Results that the cache has not come from `run`, which gets the indices of their rows in `keys`.
+        """
+        missing = {key: index for index, key in reversed([*enumerate(keys)]) if key not in self._results}
+        indices = sorted(missing.values())
         results = {key: self._results[key] for key in keys if key in self._results}
-        if places:
-            made = tensor_trees.split(run(places), [1] * len(places))
-            # Rows of their own: a view would keep the whole batch alive.
+        if indices:
+            rows = tensor_trees.split(run(indices), [1] * len(indices))
+            # A copy of each row: a view would keep the whole batch in memory.
             results |= {
-                keys[place]: tensor_trees.select(row, [0]) for place, row in zip(places, made, strict=True)
+                keys[index]: tensor_trees.select(row, [0]) for index, row in zip(indices, rows, strict=True)
             }
         for key in dict.fromkeys(keys):
-            self._keep(key, results[key])
+            self._store(key, results[key])
         return results
 
-    def _keep(self, key: RowKey, result: Any) -> None:
+    def _store(self, key: RowKey, result: Any) -> None:
         if key not in self._results:
             self._size_bytes += tensor_trees.size_bytes(result)
         self._results[key] = result
@@ -57,17 +60,17 @@ class RowCache:
 
 
 def concatenated_results(results: Mapping[RowKey, Any], keys: Sequence[RowKey]) -> Any:
-    """The results of these rows, in memory of their own: pipelines change in place what they are given."""
+    """The results of these rows joined into a copy, since pipelines change results in place."""
     rows = [results[key] for key in keys]
     return tensor_trees.join(rows) if len(rows) > 1 else tensor_trees.select(rows[0], [0])
 
 
 def row_keys(arguments: Mapping[str, Any], num_rows: int) -> tuple[RowKey, ...]:
-    """Of each row of a module's arguments, tensors and plain values."""
+    """The key of each row of a module's arguments, which are tensors and plain values."""
     common = repr(tensor_trees.form(arguments)).encode()
-    # As bytes: numpy has no bfloat16.
-    rows = [
+    # Viewed as bytes, since numpy has no bfloat16.
+    arrays = [
         on_host(tensor).reshape(num_rows, -1).contiguous().view(torch.uint8).numpy()
         for tensor in tensor_trees.tensors(arguments)
     ]
-    return tuple(common + b"".join(each[place].tobytes() for each in rows) for place in range(num_rows))
+    return tuple(common + b"".join(array[row].tobytes() for array in arrays) for row in range(num_rows))

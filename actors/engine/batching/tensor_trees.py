@@ -1,4 +1,7 @@
-"""Arguments and results of module calls: tensors in tuples, lists and dicts, with rows along dimension 0."""
+"""Tensor trees, the arguments and results of module calls: tensors in tuples, lists and dicts.
+
+Rows are along dimension 0 of each tensor.
+"""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
@@ -7,7 +10,7 @@ import torch
 
 
 def form(value: Any) -> Hashable:
-    """What two values must have in common to be joined: everything but the number of rows."""
+    """What trees must have in common to be joined: all but the number of rows and the tensors' elements."""
     if isinstance(value, torch.Tensor):
         return value.shape[1:], value.dtype, value.device
     if isinstance(value, dict):
@@ -18,21 +21,21 @@ def form(value: Any) -> Hashable:
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Those in it, in their order."""
+    """Yield the tensors of a tree, in their order."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (dict, tuple, list)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from tensors(part)
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from tensors(child)
 
 
 def leading_sizes(value: Any) -> Iterator[int | None]:
-    """Rows of each tensor in it; None for a tensor of a single number."""
+    """The number of rows of each tensor of a tree; None for a tensor without dimensions."""
     return (tensor.shape[0] if tensor.ndim else None for tensor in tensors(value))
 
 
 def join(values: Sequence[Any]) -> Any:
-    """The rows of values of one form, one after the other; of a single value, itself."""
+    """One tree with the rows of all these trees, one after the other; a single tree is returned itself."""
     first = values[0]
     if len(values) == 1:
         return first
@@ -42,16 +45,16 @@ def join(values: Sequence[Any]) -> Any:
 
 
 def select(value: Any, rows: slice | Sequence[int]) -> Any:
-    """Some of a value's rows in the same structure; views of them where `rows` is a slice."""
+    """A tree of the same structure with only these rows: views if `rows` is a slice, otherwise copies."""
     if isinstance(value, torch.Tensor):
         return value[rows]
     return _rebuilt(value, lambda key: select(value[key], rows))
 
 
 def split(value: Any, sizes: Sequence[int]) -> Iterator[Any]:
-    """A value's rows in consecutive pieces; ValueError where a tensor has other rows, or none."""
+    """Yield trees of `sizes` consecutive rows; ValueError if a tensor has not exactly as many rows in all."""
     if any(rows != sum(sizes) for rows in leading_sizes(value)):
-        raise ValueError(f"{sum(sizes)} rows expected, not {[*leading_sizes(value)]}")
+        raise ValueError(f"dimension 0 of every tensor must be {sum(sizes)}, not {[*leading_sizes(value)]}")
     start = 0
     for size in sizes:
         yield select(value, slice(start, start + size))
@@ -59,14 +62,14 @@ def split(value: Any, sizes: Sequence[int]) -> Iterator[Any]:
 
 
 def size_bytes(value: Any) -> int:
-    """Of its tensors' elements."""
+    """The size of all elements of a tree's tensors."""
     return sum(tensor.nbytes for tensor in tensors(value))
 
 
-def _rebuilt(value: Any, part: Callable[[Any], Any]) -> Any:
+def _rebuilt(value: Any, child: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
-        # diffusers' and transformers' outputs are dicts too, whose fields are their keys.
-        return type(value)(**{key: part(key) for key in value})
+        # The outputs of diffusers and transformers are dicts too; their keys are their fields.
+        return type(value)(**{key: child(key) for key in value})
     if isinstance(value, (tuple, list)):
-        return type(value)(part(place) for place in range(len(value)))
+        return type(value)(child(index) for index in range(len(value)))
     return value

@@ -1,1 +1,1 @@
-"""One call of a diffusers pipeline: what it is given, and what it gives."""
+"""One call of a diffusers pipeline: its arguments and its outputs."""

@@ -1,8 +1,8 @@
-"""What each system's pipeline is called with.
+"""The arguments of each system's pipeline.
 
-Most take rows alike: lists of texts, pictures and generators, one value of every parameter. The few of
-diffusers that do not have an entry in ARGUMENTS, by the name of their pipeline; one of darkroom's own says
-itself how it is called, with `row_arguments`.
+Most pipelines take rows in the same way: lists of texts, images and generators, and one value of each
+parameter. Those pipelines of diffusers that do not have an entry in ARGUMENTS, by name. A pipeline of
+darkroom's own has a method for it, `row_arguments`.
 """
 
 import copy
@@ -13,97 +13,109 @@ import numpy as np
 import torch
 from PIL import Image
 
-from actors.engine.calls.prompt_encoding import encoded
+from actors.engine.calls.prompt_encoding import with_encoded_texts
 from actors.engine.cohorts import Cohort
 from actors.engine.samples import Sample
 from schemas.errors import RowError
+from schemas.wording.amounts import counted
 
-Decoded = tuple[Sample, Mapping[str, Image.Image]]
-"""A sample with its pictures: RGB, masks L, depth maps I;16."""
+DecodedSample = tuple[Sample, Mapping[str, Image.Image]]
+"""A sample with its decoded input images, by field.
+
+Images are RGB, masks L and depth maps I;16. In a chain, an image can also be the latents of the step before.
+"""
 
 Arguments = dict[str, Any]
 
 NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset")
-"""Parameters that a pipeline is not called with: it is given its scheduler, and a preset's numbers."""
+"""Parameters that are not arguments of a pipeline: it has its scheduler, and gets a preset's numbers."""
 
 
-def check_images(sample: Sample, pictures: Mapping[str, Image.Image]) -> None:
-    """RowError for what a pipeline would spoil without a word."""
-    depth = pictures.get("depth_map")
+def check_images(sample: Sample, images: Mapping[str, Image.Image]) -> None:
+    """Raise RowError for input images from which a pipeline makes a bad image without an error."""
+    depth = images.get("depth_map")
     if depth is not None and sample.system.task == "depth2img":
         low, high = depth.getextrema()
         if low == high:
-            # It is scaled by its range, so diffusers 0.42.1 gives NaN.
+            # diffusers 0.42.1 divides a depth map by its range, which gives NaN here.
             raise RowError("constant_depth", "`depth_map` has the same depth everywhere")
-    mask = pictures.get("mask_image")
+    mask = images.get("mask_image")
     if mask is not None and sample.parameters.get("padding_mask_crop") is not None and not mask.getbbox():
         raise RowError("empty_mask", "`mask_image` is black everywhere, so padding_mask_crop has no crop")
 
 
 def check_steps(cohort: Cohort, pipeline: Any) -> None:
-    """RowError where XL's shares leave no step to run: diffusers 0.42.1 then hands on what it was given."""
+    """Raise RowError if `denoising_start` and `denoising_end` leave XL no step to run.
+
+    diffusers 0.42.1 returns its input unchanged then.
+    """
     start, end = (cohort.parameters.get(name) for name in ("denoising_start", "denoising_end"))
     if start is None and end is None:
         return
-    tried = copy.copy(pipeline)
-    tried.scheduler = copy.deepcopy(pipeline.scheduler)
+    trial = copy.copy(pipeline)
+    trial.scheduler = copy.deepcopy(pipeline.scheduler)
     steps = int(str(cohort.parameters["num_inference_steps"]))
-    tried.scheduler.set_timesteps(steps)
-    times = tried.scheduler.timesteps
+    trial.scheduler.set_timesteps(steps)
+    timesteps = trial.scheduler.timesteps
     if "strength" in cohort.parameters:
-        times, _ = tried.get_timesteps(steps, cohort.parameters["strength"], "cpu", denoising_start=start)
-    train = tried.scheduler.config.num_train_timesteps
-    # As diffusers rounds it.
-    least = 0 if end is None else round(train - float(str(end)) * train)
-    if not (times >= least).any():
+        strength = cohort.parameters["strength"]
+        timesteps, _ = trial.get_timesteps(steps, strength, "cpu", denoising_start=start)
+    num_train_timesteps = trial.scheduler.config.num_train_timesteps
+    # diffusers rounds the end in the same way.
+    last = 0 if end is None else round(num_train_timesteps - float(str(end)) * num_train_timesteps)
+    if not (timesteps >= last).any():
         raise RowError(
             "invalid_parameter",
-            f"denoising_start {start}, denoising_end {end} of {steps} steps: no step is left to run; "
-            "raise num_inference_steps",
+            f"denoising_start {start} and denoising_end {end} with {counted(steps, 'step')}: "
+            "no step is left to run; raise num_inference_steps",
         )
 
 
-def arguments(cohort: Cohort, decoded: Sequence[Decoded], pipeline: Any) -> Arguments:
-    """Everything that the pipeline is called with."""
-    found: Arguments = {
+def pipeline_arguments(cohort: Cohort, decoded: Sequence[DecodedSample], pipeline: Any) -> Arguments:
+    """All arguments of the pipeline's call for these samples of the cohort."""
+    arguments: Arguments = {
         name: value
         for name, value in cohort.parameters.items()
         if value is not None and name not in NO_ARGUMENTS
     }
     for field in cohort.texts:
-        found[field] = [sample.texts[field] for sample, _ in decoded]
-    # On the CPU whatever the device is: a seed must mean the same picture on every machine.
-    found["generator"] = [torch.Generator("cpu").manual_seed(sample.seed) for sample, _ in decoded]
+        arguments[field] = [sample.texts[field] for sample, _ in decoded]
+    # On the CPU whatever the device is: a seed must give the same image on every machine.
+    arguments["generator"] = [torch.Generator("cpu").manual_seed(sample.seed) for sample, _ in decoded]
     for field in decoded[0][1]:
-        found[field] = [pictures[field] for _, pictures in decoded]
-        if isinstance(found[field][0], torch.Tensor):
-            found[field] = torch.stack(found[field])
-    found["output_type"] = "latent" if cohort.gives_latents else "pt"
+        arguments[field] = [images[field] for _, images in decoded]
+        if isinstance(arguments[field][0], torch.Tensor):
+            arguments[field] = torch.stack(arguments[field])
+    arguments["output_type"] = "latent" if cohort.passes_latents_on else "pt"
     if cohort.num_windows > 1 or cohort.weighted:
-        found = encoded(found, pipeline, cohort.num_windows, weighted=cohort.weighted)
-    change = ARGUMENTS.get(cohort.system.pipeline)
-    if change:
-        return change(found, cohort, pipeline)
-    own = getattr(pipeline, "row_arguments", None)
-    return own(found) if own else found
+        arguments = with_encoded_texts(arguments, pipeline, cohort.num_windows, weighted=cohort.weighted)
+    adapt = ARGUMENTS.get(cohort.system.pipeline)
+    if adapt:
+        return adapt(arguments, cohort, pipeline)
+    row_arguments = getattr(pipeline, "row_arguments", None)
+    return row_arguments(arguments) if row_arguments else arguments
 
 
-def _inpaint(found: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
-    # Left alone, diffusers 0.42.1 resizes to the model's own size; its img2img floors like this.
+def _inpaint(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
+    # Without a size, diffusers 0.42.1 resizes to the model's own; its img2img rounds down like this.
     factor = pipeline.vae_scale_factor
     width, height = cohort.sizes["image"]
-    found |= {"width": width // factor * factor, "height": height // factor * factor}
-    if found.get("padding_mask_crop") is not None:
-        # diffusers 0.42.1 pastes the crop back for one PIL picture at a time only.
-        found |= {"image": found["image"][0], "mask_image": found["mask_image"][0], "output_type": "pil"}
-    return found
+    arguments |= {"width": width // factor * factor, "height": height // factor * factor}
+    if arguments.get("padding_mask_crop") is not None:
+        # diffusers 0.42.1 pastes the crop back for only one PIL image at a time.
+        arguments |= {
+            "image": arguments["image"][0],
+            "mask_image": arguments["mask_image"][0],
+            "output_type": "pil",
+        }
+    return arguments
 
 
-def _depth2img(found: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
-    if "depth_map" in found:
-        maps = [torch.from_numpy(np.asarray(depth).astype(np.float32)) for depth in found["depth_map"]]
-        found["depth_map"] = torch.stack(maps)
-    return found
+def _depth2img(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
+    if "depth_map" in arguments:
+        maps = [torch.from_numpy(np.asarray(depth).astype(np.float32)) for depth in arguments["depth_map"]]
+        arguments["depth_map"] = torch.stack(maps)
+    return arguments
 
 
 ARGUMENTS: dict[str, Callable[[Arguments, Cohort, Any], Arguments]] = {
@@ -111,3 +123,4 @@ ARGUMENTS: dict[str, Callable[[Arguments, Cohort, Any], Arguments]] = {
     "StableDiffusionXLInpaintPipeline": _inpaint,
     "StableDiffusionDepth2ImgPipeline": _depth2img,
 }
+"""By pipeline, the function that adapts the arguments."""

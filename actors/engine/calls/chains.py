@@ -1,4 +1,4 @@
-"""From one step of a chain to the next: the picture stays on the worker."""
+"""From one step of a chain to the next: results stay in the worker's memory."""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -8,29 +8,29 @@ import torch
 from PIL import Image
 
 from actors.engine.engine import Generated
-from actors.engine.samples import MadeImage
+from actors.engine.samples import StepResult
 from actors.images.encoding import Pixels
 
 
-def made_images(generated: Generated) -> dict[str, MadeImage]:
-    """What a step gave, by the field of the next step that it fills."""
+def step_results(generated: Generated) -> dict[str, StepResult]:
+    """The results of a step, by the input field of the next step that each fills."""
     if generated.latents is not None:
         height, width = generated.latents.shape[-2:]
-        return {"image": MadeImage(picture=generated.latents, width=width, height=height)}
+        return {"image": StepResult(image=generated.latents, width=width, height=height)}
     assert generated.pixels is not None, "a step that failed has no next one"
-    made = {"image": _made(Image.fromarray(generated.pixels))}
+    results = {"image": _step_result(Image.fromarray(generated.pixels))}
     if generated.depth is not None:
-        made["depth_map"] = _made(Image.fromarray(generated.depth))
-    return made
+        results["depth_map"] = _step_result(Image.fromarray(generated.depth))
+    return results
 
 
-def _made(picture: Image.Image) -> MadeImage:
-    return MadeImage(picture=picture, width=picture.width, height=picture.height)
+def _step_result(image: Image.Image) -> StepResult:
+    return StepResult(image=image, width=image.width, height=image.height)
 
 
 @torch.inference_mode()
 def decode_latents(pipeline: Any, latents: torch.Tensor) -> Pixels:
-    """One row's latents as a picture, by the pipeline's own VAE."""
+    """One row's latents, decoded to an image by the pipeline's own VAE."""
     vae = pipeline.vae
     scaled = latents[None].to(vae.dtype) / vae.config.scaling_factor
     image = pipeline.image_processor.postprocess(vae.decode(scaled).sample, output_type="pt")
@@ -39,17 +39,18 @@ def decode_latents(pipeline: Any, latents: torch.Tensor) -> Pixels:
 
 
 Flagged = Literal["drop", "black", "keep"]
+"""What is stored of a flagged image: nothing, a black one of its size, or the image itself."""
 
 
-def combined(before: bool | None, now: bool | None) -> bool | None:
-    """The verdict on a chain so far: one flagged step flags it, and steps without a checker say nothing."""
+def combined_verdict(before: bool | None, now: bool | None) -> bool | None:
+    """The verdict on a chain so far: True if any step is flagged, None if no step had a checker."""
     if before is None or now is None:
         return now if before is None else before
     return before or now
 
 
 def withhold(generated: Generated, flagged: Flagged) -> Generated:
-    """What is stored of a flagged picture, its depth map, and the steps that led to it."""
+    """The flagged result as it is stored: its image, its depth map and the images of the steps before."""
     sample = generated.sample
     if flagged == "keep":
         return generated

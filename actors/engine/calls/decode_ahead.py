@@ -1,4 +1,4 @@
-"""Input pictures decoded on other threads, ahead of the cohorts that need them."""
+"""Input images, decoded on other threads ahead of the cohorts that need them."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,20 +11,22 @@ from actors.engine.cohorts import Cohort
 from actors.engine.samples import Sample
 
 AHEAD_BYTES = 256 << 20
-"""Of decoded pictures that wait for their turn, at most; those of the next cohort always are decoded."""
+"""Decoding begins for cohorts ahead until their images reach this size. The next cohort may be larger."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
-    """A cohort whose pictures are being decoded."""
+    """A cohort whose images are being decoded."""
 
     cohort: Cohort
     samples: Sequence[tuple[Sample, Mapping[str, "Future[Image.Image]"]]]
+    """The cohort's samples, with their images by field."""
     size_bytes: int
+    """The size of all its images once they are decoded, roughly."""
 
 
 class DecodeAhead:
-    """Hands cohorts out one by one."""
+    """Gives cohorts out one by one, and decodes the images of those that come next."""
 
     def __init__(self, cohorts: Iterator[Cohort], decoders: Executor) -> None:
         self._cohorts = cohorts
@@ -45,6 +47,6 @@ class DecodeAhead:
             (sample, {field: self._decoders.submit(image.decode) for field, image in sample.images.items()})
             for sample in cohort.samples
         ]
-        # Four bytes a pixel, and text alone counts a little: cohorts without pictures come to an end too.
+        # Four bytes a pixel, and a little for each sample, so that cohorts without images are limited too.
         size = sum(4 * width * height for width, height in cohort.sizes.values()) + 4096
         return Decoding(cohort=cohort, samples=samples, size_bytes=size * len(samples))

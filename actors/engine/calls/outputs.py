@@ -1,4 +1,4 @@
-"""What a pipeline gave, as bytes, on its way from the device."""
+"""The outputs of a pipeline's call, copied from the device as bytes."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,20 +12,21 @@ from actors.images.encoding import Depth, Pixels
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageOutput:
-    """One picture that a call gave."""
+    """One image, or latents, of a call's outputs."""
 
     pixels: Pixels | None
-    """None where latents came out instead."""
+    """None if the call gave latents."""
     latents: torch.Tensor | None = None
-    """(channels, height, width), for the next step."""
+    """(channels, height, width), for the next step; None if the call gave images."""
     depth: Depth | None = None
+    """The depth map; None if the system gives none."""
     finite: bool
-    """False where NaN or infinity came out."""
+    """False if a value is NaN or infinite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingOutputs:
-    """A call's pictures. On a GPU they are copied while it goes on with its work."""
+    """The outputs of one call. They are copied from a GPU while it goes on with other work."""
 
     pixels: torch.Tensor | None = None
     """(N, height, width, 3) uint8, in the host's memory."""
@@ -34,37 +35,39 @@ class PendingOutputs:
     latents: torch.Tensor | None = None
     """(N, channels, height, width), on the device."""
     finite: torch.Tensor
-    """(N,) bool."""
+    """(N,) bool: for each image, whether all values are finite."""
     copied: torch.cuda.Event | None = None
-    """The CUDA event that says that all are there; None where they are."""
+    """The CUDA event at the end of the copies; None if nothing has to be copied."""
 
     @property
     def ready(self) -> bool:
-        """Whether `get` need not wait."""
+        """Whether `get` returns at once."""
         return self.copied is None or bool(self.copied.query())  # type: ignore[no-untyped-call]
 
     def get(self) -> list[ImageOutput]:
-        """One by one."""
+        """The outputs image by image; waits until they have been copied."""
         if self.copied is not None:
             self.copied.synchronize()
         count = len(self.finite)
-        pixels = [None] * count if self.pixels is None else self.pixels.numpy()
-        depths = [None] * count if self.depth is None else self.depth.numpy().astype(np.uint16)
-        latents = [None] * count if self.latents is None else self.latents
+        all_pixels = [None] * count if self.pixels is None else self.pixels.numpy()
+        all_depths = [None] * count if self.depth is None else self.depth.numpy().astype(np.uint16)
+        all_latents = [None] * count if self.latents is None else self.latents
         return [
-            ImageOutput(pixels=one, depth=depth, latents=rows, finite=bool(finite))
-            for one, depth, rows, finite in zip(pixels, depths, latents, self.finite, strict=True)
+            ImageOutput(pixels=pixels, depth=depth, latents=latents, finite=bool(finite))
+            for pixels, depth, latents, finite in zip(
+                all_pixels, all_depths, all_latents, self.finite, strict=True
+            )
         ]
 
 
 def pending_outputs(output: Any, *, gives_latents: bool) -> PendingOutputs:
-    """A pipeline's output: rounded on the device as diffusers' own numpy_to_pil rounds."""
+    """The outputs in a pipeline's return value, rounded on the device as diffusers' numpy_to_pil rounds."""
     images = output.rgb if hasattr(output, "rgb") else output.images
     if isinstance(images, list):
         pixels = torch.stack([torch.from_numpy(np.array(image)) for image in images])
         return PendingOutputs(pixels=pixels, finite=torch.ones(len(images), dtype=torch.bool))
     if isinstance(images, np.ndarray):
-        # Safe, in diffusers 0.42.1, knows PIL pictures and numpy arrays only.
+        # In diffusers 0.42.1, Safe gives only PIL images and numpy arrays.
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
     values = {"finite": _finite(images)}
     if not gives_latents:
@@ -82,13 +85,13 @@ def _finite(values: torch.Tensor) -> torch.Tensor:
 
 
 def _begin_copies(values: dict[str, torch.Tensor], device: torch.device) -> torch.cuda.Event:
-    """Put copies in the host's memory in their places; they are there when the event has happened."""
+    """Replace the values by copies in the host's memory, which are complete once the event has happened."""
     stream = _copy_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         for name, value in values.items():
-            # To pinned memory alone does a copy run beside the GPU's work.
+            # Only to pinned memory does a copy run beside the GPU's other work.
             host = torch.empty_like(value, device="cpu", pin_memory=True)
             values[name] = host.copy_(value, non_blocking=True)
             value.record_stream(stream)

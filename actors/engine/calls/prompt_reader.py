@@ -1,4 +1,4 @@
-"""What a checkpoint's text encoders read of a row: 75 tokens of a text at a time, with weights, or cut."""
+"""How a row's texts are encoded: in windows of 75 tokens, with weights, or cut after the first window."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,24 +18,25 @@ from schemas.errors import RowError
 
 
 class PromptReader:
-    """Measures texts with the tokenizers of the models that are going to read them."""
+    """Measures texts with the tokenizers of the models that are going to encode them."""
 
     def __init__(self, models: ModelCache, *, chunk: bool, weighted: bool) -> None:
+        """`chunk`: whether long texts get several windows; `weighted`: whether prompt weights are read."""
         self._models = models
         self._chunk = chunk
         self._weighted = weighted
         self._tokenizers: dict[str, list[Any]] = {}
 
     def read(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples with how their texts are to be encoded, or with what is cut off them."""
+        """The samples with `num_windows`, `weighted` and `truncated` set for the current step."""
         texts: dict[str, dict[str, None]] = {}
         for sample in samples:
             texts.setdefault(sample.route.model, {}).update(dict.fromkeys(sample.all_encoder_texts()))
         tokens = {
-            (model, encoder, text): found
-            for model, wanted in texts.items()
+            (model, encoder, text): text_tokens
+            for model, model_texts in texts.items()
             for encoder, tokenizer in enumerate(self._tokenizers_of(model))
-            for text, found in tokenize(tokenizer, list(wanted), weighted=self._weighted)
+            for text, text_tokens in tokenize(tokenizer, list(model_texts), weighted=self._weighted)
         }
         return [self._measured(sample, tokens) for sample in samples]
 
@@ -46,7 +47,7 @@ class PromptReader:
         return self._tokenizers[model]
 
     def _measured(self, sample: Sample, tokens: dict[tuple[str, int, str], Tokens]) -> Sample:
-        # What was found for the step before says nothing of this one.
+        # The values of the step before do not apply to this step.
         sample = replace(sample, num_windows=1, weighted=False)
         if "prompt" not in sample.system.texts:
             return sample
@@ -55,16 +56,16 @@ class PromptReader:
         model = sample.route.model
         tokenizers = self._tokenizers[model]
         if self._chunk and takes_embeddings(sample.system.pipeline):
-            needed = (
+            window_counts = (
                 -(-len(tokens[model, encoder, text]) // tokens_per_window(tokenizer))
                 for encoder, tokenizer in enumerate(tokenizers)
                 for text in sample.encoder_texts(encoder).values()
             )
-            return replace(sample, num_windows=max(1, *needed))
+            return replace(sample, num_windows=max(1, *window_counts))
         return replace(sample, truncated={**self._cut(sample, tokens), **sample.truncated})
 
     def _cut(self, sample: Sample, tokens: dict[tuple[str, int, str], Tokens]) -> dict[str, str]:
-        """What is left out, by the field whose text it is, as diffusers' own warning shows it."""
+        """The end of each text that is cut off, by the text's field, as diffusers' own warning shows it."""
         cut: dict[str, str] = {}
         model = sample.route.model
         for encoder, tokenizer in enumerate(self._tokenizers[model]):
@@ -76,8 +77,8 @@ class PromptReader:
 
 
 def check_texts(sample: Sample) -> None:
-    """RowError for weights that cannot be read, or that the step's pipeline cannot be given."""
+    """Raise RowError for weights that cannot be parsed, or that the step's pipeline does not take."""
     if sample.weighted and not takes_embeddings(sample.system.pipeline):
-        raise RowError("invalid_prompt", f"{sample.system.pipeline} takes no weighted prompts")
+        raise RowError("invalid_prompt", f"{sample.system.pipeline} does not take prompts with weights")
     for text in sample.opened.row.texts.values() if sample.weighted else ():
         parse(text or "")

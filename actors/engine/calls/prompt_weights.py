@@ -1,8 +1,8 @@
 """Prompt weighting in compel's syntax: `a (fox)1.5 in the snow-`.
 
-compel 2.5.1 parses the syntax and weighs the embeddings. Its own wrappers know Stable Diffusion and XL
-without `clip_skip`, so each pipeline's way of reading an encoder is handed to it; and they let XL's pooled
-embedding read the signs of the syntax, so prompt_reader.py makes that one of the bare text.
+compel 2.5.1 parses the syntax and weights the embeddings. Its own wrappers are not used: they support Stable
+Diffusion and XL without `clip_skip`, so here each pipeline reads its encoders itself; and they encode the
+signs of the syntax in XL's pooled embedding, so prompt_encoding.py takes that one from the bare text.
 """
 
 from collections.abc import Callable
@@ -16,26 +16,27 @@ from compel.prompt_parser import FlattenedPrompt, Fragment
 from schemas.errors import RowError
 
 Fragments = tuple[tuple[str, float], ...]
-"""Pieces of a prompt with their weights."""
+"""The pieces of a prompt, each with its weight."""
 
 State = Callable[[Any, Any], torch.Tensor]
-"""From an encoder and its output to what the pipeline takes of it."""
+"""From an encoder and its output to the hidden state that the pipeline takes of the output."""
 
 _SIGNS = frozenset('()+-"\\')
-"""Without any of them a text is plain: no need for a parser that takes a millisecond."""
+"""A text with none of these is plain, and needs no parser, which takes a millisecond."""
 
 
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Fragments:
-    """A prompt's pieces; RowError for what weighs whole prompts against each other."""
+    """A prompt's pieces; RowError for syntax that combines whole prompts."""
     if not _SIGNS.intersection(text):
         return ((text, 1.0),)
-    found = _parser().parse_conjunction(text).prompts
-    pieces = found[0].children if len(found) == 1 and isinstance(found[0], FlattenedPrompt) else None
+    prompts = _parser().parse_conjunction(text).prompts
+    is_single = len(prompts) == 1 and isinstance(prompts[0], FlattenedPrompt)
+    pieces = prompts[0].children if is_single else None
     if pieces is None or not all(type(piece) is Fragment for piece in pieces):
         raise RowError(
             "invalid_prompt",
-            "of compel's syntax only weights are read, as in `(fox)1.5` or `snow-`; not and, blend or swap",
+            "of compel's syntax, use only weights, as in `(fox)1.5` or `snow-`, and not and, blend or swap",
         )
     return tuple((piece.text, piece.weight) for piece in pieces) or (("", 1.0),)
 
@@ -46,7 +47,7 @@ def _parser() -> Any:
 
 
 def is_weighted(text: str) -> bool:
-    """Whether compel reads the text otherwise than as it stands."""
+    """Whether a text has weights, or other syntax of compel, so that compel does not read it as it is."""
     try:
         return parse(text) != ((text, 1.0),)
     except RowError:
@@ -54,7 +55,7 @@ def is_weighted(text: str) -> bool:
 
 
 def pieces_of(text: str) -> list[str]:
-    """The text without the syntax, in the pieces that are tokenized one by one."""
+    """The text's pieces without the syntax; each is tokenized by itself."""
     try:
         return [piece for piece, _ in parse(text)]
     except RowError:
@@ -62,7 +63,7 @@ def pieces_of(text: str) -> list[str]:
 
 
 class _Provider(EmbeddingsProvider):  # type: ignore[misc]  # compel has no types
-    """compel's weighing, over what the pipeline takes of its encoder."""
+    """compel's weighting, applied to the hidden state that the pipeline takes of its encoder."""
 
     def __init__(self, tokenizer: Any, encoder: Any, *, cut: bool, state: State) -> None:
         super().__init__(
@@ -70,7 +71,7 @@ class _Provider(EmbeddingsProvider):  # type: ignore[misc]  # compel has no type
             encoder,
             dtype_for_device_getter=lambda _: encoder.dtype,
             truncate=cut,
-            # At the 75th token, as in unweighted windows.
+            # Splits after the 75th token, as windows without weights are split.
             split_long_text_mode=SplitLongTextMode.BRUTAL,
         )
         self._state = state
@@ -84,7 +85,7 @@ class _Provider(EmbeddingsProvider):  # type: ignore[misc]  # compel has no type
 def weighted_states(
     tokenizer: Any, encoder: Any, texts: list[str], num_windows: int, state: State
 ) -> torch.Tensor:
-    """(texts, num_windows * 77, width)."""
+    """The weighted hidden states of texts, (texts, num_windows * 77, width)."""
     provider = _Provider(tokenizer, encoder, cut=num_windows == 1, state=state)
     length = num_windows * tokenizer.model_max_length
     return torch.cat([_weighted(provider, text, length, encoder.device) for text in texts])
@@ -92,8 +93,8 @@ def weighted_states(
 
 def _weighted(provider: _Provider, text: str, length: int, device: torch.device) -> torch.Tensor:
     pieces, weights = zip(*parse(text), strict=True)
-    found = provider.get_embeddings_for_weighted_prompt_fragments([[*pieces]], [[*weights]], device=device)
+    state = provider.get_embeddings_for_weighted_prompt_fragments([[*pieces]], [[*weights]], device=device)
     empty = provider.empty_z
-    missing = max(0, length - found.shape[1]) // empty.shape[1]
-    whole: torch.Tensor = torch.cat([found, *[empty] * missing], dim=1)
-    return whole[:, :length]
+    missing = max(0, length - state.shape[1]) // empty.shape[1]
+    filled: torch.Tensor = torch.cat([state, *[empty] * missing], dim=1)
+    return filled[:, :length]

@@ -1,1 +1,1 @@
-"""Checkpoints in memory, and pipelines put together from their components."""
+"""Checkpoints in memory, and the pipelines built from their components."""

@@ -15,10 +15,10 @@ from schemas.spec.job_spec import ModelSpec
 from schemas.systems.system_table import System
 
 LDM3D_BYTES = 6
-"""Channels of LDM3D's first VAE: three of a picture, and two bytes of its depth beside one that is empty."""
+"""Channels of LDM3D's first VAE: three for the image, one empty, and two for the bytes of the depth."""
 
 SCHEDULERS_KEPT = 64
-"""Of a model, each with its options; made again when another one has pushed it out."""
+"""How many schedulers with their options a model keeps; one that was dropped is built again when needed."""
 
 
 class LoadedModel:
@@ -39,42 +39,43 @@ class LoadedModel:
 
     @property
     def components(self) -> Mapping[str, Any]:
-        """What the checkpoint is made of."""
+        """The checkpoint's components by name: modules, tokenizers, the scheduler and so on."""
         return self._base.components  # type: ignore[no-any-return]
 
     @property
     def weight_bytes(self) -> int:
-        """Of its weights in memory."""
+        """The size of its weights in memory, in bytes."""
         return weight_bytes(self.components)
 
     @property
-    def is_made_alone(self) -> bool:
-        """Whether each picture needs a plain call of its own, as with `batching.exact`.
+    def needs_plain_calls(self) -> bool:
+        """Whether each image needs a plain call of its own, as with `batching.exact`.
 
-        LDM3D's VAE of 6 channels makes a depth's two bytes side by side, each rounded for itself: what
-        company does to the last bit of a latent would be a 256th of the range.
+        LDM3D's VAE of 6 channels gives the two bytes of a depth as two channels, and each is rounded by
+        itself. A change in the last bit of a latent, from batching, could change a depth by 1/256 of its
+        range.
         """
         return bool(self.components["vae"].config.get("out_channels") == LDM3D_BYTES)
 
     def pipeline(self, system: System, scheduler: str | None, options: str | None = None) -> Any:
         """The system's pipeline on the shared components, with a scheduler of its own for this call.
 
-        `options` is a JSON text; RowError where diffusers does not take them.
+        `options` is a JSON text. RowError if diffusers does not accept the options.
         """
         pipeline = self._pipelines.get(system.pipeline)
         if pipeline is None:
             pipeline = self._pipelines[system.pipeline] = build_pipeline(system, self._base)
-        # Calls run side by side, and both keep a call's state: the pipeline its arguments, the scheduler its
-        # timesteps and past model outputs.
+        # Calls run side by side, and both keep the state of a call (diffusers 0.42.1): the pipeline keeps its
+        # arguments, the scheduler its timesteps and past model outputs.
         pipeline = copy.copy(pipeline)
         fresh = self._fresh_scheduler(scheduler, options)
-        # Its configuration is frozen, and half of the work.
+        # Its configuration is not copied: it is frozen, and copying it is half of the work.
         pipeline.scheduler = copy.deepcopy(fresh, {id(fresh.config): fresh.config})
         return pipeline
 
 
 def weight_bytes(components: Mapping[Any, Any]) -> int:
-    """Bytes of weights in memory, each tensor's storage counted once however many modules share it."""
+    """The size of these components' weights in bytes; a storage that modules share counts once."""
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for module in components.values()

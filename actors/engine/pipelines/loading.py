@@ -29,11 +29,11 @@ from schemas.spec.job_spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-# A spec or a checkpoint must never bring code along.
+# A spec or a checkpoint must never bring code that is run.
 os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
 
-# Depth-to-image checkpoints name a class that transformers 5 has no more. diffusers 0.42.1 has a table of
-# such classes, with CLIP's alone in it.
+# Published depth-to-image checkpoints name DPTFeatureExtractor, which transformers 5 no longer has. diffusers
+# 0.42.1 replaces such classes by a table, in which only CLIP's is; so the depth estimator's is added here.
 _TRANSFORMERS_CLASS_REMAPPING["DPTFeatureExtractor"] = {
     "new_class": "DPTImageProcessorPil",
     "transformers_version": (">=", "5.0"),
@@ -42,13 +42,13 @@ _TRANSFORMERS_CLASS_REMAPPING["DPTFeatureExtractor"] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How a worker loads every checkpoint."""
+    """How a worker loads all its checkpoints."""
 
     device: torch.device
     with_checker: bool = True
     """Whether a checkpoint's safety checker is loaded too."""
     channels_last: bool = False
-    """Whether convolutions get their numbers in the order that a GPU prefers."""
+    """Whether the UNet and the VAE use torch.channels_last, the memory format that GPUs prefer."""
 
 
 LOADING_ERRORS = (
@@ -56,13 +56,14 @@ LOADING_ERRORS = (
     # Weights of other shapes, or too few of them (transformers 5.23, torch 2.13); a pickle of other things.
     *(RuntimeError, UnpicklingError),
 )
-"""What the libraries raise for a checkpoint that is not as it should be."""
+"""The errors that the libraries raise for a faulty checkpoint."""
 
 
 def on_this_machine(name: str, spec: ModelSpec, options: LoadOptions) -> ModelSpec:
-    """The same model with a folder of this machine for its checkpoint.
+    """The same model, with a folder of this machine as its checkpoint.
 
-    Of a Hub repository, what diffusers would load is downloaded now, into the Hub's own cache.
+    If the checkpoint is a Hub repository, the files that diffusers loads are downloaded now, into the Hub's
+    own cache. SpecError if the folder does not exist or the download fails.
     """
     folder = local_folder(spec)
     if folder is None:
@@ -86,7 +87,7 @@ def _download(name: str, spec: ModelSpec, with_checker: bool) -> Path:
             variant=spec.variant,
             use_safetensors=_use_safetensors(),
             trust_remote_code=False,
-            # What is given here is not downloaded.
+            # A component that is passed here is not downloaded.
             **({} if with_checker else {"safety_checker": None}),
         )
     except LOADING_ERRORS as error:
@@ -95,7 +96,7 @@ def _download(name: str, spec: ModelSpec, with_checker: bool) -> Path:
 
 
 def load(name: str, spec: ModelSpec, options: LoadOptions, shared: SharedModules) -> Any:
-    """The checkpoint's own pipeline; SpecError where it cannot be had."""
+    """The checkpoint's own pipeline; SpecError if it cannot be loaded."""
     spec = on_this_machine(name, spec, options)
     folder = Path(spec.checkpoint)
     dtype = _dtype(spec.dtype, options.device)
@@ -105,7 +106,7 @@ def load(name: str, spec: ModelSpec, options: LoadOptions, shared: SharedModules
         pipeline = pipeline_class(index["_class_name"]).from_pretrained(
             folder,
             **shared.known(folder, spec, dtype)
-            | _mended(index)
+            | _omitted_components(index)
             | _checker_arguments(index, options.with_checker),
             variant=spec.variant,
             dtype=dtype,
@@ -113,13 +114,13 @@ def load(name: str, spec: ModelSpec, options: LoadOptions, shared: SharedModules
             trust_remote_code=False,
         )
         if _has_safe_checker(index) and options.with_checker:
-            pipeline.register_modules(safety_checker=_ordinary_checker(folder, spec, dtype))
-        # Weights that are missing are noticed here.
+            pipeline.register_modules(safety_checker=_stable_diffusion_checker(folder, spec, dtype))
+        # If weights are missing, torch raises its error here.
         pipeline = pipeline.to(options.device)
     except LOADING_ERRORS as error:
         if is_out_of_memory(error) or is_fatal(error):
-            raise  # the machine's, not the checkpoint's
-        raise SpecError(f"models.{name}: {folder} cannot be loaded: {_said(error)}") from error
+            raise  # The machine is at fault, not the checkpoint.
+        raise SpecError(f"models.{name}: {folder} cannot be loaded: {_error_text(error)}") from error
     enable_clip_skip(getattr(pipeline, "text_encoder", None))
     for module in (pipeline.unet, pipeline.vae) if options.channels_last else ():
         module.to(memory_format=torch.channels_last)
@@ -128,29 +129,33 @@ def load(name: str, spec: ModelSpec, options: LoadOptions, shared: SharedModules
     return pipeline
 
 
-def _said(error: Exception) -> str:
-    """Its message, or what it is about where that is no more than a pointer to a log."""
+def _error_text(error: Exception) -> str:
+    """The error's message, with the cause in front if the message only points to a log."""
     text = str(error)
     if isinstance(error, NotImplementedError):
         return f"weights are missing ({text})"
     if "ignore_mismatched_sizes" in text:
-        return f"weights have other shapes than its configuration says ({text})"
+        return f"weights have other shapes than the configuration says ({text})"
     return text
 
 
-def _mended(index: Mapping[str, Any]) -> dict[str, Any]:
-    """Components that diffusers 0.42.1 cannot load as published checkpoints name them."""
+def _omitted_components(index: Mapping[str, Any]) -> dict[str, Any]:
+    """None for each component whose published class does not load (diffusers 0.42.1 with transformers 5)."""
     return {"safety_checker": None} if _has_safe_checker(index) else {}
 
 
 def _has_safe_checker(index: Mapping[str, Any]) -> bool:
-    """Whether it has Safe's own checker, whose class has moved and does not load under transformers 5."""
+    """Whether the checkpoint has Safe's own checker.
+
+    diffusers 0.42.1 has moved the checker's class, which does not load with transformers 5 either.
+    """
     _, name = index.get("safety_checker") or (None, None)
     return bool(name == "SafeStableDiffusionSafetyChecker")
 
 
-def _ordinary_checker(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> Any:
-    """Stable Diffusion's checker with Safe's weights: the same network, but Safe's does not blacken."""
+def _stable_diffusion_checker(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> Any:
+    """Stable Diffusion's checker with the weights of Safe's: the networks are the same, but Safe's checker
+    does not blacken images."""
     return StableDiffusionSafetyChecker.from_pretrained(
         folder,
         subfolder="safety_checker",
@@ -161,17 +166,21 @@ def _ordinary_checker(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> Any:
 
 
 def _use_safetensors() -> bool | None:
-    """For diffusers: with None, its default, pickles are downloaded and read where there is nothing else."""
+    """The argument of diffusers. With None, its default, pickles are used if there are no safetensors."""
     return None if allows_pickles() else True
 
 
 def _checker_arguments(index: Mapping[str, Any], with_checker: bool) -> dict[str, Any]:
-    """Without a checker diffusers would warn; the plan has said so. Switched off, none is loaded."""
-    taken = inspect.signature(pipeline_class(index["_class_name"])).parameters
-    wanted: dict[str, Any] = {"requires_safety_checker": False}
+    """The pipeline's arguments about its checker.
+
+    diffusers does not warn of a missing checker, since the plan has done so. With the checker switched off,
+    none is loaded.
+    """
+    parameters = inspect.signature(pipeline_class(index["_class_name"])).parameters
+    arguments: dict[str, Any] = {"requires_safety_checker": False}
     if not with_checker:
-        wanted["safety_checker"] = None
-    return {name: value for name, value in wanted.items() if name in taken}
+        arguments["safety_checker"] = None
+    return {name: value for name, value in arguments.items() if name in parameters}
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

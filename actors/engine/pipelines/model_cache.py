@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from actors.checkpoints.component_files import component_files, files_in
+from actors.checkpoints.component_files import components_with_weights, files_in
 from actors.engine.pipelines.loaded_model import LoadedModel, weight_bytes
 from actors.engine.pipelines.loading import LoadOptions, on_this_machine
 from actors.engine.pipelines.shared_modules import SharedModules
@@ -17,7 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class ModelCache:
-    """The models a worker holds, the one used longest ago first to go when the bytes run out."""
+    """The models in a worker's memory, up to a number of bytes of weights.
+
+    Beyond it, the model that was used longest ago is dropped first.
+    """
 
     def __init__(self, specs: Mapping[str, ModelSpec], options: LoadOptions, capacity_bytes: int) -> None:
         self._specs = specs
@@ -29,11 +32,11 @@ class ModelCache:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The models in memory, the latest used last."""
+        """The names of the models in memory; the last one was used last."""
         return tuple(self._models)
 
     def get(self, name: str) -> LoadedModel:
-        """The model, loaded now if it is not in memory."""
+        """The model with this name, which is loaded now if it is not in memory."""
         if name not in self._models:
             spec = on_this_machine(name, self._specs[name], self._options)
             self._make_room(spec)
@@ -44,10 +47,10 @@ class ModelCache:
         return self._models[name]
 
     def _make_room(self, spec: ModelSpec) -> None:
-        """Before loading, by the weights' size on disk: both models would not fit together."""
-        parts = component_files(files_in(Path(spec.checkpoint)), spec.variant)
-        coming = sum(part.size_bytes for part in parts)
-        while self._models and self._bytes() + coming > self._capacity_bytes:
+        """Drop models until one with this spec fits in memory beside the others; its size is that on disk."""
+        components = components_with_weights(files_in(Path(spec.checkpoint)), spec.variant)
+        size_bytes = sum(component.size_bytes for component in components)
+        while self._models and self._bytes() + size_bytes > self._capacity_bytes:
             self._drop_oldest()
 
     def _evict(self, keep: str) -> None:
@@ -55,8 +58,8 @@ class ModelCache:
             self._drop_oldest()
 
     def _bytes(self) -> int:
-        together = [module for model in self._models.values() for module in model.components.values()]
-        return weight_bytes(dict(enumerate(together)))
+        modules = [module for model in self._models.values() for module in model.components.values()]
+        return weight_bytes(dict(enumerate(modules)))
 
     def _drop_oldest(self) -> None:
         name, _ = self._models.popitem(last=False)

@@ -1,4 +1,4 @@
-"""Pipelines on components that are in memory, and schedulers for their calls."""
+"""Builds pipelines on components that are in memory, and schedulers for their calls."""
 
 import inspect
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from schemas.systems.system_table import System, module_of
 
 
 def pipeline_class(name: str) -> Any:
-    """diffusers' class, or darkroom's own where diffusers has none."""
+    """The pipeline's class: diffusers' own, or darkroom's if diffusers has none."""
     return getattr(import_module(module_of(name)), name)
 
 
 def build_pipeline(system: System, base: Any) -> Any:
-    """The system's pipeline on the components of a loaded one."""
+    """The system's pipeline on the components of `base`, the checkpoint's own pipeline."""
     cls = pipeline_class(system.pipeline)
     pipeline = _on(base.device, cls, base.components)(**_arguments(cls, base))
     if system.gives_depth and hasattr(pipeline, "image_processor"):
@@ -30,41 +30,43 @@ def build_pipeline(system: System, base: Any) -> Any:
 
 
 def _on(device: torch.device, cls: Any, components: Mapping[str, Any]) -> Any:
-    """The pipeline class, knowing its device, that its VAE is in float32 where it has to be, and that prompts
-    are read as they are.
+    """A subclass of the pipeline class that works around three faults of diffusers 0.42.1.
 
-    diffusers 0.42.1 walks through every module's hooks each time a pipeline asks itself where it is: for a
-    small model that costs as much as all of a call's scheduler steps. And it tokenizes each prompt once more
-    to look for learned tokens of several vectors.
+    - `_execution_device` and `device` walk through every module's hooks each time a pipeline asks for its
+      device. For a small model that costs as much as all scheduler steps of a call. Here they are constants.
+    - `maybe_convert_prompt` tokenizes each prompt once more, to look for learned tokens of several vectors.
+      It is replaced if the tokenizers have none.
+    - `upcast_vae` warns that it is deprecated. It is replaced, since float32_vae.py has done its work.
     """
-    known = {"_execution_device": device, "device": device, "upcast_vae": _nothing}
+    members = {"_execution_device": device, "device": device, "upcast_vae": _keep_dtype}
     if not any(map(_has_long_tokens, components.values())):
-        known["maybe_convert_prompt"] = _as_it_is
-    return type(cls.__name__, (cls,), known)
+        members["maybe_convert_prompt"] = _unchanged_prompt
+    return type(cls.__name__, (cls,), members)
 
 
 def _has_long_tokens(component: Any) -> bool:
-    """Whether it is a tokenizer with tokens that stand for several, as textual inversion learns them: for
-    `<cat>` there are `<cat>_1`, `<cat>_2` ..."""
+    """Whether the component is a tokenizer with a learned token of several vectors.
+
+    Textual inversion adds `<cat>_1`, `<cat>_2` and so on for such a token `<cat>`.
+    """
     added = getattr(component, "added_tokens_encoder", {})
     return any(f"{token}_1" in added for token in added)
 
 
-def _as_it_is(_: Any, prompt: Any, tokenizer: Any) -> Any:
-    """For `maybe_convert_prompt`."""
+def _unchanged_prompt(_: Any, prompt: Any, tokenizer: Any) -> Any:
+    """Replaces `maybe_convert_prompt`."""
     return prompt
 
 
-def _nothing(_: Any) -> None:
-    """Replaces `upcast_vae`: float32_vae.py has done it, and diffusers 0.42.1 warns of its own method."""
+def _keep_dtype(_: Any) -> None:
+    """Replaces `upcast_vae`."""
 
 
 def _arguments(cls: Any, base: Any) -> dict[str, Any]:
-    """What `cls` takes of a base pipeline: its components and the switches of its configuration, but no
-    safety checker (actors/engine/pipelines/safety_checker.py says why).
+    """The arguments of `cls` for the components of `base` and the switches of its configuration.
 
-    Not `cls.from_pipe(base)`: without a dtype that casts the shared weights to float32 in place
-    (diffusers 0.42.1).
+    There is no safety checker among them; safety_checker.py says why. `cls.from_pipe(base)` is not used:
+    without a dtype, it casts the shared weights to float32 in place (diffusers 0.42.1).
     """
     parameters = inspect.signature(cls).parameters
     unchecked = {"safety_checker": None, "requires_safety_checker": False}
@@ -73,10 +75,10 @@ def _arguments(cls: Any, base: Any) -> dict[str, Any]:
 
 
 def new_scheduler(published: Any, name: str | None, options: str | None) -> Any:
-    """A scheduler that has not run: the published one, changed as the row says.
+    """A scheduler that has not run: the published one, or another class or options if the row sets them.
 
-    That takes up to a third of a second (KDPM2's class computes a thousand steps when it is made), a copy
-    of it 0.3 ms.
+    Building one takes up to a third of a second (KDPM2's class computes a thousand steps when it is built);
+    copying one takes 0.3 ms. RowError if diffusers does not accept the options.
     """
     changes = parse_options(options) if options else {}
     name = name or type(published).__name__

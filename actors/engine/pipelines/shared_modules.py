@@ -1,4 +1,4 @@
-"""Modules that several checkpoints have in common, held in memory once."""
+"""Modules that several checkpoints have in common, and that are in memory only once."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,14 +7,14 @@ from weakref import ref
 
 import torch
 
-from actors.checkpoints.component_files import ComponentFiles, component_files, files_in
+from actors.checkpoints.component_files import ComponentFiles, components_with_weights, files_in
 from schemas.spec.job_spec import ModelSpec
 
 
 class SharedModules:
-    """Modules in memory by the content of their files: two checkpoints with the same VAE hold it once.
+    """The modules in memory, by the content of their files: two checkpoints with the same VAE share it.
 
-    It keeps none alive: a module goes when the last model that uses it goes.
+    It keeps no module alive: a module is freed with the last model that uses it.
     """
 
     def __init__(self) -> None:
@@ -22,20 +22,20 @@ class SharedModules:
 
     def known(self, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
         """The checkpoint's components that are in memory already, by name."""
-        found = {}
-        for component in component_files(files_in(folder), spec.variant):
-            for other, module in self._alike.get((dtype, component.looks_like()), []):
+        known = {}
+        for component in components_with_weights(files_in(folder), spec.variant):
+            for other, module in self._alike.get((dtype, component.lookup_key()), []):
                 # Gigabytes are hashed only here, where a component of the same kind and size is in memory.
                 alive = module()
-                if alive is not None and other.content() == component.content():
-                    found[component.name] = alive
-        return found
+                if alive is not None and other.weights_hash() == component.weights_hash():
+                    known[component.name] = alive
+        return known
 
     def add(self, folder: Path, spec: ModelSpec, dtype: torch.dtype, components: Mapping[str, Any]) -> None:
         """Remember a checkpoint's components."""
-        for component in component_files(files_in(folder), spec.variant):
+        for component in components_with_weights(files_in(folder), spec.variant):
             module = components.get(component.name)
             if isinstance(module, torch.nn.Module):
-                alike = self._alike.setdefault((dtype, component.looks_like()), [])
+                alike = self._alike.setdefault((dtype, component.lookup_key()), [])
                 alike[:] = [pair for pair in alike if pair[1]() is not None]
                 alike.append((component, ref(module)))

@@ -1,1 +1,1 @@
-"""Faults of diffusers, transformers and torch that are gone round: each file goes when upstream mends it."""
+"""Workarounds for faults of diffusers, transformers and torch: a file goes once upstream fixes its fault."""

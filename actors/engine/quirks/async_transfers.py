@@ -1,4 +1,4 @@
-"""Copies to a GPU that nobody waits for."""
+"""Copies to a GPU run beside its other work, and nothing waits for them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ import torch
 
 @contextmanager
 def transfers_in_background(device: torch.device) -> Iterator[None]:
-    """Meanwhile `tensor.to(device)` returns at once for a tensor in the host's memory.
+    """While the block runs, `tensor.to(device)` returns at once for a tensor in the host's memory.
 
-    diffusers 0.42.1 brings noise (once, and at every step of a stochastic scheduler), tokens and pictures to
-    the device by a plain `to`, which waits until the device has done all that it was given before. Of tokens
-    and other whole numbers `on_host` then knows what they were copied from. On a CPU nothing changes.
+    diffusers 0.42.1 moves noise (once, and at every step of a stochastic scheduler), tokens and images to the
+    device by a plain `to`, which waits until the device has done all work that it was given before. A copy of
+    tokens or other whole numbers remembers its source, for `on_host`. On a CPU nothing changes.
     """
     if device.type == "cpu":
         yield
@@ -23,7 +23,8 @@ def transfers_in_background(device: torch.device) -> Iterator[None]:
     def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.device.type != "cpu" or _device_of(args, kwargs) != device.type:
             return plain(self, *args, **kwargs)
-        # Only from pinned memory does a copy run beside the device's work; its allocator keeps it till then.
+        # Only from pinned memory does a copy run beside the device's work. Its allocator keeps it
+        # until the copy has ended.
         source = self.pin_memory() if device.type == "cuda" else self
         moved = plain(source, *args, **{**kwargs, "non_blocking": True})
         if not self.is_floating_point():
@@ -38,18 +39,18 @@ def transfers_in_background(device: torch.device) -> Iterator[None]:
 
 
 def on_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Its values in the host's memory, without waiting where they come from there."""
+    """The tensor in the host's memory. A copy that `transfers_in_background` made is not waited for."""
     source: torch.Tensor | None = getattr(tensor, "on_host", None)
     return tensor.cpu() if source is None else source
 
 
 def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    """The kind of device that `tensor.to` is asked for; None where it is asked for a dtype alone."""
-    for wanted in (*args, kwargs.get("device"), kwargs.get("other")):
-        if isinstance(wanted, torch.Tensor):
-            return wanted.device.type
-        if isinstance(wanted, (str, torch.device)):
-            return torch.device(wanted).type
-        if isinstance(wanted, int) and not isinstance(wanted, bool):
+    """The device type in the arguments of `tensor.to`; None if they name only a dtype."""
+    for target in (*args, kwargs.get("device"), kwargs.get("other")):
+        if isinstance(target, torch.Tensor):
+            return target.device.type
+        if isinstance(target, (str, torch.device)):
+            return torch.device(target).type
+        if isinstance(target, int) and not isinstance(target, bool):
             return "cuda"
     return None

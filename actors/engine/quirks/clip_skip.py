@@ -1,16 +1,16 @@
-"""Makes `clip_skip` work in Stable Diffusion's pipelines (not XL's, which need nothing)."""
+"""Makes `clip_skip` work in Stable Diffusion's pipelines; XL's work without this."""
 
 from types import SimpleNamespace
 from typing import Any
 
 
 def enable_clip_skip(text_encoder: Any) -> None:
-    """Let diffusers find the encoder's last norm where it looks for it.
+    """Make the encoder's last norm available under the name that diffusers reads.
 
-    diffusers 0.42.1 reads `text_encoder.text_model.final_layer_norm`; transformers 5.23 has no `text_model`
-    in a CLIPTextModel any more, so that every call with `clip_skip` would raise AttributeError.
+    diffusers 0.42.1 reads `text_encoder.text_model.final_layer_norm`. In transformers 5.23 a CLIPTextModel no
+    longer has `text_model`, so every call with `clip_skip` would raise AttributeError.
     """
     norm = getattr(text_encoder, "final_layer_norm", None)
     if norm is not None and not hasattr(text_encoder, "text_model"):
-        # Not a module of the encoder's own: its weights would then be saved and counted twice.
+        # Not a torch module, so that the norm's weights are not saved and counted twice.
         text_encoder.text_model = SimpleNamespace(final_layer_norm=norm)

@@ -1,4 +1,4 @@
-"""torch.compile for what a UNet repeats."""
+"""torch.compile for the blocks that a UNet repeats."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,22 +6,24 @@ from typing import Any
 import torch
 
 COMPILED = ("BasicTransformerBlock", "ResnetBlock2D", "KAttentionBlock", "ResnetBlockCondNorm2D")
-"""The classes of which UNets are made, nearly all of their work. Blocks of one shape share their code, which
-takes a fraction of the whole UNet's compilation. TORCHINDUCTOR_CACHE_DIR keeps it for the node's other
-workers and later jobs."""
+"""The classes of the blocks that do nearly all of a UNet's work.
+
+Blocks of one shape share their code, so compiling them takes a fraction of the time for the whole UNet.
+TORCHINDUCTOR_CACHE_DIR keeps the code for the node's other workers and for later jobs.
+"""
 
 MAX_SHAPES = 128
-"""Of one class of blocks: widths and resolutions in a UNet, by sizes of batches, by sizes of pictures."""
+"""The most shapes for one class of blocks: widths and resolutions in a UNet x batch sizes x image sizes."""
 
 
 def ladder(max_batch_rows: int) -> Sequence[int]:
-    """Sizes of UNet batches, of which each is compiled: with guidance a picture takes two rows."""
+    """The batch sizes, ascending, for which the UNet is compiled; with guidance an image takes two rows."""
     return sorted({2 * max_batch_rows // part for part in (8, 4, 2, 1)} - {0})
 
 
 def compile_blocks(unet: Any) -> None:
-    """Have its blocks compiled when they first see a shape; those that are already stay as they are."""
-    # Shapes beyond torch 2.13's default of 8 would run uncompiled, with no more than a warning.
+    """Compile each block when it first gets a shape; blocks that are compiled already do not change."""
+    # Beyond torch 2.13's default of 8 shapes, blocks would run uncompiled with only a warning.
     torch._dynamo.config.recompile_limit = max(MAX_SHAPES, torch._dynamo.config.recompile_limit)
     for module in unet.modules():
         if type(module).__name__ in COMPILED and module._compiled_call_impl is None:
@@ -29,5 +31,5 @@ def compile_blocks(unet: Any) -> None:
 
 
 def is_compiler_error(error: BaseException) -> bool:
-    """Whether compiling failed, and not what was compiled."""
+    """Whether the compiler raised the error, and not the compiled code."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

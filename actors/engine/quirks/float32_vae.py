@@ -1,4 +1,7 @@
-"""VAEs and encoders that belong in float32 stay there, for all the calls that run on them side by side."""
+"""Keeps VAEs, or their encoders, in float32 where diffusers casts them to it and back in each call.
+
+Calls run side by side on one VAE: a cast by one call would change it for the others.
+"""
 
 from typing import Any
 
@@ -6,42 +9,46 @@ import torch
 
 XL = "StableDiffusionXL"
 UPCAST_BY = (XL, "StableDiffusionUpscale")
-"""How the pipelines' names begin that heed a VAE's `force_upcast` (diffusers 0.42.1; Stable Diffusion's own
-do not, though its VAEs have it set by default)."""
+"""The beginnings of the names of pipelines that obey a VAE's `force_upcast` (diffusers 0.42.1).
+
+Stable Diffusion's own pipelines do not, although its VAEs have it set by default.
+"""
 
 
-class _Steady:
-    """What is mixed into the VAE's class."""
+class _FixedDtype:
+    """The mixin for a VAE whose dtype must not change; it encodes in float32."""
 
     def to(self, *_: Any, **__: Any) -> Any:
-        """Stays as it is: pipelines cast the shared VAE up and, when they are done with it, down again."""
+        """Do nothing: pipelines cast the shared VAE to float32 and, after use, back."""
         return self
 
     def encode(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return super().encode(x.float(), *args, **kwargs)  # type: ignore[misc]
 
 
-class _Float32(_Steady):
-    """For one of float16, which overflows."""
+class _Float32(_FixedDtype):
+    """The mixin for a float16 VAE, which overflows: it also decodes in float32."""
 
     dtype = torch.float16
-    """As before, for pipelines to do all that they would do: they take latents that come out to float32."""
+    """The dtype that pipelines see, as before the cast: they then cast their latents to float32 as usual."""
 
     def decode(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return super().decode(z.float(), *args, **kwargs)  # type: ignore[misc]
 
 
-class _Float32Encoder(_Steady):
-    """For one of bfloat16, which XL's pipelines take to float32 for encoding, and not for decoding."""
+class _Float32Encoder(_FixedDtype):
+    """The mixin for a bfloat16 VAE, which XL's pipelines cast to float32 to encode, but not to decode."""
 
     dtype = torch.bfloat16
 
 
 def keep_in_float32(pipeline: Any) -> None:
-    """Do it where the pipeline would for the time of a call: its weights are of half precision and it asks
-    for more."""
+    """Cast the pipeline's VAE, or its encoder, to float32 if the pipeline would do so for each call.
+
+    That is the case if the weights have half precision and the configuration sets `force_upcast`.
+    """
     vae, name = pipeline.vae, type(pipeline).__name__
-    if not vae.config.force_upcast or isinstance(vae, _Steady):
+    if not vae.config.force_upcast or isinstance(vae, _FixedDtype):
         return
     if vae.dtype == torch.float16 and name.startswith(UPCAST_BY):
         vae.to(torch.float32)
@@ -52,7 +59,7 @@ def keep_in_float32(pipeline: Any) -> None:
         _mix_in(_Float32Encoder, vae)
 
 
-def _mix_in(steady: type[_Steady], vae: Any) -> None:
-    """Into the module's class and not the module: a function in the module would keep it alive."""
+def _mix_in(mixin: type[_FixedDtype], vae: Any) -> None:
+    """Change the VAE's class. A function set on the VAE itself would keep it alive."""
     cls = type(vae)
-    vae.__class__ = type(cls.__name__, (steady, cls), {"__module__": cls.__module__})
+    vae.__class__ = type(cls.__name__, (mixin, cls), {"__module__": cls.__module__})

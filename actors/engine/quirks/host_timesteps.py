@@ -1,14 +1,14 @@
-"""Timesteps stay in the host's memory."""
+"""Keeps a scheduler's timesteps in the host's memory."""
 
 from functools import wraps
 from typing import Any
 
 
 def keep_on_host(scheduler: Any) -> None:
-    """Let a scheduler's timesteps stay on the host, wherever its pipeline wants them.
+    """Keep the scheduler's timesteps on the host, whatever device the pipeline asks for.
 
-    diffusers 0.42.1 looks timesteps up in tables on the host at each step (DDIM, DDPM, PNDM): from a GPU that
-    has to be waited for. Numbers on the host go into its kernels as they are.
+    diffusers 0.42.1 looks timesteps up in tables on the host at each step (DDIM, DDPM, PNDM). If they are on
+    a GPU, each look-up waits for it. Numbers on the host are passed to its kernels without waiting.
     """
     set_timesteps = scheduler.set_timesteps
 

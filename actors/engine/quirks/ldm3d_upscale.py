@@ -1,7 +1,8 @@
-"""The LDM3D upscaler: a picture and its depth map, redrawn larger together.
+"""The LDM3D upscaler, which redraws an image and its depth map together in a larger size.
 
-diffusers has it as a community example only, code that would be fetched when a checkpoint is loaded. This is
-written on diffusers' own parts, under the name that such checkpoints (Intel/ldm3d-sr) give their pipeline.
+diffusers 0.42.1 has it only as a community example: code that is downloaded when a checkpoint is loaded. This
+pipeline is built from diffusers' own parts, under the name that such checkpoints (Intel/ldm3d-sr) give their
+pipeline.
 """
 
 from collections.abc import Sequence
@@ -28,24 +29,25 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
 
 from actors.engine.quirks.clip_skip import enable_clip_skip
 from actors.engine.quirks.ldm3d import MAX_DEPTH, OUTPUT_TYPES, LDM3DImageProcessor
+from schemas.wording.amounts import counted
 
 Generators = torch.Generator | list[torch.Generator]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LDM3DUpscaleOutput:
-    """What a call of the pipeline gives."""
+    """The return value of a call of the pipeline."""
 
     images: Any
     """pt: (N, 3, height, width) in [0, 1]; np: (N, height, width, 3); pil: a list of RGB images."""
     depth: Any
     """pt and np: (N, height, width) in [0, 1]; pil: a list of 16-bit images."""
     nsfw_content_detected: list[bool] | None
-    """The safety checker's word on each row; None without one."""
+    """For each row whether the safety checker flags it; None without a checker."""
 
 
 class StableDiffusionUpscaleLDM3DPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has no types
-    """Upscales RGB and depth on a VAE of 4 channels and a UNet of 8."""
+    """Upscales RGB and depth with a VAE of 4 channels and a UNet of 8 channels."""
 
     _optional_components: ClassVar = ["safety_checker", "feature_extractor", "watermarker"]
 
@@ -72,8 +74,8 @@ class StableDiffusionUpscaleLDM3DPipeline(DiffusionPipeline):  # type: ignore[mi
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             unet=unet,
-            # Part of every checkpoint, but the published pipeline adds no noise with it: the noise level is
-            # only what the UNet is told.
+            # Every checkpoint has one, but the published pipeline adds no noise with it: it only passes the
+            # noise level to the UNet.
             low_res_scheduler=low_res_scheduler,
             scheduler=scheduler,
             safety_checker=safety_checker,
@@ -86,12 +88,12 @@ class StableDiffusionUpscaleLDM3DPipeline(DiffusionPipeline):  # type: ignore[mi
         enable_clip_skip(text_encoder)
 
     @staticmethod
-    def row_arguments(found: dict[str, Any]) -> dict[str, Any]:
-        """What rows have, by the names that the published pipeline gives to its arguments."""
-        found["target_res"] = (found.pop("height"), found.pop("width"))
-        # None where it is encoded already.
-        found.setdefault("prompt", None)
-        return found | {"rgb": found.pop("image"), "depth": found.pop("depth_map")}
+    def row_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of rows, renamed to those of the published pipeline."""
+        arguments["target_res"] = (arguments.pop("height"), arguments.pop("width"))
+        # It is None if the prompts are encoded already.
+        arguments.setdefault("prompt", None)
+        return arguments | {"rgb": arguments.pop("image"), "depth": arguments.pop("depth_map")}
 
     @torch.no_grad()
     def __call__(
@@ -112,17 +114,18 @@ class StableDiffusionUpscaleLDM3DPipeline(DiffusionPipeline):  # type: ignore[mi
         negative_prompt_embeds: torch.Tensor | None = None,
         output_type: str = "pil",
     ) -> LDM3DUpscaleOutput:
-        """Redraw each picture and its depth map at `target_res`, a height and a width.
+        """Redraw each image and its depth map in the size `target_res`, a height and a width.
 
-        Depth maps are 16-bit ("I;16", "I") or 8-bit; either's full range is the model's. A list of generators
-        has one for each row, and a row is then the same whatever its company. Prompts may come encoded, with
-        None for `prompt`. ValueError for arguments that do not fit each other or the checkpoint.
+        Depth maps are 16-bit ("I;16", "I") or 8-bit; the full range of both is the model's. A list of
+        generators has one for each row; a row's result then does not depend on the other rows. If prompts are
+        passed encoded, `prompt` is None. ValueError for arguments that do not fit each other or the
+        checkpoint.
         """
-        pictures, maps = _listed(rgb), _listed(depth)
+        images, maps = _listed(rgb), _listed(depth)
         num_prompts = len(_listed(prompt)) if prompt_embeds is None else len(prompt_embeds)
-        self._check(num_prompts, pictures, maps, target_res, noise_level, output_type)
+        self._check(num_prompts, images, maps, target_res, noise_level, output_type)
         device = self._execution_device
-        # As the published pipeline meant to: Stable Diffusion's VAEs can overflow in float16.
+        # The published pipeline intends this too: Stable Diffusion's VAEs can overflow in float16.
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
             self.vae.to(torch.float32)
         guided = guidance_scale > 1
@@ -132,7 +135,7 @@ class StableDiffusionUpscaleLDM3DPipeline(DiffusionPipeline):  # type: ignore[mi
         )
         timesteps, _ = retrieve_timesteps(self.scheduler, num_inference_steps, device)
 
-        low_res = self._encode(_rgbd(pictures, maps, target_res), generator).to(text.dtype)
+        low_res = self._encode(_rgbd(images, maps, target_res), generator).to(text.dtype)
         latents = randn_tensor(low_res.shape, generator=generator, device=device, dtype=text.dtype)
         latents = latents * self.scheduler.init_noise_sigma
         branches = 2 if guided else 1
@@ -143,11 +146,11 @@ class StableDiffusionUpscaleLDM3DPipeline(DiffusionPipeline):  # type: ignore[mi
         step_arguments = self.prepare_extra_step_kwargs(generator, eta)
         for timestep in self.progress_bar(timesteps):
             noisy = self.scheduler.scale_model_input(torch.cat([latents] * branches), timestep)
-            seen = torch.cat([noisy, torch.cat([low_res] * branches)], dim=1)
-            noise = self.unet(seen, timestep, **conditions, return_dict=False)[0]
+            unet_input = torch.cat([noisy, torch.cat([low_res] * branches)], dim=1)
+            noise = self.unet(unet_input, timestep, **conditions, return_dict=False)[0]
             if guided:
-                without, with_text = noise.chunk(2)
-                noise = without + guidance_scale * (with_text - without)
+                unguided_noise, text_noise = noise.chunk(2)
+                noise = unguided_noise + guidance_scale * (text_noise - unguided_noise)
             latents = self.scheduler.step(noise, timestep, latents, **step_arguments, return_dict=False)[0]
 
         return self._decode(latents, text.dtype, output_type)
@@ -155,26 +158,29 @@ class StableDiffusionUpscaleLDM3DPipeline(DiffusionPipeline):  # type: ignore[mi
     def _check(
         self,
         num_prompts: int,
-        pictures: list[Image.Image],
+        images: list[Image.Image],
         maps: list[Image.Image],
         target_res: Sequence[int],
         noise_level: int,
         output_type: str,
     ) -> None:
-        if not num_prompts == len(pictures) == len(maps):
+        if not num_prompts == len(images) == len(maps):
             raise ValueError(
-                f"each row has a prompt, an rgb and a depth image; got {num_prompts} prompts, "
-                f"{len(pictures)} rgb and {len(maps)} depth images"
+                "each row needs a prompt, an rgb image and a depth image; "
+                f"got {counted(num_prompts, 'prompt')}, {counted(len(images), 'rgb image')} and "
+                f"{counted(len(maps), 'depth image')}"
             )
         if any(side <= 0 or side % self.vae_scale_factor for side in target_res):
             raise ValueError(
-                f"target_res is a height and a width in multiples of {self.vae_scale_factor}, "
+                f"target_res must be a height and a width in multiples of {self.vae_scale_factor}, "
                 f"not {tuple(target_res)}"
             )
         if not 0 <= noise_level <= self.config.max_noise_level:
-            raise ValueError(f"noise_level is from 0 to {self.config.max_noise_level}, not {noise_level}")
+            raise ValueError(
+                f"noise_level must be from 0 to {self.config.max_noise_level}, not {noise_level}"
+            )
         if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
+            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
 
     def _encode(self, rgbd: torch.Tensor, generator: Generators | None) -> torch.Tensor:
         rgbd = rgbd.to(self.vae.device, _weights_dtype(self.vae))
@@ -202,25 +208,25 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _rgbd(pictures: list[Image.Image], maps: list[Image.Image], target_res: Sequence[int]) -> torch.Tensor:
-    """(N, 4, height, width) in [-1, 1], whatever sizes the images have.
+def _rgbd(images: list[Image.Image], maps: list[Image.Image], target_res: Sequence[int]) -> torch.Tensor:
+    """Images and depth maps of any size, resized and joined to (N, 4, height, width) in [-1, 1].
 
-    The published pipeline asks for bilinear resizing, but the image processor of diffusers 0.42.1
-    forgets that and takes its default, Lanczos.
+    The published pipeline asks for bilinear resizing, but the image processor of diffusers 0.42.1 ignores
+    that and uses its default, Lanczos.
     """
     height, width = target_res
     processor = VaeImageProcessor(resample="lanczos", do_convert_rgb=True)
-    rgb = processor.preprocess(pictures, height, width)
-    depth = torch.stack([_depth_values(picture, height, width) for picture in maps])
+    rgb = processor.preprocess(images, height, width)
+    depth = torch.stack([_depth_values(depth_map, height, width) for depth_map in maps])
     return torch.cat([rgb, processor.normalize(depth)], dim=1)
 
 
-def _depth_values(picture: Image.Image, height: int, width: int) -> torch.Tensor:
-    """(1, height, width) in [0, 1]."""
-    if picture.mode.startswith("I"):
-        levels = np.asarray(picture).clip(0, MAX_DEPTH)
+def _depth_values(depth_map: Image.Image, height: int, width: int) -> torch.Tensor:
+    """The depth map, resized to (1, height, width) in [0, 1]."""
+    if depth_map.mode.startswith("I"):
+        levels = np.asarray(depth_map).clip(0, MAX_DEPTH)
     else:
-        # diffusers 0.42.1 divides 8-bit depths by 65535 too, which leaves them all but black.
-        levels = np.asarray(picture.convert("L")) * np.uint16(MAX_DEPTH // 255)
+        # diffusers 0.42.1 divides 8-bit depths by 65535 too, so that they are almost 0.
+        levels = np.asarray(depth_map.convert("L")) * np.uint16(MAX_DEPTH // 255)
     resized = Image.fromarray(levels.astype(np.uint16)).resize((width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(resized, dtype=np.float32))[None] / MAX_DEPTH

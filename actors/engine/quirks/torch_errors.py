@@ -1,4 +1,4 @@
-"""What an exception from torch or diffusers means for a row."""
+"""Tells from an exception of torch or diffusers what happens to the row and to the worker."""
 
 import re
 
@@ -8,26 +8,29 @@ from schemas.errors import RowError
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether less at a time might do."""
-    # On a CPU torch raises a RuntimeError, which says the one on Windows and the other elsewhere.
-    said = str(error)
+    """Whether memory ran out, so that a smaller batch might succeed."""
+    # On a CPU torch raises a RuntimeError, with the first text on Windows and the second elsewhere.
+    message = str(error)
     return (
         isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or "not enough memory" in said
-        or "can't allocate memory" in said
+        or "not enough memory" in message
+        or "can't allocate memory" in message
     )
 
 
 def is_fatal(error: BaseException) -> bool:
-    """After a CUDA fault the process can compute nothing more: let the worker be replaced."""
+    """Whether the error is a CUDA fault, after which the process can compute nothing more.
+
+    The worker must then be replaced.
+    """
     return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
 
 
 def problem_of(error: Exception) -> RowError:
-    """What goes into the part: without addresses and amounts of free memory, which differ between runs."""
+    """The row's error for the part: without addresses and amounts of memory, which differ between runs."""
     if is_out_of_memory(error):
         return RowError(
-            "out_of_memory", "this picture does not fit in memory even alone; ask for a smaller one"
+            "out_of_memory", "the image does not fit in memory, even alone in its call; choose a smaller size"
         )
-    said = re.sub(r"0x[0-9a-fA-F]+", "0x...", f"{type(error).__name__}: {error}".strip())
-    return RowError("generation_error", said[:500])
+    message = re.sub(r"0x[0-9a-fA-F]+", "0x...", f"{type(error).__name__}: {error}".strip())
+    return RowError("generation_error", message[:500])

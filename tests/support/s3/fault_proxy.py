@@ -1,7 +1,7 @@
-"""A small HTTP proxy between a client and a store that does to requests what networks and stores do.
+"""A small HTTP proxy between a client and a store, which injects the faults of networks and stores.
 
-It forwards the Host header as it came, so signatures made for the proxy's address stay valid at the store.
-One request per connection: simple, and a broken connection never takes another request with it.
+It forwards the Host header unchanged, so signatures for the proxy's address stay valid at the store. Each
+connection has one request: that is simple, and a broken connection never affects another request.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ FaultKind = Literal[
 ]
 """What happens to a request:
 
-500, 503: the store is not asked; the client hears InternalError, SlowDown
-409, 412: the store is not asked; the client hears ConditionalRequestConflict, PreconditionFailed
+500, 503: the store does not get the request; the client gets InternalError, SlowDown
+409, 412: the store does not get the request; the client gets ConditionalRequestConflict, PreconditionFailed
 lie: the store's 412 becomes 200, as at a store that ignores If-None-Match
-reset: the connection breaks before the store hears of the request
-lost_reply: the store does it, the connection breaks before the client hears of it
+reset: the connection breaks before the store gets the request
+lost_reply: the store carries out the request; the connection breaks before the client gets the reply
 hang: the request is read and never answered
-hold: the store hears of the request only after `release`, however long its client has been gone by then
-delay: the store does it, and the client hears of it DELAY_S later
+hold: the store gets the request only after `release`, even if the client has long gone by then
+delay: the store carries out the request, and the client gets the reply DELAY_S later
 truncate: the connection ends in the middle of the reply's body
 corrupt: one bit of the reply's body is flipped
 """
@@ -42,7 +42,7 @@ _REPLIES = {
 }
 
 DELAY_S = 0.3
-"""Longer than a request to a store on this machine takes by far."""
+"""Much longer than a request to a store on this machine takes."""
 POLL_S = 0.02
 
 STORM: dict[str, tuple[FaultKind, ...]] = {
@@ -51,67 +51,71 @@ STORM: dict[str, tuple[FaultKind, ...]] = {
     "HEAD": ("500", "503", "reset", "delay"),
     "DELETE": ("500", "503", "reset", "lost_reply"),
 }
-"""What a bad network and a store in trouble do to requests of each method, PUTs being conditional ones."""
+"""The faults of a bad network and a failing store, by the method of the request.
+
+The faults of PUT are those of conditional requests.
+"""
 
 
 @dataclass(slots=True, kw_only=True)
 class Fault:
-    """One thing that goes wrong, `count` times."""
+    """One kind of fault that happens to the next `count` matching requests."""
 
     kind: FaultKind
     method: str
     key: str
-    """Part of the request's path."""
+    """A part of the request's path."""
     count: int
 
 
 @dataclass(slots=True, kw_only=True)
 class Storm:
-    """Faults by chance."""
+    """Faults at random."""
 
     rate: float
-    """Share of requests."""
+    """The share of requests that go wrong."""
     random: random.Random
     kinds: dict[str, Iterator[FaultKind]] = field(
         default_factory=lambda: {method: itertools.cycle(kinds) for method, kinds in STORM.items()}
     )
-    """Each in its turn, so that a short storm has them all."""
+    """The next faults for each method: all kinds in turn, so that even a short storm has all of them."""
 
 
 @dataclass(slots=True, kw_only=True)
 class FaultProxy:
-    """The proxy as a test sees it: its address, what to inject, what came."""
+    """The proxy as a test sees it: its address, the faults to inject, and the requests that it got."""
 
     port: int = 0
     requests: list[str] = field(default_factory=list)
-    """`METHOD /path` of every request that came, in order."""
+    """`METHOD /path` of every request, in the order of arrival."""
     answers: list[str] = field(default_factory=list)
-    """`METHOD /path STATUS` of every request that the store has answered, heard by the client or not."""
+    """`METHOD /path STATUS` of every request that the store has answered, even if the client got no reply."""
     faults: list[Fault] = field(default_factory=list)
     storm: Storm | None = None
     injected: Counter[str] = field(default_factory=Counter)
-    """How often each kind was."""
+    """How often each kind of fault was injected."""
     holding: bool = False
+    """Whether requests with the fault `hold` are still held back."""
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     def inject(self, kind: FaultKind, *, method: str, key: str = "", count: int = 1) -> None:
-        """Do `kind` to the next `count` requests of this method whose path holds `key`."""
+        """Inject `kind` into the next `count` requests of this method whose path contains `key`."""
         self.holding |= kind == "hold"
         self.faults.append(Fault(kind=kind, method=method, key=key, count=count))
 
     def release(self) -> None:
-        """Let what is held go to the store."""
+        """Send the requests that are held back to the store."""
         self.holding = False
 
     def break_by_chance(self, rate: float, seed: int) -> None:
-        """From now on, do one of STORM to this share of all requests."""
+        """From now on, inject a fault of STORM into this share of all requests."""
         self.storm = Storm(rate=rate, random=random.Random(seed))
 
     def count(self, method: str, key: str = "") -> int:
-        """How many such requests came."""
+        """How many requests of this method had `key` in their path."""
         return sum(line.startswith(f"{method} ") and key in line for line in self.requests)
 
     def _next_fault(self, method: str, path: str, head: bytes) -> FaultKind | None:
@@ -125,14 +129,14 @@ class FaultProxy:
         if self.storm is None or self.storm.random.random() >= self.storm.rate:
             return None
         if method == "PUT" and b"\r\nif-none-match:" not in head.lower():
-            # No store says of a request without a condition that it does not hold.
+            # A store never answers an unconditional request that its condition is false.
             method = "DELETE"
         return next(self.storm.kinds[method])
 
 
 @contextmanager
-def fault_proxy(target: str) -> Iterator[FaultProxy]:
-    """A proxy in front of the store at the URL `target`, in a thread of its own."""
+def serve_fault_proxy(target: str) -> Iterator[FaultProxy]:
+    """Run a proxy in front of the store at the URL `target`, in a separate thread."""
     proxy = FaultProxy()
     ready, loop = threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()
@@ -183,7 +187,7 @@ async def _handle(
             writer.write(reply)
             await writer.drain()
     except (ConnectionError, asyncio.IncompleteReadError):
-        pass  # A client that goes away in the middle is part of what is tested.
+        pass  # Tests include clients that disconnect in the middle.
     finally:
         writer.close()
 
@@ -191,7 +195,7 @@ async def _handle(
 async def _reply(
     proxy: FaultProxy, fault: FaultKind | None, target: str, head: bytes, body: bytes
 ) -> bytes | None:
-    """What the client hears; None for a broken connection."""
+    """The reply that the client gets; None if the connection should break."""
     if fault in _REPLIES:
         return _error_reply(fault)
     if fault == "hang":
@@ -225,7 +229,7 @@ async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     lengths = [int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-length:")]
     body = await reader.readexactly(lengths[0]) if lengths else b""
-    # The store must close the connection: that is how the end of its reply is known here.
+    # The store must close the connection, because that marks the end of its reply.
     return b"\r\n".join([lines[0], b"Connection: close", *lines[1:]]), body
 
 
@@ -247,7 +251,7 @@ def _error_reply(kind: str) -> bytes:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close so that the other side sees a reset and not an orderly end."""
+    """Close the connection so that the client sees a reset and not an orderly end."""
     connection: socket.socket = writer.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

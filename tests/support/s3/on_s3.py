@@ -1,4 +1,4 @@
-"""Jobs on a real S3 server: its environment, and what lies in its buckets."""
+"""Jobs on a real S3 server: their environment, their input and their output."""
 
 import os
 from pathlib import Path
@@ -13,22 +13,22 @@ ISOLATION = {
     "AWS_EC2_METADATA_DISABLED": "true",
     "NO_PROXY": "127.0.0.1",
 }
-"""For a program that is to see no other AWS settings than it is given."""
+"""Environment variables that hide the machine's own AWS settings from a program."""
 
 
 def env_of(server: S3Server) -> dict[str, str]:
-    """The environment of a program that is to see this server alone."""
+    """The environment of a program that uses this server and sees no other AWS settings."""
     return ISOLATION | server.env
 
 
 def upload(store: Storage, uri: str, rows: list[Record], folder: Path) -> str:
-    """A Parquet file of these rows, there and in `folder`."""
+    """Upload a Parquet file of the rows, which is also written to `folder`, and return its URI."""
     store.create(uri, write_rows(folder / "rows.parquet", rows).read_bytes(), {})
     return uri
 
 
 def download(store: Storage, output: str, folder: Path) -> Path:
-    """The parts of an output, as files."""
+    """Copy the parts of an output to `folder`, and return the folder."""
     (folder / "data").mkdir(parents=True)
     for stored in store.list(f"{output}/data"):
         (folder / "data" / stored.uri.rpartition("/")[2]).write_bytes(store.read(stored.uri))
@@ -38,7 +38,7 @@ def download(store: Storage, output: str, folder: Path) -> Path:
 def assert_whole_on_s3(
     store: Storage, output: str, rows: list[Record], folder: Path, env: dict[str, str]
 ) -> None:
-    """Every row once, and `verify` finds nothing wrong."""
+    """Check that every row has one outcome and that `verify` accepts the output."""
     verified = darkroom("verify", output, **env)
     assert verified.code == 0, verified.err
     assert row_ids(download(store, output, folder / "downloaded")) == [row["row_id"] for row in rows]

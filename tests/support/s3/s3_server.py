@@ -4,6 +4,7 @@ import ctypes
 import http.client
 import json
 import os
+import platform
 import random
 import shutil
 import signal
@@ -15,6 +16,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import pytest
+
 ACCESS_KEY = "darkroom-tests"
 SECRET_KEY = "not-a-secret"
 READY_WITHIN_S = 30.0
@@ -22,9 +25,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 class S3Server:
-    """`with S3Server() as s3:` a server of its own with empty buckets, gone at the end.
+    """`with S3Server() as s3:` starts a server with empty buckets, which is removed at the end of the block.
 
-    `env` is what a process needs in its environment to reach it.
+    `env` has the environment variables with which a process reaches it.
     """
 
     buckets = ("inp", "out")
@@ -34,7 +37,7 @@ class S3Server:
             if self._start():
                 return self
             self._stop()
-        raise RuntimeError("SeaweedFS did not start; its last words:\n" + self._log)
+        raise RuntimeError("SeaweedFS did not start; the end of its log:\n" + self._log)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -51,13 +54,13 @@ class S3Server:
         }
 
     def kill(self) -> None:
-        """SIGKILL, as a machine fails; what it has stored stays."""
+        """End the server with SIGKILL, as when its machine fails; stored objects remain."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def restart(self) -> None:
-        """A killed one again, at the same address."""
+        """Start a killed server again, at the same address."""
         if not self._launch():
             raise RuntimeError("SeaweedFS did not start again")
 
@@ -118,7 +121,7 @@ class S3Server:
         return False
 
     def _is_healthy(self) -> bool:
-        # It is healthy before it has made its buckets, which are folders of its filer.
+        # The server reports healthy before it has created its buckets, which are folders of its filer.
         filer = self._ports[3]
         return self._answers(self.port, "/healthz") and all(
             self._answers(filer, f"/buckets/{bucket}/") for bucket in self.buckets
@@ -141,16 +144,22 @@ class S3Server:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def skip_without_server() -> None:
+    """Skip the test on a machine for which SeaweedFS is not built."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        pytest.skip("the S3 server for tests is built for Linux on x86_64 only")
+
+
 def _weed() -> str:
-    """The server's binary, which its PyPI package puts beside the interpreter."""
-    found = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
-    if found is None:
+    """The path of the server's binary, which its PyPI package puts beside the interpreter."""
+    binary = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if binary is None:
         raise FileNotFoundError("`weed` is not installed: pip install '.[test]'")
-    return found
+    return binary
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports below the ephemeral ones, each with the one 10,000 higher, which SeaweedFS takes for gRPC."""
+    """Free ports below the ephemeral ones; the port 10,000 higher, SeaweedFS's for gRPC, is free too."""
     free: list[int] = []
     while len(free) < count:
         port = random.SystemRandom().randrange(11_000, 22_000)
@@ -169,5 +178,5 @@ def _is_free(port: int) -> bool:
 
 
 def _die_with_parent() -> None:
-    """Linux: killed even when the test process is, which then can clean up nothing."""
+    """Let Linux kill this process when the test process is killed and cannot clean up."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A store in memory that loses requests and replies, is slow, and lists what was there a while ago."""
+"""A store in memory that is slow, loses requests and replies, and lists objects of the past."""
 
 import hashlib
 import io
@@ -16,59 +16,60 @@ Reply = TypeVar("Reply")
 
 MAX_TRIES = 6
 PAGE = 3
-"""Objects of a listing that are looked at in one moment."""
+"""The number of objects of a listing that belong to one moment."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Faults:
-    """How probable each is, per occasion."""
+    """The probability of each fault, at each occasion."""
 
     slow_s: float = 0.0
-    """No probability: the longest time between two steps."""
+    """The longest time between two steps; this is not a probability."""
     crash: float = 0.0
-    """That a process dies, before or after each request."""
+    """A process dies, before or after each request."""
     cut_off: float = 0.0
-    """That it is taken for dead there, and goes on."""
+    """A process counts as dead at that moment, but goes on."""
     preempted: float = 0.0
-    """That a death is the machine's, and Ray knows it."""
+    """A death is the machine's, and Ray knows it."""
     refused: float = 0.0
-    """That a request has no effect (503, 409, a reset)."""
+    """A request has no effect (503, 409, a reset)."""
     lost: float = 0.0
-    """That it has its effect and the reply is lost."""
+    """A request takes effect, but its reply is lost."""
     late: float = 0.0
-    """That it is given up, and has its effect when nobody thinks of it any more."""
+    """A request is given up, but takes effect much later."""
     stale: float = 0.0
-    """That a listing shows objects as they were a while ago."""
+    """A listing shows objects as they were some time ago."""
     hang: float = 0.0
-    """That a thread stands still between two steps, for longer than the driver's patience."""
+    """A thread hangs between two steps, for longer than the driver waits."""
     immortal: float = 0.0
-    """That a worker outlives the order to end, or its driver."""
+    """A worker outlives the order to end, or its driver."""
     no_memory: float = 0.0
-    """That a row fails which could be made."""
+    """A row that could be generated fails with out_of_memory."""
     fails: float = 0.0
-    """That a shard cannot be made, and its worker lives."""
+    """A shard fails, but its worker lives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """An object from one write to the next."""
+    """An object's state from one write to the next."""
 
     data: bytes
     metadata: Mapping[str, str]
     etag: str
     replaces: str | None
-    """The etag that the writer named."""
+    """The etag that the writer wanted to replace."""
     commit: int | None
-    """Whose write it is."""
+    """The number of the commit that wrote it; None if no commit did."""
     since_s: float
+    """When it was written, in simulated seconds."""
 
 
 Watch = Callable[[str, Version | None, Version], None]
-"""Told each write: where, what was there, what is there now."""
+"""Called after each write with the URI, the version before and the version after."""
 
 
 class SimulatedStore:
-    """`Storage`, with the patience of `S3Storage`: a request is repeated until its reply arrives."""
+    """A `Storage` that repeats requests as `S3Storage` does, until a reply arrives."""
 
     def __init__(self, clock: Clock, random: Random, faults: Faults, watch: Watch) -> None:
         self._clock = clock
@@ -77,9 +78,9 @@ class SimulatedStore:
         self._watch = watch
         self._histories: defaultdict[str, list[Version | None]] = defaultdict(list)
         self.effects: set[int] = set()
-        """Commits that put their part in its place."""
+        """The numbers of the commits whose write took effect."""
         self.seen: Counter[str] = Counter()
-        """What it did, to show that it does all of it."""
+        """How often each fault happened, so that a test can check that all of them happen."""
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         self._request(lambda _: None)
@@ -88,8 +89,8 @@ class SimulatedStore:
             age_s = self._random.uniform(0, 60)
             self.seen["stale listing"] += 1
         uris = sorted(uri for uri in self._histories if uri.startswith(f"{prefix}/"))
-        for place, uri in enumerate(uris):
-            if place % PAGE == PAGE - 1:
+        for i, uri in enumerate(uris):
+            if i % PAGE == PAGE - 1:
                 self.pause()
             version = self._as_of(uri, self._clock.now_s - age_s * self._random.random() if age_s else None)
             if version:
@@ -98,8 +99,8 @@ class SimulatedStore:
     def _as_of(self, uri: str, time_s: float | None) -> Version | None:
         if time_s is None:
             return self.now(uri)
-        seen = [version for version in self._histories[uri] if version and version.since_s <= time_s]
-        return seen[-1] if seen else None
+        versions = [version for version in self._histories[uri] if version and version.since_s <= time_s]
+        return versions[-1] if versions else None
 
     def stat(self, uri: str) -> StoredObject | None:
         version = self._request(lambda _: self.now(uri))
@@ -115,7 +116,7 @@ class SimulatedStore:
         return dict(self._get(uri).metadata)
 
     def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
-        return self.write(uri, data, metadata, condition=lambda there: there is None)
+        return self.write(uri, data, metadata, condition=lambda current: current is None)
 
     def exchange(self, uri: str, data: Buffer, metadata: Mapping[str, str], *, etag: str) -> bool:
         return self.write(
@@ -123,7 +124,7 @@ class SimulatedStore:
             data,
             metadata,
             replaces=etag,
-            condition=lambda there: there is not None and there.etag == etag,
+            condition=lambda current: current is not None and current.etag == etag,
         )
 
     def replace(self, uri: str, data: bytes) -> None:
@@ -133,7 +134,7 @@ class SimulatedStore:
         self._request(lambda _: self._histories[uri].append(None))
 
     def now(self, uri: str) -> Version | None:
-        """What is there, without a request."""
+        """The current version of an object, without a request; None if it does not exist."""
         history = self._histories.get(uri)
         return history[-1] if history else None
 
@@ -144,15 +145,15 @@ class SimulatedStore:
         metadata: Mapping[str, str],
         *,
         replaces: str | None = None,
-        condition: Callable[[Version | None], bool] = lambda there: True,
+        condition: Callable[[Version | None], bool] = lambda current: True,
     ) -> bool:
-        """A PUT."""
+        """Send a PUT, and return whether its condition was true and it took effect."""
         commit, content = self._clock.thread.commit, bytes(data)
         etag = hashlib.md5(content, usedforsecurity=False).hexdigest()
 
         def put(tries: int) -> bool:
-            there = self.now(uri)
-            if not condition(there):
+            current = self.now(uri)
+            if not condition(current):
                 return False
             version = Version(
                 data=content,
@@ -165,13 +166,13 @@ class SimulatedStore:
             self._histories[uri].append(version)
             if commit is not None:
                 self.effects.add(commit)
-            self._watch(uri, there, version)
+            self._watch(uri, current, version)
             return True
 
         return self._request(put, writes=True)
 
     def _sent(self, metadata: Mapping[str, str], tries: int) -> Mapping[str, str]:
-        """The metadata that the request carries at this try."""
+        """The metadata that the request sends at this try."""
         return metadata
 
     def _get(self, uri: str) -> Version:
@@ -195,10 +196,10 @@ class SimulatedStore:
             if random.random() >= faults.lost:
                 return reply
             self.seen["lost reply"] += 1
-        raise StorageError("the store did not answer until the deadline")
+        raise StorageError("the store did not answer before the deadline")
 
     def pause(self) -> None:
-        """Between two steps of a thread anything may happen to it."""
+        """Inject faults between two steps of the current thread."""
         random, faults, thread = self._random, self._faults, self._clock.thread
         chance = random.random()
         if chance < faults.crash:

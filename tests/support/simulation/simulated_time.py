@@ -1,8 +1,7 @@
-"""Processes and threads on a clock that nobody waits for: one greenlet runs at a time, in an order that the
-seed alone decides.
+"""Processes and threads in simulated time: one greenlet runs at a time, in an order that the seed decides.
 
-Code that knows nothing of it runs here as it is: whatever it calls may put it to sleep, end its process, or
-let another thread go first.
+The code under test runs unchanged. Each function that it calls may put its thread to sleep, end its process,
+or let another thread run first.
 """
 
 import heapq
@@ -14,19 +13,19 @@ from typing import Any
 from greenlet import getcurrent, greenlet
 
 MAX_EVENTS = 100_000
-"""Of one simulation: about a hundred times as many as it takes."""
+"""The most events of one simulation: about a hundred times as many as it needs."""
 
 
 class ViolationError(AssertionError):
-    """Something happened that the protocol rules out."""
+    """Something happened that the protocol forbids."""
 
 
 class Killed(BaseException):
-    """Ends the threads of a process that is dead; no code under test catches it."""
+    """Ends the threads of a dead process; no code under test catches it."""
 
 
 class Clock:
-    """What is to happen, by the second at which it does."""
+    """The simulated time, and the events to come."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -36,28 +35,28 @@ class Clock:
         self._serials = count()
 
     def after(self, delay_s: float, call: Callable[..., None], *arguments: Any) -> None:
-        """Call it then."""
+        """Call the function after this delay."""
         event = (self.now_s + delay_s, next(self._serials), call, arguments)
         heapq.heappush(self._events, event)
 
     def run(self) -> None:
-        """Until nothing is left to happen."""
+        """Run all events, until none is left."""
         for _ in range(MAX_EVENTS):
             if not self._events:
                 return
             self.now_s, _, call, arguments = heapq.heappop(self._events)
             call(*arguments)
-        raise ViolationError(f"it does not come to an end: {MAX_EVENTS:,} events, {self.now_s:,.0f} s")
+        raise ViolationError(f"the simulation does not end: {MAX_EVENTS:,} events, {self.now_s:,.0f} s")
 
     @property
     def thread(self) -> "Thread":
-        """The one that calls."""
-        assert self.running is not None, "only threads of the simulation may ask"
+        """The thread that is running."""
+        assert self.running is not None, "only threads of the simulation may use this"
         return self.running
 
 
 class Process:
-    """Threads that die together."""
+    """A simulated process: threads that die together."""
 
     def __init__(
         self, clock: Clock, name: str, *, when_it_dies: Callable[["Process"], None] | None = None
@@ -66,25 +65,25 @@ class Process:
         self.name = name
         self.alive = True
         self.heard = True
-        """False where it may live and is taken for dead."""
+        """Whether others hear from it; if not, they take it for dead, although it may live."""
         self._when_it_dies = when_it_dies
         self._threads: list[Thread] = []
 
     def start(self, call: Callable[..., None], *arguments: Any) -> None:
-        """A thread that begins now."""
+        """Start a thread now."""
         thread = Thread(self, call, arguments)
         self._threads.append(thread)
         thread.wake()
 
     def cut_off(self) -> None:
-        """Let it go on where nobody hears it."""
+        """Let others take the process for dead, although it goes on."""
         if self.heard:
             self.heard = False
             if self._when_it_dies:
                 self._when_it_dies(self)
 
     def kill(self) -> None:
-        """End every thread where it is; Killed where the caller is one of them."""
+        """End all threads of the process at once; raise Killed if the caller is one of them."""
         if self.alive:
             self.alive = False
             for thread in self._threads:
@@ -101,7 +100,7 @@ class Thread:
     def __init__(self, process: Process, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         self.process = process
         self.commit: int | None = None
-        """Which commit it is at."""
+        """The number of the commit that it is carrying out."""
         self._clock = process.clock
         self._greenlet = greenlet(self._run, parent=self._clock.hub)
         self._call = call
@@ -115,14 +114,14 @@ class Thread:
             return
 
     def sleep(self, seconds: float | None) -> None:
-        """Let others run; None: until somebody wakes this thread."""
+        """Let other threads run for this time, or until another thread wakes this one if it is None."""
         if seconds is not None:
             self._clock.after(seconds, self._go_on, self._num_stops + 1)
         self._num_stops += 1
         self._clock.hub.switch()
 
     def wake(self) -> None:
-        """Go on as soon as the caller sleeps; nothing where this thread has gone on by then."""
+        """Let the thread go on as soon as the caller sleeps, unless it has gone on by then."""
         self._clock.after(0.0, self._go_on, self._num_stops)
 
     def _go_on(self, stop: int) -> None:
@@ -133,7 +132,7 @@ class Thread:
         if self.process.alive:
             self._greenlet.switch()
         else:
-            # A thread that has not begun cannot catch it.
+            # A thread that has not started cannot catch the exception.
             with suppress(Killed):
                 self._greenlet.throw(Killed)
         self._clock.running = None

@@ -1,9 +1,9 @@
-"""Whole jobs without Ray, disks or time.
+"""Simulations of whole jobs, without Ray, disks or waiting.
 
-`python -m tests.support.simulation.simulator --seeds 10000` runs many, `--seed N` one.
+`python -m tests.support.simulation.simulator --seeds 10000` runs many of them, `--seed N` only one.
 
-Plan, record, dispatcher, search for poison, listing and commit are darkroom's; the store, the workers, the
-pool that asks them, the clock and all chance are simulated. A seed decides everything.
+The plan, the record, the dispatcher, the search for poison, the listing and the commit are darkroom's own
+code. The store, the workers, their pool, the clock and all chance are simulated. The seed decides everything.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from schemas.errors import DarkroomError, RefusedError, StorageError
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard
 from schemas.output_layout import MANIFEST, SUCCESS
 from schemas.spec.job_spec import JobSpec
+from schemas.wording.amounts import counted
 from tests.support.checkpoints import model_card
 from tests.support.simulation.reference_model import (
     CRASH,
@@ -51,16 +52,16 @@ from tests.support.simulation.simulated_time import Clock, Process, Thread, Viol
 
 OUTPUT = "s3://bucket/out"
 STALL_S = 20.0
-"""How long a driver waits for a sign of life."""
+"""How long a driver waits for a sign of life from a worker."""
 POLL_S = 5.0
-"""How long it waits for mail, at most."""
+"""How long a driver waits for messages at most."""
 MODELS = ("sd", "xl")
 MAX_DRIVERS = 3
 
 
 @lru_cache
 def job_of(shard_rows: int) -> Job:
-    """A job over two models."""
+    """A job with two models."""
     spec = JobSpec.model_validate(
         {
             "version": 1,
@@ -80,7 +81,7 @@ def job_of(shard_rows: int) -> Job:
 
 @lru_cache
 def fingerprint_of(shard_rows: int) -> str:
-    """Of that job."""
+    """The fingerprint of the job with this shard size."""
     return job_of(shard_rows).fingerprint
 
 
@@ -102,19 +103,20 @@ class Simulation:
         self.store = self.open_store()
         self.drivers: list[Driver] = []
         self.calm = False
-        """Whether the faults are over."""
+        """Whether faults no longer happen."""
         self._ended = False
 
     @property
     def seen(self) -> Counter[str]:
-        """How often happened what might."""
+        """How often each kind of event happened."""
         return self.model.seen + self.store.seen
 
     def open_store(self) -> SimulatedStore:
+        """A new store, whose writes the reference model checks."""
         return SimulatedStore(self.clock, self.random, self.faults, self.model.written)
 
     def _draw_faults(self) -> Faults:
-        """Each seed has kinds of faults that it has none of, few or many."""
+        """Random faults: each kind is absent, rare or frequent, depending on the seed."""
         draw = self.random.choice
         return Faults(
             slow_s=draw((0.2, 0.2, 0.5, 3.0)),
@@ -136,7 +138,7 @@ class Simulation:
         files = []
         for name in ("a", "b")[: random.randint(1, 2)]:
             rows = {model: random.randint(0, 8) for model in (*MODELS, NO_MODEL)}
-            # Rows that no model takes are rare; each model has one at least.
+            # Rows without a model are rare; the first model has at least one row.
             rows |= {MODELS[0]: random.randint(1, 8), NO_MODEL: random.choice((0, 0, 0, 2))}
             files.append(
                 PlannedFile(
@@ -164,19 +166,20 @@ class Simulation:
         return self.random.choice((0, 0, 0, 1, 1, 2, 3))
 
     def simulate(self) -> "Simulation":
-        """ViolationError where the protocol is broken."""
+        """Run the simulation, and return it; ViolationError if the protocol is broken."""
         Process(self.clock, "operator").start(self._operate)
         self.clock.run()
         if not self._ended:
-            raise ViolationError("it stands still before its end")
+            raise ViolationError("the simulation stops before the job's end")
         return self
 
     @property
     def drivers_at_work(self) -> list["Driver"]:
+        """The drivers that are alive and have not ended."""
         return [driver for driver in self.drivers if driver.process.alive and driver.end is None]
 
     def _operate(self) -> None:
-        """Who starts drivers, now and then one too many, and never reads what they say."""
+        """Start drivers, sometimes too many, as an operator who never reads their output."""
         thread, random = self.clock.thread, self.random
         for _ in range(random.randint(1, 2)):
             self._launch(Driver)
@@ -185,7 +188,7 @@ class Simulation:
             thread.sleep(random.uniform(0.5, 20))
             if len(self.drivers_at_work) < random.randint(1, MAX_DRIVERS):
                 kind = random.choice((Driver, RetryDriver))
-                # Twins, to meet at the same parts.
+                # Two drivers of one kind often write the same parts.
                 for _ in range(random.randint(1, 2)):
                     self._launch(kind)
         self.log("no more faults")
@@ -194,7 +197,7 @@ class Simulation:
             setattr(self.faults, name, 0.0)
         self._wait_for_drivers()
         self._run_to_the_end()
-        # Whoever has hung until now comes back, and may have come between a driver and a part.
+        # A thread that hung until now goes on, and may interfere with a driver's parts.
         thread.sleep(300)
         self._run_to_the_end()
         self.model.check_end()
@@ -208,36 +211,38 @@ class Simulation:
         return driver
 
     def _run_to_the_end(self) -> None:
-        """Nothing happens to these two."""
+        """Run a driver and a retry driver without faults, and check how they end."""
         for kind in (Driver, RetryDriver):
             driver = self._launch(kind)
             self._wait_for_drivers()
             if driver.end != "done":
-                raise ViolationError(
-                    f"{driver.process.name}, to which nothing happened, ended with {driver.end!r}"
-                )
+                raise ViolationError(f"{driver.process.name} had no faults, and ended with {driver.end!r}")
             for shard in driver.abandoned:
                 if not self.model.may_be_abandoned(shard):
-                    raise ViolationError(f"{shard.name} was abandoned, to which nothing happened")
+                    raise ViolationError(f"{shard.name} was abandoned, although there were no faults")
             if kind is Driver and not driver.abandoned and not self.store.now(join(OUTPUT, SUCCESS)):
-                raise ViolationError(f"{driver.process.name} is done, and there is no {SUCCESS}")
+                raise ViolationError(f"{driver.process.name} is done, but there is no {SUCCESS}")
 
     def _wait_for_drivers(self) -> None:
         while self.drivers_at_work:
             self.clock.thread.sleep(5)
 
     def name(self, kind: str) -> str:
+        """A new name for a process of this kind."""
         return f"{kind}-{next(self._names)}"
 
     def log(self, message: str, *arguments: object) -> None:
-        """Told only where one seed is replayed."""
+        """Print a line if one seed is replayed."""
         if self._tell:
             thread = self.clock.running
             name = thread.process.name if thread else "-"
             self._tell(f"{self.clock.now_s:8.2f} {name:12} {message % arguments}")
 
     def commit(self, shard: Shard, data: bytes, replaces: str | None, driver: "Driver") -> bool:
-        """As a worker does it, and the reference model hears the answer."""
+        """Commit a part as a worker does, and let the reference model check the answer.
+
+        Returns whether the part is the committed one.
+        """
         uri, thread = part_uri(shard), self.clock.thread
         number = thread.commit = next(self._commits)
         committed = self.commit_part(shard, data, f"{number:032x}", replaces, driver)
@@ -252,6 +257,7 @@ class Simulation:
     def commit_part(
         self, shard: Shard, data: bytes, attempt: str, replaces: str | None, driver: "Driver"
     ) -> bool:
+        """Commit a part with darkroom's `commit_part`; simulations of bugs replace this method."""
         return commit_part(
             self.store,
             part_uri(shard),
@@ -261,21 +267,21 @@ class Simulation:
             replaces=replaces,
         )
 
-    def part_there(self, uri: str) -> tuple[str, bytes]:
-        """Etag and content, in the order in which `Worker` asks for them."""
+    def committed_part(self, uri: str) -> tuple[str, bytes]:
+        """The part's etag and content, requested in the same order as in darkroom's worker."""
         stored = self.store.stat(uri)
         if stored is None:
-            raise RefusedError(f"{uri}, of which rows are to be made again, is gone")
+            raise RefusedError(f"{uri}, of which rows should be generated again, no longer exists")
         return stored.etag, self.store.read(uri)
 
 
 def part_uri(shard: Shard) -> str:
-    """Where its part belongs."""
+    """The URI of the shard's part."""
     return join(OUTPUT, "data", f"{shard.name}.parquet")
 
 
 class Worker:
-    """A process that makes shards, two at a time of which one has the device."""
+    """A process that runs up to two shards at a time, one of which uses the device."""
 
     def __init__(self, simulation: Simulation, driver: "Driver") -> None:
         self._simulation = simulation
@@ -286,44 +292,48 @@ class Worker:
         )
 
     def ready(self) -> None:
+        """Tell the driver that the worker has started."""
         self._simulation.store.pause()
         self._driver.hear(self, "ready", None)
 
     def run(self, shard: Shard) -> None:
-        """As an actor's call: its end is a message to the driver."""
+        """Run a shard, and send the driver a message about its end, as an actor's call does."""
         try:
-            answer = "done", self._make(shard)
+            answer = "done", self._run_shard(shard)
         except DarkroomError as error:
             answer = "error", error
         except _ShardError as error:
             answer = "failed", error
         self._driver.hear(self, answer[0], shard, answer[1])
 
-    def _make(self, shard: Shard) -> bool:
+    def _run_shard(self, shard: Shard) -> bool:
+        """Generate and commit a shard, and return whether its part is the committed one."""
         simulation = self._simulation
-        replaces, kept = None, Outcomes()
+        replaces, unchanged = None, Outcomes()
         if shard.again is not None:
-            replaces, data = simulation.part_there(part_uri(shard))
-            kept = {row: code for row, code in decode(data).items() if not _is_wanted(code, shard.again)}
+            replaces, data = simulation.committed_part(part_uri(shard))
+            unchanged = {
+                row: code for row, code in decode(data).items() if not _is_retried(code, shard.again)
+            }
         simulation.store.pause()
         while self._device_busy:
             simulation.clock.thread.sleep(0.5)
         self._device_busy = True
-        outcomes = self._generate(shard, kept)
+        outcomes = self._generate(shard, unchanged)
         self._device_busy = False
         simulation.store.pause()
         return shard.rehearse is None and simulation.commit(shard, encode(outcomes), replaces, self._driver)
 
-    def _generate(self, shard: Shard, kept: Outcomes) -> Outcomes:
+    def _generate(self, shard: Shard, unchanged: Outcomes) -> Outcomes:
         simulation = self._simulation
         simulation.store.pause()
         if simulation.random.random() < simulation.faults.fails:
             self._device_busy = False
-            raise _ShardError("a driver's error")
+            raise _ShardError("an error of a device driver")
         first, end = shard.rehearse or (0, shard.num_rows)
         simulation.clock.thread.sleep(0.2 * (end - first))
         return {
-            row_name(shard, row): kept.get(row_name(shard, row)) or self._outcome(shard, row)
+            row_name(shard, row): unchanged.get(row_name(shard, row)) or self._outcome(shard, row)
             for row in range(first, end)
         }
 
@@ -341,15 +351,15 @@ class Worker:
 
 
 class _ShardError(Exception):
-    """A shard cannot be made, and its worker lives."""
+    """A shard fails, but its worker lives."""
 
 
-def _is_wanted(outcome: str, again: tuple[str, ...]) -> bool:
+def _is_retried(outcome: str, again: tuple[str, ...]) -> bool:
     return outcome != OK and (not again or outcome in again)
 
 
 class _Seat:
-    """A worker's place, as in the pool."""
+    """A seat for a worker, as in darkroom's pool."""
 
     def __init__(self, name: str, worker: Worker, now_s: float) -> None:
         self.name = name
@@ -357,14 +367,14 @@ class _Seat:
         self.up = False
         self.shards: list[Shard] = []
         self.heard_s = now_s
-        """When there was a sign of life."""
+        """When the worker last gave a sign of life, in simulated seconds."""
 
 
 Message = tuple[Worker, str, Shard | None, object]
 
 
 class Driver:
-    """What `darkroom run` does, with a pool of simulated workers."""
+    """A driver that does what `darkroom run` does, with a pool of simulated workers."""
 
     kind = "driver"
 
@@ -372,16 +382,17 @@ class Driver:
         self.simulation = simulation
         self.process = Process(simulation.clock, simulation.name(self.kind), when_it_dies=self._leave_workers)
         self.end: str | None = None
+        """How it ended: `done` or the error's message; None until then."""
         self.abandoned: list[Shard] = []
         self.done = bytearray()
-        """What was there at its start."""
+        """For each part, whether it existed when the driver started."""
         self._seats: list[_Seat] = []
         self._mail: deque[Message] = deque()
         self._waiting: Thread | None = None
         self._failed_starts = 0
 
     def main(self) -> None:
-        """Until its end, whatever it is."""
+        """Run the driver, and record how it ends."""
         try:
             self.drive()
             self.end = "done"
@@ -391,7 +402,7 @@ class Driver:
         self._leave_workers(self.process)
 
     def drive(self) -> None:
-        """See `jobs.run.run_job`."""
+        """Do what `jobs.run.run_job` does."""
         store = self.simulation.store
         plan, num_shards = self.settle()
         self.done = done_shards(Output(store, OUTPUT), num_shards)
@@ -400,14 +411,14 @@ class Driver:
             return
         if not all(self.done):
             dispatcher = run._dispatcher(plan, self.done)
-            self.make_shards(dispatcher)
+            self.run_shards(dispatcher)
             missing = still_missing(dispatcher.abandoned, Output(store, OUTPUT), num_shards)
             self.abandoned = [lost.shard for lost in missing]
         if not self.abandoned:
             self.finish(num_shards)
 
     def settle(self) -> tuple[Plan, int]:
-        """See `jobs.run._plan_and_record`: the job's plan, and how many parts it has."""
+        """The job's plan and its number of parts, as in `jobs.run._plan_and_record`."""
         store, plan = self.simulation.store, self.simulation.plan
         record = read_record(Output(store, OUTPUT))
         if record is None:
@@ -423,7 +434,7 @@ class Driver:
         return plan_of(record, Survey(job=plan.job, files=files), OUTPUT), record.num_shards
 
     def finish(self, num_shards: int) -> None:
-        """See `jobs.reports.finish.finish`."""
+        """Do what `jobs.reports.finish.finish` does."""
         store = self.simulation.store
         parts = [*list_parts(Output(store, OUTPUT), num_shards)]
         if len(parts) < num_shards:
@@ -431,8 +442,8 @@ class Driver:
         store.replace(join(OUTPUT, MANIFEST), b"")
         store.replace(join(OUTPUT, SUCCESS), b"")
 
-    def make_shards(self, dispatcher: Dispatcher) -> None:
-        """See `jobs.dispatch.pool.WorkerPool.run`."""
+    def run_shards(self, dispatcher: Dispatcher) -> None:
+        """Do what `jobs.dispatch.pool.WorkerPool.run` does."""
         num = min(self.simulation.random.randint(1, 3), dispatcher.num_waiting)
         self._seats = [_Seat(f"seat-{i}", self._start(), self.simulation.clock.now_s) for i in range(num)]
         while not dispatcher.finished:
@@ -491,17 +502,17 @@ class Driver:
     def _replace(self, seat: _Seat, dispatcher: Dispatcher) -> None:
         simulation = self.simulation
         simulation.log("%s is taken for dead", seat.worker.process.name)
-        worker, seat.worker, held, seat.shards = seat.worker, self._start(), seat.shards, []
-        up, seat.up, seat.heard_s = seat.up, False, simulation.clock.now_s
+        worker, seat.worker, lost_shards, seat.shards = seat.worker, self._start(), seat.shards, []
+        was_up, seat.up, seat.heard_s = seat.up, False, simulation.clock.now_s
         self._end(worker)
-        if not up:
+        if not was_up:
             self._failed_starts += 1
         elif simulation.random.random() < simulation.faults.preempted:
             dispatcher.leave(seat.name)
         else:
             simulation.model.blamed.update(
                 row_name(shard, shard.rehearse[0])
-                for shard in held
+                for shard in lost_shards
                 if shard.rehearse and shard.rehearse[1] - shard.rehearse[0] == 1
             )
             dispatcher.lose(seat.name, "it died")
@@ -509,24 +520,24 @@ class Driver:
             raise DarkroomError("no worker can start")
 
     def _end(self, worker: Worker) -> None:
-        """Order a worker to end; a zombie does not hear it."""
+        """Order a worker to end; it may not get the order."""
         if self.simulation.random.random() >= self.simulation.faults.immortal:
             worker.process.kill()
 
     def _leave_workers(self, process: Process) -> None:
         if process.alive and self.end is None:
-            return  # nobody needs to hear a driver
+            return  # The driver is only cut off: it still has its workers.
         for seat in self._seats:
             self._end(seat.worker)
         self._seats = []
 
     def hear(self, worker: Worker, kind: str, shard: Shard | None, answer: object = None) -> None:
-        """A message from a worker, unless one of them is out of reach."""
+        """Get a message from a worker, unless the worker is cut off."""
         if worker.process.heard:
             self._deliver((worker, kind, shard, answer))
 
     def hear_of_death(self, worker: Worker) -> None:
-        """Some time later."""
+        """Get a message about the worker's death, some time later."""
         self.simulation.clock.after(
             self.simulation.random.random(), self._deliver, (worker, "died", None, None)
         )
@@ -538,38 +549,40 @@ class Driver:
 
 
 class RetryDriver(Driver):
-    """What `darkroom retry` does."""
+    """A driver that does what `darkroom retry` does."""
 
     kind = "retry"
 
     def drive(self) -> None:
-        """See `jobs.retry.retry_job`."""
+        """Do what `jobs.retry.retry_job` does."""
         simulation, store = self.simulation, self.simulation.store
         plan, num_shards = self.settle()
-        only = () if simulation.calm else simulation.random.choice(((), (NO_MEMORY,), (CRASH,)))
+        codes = () if simulation.calm else simulation.random.choice(((), (NO_MEMORY,), (CRASH,)))
         parts = [*list_parts(Output(store, OUTPUT), num_shards)]
-        wanted = {
+        indices = {
             part.index
             for part in parts
-            if any(_is_wanted(code, only) for code in decode(store.read(part.stored.uri)).values())
+            if any(_is_retried(code, codes) for code in decode(store.read(part.stored.uri)).values())
         }
-        shards = [replace(shard, again=only) for shard in plan.shards() if shard.index in wanted]
-        simulation.log("makes rows of %d parts again, %s", len(shards), only or "all that failed")
+        shards = [replace(shard, again=codes) for shard in plan.shards() if shard.index in indices]
+        simulation.log(
+            "generates rows of %s again, %s", counted(len(shards), "part"), codes or "all that failed"
+        )
         if shards:
-            self.make_shards(retry._dispatcher(shards, plan.job.spec.errors.max_attempts))
+            self.run_shards(retry._dispatcher(shards, plan.job.spec.errors.max_attempts))
             if sum(1 for _ in list_parts(Output(store, OUTPUT), num_shards)) == num_shards:
                 self.finish(num_shards)
 
 
 def _how(shard: Shard) -> str:
-    words = {"rehearse": shard.rehearse, "skip": shard.skip, "again": shard.again}
-    return " ".join(f"{name}={value}" for name, value in words.items() if value not in (None, ()))
+    fields = {"rehearse": shard.rehearse, "skip": shard.skip, "again": shard.again}
+    return " ".join(f"{name}={value}" for name, value in fields.items() if value not in (None, ()))
 
 
 def first_violation(
     seeds: Iterator[int] | range, kind: type[Simulation] = Simulation
 ) -> tuple[int, ViolationError] | None:
-    """The first seed of these with which the protocol is broken, and how."""
+    """The first seed that breaks the protocol, and the violation; None if there is none."""
     for seed in seeds:
         try:
             kind(seed).simulate()
@@ -579,11 +592,11 @@ def first_violation(
 
 
 def main() -> int:
-    """Exit code 1 where a seed fails."""
+    """Run the simulations of the command line; the exception of a seed that fails ends the program."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.simulation.simulator", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=10_000, help="how many")
-    parser.add_argument("--first", type=int, default=0, help="the first of them")
-    parser.add_argument("--seed", type=int, help="only this one, and tell what happens")
+    parser.add_argument("--seeds", type=int, default=10_000, help="number of seeds (%(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (%(default)s)")
+    parser.add_argument("--seed", type=int, help="run only this seed, and print what happens")
     arguments = parser.parse_args()
     if arguments.seed is not None:
         Simulation(arguments.seed, tell=print).simulate()
@@ -595,12 +608,12 @@ def main() -> int:
             simulation.simulate()
         except BaseException:
             print(
-                f"seed {seed} fails; `python -m tests.support.simulation.simulator --seed {seed}` tells how"
+                f"seed {seed} fails; `python -m tests.support.simulation.simulator --seed {seed}` shows how"
             )
             raise
         seen += simulation.seen
     seconds = time.perf_counter() - started
-    print(f"{arguments.seeds:,} seeds in {seconds:.1f} s without a violation: {dict(seen)}")
+    print(f"{counted(arguments.seeds, 'seed')} in {seconds:.1f} s without a violation: {dict(seen)}")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""One job through everything that fails, longer than a test suite may take.
+"""One job under all kinds of failures, for longer than a test suite may take.
 
 See `python -m tests.support.simulation.soak --help`.
 
-It exits with 0 when every row has one outcome in the end, and `verify` agrees.
+It exits with 0 if every row has one outcome at the end and `verify` accepts the output.
 """
 
 import argparse
@@ -20,118 +20,121 @@ from actors.storage.objects import Storage
 from actors.storage.output import Output
 from actors.storage.stores import open_storage
 from jobs.output.lease import read_lease
+from schemas.wording.amounts import counted
 from tests.support.ray_nodes import RayNodes
 from tests.support.running import Record, Started, text_rows, wait_until, write_spec
-from tests.support.s3.fault_proxy import FaultProxy, fault_proxy
+from tests.support.s3.fault_proxy import FaultProxy, serve_fault_proxy
 from tests.support.s3.on_s3 import assert_whole_on_s3, env_of, upload
 from tests.support.s3.s3_server import S3Server
 
 RATE = 0.4
-"""Share of requests that go wrong."""
-LIVES_AT_MOST_S = 4.0
-"""A driver, after its start or its first part."""
+"""The share of requests that go wrong."""
+MAX_LIFE_S = 4.0
+"""The longest life of a driver after its start or its first part."""
 LEASE_VALID_S = 60.0
 AWAY_S = 12.0
+"""How long the store is down."""
 OUTPUT = "s3://out/soak"
 
 
 def kill_drivers(
     start: Callable[[], Started], num: int, moments: random.Random, num_parts: Callable[[], int]
 ) -> int:
-    """Start so many drivers, one after the other, and kill -9 each; how many were met alive.
+    """Start `num` drivers, one after the other, kill each with SIGKILL, and return how many were still alive.
 
-    By turns at some moment after its start, and at some moment after its first part.
+    Drivers are killed alternately at a random moment after their first part and after their start.
     """
-    met = 0
+    num_alive = 0
     for i in range(num):
         before = num_parts()
         with start() as run:
             if i % 2 == 0:
                 wait_until(lambda run=run, before=before: not run.is_alive or num_parts() > before)
-            time.sleep(moments.uniform(0, LIVES_AT_MOST_S))  # the moment itself is what varies
-            met += run.is_alive
-        say(f"driver {i + 1} of {num} killed, parts {before} to {num_parts()}")
-    return met
+            time.sleep(moments.uniform(0, MAX_LIFE_S))  # the random moment is the purpose
+            num_alive += run.is_alive
+        log(f"driver {i + 1} of {num} killed, parts {before} to {num_parts()}")
+    return num_alive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Soak:
-    """One job, and where it runs."""
+    """One job, and the programs that it uses."""
 
     spec: Path
     env: dict[str, str]
-    """Of its drivers."""
+    """The environment of its drivers."""
     node: Started
     """The Ray node of its workers."""
     server: S3Server
     store: Storage
-    """Without faults."""
+    """The server's storage, without faults."""
     random: random.Random
 
     def driver(self, engine: str = "slow") -> Started:
-        """`with soak.driver() as run:`"""
+        """A driver of the job: `with soak.driver() as run:`."""
         return Started("-m", "tests.support.engines", engine, self.spec, **self.env)
 
     def num_parts(self) -> int:
-        """How many are committed."""
+        """How many parts are committed."""
         return len(list(self.store.list(f"{OUTPUT}/data")))
 
     def driver_pid(self) -> int:
-        """Of the driver that has the lease."""
+        """The process id of the driver that has the lease; 0 if no driver has it."""
         lease = read_lease(Output(self.store, OUTPUT))
         return lease.pid if lease else 0
 
     def kill_workers(self, num: int) -> None:
-        """SIGKILL, as when memory runs out, and SIGTERM, as on spot machines, in turn."""
+        """Kill workers in turn with SIGKILL, as when memory runs out, and SIGTERM, as on spot machines."""
         with self.driver() as run:
             for i in range(num):
                 number = (signal.SIGKILL, signal.SIGTERM)[i % 2]
                 pids = run.wait_until(lambda: self.node.pids("ray::WorkerProcess"))
-                time.sleep(self.random.uniform(0, 3))  # the moment itself is what varies
+                time.sleep(self.random.uniform(0, 3))  # the random moment is the purpose
                 send(self.random.choice(pids), number)
-                say(f"worker gets {number.name}, {self.num_parts()} parts")
+                log(f"a worker gets {number.name}; {counted(self.num_parts(), 'part')}")
             before = self.num_parts()
             run.wait_until(lambda: self.num_parts() > before)
 
     def suspend_driver(self) -> None:
-        """SIGSTOP until its lease is void and another driver works; going on it must end with code 4."""
+        """Suspend a driver until its lease is void and another works; resumed, it must end with code 4."""
         with self.driver() as suspended:
             before = self.num_parts()
             suspended.wait_until(lambda: self.num_parts() > before)
             suspended.signal(signal.SIGSTOP)
-            time.sleep(LEASE_VALID_S + 1)  # the lease's own clock is what is waited for
+            time.sleep(LEASE_VALID_S + 1)  # until the lease is void
             with self.driver() as successor:
                 successor.wait_until(lambda: self.driver_pid() in successor.pids())
-                say(f"another driver has the lease, {self.num_parts()} parts")
-                # The suspended one's workers hold the node's CPUs as long as it lives.
+                log(f"another driver has the lease; {counted(self.num_parts(), 'part')}")
+                # The workers of the suspended driver occupy the node's CPUs as long as it lives.
                 suspended.signal(signal.SIGCONT)
                 code = suspended.wait().code
                 assert code == 4, f"the suspended driver ended with {code}"
                 before = self.num_parts()
                 successor.wait_until(lambda: self.num_parts() > before)
-                say(f"the suspended driver has stopped and the other one goes on, {self.num_parts()} parts")
+                num_parts = counted(self.num_parts(), "part")
+                log(f"the suspended driver has stopped and the other one goes on; {num_parts}")
 
     def kill_store(self) -> None:
-        """It is away for AWAY_S, under a driver that goes on."""
+        """Stop the store for AWAY_S while a driver works."""
         with self.driver() as run:
             before = self.num_parts()
             run.wait_until(lambda: self.num_parts() > before)
             self.server.kill()
-            time.sleep(AWAY_S)  # how long it is away is what is tested
+            time.sleep(AWAY_S)  # this pause is the purpose
             self.server.restart()
             before = self.num_parts()
             run.wait_until(lambda: self.num_parts() > before)
-            say(f"store was away, {self.num_parts()} parts")
+            log(f"the store was down; {counted(self.num_parts(), 'part')}")
 
 
 @contextmanager
-def soak(rows: list[Record], rate: float, seed: int, folder: Path) -> Iterator[tuple[Soak, FaultProxy]]:
-    """Everything that a job needs, on this machine."""
+def start_soak(rows: list[Record], rate: float, seed: int, folder: Path) -> Iterator[tuple[Soak, FaultProxy]]:
+    """Start all that the job needs on this machine, and yield the soak and its fault proxy."""
     with ExitStack() as stack:
         server = stack.enter_context(S3Server())
         os.environ |= env_of(server)
         store = open_storage(OUTPUT)
-        proxy = stack.enter_context(fault_proxy(server.env["AWS_ENDPOINT_URL"]))
+        proxy = stack.enter_context(serve_fault_proxy(server.env["AWS_ENDPOINT_URL"]))
         env = env_of(server) | {"AWS_ENDPOINT_URL": proxy.url}
         nodes = stack.enter_context(RayNodes(**env))
         node = nodes.add(num_cpus=2)
@@ -152,42 +155,51 @@ def soak(rows: list[Record], rate: float, seed: int, folder: Path) -> Iterator[t
 
 
 def main() -> None:
-    """The program."""
+    """Run the soak of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.simulation.soak", description=__doc__)
-    parser.add_argument("--rows", type=int, default=2000, help="of the job; it must outlast the faults")
-    parser.add_argument("--kills", type=int, default=20, help="drivers that are killed, one after the other")
-    parser.add_argument("--rate", type=float, default=RATE, help="share of requests that go wrong")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the faults")
+    parser.add_argument(
+        "--rows", type=int, default=2000, help="rows of the job, which must outlast the faults (%(default)s)"
+    )
+    parser.add_argument(
+        "--kills", type=int, default=20, help="drivers to kill, one after the other (%(default)s)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=RATE, help="share of requests that go wrong (%(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random moments and faults (%(default)s)"
+    )
     arguments = parser.parse_args()
     rows = text_rows(arguments.rows)
     with (
         tempfile.TemporaryDirectory() as folder,
-        soak(rows, arguments.rate, arguments.seed, Path(folder)) as (job, proxy),
+        start_soak(rows, arguments.rate, arguments.seed, Path(folder)) as (soak, proxy),
     ):
-        met = kill_drivers(job.driver, arguments.kills, job.random, job.num_parts)
-        job.kill_workers(6)
-        job.suspend_driver()
-        job.kill_store()
-        say(f"{met} drivers were killed at work; {job.num_parts()} parts before the last run")
-        with job.driver("quick") as run:
+        num_alive = kill_drivers(soak.driver, arguments.kills, soak.random, soak.num_parts)
+        soak.kill_workers(6)
+        soak.suspend_driver()
+        soak.kill_store()
+        num_parts = counted(soak.num_parts(), "part")
+        log(f"drivers killed at work: {num_alive}; {num_parts} before the last run")
+        with soak.driver("quick") as run:
             finished = run.wait(timeout_s=600)
-        say(finished.out)
+        log(finished.out)
         assert finished.code == 0, finished.err
-        say(f"{proxy.injected.total()} of {len(proxy.requests)} requests went wrong: {dict(proxy.injected)}")
-        assert_whole_on_s3(job.store, OUTPUT, rows, Path(folder), env_of(job.server))
-        say(f"verified: {len(rows)} rows, each once")
+        log(f"{proxy.injected.total()} of {len(proxy.requests)} requests went wrong: {dict(proxy.injected)}")
+        assert_whole_on_s3(soak.store, OUTPUT, rows, Path(folder), env_of(soak.server))
+        log(f"verified: {counted(len(rows), 'row')}, one outcome each")
 
 
 def send(pid: int, number: int) -> None:
-    """A signal, to one that may have ended already."""
+    """Send a signal to a process, which may have ended already."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
-        say(f"{pid} had ended")
+        log(f"process {pid} had already ended")
 
 
-def say(text: str) -> None:
-    """With the time."""
+def log(text: str) -> None:
+    """Print a line with the time."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
