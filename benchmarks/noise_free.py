@@ -6,16 +6,18 @@ from actors.engine.batching.merged_modules import CallCount
 from benchmarks.contenders.local_contenders import Darkroom
 
 HEADER = (
-    "mean UNet batch",
-    "UNet rows run / needed",
-    "text encoder calls",
-    "VAE encoder calls",
-    "UNet calls",
-    "VAE decoder calls",
-    "mean decode",
-    "weights loaded",
+    "UNet batch",
+    "UNet run / needed",
+    "text encoder",
+    "VAE encoder",
+    "UNet",
+    "VAE decoder",
+    "decode batch",
+    "loaded",
 )
-"""The column names. A batch's size is its number of images: with guidance an image is two UNet rows."""
+"""The column names. A batch's size is its mean number of images: with guidance an image is two UNet rows.
+
+The columns from the text encoder to the VAE decoder are numbers of calls."""
 
 
 def cells(darkroom: Darkroom) -> list[str]:

@@ -13,8 +13,6 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-from diffusers.utils.deprecation_utils import _TRANSFORMERS_CLASS_REMAPPING
 from huggingface_hub import hf_hub_download
 
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder
@@ -23,6 +21,11 @@ from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.engine.pipelines.shared_modules import SharedModules
 from actors.engine.quirks.clip_skip import enable_clip_skip
 from actors.engine.quirks.float32_vae import keep_in_float32
+from actors.engine.quirks.published_components import (
+    checker_with_safes_weights,
+    has_safe_checker,
+    omitted_components,
+)
 from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
@@ -31,13 +34,6 @@ logger = logging.getLogger(__name__)
 
 # A spec or a checkpoint must never bring code that is run.
 os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
-
-# Published depth-to-image checkpoints name DPTFeatureExtractor, which transformers 5 no longer has. diffusers
-# 0.42.1 replaces such classes by a table, in which only CLIP's is; so the depth estimator's is added here.
-_TRANSFORMERS_CLASS_REMAPPING["DPTFeatureExtractor"] = {
-    "new_class": "DPTImageProcessorPil",
-    "transformers_version": (">=", "5.0"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +102,18 @@ def load(name: str, spec: ModelSpec, options: LoadOptions, shared: SharedModules
         pipeline = pipeline_class(index["_class_name"]).from_pretrained(
             folder,
             **shared.known(folder, spec, dtype)
-            | _omitted_components(index)
+            | omitted_components(index)
             | _checker_arguments(index, options.with_checker),
             variant=spec.variant,
             dtype=dtype,
             use_safetensors=_use_safetensors(),
             trust_remote_code=False,
         )
-        if _has_safe_checker(index) and options.with_checker:
-            pipeline.register_modules(safety_checker=_stable_diffusion_checker(folder, spec, dtype))
+        if has_safe_checker(index) and options.with_checker:
+            checker = checker_with_safes_weights(
+                folder, variant=spec.variant, dtype=dtype, use_safetensors=_use_safetensors()
+            )
+            pipeline.register_modules(safety_checker=checker)
         # If weights are missing, torch raises its error here.
         pipeline = pipeline.to(options.device)
     except LOADING_ERRORS as error:
@@ -137,32 +136,6 @@ def _error_text(error: Exception) -> str:
     if "ignore_mismatched_sizes" in text:
         return f"weights have other shapes than the configuration says ({text})"
     return text
-
-
-def _omitted_components(index: Mapping[str, Any]) -> dict[str, Any]:
-    """None for each component whose published class does not load (diffusers 0.42.1 with transformers 5)."""
-    return {"safety_checker": None} if _has_safe_checker(index) else {}
-
-
-def _has_safe_checker(index: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint has Safe's own checker.
-
-    diffusers 0.42.1 has moved the checker's class, which does not load with transformers 5 either.
-    """
-    _, name = index.get("safety_checker") or (None, None)
-    return bool(name == "SafeStableDiffusionSafetyChecker")
-
-
-def _stable_diffusion_checker(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> Any:
-    """Stable Diffusion's checker with the weights of Safe's: the networks are the same, but Safe's checker
-    does not blacken images."""
-    return StableDiffusionSafetyChecker.from_pretrained(
-        folder,
-        subfolder="safety_checker",
-        variant=spec.variant,
-        dtype=dtype,
-        use_safetensors=_use_safetensors(),
-    )
 
 
 def _use_safetensors() -> bool | None:
