@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.storage.objects import Storage
+from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import SpecError
 
 MAX_FOOTER_BYTES = 16 << 20
@@ -66,6 +67,7 @@ def read_footer(storage: Storage, uri: str) -> tuple[int, pa.Schema]:
     """(number of rows, schema) of a Parquet file; SpecError where the file cannot be read or is encrypted."""
     try:
         with (
+            parquet_errors_as(SpecError, f"input.path: {uri} is not a readable Parquet file"),
             _with_bounded_footer(storage.open(uri)) as source,
             # Without a buffer (buffer_size=0) it would read all columns before it looks at the first.
             pq.ParquetFile(source, buffer_size=1, pre_buffer=False) as parquet,
@@ -77,18 +79,16 @@ def read_footer(storage: Storage, uri: str) -> tuple[int, pa.Schema]:
         raise SpecError(
             f"input.path: {uri} is encrypted, and darkroom has no keys; write it without encryption"
         ) from error
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise SpecError(f"input.path: {uri} is not a readable Parquet file: {error}") from error
 
 
 def _with_bounded_footer(source: BinaryIO) -> _FooterOnly:
-    """The file, which can be sealed after its footer was read; ValueError where the footer is too long."""
+    """The file, which can be sealed after its footer was read; ArrowInvalid where the footer is too long."""
     # These are the bytes that pyarrow reads first, so they are fetched once.
     source.seek(max(0, source.seek(0, os.SEEK_END) - FIRST_READ_BYTES))
     tail = source.read(FIRST_READ_BYTES)
     if tail.endswith(b"PAR1") and (size := int.from_bytes(tail[-8:-4], "little")) > MAX_FOOTER_BYTES:
         source.close()
-        raise ValueError(
+        raise pa.ArrowInvalid(
             f"its footer has {size:,} bytes, and at most {MAX_FOOTER_BYTES:,} are read; "
             "write it with larger row groups, or fewer columns"
         )

@@ -12,6 +12,7 @@ from actors.storage.objects import Storage
 from actors.storage.output import Output
 from jobs.output.parts import FOOTERS_AT_ONCE, PartFile, totals_in
 from schemas.columns.output_columns import column_problems
+from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import RefusedError
 
 
@@ -70,7 +71,7 @@ def read_footers(output: Output, parts: Sequence[PartFile]) -> list[PartFooter]:
 
 
 def _read_footer(storage: Storage, uri: str) -> PartFooter:
-    try:
+    with parquet_errors_as(RefusedError, f"{uri} is not a darkroom part"):
         with storage.open(uri) as file:
             metadata = pq.read_metadata(file)
         schema = metadata.schema.to_arrow_schema()
@@ -78,9 +79,6 @@ def _read_footer(storage: Storage, uri: str) -> PartFooter:
             raise RefusedError(f"{uri} is not a darkroom part: {misfit}")
         columns = tuple(field.name for field in schema if _is_plain(field.type))
         groups = tuple(_groups(uri, metadata, columns))
-    # ValueError: statistics may be invalid UTF-8.
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise RefusedError(f"{uri} is not a darkroom part: {error}") from error
     return PartFooter(groups=groups, error_codes=dict(totals_in(metadata.metadata or {}, uri).error_codes))
 
 

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
@@ -14,6 +13,7 @@ from actors.storage.objects import StoredObject
 from actors.storage.output import Output
 from jobs.output.strict_json import parse_json
 from jobs.output.tally import Abandoned
+from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import RefusedError
 from schemas.job import StoredCount
 from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, PARTS_FOLDER, parse_part_file
@@ -111,11 +111,9 @@ def totals_of(output: Output, parts: Iterable[PartFile]) -> Totals:
 
 def _read_totals(output: Output, part: PartFile) -> Totals:
     uri = part.stored.uri
-    try:
-        with output.storage.open(uri) as file:
-            footer = pq.read_metadata(file).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        raise RefusedError(f"{uri} is not a darkroom part: {error}") from error
+    not_a_part = parquet_errors_as(RefusedError, f"{uri} is not a darkroom part")
+    with not_a_part, output.storage.open(uri) as file:
+        footer = pq.read_metadata(file).metadata or {}
     return replace(totals_in(footer, uri), size_bytes=part.stored.size_bytes)
 
 

@@ -17,6 +17,7 @@ from actors.storage.output import Output
 from jobs.output.part_footers import PartFooter, RowGroup
 from jobs.reports.even_choice import by_key, share
 from jobs.reports.thumbnails import Thumbnails, text, thumbnails_of
+from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import RefusedError
 from schemas.systems.parameters import PARAMETERS
 
@@ -208,25 +209,22 @@ def _read_batches(
     storage: Storage, group: RowGroup, columns: Sequence[str], num_rows: int
 ) -> Iterator[tuple[int, Any]]:
     """(position of the first row, batch) for the batches of a row group, each read when it is asked for."""
-    try:
-        with (
-            storage.open(group.uri) as file,
-            # With its defaults pyarrow 26 reads whole column chunks, however few rows are used.
-            pq.ParquetFile(
-                file,
-                metadata=group.footer,
-                buffer_size=READ_BUFFER_BYTES,
-                pre_buffer=False,
-                page_checksum_verification=True,
-            ) as parquet,
-        ):
-            first = 0
-            for batch in parquet.iter_batches(num_rows, [group.index], list(columns), use_threads=False):
-                yield first, batch
-                first += batch.num_rows
-    # ValueError: a text may be invalid UTF-8.
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise RefusedError(f"{group.uri} cannot be read: {error}") from error
+    with (
+        parquet_errors_as(RefusedError, f"{group.uri} cannot be read"),
+        storage.open(group.uri) as file,
+        # With its defaults pyarrow 26 reads whole column chunks, however few rows are used.
+        pq.ParquetFile(
+            file,
+            metadata=group.footer,
+            buffer_size=READ_BUFFER_BYTES,
+            pre_buffer=False,
+            page_checksum_verification=True,
+        ) as parquet,
+    ):
+        first = 0
+        for batch in parquet.iter_batches(num_rows, [group.index], list(columns), use_threads=False):
+            yield first, batch
+            first += batch.num_rows
 
 
 def _frame(record: Mapping[str, Any], thumbnails: Thumbnails, location: str) -> Frame:
