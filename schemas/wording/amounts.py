@@ -17,9 +17,9 @@ def duration(seconds: float) -> str:
 
 
 def size_text(size_bytes: float) -> str:
-    """The size in the largest unit that fits: `812 bytes`, `3.4 MB`, `1.2 TB`."""
+    """The size in the largest unit that fits: `1 byte`, `812 bytes`, `3.4 MB`, `1.2 TB`."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if size_bytes < 1000 or unit == "TB":
-            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
+            return counted(round(size_bytes), "byte") if unit == "bytes" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1000
     raise AssertionError("the loop ends at TB")

@@ -23,7 +23,7 @@ from tests.support.toy_pipeline import (
 
 
 def varied(model: ToyModel, count: int, **options: Any) -> list[ToyCall]:
-    """Calls for one picture each, of 4 to 12 steps."""
+    """Calls for one image each, of 4 to 12 steps."""
     made = (PlainCall(model=model, texts=(i,), steps=4 + 5 * i % 9, **options) for i in range(count))
     return plain_calls(*made)
 
@@ -99,7 +99,7 @@ def test_calls_that_differ_in_more_than_their_rows_share_batches(differing: dict
     ids=["size", "plain argument", "another tensor", "tensor without rows"],
 )
 def test_calls_for_different_things_share_no_batch(differing: dict[str, Any]) -> None:
-    """One picture's size or settings must not become the other's."""
+    """One image's size or settings must not become the other's."""
     model = ToyModel()
     calls = plain_calls(PlainCall(model=model), PlainCall(model=model, **differing))
 

@@ -23,7 +23,7 @@ def made_exactly(folder: Path, rows: list[Record], **batching: int) -> Made:
 
 @pytest.mark.parametrize("shard_rows", [1, 3, 256])
 def test_every_row_of_every_system_has_the_bits_of_a_plain_call(tmp_path: Path, shard_rows: int) -> None:
-    """Pictures and depth maps alike, mixed in one job with all others, whatever its shards are."""
+    """Images and depth maps alike, mixed in one job with all others, whatever its shards are."""
     made = made_exactly(tmp_path, MIXED, shard_rows=shard_rows)
 
     found = {each["row_id"]: distances(made.row(each["row_id"]), expected(each["row_id"])) for each in MIXED}
@@ -31,7 +31,7 @@ def test_every_row_of_every_system_has_the_bits_of_a_plain_call(tmp_path: Path, 
 
 
 def test_rows_that_could_share_a_call_have_one_each(tmp_path: Path) -> None:
-    """Equal parameters tempt nobody, and the third picture of a row is that of the third seed."""
+    """Equal parameters tempt nobody, and the third image of a row is that of the third seed."""
     rows = [row(f"sd-{seed}", "sd", "text2img", seed=seed) for seed in range(4)]
 
     made = made_exactly(tmp_path, [*rows, rows[1] | {"row_id": "three", "num_images_per_prompt": 3}])

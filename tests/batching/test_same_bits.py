@@ -36,7 +36,7 @@ BESIDE: list[Record] = [
     row("chained", "sdxl", "chain"),
     row("chained-too", "sdxl", "chain", seed=8, num_inference_steps=5),
 ]
-"""Rows that fail, that make several pictures, and that two models make one after the other."""
+"""Rows that fail, that make several images, and that two models make one after the other."""
 CHAIN: Record = {
     "refine": {"task": "img2img", "model": "sdxl-refiner", "num_inference_steps": 4, "denoising_start": 0.5},
     "chain": {

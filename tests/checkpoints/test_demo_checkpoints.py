@@ -184,7 +184,7 @@ def load(kind: str) -> DiffusionPipeline:
 
 
 def draw(pipeline: DiffusionPipeline, seed: int = 0, **values: Any) -> np.ndarray:
-    """Return one picture, its channels between 0 and 1; a depth map is the fourth of them."""
+    """Return one image, its channels between 0 and 1; a depth map is the fourth of them."""
     generator = torch.Generator().manual_seed(seed)
     values = {"num_inference_steps": 4, "output_type": "np", **values}
     output = pipeline(generator=generator, **values)
@@ -235,7 +235,7 @@ def test_the_rest_of_what_tells_checkpoints_apart() -> None:
 
 @pytest.mark.parametrize("kind", RANDOM_KINDS)
 def test_whatever_a_row_says_is_visible(kind: str) -> None:
-    """A picture has contrast in every channel; another seed or input moves it by ten levels of 255."""
+    """An image has contrast in every channel; another seed or input moves it by ten levels of 255."""
     pipeline = load(kind)
     expected = EVERY_KIND[kind]
 
@@ -251,7 +251,7 @@ def test_whatever_a_row_says_is_visible(kind: str) -> None:
 
 
 def test_the_safety_checker_looks_and_flags_nothing() -> None:
-    """Its scores follow the picture, and no score can pass the threshold."""
+    """Its scores follow the image, and no score can pass the threshold."""
     pipeline = load("sd-safety")
 
     output = pipeline(["a red fox", "an owl"], num_inference_steps=2, output_type="np")
@@ -280,7 +280,7 @@ def test_every_task_of_a_checkpoint_runs_on_its_components(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_prompt_guidance_and_seed_change_the_picture(kind: str) -> None:
+def test_prompt_guidance_and_seed_change_the_image(kind: str) -> None:
     """What a row asks for is visible, by more than ten levels of 255 on average."""
     pipeline = load(kind)
 
@@ -458,7 +458,7 @@ def test_the_demos_rows_are_the_ones_that_the_script_draws(tmp_path: Path) -> No
 
 
 def test_one_row_of_the_demo_is_broken() -> None:
-    """Every picture of the demo's rows can be read but the one that says it cannot."""
+    """Every image of the demo's rows can be read but the one that says it cannot."""
     pictures = [
         (row["row_id"], row[column]["bytes"])
         for row in demo_rows()

@@ -86,7 +86,7 @@ def test_a_file_in_the_hubs_cache_is_known_by_its_name(hub_cache: Path) -> None:
 
 
 def test_workers_load_the_commit_that_was_planned(hub_cache: Path, tuned: Path, tmp_path: Path) -> None:
-    """A repository that moves on between plan and work does not change the job's pictures."""
+    """A repository that moves on between plan and work does not change the job's images."""
     put_in_cache(hub_cache, "studio/sd", tuned)
     rows = write_rows(tmp_path / "rows.parquet", text_rows(1))
     job = plan_for(job_spec(rows, tmp_path / "out", models={"sd": {"checkpoint": "studio/sd"}})).job

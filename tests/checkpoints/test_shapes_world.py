@@ -43,8 +43,8 @@ def blurred(pictures: Array) -> Array:
     return ((rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 4).astype(np.uint8)
 
 
-def test_the_judge_reads_every_drawn_picture_right() -> None:
-    """Of 500 drawn pictures, it says all five facts as they were drawn."""
+def test_the_judge_reads_every_drawn_image_right() -> None:
+    """Of 500 drawn images, it says all five facts as they were drawn."""
     scenes, pictures = drawn(500)
 
     wrong = told_wrong(scenes, pictures)
@@ -53,7 +53,7 @@ def test_the_judge_reads_every_drawn_picture_right() -> None:
 
 
 def test_the_judge_bears_blur_and_noise() -> None:
-    """It reads pictures whose edges are soft and whose colours are a little off, as a model's are."""
+    """It reads images whose edges are soft and whose colours are a little off, as a model's are."""
     scenes, pictures = drawn(300)
     noise = np.random.default_rng(2).normal(0, 8, pictures.shape)
     soft = (blurred(pictures) + noise).clip(0, 255).astype(np.uint8)
@@ -64,7 +64,7 @@ def test_the_judge_bears_blur_and_noise() -> None:
 
 
 def test_the_judge_names_nothing_that_is_not_there() -> None:
-    """A plain picture has a background and nothing else; noise and stripes have no shape."""
+    """A plain image has a background and nothing else; noise and stripes have no shape."""
     plain = np.full((64, 64, 3), world.COLOURS["green"], dtype=np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     stripes = plain.copy()

@@ -49,7 +49,7 @@ def made_in_bfloat16(folder: Path, **batching: bool) -> tuple[Made, DiffusersEng
 
 
 def reference(row: Record) -> np.ndarray:
-    """The row's picture by a plain call in bfloat16."""
+    """The row's image by a plain call in bfloat16."""
     pipeline = CLASSES[row["task"]].from_pretrained(demo("sdxl"), use_safetensors=True, dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     given = {name: image_of({"image": row[name]}) for name in IMAGE_COLUMNS[row["task"]]}
@@ -62,7 +62,7 @@ def reference(row: Record) -> np.ndarray:
 
 
 @pytest.mark.parametrize("task", CLASSES)
-def test_an_exact_picture_in_bfloat16_is_that_of_plain_diffusers(tmp_path: Path, task: str) -> None:
+def test_an_exact_image_in_bfloat16_is_that_of_plain_diffusers(tmp_path: Path, task: str) -> None:
     """Whose pipelines cast the VAE up and down again for each call."""
     made, _ = made_in_bfloat16(tmp_path, exact=True)
 

@@ -1,4 +1,4 @@
-"""`batching.compile`: few shapes, and the pictures that there were without it."""
+"""`batching.compile`: few shapes, and the images that there were without it."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def test_exact_and_compiled_exclude_each_other() -> None:
         BatchingSpec(exact=True, compile=True)
 
 
-def test_compiled_blocks_make_the_same_pictures(tmp_path: Path) -> None:
+def test_compiled_blocks_make_the_same_images(tmp_path: Path) -> None:
     """Within 2 of 255; and every block of the UNet is compiled, for one shape here."""
     spec = job_spec(
         write_rows(tmp_path / "rows.parquet", ROWS),

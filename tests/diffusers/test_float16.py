@@ -46,7 +46,7 @@ def spec_for(folder: Path, model: Record = HALF, **batching: bool) -> JobSpec:
 
 
 def reference(row: Record) -> np.ndarray:
-    """The row's picture by a plain call in float16."""
+    """The row's image by a plain call in float16."""
     tasks = {
         "text2img": diffusers.StableDiffusionXLPipeline,
         "img2img": diffusers.StableDiffusionXLImg2ImgPipeline,
@@ -63,7 +63,7 @@ def reference(row: Record) -> np.ndarray:
 
 
 @pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")
-def test_an_exact_picture_in_float16_is_that_of_plain_diffusers(tmp_path: Path) -> None:
+def test_an_exact_image_in_float16_is_that_of_plain_diffusers(tmp_path: Path) -> None:
     """Whose pipelines cast the VAE up and down again for each call."""
     made = make(spec_for(tmp_path, exact=True))
 

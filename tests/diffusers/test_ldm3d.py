@@ -103,7 +103,7 @@ def decoded_by_hand(pipeline: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_arrays_and_images_agree(kind: str) -> None:
-    """One picture and one depth map for each row, whatever the output type."""
+    """One image and one depth map for each row, whatever the output type."""
     pipeline = drawing(kind)
 
     tensors, arrays, images = (draw(pipeline, output_type) for output_type in ("pt", "np", "pil"))
@@ -179,7 +179,7 @@ class FlagsTheSecond:
 @pytest.mark.parametrize("output_type", ["pt", "np", "pil"])
 @pytest.mark.parametrize("kind", [*KINDS, "ldm3d-upscale"])
 def test_a_safety_checker_blackens_only_the_row_that_it_flags(kind: str, output_type: str) -> None:
-    """Picture and depth; the other row stays as it is without a checker."""
+    """Image and depth; the other row stays as it is without a checker."""
 
     def made(pipeline: Any) -> Any:
         if kind == "ldm3d-upscale":
@@ -335,7 +335,7 @@ def test_an_upscaled_row_does_not_depend_on_its_company() -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_every_argument_changes_the_upscaled_picture(change: dict[str, Any]) -> None:
+def test_every_argument_changes_the_upscaled_image(change: dict[str, Any]) -> None:
     """None is taken and forgotten."""
     pipeline = upscaling()
 
@@ -363,7 +363,7 @@ def test_depth_maps_count_for_their_range_not_for_their_bits() -> None:
 
 
 def test_the_published_examples_calls_work() -> None:
-    """One prompt, one picture, and a list for the size; PIL images come back."""
+    """One prompt, one image, and a list for the size; PIL images come back."""
     output = upscaling()(
         prompt="high quality high resolution uhd 4k image",
         rgb=picture(),

@@ -29,7 +29,7 @@ def images_a_batch(count: CallCount) -> float:
 
 
 def test_each_row_is_what_a_plain_call_of_its_own_gives(merged: Merged) -> None:
-    """Pictures within two levels, depth maps within 1/4096 of their range."""
+    """Images within two levels, depth maps within 1/4096 of their range."""
     made, _ = merged
 
     found = {each["row_id"]: distances(made.row(each["row_id"]), expected(each["row_id"])) for each in VARIED}

@@ -71,7 +71,7 @@ ROWS: list[Record] = [
 
 
 def reference(folder: Path, family: str, row: Record) -> np.ndarray:
-    """The row's picture by a plain call of its pipeline, alone."""
+    """The row's image by a plain call of its pipeline, alone."""
     pipeline = CLASSES[family, row["task"]].from_pretrained(folder, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     # Without this, Stable Diffusion's own pipelines raise under transformers 5.23.
@@ -134,14 +134,14 @@ def test_a_row_is_what_a_plain_diffusers_call_gives(
     assert np.abs(ours - references[row_id]).max() <= LEVELS
 
 
-def test_rows_that_differ_make_pictures_that_differ(made: Made) -> None:
+def test_rows_that_differ_make_images_that_differ(made: Made) -> None:
     """The comparison above would be worth nothing on a model that ignores its inputs."""
     hashes = {row["row_id"]: row["image_sha256"] for row in made.rows}
 
     assert len(set(hashes.values())) >= len(ROWS) - 1, hashes
 
 
-def test_an_inpainted_picture_keeps_its_own_size(tmp_path: Path) -> None:
+def test_an_inpainted_image_keeps_its_own_size(tmp_path: Path) -> None:
     """Plain diffusers would resize it to the model's size; a catalogue wants its own size back."""
     row = {
         "row_id": 1,
@@ -157,7 +157,7 @@ def test_an_inpainted_picture_keeps_its_own_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "P", "LA", "1"])
-def test_a_picture_of_any_mode_is_taken_for_its_colours(tmp_path: Path, mode: str) -> None:
+def test_an_image_of_any_mode_is_taken_for_its_colours(tmp_path: Path, mode: str) -> None:
     """RGBA, left alone, diffusers takes for latents; L it refuses."""
     odd = drawn_image(mode=mode)
     plain = encoded(image_of({"image": odd}))

@@ -288,7 +288,7 @@ def test_a_checkpoint_of_any_scheduler_takes_what_it_is_said_to_take(cls: str) -
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.5, 1.0])
-def test_a_picture_can_be_redrawn_with_every_scheduler(strength: float) -> None:
+def test_an_image_can_be_redrawn_with_every_scheduler(strength: float) -> None:
     """With parts of the steps too, which begin in the middle of the timesteps."""
     for name in SCHEDULERS:
         for steps in (2, 4, 7, 25):
@@ -342,7 +342,7 @@ def test_options_that_diffusers_cannot_have_together_are_refused(
 
 
 def test_where_no_signal_is_left_only_the_first_step_cannot_be_made() -> None:
-    """A picture that is redrawn later begins with some: DDIM's next step is a number."""
+    """An image that is redrawn later begins with some: DDIM's next step is a number."""
     config, name = PUBLISHED["SD 1.5"], "DDIMScheduler"
     text = options_text({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
     scheduler = copy.deepcopy(new_scheduler(name, config, text))
@@ -358,7 +358,7 @@ def test_where_no_signal_is_left_only_the_first_step_cannot_be_made() -> None:
 
 
 def test_runge_kutta_steps_go_by_the_first_timesteps_wherever_they_begin() -> None:
-    """Begun later, PNDM runs at an earlier timestep's noise: no error, and another picture."""
+    """Begun later, PNDM runs at an earlier timestep's noise: no error, and another image."""
     config, name = config_of("PNDMScheduler"), "PNDMScheduler"
     scheduler = copy.deepcopy(new_scheduler(name, config))
     scheduler.set_timesteps(10)
@@ -427,21 +427,21 @@ def test_a_checkpoints_own_scheduler_passes_whatever_it_is() -> None:
 
 # Whole jobs.
 
-PICTURE, DEPTH = drawn_image(), depth_map()
+IMAGE, DEPTH = drawn_image(), depth_map()
 KINDS: dict[str, tuple[str, Record]] = {
     "sd": ("text2img", {}),
     "sd2": ("text2img", {}),
     "sdxl": ("text2img", {}),
-    "sdxl-refiner": ("img2img", {"image": PICTURE, "strength": 0.6}),
-    "sd-inpaint": ("inpaint", {"image": PICTURE, "mask_image": mask(), "strength": 0.7}),
-    "sdxl-inpaint": ("inpaint", {"image": PICTURE, "mask_image": mask(), "strength": 1.0}),
-    "depth2img": ("depth2img", {"image": PICTURE, "depth_map": DEPTH, "strength": 0.8}),
+    "sdxl-refiner": ("img2img", {"image": IMAGE, "strength": 0.6}),
+    "sd-inpaint": ("inpaint", {"image": IMAGE, "mask_image": mask(), "strength": 0.7}),
+    "sdxl-inpaint": ("inpaint", {"image": IMAGE, "mask_image": mask(), "strength": 1.0}),
+    "depth2img": ("depth2img", {"image": IMAGE, "depth_map": DEPTH, "strength": 0.8}),
     "safe": ("safe", {}),
-    "variation": ("variation", {"image": PICTURE}),
+    "variation": ("variation", {"image": IMAGE}),
     "upscale": ("upscale", {"image": drawn_image((16, 16))}),
-    "latent-upscale": ("latent_upscale", {"image": PICTURE}),
+    "latent-upscale": ("latent_upscale", {"image": IMAGE}),
     "ldm3d": ("ldm3d", {}),
-    "ldm3d-upscale": ("ldm3d_upscale", {"image": PICTURE, "depth_map": DEPTH, "height": 64, "width": 64}),
+    "ldm3d-upscale": ("ldm3d_upscale", {"image": IMAGE, "depth_map": DEPTH, "height": 64, "width": 64}),
 }
 
 
@@ -502,7 +502,7 @@ def test_the_latent_upscaler_draws_the_same_with_the_schedulers_it_is_said_to_ru
         "LMSDiscreteScheduler": sample,
     }
     rows = [
-        {"row_id": name, "scheduler": name, "scheduler_options": options[name], "image": PICTURE, **values}
+        {"row_id": name, "scheduler": name, "scheduler_options": options[name], "image": IMAGE, **values}
         | {"num_inference_steps": 40}
         for name in names
     ]
@@ -550,7 +550,7 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, Made]:
 
 @pytest.mark.parametrize("name", [values["scheduler"] for values in STOCHASTIC])
 def test_noise_on_the_way_is_the_rows_own(noisy: tuple[Made, Made], name: str) -> None:
-    """With a generator per row, a row is the same in any company, and another seed another picture."""
+    """With a generator per row, a row is the same in any company, and another seed another image."""
     together, alone = (
         [np.asarray(image_of(made.row(f"{name} {seed}")), dtype=np.int16) for seed in (3, 9, 7)]
         for made in noisy

@@ -34,7 +34,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("row_id", [each["row_id"] for each in ROWS])
 def test_a_row_of_any_system_is_what_plain_diffusers_gives(made: Made, row_id: str) -> None:
-    """Mixed in one job with all others: pictures within two levels, depth within 1/4096 of its range."""
+    """Mixed in one job with all others: images within two levels, depth within 1/4096 of its range."""
     picture, depth = distances(made.row(row_id), expected(row_id))
 
     assert picture <= LEVELS

@@ -73,7 +73,7 @@ def test_a_run_of_which_a_hundred_rows_failed_and_none_is_made_ends_with_the_com
     [tick(report=done(ok=1)), tick(report=done(filtered=1)), tick(ShardSnapshot(images=1))],
     ids=["made", "filtered", "in-making"],
 )
-def test_once_a_picture_is_made_a_run_is_not_hopeless(first: Tick) -> None:
+def test_once_an_image_is_made_a_run_is_not_hopeless(first: Tick) -> None:
     """However many rows fail after it: the budget is for the end."""
     budget = Budget(ErrorsSpec())
 

@@ -150,10 +150,10 @@ def test_jobs_killed_at_random_moments_lose_and_double_no_row(tmp_path: Path) ->
     assert_whole(output, rows)
 
 
-def test_a_picture_that_kills_its_worker_costs_its_own_row_only(tmp_path: Path) -> None:
+def test_an_image_that_kills_its_worker_costs_its_own_row_only(tmp_path: Path) -> None:
     """The row is recorded as failed; finding it takes three deaths and the logarithm of the shard's size."""
     rows = text_rows(48)
-    rows[21] |= {"task": "img2img", "image": fatal_picture()}
+    rows[21] |= {"task": "img2img", "image": fatal_image()}
     spec = job(tmp_path, rows, batching={"shard_rows": 32}, errors={"max_rate": 0.5})
     output = tmp_path / "out"
 
@@ -238,7 +238,7 @@ def test_a_storm_of_dying_workers_ends_the_job_with_the_reason(tmp_path: Path) -
 
 def test_shards_that_all_die_end_the_job_with_the_reason(tmp_path: Path) -> None:
     """After some deaths of the first ones, not after those of every shard."""
-    rows = [row | {"task": "img2img", "image": fatal_picture()} for row in text_rows(160)]
+    rows = [row | {"task": "img2img", "image": fatal_image()} for row in text_rows(160)]
     spec = job(tmp_path, rows, errors={"max_attempts": 1})
 
     finished = run_to_end(spec)
@@ -249,7 +249,7 @@ def test_shards_that_all_die_end_the_job_with_the_reason(tmp_path: Path) -> None
     assert parts(tmp_path / "out") == []
 
 
-def fatal_picture() -> Record:
+def fatal_image() -> Record:
     """Its header is in order."""
     file = io.BytesIO()
     Image.new("RGB", (FATAL_WIDTH, 16)).save(file, "PNG")

@@ -133,7 +133,7 @@ def test_a_chain_is_what_plain_calls_give_one_after_the_other(made: Made, chain:
     assert image_of(ours).size == (ours["width"], ours["height"])
 
 
-def test_depth_goes_on_beside_the_picture(made: Made) -> None:
+def test_depth_goes_on_beside_the_image(made: Made) -> None:
     """The chain's depth map is the last step's, at its size."""
     depth = Image.open(io.BytesIO(made.row("deep-3")["depth"]["bytes"]))
 
@@ -152,7 +152,7 @@ def test_steps_are_kept_on_request(made: Made) -> None:
     assert np.abs(np.asarray(kept, dtype=int) - np.asarray(plain, dtype=int)).max() <= LEVELS
 
 
-def test_hugging_face_opens_kept_steps_as_pictures(made: Made, tmp_path: Path) -> None:
+def test_hugging_face_opens_kept_steps_as_images(made: Made, tmp_path: Path) -> None:
     """The column is a list of images, not of bytes."""
     from datasets import load_dataset
 
@@ -201,7 +201,7 @@ def test_a_failure_names_its_step(tmp_path: Path) -> None:
     assert said == ["step 2 (inpaint)", "step 2 (depth2img)"]
 
 
-def test_a_mask_must_fit_the_picture_of_its_step(tmp_path: Path) -> None:
+def test_a_mask_must_fit_the_image_of_its_step(tmp_path: Path) -> None:
     """Which the first step makes here, of the size that the row asks for."""
     rows = [
         {
@@ -222,7 +222,7 @@ def test_a_mask_must_fit_the_picture_of_its_step(tmp_path: Path) -> None:
     assert "the image that step 2 is given, 96x64; `mask_image` is 64x64" in made.row(64)["error_message"]
 
 
-def test_a_mask_may_fit_what_the_first_step_makes_of_the_rows_picture(tmp_path: Path) -> None:
+def test_a_mask_may_fit_what_the_first_step_makes_of_the_rows_image(tmp_path: Path) -> None:
     """Which is cut down to multiples of eight; the row's own size will do too, but for a crop."""
     rows = [
         {"row_id": f"{task} {width}", "task": task, "prompt": "x", "image": drawn_image((70, 90))}
@@ -237,8 +237,8 @@ def test_a_mask_may_fit_what_the_first_step_makes_of_the_rows_picture(tmp_path: 
     assert outcomes(made) == ["ok", "ok", "mask_size", "ok", "mask_size", "mask_size"]
 
 
-def test_safes_picture_goes_on_as_one(tmp_path: Path) -> None:
-    """Its pipeline gives no latents: what is handed on is the picture that is kept."""
+def test_safes_image_goes_on_as_one(tmp_path: Path) -> None:
+    """Its pipeline gives no latents: what is handed on is the image that is kept."""
     row = {"row_id": 1, "task": "safely", "prompt": "a fox", "seed": 3}
     path = write_rows(tmp_path / "in.parquet", [row])
 

@@ -1,4 +1,4 @@
-"""One failing call costs no other row its picture."""
+"""One failing call costs no other row its image."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -68,7 +68,7 @@ def hooked(module: torch.nn.Module, hook: Callable[..., Any], *, after: bool) ->
 
 
 def test_a_batch_that_does_not_fit_is_halved(broken: Callable[..., Made]) -> None:
-    """With memory for two pictures of guidance, eight rows are made in four calls, and none fails."""
+    """With memory for two images of guidance, eight rows are made in four calls, and none fails."""
     sizes = []
 
     def only_two(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: Arguments) -> None:
@@ -82,7 +82,7 @@ def test_a_batch_that_does_not_fit_is_halved(broken: Callable[..., Made]) -> Non
     assert sizes[:3] == [8, 4, 2]
 
 
-def test_a_picture_that_does_not_fit_alone_fails_alone(broken: Callable[..., Made]) -> None:
+def test_an_image_that_does_not_fit_alone_fails_alone(broken: Callable[..., Made]) -> None:
     """Its row says so; the job goes on."""
 
     def never(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: Arguments) -> None:
@@ -114,7 +114,7 @@ def test_a_row_that_raises_fails_alone(broken: Callable[..., Made]) -> None:
     assert "cannot read this prompt" in failed["error_message"]
 
 
-def test_a_picture_of_nan_fails_alone(broken: Callable[..., Made]) -> None:
+def test_an_image_of_nan_fails_alone(broken: Callable[..., Made]) -> None:
     """It would come out black, and nobody would know."""
 
     def spoil(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -132,8 +132,8 @@ def flattened(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: t
     return output
 
 
-def test_a_picture_of_one_colour_fails_alone(broken: Callable[..., Made]) -> None:
-    """Values that overflow without becoming NaN come out white or black, which no picture is."""
+def test_an_image_of_one_colour_fails_alone(broken: Callable[..., Made]) -> None:
+    """Values that overflow without becoming NaN come out white or black, which no image is."""
     made = broken("vae.decoder.conv_out", flattened, after=True)
 
     assert outcomes_by_id(made)["r7"] == "constant_image"
@@ -142,7 +142,7 @@ def test_a_picture_of_one_colour_fails_alone(broken: Callable[..., Made]) -> Non
     assert list(outcomes_by_id(made).values()).count("ok") == 7
 
 
-def test_a_picture_of_one_colour_may_stay_one(broken: Callable[..., Made]) -> None:
+def test_an_image_of_one_colour_may_stay_one(broken: Callable[..., Made]) -> None:
     """A white page that is enlarged or varied is rightly white: its row is made, another's is not."""
     white, drawn = Image.new("RGB", (64, 64), "white"), Image.radial_gradient("L").resize((64, 64))
     rows = [
@@ -167,7 +167,7 @@ def test_a_picture_of_one_colour_may_stay_one(broken: Callable[..., Made]) -> No
     assert outcomes_by_id(made) == {"white": "ok", "drawn": "constant_image"}
 
 
-def test_a_row_with_one_bad_picture_of_three_fails_as_a_whole(broken: Callable[..., Made]) -> None:
+def test_a_row_with_one_bad_image_of_three_fails_as_a_whole(broken: Callable[..., Made]) -> None:
     """One row, one outcome."""
 
     def spoil(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -181,7 +181,7 @@ def test_a_row_with_one_bad_picture_of_three_fails_as_a_whole(broken: Callable[.
 
 
 def test_a_batch_stays_within_max_batch_rows(broken: Callable[..., Made]) -> None:
-    """Several pictures per row count as so many."""
+    """Several images per row count as so many."""
     sizes = []
 
     def count(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: Arguments) -> None:

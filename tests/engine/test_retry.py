@@ -48,7 +48,7 @@ ROWS: list[Record] = [
 
 @contextmanager
 def without_memory(engine_models: Any) -> Iterator[None]:
-    """Meanwhile no picture fits."""
+    """Meanwhile no image fits."""
 
     def refuse(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -89,7 +89,7 @@ def test_failed_rows_are_made_again_in_their_places(tmp_path: Path) -> None:
 
 
 def test_every_other_row_stays_as_it_is(tmp_path: Path) -> None:
-    """Its picture's bytes and all its columns, also those of a row with two pictures."""
+    """Its image's bytes and all its columns, also those of a row with two images."""
     spec, _ = begun(tmp_path)
     plan = plan_for(spec)
     first = again(plan)
@@ -131,7 +131,7 @@ def test_a_part_that_was_replaced_meanwhile_is_left_alone(tmp_path: Path) -> Non
 
 
 def test_a_part_of_other_rows_is_refused(tmp_path: Path) -> None:
-    """Nothing is guessed about whose picture is whose."""
+    """Nothing is guessed about whose image is whose."""
     spec, failed = begun(tmp_path)
     plan = plan_for(spec)
     with closing(ShardReader(plan.job, Stores())) as reader:
@@ -144,7 +144,7 @@ def test_a_part_of_other_rows_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_makes_what_can_be_made_now(tmp_path: Path) -> None:
-    """A picture that was not there is there now: exit code 0, `verify` agrees, and then nothing is left."""
+    """An image that was not there is there now: exit code 0, `verify` agrees, and then nothing is left."""
     rows = [{"row_id": f"t{i}", "task": "text2img", "prompt": "a fox", "image": None} for i in range(3)]
     rows.append({"row_id": "i", "task": "img2img", "prompt": "a", "image": {"bytes": None, "path": "p.png"}})
     write_plain_rows(tmp_path / "rows.parquet", rows)

@@ -1,4 +1,4 @@
-"""A flagged picture is data: kept, blacked or dropped by the spec's word, and nobody else's loss."""
+"""A flagged image is data: kept, blacked or dropped by the spec's word, and nobody else's loss."""
 
 import io
 import json
@@ -53,7 +53,7 @@ ROWS: list[Record] = [
 
 
 def checker_that_knows(made: Made) -> StableDiffusionSafetyChecker:
-    """One that flags the picture of the row `r2`, and none of the others'."""
+    """One that flags the image of the row `r2`, and none of the others'."""
     checker = StableDiffusionSafetyChecker.from_pretrained(demo("sd-safety"), subfolder="safety_checker")
     seen = feature_extractor()([image_of(row) for row in made.rows], return_tensors="pt").pixel_values
     with torch.no_grad():
@@ -61,7 +61,7 @@ def checker_that_knows(made: Made) -> StableDiffusionSafetyChecker:
         bad = embeds[[row["row_id"] for row in made.rows].index(FLAGGED)]
         alike = sorted((embeds @ bad).tolist())
         checker.concept_embeds[0] = bad
-        # Half-way between the picture itself and the one most like it.
+        # Half-way between the image itself and the one most like it.
         checker.concept_embeds_weights[0] = (alike[-1] + alike[-2]) / 2
     return checker
 
@@ -94,7 +94,7 @@ def unchecked(flags_one: str, tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.mark.parametrize("flagged", ["drop", "black", "keep"])
-def test_a_flagged_picture_is_stored_as_the_spec_says_and_its_neighbours_are_untouched(
+def test_a_flagged_image_is_stored_as_the_spec_says_and_its_neighbours_are_untouched(
     flags_one: str, unchecked: Made, tmp_path: Path, flagged: str
 ) -> None:
     """Its row is filtered; the five others, in the same call, keep every bit."""
@@ -131,7 +131,7 @@ def test_a_checkpoint_without_a_checker_flags_nothing(tmp_path: Path) -> None:
 
 
 def test_the_verdict_is_diffusers_own(flags_one: str, tmp_path: Path) -> None:
-    """What its pipeline says of each picture in a plain call, where it blackens what is flagged."""
+    """What its pipeline says of each image in a plain call, where it blackens what is flagged."""
     made = make(flagging_spec(tmp_path, flags_one, flagged="black"))
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(flags_one, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
@@ -146,7 +146,7 @@ def test_the_verdict_is_diffusers_own(flags_one: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["safe", "text2img"])
-def test_safes_verdict_and_pictures_are_those_of_its_own_pipeline(tmp_path: Path, task: str) -> None:
+def test_safes_verdict_and_images_are_those_of_its_own_pipeline(tmp_path: Path, task: str) -> None:
     """Its `nsfw_content_detected`, its blackened `images` and, under keep, its `unsafe_images`.
 
     Row by row, for of a batch it gives one flag.
@@ -188,8 +188,8 @@ def test_safes_verdict_and_pictures_are_those_of_its_own_pipeline(tmp_path: Path
             assert np.abs(np.asarray(image_of(ours), np.int16) - np.asarray(their, np.int16)).max() <= 2
 
 
-def test_one_flagged_picture_of_a_row_filters_the_row(flags_one: str, tmp_path: Path) -> None:
-    """Its other pictures are stored all the same."""
+def test_one_flagged_image_of_a_row_filters_the_row(flags_one: str, tmp_path: Path) -> None:
+    """Its other images are stored all the same."""
     rows = [ROWS[2] | {"num_images_per_prompt": 2}, ROWS[0]]
 
     made = make(flagging_spec(tmp_path, flags_one, rows))
@@ -211,19 +211,19 @@ def name_safes_own_checker(checkpoint: Path) -> None:
 
 # Every system whose checkpoints can have a checker.
 
-PICTURE, DEPTH = drawn_image(), encoded(Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)))
-MASKED = {"image": PICTURE, "mask_image": mask()}
+IMAGE, DEPTH = drawn_image(), encoded(Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)))
+MASKED = {"image": IMAGE, "mask_image": mask()}
 SYSTEM_ROWS: list[Record] = [
     {"row_id": "text", "model": "sd-safety", "task": "text2img"},
-    {"row_id": "image", "model": "sd-safety", "task": "img2img", "image": PICTURE},
+    {"row_id": "image", "model": "sd-safety", "task": "img2img", "image": IMAGE},
     {"row_id": "crop", "model": "sd-safety", "task": "inpaint", **MASKED, "padding_mask_crop": 4},
     {"row_id": "sld", "model": "sd-safety", "task": "safe"},
     {"row_id": "nine", "model": "sd-inpaint", "task": "inpaint", **MASKED},
     {"row_id": "safe", "model": "safe", "task": "text2img"},
-    {"row_id": "varied", "model": "variation", "task": "variation", "image": PICTURE},
+    {"row_id": "varied", "model": "variation", "task": "variation", "image": IMAGE},
     {"row_id": "up", "model": "upscale", "task": "upscale", "image": drawn_image((32, 32))},
     {"row_id": "ldm3d", "model": "ldm3d", "task": "ldm3d"},
-    {"row_id": "ldm3d-up", "model": "ldm3d-upscale", "task": "ldm3d_upscale", "image": PICTURE}
+    {"row_id": "ldm3d-up", "model": "ldm3d-upscale", "task": "ldm3d_upscale", "image": IMAGE}
     | {"depth_map": DEPTH, "height": 128, "width": 128},
 ]
 SYSTEM_ROWS = [row | {"prompt": "a fox", "seed": 1} for row in SYSTEM_ROWS]
@@ -232,7 +232,7 @@ TASKS = {row["task"]: row["model"] for row in reversed(SYSTEM_ROWS)}
 
 
 def strict_checkpoint(kind: str, folder: Path) -> str:
-    """A demo checkpoint with a safety checker that flags every picture."""
+    """A demo checkpoint with a safety checker that flags every image."""
     index = json.loads((demo(kind) / "model_index.json").read_text())
     cls = pipeline_class(index["_class_name"])
     pipeline = cls.from_pretrained(demo(kind), use_safetensors=True)
@@ -254,7 +254,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("flagged", ["drop", "black", "keep"])
-def test_every_system_with_a_checker_has_its_pictures_and_depth_maps_filtered(
+def test_every_system_with_a_checker_has_its_images_and_depth_maps_filtered(
     strict: dict[str, str], tmp_path: Path, flagged: str
 ) -> None:
     """Also Safe, whose own checker diffusers cannot load, and a cropped inpainting."""
@@ -291,7 +291,7 @@ def test_a_step_that_is_flagged_filters_the_chain(
     strict: dict[str, str], tmp_path: Path, flagged: str, next_step: str
 ) -> None:
     """Also where the next model has no checker, and where only latents go on to it: what is stored has the
-    last step's size, and no earlier step gives the picture away."""
+    last step's size, and no earlier step gives the image away."""
     second = {"upscale": ("upscale", 4), "latent-upscale": ("latent_upscale", 2)}[next_step]
     spec = job_spec(
         write_rows(tmp_path / "in.parquet", [CHAIN]),
@@ -340,7 +340,7 @@ def test_the_checkers_weights_count_once(tmp_path: Path) -> None:
 
 
 def test_no_warning_is_given_of_a_checker_that_is_not_there(flags_one: str, tmp_path: Path) -> None:
-    """Neither of one that a checkpoint should have, nor that black pictures would be returned."""
+    """Neither of one that a checkpoint should have, nor that black images would be returned."""
     base = diffusers.StableDiffusionPipeline.from_pretrained(demo("sd"), use_safetensors=True)
     base.register_to_config(requires_safety_checker=True)
     base.save_pretrained(tmp_path / "bare")
@@ -373,7 +373,7 @@ def planned(spec: JobSpec) -> str:
         ),
     ],
 )
-def test_the_plan_says_who_is_checked_and_what_becomes_of_flagged_pictures(
+def test_the_plan_says_who_is_checked_and_what_becomes_of_flagged_images(
     tmp_path: Path, safety: Record, said: str
 ) -> None:
     """And which models have no checker."""
@@ -410,7 +410,7 @@ def finish(spec: JobSpec) -> None:
         ("keep", "6 images decode and match their checksums;"),
     ],
 )
-def test_an_output_with_flagged_pictures_is_verified(
+def test_an_output_with_flagged_images_is_verified(
     flags_one: str, tmp_path: Path, flagged: str, counted: str
 ) -> None:
     """Whichever form the spec gives them."""
@@ -431,7 +431,7 @@ def test_an_output_with_flagged_pictures_is_verified(
         ("drop", "keep", "is filtered, and has no image although the spec says keep"),
     ],
 )
-def test_a_picture_that_should_have_been_withheld_is_found(
+def test_an_image_that_should_have_been_withheld_is_found(
     flags_one: str, tmp_path: Path, made_as: str, recorded_as: str, fault: str
 ) -> None:
     """A leak is a breach of the contract."""

@@ -64,7 +64,7 @@ MIXED: list[Record] = [
 
 
 def test_every_row_has_one_outcome_in_its_place(tmp_path: Path) -> None:
-    """Bad rows keep their place with a null picture, a code and a reason; good ones are made."""
+    """Bad rows keep their place with a null image, a code and a reason; good ones are made."""
     made = make(job_spec(write_rows(tmp_path / "in.parquet", MIXED), tmp_path / "out"))
 
     seen = [(row["row_id"], row["error_code"] or row["status"]) for row in made.rows]
@@ -88,7 +88,7 @@ def test_every_row_has_one_outcome_in_its_place(tmp_path: Path) -> None:
 
 
 def test_image_j_of_a_row_uses_seed_plus_j(tmp_path: Path) -> None:
-    """So one row for three pictures makes what three rows with three seeds make."""
+    """So one row for three images makes what three rows with three seeds make."""
     three = [{"row_id": "all", "prompt": "x", "seed": 10, "num_images_per_prompt": 3}]
     single = [{"row_id": str(10 + j), "prompt": "x", "seed": 10 + j} for j in range(3)]
 
@@ -151,9 +151,9 @@ def test_a_part_says_whose_it_is_and_nothing_of_when_or_where(tmp_path: Path) ->
 def test_a_flipped_bit_in_a_part_is_noticed(tmp_path: Path) -> None:
     """Page checksums are written: a reader that asks for them cannot be given wrong pixels."""
     made = make(job_spec(write_rows(tmp_path / "in.parquet", MIXED[:1]), tmp_path / "out"))
-    picture_at = made.parts[0].index(b"IDAT") + 40
+    image_at = made.parts[0].index(b"IDAT") + 40
     damaged = bytearray(made.parts[0])
-    damaged[picture_at] ^= 1
+    damaged[image_at] ^= 1
 
     with pytest.raises(OSError, match=r"CRC|checksum"):
         pq.ParquetFile(io.BytesIO(damaged), page_checksum_verification=True).read()
@@ -282,7 +282,7 @@ def test_a_row_cannot_reach_outside_its_inputs_folder(tmp_path: Path, uri: str, 
     assert [(row["error_code"] or row["status"]) for row in made.rows] == [code, "ok"]
 
 
-def test_a_picture_with_too_many_pixels_is_refused_by_its_header(tmp_path: Path) -> None:
+def test_an_image_with_too_many_pixels_is_refused_by_its_header(tmp_path: Path) -> None:
     """A few kilobytes can unfold to hundreds of megabytes; nothing is decoded."""
     bomb = encoded(Image.new("1", (10_000, 10_000)))
     row = {"row_id": 1, "prompt": "x", "task": "img2img", "image": bomb}
@@ -293,7 +293,7 @@ def test_a_picture_with_too_many_pixels_is_refused_by_its_header(tmp_path: Path)
 
 
 def test_a_model_is_given_no_more_pixels_than_the_spec_allows(tmp_path: Path) -> None:
-    """Where the picture decides the size of the work its header tells; a variation's is made small anyhow."""
+    """Where the image decides the size of the work its header tells; a variation's is made small anyhow."""
     small, large = encoded(Image.new("L", (64, 64))), encoded(Image.new("L", (128, 64)))
     rows = [
         {"row_id": "small", "prompt": "x", "task": "img2img", "image": small},
@@ -467,7 +467,7 @@ def test_shards_of_many_row_groups_and_models_hold_the_right_rows(tmp_path: Path
 
 
 class NotingEngine:
-    """Makes grey pictures, and notes of which rows."""
+    """Makes grey images, and notes of which rows."""
 
     num_loads = 0
     num_batches = 0
@@ -484,7 +484,7 @@ class NotingEngine:
 
 
 class WaitingEngine:
-    """Makes grey pictures, and lets a test look at what else goes on meanwhile."""
+    """Makes grey images, and lets a test look at what else goes on meanwhile."""
 
     num_loads = 0
     num_batches = 0

@@ -282,8 +282,8 @@ def animated(image_format: str) -> Record:
     return encoded(frames[0], image_format, save_all=True, append_images=frames[1:])
 
 
-def two_pictures() -> Record:
-    """As telephones take them: a picture, and another one behind it."""
+def two_images() -> Record:
+    """As telephones take them: an image, and another one behind it."""
     pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     return encoded(pictures[0], "MPO", save_all=True, append_images=pictures[1:])
 
@@ -303,7 +303,7 @@ def sixteen_bits() -> Record:
         (sixteen_bits(), "image_mode"),
         (animated("PNG"), "animated_image"),
         (animated("WEBP"), "animated_image"),
-        (two_pictures(), "ok"),
+        (two_images(), "ok"),
         (animated("GIF"), "invalid_image"),
         ({"bytes": b"", "path": None}, "invalid_image"),
         ({"bytes": None, "path": None}, "missing_image"),
@@ -312,8 +312,8 @@ def sixteen_bits() -> Record:
         ({"bytes": drawn_image()["bytes"][:-300], "path": None}, "invalid_image"),
     ],
 )
-def test_pictures_of_every_kind_are_made_rgb_or_refused(tmp_path: Path, image: Record, outcome: str) -> None:
-    """A telephone's JPEG with a second picture behind is one picture."""
+def test_images_of_every_kind_are_made_rgb_or_refused(tmp_path: Path, image: Record, outcome: str) -> None:
+    """A telephone's JPEG with a second image behind is one image."""
     row = {"row_id": "r", "prompt": "x", "task": "inpaint", "image": image, "mask_image": mask()}
 
     made = make(job_spec(write_rows(tmp_path / "in.parquet", [row, GOOD]), tmp_path / "out"), GreyEngine())
@@ -332,7 +332,7 @@ def with_exif(image_format: str) -> bytes:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of EXIF that lies.
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
-def test_no_damage_makes_a_picture_fail_in_another_way(image_format: str) -> None:
+def test_no_damage_makes_an_image_fail_in_another_way(image_format: str) -> None:
     """Bytes changed, cut out and put in, EXIF among them, by a seed: it opens, or it is a row's error."""
     whole = with_exif(image_format)
     dice = random.Random(image_format)
@@ -485,7 +485,7 @@ def test_a_route_s_clip_skip_of_more_layers_than_there_are_is_refused(tmp_path: 
         make_survey(spec.model_copy(update={"routes": {"text2img": route}}))
 
 
-def test_a_picture_smaller_than_one_latent_fails_its_row(tmp_path: Path) -> None:
+def test_an_image_smaller_than_one_latent_fails_its_row(tmp_path: Path) -> None:
     """By its header: img2img would cut it down to nothing. Inpainting paints it all the same."""
     rows: list[Record] = [
         {

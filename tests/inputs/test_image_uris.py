@@ -1,4 +1,4 @@
-"""Where rows may read their pictures from: beside the input, and where the spec says."""
+"""Where rows may read their images from: beside the input, and where the spec says."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_a_row_reads_the_inputs_bucket_and_the_folders_that_the_spec_names(
     ],
 )
 def test_a_row_reads_no_other_bucket_whatever_the_workers_may(uri: str, folders: list[str]) -> None:
-    """The picture would come out with the job's own."""
+    """The image would come out with the job's own."""
     with pytest.raises(RowError) as caught:
         resolve(uri, "s3://inp/rows/in.parquet", folders)
 

@@ -136,7 +136,7 @@ def test_texts_that_repeat_the_one_before_are_read_few_at_a_time(tmp_path: Path)
     assert num_rows == 1_000
 
 
-def test_paths_that_may_be_of_no_picture_are_read_few_at_a_time(tmp_path: Path) -> None:
+def test_paths_that_may_be_of_no_image_are_read_few_at_a_time(tmp_path: Path) -> None:
     """Whether one is neither bytes nor a path, the footer does not say."""
     paths = pa.array(["x" * MEGABYTE] * 1_000 + [None])
     pictures = pa.StructArray.from_arrays([pa.nulls(1_001, pa.binary()), paths], names=["bytes", "path"])
@@ -230,7 +230,7 @@ def large_image() -> bytes:
 
 
 @pytest.mark.parametrize("form", ["binary", "struct"])
-def test_a_picture_that_all_rows_share_is_held_once(tmp_path: Path, form: str) -> None:
+def test_an_image_that_all_rows_share_is_held_once(tmp_path: Path, form: str) -> None:
     """It is once in the file, too."""
     num_rows, data = 400, large_image()
     pictures = bomb(num_rows, data, pa.binary())
@@ -247,7 +247,7 @@ def test_a_picture_that_all_rows_share_is_held_once(tmp_path: Path, form: str) -
     assert codes(made) == {None: num_rows}
 
 
-def test_pictures_beyond_the_memory_for_them_wait_on_disk() -> None:
+def test_images_beyond_the_memory_for_them_wait_on_disk() -> None:
     """Equal ones are held once; what is let go leaves nothing behind."""
     pictures = [bytes([i]) * 1_000 for i in range(6)]
     spool = Spool(memory_bytes=2_500)
@@ -259,7 +259,7 @@ def test_pictures_beyond_the_memory_for_them_wait_on_disk() -> None:
     assert [spool.add(bytes(image)) for image in pictures] == held
 
 
-def test_a_picture_file_of_hundreds_of_megabytes_fails_its_row(tmp_path: Path) -> None:
+def test_an_image_file_of_hundreds_of_megabytes_fails_its_row(tmp_path: Path) -> None:
     """As one that a row names does."""
     pictures = pa.array([large_image(), bytes(MAX_IMAGE_FILE_BYTES + 1)], pa.binary())
     columns = {"prompt": ["x", "x"], "task": ["img2img", "img2img"], "image": pictures}
@@ -290,7 +290,7 @@ def read_shard(spec_path: Path, folder: Path) -> list[Row]:
 
 
 def test_rows_that_keep_more_than_a_part_has_room_for_fail(tmp_path: Path) -> None:
-    """Counted as often as the part has it: of each picture. Those after them that fit are made."""
+    """Counted as often as the part has it: of each image. Those after them that fit are made."""
     records = [{"row_id": name, "prompt": "x", "num_images_per_prompt": 2} for name in "abcd"]
     rows = read_shard(write_rows(tmp_path / "in.parquet", records), tmp_path)
     half = MAX_KEPT_BYTES // 2
@@ -303,7 +303,7 @@ def test_rows_that_keep_more_than_a_part_has_room_for_fail(tmp_path: Path) -> No
     assert "take 22 bytes in its part" in fitted[1].problem.message
 
 
-def test_kept_pictures_do_not_make_a_row_group_that_viewers_cannot_show(tmp_path: Path) -> None:
+def test_kept_images_do_not_make_a_row_group_that_viewers_cannot_show(tmp_path: Path) -> None:
     """They count like those that are made."""
     pictures = bomb(30, bytes(8 * MEGABYTE), pa.binary())
     path = write_small(tmp_path / "in.parquet", {"prompt": ["x"] * 30, "note": pictures})

@@ -74,7 +74,7 @@ SCHEMA = pa.schema(
         ("reference", IMAGE_TYPE),
     ]
 )
-"""The columns of a part, with two that were kept: a text and a picture."""
+"""The columns of a part, with two that were kept: a text and an image."""
 
 
 class CountingFile(io.FileIO):
@@ -353,8 +353,8 @@ def test_a_job_s_name_is_escaped(output: ReportedOutput) -> None:
     assert markup.island()["name"] == HOSTILE
 
 
-def test_every_row_is_there_with_its_picture_and_parameters(output: ReportedOutput) -> None:
-    """A row shows its own picture; values are as the part holds them, also beyond what JavaScript counts."""
+def test_every_row_is_there_with_its_image_and_parameters(output: ReportedOutput) -> None:
+    """A row shows its own image; values are as the part holds them, also beyond what JavaScript counts."""
     seeds = [2**62 + 1, 3]
     pictures = [noise(16, i) for i in range(2)]
     output.write_part(0, [made(row(i, seed=seeds[i]), data) for i, data in enumerate(pictures)])
@@ -371,7 +371,7 @@ def test_every_row_is_there_with_its_picture_and_parameters(output: ReportedOutp
             assert thumbnail.convert("RGB").tobytes() == image.tobytes()
 
 
-def test_a_depth_map_stands_beside_its_picture(output: ReportedOutput) -> None:
+def test_a_depth_map_stands_beside_its_image(output: ReportedOutput) -> None:
     """In the eight bits that a browser shows; its checksum is nothing to read."""
     ramp = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
     output.write_part(0, [made(row(0), noise(16), depth=encode(ramp, "png")), made(row(1), noise(16))])
@@ -385,7 +385,7 @@ def test_a_depth_map_stands_beside_its_picture(output: ReportedOutput) -> None:
 
 
 def test_a_damaged_depth_map_says_so(output: ReportedOutput) -> None:
-    """As a damaged picture does."""
+    """As a damaged image does."""
     output.write_part(0, [made(row(0), noise(16), depth=b"no picture")])
 
     (frame,) = output.sheet().frames
@@ -396,7 +396,7 @@ def test_a_damaged_depth_map_says_so(output: ReportedOutput) -> None:
 
 @pytest.mark.parametrize(("side", "expected"), [(CRISP_SIDE, CRISP_SIDE), (512, THUMBNAIL_SIDE)])
 def test_thumbnails_are_small(output: ReportedOutput, side: int, expected: int) -> None:
-    """Large pictures shrink to a size in pixels and bytes, small ones keep theirs."""
+    """Large images shrink to a size in pixels and bytes, small ones keep theirs."""
     output.write_part(0, [made(row(0), noise(side), side=side)])
 
     (frame,) = output.sheet().frames
@@ -415,7 +415,7 @@ def test_a_long_prompt_is_cut(output: ReportedOutput) -> None:
     assert output.sheet().frames[0].prompt.endswith("x… (1,000,000 characters)")
 
 
-def test_a_withheld_picture_has_a_frame_without_one(output: ReportedOutput) -> None:
+def test_a_withheld_image_has_a_frame_without_one(output: ReportedOutput) -> None:
     """The row shows as filtered."""
     output.write_part(0, [made(row(0), noise(16)), withheld(row(1))])
 
@@ -427,7 +427,7 @@ def test_a_withheld_picture_has_a_frame_without_one(output: ReportedOutput) -> N
     ]
 
 
-def test_withheld_pictures_do_not_crowd_out_the_others(output: ReportedOutput) -> None:
+def test_withheld_images_do_not_crowd_out_the_others(output: ReportedOutput) -> None:
     """A sheet of a heavily filtered output is still one to look at."""
     output.write_part(0, [made(row(i), noise(16)) if i % 2 else withheld(row(i)) for i in range(80)])
 
@@ -436,7 +436,7 @@ def test_withheld_pictures_do_not_crowd_out_the_others(output: ReportedOutput) -
     assert statuses == {"ok": 18, "filtered": 2}
 
 
-def test_a_damaged_picture_says_so(output: ReportedOutput) -> None:
+def test_a_damaged_image_says_so(output: ReportedOutput) -> None:
     """It stops neither the page nor the other frames."""
     output.write_part(0, [made(row(0), b"no picture"), made(row(1), noise(16))])
 
@@ -531,7 +531,7 @@ def test_a_folder_without_a_job_has_no_sheet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("root", ["", "s3://elsewhere/out"])
-def test_pictures_that_are_files_are_fetched(output: ReportedOutput, root: str) -> None:
+def test_images_that_are_files_are_fetched(output: ReportedOutput, root: str) -> None:
     """From this output, also where it was copied from another place."""
     image = noise(16)
     output.storage.create(join(output.root, "images", "train-00000-of-00001", "a.png"), image, {})
@@ -583,7 +583,7 @@ def test_a_large_output_is_not_read_whole(output: ReportedOutput) -> None:
 
     assert len(sheet.frames) == 120
     assert len({frame.place.partition(",")[0] for frame in sheet.frames}) == 10
-    # Twice: once for tasks and statuses, once for the pictures that were chosen.
+    # Twice: once for tasks and statuses, once for the images that were chosen.
     assert len(counting.files) <= 10 + 2 * MAX_GROUPS
     footers = 10 * footer_bytes(output)
     assert counting.bytes_read - footers * (1 + 2 * MAX_GROUPS / 10) < sum(sizes) * MAX_GROUPS / 400 * 1.2
@@ -605,7 +605,7 @@ def test_a_row_group_is_read_from_its_beginning_and_not_to_its_end(output: Repor
 
 
 def write_groups(output: ReportedOutput, index: int, *, num_groups: int, rows_per_group: int) -> int:
-    """A part of many row groups, as one shard of many pictures has; its size."""
+    """A part of many row groups, as one shard of many images has; its size."""
     outcomes = [made(row(i), noise(48, i % 7), side=48) for i in range(num_groups * rows_per_group)]
     uri = output.write_part(index, outcomes)
     with pq.ParquetFile(uri) as parquet:

@@ -425,7 +425,7 @@ def test_a_text_that_is_no_utf8_is_found(desk: Desk) -> None:
 
 @pytest.mark.parametrize("path", [None, "/dev/zero", "/etc/hostname", "a\0b", "images/../../x"])
 def test_a_part_makes_verify_read_nothing_else(desk: Desk, path: str | None) -> None:
-    """Its pictures are in it; a path is no more than their name. The contact sheet opens none of them too."""
+    """Its images are in it; a path is no more than their name. The contact sheet opens none of them too."""
     kind = pq.read_schema(desk.part).field("image").type
     desk.change_part(with_column("image", pa.array([{"bytes": None, "path": path}], kind)))
 
@@ -443,7 +443,7 @@ def bomb() -> bytes:
     )
 
 
-def test_a_picture_of_impossible_size_is_not_decoded(desk: Desk) -> None:
+def test_an_image_of_impossible_size_is_not_decoded(desk: Desk) -> None:
     """Its header tells."""
     kind = pq.read_schema(desk.part).field("image").type
     desk.change_part(with_column("image", pa.array([{"bytes": bomb(), "path": "a.png"}], kind)))

@@ -55,7 +55,7 @@ def rewrite(spec: JobSpec, part: int, change: Callable[[list[Record]], list[Reco
 
 
 def test_a_whole_output_is_verified(spec: JobSpec) -> None:
-    """Every row once, every picture whole."""
+    """Every row once, every image whole."""
     printed = printed_by_verify(spec)
 
     assert "7 of 7 input rows have exactly one outcome (6 ok, 0 filtered, 1 failed)" in printed
@@ -120,7 +120,7 @@ def test_a_part_under_another_parts_name_is_found(spec: JobSpec) -> None:
 
 
 def test_a_flipped_bit_is_found(spec: JobSpec) -> None:
-    """By the page's checksum, before the picture is looked at."""
+    """By the page's checksum, before the image is looked at."""
     path = sorted((Path(spec.output.path) / "data").iterdir())[0]
     damaged = bytearray(path.read_bytes())
     damaged[damaged.index(b"IDAT") + 40] ^= 1
@@ -130,7 +130,7 @@ def test_a_flipped_bit_is_found(spec: JobSpec) -> None:
         printed_by_verify(spec)
 
 
-def test_pictures_of_their_own_are_read_too(tmp_path: Path) -> None:
+def test_images_of_their_own_are_read_too(tmp_path: Path) -> None:
     """With `images: files`, an object that is gone is a breach."""
     output = {"path": str(tmp_path / "out"), "images": "files"}
     spec = job_spec(write_rows(tmp_path / "in.parquet", ROWS[:2]), tmp_path / "out", output=output)
@@ -147,7 +147,7 @@ def test_pictures_of_their_own_are_read_too(tmp_path: Path) -> None:
 
 @pytest.fixture
 def deep(tmp_path: Path) -> JobSpec:
-    """A finished job of two parts: pictures with depth maps, and one whose first step is kept."""
+    """A finished job of two parts: images with depth maps, and one whose first step is kept."""
     steps = {"num_inference_steps": 1}
     rows = [
         *({"row_id": f"d{i}", "task": "ldm3d", "prompt": "x"} for i in range(2)),

@@ -26,7 +26,7 @@ from tests.support.checkpoints import model_card
 
 Values = dict[str, Any]
 
-PICTURE = {"bytes": b"not opened by these checks", "path": None}
+IMAGE = {"bytes": b"not opened by these checks", "path": None}
 TYPES = {
     "row_id": pa.string(),
     "task": pa.string(),
@@ -120,10 +120,10 @@ GOOD: list[Values] = [
     {"prompt": "x", "task": "", "model": ""},
     {"prompt": "x", "task": "poster"},
     {"prompt": "x", "model": "xl"},
-    {"prompt": "x", "task": "img2img", "image": PICTURE},
+    {"prompt": "x", "task": "img2img", "image": IMAGE},
     {"prompt": "x", "task": "img2img", "image": {"bytes": None, "path": "a.png"}},
-    {"prompt": "x", "task": "inpaint", "image": PICTURE, "mask_image": PICTURE},
-    {"prompt": "x", "task": "inpaint", "model": "sd", "image": PICTURE, "mask_image": PICTURE},
+    {"prompt": "x", "task": "inpaint", "image": IMAGE, "mask_image": IMAGE},
+    {"prompt": "x", "task": "inpaint", "model": "sd", "image": IMAGE, "mask_image": IMAGE},
     {"prompt": "x", "seed": 0},
     {"prompt": "x", "seed": MAX_SEED},
     {"prompt": "x", "num_images_per_prompt": MAX_IMAGES_PER_ROW},
@@ -134,15 +134,15 @@ GOOD: list[Values] = [
     {"prompt": "x", "height": 2048, "width": 2048, "task": "large"},
     {"prompt": "x", "height": 512, "width": 512, "task": "larger"},
     {"prompt": "x", "scheduler": "HeunDiscreteScheduler"},
-    {"prompt": "x", "task": "img2img", "image": PICTURE, "strength": 0.1},
-    {"prompt": "x", "task": "img2img", "image": PICTURE, "strength": 1.0, "num_inference_steps": 1},
+    {"prompt": "x", "task": "img2img", "image": IMAGE, "strength": 0.1},
+    {"prompt": "x", "task": "img2img", "image": IMAGE, "strength": 1.0, "num_inference_steps": 1},
     # XL asks for the one or the other.
-    {"prompt": "x", "task": "refine", "image": PICTURE, "strength": 0.1, "denoising_start": 0.5},
-    {"prompt": "x", "task": "refine", "image": PICTURE, "denoising_start": 0.5, "denoising_end": 0.9},
-    {"prompt": "x", "task": "fill", "mask_image": PICTURE},
+    {"prompt": "x", "task": "refine", "image": IMAGE, "strength": 0.1, "denoising_start": 0.5},
+    {"prompt": "x", "task": "refine", "image": IMAGE, "denoising_start": 0.5, "denoising_end": 0.9},
+    {"prompt": "x", "task": "fill", "mask_image": IMAGE},
     # Parameters that the row's task does not have are another route's business.
     {"prompt": "x", "strength": 0.0},
-    {"prompt": "x", "task": "img2img", "image": PICTURE, "height": 7},
+    {"prompt": "x", "task": "img2img", "image": IMAGE, "height": 7},
 ]
 
 BAD: list[tuple[Values, str, str]] = [
@@ -154,7 +154,7 @@ BAD: list[tuple[Values, str, str]] = [
     ),
     ({"prompt": "x", "task": "img2img"}, "missing_image", "name one with input.columns: {image: ...}"),
     (
-        {"prompt": "x", "task": "inpaint", "image": PICTURE, "mask_image": None},
+        {"prompt": "x", "task": "inpaint", "image": IMAGE, "mask_image": None},
         "missing_mask_image",
         "the task inpaint needs `mask_image`",
     ),
@@ -164,12 +164,12 @@ BAD: list[tuple[Values, str, str]] = [
         "step 2 (inpaint) needs `mask_image`, and the row has none",
     ),
     (
-        {"prompt": "x", "task": "refine", "image": PICTURE, "denoising_start": 0.8, "denoising_end": 0.8},
+        {"prompt": "x", "task": "refine", "image": IMAGE, "denoising_start": 0.8, "denoising_end": 0.8},
         "invalid_parameter",
         "denoising_start is 0.8; it must be below denoising_end, 0.8",
     ),
     (
-        {"prompt": "x", "task": "refine", "image": PICTURE, "denoising_start": 1.0},
+        {"prompt": "x", "task": "refine", "image": IMAGE, "denoising_start": 1.0},
         "invalid_parameter",
         "denoising_start is 1.0; it must be a number from 0.001 to 0.999",
     ),
@@ -237,17 +237,17 @@ BAD: list[tuple[Values, str, str]] = [
     ),
     ({"prompt": "x", "height": 2**60 + 1}, "invalid_parameter", f"height is {2**60 + 1};"),
     (
-        {"prompt": "x", "task": "img2img", "image": PICTURE, "strength": 0.05},
+        {"prompt": "x", "task": "img2img", "image": IMAGE, "strength": 0.05},
         "invalid_parameter",
         "strength 0.05 of 10 steps runs no step at all; raise strength or num_inference_steps",
     ),
     (
-        {"prompt": "x", "task": "img2img", "image": PICTURE, "num_inference_steps": 1},
+        {"prompt": "x", "task": "img2img", "image": IMAGE, "num_inference_steps": 1},
         "invalid_parameter",
         "strength 0.8 of 1 step runs no step at all",
     ),
     (
-        {"prompt": "x", "task": "img2img", "image": PICTURE, "strength": 1.01},
+        {"prompt": "x", "task": "img2img", "image": IMAGE, "strength": 1.01},
         "invalid_parameter",
         "strength is 1.01;",
     ),
@@ -318,7 +318,7 @@ def test_a_seed_that_does_not_fit_is_one_rows_problem(
     assert not fits or row.seed == int(seed)
 
 
-def test_the_greatest_seed_leaves_room_for_a_rows_pictures() -> None:
+def test_the_greatest_seed_leaves_room_for_a_rows_images() -> None:
     """Image j uses seed + j, and the last one still fits a signed 64-bit number."""
     assert MAX_SEED + MAX_IMAGES_PER_ROW < 2**63
     assert int(float(MAX_SEED)) == MAX_SEED
@@ -368,8 +368,8 @@ ROWS = st.fixed_dictionaries(
     optional={
         "task": texts("text2img", "img2img", "inpaint", "poster"),
         "model": texts("sd", "xl", "fill"),
-        "image": st.none() | st.just(PICTURE),
-        "mask_image": st.none() | st.just(PICTURE),
+        "image": st.none() | st.just(IMAGE),
+        "mask_image": st.none() | st.just(IMAGE),
         "seed": whole_numbers(0, MAX_SEED, MAX_SEED + 1),
         "num_images_per_prompt": whole_numbers(0, 1, 64, 65),
         "num_inference_steps": whole_numbers(0, 1, 2, 50, 1000),

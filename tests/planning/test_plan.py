@@ -99,7 +99,7 @@ def names_of(spec: JobSpec) -> list[str]:
 
 
 def test_rows_are_counted_by_route_model_and_size(spec: JobSpec) -> None:
-    """Rows, pictures and pixels of each way; checkpoint, route and row decide the size."""
+    """Rows, images and pixels of each way; checkpoint, route and row decide the size."""
     write_input(
         spec,
         prompt=["p"] * 6,
@@ -225,8 +225,8 @@ class CountedFile(io.FileIO):
 
 
 @pytest.mark.parametrize("one_is_missing", [False, True])
-def test_pictures_are_never_read_for_a_plan(tmp_path: Path, one_is_missing: bool) -> None:
-    """Whether a row has its picture is seen without the picture: of 40 MB, 100 kB are read."""
+def test_images_are_never_read_for_a_plan(tmp_path: Path, one_is_missing: bool) -> None:
+    """Whether a row has its image is seen without the image: of 40 MB, 100 kB are read."""
     noise = np.random.default_rng(0).bytes(200_000)
     pictures = [{"bytes": noise, "path": None} for _ in range(100)]
     if one_is_missing:
@@ -251,7 +251,7 @@ def test_pictures_are_never_read_for_a_plan(tmp_path: Path, one_is_missing: bool
 
 @pytest.mark.parametrize("others", [{"bytes": b"x", "path": None}, {"bytes": None, "path": "x"}, None])
 @pytest.mark.parametrize("whole", [{"bytes": b"x", "path": "x"}, {"bytes": b"x", "path": None}])
-def test_a_picture_of_neither_bytes_nor_a_path_is_missing(tmp_path: Path, whole: Any, others: Any) -> None:
+def test_an_image_of_neither_bytes_nor_a_path_is_missing(tmp_path: Path, whole: Any, others: Any) -> None:
     """As some writers have it: the plan knows it from one that is there, and from a null, in any company."""
     pictures = [whole, {"bytes": None, "path": None}, others, whole]
     path = write(tmp_path / "a.parquet", {"prompt": ["p"] * 4, "image": pa.array(pictures, IMAGE_TYPE)})

@@ -1,7 +1,7 @@
-"""What is in the pictures: each row shows what its own prompt says, whatever way it took.
+"""What is in the images: each row shows what its own prompt says, whatever way it took.
 
 The model that comes with darkroom draws what it is told: here a big circle of one colour on another. A prompt
-that met another row's noise, picture, mask or place in the output would be seen.
+that met another row's noise, image, mask or place in the output would be seen.
 """
 
 import random
@@ -61,7 +61,7 @@ def told(scene: Scene, row_id: int, **values: Any) -> Record:
 
 
 def shown(row: Record, column: str = "image") -> tuple[str, str]:
-    """The colours in the middle and along the edges of a row's picture: the nearest that have a name."""
+    """The colours in the middle and along the edges of a row's image: the nearest that have a name."""
     picture = np.asarray(image_of({"image": row[column]}), float)
     edges = np.concatenate([picture[:3], picture[-3:]]).reshape(-1, 3)
     return nearest(picture[28:36, 28:36].reshape(-1, 3)), nearest(edges)
@@ -90,7 +90,7 @@ def test_rows_of_many_kinds_in_shared_batches_show_what_each_was_asked_for(tmp_p
     assert [shown(row) for row in made.rows] == asked(wanted)
 
 
-def test_pictures_and_masks_stay_with_their_rows(tmp_path: Path) -> None:
+def test_images_and_masks_stay_with_their_rows(tmp_path: Path) -> None:
     """img2img gives a drawn shape another colour in its place; inpainting paints within the mask alone."""
     drawn = scenes(12, seed=1)
     pictures, _ = world.draw(drawn, np.random.default_rng(0))
@@ -114,7 +114,7 @@ def test_pictures_and_masks_stay_with_their_rows(tmp_path: Path) -> None:
         assert changes[MASK == 0].mean() < 8 < changes[MASK == 255].mean()
 
 
-def test_a_chain_goes_on_with_its_own_rows_picture(tmp_path: Path) -> None:
+def test_a_chain_goes_on_with_its_own_rows_image(tmp_path: Path) -> None:
     """What the first step has drawn is repainted by the second, under the same prompt."""
     wanted = scenes(8, seed=2)
 
@@ -124,7 +124,7 @@ def test_a_chain_goes_on_with_its_own_rows_picture(tmp_path: Path) -> None:
     assert [shown({"image": row["step_images"][0]}) for row in made.rows] == asked(wanted)
 
 
-def test_a_job_that_was_killed_and_run_again_pairs_each_prompt_with_its_picture(tmp_path: Path) -> None:
+def test_a_job_that_was_killed_and_run_again_pairs_each_prompt_with_its_image(tmp_path: Path) -> None:
     """Real Ray, two workers, a driver killed in its middle."""
     wanted = scenes(32, seed=3)
     rows = write_rows(tmp_path / "in.parquet", [told(scene, i) for i, scene in enumerate(wanted)])
@@ -152,7 +152,7 @@ MASK[12:52, 12:52] = 255
 
 
 def png(picture: np.ndarray) -> Record:
-    """A picture as a row holds it."""
+    """An image as a row holds it."""
     return encoded(Image.fromarray(picture))
 
 

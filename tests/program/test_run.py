@@ -52,7 +52,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 @pytest.fixture(scope="module")
 def over_budget(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """Six rows of words, and three whose picture turns out to be cut off: more than the 1 % allowed."""
+    """Six rows of words, and three whose image turns out to be cut off: more than the 1 % allowed."""
     folder = tmp_path_factory.mktemp("over-budget")
     write_rows(folder / "rows.parquet", text_rows(6) + cut_off_rows(3))
     output = folder / "out"
@@ -90,7 +90,7 @@ def test_the_demo_makes_every_input_row_once(demo: Ran) -> None:
 
 
 def test_a_broken_row_keeps_its_place_with_the_reason(demo: Ran) -> None:
-    """Its image is null; a row without a picture is not a row that is missing."""
+    """Its image is null; a row without an image is not a row that is missing."""
     row = next(row for row in output_rows(demo.output) if row["row_id"] == BROKEN)
 
     assert (row["status"], row["image"]) == ("failed", None)
@@ -98,7 +98,7 @@ def test_a_broken_row_keeps_its_place_with_the_reason(demo: Ran) -> None:
     assert row["error_message"]
 
 
-def test_the_output_opens_as_a_hugging_face_dataset_of_pictures(demo: Ran, tmp_path: Path) -> None:
+def test_the_output_opens_as_a_hugging_face_dataset_of_images(demo: Ran, tmp_path: Path) -> None:
     """With no more than the folder's name, as on the Hub."""
     from datasets import load_dataset  # deferred: it takes seconds that the other tests need not wait
 
@@ -255,7 +255,7 @@ def test_an_input_that_was_moved_is_the_same_input(over_budget: Ran, tmp_path: P
 
 
 def test_images_as_files_are_objects_that_the_parts_name(over_budget: Ran) -> None:
-    """One file per picture, and no other; `verify` reads and checks them."""
+    """One file per image, and no other; `verify` reads and checks them."""
     named = [row["image"]["path"] for row in output_rows(over_budget.output) if row["image"]]
     there = [str(path) for path in (over_budget.output / "images").rglob("*.png")]
 

@@ -27,7 +27,7 @@ FAULTY_REPLIES = ("503", "lost_reply", "reset", "409")
 
 @pytest.fixture(scope="module")
 def mixed_input(store: Storage, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Rows of words, and rows whose picture is an object beside the input, named in both ways."""
+    """Rows of words, and rows whose image is an object beside the input, named in both ways."""
     file = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(file, "PNG")
     store.create("s3://inp/mixed/pictures/gradient.png", file.getvalue(), {})
@@ -39,7 +39,7 @@ def mixed_input(store: Storage, tmp_path_factory: pytest.TempPathFactory) -> str
 
 
 def relative_rows(downloaded: Path, output: object) -> list[Record]:
-    """All rows of an output, with its pictures' places as they are below it."""
+    """All rows of an output, with its images' places as they are below it."""
     rows = output_rows(downloaded)
     return [row | {"image": row["image"]["path"].removeprefix(str(output))} for row in rows]
 
@@ -51,7 +51,7 @@ def on_s3(s3_only: dict[str, str], mixed_input: str, tmp_path_factory: pytest.Te
     return darkroom("run", spec, **s3_only)
 
 
-def test_a_job_reads_its_rows_and_pictures_from_s3_and_writes_there(
+def test_a_job_reads_its_rows_and_images_from_s3_and_writes_there(
     on_s3: Finished, store: Storage, s3_only: dict[str, str], tmp_path: Path
 ) -> None:
     """Every row once, all of them ok, and `verify` and `status` read the output where it is."""
@@ -81,7 +81,7 @@ def test_a_job_survives_a_store_that_hangs_and_a_network_that_loses_replies(
     store: Storage, s3_only: dict[str, str], tmp_path: Path
 ) -> None:
     """Stopped while the store hangs, it ends all the same. Run again under 503, 409, resets and lost replies,
-    on listings, reads, pictures and parts, it makes what was missing: each row once, one object a picture,
+    on listings, reads, images and parts, it makes what was missing: each row once, one object an image,
     and all of it as an undisturbed run to a local disk makes it."""
     output, rows = "s3://out/faulty", text_rows(32)
     uri = upload(store, "s3://inp/faulty/rows.parquet", rows, tmp_path)

@@ -497,7 +497,7 @@ def test_names_and_paths_hold_nothing_that_a_terminal_obeys(
 
 
 def test_names_and_columns_may_be_of_any_script(spec_path: Path) -> None:
-    """Joiners of letters and pictures, and wide spaces, are shown; a column is called what it is called."""
+    """Joiners of letters and images, and wide spaces, are shown; a column is called what it is called."""
     family, persian = "\U0001f468\u200d\U0001f469", "\u0645\u06cc\u200c\u0631\u0648\u0645"
     spec = load(
         spec_path,
