@@ -172,7 +172,7 @@ def windows_of(pipeline: Any, *texts: str, **arguments: Any) -> list[torch.Tenso
     return [torch.cat([each[0] for each in found], dim=1), pooled]
 
 
-def image_of(pipeline: Any, **arguments: Any) -> np.ndarray:
+def plain_image(pipeline: Any, **arguments: Any) -> np.ndarray:
     generator = torch.Generator("cpu").manual_seed(3)
     made = pipeline(num_inference_steps=2, generator=generator, **arguments).images[0]
     return np.asarray(made, np.int16)
@@ -201,13 +201,13 @@ def test_a_long_prompt_is_what_plain_diffusers_makes_of_its_windows(tmp_path: Pa
     def made_of(prompts: list[str], negatives: list[str], **skip: int) -> np.ndarray:
         positive, _ = windows_of(pipeline, *prompts, **skip)
         negative, _ = windows_of(pipeline, *negatives)
-        return image_of(pipeline, prompt_embeds=positive, negative_prompt_embeds=negative)
+        return plain_image(pipeline, prompt_embeds=positive, negative_prompt_embeds=negative)
 
     assert close(made, "two", made_of([FIRST, SECOND], ["", ""]))
     assert close(made, "three", made_of([FIRST, SECOND, THIRD], [SHORT, "", ""]))
     assert close(made, "negative", made_of([SHORT, ""], [FIRST, SECOND]))
     assert close(made, "skip", made_of([FIRST, SECOND], ["", ""], clip_skip=1))
-    assert close(made, "unguided", image_of(pipeline, prompt=SHORT, guidance_scale=1.0))
+    assert close(made, "unguided", plain_image(pipeline, prompt=SHORT, guidance_scale=1.0))
 
 
 def test_xl_reads_windows_with_both_encoders_and_pools_the_first(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_xl_reads_windows_with_both_encoders_and_pools_the_first(tmp_path: Path)
         embeds, pooled = torch.cat([each[0] for each in found], dim=1), found[0][1]
         none = [torch.zeros_like(embeds), torch.zeros_like(pooled)]
         negative, negative_pooled = windows_of(pipeline, *negatives) if negatives else none
-        return image_of(
+        return plain_image(
             pipeline,
             prompt_embeds=embeds,
             pooled_prompt_embeds=pooled,
@@ -257,7 +257,7 @@ def test_the_latent_upscaler_reads_windows_too(tmp_path: Path) -> None:
 
     found = [pipeline.encode_prompt(text, DEVICE, False) for text in (FIRST, SECOND, "", "")]
     embeds, negative = (torch.cat([first[0], second[0]], dim=1) for first, second in (found[:2], found[2:]))
-    theirs = image_of(
+    theirs = plain_image(
         pipeline,
         image=image_of({"image": image}),
         prompt_embeds=embeds,
@@ -379,7 +379,7 @@ def test_weights_are_those_of_compel(tmp_path: Path) -> None:
     pipeline = plain("sd")
 
     for name, text in texts.items():
-        theirs = image_of(
+        theirs = plain_image(
             pipeline,
             prompt_embeds=compel_of(pipeline, text),
             negative_prompt_embeds=compel_of(pipeline, ""),
@@ -387,7 +387,7 @@ def test_weights_are_those_of_compel(tmp_path: Path) -> None:
         assert close(made, name, theirs)
     negative = {"prompt_embeds": compel_of(pipeline, SHORT)}
     negative["negative_prompt_embeds"] = compel_of(pipeline, "grey++")
-    assert close(made, "negative", image_of(pipeline, **negative))
+    assert close(made, "negative", plain_image(pipeline, **negative))
     assert made.row("long")["status"] == "ok"
     assert made.row("plain")["image_sha256"] == off.row("plain")["image_sha256"]
 
@@ -399,7 +399,7 @@ def test_xl_weighs_with_both_encoders_and_pools_the_bare_text(tmp_path: Path) ->
     embeds = CompelForSDXL(pipeline)("a (fox)1.5").embeds.detach()
     _, pooled = windows_of(pipeline, "a fox")
 
-    theirs = image_of(
+    theirs = plain_image(
         pipeline,
         prompt_embeds=embeds,
         pooled_prompt_embeds=pooled,
