@@ -157,7 +157,7 @@ class Router:
         then = [self.resolve(step, None) for step in route.then]
         for step in then:
             if isinstance(step, Unroutable):
-                return _unroutable(name, step.problem.code, step.problem.message)
+                return Unroutable(name=name, problem=step.problem)
         return ResolvedRoute(
             name=name,
             model=model,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from actors.images.spool import Spool
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import MAX_IMAGES_PER_ROW, MAX_SEED, check_batch
-from actors.rows.routing import ResolvedRoute, Router
+from actors.rows.routing import ResolvedRoute, Router, Unroutable
 from actors.rows.row import Row, build_rows
 from schemas.columns.input_columns import map_columns
 from schemas.columns.output_columns import IMAGE_TYPE
@@ -349,6 +349,17 @@ def test_a_row_that_goes_nowhere_has_no_model() -> None:
 
     assert row.route.model == NO_MODEL
     assert isinstance(row.problem, RowError)
+
+
+def test_a_chain_is_resolved_as_a_whole() -> None:
+    """It has all its steps, or its rows fail with what is wrong with a later step."""
+    chain = Router(SPEC, MODELS).resolve("fill", None)
+    broken = Router(SPEC, {**MODELS, "fill": card("upscale", 512)}).resolve("fill", None)
+
+    assert isinstance(chain, ResolvedRoute)
+    assert [step.name for step in chain.steps] == ["fill", "inpaint"]
+    assert isinstance(broken, Unroutable)
+    assert (broken.name, broken.model, broken.problem.code) == ("fill", NO_MODEL, "unsupported_task")
 
 
 def texts(*known: str) -> st.SearchStrategy[str | None]:

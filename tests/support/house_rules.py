@@ -1,4 +1,4 @@
-"""Rules about who may import whom, as functions of the imports: each gives the arrows that break it."""
+"""The rules about imports between modules: each function gives the imports that break a rule."""
 
 import ast
 from collections import Counter, defaultdict
@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 Imports = Mapping[str, frozenset[str]]
-"""By module, such as `actors.rows.checks`, every name that it imports: `torch`, `schemas.errors` ..."""
+"""All names that each module imports (`torch`, `schemas.errors`), by module (`actors.rows.checks`)."""
 
 Order = Sequence[frozenset[str]]
-"""The rooms of a folder, the lowest first. Each imports lower ones, and none of its own set."""
+"""The rooms of a folder, the lowest first. A room may import lower ones, but none of its own set."""
 
 
 def imported_names(source: str) -> Iterator[str]:
-    """Every module that a file imports, wherever in the file: at the top, in a function, by name.
+    """Every module that a file imports, at the top, in a function or by name.
 
     `from a import b` gives `a` and `a.b`, because b may be a module. A relative import begins with a dot.
     """
@@ -29,13 +29,13 @@ def imported_names(source: str) -> Iterator[str]:
 
 
 def module_name(path: PurePath) -> str:
-    """`actors.rows.checks` for actors/rows/checks.py; a folder's name for its __init__.py."""
+    """The module's name: `actors.rows.checks` for actors/rows/checks.py, the folder for an __init__.py."""
     parts = path.with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def arrows(imports: Imports) -> Iterator[tuple[str, str]]:
-    """(module, module that it imports), for modules of the repository alone."""
+    """Pairs of a module and a module that it imports; only modules of the repository."""
     for module, names in imports.items():
         for name in names:
             if name in imports and name != module:
@@ -43,7 +43,7 @@ def arrows(imports: Imports) -> Iterator[tuple[str, str]]:
 
 
 def upward(imports: Imports, folder: str, order: Order) -> list[str]:
-    """Imports between the rooms of a folder that do not run down; also rooms that the order does not name."""
+    """Imports from a room of a folder to a room that is not lower, and rooms that are not in the order."""
     ranks = {room: rank for rank, rooms in enumerate(order) for room in rooms}
     prefix = f"{folder}." if folder else ""
     rooms = {module: _room(module, prefix) for module in imports if module.startswith(prefix)}
@@ -60,9 +60,9 @@ def _room(module: str, prefix: str) -> str:
 
 
 def circles(imports: Imports, depth: int | None = None) -> list[str]:
-    """Circles of modules or, with a depth, of folders: `actors.engine` is one at depth 2.
+    """Circular imports between modules or, with a depth, between folders.
 
-    A module that lies less deep stands for itself.
+    At depth 2 `actors.engine` is a folder. A module at a smaller depth counts as a folder of its own.
     """
     graph: defaultdict[str, set[str]] = defaultdict(set)
     for module, imported in arrows(imports):
@@ -79,7 +79,7 @@ def _is_package(node: str, imports: Imports, depth: int | None) -> bool:
 
 
 def _knots(graph: Mapping[str, set[str]]) -> list[set[str]]:
-    """Groups of nodes of which each reaches each other."""
+    """Groups of nodes in which each node reaches all others."""
     reach = {node: _reachable(node, graph) for node in graph}
     knots: list[set[str]] = []
     for node in graph:
@@ -101,13 +101,13 @@ def _reachable(start: str, graph: Mapping[str, set[str]]) -> set[str]:
 
 
 def repeated_stems(modules: Sequence[str]) -> list[str]:
-    """Names of files that stand in two places."""
+    """The names of files that exist in more than one folder."""
     stems = Counter(module.rpartition(".")[2] for module in modules)
     return sorted(stem for stem, count in stems.items() if count > 1)
 
 
 def strays(imports: Imports, homes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Imports of a library outside its homes."""
+    """Imports of a library outside its home folders."""
     return sorted(
         f"{module} imports {name}"
         for module, names in imports.items()
