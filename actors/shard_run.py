@@ -17,7 +17,7 @@ from actors.images.image_uris import ImageUris
 from actors.images.spool import Spool
 from actors.parts.commit import PartIdentity, commit_part
 from actors.parts.image_writer import ImageWriter
-from actors.parts.part import FinishedImage, Part, Record, RowOutcome, build_part, job_footer
+from actors.parts.part import FinishedImage, Part, Record, RowOutcome, build_part
 from actors.parts.unchanged_rows import unchanged_records
 from actors.process import peak_rss_bytes
 from actors.rows.opened_rows import OpenedRow, open_row
@@ -61,7 +61,9 @@ class Resources:
     reader: ShardReader
     uris: ImageUris
     schema: pa.Schema
-    """The part's schema."""
+    """The parts' schema."""
+    footer: Mapping[bytes, str]
+    """The entries of a part's footer that all parts of the job have."""
     pulse: Pulse
     device: ThreadPoolExecutor
     """One thread, because a CUDA context, a scheduler and a model cache need a single caller."""
@@ -205,7 +207,7 @@ class ShardRun:
             self._resources.schema,
             self._identity,
             embed_images=self._job.spec.output.images == "parquet",
-            footer=job_footer(self._job),
+            footer=self._resources.footer,
             unchanged=self._unchanged,
         )
 

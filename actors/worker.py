@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from actors.engine.engine import Engine
 from actors.images.image_uris import ImageUris
+from actors.parts.part import job_footer
 from actors.rows.shard_reader import ShardReader
 from actors.shard_run import Pulse, Resources, ShardRun
 from actors.storage.output import Output
@@ -29,6 +30,7 @@ class Worker:
             reader=ShardReader(job, stores),
             uris=ImageUris(stores, job.spec.input.pictures),
             schema=pa.ipc.read_schema(pa.py_buffer(job.schema)),
+            footer=job_footer(job),
             pulse=Pulse(),
             device=ThreadPoolExecutor(1, thread_name_prefix="device"),
             decoders=ThreadPoolExecutor(num_threads, thread_name_prefix="decode"),
