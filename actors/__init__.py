@@ -1,1 +1,1 @@
-"""What runs on a worker. Nothing here imports `jobs`; torch and diffusers are imported nowhere else."""
+"""What runs on a worker. Nothing here imports `jobs`; only engine/ imports torch and diffusers."""

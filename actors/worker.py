@@ -1,7 +1,7 @@
 """The worker, which runs in a Ray actor and turns shards of input rows into parts of output rows.
 
 Shards overlap. While one is on the device, the next is read and its images' headers are checked, and the
-images of the one before are encoded and written. Three threads call `run`; one at a time has the device.
+images of the one before are encoded and written. Several threads call `run`; one at a time has the device.
 """
 
 from concurrent.futures import ThreadPoolExecutor

@@ -10,7 +10,7 @@ from actors.storage.output import Output, open_output
 from actors.worker_process import ENGINE
 from jobs.dispatch.cluster import with_output_settled
 from jobs.dispatch.dispatcher import Dispatcher
-from jobs.dispatch.shard_loop import RunWatch, make_shards
+from jobs.dispatch.shard_loop import RunWatch, generate_shards
 from jobs.output.job_record import plan_of, require_record
 from jobs.output.lease import Lease
 from jobs.output.part_footers import read_footers
@@ -48,7 +48,7 @@ def retry_job(
         if shards:
             with Lease(output) as lease:
                 console.print(f"retrying the failed rows of {counted(len(shards), 'part')}")
-                make_shards(plan, dispatcher, RunWatch(tally=tally, lease=lease), console, engine)
+                generate_shards(plan, dispatcher, RunWatch(tally=tally, lease=lease), console, engine)
                 # A retry replaces parts and adds none, so a part that was missing is still missing.
                 if len(parts) == record.num_shards:
                     lease.confirm(tally)

@@ -11,7 +11,7 @@ from actors.worker_process import ENGINE
 from jobs.dispatch.budget import Budget
 from jobs.dispatch.cluster import with_output_settled
 from jobs.dispatch.dispatcher import Dispatcher
-from jobs.dispatch.shard_loop import RunWatch, make_shards
+from jobs.dispatch.shard_loop import RunWatch, generate_shards
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
 from jobs.output.job_record import JobRecord, claim, plan_of, read_record
 from jobs.output.lease import Lease
@@ -90,7 +90,7 @@ def _generate_missing(
         )
     dispatcher = _dispatcher(plan, done)
     watch = RunWatch(tally=tally, lease=lease, budget=Budget(plan.job.spec.errors))
-    make_shards(plan, dispatcher, watch, console, engine)
+    generate_shards(plan, dispatcher, watch, console, engine)
     return tally, dispatcher.abandoned
 
 

@@ -1,10 +1,10 @@
 """Every error that darkroom raises on purpose.
 
-DarkroomError                  exit code 1: our bug
-├── SpecError                  2: the spec or the input is wrong; nothing has started
+DarkroomError                  exit code 1: no worker can work, an output is broken, or our bug
+├── SpecError                  2: the spec, the input or what they name is wrong; nothing has started
 ├── BudgetError                3: more rows failed than `errors.max_rate` allows
 ├── RefusedError               4: this output belongs to another job, or cannot be trusted
-├── StorageError               5: storage stayed unreachable past its deadline
+├── StorageError               5: storage refused a request, or stayed unreachable past its deadline
 └── RowError                   one row is at fault: recorded in the output, and the job continues
 
 ReclaimedError is not a DarkroomError, because nothing is wrong: a worker that was asked to end

@@ -1,1 +1,1 @@
-"""The engine turns opened rows into pixels. Only it and the demo import torch."""
+"""The engine turns opened rows into pixels. Of the code that runs in a job, only it imports torch."""

@@ -1,1 +1,1 @@
-"""Which worker generates which shard: the only folder that imports Ray."""
+"""Which worker generates which shard. Of the code that runs in a job, only this folder imports Ray."""

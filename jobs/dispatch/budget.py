@@ -63,8 +63,7 @@ def judge(errors: ErrorsSpec, totals: Totals, abandoned: tuple[Abandoned, ...]) 
     if abandoned:
         first = abandoned[0]
         raise BudgetError(
-            f"missing parts: {len(abandoned):,}. Generating each of them failed "
-            f"errors.max_attempts times ({errors.max_attempts}) or more. "
+            f"missing parts: {len(abandoned):,}, after several attempts at each. "
             f"The first is {first.shard.name}: {first.reason.removesuffix('.')}. Run again to retry them"
         )
     if totals.rows and totals.failed / totals.rows > errors.max_rate:

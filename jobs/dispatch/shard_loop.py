@@ -27,7 +27,9 @@ class RunWatch:
     """Ends a hopeless run; None where every row has failed before, as in a retry."""
 
 
-def make_shards(plan: Plan, dispatcher: Dispatcher, watch: RunWatch, console: Console, engine: str) -> None:
+def generate_shards(
+    plan: Plan, dispatcher: Dispatcher, watch: RunWatch, console: Console, engine: str
+) -> None:
     """Generate all of the dispatcher's shards, on the Ray cluster at RAY_ADDRESS or on one started here."""
     address = os.environ.get("RAY_ADDRESS")
     console.print(

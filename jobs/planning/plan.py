@@ -42,11 +42,11 @@ class Plan:
     @property
     def num_shards(self) -> int:
         """The number of parts in the whole output."""
-        return sum(self._shards_in(rows) for file in self.files for rows in file.rows_by_model.values())
+        return sum(self._num_shards_for(rows) for file in self.files for rows in file.rows_by_model.values())
 
     def num_shards_of(self, model: str) -> int:
         """The number of parts of one model."""
-        return sum(self._shards_in(file.rows_by_model.get(model, 0)) for file in self.files)
+        return sum(self._num_shards_for(file.rows_by_model.get(model, 0)) for file in self.files)
 
     def shards(self) -> Iterator[Shard]:
         """Every shard, in the order of the parts' names."""
@@ -75,7 +75,7 @@ class Plan:
     def _shard_rows(self) -> int:
         return self.job.spec.batching.shard_rows
 
-    def _shards_in(self, rows: int) -> int:
+    def _num_shards_for(self, rows: int) -> int:
         return -(-rows // self._shard_rows)
 
 

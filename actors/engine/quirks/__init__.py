@@ -1,1 +1,1 @@
-"""Workarounds for faults of diffusers, transformers and torch: a file goes once upstream fixes its fault."""
+"""Patches for faults of diffusers, transformers and torch: a file goes once upstream mends its fault."""
