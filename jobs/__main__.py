@@ -27,7 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     epilog="Exit codes: 0 done, 1 broken workers or output, or a bug, 2 bad spec or input, "
-    "3 too many failed rows or missing parts, 4 refused, 5 storage failed, 130 interrupted (run again to resume).",
+    "3 too many failed rows or missing parts, 4 refused, 5 storage failed, 130 interrupted "
+    "(run again to resume).",
 )
 
 MAX_MESSAGE = 10_000
