@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from models import trained_models
@@ -39,7 +40,6 @@ SOURCES = ("random_checkpoints.py", "small_components.py")
 """The modules that build the checkpoints with random weights."""
 SEED = 0
 BUILD_TIMEOUT_S = 300
-ROOT = Path(__file__).parent.parent
 
 
 def demo_checkpoint(kind: str) -> Path:
@@ -101,7 +101,9 @@ def _build_random(folders: Mapping[str, Path], seed: int) -> str:
     targets = [str(argument) for kind, folder in folders.items() for argument in (kind, folder.absolute())]
     command = [sys.executable, "-m", "demo.random_checkpoints", str(seed), *targets]
     try:
-        built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
+        built = subprocess.run(
+            command, cwd=builder_folder().parent, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S
+        )
     except subprocess.TimeoutExpired as error:
         raise SpecError(f"building demo checkpoints took longer than {BUILD_TIMEOUT_S} s") from error
     return _last_line(built.stderr) if built.returncode else ""
@@ -115,8 +117,19 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["the builder printed no error"])[-1]
 
 
+def builder_folder() -> Path:
+    """The folder of the package demo, whose modules build the checkpoints with random weights.
+
+    It is looked up and not imported, because it needs torch. Ray ships each package to a folder of its own.
+    """
+    package = find_spec("demo")
+    assert package is not None, "demo is a part of darkroom"
+    assert package.submodule_search_locations, "demo is a folder"
+    return Path(package.submodule_search_locations[0])
+
+
 def _digest() -> str:
-    sources = b"".join((ROOT / "demo" / name).read_bytes() for name in SOURCES)
+    sources = b"".join((builder_folder() / name).read_bytes() for name in SOURCES)
     versions = [f"{name}={version(name)}" for name in ("diffusers", "transformers", "torch")]
     return hashlib.sha256(sources + "\n".join(versions).encode()).hexdigest()[:12]
 

@@ -63,7 +63,8 @@ def judge(errors: ErrorsSpec, totals: Totals, abandoned: tuple[Abandoned, ...]) 
     if abandoned:
         first = abandoned[0]
         raise BudgetError(
-            f"missing parts: {len(abandoned):,}, after several attempts at each. "
+            f"missing parts: {len(abandoned):,}. A part is left out after errors.max_attempts "
+            f"({errors.max_attempts}) failures, or when its workers were taken away too often. "
             f"The first is {first.shard.name}: {first.reason.removesuffix('.')}. Run again to retry them"
         )
     if totals.rows and totals.failed / totals.rows > errors.max_rate:

@@ -19,6 +19,7 @@ import jobs
 import models
 import schemas
 from actors.storage.uris import normalise
+from models.demo_cache import builder_folder
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec, WorkersSpec
 from schemas.wording.amounts import counted
@@ -120,9 +121,8 @@ def _options(address: str) -> dict[str, Any]:
         options |= {"address": "local", "include_dashboard": False}
     elif not in_ray_job():
         # In a Ray job, the working directory already contains the code.
-        options["runtime_env"] = {
-            "py_modules": [str(Path(package.__path__[0])) for package in (schemas, actors, jobs, models)]
-        }
+        folders = [Path(package.__path__[0]) for package in (schemas, models, actors, jobs)]
+        options["runtime_env"] = {"py_modules": [str(folder) for folder in (*folders, builder_folder())]}
     return options
 
 

@@ -15,7 +15,6 @@ from actors.rows.routing import ResolvedRoute, Router
 from actors.storage.stores import Stores
 from jobs.planning.row_ids import Keys, Repeated, are_compared, id_keys
 from jobs.planning.survey import Survey, SurveyedFile
-from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import RowError, SpecError
 from schemas.job import Job, PlannedFile
 from schemas.wording.amounts import counted
@@ -184,16 +183,17 @@ def _scan(
     scan: _FileScan, job: Job, router: Router, stores: Stores, report: ReportProgress, *, with_ids: bool
 ) -> None:
     uri = scan.file.stored.uri
-    with (
-        parquet_errors_as(SpecError, f"input.path: {uri} cannot be read to its end"),
-        InputFile(stores.of(uri).open(uri), job.columns) as opened,
-    ):
-        _check_ids(opened, uri, job)
-        scan.keys = id_keys(opened) if with_ids else None
-        for batch in opened.read_for_checks():
-            scan.add(check_batch(batch, router, job.models), job)
-            report(batch.num_rows)
-        _name_examples(scan, opened)
+    try:
+        with InputFile(stores.of(uri).open(uri), job.columns) as opened:
+            _check_ids(opened, uri, job)
+            scan.keys = id_keys(opened) if with_ids else None
+            for batch in opened.read_for_checks():
+                scan.add(check_batch(batch, router, job.models), job)
+                report(batch.num_rows)
+            _name_examples(scan, opened)
+    # Any other ValueError would be a mistake of the checks, and not of the file.
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"input.path: {uri} cannot be read to its end: {error}") from error
 
 
 class ScanTotals:

@@ -181,7 +181,7 @@ def test_a_module_is_known_by_its_name_alone() -> None:
     """No two files of the repository share a name, nor one with a top-level package."""
     modules = [module_name(path) for path in FILES if not path.stem.startswith("__")]
 
-    assert repeated_stems([*modules, *TOP_LEVEL]) == []
+    assert repeated_stems([*modules, *TOP_LEVEL, "configs"]) == []
     assert repeated_stems([*modules, "jobs.attic.printable"]) == ["printable"]
 
 

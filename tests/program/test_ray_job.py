@@ -161,16 +161,20 @@ def test_a_stopped_ray_job_goes_on_when_it_is_submitted_again(cluster: Cluster, 
     assert darkroom("verify", output).code == 0
 
 
-def test_a_run_from_outside_joins_the_ray_that_ray_address_names(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("checkpoint", ["sd", "demo:sd"])
+def test_a_run_from_outside_joins_the_ray_that_ray_address_names(
+    checkpoint: str, cluster: Cluster, tmp_path: Path
+) -> None:
     """It brings its code along, starts no Ray of its own, and leaves the one it used as it was. A relative
-    output and a relative checkpoint lie below the driver's folder, whatever folder the workers are in."""
+    output and a relative checkpoint lie below the driver's folder, whatever folder the workers are in, and
+    workers build a demo checkpoint that they lack."""
     rows, output = text_rows(16), tmp_path / "out"
     (tmp_path / "sd").symlink_to(demo_checkpoint("sd"))
     spec = write_spec(
         tmp_path / "job.yaml",
         write_rows(tmp_path / "rows.parquet", rows),
         "out",
-        models={"sd": {"checkpoint": "sd"}},
+        models={"sd": {"checkpoint": checkpoint}},
     )
 
     with Started("-m", "jobs", "run", spec, cwd=tmp_path, RAY_ADDRESS=cluster.address, **TOKEN) as run:

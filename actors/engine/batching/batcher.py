@@ -56,6 +56,12 @@ class _SuspendedCall:
     running: _Running
     module: MergedModule
     request: Request
+    rows: int
+    """How many rows of a batch the call takes: the module's rows or the call's own, whichever are fewer.
+
+    With guidance a module gets two rows for each row of the call. Pipelines encode images one by one, however
+    many the call generates.
+    """
 
     @property
     def stage(self) -> Stage:
@@ -66,15 +72,6 @@ class _SuspendedCall:
     def batch_key(self) -> Hashable:
         """Equal for calls that can go through the module together."""
         return self.request.batch_key
-
-    @property
-    def rows(self) -> int:
-        """How many rows of a batch the call takes: the module's rows or the call's own, whichever are fewer.
-
-        With guidance a module gets two rows for each row of the call. Pipelines encode images one by one,
-        however many the call generates.
-        """
-        return int(min(self.request.rows, self.running.call.rows))
 
     @property
     def module_rows(self) -> int:
@@ -94,7 +91,9 @@ def _within_call() -> bool:
 def _suspend(module: MergedModule, request: Request) -> Any:
     """Suspend the current call until the module has run, and return its answer."""
     running = getcurrent()
-    return running.parent.switch(_SuspendedCall(running=running, module=module, request=request))
+    rows = min(request.rows, running.call.rows)
+    suspended = _SuspendedCall(running=running, module=module, request=request, rows=rows)
+    return running.parent.switch(suspended)
 
 
 class Batcher(Generic[CallT]):
