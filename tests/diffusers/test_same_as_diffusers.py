@@ -141,6 +141,62 @@ def test_rows_that_differ_make_images_that_differ(made: Made) -> None:
     assert len(set(hashes.values())) >= len(ROWS) - 1, hashes
 
 
+ALIKE: list[Record] = [
+    {
+        "row_id": f"alike-{i}",
+        "task": "text2img",
+        "seed": 40 + i,
+        "prompt": prompt,
+        "negative_prompt": negative,
+    }
+    for i, (prompt, negative) in enumerate(
+        [("a fox", "text"), ("a grey owl at night", "a frame"), ("hills", ""), ("one ring", "two rings")]
+    )
+]
+"""Rows that share one call: they differ in their texts and seeds alone."""
+
+
+def test_the_texts_of_rows_in_one_call_stay_with_their_rows(family: str, tmp_path: Path) -> None:
+    """A second prompt that is missing is the row's own first one, not that of the call's first row."""
+    folder = sd_checkpoint() if family == "sd" else sdxl_checkpoint()
+    spec = job_spec(
+        write_rows(tmp_path / "rows.parquet", ALIKE),
+        tmp_path / "out",
+        models={"m": {"checkpoint": f"demo:{'sd' if family == 'sd' else 'sdxl'}"}},
+        routes={"text2img": {"model": "m", "num_inference_steps": 2}},
+    )
+
+    made = make(spec)
+
+    for row in ALIKE:
+        ours = np.asarray(image_of(made.row(row["row_id"])), dtype=np.int16)
+        assert np.abs(ours - reference(folder, family, row)).max() <= LEVELS, row["row_id"]
+
+
+def test_long_prompts_of_rows_in_one_call_stay_with_their_rows(family: str, tmp_path: Path) -> None:
+    """Each row's windows, and XL's pooled embedding, are its own: alone it gives the same image."""
+    long = [row | {"prompt": f"{row['prompt']} " * 40} for row in ALIKE]
+    together, alone = (
+        make(
+            job_spec(
+                write_rows(tmp_path / f"{rows}.parquet", long),
+                tmp_path / str(rows),
+                models={"m": {"checkpoint": f"demo:{'sd' if family == 'sd' else 'sdxl'}"}},
+                routes={"text2img": {"model": "m", "num_inference_steps": 2}},
+                batching={"shard_rows": rows},
+                long_prompts="chunk",
+            )
+        )
+        for rows in (4, 1)
+    )
+
+    for row in long:
+        ours, own = (
+            np.asarray(image_of(made.row(row["row_id"])), dtype=np.int16) for made in (together, alone)
+        )
+        assert np.abs(ours - own).max() <= LEVELS, row["row_id"]
+
+
 def test_an_inpainted_image_keeps_its_own_size(tmp_path: Path) -> None:
     """Plain diffusers would resize it to the model's size; a catalogue wants its own size back."""
     row = {

@@ -115,6 +115,15 @@ def test_a_row_without_a_seed_gets_one_from_the_job_and_its_id(tmp_path: Path) -
     assert all(0 <= seed < 2**53 for seed in seeds.values())
 
 
+def test_rows_without_ids_are_numbered_through_their_file(tmp_path: Path) -> None:
+    """Across every batch in which they are read, and from shard to shard."""
+    path = write_rows(tmp_path / "in.parquet", [{"prompt": str(i)} for i in range(130)])
+
+    made = make(job_spec(path, tmp_path / "out", batching={"shard_rows": 100}), GreyEngine())
+
+    assert [row["row_id"] for row in made.rows] == [f"in.parquet#{i}" for i in range(130)]
+
+
 def test_the_same_shard_gives_the_same_bytes(tmp_path: Path) -> None:
     """Whatever the threads and the order of shards; the parts of two runs can be compared by checksum."""
     path = write_rows(

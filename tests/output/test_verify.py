@@ -17,7 +17,7 @@ from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
 from jobs.planning.survey import make_survey
 from jobs.verification.verify import verify_output
-from schemas.errors import DarkroomError, SpecError
+from schemas.errors import DarkroomError, RefusedError, SpecError
 from schemas.spec.job_spec import JobSpec
 from tests.support.in_process import (
     Record,
@@ -127,6 +127,15 @@ def test_a_flipped_bit_is_found(spec: JobSpec) -> None:
     path.write_bytes(damaged)
 
     with pytest.raises(DarkroomError, match="train-00000-of-00003 cannot be read"):
+        printed_by_verify(spec)
+
+
+@pytest.mark.parametrize("name", ["train-00003-of-00003", "train-00000-of-00004"])
+def test_a_part_that_this_job_cannot_have_is_refused(spec: JobSpec, name: str) -> None:
+    """One shard more than there are, or one of another number of shards."""
+    (Path(spec.output.path) / "data" / f"{name}.parquet").write_bytes(b"")
+
+    with pytest.raises(RefusedError, match=f"{name}.parquet is a part of another job: this job has 3 parts"):
         printed_by_verify(spec)
 
 

@@ -1,6 +1,7 @@
 """Who drives an output: one driver at a time, and the one that is found dead is succeeded."""
 
 import json
+import subprocess
 import time
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def test_a_driver_that_was_succeeded_stops_and_leaves_the_lease_alone(storage: S
     ended = json.loads(storage.read(join(folder, LEASE)))
     assert ended["driver"] == json.loads(successor)["driver"]
     assert ended["ended"]
+
+
+def test_a_driver_on_another_host_is_not_looked_up_here(storage: Storage, folder: str) -> None:
+    """No process of this host has its number, and that says nothing about the other host."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    storage.replace(join(folder, LEASE), alive(pid=ended.pid))
+
+    with pytest.raises(RefusedError, match=f"another driver is using .* process {ended.pid} on elsewhere"):
+        Lease(Output(storage, folder)).__enter__()
 
 
 @pytest.mark.parametrize(
