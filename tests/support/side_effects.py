@@ -1,0 +1,52 @@
+"""A recorder of side effects, with which tests say what comes before what."""
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import PurePath
+
+import pytest
+
+from actors.storage.local_disk import LocalStorage
+from actors.storage.objects import Buffer
+
+
+def record_system_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The list to which calls of fsync, link and replace are added from now on: `fsync file`, `link` ..."""
+    events: list[str] = []
+
+    def recorded(name: str) -> None:
+        own = getattr(os, name)
+
+        def call(*arguments: object) -> object:
+            result = own(*arguments)
+            events.append(f"fsync {_kind(arguments[0])}" if name == "fsync" else name)
+            return result
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "link", "replace"):
+        recorded(name)
+    return events
+
+
+def _kind(descriptor: object) -> str:
+    assert isinstance(descriptor, int)
+    return "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+
+
+class RecordingStorage(LocalStorage):
+    """A local disk that notes the names of the objects that it writes, in order."""
+
+    def __init__(self, *, temp_dir: str) -> None:
+        super().__init__(temp_dir=temp_dir)
+        self.written: list[str] = []
+
+    def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
+        created = super().create(uri, data, metadata)
+        self.written.append(PurePath(uri).name)
+        return created
+
+    def replace(self, uri: str, data: bytes) -> None:
+        super().replace(uri, data)
+        self.written.append(PurePath(uri).name)
