@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from actors.engine.cohorts import samples_of
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.engine import Generated
 from actors.engine.samples import Sample
@@ -26,7 +27,7 @@ from actors.storage.objects import Buffer, Storage
 from actors.storage.output import Output
 from actors.storage.stores import Stores
 from actors.worker import Worker
-from schemas.errors import ReclaimedError, RefusedError
+from schemas.errors import ReclaimedError, RefusedError, RowError
 from tests.support.engines import GreyEngine
 from tests.support.in_process import (
     Record,
@@ -122,6 +123,24 @@ def test_rows_without_ids_are_numbered_through_their_file(tmp_path: Path) -> Non
     made = make(job_spec(path, tmp_path / "out", batching={"shard_rows": 100}), GreyEngine())
 
     assert [row["row_id"] for row in made.rows] == [f"in.parquet#{i}" for i in range(130)]
+
+
+def test_a_row_whose_images_all_fail_fails_once(tmp_path: Path) -> None:
+    """In the part, in the report, and in what a hopeless job is judged by."""
+
+    class Failing(GreyEngine):
+        def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
+            for sample in samples_of(rows):
+                problem = RowError("nonfinite_image", f"image {sample.image_index}")
+                yield Generated(sample=sample, pixels=None, nsfw=None, problem=problem)
+
+    rows = [{"prompt": "x", "num_images_per_prompt": 3}, {"prompt": "y"}]
+
+    made = make(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out"), Failing())
+
+    assert [row["error_message"] for row in made.rows] == ["image 0", "image 0"]
+    report = made.reports[0]
+    assert (report.failed, report.unforeseen["nonfinite_image"].num_rows) == (2, 2)
 
 
 def test_the_same_shard_gives_the_same_bytes(tmp_path: Path) -> None:
