@@ -11,6 +11,8 @@ README.md, contact-sheet.html, _SUCCESS     written when the job is done, _SUCCE
 import re
 
 PARTS_FOLDER = "data"
+PARTS_PATTERN = f"{PARTS_FOLDER}/train-*"
+"""What readers of data sets look for."""
 IMAGES_FOLDER = "images"
 OWN_FOLDER = "_darkroom"
 """The folder of records and reports. Programs that read Parquet skip a folder whose name begins with _."""

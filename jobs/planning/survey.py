@@ -11,12 +11,14 @@ from actors.checkpoints.weights_check import check_weights
 from actors.inputs.footers import read_footer
 from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
+from actors.storage.uris import join
 from jobs.planning.input_paths import find_files, includes, normalised, paths_of
 from jobs.planning.route_checks import check_routes
 from schemas.columns.input_columns import ColumnMap, map_columns
 from schemas.columns.output_columns import output_schema
 from schemas.errors import SpecError
 from schemas.job import Job
+from schemas.output_layout import part_file, shard_name
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.system_table import SYSTEMS
 
@@ -81,7 +83,7 @@ def _check_output(spec: JobSpec) -> None:
     """Raise SpecError if the job would read its own parts, which would look like a changed input."""
     output = normalised("output.path", spec.output.path)
     for path in paths_of(spec):
-        if includes(path, f"{output}/data/train-00000-of-00001.parquet"):
+        if includes(path, join(output, part_file(shard_name(0, 1)))):
             raise SpecError(
                 f"output.path: {output} is where input.path looks for rows ({path}), so the job would read "
                 "its own parts; choose a folder beside the input"

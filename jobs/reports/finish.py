@@ -9,7 +9,7 @@ from jobs.output.tally import RunFigures
 from jobs.reports.contact_sheet import write_report
 from jobs.reports.summary import write_summary
 from schemas.errors import StorageError
-from schemas.output_layout import DATASET_CARD, MANIFEST, PARTS_FOLDER, SUCCESS
+from schemas.output_layout import DATASET_CARD, MANIFEST, PARTS_FOLDER, PARTS_PATTERN, SUCCESS
 from schemas.wording.amounts import counted
 
 
@@ -63,7 +63,7 @@ configs:
 - config_name: default
   data_files:
   - split: train
-    path: data/train-*
+    path: {PARTS_PATTERN}
 dataset_info:
   features:
   - name: image

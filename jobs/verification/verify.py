@@ -42,12 +42,13 @@ def verify_output(path: str, console: Console) -> None:
     record = require_record(output)
     plan = plan_of_record(record)
     stored_shards = {part.index for part in list_parts(output, record.num_shards)}
+    stores = Stores(plan.job.spec.errors.storage_deadline_s)
     verifier = _Verifier(output, record, plan, stored_shards)
     rows: Counter[str] = Counter()
     images = withheld = 0
-    faults = _input_faults(plan)
+    faults = _input_faults(plan, stores)
     with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
-        for verdict in [] if faults else _map_ahead(pool, verifier.check, _expected_shards(plan)):
+        for verdict in [] if faults else _map_ahead(pool, verifier.check, _expected_shards(plan, stores)):
             rows += verdict.rows
             images += verdict.images
             withheld += verdict.withheld
@@ -85,9 +86,9 @@ def _map_ahead(
     yield from (future.result() for future in pending)
 
 
-def _input_faults(plan: Plan) -> list[str]:
+def _input_faults(plan: Plan, stores: Stores) -> list[str]:
     """The input files that are not as they were planned; without them no row can be verified."""
-    stores, columns = Stores(plan.job.spec.errors.storage_deadline_s), plan.job.columns.columns()
+    columns = plan.job.columns.columns()
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         faults = pool.map(lambda file: _input_fault(stores.of(file.uri), file, columns), plan.files)
         return [fault for fault in faults if fault]
@@ -112,7 +113,7 @@ def _input_fault(storage: Storage, file: PlannedFile, columns: Collection[str]) 
     return ""
 
 
-def _expected_shards(plan: Plan) -> Iterator[_ExpectedShard]:
+def _expected_shards(plan: Plan, stores: Stores) -> Iterator[_ExpectedShard]:
     """Every shard with the row ids that its part must have. Only ids and routing columns are read."""
     shards: dict[tuple[str, str], list[Shard]] = {}
     for shard in plan.shards():
@@ -123,7 +124,7 @@ def _expected_shards(plan: Plan) -> Iterator[_ExpectedShard]:
         ids: defaultdict[str, list[Any]] = defaultdict(list)
         upcoming = {model: iter(shards.get((file.uri, model), ())) for model in [*plan.job.models, NO_MODEL]}
         current = {model: next(upcoming[model], None) for model in upcoming}
-        for model, row_id in _ids(plan, file.uri, names[file.uri], router):
+        for model, row_id in _ids(plan, stores.of(file.uri), file.uri, names[file.uri], router):
             if (current_shard := current[model]) is None:
                 raise RefusedError(f"`rows_by_model` in {JOB_RECORD} does not match the rows of {file.uri}")
             ids[model].append(row_id)
@@ -132,11 +133,9 @@ def _expected_shards(plan: Plan) -> Iterator[_ExpectedShard]:
                 current[model] = next(upcoming[model], None)
 
 
-def _ids(plan: Plan, uri: str, name: str, router: Router) -> Iterator[tuple[str, Any]]:
+def _ids(plan: Plan, storage: Storage, uri: str, name: str, router: Router) -> Iterator[tuple[str, Any]]:
     """(model, row_id) of every row of a file; `name` begins the ids of rows whose input has none."""
-    with InputFile(
-        Stores(plan.job.spec.errors.storage_deadline_s).of(uri).open(uri), plan.job.columns
-    ) as file:
+    with InputFile(storage.open(uri), plan.job.columns) as file:
         for batch in file.read_routing(with_ids=True):
             tasks, models = batch.fields.get("task"), batch.fields.get("model")
             positions, routes = router.resolve_batch(tasks, models, batch.num_rows)
