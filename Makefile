@@ -4,7 +4,7 @@ BIN := .venv/bin
 ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt clean
+.PHONY: help install demo test check fmt mutants clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
@@ -25,6 +25,9 @@ check: .venv/installed-test ## Check format, lint and types
 fmt: .venv/installed-test ## Format the code, and fix what lint can fix
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+mutants: .venv/installed-test ## Plant mistakes, and print which test notices each (N=12: a random dozen)
+	@$(ACTIVATED) python -m tools.mutants --num $(or $(N),0)
 
 clean: ## Remove .venv and the output of the demo
 	rm -rf .venv out
