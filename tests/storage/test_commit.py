@@ -16,7 +16,7 @@ from actors.storage.objects import Buffer, Storage
 from actors.storage.output import Output
 from actors.storage.stores import open_storage
 from actors.storage.uris import join
-from schemas.errors import RefusedError
+from schemas.errors import RefusedError, StorageError
 from schemas.output_layout import JOB_KEY, SHARD_KEY
 from tests.support.s3.fault_proxy import FaultKind, FaultProxy
 
@@ -155,26 +155,58 @@ def test_the_probe_refuses_a_store_that_lies(s3_faults: FaultProxy, faulty: Stor
     """A store that says yes to both writers cannot hold parts; the message names stores that can."""
     s3_faults.inject("lie", method="PUT", count=10)
 
-    with pytest.raises(RefusedError, match=r"was accepted.*AWS S3"):
+    with pytest.raises(RefusedError, match=r"\(If-None-Match: \*\).* was accepted .*AWS S3"):
         probe(Output(faulty, s3_folder))
 
     assert list(faulty.list(s3_folder)) == []
 
 
-class OverwritingStorage(LocalStorage):
-    """A store that says no to the second writer and takes its content all the same."""
+class LyingStorage(LocalStorage):
+    """A disk that breaks the condition of one kind of write."""
+
+    def __init__(self, folder: Path, write: str, *, says: bool, does: bool) -> None:
+        """`says`: the answer to a write whose condition is false; `does`: whether it is carried out."""
+        super().__init__(temp_dir=str(folder / "tmp"))
+        self._write, self._says, self._does = write, says, does
 
     def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
-        self.replace(uri, bytes(data))
-        return False
+        return super().create(uri, data, metadata) or self._lie("create", uri, data)
+
+    def exchange(self, uri: str, data: Buffer, metadata: Mapping[str, str], *, etag: str) -> bool:
+        return super().exchange(uri, data, metadata, etag=etag) or self._lie("exchange", uri, data)
+
+    def _lie(self, write: str, uri: str, data: Buffer) -> bool:
+        if write != self._write:
+            return False
+        if self._does:
+            self.replace(uri, bytes(data))
+        return self._says
 
 
-def test_the_probe_looks_at_what_is_stored(tmp_path: Path) -> None:
-    """The right answer with the wrong content is a lie too."""
-    storage = OverwritingStorage(temp_dir=str(tmp_path / "tmp"))
+@pytest.mark.parametrize(("write", "header"), [("create", "If-None-Match"), ("exchange", "If-Match")])
+@pytest.mark.parametrize(("says", "does"), [(True, True), (True, False), (False, True)])
+def test_the_probe_looks_at_the_answer_and_at_what_is_stored(
+    tmp_path: Path, write: str, header: str, says: bool, does: bool
+) -> None:
+    """The right answer with the wrong content is a lie too, and so is the wrong answer."""
+    storage = LyingStorage(tmp_path, write, says=says, does=does)
+    answer, left = ("accepted" if says else "refused"), ("second" if does else "first")
 
-    with pytest.raises(RefusedError, match="was refused and left b'second'"):
+    with pytest.raises(RefusedError, match=rf"\({header}.* was {answer} and left b'{left}'"):
         probe(Output(storage, str(tmp_path)))
+
+
+def test_a_part_that_vanishes_during_its_commit_is_a_failure_of_the_storage(tmp_path: Path) -> None:
+    """The store says that it exists and then that it does not: the shard is tried again."""
+
+    class Forgetful(LocalStorage):
+        def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
+            return False
+
+    storage = Forgetful(temp_dir=str(tmp_path / "tmp"))
+
+    with pytest.raises(StorageError, match="says both that it exists and that it does not"):
+        commit_part(storage, str(tmp_path / "part"), part(), IDENTITY, attempt="a")
 
 
 def test_the_probe_does_not_mind_lost_replies(s3_faults: FaultProxy, faulty: Storage, s3_folder: str) -> None:

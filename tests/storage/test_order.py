@@ -3,7 +3,6 @@
 import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYetError
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from schemas.errors import StorageError
 from schemas.output_layout import OWN_FOLDER, SUCCESS, TEMPORARY_FOLDER
 from tests.support.engines import GreyEngine
 from tests.support.in_process import job_spec, make, write_rows
+from tests.support.running import wait_until
 from tests.support.side_effects import RecordingStorage, record_system_calls
 
 
@@ -42,8 +42,16 @@ def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: p
     assert events == ["fsync file", "replace", "fsync folder"]
 
 
-def test_an_exchange_waits_for_the_one_before_it(tmp_path: Path) -> None:
-    """A file system compares nothing when it renames: only the lock keeps two retries apart."""
+def is_waited_for(folder: Path) -> bool:
+    """Whether somebody waits for the lock of the folder."""
+    inode = f":{folder.stat().st_ino} "
+    return any("->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines())
+
+
+@pytest.mark.parametrize("meanwhile", [b"first", b"other"])
+def test_an_exchange_waits_for_the_one_before_it(tmp_path: Path, meanwhile: bytes) -> None:
+    """A file system compares nothing when it renames: only the lock keeps two retries apart, and what was
+    written while one waited counts."""
     storage = LocalStorage(temp_dir=str(tmp_path / "tmp"))
     uri = str(tmp_path / "part")
     storage.create(uri, b"first", {})
@@ -54,14 +62,15 @@ def test_an_exchange_waits_for_the_one_before_it(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(1) as threads:
         exchange = threads.submit(storage.exchange, uri, b"second", {}, etag=stored.etag)
-        with pytest.raises(NotYetError):
-            exchange.result(timeout=0.3)
-        before = storage.read(uri)
+        wait_until(lambda: exchange.done() or is_waited_for(tmp_path / "tmp"))
+        ended_early = exchange.done()
+        storage.replace(uri, meanwhile)
         os.close(other)
         exchanged = exchange.result(timeout=20)
 
-    assert before == b"first"
-    assert exchanged
+    assert not ended_early
+    assert exchanged == (meanwhile == b"first")
+    assert storage.read(uri) == (b"second" if exchanged else b"other")
 
 
 def test_success_is_said_last_and_only_over_all_parts(tmp_path: Path) -> None:

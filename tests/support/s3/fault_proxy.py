@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
-FaultKind = Literal[
-    "500", "503", "409", "412", "lie", "reset", "lost_reply", "hang", "hold", "delay", "truncate", "corrupt"
-]
+_Refusal = Literal["500", "503", "404", "409", "412"]
+_Trouble = Literal["lie", "reset", "lost_reply", "hang", "hold", "delay", "truncate", "corrupt"]
+FaultKind = _Refusal | _Trouble
 """What happens to a request:
 
 500, 503: the store does not get the request; the client gets InternalError, SlowDown
-409, 412: the store does not get the request; the client gets ConditionalRequestConflict, PreconditionFailed
+404, 409, 412: the store does not get the request; the client gets NoSuchKey, ConditionalRequestConflict,
+    PreconditionFailed
 lie: the store's 412 becomes 200, as at a store that ignores If-None-Match
 reset: the connection breaks before the store gets the request
 lost_reply: the store carries out the request; the connection breaks before the client gets the reply
@@ -37,6 +38,7 @@ corrupt: one bit of the reply's body is flipped
 _REPLIES = {
     "500": (b"500 Internal Server Error", b"InternalError"),
     "503": (b"503 Service Unavailable", b"SlowDown"),
+    "404": (b"404 Not Found", b"NoSuchKey"),
     "409": (b"409 Conflict", b"ConditionalRequestConflict"),
     "412": (b"412 Precondition Failed", b"PreconditionFailed"),
 }
