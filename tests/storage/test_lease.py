@@ -1,21 +1,31 @@
 """Who drives an output: one driver at a time, and the one that is found dead is succeeded."""
 
 import json
+import os
+import socket
 import subprocess
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from threading import Event
 
 import pytest
 
-from actors.storage.objects import Storage
+from actors.storage.local_disk import LocalStorage
+from actors.storage.objects import Buffer, Storage, StoredObject
 from actors.storage.output import Output, open_output
 from actors.storage.stores import open_storage
 from actors.storage.uris import join
-from jobs.output.lease import VALID_S, Lease, read_lease
+from jobs.output.lease import PATIENCE_S, RENEW_EVERY_S, VALID_S, Lease, read_lease
 from jobs.output.tally import Tally
 from schemas.errors import RefusedError
 from schemas.output_layout import LEASE
+from tests.support.running import wait_until
 from tests.support.s3.fault_proxy import FaultProxy
+from tests.support.s3.quick_waits import QuickWaits
+from tests.support.side_effects import record_system_calls
 
 TALLY = Tally(rows_total=1, rows_before=0)
 
@@ -60,6 +70,195 @@ def test_a_driver_on_another_host_is_not_looked_up_here(storage: Storage, folder
 
     with pytest.raises(RefusedError, match=f"another driver is using .* process {ended.pid} on elsewhere"):
         Lease(Output(storage, folder)).__enter__()
+
+
+def test_a_driver_that_was_killed_on_this_host_is_succeeded_at_once(tmp_path: Path) -> None:
+    """Nobody waits for the end of its lease: the process is gone."""
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    (tmp_path / LEASE).parent.mkdir()
+    (tmp_path / LEASE).write_bytes(alive(host=socket.gethostname(), pid=killed.pid))
+
+    with Lease(open_output(str(tmp_path))):
+        lease = read_lease(open_output(str(tmp_path)))
+
+    assert lease is not None
+    assert lease.pid == os.getpid()
+
+
+@pytest.mark.parametrize("error", [None, PermissionError])
+def test_a_driver_that_lives_on_this_host_is_not_succeeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError] | None
+) -> None:
+    """Also one of another user, to whose process no signal can be sent."""
+
+    def kill(pid: int, number: int) -> None:
+        assert (pid, number) == (os.getppid(), 0)
+        if error:
+            raise error
+
+    monkeypatch.setattr(os, "kill", kill)
+    (tmp_path / LEASE).parent.mkdir()
+    (tmp_path / LEASE).write_bytes(alive(host=socket.gethostname(), pid=os.getppid()))
+
+    with pytest.raises(RefusedError, match="another driver is using"):
+        Lease(open_output(str(tmp_path))).__enter__()
+
+
+class Overtaken(LocalStorage):
+    """A disk on which another driver writes its lease just before this driver's step of that number."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        super().__init__(temp_dir=str(folder / "tmp"))
+        self._steps_left = step
+
+    def _step(self, uri: str) -> None:
+        self._steps_left -= 1
+        if self._steps_left == 0:
+            self.replace(uri, alive())
+
+    def stat(self, uri: str) -> StoredObject | None:
+        self._step(uri)
+        return super().stat(uri)
+
+    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
+        self._step(uri)
+        return super().read(uri, max_bytes)
+
+    def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
+        self._step(uri)
+        return super().create(uri, data, metadata)
+
+    def exchange(self, uri: str, data: Buffer, metadata: Mapping[str, str], *, etag: str) -> bool:
+        self._step(uri)
+        return super().exchange(uri, data, metadata, etag=etag)
+
+
+@pytest.mark.parametrize("before", [None, alive(ended=True)], ids=["first", "successor"])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_of_two_drivers_that_start_at_once_one_is_refused(
+    tmp_path: Path, before: bytes | None, step: int
+) -> None:
+    """Whichever of its steps the other one overtakes: it looks, reads, and writes."""
+    if before:
+        (tmp_path / LEASE).parent.mkdir()
+        (tmp_path / LEASE).write_bytes(before)
+
+    with pytest.raises(RefusedError, match=r"another driver is using .* on elsewhere"):
+        Lease(Output(Overtaken(tmp_path, step), str(tmp_path))).__enter__()
+
+    lease = read_lease(open_output(str(tmp_path)))
+    assert lease is not None
+    assert lease.host == "elsewhere"
+
+
+def test_a_driver_that_was_succeeded_stops_at_its_next_renewal(tmp_path: Path) -> None:
+    """It does not go on until it has finished."""
+    output = open_output(str(tmp_path))
+    with Lease(output) as late:
+        output.replace(LEASE, alive())
+
+        with pytest.raises(RefusedError, match=r"another driver has taken over .* process 1 on elsewhere"):
+            wait_until(lambda: late.renew(TALLY) is not None)
+
+
+def test_a_lease_is_renewed_every_ten_seconds_however_often_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver asks at every step of its job."""
+    events = record_system_calls(monkeypatch)
+    QuickWaits(monkeypatch)
+    num_writes = []
+
+    with Lease(open_output(str(tmp_path))) as lease:
+        for seconds in (0, 9, 1, 9.9, 0.1):
+            time.sleep(seconds)
+            events.clear()
+            lease.renew(TALLY)
+            lease.confirm(TALLY)
+            num_writes.append(events.count("replace") - 1)
+
+    assert num_writes == [1, 0, 1, 0, 1]
+
+
+def test_renewals_do_not_queue_up_behind_a_slow_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one begins when the last one is done."""
+    replaced: list[str] = []
+    ready, replace = Event(), os.replace
+
+    def replace_when_ready(source: str, target: str) -> None:
+        ready.wait(20)
+        replaced.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_when_ready)
+    QuickWaits(monkeypatch)
+
+    with Lease(open_output(str(tmp_path))) as lease:
+        for _ in range(5):
+            lease.renew(TALLY)
+            time.sleep(RENEW_EVERY_S)
+        ready.set()
+        lease.confirm(TALLY)
+        num_replaced = len(replaced)
+
+    assert num_replaced == 2
+
+
+def test_a_late_renewal_does_not_revive_a_lease_that_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver ends its lease when the last renewal is written or given up."""
+    others_turn, replace, shutdown = Event(), os.replace, ThreadPoolExecutor.shutdown
+    num_replaced = count()
+
+    def replace_late(source: str, target: str) -> None:
+        if next(num_replaced) == 0:
+            others_turn.wait(20)
+        replace(source, target)
+        others_turn.set()
+
+    def shut_down(executor: ThreadPoolExecutor, *, wait: bool) -> None:
+        others_turn.set()
+        shutdown(executor, wait=wait)
+
+    monkeypatch.setattr(os, "replace", replace_late)
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shut_down)
+
+    with Lease(open_output(str(tmp_path))) as lease:
+        lease.renew(TALLY)
+
+    ended = read_lease(open_output(str(tmp_path)))
+    assert ended is not None
+    assert ended.ended
+
+
+def test_a_driver_that_ends_does_not_wait_for_a_store_in_trouble(
+    s3_faults: FaultProxy, s3_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the storage's deadline, Ctrl-C ends a job within seconds; the lease runs out by itself."""
+    with Lease(open_output(s3_folder, deadline_s=900)):
+        s3_faults.inject("503", method="PUT", key=LEASE, count=10_000)
+        waits = QuickWaits(monkeypatch)
+
+    assert 0 < sum(waits.seconds) <= PATIENCE_S
+
+
+def test_a_lease_tells_how_far_its_driver_is(storage: Storage, folder: str) -> None:
+    """Status reads it on any machine."""
+    tally = Tally(rows_total=10, rows_before=2, rows=3, images=4, num_workers=5)
+
+    with Lease(Output(storage, folder)) as lease:
+        before = read_lease(Output(storage, folder))
+        lease.confirm(tally)
+        after = read_lease(Output(storage, folder))
+
+    assert before is not None
+    assert after is not None
+    assert before.rows_done is None
+    assert (after.rows_done, after.workers, after.ended) == (5, 5, False)
 
 
 @pytest.mark.parametrize(
