@@ -1,5 +1,6 @@
 """Every system's row is what a plain diffusers call with the row's seed makes."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,17 +8,19 @@ import pytest
 from PIL import Image
 
 from schemas.systems.system_table import SYSTEMS
-from tests.support.in_process import Made, encoded, job_spec, make, write_rows
+from tests.support.in_process import Made, Record, encoded, image_of, job_spec, make, write_rows
 from tests.support.plain_diffusers import (
     DEPTH,
     DEPTH_LEVELS,
     IMAGE,
     LEVELS,
+    MASK,
     MODELS,
     ROUTES,
     ROWS,
     distances,
     expected,
+    reference,
     row,
     system_of,
 )
@@ -39,6 +42,46 @@ def test_a_row_of_any_system_is_what_plain_diffusers_gives(made: Made, row_id: s
 
     assert picture <= LEVELS
     assert depth <= DEPTH_LEVELS
+
+
+TURNED = {"image": encoded(image_of({"image": IMAGE}).rotate(90))}
+SMALL = {"image": encoded(image_of(TURNED).resize((32, 32)))}
+UPSIDE_DOWN = {"mask_image": encoded(image_of({"image": MASK}).rotate(-90).convert("L"))}
+OTHER_DEPTH = {
+    "depth_map": encoded(Image.fromarray(np.asarray(Image.open(io.BytesIO(DEPTH["bytes"]))).T[::-1]))
+}
+OTHERS: dict[str, Record] = {
+    "sd-img": TURNED,
+    "sd-in": TURNED | UPSIDE_DOWN,
+    "sd-crop": TURNED | UPSIDE_DOWN,
+    "nine": UPSIDE_DOWN,
+    "depth": TURNED,
+    "depth-given": OTHER_DEPTH,
+    "varied": TURNED,
+    "up": SMALL,
+    "latent-up": TURNED,
+    "ldm3d-up": TURNED | OTHER_DEPTH,
+    "xl-img": TURNED,
+    "xl-in": UPSIDE_DOWN,
+    "refined": TURNED,
+}
+"""Other images for some of ROWS: the two rows can share a call."""
+
+
+def test_the_images_of_rows_in_one_call_stay_with_their_rows(tmp_path: Path) -> None:
+    """Images, masks and depth maps: no row gets those of the call's first row, nor of its last."""
+    bases = [each for each in ROWS if each["row_id"] in OTHERS]
+    others = [each | OTHERS[each["row_id"]] | {"row_id": f"{each['row_id']}-other"} for each in bases]
+    path = write_rows(tmp_path / "in.parquet", [*bases, *others])
+
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+
+    plain = {each["row_id"]: expected(each["row_id"]) for each in bases}
+    plain |= {each["row_id"]: reference(each) for each in others}
+    found = {row_id: distances(made.row(row_id), image) for row_id, image in plain.items()}
+    assert len(found) == 2 * len(OTHERS)
+    far = {name: each for name, each in found.items() if each[0] > LEVELS or each[1] > DEPTH_LEVELS}
+    assert far == {}
 
 
 def test_each_system_of_the_table_is_tried() -> None:

@@ -1,6 +1,7 @@
 """A chain makes what the same diffusers calls make one after the other, on the worker."""
 
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ MODELS = {
         "deepened": "depth2img",
     }.items()
 }
-STEPS = {"num_inference_steps": 4}
+STEPS: Record = {"num_inference_steps": 4}
 ROUTES: Record = {
     "text2img": {"model": "sd", **STEPS},
     "upscale": {"model": "x4", **STEPS, "noise_level": 10},
@@ -72,46 +73,86 @@ ROUTES: Record = {
     "fill": {"task": "inpaint", "model": "sd", **STEPS},
     "cropped": {"task": "img2img", "model": "sd", **STEPS, "strength": 0.6, "then": ["inpaint"]},
     "deep": {"task": "ldm3d", "model": "rgbd", **STEPS, "then": ["ldm3d_upscale"]},
+    "larger": {"task": "text2img", "model": "sd", **STEPS, "then": ["img2img", "latent_upscale"]}
+    | {"keep_steps": True},
 }
+PROMPTS = {3: "a fox", 4: "an owl"}
+"""The prompt of each seed: every chain has two rows, which share its calls."""
+GIVEN: dict[int, Record] = {
+    3: {"image": drawn_image(), "mask_image": mask()},
+    4: {"image": encoded(image_of({"image": drawn_image()}).rotate(90))}
+    | {"mask_image": encoded(image_of({"image": mask()}).rotate(-90).convert("L"))},
+}
+"""The images that the rows bring themselves, where a chain begins with one."""
 ROWS = [
     {"row_id": f"{task}-{seed}", "task": task, "prompt": prompt, "seed": seed}
-    for task in ("poster", "again", "fine", "deep", "text2img")
-    for seed, prompt in ((3, "a fox"), (4, "an owl"))
+    | (GIVEN[seed] if task == "mended" else {})
+    for task in ("poster", "again", "fine", "deep", "larger", "mended", "text2img")
+    for seed, prompt in PROMPTS.items()
 ]
 
 
-def call(kind: str, cls: str, **arguments: Any) -> Any:
-    """A plain call of a fresh pipeline, for the prompt and seed of each chain's first row."""
-    loader = pipeline_class(cls)
-    pipeline = loader.from_pretrained(demo(kind), use_safetensors=True)
+@cache
+def pipeline_of(kind: str, cls: str) -> Any:
+    """The pipeline of a demo checkpoint."""
+    pipeline = pipeline_class(cls).from_pretrained(demo(kind), use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     if cls == "StableDiffusionLDM3DPipeline":
         pipeline.image_processor = LDM3DImageProcessor()
-    return pipeline(prompt="a fox", generator=torch.Generator("cpu").manual_seed(3), **arguments)
+    return pipeline
 
 
-def poster() -> Image.Image:
-    latents = call("sd", "StableDiffusionPipeline", **STEPS, output_type="latent").images
-    return call("latent-upscale", "StableDiffusionLatentUpscalePipeline", image=latents, **STEPS).images[0]
+def call(kind: str, cls: str, seed: int = 3, **arguments: Any) -> Any:
+    """A plain call of a pipeline, for the seed and its prompt."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return pipeline_of(kind, cls)(prompt=PROMPTS[seed], generator=generator, **arguments)
 
 
-def again() -> Image.Image:
-    first = call("sd", "StableDiffusionPipeline", **STEPS).images[0]
-    second = call("sd", "StableDiffusionImg2ImgPipeline", image=first, strength=0.6, **STEPS).images[0]
-    return call("upscale", "StableDiffusionUpscalePipeline", image=second, noise_level=10, **STEPS).images[0]
+def poster(seed: int) -> list[Image.Image]:
+    latents = call("sd", "StableDiffusionPipeline", seed, **STEPS, output_type="latent").images
+    cls = "StableDiffusionLatentUpscalePipeline"
+    first = call("sd", "StableDiffusionPipeline", seed, **STEPS).images
+    return [*first, *call("latent-upscale", cls, seed, image=latents, **STEPS).images]
 
 
-def fine() -> Image.Image:
+def redrawn_once(seed: int) -> list[Image.Image]:
+    first = call("sd", "StableDiffusionPipeline", seed, **STEPS).images[0]
+    cls = "StableDiffusionImg2ImgPipeline"
+    return [first, *call("sd", cls, seed, image=first, strength=0.6, **STEPS).images]
+
+
+def again(seed: int) -> list[Image.Image]:
+    cls, second = "StableDiffusionUpscalePipeline", redrawn_once(seed)[-1]
+    return [*call("upscale", cls, seed, image=second, noise_level=10, **STEPS).images]
+
+
+def larger(seed: int) -> list[Image.Image]:
+    cls, images = "StableDiffusionLatentUpscalePipeline", redrawn_once(seed)
+    second: Record = {"image": images[0], "strength": 0.6, "output_type": "latent"}
+    latents = call("sd", "StableDiffusionImg2ImgPipeline", seed, **STEPS, **second).images
+    return [*images, *call("latent-upscale", cls, seed, image=latents, **STEPS).images]
+
+
+def fine(seed: int) -> list[Image.Image]:
     five = {"num_inference_steps": 5}
-    base = call("sdxl", "StableDiffusionXLPipeline", denoising_end=0.6, output_type="latent", **five).images
+    cls = "StableDiffusionXLPipeline"
+    base = call("sdxl", cls, seed, denoising_end=0.6, output_type="latent", **five).images
     cls = "StableDiffusionXLImg2ImgPipeline"
-    return call("sdxl-refiner", cls, image=base, denoising_start=0.6, **five).images[0]
+    return [*call("sdxl-refiner", cls, seed, image=base, denoising_start=0.6, **five).images]
 
 
-def deep() -> Image.Image:
-    first = call("ldm3d", "StableDiffusionLDM3DPipeline", **STEPS)
+def mended(seed: int) -> list[Image.Image]:
+    image, mask_image = (image_of({"image": GIVEN[seed][name]}) for name in ("image", "mask_image"))
+    cls = "StableDiffusionImg2ImgPipeline"
+    first = call("sd", cls, seed, image=image, strength=0.6, **STEPS).images[0]
+    cls, size = "StableDiffusionInpaintPipeline", {"width": 64, "height": 64}
+    return [*call("sd", cls, seed, image=first, mask_image=mask_image, **size, **STEPS).images]
+
+
+def deep(seed: int) -> list[Image.Image]:
+    first = call("ldm3d", "StableDiffusionLDM3DPipeline", seed, **STEPS)
     cls, rgb, depth = "StableDiffusionUpscaleLDM3DPipeline", first.rgb[0], first.depth[0]
-    return call("ldm3d-upscale", cls, rgb=rgb, depth=depth, target_res=(128, 128), **STEPS).images[0]
+    return [*call("ldm3d-upscale", cls, seed, rgb=rgb, depth=depth, target_res=(128, 128), **STEPS).images]
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +163,29 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make(job_spec(path, folder / "out", models=MODELS, routes=ROUTES))
 
 
-@pytest.mark.parametrize("chain", [poster, again, fine, deep])
-def test_a_chain_is_what_plain_calls_give_one_after_the_other(made: Made, chain: Any) -> None:
-    """Latents go on as latents where the next pipeline takes them; every step starts from the row's seed."""
-    ours = made.row(f"{chain.__name__}-3")
+def levels_apart(one: Image.Image, other: Image.Image) -> int:
+    """The largest difference of two images."""
+    return int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max())
+
+
+@pytest.mark.parametrize("chain", [poster, again, fine, deep, larger, mended])
+@pytest.mark.parametrize("seed", PROMPTS)
+def test_a_chain_is_what_plain_calls_give_one_after_the_other(made: Made, chain: Any, seed: int) -> None:
+    """Latents go on as latents where the next pipeline takes them; every step starts from the row's seed.
+
+    What a row of a call hands on is its own, and so are the images of its steps, the first one first.
+    """
+    ours = made.row(f"{chain.__name__}-{seed}")
+
+    theirs = chain(seed)
 
     assert ours["status"] == "ok", ours["error_message"]
-    difference = np.abs(np.asarray(image_of(ours), dtype=int) - np.asarray(chain(), dtype=int))
-    assert difference.max() <= LEVELS
+    kept = [image_of({"image": step}) for step in ours["step_images"] or []]
+    images = [*kept, image_of(ours)] if chain in (poster, larger) else [image_of(ours)]
+    assert [image.size for image in images] == [image.size for image in theirs]
+    assert [levels_apart(*pair) <= LEVELS for pair in zip(images, theirs, strict=True)] == [True] * len(
+        theirs
+    )
     assert image_of(ours).size == (ours["width"], ours["height"])
 
 
@@ -147,9 +203,6 @@ def test_steps_are_kept_on_request(made: Made) -> None:
         1,
         0,
     ]
-    kept = image_of({"image": made.row("poster-3")["step_images"][0]})
-    plain = image_of(made.row("text2img-3"))
-    assert np.abs(np.asarray(kept, dtype=int) - np.asarray(plain, dtype=int)).max() <= LEVELS
 
 
 def test_hugging_face_opens_kept_steps_as_images(made: Made, tmp_path: Path) -> None:
@@ -308,4 +361,4 @@ def test_a_chains_shards_go_by_its_first_model(tmp_path: Path) -> None:
 
     plan = plan_for(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
 
-    assert plan.files[0].rows_by_model == {"rgbd": 2, "sd": 6, "xl": 2}
+    assert plan.files[0].rows_by_model == {"rgbd": 2, "sd": 10, "xl": 2}
