@@ -217,9 +217,8 @@ def _row_groups(records: list[Record]) -> Iterator[list[Record]]:
     group: list[Record] = []
     size = 0
     for record in records:
-        size += sum(
-            len(stored["bytes"] or b"") for name in ("image", "depth") if (stored := record.get(name))
-        )
+        stored_images = (record.get("image"), record.get("depth"), *(record.get("step_images") or ()))
+        size += sum(len(stored["bytes"] or b"") for stored in stored_images if stored)
         size += sum(value.nbytes for value in record.values() if isinstance(value, pa.Array))
         group.append(record)
         if size >= ROW_GROUP_BYTES:
