@@ -231,7 +231,8 @@ class WorkerPool:
             # A shard may have finished between this call and its answer.
             to_commit = seat.indices_to_commit
             seat.unfinished = {i: snapshot for i, snapshot in answer.unfinished.items() if i in to_commit}
-            seat.leaving = answer.leaving
+            # An older answer may arrive after the worker has given a shard back.
+            seat.leaving |= answer.leaving
             if answer.heartbeats != seat.heartbeats:
                 seat.heartbeats, seat.stalled_s = answer.heartbeats, 0.0
         return None

@@ -15,7 +15,8 @@ CHUNK = 500
 SEEDS_TO_FIND_A_BUG = 2_000
 KINDS = {
     *("part committed", "part dropped", "part rewritten"),
-    *("crash", "cut off", "zombie's commit", "lost reply", "late write", "stale listing"),
+    *("crash", "cut off", "told to end", "zombie's commit"),
+    *("lost reply", "late write", "stale listing"),
 }
 
 

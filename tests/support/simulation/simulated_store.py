@@ -31,6 +31,8 @@ class Faults:
     """A process counts as dead at that moment, but goes on."""
     preempted: float = 0.0
     """A death is the machine's, and Ray knows it."""
+    reclaimed: float = 0.0
+    """A worker is told to end when it begins a shard; it gives its other shards back."""
     refused: float = 0.0
     """A request has no effect (503, 409, a reset)."""
     lost: float = 0.0

@@ -2,27 +2,32 @@
 
 `python -m tests.support.simulation.simulator --seeds 10000` runs many of them, `--seed N` only one.
 
-The plan, the record, the dispatcher, the search for poison, the listing and the commit are darkroom's own
-code. The store, the workers, their pool, the clock and all chance are simulated. The seed decides everything.
+The plan, the record, the layout, the pool, the dispatcher, the search for poison, the listing and the commit
+are darkroom's own code. The store, Ray, the workers, the clock and all chance are simulated. The seed decides
+everything.
 """
 
 import argparse
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count
 from random import Random
+from unittest.mock import patch
+
+from ray.exceptions import RayActorError
 
 from actors.parts.commit import PartIdentity, commit_part, probe
 from actors.storage.objects import StoredObject
 from actors.storage.output import Output
 from actors.storage.uris import join
 from jobs import retry, run
+from jobs.dispatch import pool
+from jobs.dispatch.cluster import lay_out
 from jobs.dispatch.dispatcher import Dispatcher
-from jobs.dispatch.pool import MAX_FAILED_STARTS
 from jobs.output.job_record import claim, plan_of, read_record
 from jobs.output.parts import done_shards, list_parts, still_missing
 from jobs.planning.plan import Plan
@@ -30,12 +35,14 @@ from jobs.planning.row_scan import Findings
 from jobs.planning.survey import Survey, SurveyedFile
 from jobs.reports.finish import is_finished
 from schemas.columns.input_columns import ColumnMap
-from schemas.errors import DarkroomError, RefusedError, StorageError
-from schemas.job import NO_MODEL, Job, PlannedFile, Shard
+from schemas.errors import DarkroomError, ReclaimedError, RefusedError, StorageError
+from schemas.job import NO_MODEL, Job, PlannedFile, Shard, ShardReport, WorkerProgress
 from schemas.output_layout import MANIFEST, SUCCESS
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
 from tests.support.checkpoints import model_card
+from tests.support.reports import report_of
+from tests.support.simulation.fake_ray import Actor, FakeRay, installed
 from tests.support.simulation.reference_model import (
     CRASH,
     NO_MEMORY,
@@ -48,13 +55,11 @@ from tests.support.simulation.reference_model import (
     row_name,
 )
 from tests.support.simulation.simulated_store import Faults, SimulatedStore
-from tests.support.simulation.simulated_time import Clock, Process, Thread, ViolationError
+from tests.support.simulation.simulated_time import Clock, Process, ViolationError
 
 OUTPUT = "s3://bucket/out"
 STALL_S = 20.0
 """How long a driver waits for a sign of life from a worker."""
-POLL_S = 5.0
-"""How long a driver waits for messages at most."""
 MODELS = ("sd", "xl")
 MAX_DRIVERS = 3
 
@@ -72,6 +77,7 @@ def job_of(shard_rows: int) -> Job:
             "default_route": "text2img",
             "output": {"path": OUTPUT},
             "batching": {"shard_rows": shard_rows},
+            "errors": {"stall_timeout_s": STALL_S, "storage_deadline_s": STALL_S / 2},
         }
     )
     cards = {name: model_card(checkpoint=f"demo:{name}") for name in MODELS}
@@ -102,6 +108,7 @@ class Simulation:
         self.model = ReferenceModel(OUTPUT, self.job, shards, self.natures)
         self.store = self.open_store()
         self.drivers: list[Driver] = []
+        self._ray = self._start_ray()
         self.calm = False
         """Whether faults no longer happen."""
         self._ended = False
@@ -115,6 +122,24 @@ class Simulation:
         """A new store, whose writes the reference model checks."""
         return SimulatedStore(self.clock, self.random, self.faults, self.model.written)
 
+    def _start_ray(self) -> FakeRay:
+        """A cluster with room for some workers, which does not always obey and brings news of deaths late."""
+        random, faults = self.random, self.faults
+        ray = FakeRay(self.clock, self._build_worker, num_cpus=random.randint(1, 3))
+        ray.name = lambda: self.name("worker")
+        ray.news_s = random.random
+        ray.error_of_death = lambda: RayActorError(
+            error_msg="The actor died.", preempted=random.random() < faults.preempted
+        )
+        ray.obeys = lambda: random.random() >= faults.immortal
+        # Ten thousand simulations would otherwise consist of waiting for nothing, a quarter of a second each.
+        ray.shortest_wait_s = pool.PROGRESS_EVERY_S
+        return ray
+
+    def _build_worker(self, actor: Actor) -> "Worker":
+        process = self.clock.thread.process
+        return Worker(actor, self, next(driver for driver in self.drivers if driver.process is process))
+
     def _draw_faults(self) -> Faults:
         """Random faults: each kind is absent, rare or frequent, depending on the seed."""
         draw = self.random.choice
@@ -123,6 +148,7 @@ class Simulation:
             crash=draw((0, 0.003, 0.01, 0.03)),
             cut_off=draw((0, 0.005, 0.02)),
             preempted=draw((0, 0.5)),
+            reclaimed=draw((0, 0, 0.05)),
             refused=draw((0, 0.05, 0.3)),
             lost=draw((0, 0.05, 0.3)),
             late=draw((0, 0, 0.05, 0.3)),
@@ -168,7 +194,8 @@ class Simulation:
     def simulate(self) -> "Simulation":
         """Run the simulation, and return it; ViolationError if the protocol is broken."""
         Process(self.clock, "operator").start(self._operate)
-        self.clock.run()
+        with installed(self._ray), patch.object(pool.logger, "disabled", self._tell is None):
+            self.clock.run()
         if not self._ended:
             raise ViolationError("the simulation stops before the job's end")
         return self
@@ -281,52 +308,63 @@ def part_uri(shard: Shard) -> str:
 
 
 class Worker:
-    """A process that runs up to two shards at a time, one of which uses the device."""
+    """A worker's process, which runs up to two shards at a time, one of which uses the device."""
 
-    def __init__(self, simulation: Simulation, driver: "Driver") -> None:
+    def __init__(self, actor: Actor, simulation: Simulation, driver: "Driver") -> None:
+        self._process = actor.process
         self._simulation = simulation
         self._driver = driver
         self._device_busy = False
-        self.process = Process(
-            simulation.clock, simulation.name("worker"), when_it_dies=lambda _: driver.hear_of_death(self)
-        )
+        self._leaving = False
+        self._heartbeats = 0
 
-    def ready(self) -> None:
-        """Tell the driver that the worker has started."""
+    def born(self) -> bool:
+        """True: the process has started."""
+        return True
+
+    def ready(self) -> bool:
+        """True once the worker has started."""
         self._simulation.store.pause()
-        self._driver.hear(self, "ready", None)
+        return True
 
-    def run(self, shard: Shard) -> None:
-        """Run a shard, and send the driver a message about its end, as an actor's call does."""
-        try:
-            answer = "done", self._run_shard(shard)
-        except DarkroomError as error:
-            answer = "error", error
-        except _ShardError as error:
-            answer = "failed", error
-        self._driver.hear(self, answer[0], shard, answer[1])
+    def progress(self) -> WorkerProgress:
+        """Its heartbeats, and whether it was told to end."""
+        return WorkerProgress(unfinished={}, heartbeats=self._heartbeats, leaving=self._leaving)
 
-    def _run_shard(self, shard: Shard) -> bool:
-        """Generate and commit a shard, and return whether its part is the committed one."""
+    def run(self, shard: Shard) -> ShardReport:
+        """Generate and commit a shard."""
         simulation = self._simulation
+        simulation.log("gets %s, rehearse=%s skip=%s", shard.name, shard.rehearse, shard.skip)
         replaces, unchanged = None, Outcomes()
         if shard.again is not None:
             replaces, data = simulation.committed_part(part_uri(shard))
             unchanged = {
                 row: code for row, code in decode(data).items() if not _is_retried(code, shard.again)
             }
-        simulation.store.pause()
+        self._pause()
         while self._device_busy:
             simulation.clock.thread.sleep(0.5)
+        if self._leaving:
+            raise ReclaimedError(f"{shard.name} was not begun")
         self._device_busy = True
         outcomes = self._generate(shard, unchanged)
         self._device_busy = False
-        simulation.store.pause()
-        return shard.rehearse is None and simulation.commit(shard, encode(outcomes), replaces, self._driver)
+        self._pause()
+        committed = shard.rehearse is None and simulation.commit(
+            shard, encode(outcomes), replaces, self._driver
+        )
+        return report_of(shard, committed=committed)
+
+    def _pause(self) -> None:
+        self._heartbeats += 1
+        self._simulation.store.pause()
 
     def _generate(self, shard: Shard, unchanged: Outcomes) -> Outcomes:
         simulation = self._simulation
-        simulation.store.pause()
+        self._pause()
+        if simulation.random.random() < simulation.faults.reclaimed:
+            simulation.model.seen["told to end"] += 1
+            self._leaving = True
         if simulation.random.random() < simulation.faults.fails:
             self._device_busy = False
             raise _ShardError("an error of a device driver")
@@ -339,6 +377,7 @@ class Worker:
 
     def _outcome(self, shard: Shard, row: int) -> str:
         simulation = self._simulation
+        self._heartbeats += 1
         nature = simulation.natures[row_name(shard, row)]
         if nature is Nature.BAD:
             return nature.value
@@ -346,7 +385,7 @@ class Worker:
             return CRASH
         if nature is Nature.POISON:
             simulation.log("%s kills with row %d", shard.name, row)
-            self.process.kill()
+            self._process.kill()
         return NO_MEMORY if simulation.random.random() < simulation.faults.no_memory else OK
 
 
@@ -358,21 +397,6 @@ def _is_retried(outcome: str, again: tuple[str, ...]) -> bool:
     return outcome != OK and (not again or outcome in again)
 
 
-class _Seat:
-    """A seat for a worker, as in darkroom's pool."""
-
-    def __init__(self, name: str, worker: Worker, now_s: float) -> None:
-        self.name = name
-        self.worker = worker
-        self.up = False
-        self.shards: list[Shard] = []
-        self.heard_s = now_s
-        """When the worker last gave a sign of life, in simulated seconds."""
-
-
-Message = tuple[Worker, str, Shard | None, object]
-
-
 class Driver:
     """A driver that does what `darkroom run` does, with a pool of simulated workers."""
 
@@ -380,16 +404,12 @@ class Driver:
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
-        self.process = Process(simulation.clock, simulation.name(self.kind), when_it_dies=self._leave_workers)
+        self.process = Process(simulation.clock, simulation.name(self.kind))
         self.end: str | None = None
         """How it ended: `done` or the error's message; None until then."""
         self.abandoned: list[Shard] = []
         self.done = bytearray()
         """For each part, whether it existed when the driver started."""
-        self._seats: list[_Seat] = []
-        self._mail: deque[Message] = deque()
-        self._waiting: Thread | None = None
-        self._failed_starts = 0
 
     def main(self) -> None:
         """Run the driver, and record how it ends."""
@@ -399,7 +419,6 @@ class Driver:
         except DarkroomError as error:
             self.end = str(error)
         self.simulation.log("ends: %s, abandoned: %s", self.end, [shard.name for shard in self.abandoned])
-        self._leave_workers(self.process)
 
     def drive(self) -> None:
         """Do what `jobs.run.run_job` does."""
@@ -443,109 +462,28 @@ class Driver:
         store.replace(join(OUTPUT, SUCCESS), b"")
 
     def run_shards(self, dispatcher: Dispatcher) -> None:
-        """Do what `jobs.dispatch.pool.WorkerPool.run` does."""
-        num = min(self.simulation.random.randint(1, 3), dispatcher.num_waiting)
-        self._seats = [_Seat(f"seat-{i}", self._start(), self.simulation.clock.now_s) for i in range(num)]
-        while not dispatcher.finished:
-            self._hand_out(dispatcher)
-            self._give_up_stuck(dispatcher)
-            if self._mail:
-                self.simulation.store.pause()
-                self._take(self._mail.popleft(), dispatcher)
-            else:
-                self._waiting = self.simulation.clock.thread
-                self._waiting.sleep(POLL_S)
-                self._waiting = None
+        """Do what `jobs.dispatch.shard_loop.generate_shards` does, with the real layout and the real pool."""
+        job = self.simulation.plan.job
+        dispatcher.lose = self._blaming(dispatcher)
+        layout = lay_out(job.spec.workers, dispatcher.num_waiting)
+        with pool.WorkerPool(job, layout) as workers:
+            for _ in workers.run(dispatcher):
+                pass
         self.abandoned = [lost.shard for lost in dispatcher.abandoned]
 
-    def _start(self) -> Worker:
-        worker = Worker(self.simulation, self)
-        worker.process.start(worker.ready)
-        return worker
+    def _blaming(self, dispatcher: Dispatcher) -> Callable[[str, str], None]:
+        """The dispatcher's `lose`, which tells the reference model of rows that were alone with a death."""
+        lose = dispatcher.lose
 
-    def _hand_out(self, dispatcher: Dispatcher) -> None:
-        for seat in self._seats:
-            while seat.up and (shard := dispatcher.next_for(seat.name)):
-                self.simulation.log("%s gets %s %s", seat.worker.process.name, shard.name, _how(shard))
-                if not seat.shards:
-                    seat.heard_s = self.simulation.clock.now_s
-                seat.shards.append(shard)
-                seat.worker.process.start(seat.worker.run, shard)
-
-    def _give_up_stuck(self, dispatcher: Dispatcher) -> None:
-        for seat in self._seats:
-            if (seat.shards or not seat.up) and self.simulation.clock.now_s - seat.heard_s > STALL_S:
-                self._replace(seat, dispatcher)
-
-    def _take(self, message: Message, dispatcher: Dispatcher) -> None:
-        worker, kind, shard, answer = message
-        seat = next((seat for seat in self._seats if seat.worker is worker), None)
-        if seat is None:
-            return
-        seat.heard_s = self.simulation.clock.now_s
-        if kind == "ready":
-            seat.up = True
-            self._failed_starts = 0
-            dispatcher.join(seat.name)
-        elif kind == "died":
-            self._replace(seat, dispatcher)
-        elif isinstance(answer, DarkroomError):
-            raise answer
-        else:
-            assert shard is not None, "only a shard is done or fails"
-            seat.shards.remove(shard)
-            if kind == "done":
-                dispatcher.finish(seat.name, shard)
-            else:
-                dispatcher.fail(seat.name, shard, str(answer))
-
-    def _replace(self, seat: _Seat, dispatcher: Dispatcher) -> None:
-        simulation = self.simulation
-        simulation.log("%s is taken for dead", seat.worker.process.name)
-        worker, seat.worker, lost_shards, seat.shards = seat.worker, self._start(), seat.shards, []
-        was_up, seat.up, seat.heard_s = seat.up, False, simulation.clock.now_s
-        self._end(worker)
-        if not was_up:
-            self._failed_starts += 1
-        elif simulation.random.random() < simulation.faults.preempted:
-            dispatcher.leave(seat.name)
-        else:
-            simulation.model.blamed.update(
+        def blaming(worker: str, reason: str) -> None:
+            self.simulation.model.blamed.update(
                 row_name(shard, shard.rehearse[0])
-                for shard in lost_shards
+                for shard in dispatcher._in_flight.get(worker, [])
                 if shard.rehearse and shard.rehearse[1] - shard.rehearse[0] == 1
             )
-            dispatcher.lose(seat.name, "it died")
-        if self._failed_starts >= MAX_FAILED_STARTS:
-            raise DarkroomError("no worker can start")
+            lose(worker, reason)
 
-    def _end(self, worker: Worker) -> None:
-        """Order a worker to end; it may not get the order."""
-        if self.simulation.random.random() >= self.simulation.faults.immortal:
-            worker.process.kill()
-
-    def _leave_workers(self, process: Process) -> None:
-        if process.alive and self.end is None:
-            return  # The driver is only cut off: it still has its workers.
-        for seat in self._seats:
-            self._end(seat.worker)
-        self._seats = []
-
-    def hear(self, worker: Worker, kind: str, shard: Shard | None, answer: object = None) -> None:
-        """Get a message from a worker, unless the worker is cut off."""
-        if worker.process.heard:
-            self._deliver((worker, kind, shard, answer))
-
-    def hear_of_death(self, worker: Worker) -> None:
-        """Get a message about the worker's death, some time later."""
-        self.simulation.clock.after(
-            self.simulation.random.random(), self._deliver, (worker, "died", None, None)
-        )
-
-    def _deliver(self, message: Message) -> None:
-        self._mail.append(message)
-        if self._waiting:
-            self._waiting.wake()
+        return blaming
 
 
 class RetryDriver(Driver):
@@ -572,11 +510,6 @@ class RetryDriver(Driver):
             self.run_shards(retry._dispatcher(shards, plan.job.spec.errors.max_attempts))
             if sum(1 for _ in list_parts(Output(store, OUTPUT), num_shards)) == num_shards:
                 self.finish(num_shards)
-
-
-def _how(shard: Shard) -> str:
-    fields = {"rehearse": shard.rehearse, "skip": shard.skip, "again": shard.again}
-    return " ".join(f"{name}={value}" for name, value in fields.items() if value not in (None, ()))
 
 
 def first_violation(

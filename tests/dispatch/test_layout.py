@@ -1,0 +1,140 @@
+"""How many workers of which size a job gets, on clusters of every kind that the arithmetic can meet."""
+
+from typing import Any
+
+import pytest
+
+from jobs.dispatch.cluster import Layout, lay_out, num_fitting
+from schemas.errors import SpecError
+from schemas.spec.job_spec import WorkersSpec
+from tests.support.simulation.fake_ray import FakeRay, installed
+from tests.support.simulation.simulated_time import Clock
+
+MANY = 1000
+"""More shards than any of these clusters has workers."""
+
+
+def machine(num_gpus: int, num_cpus: int) -> dict[str, float]:
+    return {"GPU": num_gpus, "CPU": num_cpus}
+
+
+def cluster_of(*machines: dict[str, float]) -> FakeRay:
+    ray = FakeRay(Clock(), lambda actor: None)
+    ray.machines = [*machines]
+    return ray
+
+
+def layout(*machines: dict[str, float], num_shards: int = MANY, **workers: Any) -> Layout:
+    with installed(cluster_of(*machines)):
+        return lay_out(WorkersSpec(**workers), num_shards)
+
+
+@pytest.fixture(autouse=True)
+def _own_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster is another one, which may still grow."""
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "num", "num_gpus", "num_cpus"),
+    [
+        # Each GPU gets a worker, which has its share of the CPUs, at most 4.
+        ([machine(4, 32)], {}, 4, 1, 4),
+        ([machine(1, 2)], {}, 1, 1, 2),
+        ([machine(2, 7)], {}, 2, 1, 3),
+        ([machine(1, 8), machine(2, 4)], {}, 3, 1, 4),
+        # Several workers share a GPU, or a worker has several.
+        ([machine(2, 16)], {"num_gpus": 0.5}, 4, 0.5, 4),
+        ([machine(1, 6)], {"num_gpus": 0.3}, 3, 0.3, 1),
+        ([machine(8, 64)], {"num_gpus": 2}, 4, 2, 4),
+        # Where no GPU is wanted, or none is there, each CPU gets a worker.
+        ([machine(0, 8)], {}, 8, 0, 1),
+        ([machine(2, 8)], {"num_gpus": 0}, 8, 0, 1),
+        ([machine(0, 8)], {"num_cpus": 3}, 2, 0, 3),
+        # What the spec states comes first.
+        ([machine(4, 32)], {"num": 3}, 3, 1, 4),
+        ([machine(2, 32)], {"num": 5}, 5, 1, 4),
+        ([machine(4, 32)], {"num_cpus": 8}, 4, 1, 8),
+    ],
+)
+def test_the_layout_follows_from_the_machines_and_the_spec(
+    machines: list[dict[str, float]], workers: dict[str, Any], num: int, num_gpus: float, num_cpus: int
+) -> None:
+    """Whatever the spec leaves open is what uses all GPUs, or all CPUs."""
+    assert layout(*machines, **workers) == Layout(num=num, num_gpus=num_gpus, num_cpus=num_cpus)
+
+
+def test_a_job_gets_no_more_workers_than_it_has_shards() -> None:
+    """Each more would load its model for nothing."""
+    assert layout(machine(8, 64), num_shards=3).num == 3
+    assert layout(machine(8, 64), num_shards=3, num=5).num == 3
+
+
+@pytest.mark.usefixtures("joined")
+def test_a_cluster_without_room_yet_gets_one_worker_that_waits(caplog: pytest.LogCaptureFixture) -> None:
+    """Its autoscaler adds machines for what waits. The log says what is missing."""
+    assert layout(machine(0, 1), num_gpus=1) == Layout(num=1, num_gpus=1, num_cpus=1)
+    assert layout(machine(1, 4), machine(1, 4), num_gpus=2).num == 1
+    assert layout(machine(0, 2), num_cpus=4) == Layout(num=1, num_gpus=0, num_cpus=4)
+    assert [message.partition(" for one worker")[0] for message in caplog.messages] == [
+        "waiting for a machine with 1 GPU and 1 CPU",
+        "waiting for a machine with 2 GPUs and 4 CPUs",
+        "waiting for a machine with 0 GPUs and 4 CPUs",
+    ]
+
+
+@pytest.mark.usefixtures("joined")
+def test_where_one_machine_has_room_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """The head has no GPU, and needs none."""
+    assert layout(machine(0, 4), machine(2, 8)).num == 2
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("only", "workers", "message"),
+    [
+        (machine(0, 4), {"num_gpus": 1}, "this machine has no GPU that Ray can see"),
+        (machine(1, 4), {"num_gpus": 2}, "a worker needs 2 GPUs and 4 CPUs, and this machine has 1 GPU and"),
+        (machine(0, 2), {"num_cpus": 3}, "a worker needs 0 GPUs and 3 CPUs, and this machine has 0 GPUs and"),
+    ],
+)
+def test_a_machine_alone_that_is_too_small_is_an_error(
+    only: dict[str, float], workers: dict[str, Any], message: str
+) -> None:
+    """No other will join, and Ray would wait for it without end."""
+    with pytest.raises(SpecError, match=message):
+        layout(only, **workers)
+
+
+@pytest.mark.parametrize(
+    ("size", "num"),
+    [
+        (Layout(num=1, num_gpus=1, num_cpus=4), 3),
+        (Layout(num=1, num_gpus=0.5, num_cpus=1), 6),
+        (Layout(num=1, num_gpus=0.5, num_cpus=4), 4),
+        (Layout(num=1, num_gpus=0, num_cpus=4), 4),
+        (Layout(num=1, num_gpus=2, num_cpus=1), 1),
+    ],
+)
+def test_as_many_workers_fit_as_both_the_gpus_and_the_cpus_allow(size: Layout, num: int) -> None:
+    """On two machines together."""
+    with installed(cluster_of(machine(1, 4), machine(2, 12))):
+        assert num_fitting(size) == num
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (Layout(num=1, num_gpus=1, num_cpus=4), "1 worker with 1 GPU and 4 CPUs"),
+        (Layout(num=4, num_gpus=0.5, num_cpus=2), "4 workers with 0.5 GPUs and 2 CPUs each"),
+        (Layout(num=2, num_gpus=0, num_cpus=1), "2 workers with 1 CPU each"),
+    ],
+)
+def test_a_run_says_what_it_starts(shown: Layout, text: str) -> None:
+    """GPUs are named only where workers have some."""
+    assert shown.describe() == text

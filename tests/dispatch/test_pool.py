@@ -1,0 +1,651 @@
+"""The real WorkerPool in simulated time: its own bookkeeping, with workers that do what a test says."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from ray.exceptions import OutOfMemoryError, RayActorError, RaySystemError, RayTaskError
+
+from jobs.dispatch.cluster import Layout
+from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
+from jobs.dispatch.pool import MAX_FAILED_STARTS, POLL_S, PROGRESS_EVERY_S, Tick, WorkerPool
+from schemas.errors import DarkroomError, ReclaimedError, StorageError
+from schemas.job import Job, Shard, ShardReport, ShardSnapshot, WorkerProgress
+from tests.support.reports import report_of
+from tests.support.simulation.fake_ray import Actor, FakeRay, installed
+from tests.support.simulation.simulated_time import Clock, Process
+from tests.support.simulation.simulator import STALL_S, job_of
+
+ROWS = 4
+"""Rows of a shard."""
+LONG_S = 10 * STALL_S
+FOREVER = None
+"""The time that a thread sleeps until its process ends."""
+
+
+class Worker:
+    """A worker's process, as the pool calls it: a shard takes a second. Tests replace what it does."""
+
+    def __init__(self, actor: Actor, clock: Clock) -> None:
+        self.actor = actor
+        self.clock = clock
+        self.started_s = clock.now_s
+        self.shards: list[Shard] = []
+        """The shards that it was given."""
+        self.heartbeats = 0
+        self.leaving = False
+
+    def born(self) -> bool:
+        return True
+
+    def ready(self) -> bool:
+        return True
+
+    def run(self, shard: Shard) -> ShardReport:
+        self.shards.append(shard)
+        return self.generate(shard)
+
+    def generate(self, shard: Shard) -> ShardReport:
+        self.work(1)
+        return report_of(shard)
+
+    def progress(self) -> WorkerProgress:
+        return WorkerProgress(unfinished=self.unfinished(), heartbeats=self.heartbeats, leaving=self.leaving)
+
+    def unfinished(self) -> dict[int, ShardSnapshot]:
+        return {}
+
+    def work(self, seconds: float) -> None:
+        """Work for this time, with a heartbeat a second."""
+        for _ in range(round(seconds)):
+            self.clock.thread.sleep(1)
+            self.heartbeats += 1
+
+
+class SlowWorker(Worker):
+    """A shard takes longer than a stuck worker is waited for, and it gives heartbeats all the time."""
+
+    def generate(self, shard: Shard) -> ShardReport:
+        self.work(LONG_S)
+        return report_of(shard)
+
+
+class Run:
+    """One run of the pool over some shards."""
+
+    def __init__(
+        self,
+        *kinds: type[Worker],
+        then: type[Worker] = Worker,
+        num: int = 2,
+        shards: dict[str, int] | None = None,
+        max_attempts: int = 3,
+        job: Job | None = None,
+    ) -> None:
+        """The first workers that are started are of these kinds, all later ones are of the kind `then`.
+
+        `shards` are the numbers of shards by model.
+        """
+        self._kinds, self._then = kinds, then
+        self._job = job or job_of(ROWS)
+        self._layout = Layout(num=num, num_gpus=0, num_cpus=1)
+        self.clock = Clock()
+        self.ray = FakeRay(self.clock, self._build, num_cpus=num)
+        self.dispatcher = dispatcher_of(shards or {"sd": 5}, max_attempts)
+        self.ticks: list[tuple[float, Tick]] = []
+        """The ticks, each with the simulated second."""
+        self.error: BaseException | None = None
+
+    def _build(self, actor: Actor) -> Worker:
+        index = len(self.ray.actors)
+        kind = self._kinds[index] if index < len(self._kinds) else self._then
+        return kind(actor, self.clock)
+
+    def run(self, at_tick: Callable[[int], object] = lambda number: None) -> "Run":
+        """Run until all shards are done or the run ends; `at_tick` is called with the number of each tick."""
+        Process(self.clock, "driver").start(self._drive, at_tick)
+        with installed(self.ray):
+            self.clock.run()
+        return self
+
+    def _drive(self, at_tick: Callable[[int], object]) -> None:
+        try:
+            with WorkerPool(self._job, self._layout) as pool:
+                for tick in pool.run(self.dispatcher):
+                    self.ticks.append((self.clock.now_s, tick))
+                    at_tick(len(self.ticks))
+        except (DarkroomError, RayTaskError, KeyboardInterrupt) as error:
+            self.error = error
+
+    @property
+    def workers(self) -> list[Any]:
+        """All workers that were started, in order."""
+        return [actor.worker for actor in self.ray.actors]
+
+    @property
+    def given(self) -> list[Shard]:
+        """All shards that were given to workers."""
+        return [shard for worker in self.workers for shard in worker.shards]
+
+    @property
+    def reported(self) -> list[int]:
+        """The indices of the shards whose reports arrived, sorted."""
+        return sorted(tick.report.index for _, tick in self.ticks if tick.report)
+
+
+def dispatcher_of(counts: dict[str, int], max_attempts: int = 3) -> Dispatcher:
+    """A dispatcher over `counts` shards by model, numbered through."""
+    first, num = 0, sum(counts.values())
+    shards: dict[str, Iterator[Shard]] = {}
+    for model, count in counts.items():
+        indices = range(first, first + count)
+        shards[model] = iter([shard_of(index, num, model) for index in indices])
+        first += count
+    return Dispatcher(shards, counts, max_attempts=max_attempts)
+
+
+def shard_of(index: int, num: int, model: str) -> Shard:
+    start = index * ROWS
+    return Shard(
+        index=index,
+        num_shards=num,
+        uri="s3://bucket/in.parquet",
+        etag="e",
+        model=model,
+        start=start,
+        stop=start + ROWS,
+    )
+
+
+def test_every_shard_is_generated_once_and_its_report_handed_on() -> None:
+    """Nobody is replaced, and at the end no worker is left."""
+    run = Run().run()
+
+    assert run.reported == [0, 1, 2, 3, 4]
+    assert len(run.workers) == 2
+    assert all(run.workers[i].shards for i in range(2))
+    assert not any(actor.process.alive for actor in run.ray.actors)
+    assert max(tick.num_workers for _, tick in run.ticks) == 2
+
+
+def test_the_driver_is_never_deaf_for_longer_than_a_tick() -> None:
+    """However long the workers are silent."""
+    run = Run(then=SlowWorker).run()
+
+    times = [time_s for time_s, _ in run.ticks]
+    assert max(later - earlier for earlier, later in pairwise(times)) <= POLL_S
+
+
+def test_ray_is_told_the_size_of_a_worker_and_to_repeat_nothing_itself() -> None:
+    """The pool replaces workers, and the dispatcher repeats shards."""
+    run = Run()
+    run._layout = Layout(num=1, num_gpus=0.5, num_cpus=3)
+
+    run.run()
+
+    options = run.ray.actors[0].options
+    assert (options["num_gpus"], options["num_cpus"]) == (0.5, 3)
+    assert options["max_restarts"] == options["max_task_retries"] == 0
+    assert options["max_concurrency"] == SHARDS_IN_FLIGHT + 1
+    assert options["scheduling_strategy"] == "SPREAD"
+
+
+class TestDeaths:
+    """Workers that end."""
+
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [
+            (RayActorError(error_msg="some context\nThe worker died."), "The worker died."),
+            (OutOfMemoryError("too much"), "its machine is out of memory, so Ray ended it"),
+        ],
+        ids=["died", "killed by Ray for memory"],
+    )
+    def test_the_shards_of_a_worker_that_dies_are_generated_by_others(
+        self, caplog: pytest.LogCaptureFixture, error: Exception, reason: str
+    ) -> None:
+        """The reason is logged, and the worker gets one successor."""
+
+        class Dying(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.work(1)
+                self.actor.die(error)
+                raise AssertionError("its process has ended")
+
+        run = Run(Dying).run()
+
+        assert run.reported == [0, 1, 2, 3, 4]
+        assert len(run.workers) == 3
+        assert f"worker=worker-0 died: {reason}" in caplog.messages
+        assert run.error is None
+
+    def test_the_row_that_kills_its_worker_is_left_out_and_rehearsals_are_no_results(self) -> None:
+        """Each shard is reported once, however often it was rehearsed."""
+
+        class Poisoned(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.work(1)
+                first, end = shard.rehearse or (0, ROWS)
+                if shard.index == 1 and 2 in range(first, end) and 2 not in shard.skip:
+                    self.actor.die()
+                return report_of(shard)
+
+        run = Run(then=Poisoned, max_attempts=1).run()
+
+        assert run.reported == [0, 1, 2, 3, 4]
+        assert any(shard.rehearse for shard in run.given)
+        assert {shard.skip for shard in run.given if shard.index == 1 and not shard.rehearse} >= {(2,)}
+
+    @pytest.mark.parametrize(
+        ("error", "is_to_blame"),
+        [
+            (RayActorError(error_msg="The worker died."), True),
+            (RayActorError(error_msg="gone", preempted=True), False),
+            (RayActorError(error_msg="its node was terminated expectedly: draining"), False),
+        ],
+        ids=["died", "preempted", "told to end"],
+    )
+    def test_a_machine_that_is_taken_away_does_not_make_its_shards_suspects(
+        self, error: Exception, is_to_blame: bool
+    ) -> None:
+        """With a single attempt, every death that counts is followed by a search for a row."""
+
+        class Lost(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.work(1)
+                self.actor.die(error)
+                raise AssertionError("its process has ended")
+
+        run = Run(Lost, num=1, shards={"sd": 1}, max_attempts=1).run()
+
+        assert any(shard.rehearse for shard in run.given) is is_to_blame
+
+    def test_an_error_of_ray_itself_ends_the_run(self) -> None:
+        """It is neither a shard's nor a worker's."""
+
+        class Broken(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.actor.die(RaySystemError(client_exc="the object store is gone"))
+                raise AssertionError("its process has ended")
+
+        run = Run(Broken).run()
+
+        assert type(run.error) is DarkroomError
+        assert "Ray cannot run the workers" in str(run.error)
+
+
+class TestStalls:
+    """Workers that live and do nothing."""
+
+    @pytest.mark.parametrize("answers", [True, False], ids=["answers", "is stopped"])
+    def test_a_worker_without_progress_is_replaced_after_the_stall_timeout(self, answers: bool) -> None:
+        """Whether it still answers or not; its shards are generated by others."""
+
+        class Stuck(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.clock.thread.sleep(FOREVER)
+                raise AssertionError("it never wakes")
+
+            def progress(self) -> WorkerProgress:
+                if not answers:
+                    self.clock.thread.sleep(FOREVER)
+                return super().progress()
+
+        run = Run(Stuck).run()
+
+        assert run.reported == [0, 1, 2, 3, 4]
+        assert len(run.workers) == 3
+        assert STALL_S < run.workers[2].started_s <= STALL_S + 2 * PROGRESS_EVERY_S
+
+    def test_a_worker_with_heartbeats_may_take_as_long_as_it_likes(self) -> None:
+        """A shard is as long as it is."""
+        run = Run(then=SlowWorker, shards={"sd": 3}).run()
+
+        assert run.reported == [0, 1, 2]
+        assert len(run.workers) == 2
+
+    def test_time_without_a_shard_does_not_count(self) -> None:
+        """A worker that has waited for long gets a shard, and has all its time for that."""
+
+        class DiesLate(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.work(LONG_S)
+                self.actor.die()
+                raise AssertionError("its process has ended")
+
+        class Silent(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.clock.thread.sleep(0.7 * STALL_S)
+                return report_of(shard)
+
+        run = Run(DiesLate, then=Silent, shards={"sd": 1}).run()
+
+        assert run.reported == [0]
+        assert [len(worker.shards) for worker in run.workers] == [1, 1, 0]
+
+    def test_an_answer_gives_the_next_shard_its_full_time(self) -> None:
+        """Heartbeats that stood still while a shard was written say nothing about the next one."""
+
+        class Silent(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.clock.thread.sleep(0.7 * STALL_S)
+                return report_of(shard)
+
+        run = Run(then=Silent, num=1, shards={"sd": 6}).run()
+
+        assert run.reported == [0, 1, 2, 3, 4, 5]
+        assert len(run.workers) == 1
+
+    def test_a_worker_that_cannot_build_its_engine_is_replaced(self) -> None:
+        """From the moment at which its process exists."""
+
+        class NeverReady(Worker):
+            def ready(self) -> bool:
+                self.clock.thread.sleep(FOREVER)
+                return True
+
+        run = Run(NeverReady, num=1).run()
+
+        assert run.reported == [0, 1, 2, 3, 4]
+        assert len(run.workers) == 2
+        assert run.workers[1].started_s > STALL_S
+
+    def test_a_worker_for_which_there_is_no_room_yet_is_not_stuck(self) -> None:
+        """Ray starts its process when a machine has joined, an hour later if need be."""
+
+        class NoRoom(Worker):
+            def born(self) -> bool:
+                self.clock.thread.sleep(FOREVER)
+                return True
+
+            def ready(self) -> bool:
+                return self.born()
+
+        run = Run(NoRoom, SlowWorker, shards={"sd": 2}).run()
+
+        assert run.reported == [0, 1]
+        assert len(run.workers) == 2
+        assert max(tick.num_workers for _, tick in run.ticks) == 1
+
+    def test_workers_are_not_blamed_for_the_time_in_which_the_driver_slept(self) -> None:
+        """A laptop that was closed for an hour opens to workers that were stopped as well."""
+        run = Run(then=SlowWorker, shards={"sd": 2})
+
+        def close_the_laptop(number: int) -> None:
+            if number % 50 == 0:
+                run.ray.jump_s += 3600
+
+        run.run(close_the_laptop)
+
+        assert run.ray.jump_s > 0
+        assert run.reported == [0, 1]
+        assert len(run.workers) == 2
+
+
+class TestStarts:
+    """Workers that do not come up, and those that come late."""
+
+    def test_a_machine_on_which_no_worker_starts_does_not_end_a_job_that_runs(self) -> None:
+        """It is tried again and again, and another worker makes everything."""
+
+        class Unfit(Worker):
+            def ready(self) -> bool:
+                self.clock.thread.sleep(5)
+                raise RuntimeError("no CUDA-capable device is detected")
+
+        run = Run(Unfit, SlowWorker, then=Unfit, shards={"sd": 2}).run()
+
+        assert run.error is None
+        assert run.reported == [0, 1]
+        assert len(run.workers) > 2 * MAX_FAILED_STARTS
+
+    @pytest.mark.parametrize("dies", [True, False], ids=["dies", "raises"])
+    def test_a_job_for_which_no_worker_starts_ends_with_the_reason(self, dies: bool) -> None:
+        """After some tries: the cause may have been the machine."""
+
+        class Unfit(Worker):
+            def ready(self) -> bool:
+                self.clock.thread.sleep(5)
+                if dies:
+                    self.actor.die(RayActorError(error_msg="no driver"))
+                raise RuntimeError("no driver")
+
+        run = Run(num=1, then=Unfit).run()
+
+        assert type(run.error) is DarkroomError
+        assert f"no worker can start: worker-0 died {MAX_FAILED_STARTS} times in a row" in str(run.error)
+        assert "no driver" in str(run.error)
+        assert len(run.workers) == MAX_FAILED_STARTS
+
+    def test_a_worker_that_starts_at_last_begins_to_count_anew(self) -> None:
+        """Starts that fail in a row are counted, not those of a whole job."""
+
+        class Unfit(Worker):
+            def ready(self) -> bool:
+                self.clock.thread.sleep(5)
+                raise RuntimeError("not yet")
+
+        class Mortal(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.work(1)
+                self.actor.die()
+                raise AssertionError("its process has ended")
+
+        tries = [Unfit] * (MAX_FAILED_STARTS - 1)
+        run = Run(*tries, Mortal, *tries, num=1).run()
+
+        assert run.error is None
+        assert run.reported == [0, 1, 2, 3, 4]
+
+    def test_workers_are_added_when_machines_join_as_many_as_have_work(self) -> None:
+        """The shards that wait and those that are at work count, not more."""
+        run = Run(then=SlowWorker, num=1, shards={"sd": 4})
+
+        def join(number: int) -> None:
+            if number == 20:
+                run.ray.machines.append({"CPU": 8, "GPU": 0})
+
+        run.run(join)
+
+        assert run.reported == [0, 1, 2, 3]
+        # Two shards are with the first worker, and two wait.
+        assert len(run.workers) == 3
+
+    def test_a_number_of_workers_that_the_spec_states_stays(self) -> None:
+        """Whoever states it pays for no more."""
+        job = job_of(ROWS)
+        workers = job.spec.workers.model_copy(update={"num": 1})
+        fixed = Job(
+            spec=job.spec.model_copy(update={"workers": workers}),
+            models=job.models,
+            columns=job.columns,
+            schema=job.schema,
+        )
+        run = Run(then=SlowWorker, num=1, job=fixed)
+        run.ray.machines.append({"CPU": 8, "GPU": 0})
+
+        run.run()
+
+        assert len(run.workers) == 1
+
+
+class TestLeaving:
+    """Workers that are told to end, and give back what they have not begun."""
+
+    def test_what_a_leaving_worker_gives_back_goes_to_another_and_nothing_is_blamed(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It finishes the shard that it is at, gets no more, and is replaced then."""
+
+        class Leaving(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                if len(self.shards) > 1:
+                    raise ReclaimedError(f"{shard.name} was not begun")
+                self.work(10)
+                return report_of(shard)
+
+        run = Run(Leaving, num=1, max_attempts=1).run()
+
+        assert run.reported == [0, 1, 2, 3, 4]
+        assert [len(worker.shards) for worker in run.workers] == [2, 4]
+        assert run.workers[1].started_s == 10
+        assert not any(shard.rehearse for shard in run.given)
+        assert "worker=worker-0 was taken away: its process was told to end (SIGTERM)" in caplog.messages
+
+    def test_a_worker_that_says_that_it_leaves_gets_no_more_shards(self) -> None:
+        """It says so when it is asked for its progress."""
+
+        class Leaving(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.leaving = True
+                self.work(10)
+                return report_of(shard)
+
+        run = Run(Leaving, num=1).run()
+
+        assert run.reported == [0, 1, 2, 3, 4]
+        assert [len(worker.shards) for worker in run.workers] == [2, 3]
+
+    def test_a_worker_that_is_told_to_end_before_it_is_ready_is_replaced(self) -> None:
+        """As if it had never been there: it does not count as a start that failed."""
+
+        class Reclaimed(Worker):
+            def ready(self) -> bool:
+                self.clock.thread.sleep(5)
+                raise ReclaimedError("asked to end before it was ready")
+
+        run = Run(*[Reclaimed] * (2 * MAX_FAILED_STARTS), num=1).run()
+
+        assert run.error is None
+        assert run.reported == [0, 1, 2, 3, 4]
+
+
+class TestErrors:
+    """Exceptions of a worker's methods."""
+
+    def test_a_shard_that_fails_is_tried_again_and_its_worker_stays(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As often as the spec allows, and then it is left out with the error."""
+
+        class Failing(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.work(1)
+                if shard.index == 3:
+                    raise ValueError("a bug")
+                return report_of(shard)
+
+        run = Run(then=Failing, max_attempts=2).run()
+
+        assert run.reported == [0, 1, 2, 4]
+        assert len(run.workers) == 2
+        assert [shard.index for shard in run.given].count(3) == 2
+        assert [(lost.shard.index, lost.reason) for lost in run.dispatcher.abandoned] == [
+            (3, "ValueError: a bug")
+        ]
+
+    def test_an_error_of_the_job_or_the_storage_ends_the_run_as_what_it_is(self) -> None:
+        """No other worker would fare better."""
+
+        class NoStorage(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                raise StorageError("the bucket is gone")
+
+        run = Run(NoStorage).run()
+
+        assert type(run.error) is StorageError
+        assert not any(actor.process.alive for actor in run.ray.actors)
+
+    def test_a_bug_in_what_a_worker_answers_about_itself_is_not_hidden(self) -> None:
+        """It is nobody's shard that fails."""
+
+        class Confused(SlowWorker):
+            def progress(self) -> WorkerProgress:
+                raise ValueError("a bug")
+
+        run = Run(Confused).run()
+
+        assert isinstance(run.error, RayTaskError)
+        assert isinstance(run.error, ValueError)
+
+    def test_ctrl_c_ends_all_workers(self) -> None:
+        """At once: a part is committed whole or not at all."""
+
+        def press_ctrl_c(number: int) -> None:
+            if number == 10:
+                raise KeyboardInterrupt
+
+        run = Run(then=SlowWorker).run(press_ctrl_c)
+
+        assert isinstance(run.error, KeyboardInterrupt)
+        assert run.clock.now_s < LONG_S
+        assert not any(actor.process.alive for actor in run.ray.actors)
+
+
+class TestProgress:
+    """What the driver shows while shards are under way."""
+
+    class Counting(Worker):
+        """A shard takes three seconds, and its snapshot has a hundred images and its index."""
+
+        def generate(self, shard: Shard) -> ShardReport:
+            self.work(3)
+            return report_of(shard)
+
+        def progress(self) -> WorkerProgress:
+            progress = super().progress()
+            # The answer is under way while the shard ends.
+            self.clock.thread.sleep(1.5)
+            return progress
+
+        def unfinished(self) -> dict[int, ShardSnapshot]:
+            return {shard.index: ShardSnapshot(images=100 + shard.index) for shard in self.shards[-2:]}
+
+    def test_a_shard_that_is_reported_no_longer_counts_as_unfinished(self) -> None:
+        """Not even if an answer about it arrives late: its images would be counted twice."""
+        run = Run(then=self.Counting, num=1).run()
+
+        reported: set[int] = set()
+        seen: set[int] = set()
+        for _, tick in run.ticks:
+            reported |= {tick.report.index} if tick.report else set()
+            unfinished = {snapshot.images - 100 for snapshot in tick.unfinished}
+            assert not unfinished & reported
+            seen |= unfinished
+        assert len(seen) > 2
+
+    def test_a_rehearsal_has_no_images_to_count(self) -> None:
+        """None of them will be in a part."""
+
+        class Rehearsing(TestProgress.Counting):
+            def generate(self, shard: Shard) -> ShardReport:
+                if shard.index == 0 and not shard.rehearse and not shard.skip:
+                    self.actor.die()
+                self.work(5)
+                return report_of(shard)
+
+        run = Run(then=Rehearsing, num=1, shards={"sd": 2}, max_attempts=1)
+        during = set[bool]()
+
+        def note(number: int) -> None:
+            at = [shard for worker in run.workers[-1:] for shard in worker.shards[-1:]]
+            if at and at[0].rehearse and at[0].index not in run.reported:
+                during.update(bool(snapshot.images == 100) for snapshot in run.ticks[-1][1].unfinished)
+
+        run.run(note)
+
+        assert any(shard.rehearse for shard in run.given)
+        assert True not in during
+
+    def test_a_worker_gets_shards_of_a_model_that_it_has_loaded(self) -> None:
+        """It says in its reports which ones these are, the latest last."""
+
+        class WithTwo(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.work(1)
+                return report_of(shard, models_loaded=("sd", "xl"))
+
+        run = Run(then=WithTwo, num=1, shards={"sd": 1, "other": 3, "xl": 4}).run()
+
+        assert [shard.model for shard in run.given] == ["xl"] * 4 + ["sd"] + ["other"] * 3
