@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
@@ -52,18 +53,25 @@ ROWS: list[Record] = [
 ]
 
 
-def checker_that_knows(made: Made) -> StableDiffusionSafetyChecker:
-    """One that flags the image of the row `r2`, and none of the others'."""
+def checker_that_knows(
+    rows: list[Record], is_flagged: Callable[[Record], bool]
+) -> StableDiffusionSafetyChecker:
+    """One that flags the images of some rows, by what they show, and none of the others'."""
     checker = StableDiffusionSafetyChecker.from_pretrained(demo("sd-safety"), subfolder="safety_checker")
-    seen = feature_extractor()([image_of(row) for row in made.rows], return_tensors="pt").pixel_values
+    seen = feature_extractor()([image_of(row) for row in rows], return_tensors="pt").pixel_values
+    flagged = torch.tensor([is_flagged(row) for row in rows])
     with torch.no_grad():
         embeds = torch.nn.functional.normalize(checker.visual_projection(checker.vision_model(seen)[1]))
-        bad = embeds[[row["row_id"] for row in made.rows].index(FLAGGED)]
-        alike = sorted((embeds @ bad).tolist())
-        checker.concept_embeds[0] = bad
-        # Half-way between the image itself and the one most like it.
-        checker.concept_embeds_weights[0] = (alike[-1] + alike[-2]) / 2
+        for concept, bad in enumerate(embeds[flagged]):
+            checker.concept_embeds[concept] = bad
+            # Half-way between the image itself and the one most like it.
+            checker.concept_embeds_weights[concept] = (1 + (embeds[~flagged] @ bad).max()) / 2
     return checker
+
+
+def is_the_flagged_row(row: Record) -> bool:
+    """Whether it is the row `r2`."""
+    return bool(row["row_id"] == FLAGGED)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +80,7 @@ def flags_one(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("flags-one")
     made = make(job_spec(write_rows(folder / "rows.parquet", ROWS), folder / "out"))
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(demo("sd-safety"), use_safetensors=True)
-    pipeline.register_modules(safety_checker=checker_that_knows(made))
+    pipeline.register_modules(safety_checker=checker_that_knows(made.rows, is_the_flagged_row))
     pipeline.save_pretrained(folder / "checkpoint")
     return str(folder / "checkpoint")
 
@@ -160,7 +168,7 @@ def test_safes_verdict_and_images_are_those_of_its_own_pipeline(tmp_path: Path, 
         return make(job_spec(path, folder, models=models, routes=routes, default_route=task, safety=safety))
 
     unchecked = made_with("demo:safe", "unchecked")
-    checker = checker_that_knows(unchecked)
+    checker = checker_that_knows(unchecked.rows, is_the_flagged_row)
     pipeline = diffusers.StableDiffusionPipelineSafe.from_pretrained(
         demo("safe"), safety_checker=None, use_safetensors=True
     )
@@ -226,19 +234,37 @@ SYSTEM_ROWS: list[Record] = [
     {"row_id": "ldm3d-up", "model": "ldm3d-upscale", "task": "ldm3d_upscale", "image": IMAGE}
     | {"depth_map": DEPTH, "height": 128, "width": 128},
 ]
-SYSTEM_ROWS = [row | {"prompt": "a fox", "seed": 1} for row in SYSTEM_ROWS]
+SYSTEM_ROWS = [
+    # With strength 1, two seeds give images that the checker can tell apart.
+    row | {"prompt": "a fox", "seed": 1, "num_images_per_prompt": 2, "strength": 1.0}
+    for row in SYSTEM_ROWS
+]
 KINDS = list(dict.fromkeys(row["model"] for row in SYSTEM_ROWS))
 TASKS = {row["task"]: row["model"] for row in reversed(SYSTEM_ROWS)}
 
 
-def strict_checkpoint(kind: str, folder: Path) -> str:
-    """A demo checkpoint with a safety checker that flags every image."""
+def is_a_second_image(row: Record) -> bool:
+    """Whether it is an image of a row's second seed."""
+    return bool(row["image_index"] == 1)
+
+
+def system_spec(folder: Path, checkpoints: dict[str, str], **safety: str) -> JobSpec:
+    """A job of the rows of every system."""
+    return job_spec(
+        write_rows(folder / "in.parquet", SYSTEM_ROWS, {"depth_map": IMAGE_TYPE}),
+        folder / "out",
+        models={kind: {"checkpoint": checkpoint} for kind, checkpoint in checkpoints.items()},
+        routes={task: {"model": model, "num_inference_steps": 2} for task, model in TASKS.items()},
+        safety=safety,
+    )
+
+
+def strict_checkpoint(kind: str, folder: Path, rows: list[Record]) -> str:
+    """A demo checkpoint with a safety checker that flags the second image of each of the rows."""
     index = json.loads((demo(kind) / "model_index.json").read_text())
     cls = pipeline_class(index["_class_name"])
     pipeline = cls.from_pretrained(demo(kind), use_safetensors=True)
-    checker = StableDiffusionSafetyChecker.from_pretrained(demo("sd-safety"), subfolder="safety_checker")
-    # A cosine is never below this.
-    torch.nn.init.constant_(checker.concept_embeds_weights, -2)
+    checker = checker_that_knows(rows, is_a_second_image)
     pipeline.register_modules(safety_checker=checker, feature_extractor=feature_extractor())
     pipeline.save_pretrained(folder / kind)
     if kind == "safe":
@@ -247,42 +273,49 @@ def strict_checkpoint(kind: str, folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def strict(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def unchecked_systems(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The rows of every system, by checkpoints that flag nothing."""
+    checkpoints = {kind: f"demo:{kind}" for kind in KINDS}
+    return make(system_spec(tmp_path_factory.mktemp("unchecked"), checkpoints))
+
+
+@pytest.fixture(scope="module")
+def strict(unchecked_systems: Made, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Checkpoints of every system that can have a checker, by kind."""
     folder = tmp_path_factory.mktemp("strict")
-    return {kind: strict_checkpoint(kind, folder) for kind in KINDS}
+    rows = {kind: [row for row in unchecked_systems.rows if row["model"] == kind] for kind in KINDS}
+    return {kind: strict_checkpoint(kind, folder, rows[kind]) for kind in KINDS}
 
 
 @pytest.mark.parametrize("flagged", ["drop", "black", "keep"])
 def test_every_system_with_a_checker_has_its_images_and_depth_maps_filtered(
-    strict: dict[str, str], tmp_path: Path, flagged: str
+    strict: dict[str, str], unchecked_systems: Made, tmp_path: Path, flagged: str
 ) -> None:
-    """Also Safe, whose own checker diffusers cannot load, and a cropped inpainting."""
-    spec = job_spec(
-        write_rows(tmp_path / "in.parquet", SYSTEM_ROWS, {"depth_map": IMAGE_TYPE}),
-        tmp_path / "out",
-        models={kind: {"checkpoint": place} for kind, place in strict.items()},
-        routes={task: {"model": model, "num_inference_steps": 2} for task, model in TASKS.items()},
-        safety={"flagged": flagged},
-    )
+    """By what each image shows: a row's first image stays as it is, and its second is flagged.
 
-    made = make(spec)
+    Also those of Safe, whose own checker diffusers cannot load, and of a cropped inpainting.
+    """
+    made = make(system_spec(tmp_path, strict, flagged=flagged))
 
     assert {
-        (row["row_id"], row["error_message"]) for row in made.rows if row["status"] != "filtered"
+        (row["row_id"], row["error_message"])
+        for row in made.rows
+        if row["status"] != ("filtered" if is_a_second_image(row) else "ok")
     } == set()
     for row in made.rows:
-        gives_depth = row["row_id"].startswith("ldm3d")
-        stored = [row["image"], row["depth"]] if gives_depth else [row["image"]]
-        assert row["nsfw"] is True
-        if flagged == "drop":
+        names = ("image", "depth") if row["row_id"].startswith("ldm3d") else ("image",)
+        plain = unchecked_systems.row(row["row_id"], row["image_index"])
+        assert row["nsfw"] is is_a_second_image(row)
+        if row["nsfw"] and flagged == "drop":
             assert (row["image"], row["depth"]) == (None, None)
+        elif row["nsfw"] and flagged == "black":
+            stored = [Image.open(io.BytesIO(row[name]["bytes"])) for name in names]
+            assert [image.getbbox() for image in stored] == [None] * len(names), row["row_id"]
         else:
-            extrema = [Image.open(io.BytesIO(image["bytes"])).getbbox() for image in stored]
-            assert [box is None for box in extrema] == [flagged == "black"] * len(stored), row["row_id"]
+            assert [row[name]["bytes"] for name in names] == [plain[name]["bytes"] for name in names]
 
 
-CHAIN: Record = {"prompt": "a fox", "seed": 1, "task": "chain", "row_id": 1}
+CHAIN: Record = SYSTEM_ROWS[0] | {"task": "chain", "row_id": 1}
 
 
 @pytest.mark.parametrize("next_step", ["upscale", "latent-upscale"])
@@ -290,15 +323,18 @@ CHAIN: Record = {"prompt": "a fox", "seed": 1, "task": "chain", "row_id": 1}
 def test_a_step_that_is_flagged_filters_the_chain(
     strict: dict[str, str], tmp_path: Path, flagged: str, next_step: str
 ) -> None:
-    """Also where the next model has no checker, and where only latents go on to it: what is stored has the
-    last step's size, and no earlier step gives the image away."""
+    """Also where the next model has no checker, or one that flags nothing, and where only latents go on to
+    it: what is stored has the last step's size, and no earlier step gives the image away."""
     second = {"upscale": ("upscale", 4), "latent-upscale": ("latent_upscale", 2)}[next_step]
     spec = job_spec(
         write_rows(tmp_path / "in.parquet", [CHAIN]),
         tmp_path / "out",
-        models={"sd": {"checkpoint": strict["sd-safety"]}, "up": {"checkpoint": f"demo:{next_step}"}},
+        models={
+            "sd-safety": {"checkpoint": strict["sd-safety"]},
+            "up": {"checkpoint": strict.get(next_step, f"demo:{next_step}")},
+        },
         routes={
-            "chain": {"task": "text2img", "model": "sd", "num_inference_steps": 2, "keep_steps": True}
+            "chain": {"task": "text2img", "model": "sd-safety", "num_inference_steps": 2, "keep_steps": True}
             | {"then": ["second"]},
             "second": {"task": second[0], "model": "up", "num_inference_steps": 2},
         },
@@ -306,16 +342,19 @@ def test_a_step_that_is_flagged_filters_the_chain(
         safety={"flagged": flagged},
     )
 
-    row = make(spec).row(1)
+    made = make(spec)
 
+    first, row = made.row(1), made.row(1, 1)
+    assert (first["status"], first["nsfw"]) == ("ok", False), first["error_message"]
     assert (row["status"], row["nsfw"]) == ("filtered", True), row["error_message"]
-    if flagged == "drop":
-        assert not row["image"]
-        assert not row["step_images"]
-    else:
-        stored = [image_of(row), *(image_of({"image": step}) for step in row["step_images"])]
-        assert [image.size[0] for image in stored] == [64 * second[1], 64]
-        assert {image.getbbox() is None for image in stored} == {flagged == "black"}
+    for stored, is_black in ((first, False), (row, flagged == "black")):
+        if stored is row and flagged == "drop":
+            assert not stored["image"]
+            assert not stored["step_images"]
+            continue
+        images = [image_of(stored), *(image_of({"image": step}) for step in stored["step_images"])]
+        assert [image.size[0] for image in images] == [64 * second[1], 64]
+        assert {image.getbbox() is None for image in images} == {is_black}
 
 
 # What is loaded, and what is said.
