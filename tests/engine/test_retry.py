@@ -130,6 +130,18 @@ def test_a_part_that_was_replaced_meanwhile_is_left_alone(tmp_path: Path) -> Non
     assert read_output(plan, []).rows == again(plan).rows
 
 
+def test_a_part_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    """Somebody took it away: the job is stopped, and nothing is guessed."""
+    spec, _ = begun(tmp_path)
+    (part,) = (tmp_path / "out" / "data").iterdir()
+    part.unlink()
+
+    with pytest.raises(RefusedError, match="of which rows are to be generated again, is gone"):
+        again(plan_for(spec))
+
+    assert not part.exists()
+
+
 def test_a_part_of_other_rows_is_refused(tmp_path: Path) -> None:
     """Nothing is guessed about whose image is whose."""
     spec, failed = begun(tmp_path)

@@ -28,6 +28,7 @@ from actors.storage.output import Output
 from actors.storage.stores import Stores
 from actors.worker import Worker
 from schemas.errors import ReclaimedError, RefusedError, RowError
+from schemas.job import merge_failed_rows
 from tests.support.engines import GreyEngine
 from tests.support.in_process import (
     Record,
@@ -86,6 +87,11 @@ def test_every_row_has_one_outcome_in_its_place(tmp_path: Path) -> None:
     assert all(row["image"] is None and row["error_message"] for row in failed)
     assert sum(report.failed for report in made.reports) == len(failed) == 5
     assert sum(report.ok for report in made.reports) == 3
+    unforeseen = merge_failed_rows(report.unforeseen for report in made.reports)
+    assert {code: failed.num_rows for code, failed in unforeseen.items()} == {
+        "invalid_image": 1,
+        "mask_size": 1,
+    }
 
 
 def test_image_j_of_a_row_uses_seed_plus_j(tmp_path: Path) -> None:

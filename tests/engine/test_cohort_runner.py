@@ -1,0 +1,98 @@
+"""What becomes of a call's outcome: results in their order, and a broken device that ends the run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actors.engine.batching.batcher import Outcome
+from actors.engine.calls.decode_ahead import DecodeAhead
+from actors.engine.calls.outputs import PendingOutputs
+from actors.engine.cohort_runner import MAX_ARRIVING, CohortRunner, one_by_one
+from schemas.spec.job_spec import BatchingSpec
+from tests.support.in_process import DEVICE
+
+
+@dataclass
+class Copy:
+    """The end of a copy from a device that is slow: only waiting for it makes it happen."""
+
+    waited_for: bool = False
+
+    def query(self) -> bool:
+        """Whether it has happened."""
+        return self.waited_for
+
+    def synchronize(self) -> None:
+        """Wait for it."""
+        self.waited_for = True
+
+
+def result_of(number: int, copied: Copy) -> tuple[Any, Any]:
+    """A call for one image, and what it returned."""
+    sample = SimpleNamespace(nsfw=None, number=number)
+    pixels = torch.arange(12, dtype=torch.uint8).reshape(1, 2, 2, 3) + number
+    outputs: Any = PendingOutputs(pixels=pixels, finite=torch.ones(1, dtype=torch.bool), copied=copied)  # type: ignore[arg-type]
+    return SimpleNamespace(decoded=[(sample, {})]), SimpleNamespace(outputs=outputs, flags=[None])
+
+
+def runner() -> CohortRunner:
+    """A runner of a model without modules."""
+    model: Any = SimpleNamespace(components={}, device=DEVICE)
+    ahead: Any = DecodeAhead(iter(()), decoders=None)  # type: ignore[arg-type]
+    return CohortRunner(model, ahead, BatchingSpec(exact=True), exact=True)
+
+
+def numbers(results: Sequence[Any]) -> list[int]:
+    return [result.sample.number for result in results]
+
+
+def test_results_are_waited_for_only_when_many_are_on_their_way() -> None:
+    """The device goes on with other work meanwhile; each result has its own pixels, the oldest first."""
+    running = runner()
+    copies = [Copy() for _ in range(MAX_ARRIVING + 2)]
+    finished = []
+
+    for number, copied in enumerate(copies):
+        call, result = result_of(number, copied)
+        running._take(Outcome(call=call, value=result))
+        finished.append(numbers([*running._finished(MAX_ARRIVING)]))
+    waited_for = [copied.waited_for for copied in copies]
+    rest = [*running._finished(0)]
+
+    assert finished == [[]] * MAX_ARRIVING + [[0], [1]]
+    assert waited_for == [True, True] + [False] * MAX_ARRIVING
+    assert numbers(rest) == [*range(2, MAX_ARRIVING + 2)]
+    assert [int(np.min(result.pixels)) for result in rest if result.pixels is not None] == numbers(rest)
+
+
+def test_a_result_that_has_arrived_is_not_kept_back() -> None:
+    """However few are on their way."""
+    running = runner()
+    call, result = result_of(5, Copy(waited_for=True))
+
+    running._take(Outcome(call=call, value=result))
+
+    assert numbers([*running._finished(MAX_ARRIVING)]) == [5]
+
+
+def test_a_broken_device_ends_calls_that_run_one_by_one() -> None:
+    """The worker must be replaced; any other error is the outcome of its call."""
+    errors: list[Exception] = [ValueError("this row"), torch.AcceleratorError("CUDA error: illegal access")]
+
+    def call(error: Exception) -> Any:
+        def fail() -> None:
+            raise error
+
+        return fail
+
+    calls = iter([call(error) for error in errors])
+    outcomes = one_by_one(lambda: next(calls, None))
+
+    assert next(outcomes).error is errors[0]
+    with pytest.raises(torch.AcceleratorError):
+        next(outcomes)
