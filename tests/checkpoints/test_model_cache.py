@@ -28,6 +28,7 @@ from schemas.spec.job_spec import ModelSpec
 from schemas.systems.system_table import SYSTEMS, System, find_system
 from tests.support.checkpoints import demo, sd_checkpoint, sdxl_checkpoint
 from tests.support.in_process import drawn_image, job_spec, model_cache, plan_for, worker_for, write_rows
+from tests.support.side_effects import record_models
 
 CPU = torch.device("cpu")
 KINDS = {"sd": "demo:sd", "sdxl": "demo:sdxl"}
@@ -97,6 +98,61 @@ def test_a_full_cache_drops_the_model_used_longest_ago() -> None:
 
     assert models.names == ("sd",)
     assert models.num_loads == 3
+
+
+def test_room_is_made_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never are both in memory, which may have no room for two."""
+    capacity_bytes = max(cache().get(name).weight_bytes for name in KINDS) + 1_000_000
+    events = record_models(monkeypatch)
+    models = cache(capacity_bytes)
+    names = {name: demo(name).name for name in KINDS}
+
+    for name in ("sd", "sdxl", "sd"):
+        models.get(name)
+
+    assert events == [
+        *(f"load {names['sd']}", f"free {names['sd']}"),
+        *(f"load {names['sdxl']}", f"free {names['sdxl']}"),
+        f"load {names['sd']}",
+    ]
+
+
+def test_a_model_that_was_used_since_stays_and_the_one_loaded_after_it_goes() -> None:
+    """Of three models two fit."""
+    specs = {name: ModelSpec(checkpoint=f"demo:{name}") for name in ("sd", "sdxl", "sd2")}
+    sizes = [LoadedModel(name, spec, LoadOptions(device=CPU)).weight_bytes for name, spec in specs.items()]
+    models = ModelCache(specs, LoadOptions(device=CPU), sum(sizes) - min(sizes) // 2)
+
+    for name in ("sd", "sdxl", "sd", "sd2"):
+        models.get(name)
+
+    assert models.names == ("sd", "sd2")
+
+
+def test_a_model_that_is_larger_in_memory_than_on_disk_takes_the_room_that_it_needs(tmp_path: Path) -> None:
+    """Its files are in half precision, and a CPU calculates in full."""
+    half = diffusers.StableDiffusionPipeline.from_pretrained(
+        demo("sd2"), use_safetensors=True, dtype=torch.float16
+    )
+    half.save_pretrained(tmp_path / "half")
+    specs = {"sd": ModelSpec(checkpoint="demo:sd"), "half": ModelSpec(checkpoint=str(tmp_path / "half"))}
+    models = ModelCache(specs, LoadOptions(device=CPU), int(1.7 * cache().get("sd").weight_bytes))
+
+    for name in specs:
+        models.get(name)
+
+    assert models.names == ("half",)
+
+
+def test_what_models_share_takes_room_once() -> None:
+    """Of copies of one model three fit where two different ones would not."""
+    specs = {name: ModelSpec(checkpoint="demo:sd") for name in ("sd", "copy", "again")}
+    models = ModelCache(specs, LoadOptions(device=CPU), int(2.5 * cache().get("sd").weight_bytes))
+
+    for name in specs:
+        models.get(name)
+
+    assert models.names == tuple(specs)
 
 
 def test_a_model_larger_than_the_cache_is_held_alone() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import weakref
 from collections.abc import Mapping
 from pathlib import PurePath
 
@@ -27,6 +28,28 @@ def record_system_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name in ("fsync", "link", "replace"):
         recorded(name)
+    return events
+
+
+def record_models(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The list to which is added from now on which folder diffusers loads, and whose UNet is freed.
+
+    `load sd` is added before anything is loaded, and `free sd` when the weights have left the memory.
+    """
+    # Imported here because it imports torch, which most tests of side effects do not need.
+    from diffusers import DiffusionPipeline
+
+    events: list[str] = []
+    own = DiffusionPipeline.from_pretrained.__func__
+
+    def from_pretrained(cls: type, folder: object, **arguments: object) -> object:
+        name = PurePath(str(folder)).name
+        events.append(f"load {name}")
+        pipeline = own(cls, folder, **arguments)
+        weakref.finalize(pipeline.unet, events.append, f"free {name}")
+        return pipeline
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", classmethod(from_pretrained))
     return events
 
 
