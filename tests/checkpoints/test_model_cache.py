@@ -129,19 +129,37 @@ def test_a_model_that_was_used_since_stays_and_the_one_loaded_after_it_goes() ->
     assert models.names == ("sd", "sd2")
 
 
-def test_a_model_that_is_larger_in_memory_than_on_disk_takes_the_room_that_it_needs(tmp_path: Path) -> None:
-    """Its files are in half precision, and a CPU calculates in full."""
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """demo:sd2 with its weights in full precision and, as a variant, in half."""
+    folder = tmp_path_factory.mktemp("halves") / "sd2"
+    shutil.copytree(demo("sd2"), folder)
     half = diffusers.StableDiffusionPipeline.from_pretrained(
-        demo("sd2"), use_safetensors=True, dtype=torch.float16
+        folder, use_safetensors=True, dtype=torch.float16
     )
-    half.save_pretrained(tmp_path / "half")
-    specs = {"sd": ModelSpec(checkpoint="demo:sd"), "half": ModelSpec(checkpoint=str(tmp_path / "half"))}
-    models = ModelCache(specs, LoadOptions(device=CPU), int(1.7 * cache().get("sd").weight_bytes))
+    half.save_pretrained(folder, variant="fp16")
+    return folder
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [("float32", ("half",)), ("float16", ("sd", "half"))])
+def test_a_variant_takes_the_room_of_its_own_files_and_then_what_it_needs_in_memory(
+    halves: Path, dtype: str, kept: tuple[str, ...]
+) -> None:
+    """Its files are half as large; in full precision it needs more, and the other model has to go."""
+    specs = {
+        "sd": ModelSpec(checkpoint="demo:sd2"),
+        "half": ModelSpec.model_validate({"checkpoint": str(halves), "variant": "fp16", "dtype": dtype}),
+    }
+    size = LoadedModel("sd", specs["sd"], LoadOptions(device=CPU)).weight_bytes
+    models = ModelCache(specs, LoadOptions(device=CPU), int(1.7 * size))
 
     for name in specs:
         models.get(name)
 
-    assert models.names == ("half",)
+    assert models.names == kept
+    assert models.get("half").weight_bytes == pytest.approx(
+        size * (1 if dtype == "float32" else 0.5), rel=0.01
+    )
 
 
 def test_what_models_share_takes_room_once() -> None:

@@ -216,15 +216,21 @@ def test_xl_reads_windows_with_both_encoders_and_pools_the_first(tmp_path: Path)
         row("none", LONG),
         row("negative", LONG, negative_prompt=SHORT),
         row("second", SHORT, prompt_2=LONG, clip_skip=1),
+        row("two-negatives", LONG, negative_prompt=SHORT, negative_prompt_2=THIRD),
     ]
     made = make(spec_for(tmp_path, rows, "demo:sdxl", long_prompts="chunk"))
     pipeline = plain("sdxl", diffusers.StableDiffusionXLPipeline)
 
-    def made_of(prompts: list[tuple[str, str]], negatives: list[str] | None, **skip: int) -> np.ndarray:
-        found = [windows_of(pipeline, first, prompt_2=second, **skip) for first, second in prompts]
-        embeds, pooled = torch.cat([each[0] for each in found], dim=1), found[0][1]
-        none = [torch.zeros_like(embeds), torch.zeros_like(pooled)]
-        negative, negative_pooled = windows_of(pipeline, *negatives) if negatives else none
+    def encoded_pairs(pairs: list[tuple[str, str]], **skip: int) -> tuple[torch.Tensor, torch.Tensor]:
+        found = [windows_of(pipeline, first, prompt_2=second, **skip) for first, second in pairs]
+        return torch.cat([each[0] for each in found], dim=1), found[0][1]
+
+    def made_of(
+        prompts: list[tuple[str, str]], negatives: list[tuple[str, str]] | None, **skip: int
+    ) -> np.ndarray:
+        embeds, pooled = encoded_pairs(prompts, **skip)
+        none = (torch.zeros_like(embeds), torch.zeros_like(pooled))
+        negative, negative_pooled = encoded_pairs(negatives) if negatives else none
         return plain_image(
             pipeline,
             prompt_embeds=embeds,
@@ -235,7 +241,8 @@ def test_xl_reads_windows_with_both_encoders_and_pools_the_first(tmp_path: Path)
 
     same = [(FIRST, FIRST), (SECOND, SECOND)]
     assert close(made, "none", made_of(same, None))
-    assert close(made, "negative", made_of(same, [SHORT, ""]))
+    assert close(made, "negative", made_of(same, [(SHORT, SHORT), ("", "")]))
+    assert close(made, "two-negatives", made_of(same, [(SHORT, THIRD), ("", "")]))
     # diffusers takes a missing second text for the first one; a space is a text without tokens.
     assert close(made, "second", made_of([(SHORT, FIRST), (" ", SECOND)], None, clip_skip=1))
 
@@ -266,6 +273,59 @@ def test_the_latent_upscaler_reads_windows_too(tmp_path: Path) -> None:
         negative_pooled_prompt_embeds=found[2][2],
     )
     assert close(made, "up", theirs)
+
+
+def test_a_refiner_without_a_negative_prompt_reads_an_empty_one(tmp_path: Path) -> None:
+    """It is published without the switch that gives XL's base zeros."""
+    image = drawn_image()
+    spec = spec_for(
+        tmp_path,
+        [row("refined", LONG, image=image, strength=0.9)],
+        "demo:sdxl-refiner",
+        routes={"img2img": {"model": "sd"}},
+        default_route="img2img",
+        long_prompts="chunk",
+    )
+    pipeline = diffusers.StableDiffusionXLImg2ImgPipeline.from_pretrained(
+        demo("sdxl-refiner"), use_safetensors=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+
+    made = make(spec)
+
+    embeds, pooled = windows_of(pipeline, FIRST, SECOND)
+    negative, negative_pooled = windows_of(pipeline, "", "")
+    theirs = plain_image(
+        pipeline,
+        image=image_of({"image": image}),
+        strength=0.9,
+        prompt_embeds=embeds,
+        pooled_prompt_embeds=pooled,
+        negative_prompt_embeds=negative,
+        negative_pooled_prompt_embeds=negative_pooled,
+    )
+    assert close(made, "refined", theirs)
+
+
+@pytest.mark.parametrize("text", [LONG, "a (fox)1.5"], ids=["long", "weighted"])
+def test_a_step_without_a_prompt_may_follow_one_with_windows_or_weights(tmp_path: Path, text: str) -> None:
+    """What the first step did with its texts is not done again."""
+    spec = spec_for(
+        tmp_path,
+        [row("chain", text)],
+        models={"sd": {"checkpoint": "demo:sd"}, "vary": {"checkpoint": "demo:variation"}},
+        routes={
+            "chain": {"task": "text2img", "model": "sd", "then": ["variation"]},
+            "variation": {"model": "vary", "num_inference_steps": 2},
+        },
+        default_route="chain",
+        long_prompts="chunk",
+        prompt_weights="compel",
+    )
+
+    made = make(spec).row("chain")
+
+    assert made["status"] == "ok", made["error_message"]
 
 
 DEPTH = encoded(Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)))
@@ -393,28 +453,31 @@ def test_weights_are_those_of_compel(tmp_path: Path) -> None:
 
 
 def test_xl_weighs_with_both_encoders_and_pools_the_bare_text(tmp_path: Path) -> None:
-    """compel itself would let the pooled embedding read brackets and numbers."""
-    made = make(spec_for(tmp_path, [row("up", "a (fox)1.5")], "demo:sdxl", prompt_weights="compel"))
+    """compel itself would let the pooled embedding read brackets and numbers. Rows of one call differ."""
+    texts = {"up": ("a (fox)1.5", "a fox"), "down": ("a hill, (snow)0.4", "a hill, snow")}
+    rows = [row(name, weighted) for name, (weighted, _) in texts.items()]
+    made = make(spec_for(tmp_path, rows, "demo:sdxl", prompt_weights="compel"))
     pipeline = plain("sdxl", diffusers.StableDiffusionXLPipeline)
-    embeds = CompelForSDXL(pipeline)("a (fox)1.5").embeds.detach()
-    _, pooled = windows_of(pipeline, "a fox")
 
-    theirs = plain_image(
-        pipeline,
-        prompt_embeds=embeds,
-        pooled_prompt_embeds=pooled,
-        negative_prompt_embeds=torch.zeros_like(embeds),
-        negative_pooled_prompt_embeds=torch.zeros_like(pooled),
-    )
-
-    assert close(made, "up", theirs)
+    for name, (weighted, bare) in texts.items():
+        embeds = CompelForSDXL(pipeline)(weighted).embeds.detach()
+        _, pooled = windows_of(pipeline, bare)
+        theirs = plain_image(
+            pipeline,
+            prompt_embeds=embeds,
+            pooled_prompt_embeds=pooled,
+            negative_prompt_embeds=torch.zeros_like(embeds),
+            negative_pooled_prompt_embeds=torch.zeros_like(pooled),
+        )
+        assert close(made, name, theirs)
 
 
 def test_what_cannot_be_weighed_fails_alone(tmp_path: Path) -> None:
     """Whole prompts against each other, and anything for Safe; where weights are off, all of it is text."""
     rows = [
         row("blend", '("a fox", "a hill").blend(1, 1)'),
-        row("weighted", "a (fox)1.5", clip_skip=1),
+        row("weighted", "a (fox)1.5"),
+        row("skipping", "a (fox)1.5", clip_skip=1),
         row("safe", "a (fox)1.5", task="safe"),
         row("plain", SHORT, task="safe"),
     ]
@@ -425,4 +488,4 @@ def test_what_cannot_be_weighed_fails_alone(tmp_path: Path) -> None:
         made = make(spec_for(tmp_path / setting, rows, routes=routes, prompt_weights=setting))
         codes[setting] = [each["error_code"] for each in made.rows]
 
-    assert codes == {"compel": ["invalid_prompt", None, "invalid_prompt", None], "off": [None] * 4}
+    assert codes == {"compel": ["invalid_prompt", None, None, "invalid_prompt", None], "off": [None] * 5}
