@@ -144,7 +144,8 @@ def _orientation(opened: Image.Image, data: bytes) -> int:
         orientation = Image.Image.getexif(opened).get(0x0112, 1)
     else:
         orientation = opened.getexif().get(0x0112, 1)
-    return orientation if isinstance(orientation, int) else 1
+    # Other numbers turn nothing, so they must not change the sides either.
+    return orientation if orientation in _TURNS else 1
 
 
 def _has_exif_chunk_behind_pixels(png: bytes) -> bool:

@@ -38,6 +38,7 @@ from schemas.spec.job_spec import JobSpec, ModelSpec
 from schemas.spec.spec_file import load_spec
 from tests.support.checkpoints import NO_WEIGHTS, paper_checkpoint
 from tests.support.engines import GreyEngine
+from tests.support.image_files import png_of
 from tests.support.in_process import (
     Record,
     drawn_image,
@@ -209,19 +210,6 @@ def test_a_size_of_millions_of_numbers_fails_its_row_in_a_few_words(tmp_path: Pa
     assert outcomes(made) == ["ok", "invalid_parameter"]
     said = "original_size is [64, 64, 64, 64] ... (2,999,998 in all); it must be two whole numbers from 0 to"
     assert made.rows[1]["error_message"].startswith(said)
-
-
-def png_of(width: int, height: int) -> bytes:
-    """A PNG whose header says so, of a few bytes."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    packer = zlib.compressobj(9)
-    line = bytes(1 + width)
-    data = b"".join(packer.compress(line) for _ in range(min(height, 100))) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def test_a_decompression_bomb_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,15 +248,17 @@ def test_an_image_that_all_rows_share_is_held_once(tmp_path: Path, form: str) ->
 
 
 def test_images_beyond_the_memory_for_them_wait_on_disk() -> None:
-    """Equal ones are held once; what is let go leaves nothing behind."""
+    """Equal ones are held once; what fits to the last byte stays; a file that was cut off is noticed."""
     pictures = [bytes([i]) * 1_000 for i in range(6)]
-    spool = Spool(memory_bytes=2_500)
+    spool = Spool(memory_bytes=2_000)
 
     held = [spool.add(image) for image in pictures]
 
     assert [isinstance(image, SpooledImage) for image in held] == [False] * 2 + [True] * 4
     assert [encoded_bytes(image) for image in held] == pictures
     assert [spool.add(bytes(image)) for image in pictures] == held
+    with pytest.raises(OSError, match="500 bytes of a temporary file are missing"):
+        spool.read(3_500, 1_000)
 
 
 def test_an_image_file_of_hundreds_of_megabytes_fails_its_row(tmp_path: Path) -> None:
