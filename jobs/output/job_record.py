@@ -157,9 +157,11 @@ def plan_of(record: JobRecord, survey: Survey, output: str) -> Plan:
             + (f"\n  and {num_more} more" if num_more > 0 else "")
             + "\nUndo the change to continue this job, or choose another output.path for a new job."
         )
+    # Shards are numbered in the order of the models, so the recorded order counts, not the present one.
+    job = replace(survey.job, models={name: survey.job.models[name] for name in record.models})
     # The files may have moved: a Ray job unpacks its working directory into a new folder each time.
     files = zip(record.files, survey.files, strict=True)
-    return Plan(job=survey.job, files=tuple(replace(planned, uri=file.stored.uri) for planned, file in files))
+    return Plan(job=job, files=tuple(replace(planned, uri=file.stored.uri) for planned, file in files))
 
 
 def _differences(recorded: object, present: object, key: str = "") -> list[str]:

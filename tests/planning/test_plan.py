@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 
 from actors.inputs.input_file import InputFile
 from actors.rows.routing import Router
+from actors.storage.output import open_output
 from actors.storage.stores import Stores, open_storage
+from jobs.output import job_record
+from jobs.output.job_record import claim
 from jobs.planning.input_paths import find_files
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.plan_text import refuse_hopeless
@@ -185,6 +188,20 @@ def test_every_row_of_every_file_is_in_exactly_one_shard(
     assert [shard.name for shard in shards] == sorted(shard.name for shard in shards)
     for model in ("sd", "xl", "fill", NO_MODEL):
         assert plan.num_shards_of(model) == sum(shard.model == model for shard in shards)
+
+
+def test_a_job_goes_on_with_its_shards_if_the_spec_names_its_models_in_another_order(spec: JobSpec) -> None:
+    """Such a spec is the same job: a part that is there must not stand for another model's rows."""
+    write_input(spec, prompt=["p"] * 5, task=["inpaint", "poster", "text2img", "poster", "poster"])
+    plan, findings = plan_of(spec)
+    output = open_output(spec.output.path)
+    record = claim(output, plan, findings)
+    reordered = change(spec, models=dict(reversed(spec.models.items())))
+
+    resumed = job_record.plan_of(record, make_survey(reordered), output.path)
+
+    assert [*resumed.shards()] == [*plan.shards()]
+    assert [shard.model for shard in resumed.shards()] == ["sd", "xl", "xl", "fill"]
 
 
 def plan_from(files: list[dict[str, int]], shard_rows: int) -> Plan:
