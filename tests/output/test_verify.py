@@ -2,7 +2,13 @@
 
 import hashlib
 import io
-from collections.abc import Callable
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +18,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from actors.engine.engine import Engine
 from actors.storage.output import open_output
 from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
 from jobs.planning.survey import make_survey
-from jobs.verification.verify import verify_output
+from jobs.verification.verify import MAX_SHOWN, PARTS_AT_ONCE, _map_ahead, verify_output
 from schemas.errors import DarkroomError, RefusedError, SpecError
 from schemas.spec.job_spec import JobSpec
+from tests.support.engines import GreyEngine
 from tests.support.in_process import (
     Record,
     drawn_image,
@@ -30,21 +38,66 @@ from tests.support.in_process import (
 )
 
 ROWS: list[Record] = [
-    *({"row_id": f"r{i}", "prompt": f"p{i}", "num_inference_steps": 1} for i in range(5)),
+    {"row_id": "r0", "prompt": "p0", "num_inference_steps": 1},
+    {"row_id": "r1", "prompt": "p1", "num_inference_steps": 1, "width": 128, "height": 64},
+    *({"row_id": f"r{i}", "prompt": f"p{i}", "num_inference_steps": 1} for i in range(2, 5)),
     {"row_id": "bad", "prompt": None},
     {"row_id": "two", "prompt": "x", "num_inference_steps": 1, "num_images_per_prompt": 2},
 ]
 
 
-@pytest.fixture
-def spec(tmp_path: Path) -> JobSpec:
-    """A finished job of three parts."""
-    spec = job_spec(write_rows(tmp_path / "in.parquet", ROWS), tmp_path / "out", batching={"shard_rows": 3})
-    plan, findings = make_plan(make_survey(spec))
-    output = str(tmp_path / "out")
-    claim(open_output(output), plan, findings)
-    make(spec)
+def finish(spec: JobSpec, engine: Engine | None = None) -> JobSpec:
+    """Run the job and record it."""
+    claim(open_output(spec.output.path), *make_plan(make_survey(spec)))
+    make(spec, engine)
     return spec
+
+
+def copied(spec: JobSpec, folder: Path) -> JobSpec:
+    """The job with a copy of its output."""
+    shutil.copytree(spec.output.path, folder / "out")
+    return spec.model_copy(update={"output": spec.output.model_copy(update={"path": str(folder / "out")})})
+
+
+@pytest.fixture(scope="module")
+def three_parts(tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
+    folder = tmp_path_factory.mktemp("three-parts")
+    rows = write_rows(folder / "in.parquet", ROWS)
+    return finish(job_spec(rows, folder / "out", batching={"shard_rows": 3}))
+
+
+@pytest.fixture
+def spec(three_parts: JobSpec, tmp_path: Path) -> JobSpec:
+    """A finished job of three parts."""
+    return copied(three_parts, tmp_path)
+
+
+MANY_ROWS = {"a": 16_500, "b": 30}
+"""The rows of two input files: more than verify reads at a time."""
+
+
+@pytest.fixture(scope="module")
+def many_parts(tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
+    folder = tmp_path_factory.mktemp("many-parts")
+    for name, num_rows in MANY_ROWS.items():
+        # No row has a prompt: all fail, without an image.
+        columns = {"prompt": pa.nulls(num_rows, pa.string()), "model": ["x", "y", "y"] * (num_rows // 3)}
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet", row_group_size=1_500)
+    models = {name: {"checkpoint": "demo:sd"} for name in "xy"}
+    spec = job_spec(
+        folder / "*.parquet",
+        folder / "out",
+        models=models,
+        routes={"text2img": {"model": "x"}},
+        batching={"shard_rows": 1_000},
+    )
+    return finish(spec, GreyEngine())
+
+
+@pytest.fixture
+def many(many_parts: JobSpec, tmp_path: Path) -> JobSpec:
+    """A finished job of two files, two models and many parts, whose rows have no ids of their own."""
+    return copied(many_parts, tmp_path)
 
 
 def rewrite(spec: JobSpec, part: int, change: Callable[[list[Record]], list[Record]]) -> None:
@@ -63,6 +116,44 @@ def test_a_whole_output_is_verified(spec: JobSpec) -> None:
     assert printed.endswith("verified\n")
 
 
+def test_an_output_of_many_parts_is_verified(many: JobSpec) -> None:
+    """Each against the rows of its own file and model, by the ids that come from the file's name."""
+    printed = printed_by_verify(many)
+
+    assert "16,530 of 16,530 input rows have exactly one outcome (0 ok, 0 filtered, 16,530 failed)" in printed
+    assert "; 19 of 19 parts" in printed
+    assert printed.endswith("verified\n")
+
+
+@pytest.mark.parametrize("part", [0, 9, 18])
+def test_a_breach_is_found_in_whichever_part_it_is(many: JobSpec, part: int) -> None:
+    """The first, one in the midst, the last: the message shows the first faults and their number."""
+    rewrite(many, part, lambda rows: [row | {"row_id": "x"} for row in rows])
+    num_rows = [1_000, 1_000, 20][part // 9]
+
+    with pytest.raises(DarkroomError, match=rf"\({num_rows:,} faults\)") as raised:
+        printed_by_verify(many)
+
+    assert str(raised.value).count("of the input belongs") == min(num_rows, MAX_SHOWN)
+
+
+def test_verify_prepares_few_parts_ahead() -> None:
+    """The ids of a million parts at once would need gigabytes."""
+    num_prepared = count()
+
+    def expected() -> Iterator[Any]:
+        yield from (next(num_prepared) for _ in range(100))
+
+    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+        verdicts: Any = _map_ahead(pool, lambda shard: shard, expected())
+        first = next(verdicts)
+        num_ahead = next(num_prepared)
+        rest = [*verdicts]
+
+    assert num_ahead <= 2 * PARTS_AT_ONCE + 1
+    assert [first, *rest] == [number for number in range(101) if number != num_ahead]
+
+
 def swap_ids(rows: list[Record]) -> list[Record]:
     return [rows[0] | {"row_id": "r1"}, rows[1] | {"row_id": "r0"}, *rows[2:]]
 
@@ -71,8 +162,33 @@ def wrong_image(rows: list[Record]) -> list[Record]:
     return [rows[0] | {"image": rows[1]["image"]}, *rows[1:]]
 
 
-def set_first(**values: Any) -> Callable[[list[Record]], list[Record]]:
-    return lambda rows: [rows[0] | values, *rows[1:]]
+Change = Callable[[list[Record]], list[Record]]
+
+
+def set_row(number: int, **values: Any) -> Change:
+    return lambda rows: [row | values if i == number else row for i, row in enumerate(rows)]
+
+
+def set_first(**values: Any) -> Change:
+    return set_row(0, **values)
+
+
+def stored(data: bytes, name: str = "image") -> Record:
+    """An image as it is stored in a part, with its checksum."""
+    return {name: {"bytes": data, "path": "x"}, f"{name}_sha256": hashlib.sha256(data).hexdigest()}
+
+
+def broken_png() -> bytes:
+    """A PNG whose second half is in a chunk without a name."""
+    data = encoded(Image.linear_gradient("L"))["bytes"]
+    start = data.index(b"IDAT") - 4
+    size = int.from_bytes(data[start : start + 4])
+    pixels = data[start + 8 : start + 8 + size]
+    chunks = [(b"IDAT", pixels[: size // 2]), (b"\0\0\0\0", pixels[size // 2 :]), (b"IEND", b"")]
+    return data[:start] + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,17 +205,45 @@ def set_first(**values: Any) -> Callable[[list[Record]], list[Record]]:
         (set_first(status="failed"), "failed, but has an image or no error_code"),
         (set_first(image_index=1), "has the image_index 1"),
         (set_first(image={"bytes": None, "path": "/nowhere.png"}), "an image that cannot be opened"),
+        (set_first(**stored(broken_png())), "an image that cannot be opened: broken PNG file"),
+        (set_first(status="failed", error_code="x"), "'r0' failed, but has an image or no error_code"),
+        (set_first(status="failed", image=None), "'r0' failed, but has an image or no error_code"),
+        (set_first(nsfw=True), "'r0' is ok, and its nsfw is True"),
+        (set_first(status="filtered"), "'r0' is filtered, and its nsfw is None"),
+        (set_row(2, row_id="r3"), "'r3' is where row 'r2' of the input belongs"),
     ],
 )
-def test_each_breach_of_the_contract_is_found(
-    spec: JobSpec, change: Callable[[list[Record]], list[Record]], found: str
-) -> None:
+def test_each_breach_of_the_contract_is_found(spec: JobSpec, change: Change, found: str) -> None:
     """And named with its part and row."""
     rewrite(spec, 0, change)
 
     with pytest.raises(DarkroomError, match=found) as raised:
         printed_by_verify(spec)
     assert "train-00000-of-00003" in str(raised.value)
+
+
+def test_a_row_without_its_second_image_is_found(spec: JobSpec) -> None:
+    """Its third one does not hide that."""
+    rewrite(spec, 2, set_row(1, image_index=2))
+
+    with pytest.raises(DarkroomError, match="'two' has the image_index 2 after 0"):
+        printed_by_verify(spec)
+
+
+@pytest.mark.parametrize(("size", "found"), [((256, 128), ""), ((512, 256), "512x256 pixels are more than")])
+def test_an_image_may_have_more_pixels_than_an_input_image_to_a_bound(
+    tmp_path: Path, size: tuple[int, int], found: str
+) -> None:
+    """An upscaler gives four times as many in each direction."""
+    path = write_rows(tmp_path / "in.parquet", ROWS[:1])
+    limits = {"path": str(path), "max_pixels": 64 * 64}
+    spec = finish(job_spec(path, tmp_path / "out", input=limits), GreyEngine())
+    data = encoded(Image.new("RGB", size))["bytes"]
+
+    rewrite(spec, 0, set_first(**stored(data), width=size[0], height=size[1]))
+
+    with pytest.raises(DarkroomError, match=found) if found else nullcontext():
+        printed_by_verify(spec)
 
 
 def test_a_missing_part_is_found(spec: JobSpec) -> None:
@@ -142,10 +286,8 @@ def test_a_part_that_this_job_cannot_have_is_refused(spec: JobSpec, name: str) -
 def test_images_of_their_own_are_read_too(tmp_path: Path) -> None:
     """With `images: files`, an object that is gone is a breach."""
     output = {"path": str(tmp_path / "out"), "images": "files"}
-    spec = job_spec(write_rows(tmp_path / "in.parquet", ROWS[:2]), tmp_path / "out", output=output)
-    plan, findings = make_plan(make_survey(spec))
-    claim(open_output(spec.output.path), plan, findings)
-    make(spec)
+    rows = write_rows(tmp_path / "in.parquet", ROWS[:1] + ROWS[2:3])
+    spec = finish(job_spec(rows, tmp_path / "out", output=output), GreyEngine())
     assert "2 images decode" in printed_by_verify(spec)
 
     next((tmp_path / "out" / "images").rglob("*.png")).unlink()
@@ -154,36 +296,45 @@ def test_images_of_their_own_are_read_too(tmp_path: Path) -> None:
         printed_by_verify(spec)
 
 
-@pytest.fixture
-def deep(tmp_path: Path) -> JobSpec:
-    """A finished job of two parts: images with depth maps, and one whose first step is kept."""
+@pytest.fixture(scope="module")
+def two_parts(tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
+    folder = tmp_path_factory.mktemp("two-parts")
     steps = {"num_inference_steps": 1}
     rows = [
         *({"row_id": f"d{i}", "task": "ldm3d", "prompt": "x"} for i in range(2)),
-        {"row_id": "chain", "task": "twice", "prompt": "x"},
+        {"row_id": "flat", "task": "flat", "prompt": "x"},
+        {"row_id": "chain", "task": "thrice", "prompt": "x"},
     ]
     spec = job_spec(
-        write_rows(tmp_path / "in.parquet", rows),
-        tmp_path / "out",
+        write_rows(folder / "in.parquet", rows),
+        folder / "out",
         models={"deep": {"checkpoint": "demo:ldm3d-4c"}, "sd": {"checkpoint": "demo:sd"}},
         routes={
             "ldm3d": {"model": "deep", **steps},
-            "twice": {"task": "text2img", "model": "sd", **steps, "then": ["img2img"], "keep_steps": True},
+            "flat": {"task": "ldm3d", "model": "deep", **steps, "then": ["img2img"]},
+            "thrice": {"task": "text2img", "model": "sd", **steps, "then": ["img2img"] * 2}
+            | {"keep_steps": True},
             "img2img": {"model": "sd", "strength": 1.0, **steps},
         },
         default_route="ldm3d",
     )
-    plan, findings = make_plan(make_survey(spec))
-    claim(open_output(spec.output.path), plan, findings)
-    make(spec)
-    return spec
+    return finish(spec)
 
 
-def eight_bits(rows: list[Record]) -> list[Record]:
-    """A depth map that has lost half of its bits, with a checksum that fits it."""
-    data = encoded(Image.new("L", (64, 64), 100))["bytes"]
-    depth = {"bytes": data, "path": "depth.png"}
-    return set_first(depth=depth, depth_sha256=hashlib.sha256(data).hexdigest())(rows)
+@pytest.fixture
+def deep(two_parts: JobSpec, tmp_path: Path) -> JobSpec:
+    """A finished job of two parts: images with depth maps, one of which a chain has made flat, and an image
+    whose first two steps are kept."""
+    return copied(two_parts, tmp_path)
+
+
+def depth_map(mode: str, size: tuple[int, int]) -> Record:
+    """A depth map of another kind, with a checksum that fits it."""
+    return stored(encoded(Image.new(mode, size, 100))["bytes"], "depth")
+
+
+STEP = drawn_image()
+CUT = {"bytes": STEP["bytes"][:-200], "path": "x"}
 
 
 @pytest.mark.parametrize(
@@ -192,19 +343,24 @@ def eight_bits(rows: list[Record]) -> list[Record]:
         (0, set_first(depth=None), "'d0' has no depth map; ldm3d gives one"),
         (0, set_first(depth={"bytes": b"", "path": "x"}), "'d0' has a depth map that cannot be opened"),
         (0, set_first(depth_sha256="0" * 64), "'d0' has a depth map with another checksum"),
-        (0, eight_bits, "'d0' has a depth map of 64x64 and mode L, not 64x64 and I;16"),
+        (0, set_first(**depth_map("L", (64, 64))), "'d0' has a depth map of 64x64 and mode L, not 64x64"),
+        (0, set_first(**depth_map("I;16", (64, 32))), "'d0' has a depth map of 64x32 and mode I;16, not"),
         (
             0,
             set_first(status="failed", error_code="x", image=None),
             "no image, but has a depth map or step images",
         ),
-        (1, set_first(depth=drawn_image()), "'chain' has a depth map; img2img gives none"),
-        (1, set_first(step_images=None), "'chain' has 0 step_images, not 1"),
-        (1, set_first(step_images=[{"bytes": b"", "path": "x"}]), "an image of step 1 that cannot be opened"),
+        (0, set_first(step_images=[STEP]), "'d0' has 1 step_images, not 0"),
+        (0, set_row(2, depth=STEP), "'flat' has a depth map; img2img gives none"),
+        (1, set_first(depth=STEP), "'chain' has a depth map; img2img gives none"),
+        (1, set_first(step_images=None), "'chain' has 0 step_images, not 2"),
+        (1, set_first(step_images=[STEP] * 3), "'chain' has 3 step_images, not 2"),
+        (1, set_first(step_images=[{"bytes": b"", "path": "x"}, STEP]), "image of step 1 that cannot be op"),
+        (1, set_first(step_images=[STEP, CUT]), "an image of step 2 that cannot be opened"),
     ],
 )
 def test_depth_maps_and_kept_steps_are_held_to_the_contract_too(
-    deep: JobSpec, part: int, change: Callable[[list[Record]], list[Record]], found: str
+    deep: JobSpec, part: int, change: Change, found: str
 ) -> None:
     """Whole, they are verified; each breach is found."""
     assert printed_by_verify(deep).endswith("verified\n")
@@ -215,11 +371,21 @@ def test_depth_maps_and_kept_steps_are_held_to_the_contract_too(
         printed_by_verify(deep)
 
 
-def test_a_changed_input_proves_nothing(spec: JobSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("state", ["is gone", "has changed"])
+def test_a_changed_input_proves_nothing(tmp_path: Path, name: str, state: str) -> None:
     """Without the planned input there is nothing to hold the output against."""
-    write_rows(tmp_path / "in.parquet", [*ROWS, {"row_id": "new", "prompt": "x", "image": drawn_image()}])
+    for each in "ab":
+        write_rows(tmp_path / f"{each}.parquet", [{"row_id": each, "prompt": "a fox"}])
+    spec = finish(job_spec(tmp_path / "*.parquet", tmp_path / "out"), GreyEngine())
+    changed = tmp_path / f"{name}.parquet"
 
-    with pytest.raises(DarkroomError, match="has changed since the job was planned"):
+    if state == "is gone":
+        changed.unlink()
+    else:
+        changed.write_bytes(changed.read_bytes().replace(b"fox", b"cat"))
+
+    with pytest.raises(DarkroomError, match=f"{changed} {state} since the job was planned"):
         printed_by_verify(spec)
 
 

@@ -23,6 +23,10 @@ class QuickWaits:
         monkeypatch.setattr(time, "monotonic", self._now)
         monkeypatch.setattr(random, "uniform", lambda low, high: high)
 
+    def pass_seconds(self, seconds: float) -> None:
+        """Let this thread's clock advance, as a wait does."""
+        self._wait(seconds)
+
     def _wait(self, seconds: float) -> None:
         if threading.get_ident() == self._thread:
             self.seconds.append(seconds)

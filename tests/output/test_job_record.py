@@ -1,0 +1,173 @@
+"""The record of a job: who wrote it first, and which later run may go on with it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.storage.output import Output, open_output
+from jobs.output.job_record import (
+    MAX_DIFFERENCES,
+    MAX_RECORD_BYTES,
+    JobRecord,
+    claim,
+    plan_of,
+    plan_of_record,
+    read_record,
+)
+from jobs.planning.plan import make_plan
+from jobs.planning.survey import make_survey
+from schemas.errors import RefusedError, SpecError
+from schemas.output_layout import JOB_RECORD
+from schemas.spec.job_spec import JobSpec
+from tests.support.in_process import ROUTES, job_spec, write_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A job of two input files, `a.parquet` and `b.parquet`, that has been recorded."""
+
+    rows: Path
+    output: Output
+    record: JobRecord
+
+    def spec(self, **changes: Any) -> JobSpec:
+        return job_spec(self.rows, Path(self.output.path), **self.sections(**changes))
+
+    def sections(self, **changes: Any) -> dict[str, Any]:
+        return {
+            "input": {"path": "rows", "keep": ["note"]},
+            "batching": {"shard_rows": 2},
+            **changes,
+        }
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begun:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for name, num_rows in (("a", 3), ("b", 5)):
+        write_rows(folder / f"{name}.parquet", [{"prompt": f"{name}{i}", "note": i} for i in range(num_rows)])
+    output = open_output(str(tmp_path / "out"))
+    unwritten = Begun(rows=folder, output=output, record=None)  # type: ignore[arg-type]
+    return replace(unwritten, record=claim(output, *make_plan(make_survey(unwritten.spec()))))
+
+
+def test_the_plan_of_the_driver_that_was_first_counts(begun: Begun) -> None:
+    """The second one gets it, whatever its own is, and writes nothing."""
+    before = begun.output.read(JOB_RECORD)
+
+    second = claim(begun.output, *make_plan(make_survey(begun.spec(seed=7))))
+
+    assert second == begun.record
+    assert begun.output.read(JOB_RECORD) == before
+    assert second.spec.seed == 0
+
+
+def test_an_input_that_was_moved_is_read_where_it_is_now(
+    begun: Begun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Ray job unpacks its folder into a new place each time; shards and parts stay what they were."""
+    shutil.copytree(begun.rows, tmp_path / "new" / "rows")
+    monkeypatch.chdir(tmp_path / "new")
+    survey = make_survey(begun.spec())
+
+    plan = plan_of(begun.record, survey, begun.output.path)
+
+    assert [file.uri for file in plan.files] == [f"{tmp_path}/new/rows/{name}.parquet" for name in "ab"]
+    recorded = [*plan_of_record(begun.record).shards()]
+    assert [(shard.name, shard.start, shard.stop) for shard in plan.shards()] == [
+        (shard.name, shard.start, shard.stop) for shard in recorded
+    ]
+    assert [shard.uri for shard in recorded] == [f"{begun.rows}/{name}.parquet" for name in "aabbb"]
+
+
+def change_a_byte(rows: Path) -> None:
+    data = bytearray((rows / "b.parquet").read_bytes())
+    data[20] ^= 1
+    (rows / "b.parquet").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "differences"),
+    [
+        (change_a_byte, ["b.parquet has changed"]),
+        (lambda rows: (rows / "b.parquet").unlink(), ["b.parquet is missing"]),
+        (lambda rows: shutil.copy(rows / "b.parquet", rows / "c.parquet"), ["c.parquet is new"]),
+        (
+            lambda rows: (rows / "a.parquet").rename(rows / "0.parquet"),
+            ["a.parquet is missing", "0.parquet is new"],
+        ),
+    ],
+)
+def test_a_job_whose_input_has_changed_is_refused(
+    begun: Begun, change: Callable[[Path], object], differences: list[str]
+) -> None:
+    """By each file's name and content, though its size be the same."""
+    change(begun.rows)
+
+    with pytest.raises(RefusedError, match="belongs to another job, or this job has changed") as raised:
+        plan_of(begun.record, make_survey(begun.spec()), begun.output.path)
+
+    lines = [line for line in str(raised.value).splitlines() if line.startswith("  ")]
+    assert [line.partition(f"{begun.rows}/")[2].partition(" (")[0] for line in lines] == differences
+
+
+@pytest.mark.parametrize(
+    ("sections", "difference"),
+    [
+        ({"seed": 7}, "seed: was 0, is now 7"),
+        ({"batching": {"shard_rows": 3}}, "batching.shard_rows: was 2, is now 3"),
+        (
+            {"routes": ROUTES | {"second": {"task": "img2img", "model": "sd"}}},
+            "routes.second: was not set, is now {",
+        ),
+        ({"routes": {"text2img": ROUTES["text2img"]}}, 'routes.img2img: was {"'),
+    ],
+)
+def test_a_job_whose_spec_has_changed_is_refused(
+    begun: Begun, sections: dict[str, Any], difference: str
+) -> None:
+    """With the key, and both values: a key may also be new, or gone."""
+    with pytest.raises(RefusedError) as raised:
+        plan_of(begun.record, make_survey(begun.spec(**sections)), begun.output.path)
+
+    assert f"\n  {difference}" in str(raised.value)
+
+
+def test_a_refusal_lists_ten_differences_and_counts_the_rest(begun: Begun) -> None:
+    """A thousand files would fill the screen."""
+    for i in range(MAX_DIFFERENCES + 3):
+        shutil.copy(begun.rows / "b.parquet", begun.rows / f"c{i}.parquet")
+
+    with pytest.raises(RefusedError) as raised:
+        plan_of(begun.record, make_survey(begun.spec()), begun.output.path)
+
+    assert str(raised.value).count(" is new") == MAX_DIFFERENCES
+    assert "\n  and 3 more\n" in str(raised.value)
+
+
+def test_a_record_that_could_not_be_read_back_is_not_written(begun: Begun, tmp_path: Path) -> None:
+    """The job would be lost at its first interruption."""
+    plan, findings = make_plan(make_survey(begun.spec()))
+    long_name = replace(plan.files[0], uri="x" * MAX_RECORD_BYTES)
+    output = open_output(str(tmp_path / "other"))
+
+    with pytest.raises(SpecError, match="put the rows into fewer files, or into several jobs"):
+        claim(output, replace(plan, files=(long_name,)), findings)
+
+    assert read_record(output) is None
+
+
+def test_a_recorded_job_knows_its_columns(begun: Begun) -> None:
+    """Verify reads the input by them, and has no spec."""
+    plan = plan_of_record(begun.record)
+
+    assert plan.job.columns.fields == {"prompt": "prompt"}
+    assert plan.job.columns.keep == ("note",)
+    assert json.loads(begun.output.read(JOB_RECORD))["identity"]["columns"] == {"prompt": "prompt"}

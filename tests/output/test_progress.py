@@ -1,0 +1,199 @@
+"""How far a job is: its parts and their sums, its rate, the room that it still needs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from actors.images.input_images import MAX_IMAGE_FILE_BYTES
+from actors.storage.output import Output, open_output
+from jobs.output.disk_space import bytes_to_come, refuse_full_disk
+from jobs.output.parts import Totals, done_shards, list_parts, output_totals
+from jobs.output.stored_images import read_image
+from jobs.output.tally import Tally
+from schemas.errors import RowError, SpecError
+from schemas.job import ShardReport
+from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, part_file, shard_name
+from tests.support.s3.quick_waits import QuickWaits
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Output:
+    """An output in a folder that is called like its own folder of images."""
+    folder = tmp_path / "images" / "out"
+    (folder / "data").mkdir(parents=True)
+    return open_output(str(folder))
+
+
+def write_part(output: Output, index: int, num_shards: int, **counts: int) -> int:
+    """Write a part with these counts in its footer; its size. Every other count is an error code's."""
+    named = {name: counts.pop(name, 0) for name in ("ok", "filtered", "failed", "images")}
+    footer = {COUNTS_KEY: json.dumps(named), ERROR_CODES_KEY: json.dumps(counts)}
+    path = Path(output.uri(part_file(shard_name(index, num_shards))))
+    pq.write_table(pa.table({"note": ["x" * index]}).replace_schema_metadata(footer), path)
+    return path.stat().st_size
+
+
+def test_the_sums_of_an_output_are_those_of_all_its_parts(output: Output) -> None:
+    """Rows, images and bytes; error codes by how many rows have them, in whichever part they first come."""
+    sizes = [
+        write_part(output, 0, 4, ok=5, failed=1, images=11, invalid_size=1),
+        write_part(output, 1, 4, ok=2, filtered=3, failed=2, images=3, invalid_size=1, mask_size=1),
+        write_part(output, 3, 4, failed=4, unknown_task=4),
+    ]
+
+    totals = output_totals(output, 4)
+
+    assert totals == Totals(
+        ok=7,
+        filtered=3,
+        failed=7,
+        images=14,
+        size_bytes=sum(sizes),
+        error_codes=(("unknown_task", 4), ("invalid_size", 2), ("mask_size", 1)),
+    )
+    assert totals.rows == 17
+    assert [*done_shards(output, 4)] == [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize("num_shards", [3, 100_001])
+def test_other_files_in_data_are_not_parts(output: Output, num_shards: int) -> None:
+    """People put notes and copies there; a shard's number has as many digits as it needs."""
+    for index in (0, num_shards - 1):
+        write_part(output, index, num_shards)
+    first = shard_name(0, num_shards)
+    for name in (".hidden", "notes.txt", f"{first}.parquet.bak", f"a-{first}.parquet", f"x/{first}.parquet"):
+        path = Path(output.uri(f"data/{name}"))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+
+    assert [part.index for part in list_parts(output, num_shards)] == [0, num_shards - 1]
+
+
+def test_the_room_that_a_job_still_needs_is_that_of_its_missing_parts(output: Output) -> None:
+    """Each counted as large as those that are there are on average."""
+    nothing_yet = bytes_to_come(output, 10)
+    sizes = [write_part(output, index, 10) for index in (0, 4, 9)]
+
+    needed = bytes_to_come(output, 10)
+
+    assert nothing_yet == 0
+    assert needed == sum(sizes) * 7 // 3
+
+
+def test_an_output_must_fit_into_what_its_disk_has_free(output: Output) -> None:
+    """Not into all of the disk; the output's folder need not exist yet."""
+    usage = shutil.disk_usage(output.path)
+    path = output.uri("not/yet")
+
+    refuse_full_disk(path, usage.free // 2)
+    with pytest.raises(SpecError, match=f"{path} will need about .*, and its disk has .* free"):
+        refuse_full_disk(path, (usage.free + usage.total) // 2)
+
+
+def report(worker: str, *, ok: int = 0, filtered: int = 0, failed: int = 0, **changes: int) -> ShardReport:
+    return ShardReport(
+        index=0,
+        committed=True,
+        ok=ok,
+        filtered=filtered,
+        failed=failed,
+        images=2 * ok,
+        size_bytes=1,
+        error_codes={},
+        unforeseen={},
+        seconds={"read": 1.5},
+        models_loaded=(),
+        num_loads=changes.get("num_loads", 0),
+        worker=worker,
+        cpu_seconds=changes.get("cpu_seconds", 0),
+        peak_rss_bytes=changes.get("peak_rss_bytes", 0),
+    )
+
+
+def test_the_rate_of_a_run_is_that_since_its_first_worker_was_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the start of Ray nor the rows of an earlier run count for it."""
+    clock = QuickWaits(monkeypatch)
+    tally = Tally(rows_total=100, rows_before=40)
+    clock.pass_seconds(30)
+    tally.tick(0, 0)
+    rate_before, left_before = tally.images_per_second, tally.seconds_left
+    tally.tick(0, 2)
+
+    clock.pass_seconds(5)
+    tally.tick(6, 2)
+    early = (tally.rows_done, tally.images_per_second, tally.seconds_left)
+    clock.pass_seconds(5)
+    tally.add(report("a", ok=6, filtered=3, failed=1))
+    tally.tick(5, 1)
+
+    assert (rate_before, left_before) == (0, None)
+    assert early == pytest.approx((46, 6 / 5, 54 * 5 / 6))
+    late = (tally.rows_done, tally.images_per_second, tally.seconds_left)
+    assert late == pytest.approx((55, 17 / 10, 45 * 10 / 15))
+    assert tally.seconds == pytest.approx(40)
+    assert tally.failed == 1
+
+
+def test_no_more_rows_are_done_than_there_are() -> None:
+    """The images of unfinished shards are an estimate: a row may have several."""
+    tally = Tally(rows_total=10, rows_before=4)
+
+    tally.tick(50, 1)
+
+    assert tally.rows_done == 10
+    assert tally.seconds_left == 0
+
+
+def test_the_figures_of_a_run_are_those_of_its_workers() -> None:
+    """What a worker tells of itself is a sum over its shards, whose reports may come in any order."""
+    tally = Tally(rows_total=10, rows_before=0)
+    for shard in (
+        report("a", ok=1, num_loads=1, cpu_seconds=10, peak_rss_bytes=500),
+        report("b", ok=1, num_loads=1, cpu_seconds=3, peak_rss_bytes=900),
+        report("a", ok=2, num_loads=2, cpu_seconds=25, peak_rss_bytes=700),
+        report("b", ok=1, num_loads=0, cpu_seconds=4, peak_rss_bytes=800),
+    ):
+        tally.add(shard)
+
+    figures = tally.figures()
+
+    assert (figures.checkpoint_loads, figures.worker_cpu_seconds) == (3, 29)
+    assert figures.worker_peak_rss_bytes == 900
+    assert figures.images == 10
+    assert figures.seconds_by_stage == {"read": 6.0}
+
+
+def test_an_image_of_its_own_is_found_where_the_output_is_now(output: Output) -> None:
+    """Whatever the folders above the output are called, now or when the part was written."""
+    output.replace("images/shard/a.png", b"image")
+
+    for root in (output.path, "s3://old/images/out", "/elsewhere"):
+        assert read_image(output, f"{root}/images/shard/a.png") == b"image"
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("images/shard/gone.png", "unreadable_uri"),
+        ("images/shard", "unreadable_uri"),
+        ("images/large.png", "unreadable_uri"),
+        ("images/../secret.png", "disallowed_uri"),
+        ("images/shard/../../secret.png", "disallowed_uri"),
+        ("images/", "disallowed_uri"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_one_rows_problem(output: Output, name: str, code: str) -> None:
+    """A part may name anything: nothing outside of the output's images is read, and nothing without end."""
+    output.replace("images/shard/a.png", b"image")
+    output.replace("secret.png", b"secret")
+    with open(output.uri("images/large.png"), "wb") as file:
+        file.truncate(MAX_IMAGE_FILE_BYTES + 1)
+
+    with pytest.raises(RowError) as raised:
+        read_image(output, output.uri(name))
+
+    assert raised.value.code == code
