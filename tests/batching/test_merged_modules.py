@@ -269,14 +269,17 @@ def test_a_call_under_autocast_is_answered_under_it() -> None:
 
     module = Recorder(precision)
 
-    def cast() -> tuple[torch.dtype, torch.dtype]:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            within = module(rows_of(1)).dtype
-        return within, module(rows_of(1)).dtype
+    def cast(dtype: torch.dtype) -> list[torch.dtype]:
+        with torch.autocast("cpu", dtype=dtype):
+            within = [module(rows_of(1)).dtype for _ in range(2)]
+            own = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        return [*within, own, module(rows_of(1)).dtype]
 
-    values, _ = merged(module, [cast, cast, lambda: module(rows_of(1)).dtype])
+    halves = (torch.bfloat16, torch.float16, torch.bfloat16)
+    asked = [lambda dtype=dtype: cast(dtype) for dtype in halves]
+    values, _ = merged(module, [*asked, lambda: module(rows_of(1)).dtype])
 
-    assert values == [(torch.bfloat16, torch.float32)] * 2 + [torch.float32]
+    assert values == [[dtype] * 3 + [torch.float32] for dtype in halves] + [torch.float32]
     assert not torch.is_autocast_enabled("cpu")
 
 

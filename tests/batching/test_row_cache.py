@@ -57,6 +57,18 @@ def test_the_row_used_longest_ago_goes_first() -> None:
     assert remembered.get([b"\x01", b"\x03"]) is not None
 
 
+def test_a_row_that_a_batch_asks_for_again_is_kept() -> None:
+    """It was used last, though others were made after it."""
+    remembered = RowCache(capacity_bytes=32)
+    made_of(remembered, [1, 2])
+
+    made_of(remembered, [1])
+    made_of(remembered, [3])
+
+    assert remembered.get([b"\x02"]) is None
+    assert remembered.get([b"\x01", b"\x03"]) is not None
+
+
 def test_a_batch_larger_than_the_room_is_answered_all_the_same() -> None:
     """Nothing of it is kept but what fits."""
     remembered = RowCache(capacity_bytes=32)

@@ -3,8 +3,11 @@
 import hashlib
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +34,7 @@ from diffusers import (
 )
 from PIL import Image
 
+from actors.checkpoints.checkpoint_folders import build_demo_checkpoints
 from actors.checkpoints.model_cards import read_card
 from actors.engine.quirks.ldm3d import LDM3DImageProcessor
 from actors.engine.quirks.ldm3d_upscale import StableDiffusionUpscaleLDM3DPipeline
@@ -46,8 +50,12 @@ from demo.make_rows import (
     write_rows,
 )
 from demo.random_checkpoints import BUILDERS, build_demo_model
+from demo.random_checkpoints import main as build_program
+from models import trained_models
 from models.demo_cache import RANDOM_KINDS, build_missing, demo_checkpoint, demo_folder
+from models.whole_folder import all_or_nothing
 from schemas.errors import SpecError
+from schemas.spec.job_spec import ModelSpec
 from schemas.spec.spec_file import load_spec
 from schemas.systems.system_table import SYSTEMS
 from tests.support.checkpoints import demo
@@ -319,6 +327,44 @@ def test_building_leaves_the_callers_random_state_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_a_folder_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:
+    """Whoever looks for it meanwhile finds nothing, and a build that breaks off leaves nothing."""
+    folder = tmp_path / "new" / "model"
+
+    with all_or_nothing(folder) as unfinished:
+        unfinished.mkdir()
+        (unfinished / "model_index.json").touch()
+        existed_before_the_end = folder.exists()
+    with pytest.raises(OSError, match="disk full"):
+        break_off(tmp_path / "new" / "other")
+
+    assert not existed_before_the_end
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        *("new", "new/model", "new/model/model_index.json")
+    ]
+
+
+def break_off(folder: Path) -> None:
+    """Begin to write a folder."""
+    with all_or_nothing(folder) as unfinished:
+        unfinished.mkdir()
+        raise OSError("disk full")
+
+
+def test_a_build_that_is_refused_ends_with_the_code_of_a_spec_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The program that builds says so on its last line, and builds the others."""
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "notes.txt").touch()
+
+    code = build_program("0", "sd", str(tmp_path / "used"), "sd", str(tmp_path / "new"))
+
+    assert code == SpecError.exit_code
+    assert "already exists" in capsys.readouterr().err
+    assert (tmp_path / "new" / "model_index.json").is_file()
+
+
 def test_a_used_folder_is_refused(tmp_path: Path) -> None:
     """Nothing of the user's is overwritten, and nothing is left behind."""
     folder = tmp_path / "mine"
@@ -402,6 +448,100 @@ def test_builders_at_once_end_with_one_whole_folder(tmp_path: Path, monkeypatch:
     assert DiffusionPipeline.from_pretrained(folders.pop(), use_safetensors=True)
 
 
+@pytest.mark.parametrize("kind", trained_models.KINDS)
+def test_a_trained_checkpoint_has_its_own_components_and_the_bases_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Also where an empty folder has its name: that is none."""
+    monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path))
+    demo_folder(kind).mkdir()
+
+    folder = demo_checkpoint(kind)
+
+    index = json.loads((folder / "model_index.json").read_text())
+    names = {name for name, entry in index.items() if isinstance(entry, list) and entry[0]}
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == names
+    for name in names:
+        own = trained_models.FOLDER / kind / name
+        source = own if own.exists() else trained_models.FOLDER / trained_models.KINDS[0] / name
+        assert contents(folder / name) == contents(source), name
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder by their names in it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def change(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+def install_another_torch(folder: Path) -> None:
+    (folder / "torch-99.dist-info").mkdir()
+    (folder / "torch-99.dist-info" / "METADATA").write_text("Name: torch\nVersion: 99\n")
+
+
+@pytest.mark.parametrize(
+    ("changed", "kinds"),
+    [
+        (lambda folder: None, []),
+        (lambda folder: change(folder / "demo/random_checkpoints.py"), ["sd"]),
+        (lambda folder: change(folder / "demo/small_components.py"), ["sd"]),
+        (install_another_torch, ["sd"]),
+        (lambda folder: change(folder / "models/shapes/vae.json"), ["shapes", "shapes-ldm3d"]),
+        (lambda folder: change(folder / "models/shapes-ldm3d/vae.json"), ["shapes", "shapes-ldm3d"]),
+        (
+            lambda folder: (folder / "models/shapes/vae.json").rename(folder / "models/shapes/unet.json"),
+            ["shapes", "shapes-ldm3d"],
+        ),
+    ],
+    ids=["nothing", "builder", "components", "torch", "base", "sibling", "name"],
+)
+def test_what_decides_a_checkpoints_content_decides_its_folder_in_the_cache(
+    tmp_path: Path, changed: Callable[[Path], None], kinds: list[str]
+) -> None:
+    """No checkpoint of an older builder, library or training is used. Told by a copy of the packages."""
+    for name in ("demo", "models"):
+        (tmp_path / name).mkdir()
+        for path in (ROOT / name).glob("*.py"):
+            shutil.copy(path, tmp_path / name)
+    (tmp_path / "schemas").symlink_to(ROOT / "schemas")
+    for kind in trained_models.KINDS:
+        (tmp_path / "models" / kind).mkdir()
+        (tmp_path / "models" / kind / "vae.json").write_text(kind)
+    before = cached_names(tmp_path)
+
+    changed(tmp_path)
+
+    after = cached_names(tmp_path)
+    assert [kind for kind in before if before[kind] != after[kind]] == kinds
+
+
+def cached_names(packages: Path) -> dict[str, str]:
+    """The names of some checkpoints' folders in the cache, by these packages."""
+    kinds = ("sd", "shapes", "shapes-ldm3d")
+    code = f"from models.demo_cache import demo_folder; print(*[demo_folder(kind).name for kind in {kinds}])"
+    env = os.environ | {"PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1"}
+    names = subprocess.run(
+        [sys.executable, "-c", code], cwd=packages, env=env, capture_output=True, text=True, check=True
+    )
+    return dict(zip(kinds, names.stdout.split(), strict=True))
+
+
+def test_an_unknown_kind_is_left_to_whoever_reads_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its message names the model; the checkpoints that are known are built before."""
+    monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path))
+    kinds = ("sd3", "shapes", "shapes")
+
+    build_demo_checkpoints([ModelSpec(checkpoint=f"demo:{kind}") for kind in kinds])
+
+    assert [*tmp_path.iterdir()] == [demo_folder("shapes")]
+
+
 def test_missing_checkpoints_are_built_by_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -452,9 +592,25 @@ def test_the_demos_rows_are_the_ones_that_the_script_draws(tmp_path: Path) -> No
         pq.read_table(path).drop_columns(list(IMAGE_COLUMNS)) for path in (ROWS, tmp_path / "first.parquet")
     )
     assert committed.equals(fresh)
+    assert images_in(ROWS).keys() == images_in(tmp_path / "first.parquet").keys()
+    for name, image in images_in(tmp_path / "first.parquet").items():
+        stored = images_in(ROWS)[name]
+        assert (stored.mode, stored.size) == (image.mode, image.size), name
+        # Other versions of Pillow may draw an edge otherwise.
+        assert np.mean(np.asarray(stored) != np.asarray(image)) < 0.02, name
     assert pq.read_schema(ROWS).equals(SCHEMA, check_metadata=True)
     assert ROWS.stat().st_size < 100_000
     assert (tmp_path / "first.parquet").read_bytes() == (tmp_path / "second.parquet").read_bytes()
+
+
+def images_in(rows: Path) -> dict[tuple[str, str], Image.Image]:
+    """The images of a file's rows that can be read, by row and column."""
+    return {
+        (row["row_id"], column): Image.open(io.BytesIO(row[column]["bytes"]))
+        for row in pq.read_table(rows).to_pylist()
+        for column in IMAGE_COLUMNS
+        if row[column] and readable(row[column]["bytes"])
+    }
 
 
 def test_one_row_of_the_demo_is_broken() -> None:

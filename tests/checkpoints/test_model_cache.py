@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -183,7 +184,7 @@ def test_a_model_larger_than_the_cache_is_held_alone() -> None:
 
 
 def test_each_call_has_a_scheduler_of_its_own() -> None:
-    """A scheduler keeps a call's state: two calls must never meet in one."""
+    """A scheduler keeps a call's state: two calls must never meet in one, nor in a list or tensor of one."""
     model = cache().get("sd")
 
     first = model.pipeline(system("sd", "text2img"), None).scheduler
@@ -191,6 +192,10 @@ def test_each_call_has_a_scheduler_of_its_own() -> None:
 
     assert first is not second
     assert first.config == second.config
+    changeable = (torch.Tensor, np.ndarray, list)
+    own = {name: value for name, value in vars(first).items() if isinstance(value, changeable)}
+    assert {"ets", "alphas_cumprod", "_timesteps"} <= own.keys()
+    assert [name for name, value in own.items() if value is getattr(second, name)] == []
 
 
 def test_switches_of_a_checkpoint_reach_every_pipeline(tmp_path: Path) -> None:

@@ -324,6 +324,17 @@ def test_shares_that_leave_no_step_fail_their_row(tmp_path: Path) -> None:
     assert "no step is left to run" in made.rows[1]["error_message"]
 
 
+@pytest.mark.parametrize(("end", "outcome"), [(0.499, "ok"), (0.498, "invalid_parameter")])
+def test_a_share_may_end_at_its_only_step(tmp_path: Path, end: float, outcome: str) -> None:
+    """XL runs the steps at and above a share's end: of two, at 501 and 1, that is the first or none."""
+    row = {"row_id": 1, "task": "text2img", "model": "xl", "prompt": "x", "num_inference_steps": 2}
+    path = write_rows(tmp_path / "in.parquet", [row | {"denoising_end": end}])
+
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+
+    assert outcomes(made) == [outcome]
+
+
 def test_sizes_that_a_later_step_cannot_take_are_refused_at_plan(tmp_path: Path) -> None:
     """The latent upscaler wants multiples of 64, and it comes second."""
     rows = [{"row_id": 1, "task": "poster", "prompt": "x", "width": 96, "height": 64}]

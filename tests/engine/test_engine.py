@@ -127,6 +127,27 @@ def test_an_image_of_nan_fails_alone(broken: Callable[..., Made]) -> None:
     assert list(outcomes_by_id(made).values()).count("ok") == 7
 
 
+def test_a_depth_map_of_nan_fails_alone(tmp_path: Path) -> None:
+    """Though its image is well."""
+    spec = job_spec(
+        write_rows(tmp_path / "rows.parquet", ROWS[:3]),
+        tmp_path / "out",
+        models={"rgbd": {"checkpoint": "demo:ldm3d-4c"}},
+        routes={"ldm3d": {"model": "rgbd", "num_inference_steps": 2}},
+        default_route="ldm3d",
+    )
+    models = model_cache(spec)
+
+    def spoil(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        output[1, 3] = float("nan")
+        return output
+
+    with hooked(models.get("rgbd").components["vae"].decoder.conv_out, spoil, after=True):
+        made = make(spec, DiffusersEngine(models, spec))
+
+    assert outcomes_by_id(made) == {"r0": "ok", "r1": "nonfinite_image", "r2": "ok"}
+
+
 def flattened(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
     output[-1] = 9.0
     return output
@@ -140,6 +161,20 @@ def test_an_image_of_one_colour_fails_alone(broken: Callable[..., Made]) -> None
     assert made.row("r7")["error_message"].startswith("the model gave RGB (255, 255, 255) in every pixel;")
     assert made.row("r7")["image"] is None
     assert list(outcomes_by_id(made).values()).count("ok") == 7
+
+
+def test_an_image_with_a_border_of_one_colour_is_made(broken: Callable[..., Made]) -> None:
+    """Its first line alone says nothing."""
+
+    def bordered(
+        module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor:
+        output[:, :, 0] = 9.0
+        return output
+
+    made = broken("vae.decoder.conv_out", bordered, after=True)
+
+    assert set(outcomes_by_id(made).values()) == {"ok"}
 
 
 def test_an_image_of_one_colour_may_stay_one(broken: Callable[..., Made]) -> None:
