@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
 from actors.inputs.input_file import InputFile
 from actors.rows.routing import Router
 from actors.storage.output import open_output
@@ -22,7 +24,7 @@ from jobs.output import job_record
 from jobs.output.job_record import claim
 from jobs.planning.input_paths import find_files
 from jobs.planning.plan import Plan, make_plan
-from jobs.planning.plan_text import refuse_hopeless
+from jobs.planning.plan_text import LARGE_PART_BYTES, MAX_ROUTE_LINES, print_plan, refuse_hopeless
 from jobs.planning.row_scan import Findings, RouteCount
 from jobs.planning.survey import make_survey
 from schemas.columns.input_columns import map_columns
@@ -401,17 +403,29 @@ def test_damage_inside_a_file_is_found(spec: JobSpec) -> None:
     [
         ({"prompt": ["p"]}, "b.parquet has no column `seed`, which"),
         ({"prompt": ["p"], "seed": [0.5]}, "column `seed` is double in"),
+        ({"prompt": ["p"], "seed": [1], "note": [1]}, "column `note` is int64 in"),
+        ({"prompt": ["p"], "seed": [1]}, "b.parquet has no column `note`, which"),
     ],
 )
 def test_files_must_agree_on_the_columns_that_are_read(spec: JobSpec, other: Columns, says: str) -> None:
-    """A column that is missing or of another type in one file is named with both files."""
-    first = write_input(spec, "a.parquet", prompt=["p"], seed=[1])
+    """A column that is missing or of another type in one file is named with both files, kept ones too."""
+    first = write_input(spec, "a.parquet", prompt=["p"], seed=[1], note=["x"])
     write(first.with_name("b.parquet"), other)
+    write(first.with_name("c.parquet"), {"prompt": ["p"], "seed": [1], "note": ["y"]})
 
-    said = refusal(spec)
+    said = refusal(change(spec, input={"path": spec.input.path, "keep": ["note"]}))
 
     assert says in said
     assert "a.parquet" in said
+
+
+def test_a_column_that_a_later_file_has_twice_is_named(spec: JobSpec) -> None:
+    """Nobody could tell which one is meant."""
+    first = write_input(spec, "a.parquet", prompt=["p"], seed=[1])
+    twice = pa.Table.from_arrays([pa.array(["p"]), pa.array([1]), pa.array([2])], ["prompt", "seed", "seed"])
+    pq.write_table(twice, first.with_name("b.parquet"))
+
+    assert refusal(spec).endswith("b.parquet has several columns named `seed`; rename all but one")
 
 
 def test_files_may_differ_in_columns_that_are_not_read(spec: JobSpec) -> None:
@@ -526,6 +540,64 @@ def test_a_hopeless_plan_is_refused_with_a_rate_that_would_do(spec: JobSpec, bad
     refuse_hopeless(make_survey(change(spec, errors={"max_rate": suggested})), findings)
 
     assert suggested - bad / rows < 0.001
+
+
+def printed(plan: Plan, findings: Findings) -> list[str]:
+    """The lines that `darkroom plan` prints about this plan."""
+    file = io.StringIO()
+    print_plan(plan, findings, Console(file=file, width=200))
+    return file.getvalue().splitlines()
+
+
+def test_a_plan_names_the_bad_rows_of_each_code_and_counts_all(spec: JobSpec) -> None:
+    """A row's line stands below its own code."""
+    prompts = [None, "p", None, "p"]
+    write_input(spec, prompt=prompts, seed=[0, 0, 0, -1], row_id=["a", "b", "c", "d"])
+
+    lines = printed(*make_plan(make_survey(spec), max_examples=1))
+
+    bad = [line for line in lines if "cannot be generated" in line or line.startswith("  a.parquet")]
+    assert [line.partition(": ")[0] for line in bad] == [
+        "1 of 4 rows cannot be generated",
+        "  a.parquet row 3 (d)",
+        "2 of 4 rows cannot be generated",
+        "  a.parquet row 0 (a)",
+    ]
+    assert bad[0].endswith(": invalid_parameter")
+    assert bad[2].endswith(": missing_prompt; the first 1:")
+
+
+def test_a_plan_lists_its_commonest_sizes_and_adds_up_the_others(spec: JobSpec) -> None:
+    """Rows and images of what is not listed are counted."""
+    heights = [64 + 8 * i for i in range(MAX_ROUTE_LINES + 2)]
+    common = [height for height in heights[:MAX_ROUTE_LINES] for _ in range(3)]
+    rare = [heights[-2], heights[-1], heights[-1]]
+    write_input(
+        spec,
+        prompt=["p"] * len(common + rare),
+        height=rare + common,
+        num_images_per_prompt=[4, 1, 1] + [1] * len(common),
+    )
+
+    lines = printed(*plan_of(spec))
+
+    assert sum(line.startswith("│ text2img") for line in lines) == MAX_ROUTE_LINES
+    (others,) = (line for line in lines if "others" in line)
+    assert [word for word in others.split() if word.isdigit()] == ["2", "3", "6"]
+
+
+@pytest.mark.parametrize(("num_bytes", "told"), [(LARGE_PART_BYTES, False), (LARGE_PART_BYTES + 10, True)])
+def test_parts_that_viewers_find_too_large_are_told_of(spec: JobSpec, num_bytes: int, told: bool) -> None:
+    """The size of one part counts, and not that of the whole output."""
+    write_input(spec, prompt=["p"] * 5)
+    plan, _ = plan_of(spec)
+    pixels = int(plan.num_shards * num_bytes / TYPICAL_BYTES_PER_PIXEL["png"])
+    count = RouteCount(route="text2img", model="sd", size="input", rows=5, images=5, pixels=pixels)
+
+    lines = printed(plan, Findings(counts=(count,), bad_rows=(), num_bad={}))
+
+    assert any("about 1.5 GB of png" in line for line in lines)
+    assert any("parts will be about 500.0 MB each" in line for line in lines) == told
 
 
 def test_a_plan_needs_neither_torch_nor_diffusers_nor_ray(spec: JobSpec) -> None:
