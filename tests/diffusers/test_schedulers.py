@@ -19,11 +19,12 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
+from actors.engine.pipelines import pipeline_builder
 from actors.engine.quirks.clip_skip import enable_clip_skip
 from jobs.planning.plan import make_plan
 from jobs.planning.survey import make_survey
 from models import demo_cache
-from schemas.errors import SpecError
+from schemas.errors import RowError, SpecError
 from schemas.systems.scheduler_rules import Published, refusal
 from schemas.systems.schedulers import (
     MISFITS,
@@ -857,3 +858,20 @@ def test_a_column_that_holds_no_options_is_refused(tmp_path: Path, arrow_type: p
 
     with pytest.raises(SpecError, match="needs JSON text, or a struct or a map"):
         make_survey(job_spec(path, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("DPMSolverMultistepScheduler", '{"use_beta_sigmas": true, "use_karras_sigmas": true}'),
+        ("DDIMScheduler", '{"beta_schedule": "steep"}'),
+        ("DDIMScheduler", '{"num_train_timesteps": "many"}'),
+    ],
+    ids=["ValueError", "NotImplementedError", "TypeError"],
+)
+def test_a_scheduler_that_cannot_be_built_is_its_rows_fault(name: str, options: str) -> None:
+    """Whatever error it is in diffusers: the row's error names the scheduler and the options."""
+    with pytest.raises(RowError, match=f"{name} with") as raised:
+        pipeline_builder.new_scheduler(diffusers.DDIMScheduler(), name, options)
+
+    assert raised.value.code == "invalid_scheduler"

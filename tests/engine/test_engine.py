@@ -226,3 +226,16 @@ def test_a_batch_stays_within_max_batch_rows(broken: Callable[..., Made]) -> Non
 
     assert max(sizes) == 8
     assert set(sizes) == {8}
+
+
+@pytest.mark.parametrize("max_batch_rows", [1, 3])
+def test_a_batch_may_be_smaller_than_four_rows(tmp_path: Path, max_batch_rows: int) -> None:
+    """Every row is made, one call for each."""
+    rows = write_rows(tmp_path / "rows.parquet", ROWS[:5])
+    spec = job_spec(rows, tmp_path / "out", batching={"max_batch_rows": max_batch_rows})
+    engine = DiffusersEngine(model_cache(spec), spec)
+
+    made = make(spec, engine)
+
+    assert set(outcomes_by_id(made).values()) == {"ok"}
+    assert engine.counts["vae.decoder"].rows_run == 5
