@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from actors.engine.quirks.async_transfers import on_host, transfers_in_background
+from actors.engine.quirks.host_timesteps import keep_on_host
 
 META = torch.device("meta")
 TOKENS = torch.arange(6)
@@ -61,3 +63,15 @@ def test_on_a_cpu_nothing_is_different() -> None:
         assert torch.Tensor.to is plain
 
     assert torch.equal(on_host(TOKENS), TOKENS)
+
+
+def test_timesteps_stay_on_the_host_whatever_device_a_pipeline_asks_for() -> None:
+    """Shown on torch's device without memory: there is no GPU here."""
+    scheduler, plain = DDIMScheduler(), DDIMScheduler()
+    keep_on_host(scheduler)
+
+    scheduler.set_timesteps(3, device="meta")
+    plain.set_timesteps(3)
+
+    assert scheduler.timesteps.device.type == "cpu"
+    assert scheduler.timesteps.tolist() == plain.timesteps.tolist()
