@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
+from tests.support.ray_nodes import RayNodes
 from tests.support.s3.fault_proxy import FaultProxy, serve_fault_proxy
 from tests.support.s3.on_s3 import env_of
 from tests.support.s3.s3_server import S3Server, skip_without_server
@@ -24,6 +25,17 @@ from tests.support.s3.s3_server import S3Server, skip_without_server
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[RayNodes]:
+    """A Ray cluster with a node for two workers, which the tests of one process share.
+
+    A driver joins it with the environment `nodes.env`. Its workers see nothing of the driver's environment.
+    """
+    with RayNodes() as cluster:
+        cluster.add(num_cpus=2)
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,11 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support.engines import hurry
-from tests.support.ray_nodes import RayNodes
+from tests.support.ray_nodes import WORKER, RayNodes
 from tests.support.running import (
     Record,
     Started,
@@ -20,17 +17,8 @@ from tests.support.running import (
     write_spec,
 )
 
-WORKER = "ray::WorkerProcess"
 DRAINED_WITHIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2"}
 """Ray gives a node that is told to end 30 s, which it takes in full while it has actors."""
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[RayNodes]:
-    """A head and one node for one worker."""
-    with RayNodes() as cluster:
-        cluster.add()
-        yield cluster
 
 
 def job(folder: Path, rows: list[Record], **sections: Any) -> Path:
@@ -99,7 +87,7 @@ def test_a_job_whose_workers_fit_on_no_machine_says_what_it_waits_for(
         joined.kill_all()
 
     assert finished.code == 0, finished.err
-    assert "those in the cluster now have 0 GPUs and 0 CPUs, 0 GPUs and 1 CPU" in finished.err
+    assert "those in the cluster now have 0 GPUs and 0 CPUs, 0 GPUs and 2 CPUs" in finished.err
     assert_whole(output, rows)
 
 
@@ -110,9 +98,9 @@ def test_a_worker_that_is_told_to_end_finishes_what_it_is_at(nodes: RayNodes, tm
 
     with Started("-m", "tests.support.engines", "slow_until_told", spec, **nodes.env) as run:
         run.wait_until(lambda: parts(output))
-        told = workers_of(nodes)[0]
+        told = nodes.workers()[0]
         os.kill(told, signal.SIGTERM)
-        run.wait_until(lambda: workers_of(nodes) not in ([], [told]))
+        run.wait_until(lambda: nodes.workers() not in ([], [told]))
         hurry(tmp_path / "rows.parquet")
         finished = run.wait()
 
@@ -134,7 +122,7 @@ def test_a_worker_that_has_no_time_to_finish_drops_its_shard(nodes: RayNodes, tm
 
     with Started("-m", "tests.support.engines", "leisurely", spec, **nodes.env) as run:
         run.wait_until(lambda: list((output / "images").rglob("*.png")))
-        os.kill(workers_of(nodes)[0], signal.SIGTERM)
+        os.kill(nodes.workers()[0], signal.SIGTERM)
         run.wait_until(lambda: "was taken away" in run.err())
         half = parts(output)
         finished = run.wait()
@@ -143,8 +131,3 @@ def test_a_worker_that_has_no_time_to_finish_drops_its_shard(nodes: RayNodes, tm
     assert finished.code == 0, finished.err
     assert " died: " not in finished.err
     assert_whole(output, rows)
-
-
-def workers_of(nodes: RayNodes) -> list[int]:
-    """Every worker's process on every node."""
-    return [pid for node in nodes.started for pid in node.pids(WORKER)]

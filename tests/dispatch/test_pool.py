@@ -96,9 +96,12 @@ class Run:
         self.ticks: list[tuple[float, Tick]] = []
         """The ticks, each with the simulated second."""
         self.error: BaseException | None = None
+        self.num_alive_at_start: list[int] = []
+        """For each worker, how many others were alive when it was started."""
 
     def _build(self, actor: Actor) -> Worker:
         index = len(self.ray.actors)
+        self.num_alive_at_start.append(sum(other.process.alive for other in self.ray.actors))
         kind = self._kinds[index] if index < len(self._kinds) else self._then
         return kind(actor, self.clock)
 
@@ -297,6 +300,7 @@ class TestStalls:
         assert run.reported == [0, 1, 2, 3, 4]
         assert len(run.workers) == 3
         assert STALL_S < run.workers[2].started_s <= STALL_S + 2 * PROGRESS_EVERY_S
+        assert run.num_alive_at_start == [0, 1, 1]
 
     def test_a_worker_with_heartbeats_may_take_as_long_as_it_likes(self) -> None:
         """A shard is as long as it is."""
@@ -615,6 +619,41 @@ class TestProgress:
             seen |= unfinished
         assert len(seen) > 2
 
+    def test_images_that_died_with_their_worker_do_not_count(self) -> None:
+        """Its shards begin anew."""
+
+        class Dying(TestProgress.Counting):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.work(8)
+                self.actor.die()
+                raise AssertionError("its process has ended")
+
+        class NeverReady(Worker):
+            def ready(self) -> bool:
+                self.clock.thread.sleep(10)
+                raise ReclaimedError("asked to end")
+
+        run = Run(Dying, NeverReady, num=1).run()
+
+        unfinished = {time_s: len(tick.unfinished) for time_s, tick in run.ticks}
+        assert max(count for time_s, count in unfinished.items() if time_s < 8) == 2
+        assert {count for time_s, count in unfinished.items() if 8 < time_s < 18} == {0}
+
+    def test_a_worker_is_asked_again_only_when_it_has_answered(self) -> None:
+        """A worker that is busy for a minute would be buried in questions."""
+
+        class Slow(SlowWorker):
+            num_asked = 0
+
+            def progress(self) -> WorkerProgress:
+                self.num_asked += 1
+                self.clock.thread.sleep(10)
+                return super().progress()
+
+        run = Run(then=Slow, num=1, shards={"sd": 1}).run()
+
+        assert LONG_S / 12 - 1 <= run.workers[0].num_asked <= LONG_S / 10 + 1
+
     def test_a_rehearsal_has_no_images_to_count(self) -> None:
         """None of them will be in a part."""
 
@@ -649,3 +688,18 @@ class TestProgress:
         run = Run(then=WithTwo, num=1, shards={"sd": 1, "other": 3, "xl": 4}).run()
 
         assert [shard.model for shard in run.given] == ["xl"] * 4 + ["sd"] + ["other"] * 3
+
+    def test_a_workers_successor_has_loaded_nothing(self) -> None:
+        """It gets a shard of the model of which most shards wait."""
+
+        class Dying(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.work(1)
+                if len(self.shards) > 4:
+                    self.actor.die()
+                return report_of(shard, models_loaded=("sd", "xl"))
+
+        run = Run(Dying, num=1, shards={"sd": 2, "other": 3, "xl": 4}).run()
+
+        assert [shard.model for shard in run.workers[0].shards] == ["xl"] * 4 + ["sd"] * 2
+        assert run.workers[1].shards[0].model == "other"

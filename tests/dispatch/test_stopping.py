@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.support.engines import ENDLESS_PROMPT, FATAL_WIDTH
+from tests.support.ray_nodes import RayNodes
 from tests.support.running import (
     Finished,
     Record,
@@ -42,8 +43,8 @@ def job(folder: Path, rows: Sequence[Record], **sections: Any) -> Path:
     return write_spec(folder / "job.yaml", written, folder / "out", **defaults | sections)
 
 
-def run_to_end(spec: Path, engine: str = "quick") -> Finished:
-    with Started("-m", "tests.support.engines", engine, spec) as run:
+def run_to_end(spec: Path, engine: str = "quick", **env: str) -> Finished:
+    with Started("-m", "tests.support.engines", engine, spec, **env) as run:
         return run.wait()
 
 
@@ -92,12 +93,12 @@ def test_sigterm_while_ray_starts_ends_a_job_at_once(tmp_path: Path) -> None:
     assert stopped.err.endswith("darkroom: interrupted; saved parts stay, run again to resume\n")
 
 
-def test_sigterm_ends_a_job_as_ctrl_c_does(tmp_path: Path) -> None:
+def test_sigterm_ends_a_job_as_ctrl_c_does(nodes: RayNodes, tmp_path: Path) -> None:
     """What `ray job stop` and Kubernetes send: the lease is given back, so that another host can go on."""
     spec = job(tmp_path, text_rows(160))
     output = tmp_path / "out"
 
-    with Started("-m", "tests.support.engines", "slow", spec) as run:
+    with Started("-m", "tests.support.engines", "slow", spec, **nodes.env) as run:
         run.wait_until(lambda: parts(output))
         run.signal(signal.SIGTERM)
         stopped = run.wait(STOPPED_WITHIN_S)
@@ -108,16 +109,16 @@ def test_sigterm_ends_a_job_as_ctrl_c_does(tmp_path: Path) -> None:
     assert '"ended": true' in (output / "_darkroom" / "driver.json").read_text()
 
 
-def test_workers_killed_at_random_moments_cost_no_row(tmp_path: Path) -> None:
+def test_workers_killed_at_random_moments_cost_no_row(nodes: RayNodes, tmp_path: Path) -> None:
     """SIGKILL, as the kernel sends it when memory runs out: fresh workers make what the dead ones held."""
     rows, moments = text_rows(80), random.Random(20)
     spec = job(tmp_path, rows, errors={"max_attempts": 20})
     output = tmp_path / "out"
 
-    with Started("-m", "tests.support.engines", "slow", spec) as run:
+    with Started("-m", "tests.support.engines", "slow", spec, **nodes.env) as run:
         run.wait_until(lambda: parts(output))
         for _ in range(3):
-            pids = run.wait_until(lambda: run.pids("ray::WorkerProcess"))
+            pids = run.wait_until(nodes.workers)
             time.sleep(moments.uniform(0, 1.0))  # the moment itself is what varies
             kill(moments.choice(pids))
         finished = run.wait()
@@ -150,15 +151,15 @@ def test_jobs_killed_at_random_moments_lose_and_double_no_row(tmp_path: Path) ->
     assert_whole(output, rows)
 
 
-def test_an_image_that_kills_its_worker_costs_its_own_row_only(tmp_path: Path) -> None:
+def test_an_image_that_kills_its_worker_costs_its_own_row_only(nodes: RayNodes, tmp_path: Path) -> None:
     """The row is recorded as failed; finding it takes three deaths and the logarithm of the shard's size."""
     rows = text_rows(48)
     rows[21] |= {"task": "img2img", "image": fatal_image()}
     spec = job(tmp_path, rows, batching={"shard_rows": 32}, errors={"max_rate": 0.5})
     output = tmp_path / "out"
 
-    finished = run_to_end(spec)
-    again = run_to_end(spec)
+    finished = run_to_end(spec, **nodes.env)
+    again = run_to_end(spec, **nodes.env)
 
     assert finished.code == 0, finished.err
     assert finished.err.count(" died: ") <= 3 + 5
@@ -172,30 +173,30 @@ def test_an_image_that_kills_its_worker_costs_its_own_row_only(tmp_path: Path) -
     assert "nothing to do; total: 47 rows ok, 0 filtered, 1 failed" in again.out
 
 
-def test_a_row_that_is_never_done_is_found_like_one_that_kills(tmp_path: Path) -> None:
+def test_a_row_that_is_never_done_is_found_like_one_that_kills(nodes: RayNodes, tmp_path: Path) -> None:
     """Its worker is killed when nothing has moved for `errors.stall_timeout_s`."""
     rows = text_rows(3)
     rows[0]["prompt"] = ENDLESS_PROMPT
     errors = {"max_rate": 0.5, "max_attempts": 1, "storage_deadline_s": 1, "stall_timeout_s": 3}
     spec = job(tmp_path, rows, errors=errors, workers={"num": 1})
 
-    finished = run_to_end(spec)
+    finished = run_to_end(spec, **nodes.env)
 
     assert finished.code == 0, finished.err
     assert finished.err.count("worker=worker-0 died: it made no progress for 3 s") == 2
     assert [row["error_code"] for row in output_rows(tmp_path / "out")] == ["worker_crash", None, None]
 
 
-def test_a_worker_that_is_stopped_is_replaced_and_costs_no_row(tmp_path: Path) -> None:
+def test_a_worker_that_is_stopped_is_replaced_and_costs_no_row(nodes: RayNodes, tmp_path: Path) -> None:
     """It answers nothing at all, which is no progress either. Going on later it finds its shards made."""
     rows = text_rows(80)
     errors = {"storage_deadline_s": 1, "stall_timeout_s": 3}
     spec = job(tmp_path, rows, errors=errors)
     output = tmp_path / "out"
 
-    with Started("-m", "tests.support.engines", "slow", spec) as run:
+    with Started("-m", "tests.support.engines", "slow", spec, **nodes.env) as run:
         run.wait_until(lambda: parts(output))
-        stopped = run.wait_until(lambda: run.pids("ray::WorkerProcess"))[0]
+        stopped = run.wait_until(nodes.workers)[0]
         os.kill(stopped, signal.SIGSTOP)
         run.wait_until(lambda: "no progress" in run.err())
         with suppress(ProcessLookupError):
@@ -207,27 +208,27 @@ def test_a_worker_that_is_stopped_is_replaced_and_costs_no_row(tmp_path: Path) -
     assert_whole(output, rows)
 
 
-def test_a_worker_that_hangs_before_it_is_ready_is_replaced(tmp_path: Path) -> None:
+def test_a_worker_that_hangs_before_it_is_ready_is_replaced(nodes: RayNodes, tmp_path: Path) -> None:
     """While it loads a library or a driver, say; it has no shard yet that could show it."""
     rows = text_rows(16)
     errors = {"storage_deadline_s": 1, "stall_timeout_s": 3}
     spec = job(tmp_path, rows, errors=errors, workers={"num": 1})
 
-    finished = run_to_end(spec, "stuck_once")
+    finished = run_to_end(spec, "stuck_once", **nodes.env)
 
     assert finished.code == 0, finished.err
     assert "worker=worker-0 died: it made no progress for 3 s" in finished.err
     assert_whole(tmp_path / "out", rows)
 
 
-def test_a_storm_of_dying_workers_ends_the_job_with_the_reason(tmp_path: Path) -> None:
+def test_a_storm_of_dying_workers_ends_the_job_with_the_reason(nodes: RayNodes, tmp_path: Path) -> None:
     """Something outside kills each of them as soon as it is there: the job does not go on for ever."""
     spec = job(tmp_path, text_rows(80), errors={"max_attempts": 1})
 
-    with Started("-m", "tests.support.engines", "slow", spec) as run:
-        run.wait_until(lambda: run.pids("ray::WorkerProcess"))
+    with Started("-m", "tests.support.engines", "slow", spec, **nodes.env) as run:
+        run.wait_until(nodes.workers)
         while run.is_alive:
-            for pid in run.pids("ray::WorkerProcess"):
+            for pid in nodes.workers():
                 kill(pid)
         finished = run.wait()
 
@@ -236,12 +237,12 @@ def test_a_storm_of_dying_workers_ends_the_job_with_the_reason(tmp_path: Path) -
     assert "in a row" in finished.err
 
 
-def test_shards_that_all_die_end_the_job_with_the_reason(tmp_path: Path) -> None:
+def test_shards_that_all_die_end_the_job_with_the_reason(nodes: RayNodes, tmp_path: Path) -> None:
     """After some deaths of the first ones, not after those of every shard."""
     rows = [row | {"task": "img2img", "image": fatal_image()} for row in text_rows(160)]
     spec = job(tmp_path, rows, errors={"max_attempts": 1})
 
-    finished = run_to_end(spec)
+    finished = run_to_end(spec, **nodes.env)
 
     assert finished.code == 1
     assert "every shard of the model 'sd' takes its worker down" in finished.err
@@ -256,12 +257,12 @@ def fatal_image() -> Record:
     return {"bytes": file.getvalue(), "path": None}
 
 
-def test_a_worker_that_does_not_see_the_output_stops_the_job(tmp_path: Path) -> None:
+def test_a_worker_that_does_not_see_the_output_stops_the_job(nodes: RayNodes, tmp_path: Path) -> None:
     """A local output.path on a cluster of several machines: nothing is generated into folders apart."""
     spec = job(tmp_path, text_rows(8))
     record = tmp_path / "out" / "_darkroom" / "job.json"
 
-    with Started("-m", "tests.support.engines", "quick", spec) as run:
+    with Started("-m", "tests.support.engines", "quick", spec, **nodes.env) as run:
         run.wait_until((tmp_path / "out" / "_darkroom" / "driver.json").exists)
         record.unlink()
         stopped = run.wait()
@@ -271,11 +272,11 @@ def test_a_worker_that_does_not_see_the_output_stops_the_job(tmp_path: Path) -> 
     assert parts(tmp_path / "out") == []
 
 
-def test_an_engine_that_cannot_start_ends_the_job_with_its_reason(tmp_path: Path) -> None:
+def test_an_engine_that_cannot_start_ends_the_job_with_its_reason(nodes: RayNodes, tmp_path: Path) -> None:
     """After a handful of tries, not after an endless number."""
     spec = job(tmp_path, text_rows(8), workers={"num": 1})
 
-    finished = run_to_end(spec, "without_gpu")
+    finished = run_to_end(spec, "without_gpu", **nodes.env)
 
     assert finished.code == 1
     reason = "worker-0 died 5 times in a row: RuntimeError: no CUDA device here"

@@ -9,6 +9,8 @@ from types import TracebackType
 from tests.support.running import ROOT, Started
 
 RAY = ("-m", "ray.scripts.scripts")
+WORKER = "ray::WorkerProcess"
+"""What the command line of a worker contains."""
 _DEAD_IS_SEEN_SOON = {
     "RAY_health_check_initial_delay_ms": "500",
     "RAY_health_check_period_ms": "500",
@@ -54,6 +56,10 @@ class RayNodes:
     def add(self, num_cpus: int = 1, **env: str) -> Started:
         """Add a node, and return its first process, which is the one that Kubernetes would stop."""
         return self._start("--address", f"127.0.0.1:{self._port}", "--num-cpus", num_cpus, **env)
+
+    def workers(self) -> list[int]:
+        """The ids of the workers' processes on all nodes."""
+        return [pid for node in self.started for pid in node.pids(WORKER)]
 
     def _start(self, *options: object, **env: str) -> Started:
         started = Started(
