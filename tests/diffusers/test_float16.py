@@ -1,5 +1,7 @@
 """Half precision: VAEs that would overflow run in float32, also with several calls under way."""
 
+import json
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -11,7 +13,7 @@ from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.pipelines.loaded_model import LoadedModel
 from actors.engine.pipelines.loading import LoadOptions
 from schemas.spec.job_spec import JobSpec, ModelSpec
-from tests.support.checkpoints import sdxl_checkpoint
+from tests.support.checkpoints import demo, sdxl_checkpoint
 from tests.support.in_process import (
     DEVICE,
     Made,
@@ -87,16 +89,26 @@ def test_calls_side_by_side_in_float16_find_the_vae_as_it_should_be(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [("sdxl", torch.float32), ("upscale", torch.float32), ("sd", torch.float16)]
+    ("kind", "force_upcast", "dtype"),
+    [
+        ("sdxl", True, torch.float32),
+        ("sdxl", False, torch.float16),
+        ("upscale", True, torch.float32),
+        ("sd", True, torch.float16),
+    ],
 )
-def test_a_vae_that_overflows_in_float16_is_not_in_float16(kind: str, dtype: torch.dtype) -> None:
+def test_a_vae_that_overflows_in_float16_is_not_in_float16(
+    tmp_path: Path, kind: str, force_upcast: bool, dtype: torch.dtype
+) -> None:
     """It asks for that by `force_upcast`, which Stable Diffusion's own pipelines do not obey; the UNet is as
     the spec says."""
-    half = HALF | {"checkpoint": f"demo:{kind}"}
+    shutil.copytree(demo(kind), tmp_path / kind)
+    config = tmp_path / kind / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"force_upcast": force_upcast}))
+    half = HALF | {"checkpoint": str(tmp_path / kind)}
 
     model = LoadedModel("sd", ModelSpec.model_validate(half), LoadOptions(device=DEVICE))
 
-    assert model.components["vae"].config.force_upcast
     assert {tensor.dtype for tensor in model.components["vae"].parameters()} == {dtype}
     assert {tensor.dtype for tensor in model.components["unet"].parameters()} == {torch.float16}
 
