@@ -48,7 +48,7 @@ def test_no_sample_is_lost_or_doubled_where_a_call_is_full(count: int, sizes: li
     cohorts = [*cut_into_cohorts([sample(number) for number in range(count)], 16)]
 
     assert [len(cohort.samples) for cohort in cohorts] == sizes
-    assert sum(numbers(cohorts), []) == [*range(count)]
+    assert [number for group in numbers(cohorts) for number in group] == [*range(count)]
 
 
 @pytest.mark.parametrize(

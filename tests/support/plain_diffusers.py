@@ -102,7 +102,7 @@ ROWS: list[Record] = [
     row("ldm3d", "ldm3d", "ldm3d"),
     row("ldm3d-4c", "ldm3d-4c", "ldm3d", guidance_scale=3.0),
     row("ldm3d-wide", "ldm3d", "ldm3d", height=64, width=128),
-    row("ldm3d-up", "ldm3d-upscale", "ldm3d_upscale", image=IMAGE, depth_map=DEPTH, height=128, width=128),
+    row("ldm3d-up", "ldm3d-upscale", "ldm3d_upscale", image=IMAGE, depth_map=DEPTH, height=128, width=64),
     row("xl", "sdxl", "text2img", prompt_2="a painting", negative_prompt="grey", negative_prompt_2="dull"),
     row("xl-sizes", "sdxl", "text2img", original_size=[512, 512], crops_coords_top_left=[0, 64]),
     # Three rows that could share a call.
