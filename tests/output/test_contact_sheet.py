@@ -4,11 +4,13 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,7 +34,7 @@ from actors.storage.uris import join
 from jobs.output.job_record import JobRecord, to_json
 from jobs.reports.contact_sheet import Sheet, make_sheet, render, write_report
 from jobs.reports.even_choice import share, spread
-from jobs.reports.frames import MAX_FAILURES, MAX_GROUPS
+from jobs.reports.frames import MAX_FAILURES, MAX_FOOTERS, MAX_GROUPS, MAX_ROWS_PER_GROUP
 from jobs.reports.thumbnails import CRISP_SIDE, THUMBNAIL_BYTES, THUMBNAIL_SIDE
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RefusedError, RowError, SpecError
@@ -48,6 +50,9 @@ HOSTILE = (
 IDENTITY: dict[str, Any] = {"columns": {}}
 FINGERPRINT = fingerprint_of(IDENTITY)
 CARD = model_card(checkpoint="somebody/stable-diffusion")
+
+NUM_FRAMES = 110
+"""Rows of a part: three row groups of 35 rows, each read 16 rows at a time, and one of five."""
 
 SCHEMA = pa.schema(
     [
@@ -241,6 +246,7 @@ def route(name: str, model: str) -> ResolvedRoute:
     return ResolvedRoute(name=name, model=model, system=SYSTEMS[0], defaults={})
 
 
+@cache
 def noise(side: int, seed: int = 0) -> bytes:
     """A PNG that no codec makes small."""
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -604,14 +610,83 @@ def test_a_row_group_is_read_from_its_beginning_and_not_to_its_end(output: Repor
     assert counting.bytes_read < 4_000_000
 
 
+def test_each_frame_has_the_image_and_the_place_of_its_own_row(output: ReportedOutput) -> None:
+    """Over parts, row groups and the rows that are read together; tasks and models interleave."""
+    output.num_shards = 2
+    output.write_job(rows_per_shard=NUM_FRAMES, sd="a", xl="b")
+    tones = {}
+    for index in range(2):
+        rows = [
+            row(
+                i,
+                row_id=f"{index} {i}",
+                route=route("img2img" if i in (5, 6) else "text2img", "xl" if i >= 90 else "sd"),
+            )
+            for i in range(NUM_FRAMES)
+        ]
+        pixels = [np.full((4, 6, 3), 100 * index + i, np.uint8) for i in range(NUM_FRAMES)]
+        tones |= {f"{index} {i}": 100 * index + i for i in range(NUM_FRAMES)}
+        outcomes = [
+            failed(each) if i % 34 == 33 else made(each, encode(data, "png"))
+            for i, (each, data) in enumerate(zip(rows, pixels, strict=True))
+        ]
+        regroup(output.write_part(index, outcomes), 35)
+
+    frames = output.sheet().frames
+
+    shown = [f"{index} {i}" for index in range(2) for i in range(NUM_FRAMES) if i % 34 != 33]
+    assert [frame.row_id for frame in frames] == shown
+    assert [frame.place for frame in frames] == [
+        f"train-0000{row_id[0]}-of-00002.parquet, row {row_id[2:]}" for row_id in shown
+    ]
+    for frame in frames:
+        with opened(frame.thumbnail) as thumbnail:
+            assert thumbnail.convert("RGB").getpixel((0, 0)) == (tones[frame.row_id],) * 3
+
+
+def test_failed_rows_of_every_code_are_found_behind_those_of_another(output: ReportedOutput) -> None:
+    """Each is shown with its place, over row groups and the rows that are read together."""
+    codes = ["common"] * (MAX_ROWS_PER_GROUP + 5) + ["rare"] + ["common"] * 3 + ["rarest"]
+    outcomes = [failed(row(i), code) for i, code in enumerate(codes)]
+    regroup(output.write_part(0, outcomes), MAX_ROWS_PER_GROUP + 7)
+
+    failures = output.sheet().failures
+
+    places = {failure.error_code: failure.place.rpartition(" ")[2] for failure in failures[::-1]}
+    assert places == {code: str(codes.index(code)) for code in ("common", "rare", "rarest")}
+    assert all(failure.row_id == f"row-{failure.place.rpartition(' ')[2]}" for failure in failures)
+
+
+def test_of_very_many_parts_some_are_looked_at_evenly(output: ReportedOutput) -> None:
+    """Their footers are read, and the sheet says of how many it knows the failed rows."""
+    output.num_shards = 2 * MAX_FOOTERS
+    output.write_job()
+    output.write_summary(ok=output.num_shards)
+    uri = output.write_part(0, [made(row(0), noise(16))])
+    for index in range(1, output.num_shards):
+        os.link(uri, join(output.root, "data", f"{output.name(index)}.parquet"))
+    counting = CountingStorage(output.storage)
+
+    sheet = make_sheet(Output(counting, output.root), max_images=0)
+
+    opened_parts = [int(uri.rpartition("train-")[2][:5]) for uri in counting.num_opened]
+    assert sorted(opened_parts) == [*range(1, output.num_shards, 2)]
+    assert (sheet.num_parts, sheet.num_searched) == (2 * MAX_FOOTERS, MAX_FOOTERS)
+
+
 def write_groups(output: ReportedOutput, index: int, *, num_groups: int, rows_per_group: int) -> int:
     """A part of many row groups, as one shard of many images has; its size."""
     outcomes = [made(row(i), noise(48, i % 7), side=48) for i in range(num_groups * rows_per_group)]
     uri = output.write_part(index, outcomes)
+    regroup(uri, rows_per_group)
+    return Path(uri).stat().st_size
+
+
+def regroup(uri: str, rows_per_group: int) -> None:
+    """Write a part again with row groups of so many rows."""
     with pq.ParquetFile(uri) as parquet:
         table, metadata = parquet.read(), parquet.metadata.metadata
     pq.write_table(table.replace_schema_metadata(metadata), uri, row_group_size=rows_per_group)
-    return Path(uri).stat().st_size
 
 
 def footer_bytes(output: ReportedOutput) -> int:
