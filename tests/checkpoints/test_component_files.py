@@ -47,6 +47,15 @@ def component(folder: Path, *, settings: Mapping[str, object], weights: Sequence
     return found
 
 
+def test_a_component_that_the_checkpoint_does_not_use_is_none(tmp_path: Path) -> None:
+    """Though its files are there: diffusers does not load it."""
+    component(tmp_path, settings={}, weights=[b"x"])
+    index = {"vae": [None, None], "unet": "x", "_class_name": "StableDiffusionPipeline"}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+
+    assert components_with_weights(files_in(tmp_path), None) == []
+
+
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 VARIANT_SHARDS = [f"model.fp16-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 

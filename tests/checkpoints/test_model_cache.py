@@ -184,12 +184,14 @@ def test_a_model_larger_than_the_cache_is_held_alone() -> None:
 
 
 def test_each_call_has_a_scheduler_of_its_own() -> None:
-    """A scheduler keeps a call's state: two calls must never meet in one, nor in a list or tensor of one."""
+    """Pipeline and scheduler keep a call's state: two calls must never meet in one, nor in a scheduler's lists
+    and tensors."""
     model = cache().get("sd")
 
-    first = model.pipeline(system("sd", "text2img"), None).scheduler
-    second = model.pipeline(system("sd", "text2img"), None).scheduler
+    pipelines = [model.pipeline(system("sd", "text2img"), None) for _ in range(2)]
 
+    first, second = (pipeline.scheduler for pipeline in pipelines)
+    assert pipelines[0] is not pipelines[1]
     assert first is not second
     assert first.config == second.config
     changeable = (torch.Tensor, np.ndarray, list)

@@ -130,6 +130,27 @@ def test_a_refiner_is_told_from_a_base_by_what_it_asks_for(tmp_path: Path, aesth
     assert card_of(folder).family == ("sdxl-refiner" if aesthetics else "sdxl")
 
 
+@pytest.mark.parametrize(("channels", "num_layers"), [(4, 0), (4, -1), (4, "many"), (7, 12)])
+def test_a_checkpoint_that_is_none_that_darkroom_runs_is_refused(
+    tmp_path: Path, channels: int, num_layers: Any
+) -> None:
+    """A UNet of other channels, and a text encoder without layers."""
+    folder = paper_checkpoint(tmp_path / "sd", channels=channels)
+    change_json(folder, "model_index.json", {"text_encoder": ["transformers", "CLIPTextModel"]})
+    change_json(folder, "text_encoder/config.json", {"num_hidden_layers": num_layers})
+
+    says = "darkroom runs" if channels == 7 else "its text_encoder has"
+    with pytest.raises(SpecError, match=says):
+        card_of(folder)
+
+
+@pytest.mark.parametrize("checkpoint", ["/no/such", "./no/such", "../no", "~/no/such/folder"])
+def test_what_can_only_be_a_folder_is_not_looked_for_on_the_hub(checkpoint: str) -> None:
+    """The message says that there is no such folder."""
+    with pytest.raises(SpecError, match=r"the folder \S+ does not exist"):
+        read_card("sd", ModelSpec(checkpoint=checkpoint))
+
+
 # Weights that are not there, or not as they should be.
 
 

@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -139,13 +140,15 @@ def test_each_image_of_a_row_and_each_of_its_steps_is_an_object_of_its_own(tmp_p
 
     def generated(sample: Sample) -> Generated:
         kept = replace(sample, step_images=(drawn(7), drawn(7)))
-        return Generated(sample=kept, pixels=drawn(7), nsfw=None)
+        return Generated(sample=kept, pixels=drawn(7), depth=np.zeros(SIZE, np.uint16), nsfw=None)
 
     with worker_for(plan, ScriptedEngine(generated)) as worker:
         made = read_output(plan, [worker.run(next(plan.shards()))])
 
     paths = [image["path"] for row in made.rows for image in (row["image"], *row["step_images"])]
     assert len(paths) == len(set(paths)) == 2 * 3 * 3
+    # Depth maps too, which have no column here.
+    assert len([path for path in (tmp_path / "out" / "images").rglob("*") if path.is_file()]) == 2 * 3 * 4
     assert {image_of({"image": {"bytes": Path(path).read_bytes()}}).size for path in paths} == {SIZE[::-1]}
     assert {(row["height"], row["width"]) for row in made.rows} == {SIZE}
 
@@ -216,6 +219,22 @@ def test_every_step_of_a_shard_can_be_seen_to_move(tmp_path: Path) -> None:
 
     assert heartbeats == [1 + 3, 1 + 3 + 1, 1 + 3 + 2]
     assert end == 1 + 3 + 3 + 3
+
+
+def test_the_seconds_of_a_report_are_those_of_each_stage_alone(tmp_path: Path) -> None:
+    """Together they are the time that the shard took."""
+    plan = plan_of(tmp_path, [{"row_id": i, "prompt": "x"} for i in range(65)])
+    engine = ScriptedEngine(lambda sample: Generated(sample=sample, pixels=drawn(1), nsfw=None))
+
+    with worker_for(plan, engine) as worker:
+        begun = time.monotonic()
+        seconds = worker.run(next(plan.shards())).seconds
+        elapsed_s = time.monotonic() - begun
+
+    assert [*seconds] == ["read", "wait", "generate", "write"]
+    assert min(seconds.values()) >= 0
+    # Each is rounded to a tenth of a millisecond.
+    assert sum(seconds.values()) <= elapsed_s + 0.0004
 
 
 class LeavingStores(Stores):
