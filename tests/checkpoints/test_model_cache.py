@@ -184,8 +184,7 @@ def test_a_model_larger_than_the_cache_is_held_alone() -> None:
 
 
 def test_each_call_has_a_scheduler_of_its_own() -> None:
-    """Pipeline and scheduler keep a call's state: two calls must never meet in one, nor in a scheduler's lists
-    and tensors."""
+    """Pipeline and scheduler keep a call's state: two calls must never meet in one, nor in a list of one."""
     model = cache().get("sd")
 
     pipelines = [model.pipeline(system("sd", "text2img"), None) for _ in range(2)]
