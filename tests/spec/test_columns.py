@@ -1,14 +1,21 @@
 """Facts about which column of the input becomes which field of a row."""
 
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from schemas.columns.input_columns import FIELD_KINDS, ColumnMap, id_type, map_columns
-from schemas.columns.output_columns import IMAGE_TYPE
+from schemas.columns.output_columns import IMAGE_TYPE, column_problems, output_schema
+from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import SpecError
-from schemas.spec.job_spec import InputSpec
+from schemas.spec.job_spec import InputSpec, JobSpec
 from schemas.wording.foreign_names import FOREIGN_NAMES
+from tests.support.checkpoints import model_card
 
 LATER_ORDER = pa.struct([("path", pa.large_string()), ("bytes", pa.large_binary())])
 
@@ -38,6 +45,28 @@ def test_the_spec_names_a_fields_column() -> None:
 
     assert found.fields == {"prompt": "short"}
     assert not found.recognised
+
+
+def test_a_column_that_the_spec_gives_to_a_field_fills_no_other_one() -> None:
+    """Whatever its own name is, in darkroom's words or in another tool's."""
+    columns = {"prompt": pa.string(), "prompt_2": pa.string(), "steps": pa.int64()}
+
+    found = mapped(columns, columns={"negative_prompt": "prompt_2", "seed": "steps"})
+
+    assert found.fields == {"prompt": "prompt", "negative_prompt": "prompt_2", "seed": "steps"}
+
+
+@pytest.mark.parametrize("name", ["prompt", "note"])
+def test_a_column_that_is_read_is_there_once(name: str) -> None:
+    """Kept columns too; a column that nobody reads may be there as often as it likes."""
+    twice = pa.schema([("prompt", pa.string()), ("note", pa.string()), (name, pa.string())])
+    spec = InputSpec(path="x", keep=["note"])
+
+    with pytest.raises(SpecError, match=f"the input has 2 columns of the name `{name}`"):
+        map_columns(twice, spec)
+    assert map_columns(pa.schema([*twice, ("x", pa.int8()), ("x", pa.int8())]).remove(2), spec).keep == (
+        "note",
+    )
 
 
 def test_the_spec_leaves_a_field_unread() -> None:
@@ -193,3 +222,93 @@ def test_ids_stay_numbers_where_64_bits_hold_them() -> None:
 
     assert set(kept) == {pa.int64()}
     assert set(changed) == {pa.string()}
+
+
+def written(
+    families: dict[str, str], routes: dict[str, Any], keep: dict[str, pa.DataType] | None = None
+) -> pa.Schema:
+    """The output's schema of a job with these models and routes."""
+    kept = keep or {}
+    spec = JobSpec.model_validate(
+        {
+            "version": 1,
+            "name": "columns",
+            "input": {"path": "x", "keep": [*kept]},
+            "models": {name: {"checkpoint": "a/b"} for name in families},
+            "routes": routes,
+            "output": {"path": "out"},
+        }
+    )
+    models = {name: model_card(family=family) for name, family in families.items()}
+    columns = pa.schema([("prompt", pa.string()), *kept.items()])
+    return output_schema(spec, models, map_columns(columns, spec.input), columns)
+
+
+def hugging_face(schema: pa.Schema) -> dict[str, Any]:
+    """The features that Hugging Face reads from a schema."""
+    return dict(json.loads(schema.metadata[b"huggingface"])["info"]["features"])
+
+
+def test_the_output_has_a_column_for_whatever_a_row_may_have() -> None:
+    """A row may name any model of the job, also one that no route names."""
+    routes = {"text2img": {"model": "sd"}, "img2img": {"model": "sd", "keep_steps": True}}
+
+    plain = written({"sd": "sd"}, {"text2img": {"model": "sd"}})
+    mixed = written({"sd": "sd", "xl": "sdxl"}, routes)
+
+    assert {"prompt", "negative_prompt_truncated", "guidance_rescale", "row_id"} <= {*plain.names}
+    assert not {"prompt_2", "original_size", "strength", "depth", "step_images"} & {*plain.names}
+    assert {"prompt_2", "negative_prompt_2_truncated", "original_size", "strength"} <= {*mixed.names}
+    assert "step_images" in mixed.names
+    assert hugging_face(plain) == {"image": {"_type": "Image"}}
+    assert hugging_face(mixed).keys() == {"image", "step_images"}
+
+
+def test_hugging_face_is_told_of_every_column_of_images() -> None:
+    """Of depth maps, and of images that are kept; another struct is none."""
+    keep = {"photo": IMAGE_TYPE, "other": LATER_ORDER, "note": pa.string()}
+
+    schema = written({"rgbd": "ldm3d"}, {"ldm3d": {"model": "rgbd"}}, keep)
+
+    assert hugging_face(schema) == {name: {"_type": "Image"} for name in ("depth", "image", "photo")}
+    assert [schema.field(name).type for name in keep] == [*keep.values()]
+    assert not column_problems(schema)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda schema: schema.append(pa.field("status", pa.string())), "there are 2 columns `status`"),
+        (lambda schema: schema.remove(schema.get_field_index("nsfw")), "column `nsfw` is missing"),
+        (
+            lambda schema: schema.set(schema.get_field_index("depth"), pa.field("depth", pa.binary())),
+            "column `depth` is binary, not struct",
+        ),
+    ],
+)
+def test_a_part_that_lacks_a_column_or_has_another_one_is_told_from_ours(
+    change: Callable[[pa.Schema], pa.Schema], problem: str
+) -> None:
+    """Optional columns are looked at where they are."""
+    schema = written({"rgbd": "ldm3d"}, {"ldm3d": {"model": "rgbd"}})
+
+    (found,) = column_problems(change(schema))
+
+    assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [pa.ArrowInvalid("x"), OSError("x"), UnicodeDecodeError("utf-8", b"x", 0, 1, "x")],
+)
+def test_what_a_parquet_reader_raises_is_told_as_the_files_fault(error: Exception) -> None:
+    """A name in a footer may not be UTF-8; our own mistakes stay what they are."""
+    with pytest.raises(SpecError, match=r"a\.parquet cannot be read: "), reading():
+        raise error
+    with pytest.raises(KeyError), reading():
+        raise KeyError("x")
+
+
+def reading() -> AbstractContextManager[None]:
+    """Errors of a reader as a file's."""
+    return parquet_errors_as(SpecError, "a.parquet cannot be read")

@@ -19,6 +19,7 @@ from schemas.spec.job_spec import JobSpec
 from schemas.spec.spec_file import load_spec
 from schemas.spec.spec_schema import spec_json_schema
 from schemas.spec.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_VALUES, parse_yaml
+from schemas.systems.parameters import PARAMETERS, Parameters
 from tests.support.running import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -71,6 +72,29 @@ def test_a_small_spec_gets_every_default(spec_path: Path) -> None:
     assert spec.routes["text2img"].set_parameters() == {"num_inference_steps": 10}
     assert (spec.batching.shard_rows, spec.batching.max_batch_rows) == (256, 16)
     assert (spec.workers.num, spec.errors.max_rate, spec.seed) == ("auto", 0.01, 0)
+    assert (spec.safety.checker, spec.safety.flagged) == ("on", "drop")
+    assert (spec.output.images, spec.output.format) == ("parquet", "png")
+    assert spec.errors.stall_timeout_s > spec.errors.storage_deadline_s
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if "number" in PARAMETERS[name].kind])
+def test_a_route_and_a_row_have_the_same_bounds(name: str) -> None:
+    """They include their ends, and the next number beyond is refused in a route as in a row."""
+    bounds = PARAMETERS[name]
+    if bounds.kind == "pair of whole numbers":
+        assert (bounds.minimum, bounds.maximum) == (0, 65_536)
+        return
+    whole = bounds.kind == "whole number"
+    low, high = (int(end) if whole else end for end in (bounds.minimum, bounds.maximum))
+    beyond = (
+        (low - 1, high + 1) if whole else (math.nextafter(low, -math.inf), math.nextafter(high, math.inf))
+    )
+
+    for end in (low, high):
+        assert Parameters.model_validate({name: end}).set_parameters() == {name: end}
+    for number in beyond:
+        with pytest.raises(ValueError, match=name):
+            Parameters.model_validate({name: number})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
