@@ -38,11 +38,13 @@ class Ref:
 class Actor:
     """The handle of an actor: `actor.run.remote(shard)` calls a method of its worker in a thread."""
 
-    def __init__(self, ray: "FakeRay", name: str, options: dict[str, Any]) -> None:
+    def __init__(self, ray: "FakeRay", name: str, options: dict[str, Any], job: Any) -> None:
         self._ray = ray
         self._refs: list[Ref] = []
         self.options = options
         """The options with which Ray was told to start it."""
+        self.job = job
+        """The first argument of its constructor."""
         self.process = Process(
             ray.clock, name, when_it_dies=lambda _: ray.clock.after(ray.news_s(), self._fail)
         )
@@ -114,8 +116,8 @@ class _ActorClass:
         self._options = options
         return self
 
-    def remote(self, *arguments: Any, **named: Any) -> Actor:
-        return self._ray.start(self._options)
+    def remote(self, job: Any, **named: Any) -> Actor:
+        return self._ray.start(self._options, job)
 
 
 class FakeRay:
@@ -147,15 +149,18 @@ class FakeRay:
         """The driver's clock, in seconds."""
         return self.clock.now_s + self.jump_s
 
+    def is_initialized(self) -> bool:
+        return True
+
     def put(self, value: Any) -> Any:
         return value
 
     def remote(self, worker_class: type) -> _ActorClass:
         return _ActorClass(self)
 
-    def start(self, options: dict[str, Any]) -> Actor:
+    def start(self, options: dict[str, Any], job: Any) -> Actor:
         """Start an actor."""
-        actor = Actor(self, self.name(), options)
+        actor = Actor(self, self.name(), options, job)
         self.actors.append(actor)
         return actor
 
