@@ -448,6 +448,20 @@ def test_rows_need_a_prompt_column_and_whole_ids(spec: JobSpec) -> None:
     assert f"column `id` has 2 nulls in {path}; every row needs its id" in refusal(spec)
 
 
+def test_rows_of_a_task_without_texts_need_no_prompt(spec: JobSpec, tmp_path: Path) -> None:
+    """Variations are made of an image alone."""
+    image = pa.array([{"bytes": b"x", "path": None}], IMAGE_TYPE)
+    folder = paper_checkpoint(tmp_path / "vary", pipeline="StableDiffusionImageVariationPipeline")
+    write_input(spec, image=image)
+    routes = {"variation": {"model": "vary"}}
+
+    _, findings = plan_of(
+        change(spec, models={"vary": {"checkpoint": str(folder)}}, routes=routes, default_route="variation")
+    )
+
+    assert not findings.num_bad
+
+
 def test_rows_need_a_task_column_or_a_default_route(spec: JobSpec) -> None:
     """With several routes and no word which one, the routes are listed."""
     write_input(spec, prompt=["p"])
@@ -488,8 +502,10 @@ def test_a_job_may_not_read_what_it_writes(spec: JobSpec, path: str, output: str
     """Its own parts would look like a changed input, and the job could never be resumed."""
     write_input(spec, prompt=["p"])
     root = Path(spec.output.path).parent
+    write(root / "other.parquet", {"prompt": ["p"]})
+    paths = [f"{root}/other.parquet", f"{root}/{path}"]
 
-    said = refusal(change(spec, input={"path": f"{root}/{path}"}, output={"path": f"{root}/{output}"}))
+    said = refusal(change(spec, input={"path": paths}, output={"path": f"{root}/{output}"}))
 
     assert said.startswith(f"output.path: {root}/{output} is where input.path looks for rows ({root}/{path})")
 
