@@ -21,6 +21,7 @@ from tests.support.in_process import Record, job_spec, write_rows
     [
         ("model_index.json", {"unet": ["os", "system"]}, "asks for os.system as its unet"),
         ("model_index.json", {"unet": ["my_unet", "Unet"]}, "asks for my_unet.Unet as its unet"),
+        ("model_index.json", {"unet": ["diffusers2", "Unet"]}, "asks for diffusers2.Unet as its unet"),
         (
             "model_index.json",
             {"_class_name": ["pipeline", "Mine"]},
@@ -89,6 +90,11 @@ def gigabytes(folder: Path) -> None:
         file.truncate(5 << 30)
 
 
+def megabytes_of_spaces(folder: Path) -> None:
+    index = folder / "model_index.json"
+    index.write_bytes(index.read_bytes() + b" " * (17 << 20))
+
+
 def no_tokenizer(folder: Path) -> None:
     shutil.rmtree(folder / "tokenizer")
 
@@ -105,6 +111,7 @@ def no_tokenizer(folder: Path) -> None:
         (a_pipe_for_an_index, "has no readable model_index.json"),
         (an_endless_file, "unet/config.json is neither a file nor a folder"),
         (gigabytes, "has no readable model_index.json"),
+        (megabytes_of_spaces, "has no readable model_index.json"),
         (no_tokenizer, "has no files of its tokenizer, which its model_index.json names"),
     ],
 )

@@ -1,5 +1,6 @@
 """Checkpoints of the Hub: downloaded once, no more than is needed, and shared as folders are."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -196,10 +197,14 @@ def test_a_repository_without_safetensors_is_refused_by_the_plan(
 
 
 def test_a_worker_downloads_what_it_loads_and_no_more(tmp_path: Path, tuned: Path) -> None:
-    """The variant where there is one, no pickles, no file that holds all; and what is compared with other
-    checkpoints is what was loaded."""
+    """The variant where there is one, no pickles, no file that holds all, no checker that is off; and what
+    is compared with other checkpoints is what was loaded."""
     published = tmp_path / "published"
     shutil.copytree(tuned, published)
+    shutil.copytree(demo("sd-safety") / "safety_checker", published / "safety_checker")
+    index = json.loads((published / "model_index.json").read_text())
+    checker = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    (published / "model_index.json").write_text(json.dumps(index | checker))
     vae = published / "vae" / "diffusion_pytorch_model.safetensors"
     shutil.copy(vae, vae.with_suffix(".fp16.safetensors"))
     for other in (
@@ -212,7 +217,7 @@ def test_a_worker_downloads_what_it_loads_and_no_more(tmp_path: Path, tuned: Pat
         "import torch; from actors.engine.pipelines.loaded_model import LoadedModel\n"
         "from actors.engine.pipelines.loading import LoadOptions\n"
         "from schemas.spec.job_spec import ModelSpec\n"
-        "options = LoadOptions(device=torch.device('cpu'))\n"
+        "options = LoadOptions(device=torch.device('cpu'), with_checker=False)\n"
         "LoadedModel('sd', ModelSpec(checkpoint='studio/sd', variant='fp16'), options)"
     )
 
@@ -233,6 +238,6 @@ def test_a_worker_downloads_what_it_loads_and_no_more(tmp_path: Path, tuned: Pat
         "vae/diffusion_pytorch_model.fp16.safetensors",
     }
     compared = components_with_weights(files_in(published), "fp16")
-    assert [file for part in compared for file in part.weights] == [
+    assert [file for part in compared for file in part.weights if part.name != "safety_checker"] == [
         LocalFile(published / name) for name in sorted(weights)
     ]

@@ -138,6 +138,8 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     half = diffusers.StableDiffusionPipeline.from_pretrained(
         folder, use_safetensors=True, dtype=torch.float16
     )
+    with torch.no_grad():
+        half.unet.conv_out.bias.fill_(0.5)
     half.save_pretrained(folder, variant="fp16")
     return folder
 
@@ -158,6 +160,7 @@ def test_a_variant_takes_the_room_of_its_own_files_and_then_what_it_needs_in_mem
         models.get(name)
 
     assert models.names == kept
+    assert set(models.get("half").components["unet"].conv_out.bias.tolist()) == {0.5}
     assert models.get("half").weight_bytes == pytest.approx(
         size * (1 if dtype == "float32" else 0.5), rel=0.01
     )
@@ -338,13 +341,15 @@ def test_a_broken_device_or_full_memory_is_no_checkpoints_fault(
         LoadedModel("sd", ModelSpec(checkpoint="demo:sd"), LoadOptions(device=CPU))
 
 
-def test_half_precision_is_what_the_spec_asks_for() -> None:
-    """`dtype` reaches every module."""
-    model = LoadedModel("sd", ModelSpec(checkpoint="demo:sd", dtype="bfloat16"), LoadOptions(device=CPU))
+@pytest.mark.parametrize(("dtype", "loaded"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_precision_is_what_the_spec_asks_for(dtype: str, loaded: torch.dtype) -> None:
+    """`dtype` reaches every module; left to darkroom, it is full precision on a CPU."""
+    spec = ModelSpec.model_validate({"checkpoint": "demo:sd", "dtype": dtype})
+    model = LoadedModel("sd", spec, LoadOptions(device=CPU))
 
     pipeline = model.pipeline(system("sd", "text2img"), None)
 
-    assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.bfloat16}
+    assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {loaded}
 
 
 def test_every_system_names_a_pipeline_that_takes_its_parameters() -> None:
@@ -366,13 +371,13 @@ def test_every_system_names_a_pipeline_that_takes_its_parameters() -> None:
 def test_checkpoints_with_the_same_component_hold_it_once() -> None:
     """By the content of its files, whatever its folder is called; in another dtype it is another one."""
     specs = {
+        "half": ModelSpec(checkpoint="demo:sd", dtype="bfloat16"),
         "sd": ModelSpec(checkpoint="demo:sd"),
         "copy": ModelSpec(checkpoint="demo:sd"),
-        "half": ModelSpec(checkpoint="demo:sd", dtype="bfloat16"),
         "other": ModelSpec(checkpoint="demo:sdxl"),
     }
     models = ModelCache(specs, LoadOptions(device=CPU), 10**9)
-    first, copy, half, other = (models.get(name) for name in specs)
+    half, first, copy, other = (models.get(name) for name in specs)
 
     assert copy.components["vae"] is first.components["vae"]
     assert copy.components["unet"] is first.components["unet"]

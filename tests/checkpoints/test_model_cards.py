@@ -226,5 +226,5 @@ def test_the_way_out_that_is_named_works_for_every_component(
     message = refusal(stored_as(tmp_path / "checkpoint", names))
 
     assert "has no .safetensors in unet, vae;" in message
-    assert says in message
-    assert says_not not in message.partition(": weights")[2]
+    assert says in message.partition("because they can run code: ")[2]
+    assert says_not not in message.partition("because they can run code: ")[2]
