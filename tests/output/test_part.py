@@ -1,4 +1,4 @@
-"""A part as a file: its rows in order, its row groups, its images, and the rows that a retry leaves alone."""
+"""A part as a file: its rows, row groups, footer and images, and the rows that a retry leaves alone."""
 
 import hashlib
 import io
@@ -20,6 +20,8 @@ from actors.parts.unchanged_rows import unchanged_records
 from actors.rows.routing import ResolvedRoute
 from actors.rows.row import Row
 from actors.storage.output import open_output
+from jobs.output.part_footers import PartFooter, read_footers
+from jobs.output.parts import PartFile
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RefusedError, RowError
 from schemas.job import Shard
@@ -53,8 +55,8 @@ SCHEMA = pa.schema(
 )
 """The columns of a part, with two that were kept."""
 KEPT = ("note", "moment")
-HALF = StoredImage(data=bytes(ROW_GROUP_BYTES // 2), path="half.png")
-"""An image, as the part sees it, of which two fill a row group."""
+QUARTER = StoredImage(data=bytes(ROW_GROUP_BYTES // 4), path="quarter.png")
+"""An image, as the part sees it, of which four fill a row group."""
 
 
 def row(index: int, *, num_images: int = 1, note: bytes = b"") -> Row:
@@ -161,17 +163,67 @@ def test_a_row_that_fails_has_no_image_and_no_size() -> None:
 def test_a_full_row_group_is_ended_whatever_fills_it() -> None:
     """Viewers read a whole group to show a page of it; the next group is as large again."""
     outcomes = [
-        RowOutcome(row(0), [image(image=HALF)]),
-        RowOutcome(row(1), [image(depth=HALF)]),
-        RowOutcome(row(2), [image(steps=(image().image, HALF))]),
-        RowOutcome(row(3, note=HALF.data), [image()]),
+        RowOutcome(row(0), [image(image=QUARTER)]),
+        RowOutcome(row(1), [image(depth=QUARTER)]),
+        RowOutcome(row(2), [image(steps=(image().image, QUARTER))]),
+        RowOutcome(row(3, note=QUARTER.data), [image()]),
         *(ok(row(i)) for i in range(4, 7)),
     ]
 
     part = built(outcomes)
 
     metadata = pq.read_metadata(io.BytesIO(part.data))
-    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [2, 2, 3]
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [4, 3]
+
+
+def in_groups_of_two(part: bytes, **options: Any) -> bytes:
+    return changed(part, "task", table_of(part)["task"].to_pylist(), row_group_size=2, **options)
+
+
+def footer_of(folder: Path, data: bytes) -> PartFooter:
+    output = open_output(str(folder))
+    output.replace("part", data)
+    stored = output.storage.stat(output.uri("part"))
+    assert stored is not None
+    (footer,) = read_footers(output, [PartFile(index=0, stored=stored)])
+    return footer
+
+
+def test_a_footer_tells_which_row_groups_may_have_images_and_failures(tmp_path: Path) -> None:
+    """Reports read no other ones; where it has no statistics, any group may have both."""
+    withheld = image(image=None, nsfw=True)
+    outcomes = [
+        *(failed(row(0)), failed(row(1), "mask_size")),
+        *(failed(row(2)), RowOutcome(row(3), [withheld])),
+        *(RowOutcome(row(4), [withheld]), RowOutcome(row(5), [withheld])),
+        *(failed(row(6)), ok(row(7))),
+        *(ok(row(8)), ok(row(9))),
+        ok(row(10)),
+    ]
+    part = built(outcomes).data
+
+    footer = footer_of(tmp_path, in_groups_of_two(part))
+    unknown = footer_of(tmp_path, in_groups_of_two(part, write_statistics=False))
+
+    assert [(group.first_row, group.num_rows) for group in footer.groups] == [
+        *((0, 2), (2, 2), (4, 2), (6, 2), (8, 2), (10, 1))
+    ]
+    assert [group.has_failures for group in footer.groups] == [True, True, False, True, False, False]
+    assert [group.has_images for group in footer.groups] == [False, True, True, True, True, True]
+    assert {(group.has_failures, group.has_images) for group in unknown.groups} == {(True, True)}
+    assert footer.error_codes == {"out_of_memory": 3, "mask_size": 1}
+
+
+def test_a_footer_tells_what_a_row_group_weighs_and_which_columns_are_lines_of_text(tmp_path: Path) -> None:
+    """Depth maps weigh as images do; bytes, lists and structs are not shown as text."""
+    depth = StoredImage(data=np.random.default_rng(0).bytes(5_000), path="depth.png")
+    outcomes = [ok(row(0)), ok(row(1)), RowOutcome(row(2), [image(depth=depth)])]
+
+    flat, deep = footer_of(tmp_path, in_groups_of_two(built(outcomes).data)).groups
+
+    assert 0 < flat.image_bytes < 5_000 < deep.image_bytes
+    assert flat.image_columns == deep.image_columns == ("image", "depth")
+    assert {*SCHEMA.names} - {*deep.columns} == {"image", "depth", "step_images", "note"}
 
 
 def shard(index: int, **changes: Any) -> Shard:
