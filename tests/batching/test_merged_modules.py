@@ -83,6 +83,21 @@ def test_a_timestep_is_moved_to_where_its_rows_are() -> None:
     assert module.seen[0]["timestep"].device.type == "meta"
 
 
+def test_modules_that_are_called_alike_are_not_mixed_up() -> None:
+    """As XL's two text encoders are: each answers its own calls, though both wait at the same time."""
+    double, triple = Recorder(), Recorder(lambda sample, **_: 3 * sample)
+    points = [
+        MergePoint(name=name, module=module, stage=Stage.ENCODE)
+        for name, module in (("double", double), ("triple", triple))
+    ]
+    asked = [lambda: double(rows_of(1)), lambda: triple(rows_of(1)), lambda: double(rows_of(2))]
+
+    values = run(Batcher(points, 16), [call(make) for make in asked])
+
+    assert_same(values, [rows_of(2), rows_of(3), rows_of(4)])
+    assert [len(double.seen), len(triple.seen)] == [1, 1]
+
+
 def test_none_is_as_good_as_left_out() -> None:
     """Pipelines differ in that, for the same module."""
     module = Recorder()

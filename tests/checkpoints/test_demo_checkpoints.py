@@ -545,12 +545,14 @@ def test_an_unknown_kind_is_left_to_whoever_reads_the_card(
 def test_missing_checkpoints_are_built_by_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that are there stay as they are; nobody pays for torch's imports twice."""
+    """Those that are there stay as they are; nobody pays for torch's imports twice, or for nothing."""
     monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path))
     there = demo_checkpoint("sd") / "model_index.json"
     built = there.stat().st_mtime_ns
 
     build_missing(["sd", "sd2", "upscale"])
+    monkeypatch.setattr(subprocess, "run", None)
+    build_missing(["sd", "sd2"])
 
     assert sorted(tmp_path.iterdir()) == sorted(demo_folder(kind) for kind in ("sd", "sd2", "upscale"))
     assert there.stat().st_mtime_ns == built
