@@ -21,6 +21,8 @@ from tests.support.s3.fault_proxy import FaultProxy, serve_fault_proxy
 from tests.support.s3.on_s3 import env_of
 from tests.support.s3.s3_server import S3Server, skip_without_server
 
+pytest_plugins = ["tests.support.clean_ends"]
+
 # CI runs the same examples every time, so a change fails only by its own faults. Local runs try new examples.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
