@@ -517,8 +517,12 @@ def test_an_opened_object_seeks_like_a_file(storage: Storage, folder: str, parqu
         for offset, length in jumps:
             file.seek(offset)
             assert file.read(length) == parquet[offset : offset + length]
+            assert file.tell() == max(offset, min(offset + length, end))
         assert file.seek(-5, os.SEEK_END) == end - 5
         assert file.read() == parquet[-5:]
+        file.seek(BLOCK_BYTES - 3)
+        assert file.seek(2 * BLOCK_BYTES, os.SEEK_CUR) == 3 * BLOCK_BYTES - 3
+        assert file.read(10) == parquet[3 * BLOCK_BYTES - 3 :][:10]
         assert file.seek(0) == 0
         assert file.read() == parquet
 
