@@ -12,8 +12,8 @@ from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
 from jobs.dispatch.pool import MAX_FAILED_STARTS, POLL_S, PROGRESS_EVERY_S, Tick, WorkerPool
 from schemas.errors import DarkroomError, ReclaimedError, StorageError
 from schemas.job import Job, Shard, ShardReport, ShardSnapshot, WorkerProgress
-from tests.support.reports import report_of
 from tests.support.simulation.fake_ray import Actor, FakeRay, installed
+from tests.support.simulation.reports import report_of
 from tests.support.simulation.simulated_time import Clock, Process
 from tests.support.simulation.simulator import STALL_S, job_of
 

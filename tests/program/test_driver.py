@@ -23,12 +23,12 @@ from schemas.output_layout import LEASE
 from schemas.spec.job_spec import JobSpec
 from tests.support.engines import NaNEngine, NoiseEngine
 from tests.support.in_process import job_spec, plan_for, printed_by_verify
-from tests.support.in_process_driver import InProcessDriver, on_fake_ray
-from tests.support.reports import report_of
 from tests.support.running import output_rows, parts, row_ids, text_rows, write_rows
 from tests.support.s3.fault_proxy import FaultProxy
 from tests.support.s3.on_s3 import upload
 from tests.support.simulation.fake_ray import Actor
+from tests.support.simulation.in_process_driver import InProcessDriver, on_fake_ray
+from tests.support.simulation.reports import report_of
 
 SHARD_ROWS = 4
 CODES = ("nonfinite_image", "generation_error")

@@ -41,7 +41,6 @@ from schemas.output_layout import MANIFEST, SUCCESS
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
 from tests.support.checkpoints import model_card
-from tests.support.reports import report_of
 from tests.support.simulation.fake_ray import Actor, FakeRay, installed
 from tests.support.simulation.reference_model import (
     CRASH,
@@ -54,6 +53,7 @@ from tests.support.simulation.reference_model import (
     encode,
     row_name,
 )
+from tests.support.simulation.reports import report_of
 from tests.support.simulation.simulated_store import Faults, SimulatedStore
 from tests.support.simulation.simulated_time import Clock, Process, ViolationError
 
