@@ -230,13 +230,14 @@ def test_rows_are_remembered_for_the_arguments_they_came_with() -> None:
     assert_same(values[0], [3 * ones, 2 * ones, 6 * ones])
 
 
-def test_rows_of_nested_tensors_are_told_apart() -> None:
-    """However alike they print: their middle is left out there."""
-    module = Recorder(lambda sample, more, **_: sample + more["states"].sum(1, keepdim=True))
+@pytest.mark.parametrize("name", ["more", "then"])
+def test_rows_of_nested_tensors_are_told_apart(name: str) -> None:
+    """However alike they print, as their middle is left out there; by the first tensor as by the last."""
+    module = Recorder(lambda sample, **options: sample + options[name]["states"].sum(1, keepdim=True))
     other = torch.zeros(1, 5000)
     other[0, 2500] = 1
     states = [torch.zeros(1, 5000), other]
-    asked = [lambda each=each: module(rows_of(0), more={"states": each}) for each in states]
+    asked = [lambda each=each: module(rows_of(0), **{name: {"states": each}}) for each in states]
 
     values, _ = merged(module, asked, caches_rows=True)
 

@@ -49,6 +49,7 @@ def test_rows_of_a_shard_share_module_calls(merged: Merged) -> None:
 
     least = {1: 1, 3: 1.8, 256: 2.5}[shard_rows]
     assert least <= images_a_batch(counts["unet"]) <= shard_rows
-    for name in ("text_encoder", "vae.encoder", "vae.decoder", "depth_estimator", "image_encoder"):
+    names = ("text_encoder", "text_encoder_2", "vae.encoder", "vae.decoder")
+    for name in (*names, "depth_estimator", "image_encoder"):
         least = {1: 1, 3: 2.5, 256: 3}[shard_rows]
         assert least <= images_a_batch(counts[name]) <= shard_rows
