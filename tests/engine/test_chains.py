@@ -42,6 +42,7 @@ MODELS = {
         "rgbd": "ldm3d",
         "rgbd-up": "ldm3d-upscale",
         "deepened": "depth2img",
+        "varying": "variation",
     }.items()
 }
 STEPS: Record = {"num_inference_steps": 4}
@@ -65,6 +66,7 @@ ROUTES: Record = {
     "ldm3d_upscale": {"model": "rgbd-up", **STEPS, "height": 128, "width": 128},
     "depth2img": {"model": "deepened", **STEPS, "strength": 1.0},
     "redrawn": {"task": "text2img", "model": "sd", **STEPS, "then": ["depth2img"]},
+    "varied": {"task": "variation", "model": "varying", **STEPS, "then": ["depth2img"]},
     "inpaint": {"model": "sd", **STEPS, "padding_mask_crop": 4},
     "filled": {"task": "text2img", "model": "sd", **STEPS, "then": ["inpaint"]},
     "safe": {"model": "sd", **STEPS},
@@ -236,6 +238,16 @@ def test_a_later_step_reads_the_depth_that_the_row_brings(tmp_path: Path) -> Non
         difference = np.abs(np.asarray(image_of(made.row(name)), dtype=int) - np.asarray(plain, dtype=int))
         assert difference.max() <= LEVELS, name
     assert made.row("given")["image_sha256"] != made.row("estimated")["image_sha256"]
+
+
+def test_a_step_is_not_given_what_only_a_later_one_reads(tmp_path: Path) -> None:
+    """A variation takes no depth map, and would raise for one."""
+    row = {"row_id": 1, "task": "varied", "prompt": "x", "image": drawn_image(), "depth_map": depth_map()}
+    path = write_rows(tmp_path / "in.parquet", [row])
+
+    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+
+    assert outcomes(made) == ["ok"], made.rows[0]["error_message"]
 
 
 def test_a_failure_names_its_step(tmp_path: Path) -> None:

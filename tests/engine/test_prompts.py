@@ -476,6 +476,8 @@ def test_what_cannot_be_weighed_fails_alone(tmp_path: Path) -> None:
     """Whole prompts against each other, and anything for Safe; where weights are off, all of it is text."""
     rows = [
         row("blend", '("a fox", "a hill").blend(1, 1)'),
+        row("and", '("a fox", "a hill").and()'),
+        row("swap", "a fox.swap(hill) in the snow"),
         row("weighted", "a (fox)1.5"),
         row("skipping", "a (fox)1.5", clip_skip=1),
         row("safe", "a (fox)1.5", task="safe"),
@@ -488,4 +490,7 @@ def test_what_cannot_be_weighed_fails_alone(tmp_path: Path) -> None:
         made = make(spec_for(tmp_path / setting, rows, routes=routes, prompt_weights=setting))
         codes[setting] = [each["error_code"] for each in made.rows]
 
-    assert codes == {"compel": ["invalid_prompt", None, None, "invalid_prompt", None], "off": [None] * 5}
+    assert codes == {
+        "compel": [*["invalid_prompt"] * 3, None, None, "invalid_prompt", None],
+        "off": [None] * 7,
+    }
