@@ -11,7 +11,7 @@ import torch
 
 from actors.engine.batching.batcher import Outcome
 from actors.engine.calls.decode_ahead import DecodeAhead
-from actors.engine.calls.outputs import PendingOutputs
+from actors.engine.calls.outputs import PendingOutputs, pending_outputs
 from actors.engine.cohort_runner import MAX_ARRIVING, CohortRunner, one_by_one
 from schemas.spec.job_spec import BatchingSpec
 from tests.support.in_process import DEVICE
@@ -49,6 +49,22 @@ def runner() -> CohortRunner:
 
 def numbers(results: Sequence[Any]) -> list[int]:
     return [result.sample.number for result in results]
+
+
+def test_values_become_the_nearest_of_their_levels() -> None:
+    """Each row's own, for images of two different sides."""
+    levels = torch.tensor([0.0, 0.49, 0.51, 100.4, 100.6, 254.6])
+    rgb = (levels.repeat(2, 3, 2, 1) + torch.tensor([0, 0.04])[:, None, None, None]) / 255
+    depth = (levels.repeat(2, 2, 1) + 1000 * torch.arange(2)[:, None, None]) / 65535
+
+    outputs = pending_outputs(SimpleNamespace(rgb=rgb, depth=depth), gives_latents=False).get()
+
+    for row, output in enumerate(outputs):
+        assert output.pixels is not None
+        assert output.pixels.shape == (2, 6, 3)
+        assert output.pixels[1, :, 2].tolist() == [0, [0, 1][row], 1, 100, 101, 255]
+        assert output.depth is not None
+        assert output.depth[1].tolist() == [1000 * row + level for level in (0, 0, 1, 100, 101, 255)]
 
 
 def test_results_are_waited_for_only_when_many_are_on_their_way() -> None:

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -16,10 +17,13 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
 from rich.console import Console
 
+from actors.engine.calls.chains import withhold
 from actors.engine.diffusers_engine import DiffusersEngine
+from actors.engine.engine import Generated
 from actors.engine.pipelines.loaded_model import LoadedModel
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.pipeline_builder import pipeline_class
+from actors.engine.samples import Sample
 from actors.storage.output import open_output
 from demo.small_components import feature_extractor
 from jobs.output.job_record import claim
@@ -361,6 +365,26 @@ def test_a_step_that_is_flagged_filters_the_chain(
         images = [image_of(stored), *(image_of({"image": step}) for step in stored["step_images"])]
         assert [image.size[0] for image in images] == [64 * second[1], 64]
         assert {image.getbbox() is None for image in images} == {is_black}
+
+
+def test_an_image_that_its_last_step_flags_takes_its_earlier_steps_with_it() -> None:
+    """What led to it is withheld as it is, in whatever form the spec says."""
+    opened: Any = None
+    picture, depth = np.full((8, 16, 3), 9, np.uint8), np.full((8, 16), 9, np.uint16)
+    sample = Sample(opened=opened, image_index=0, step_images=(picture, picture))
+    flagged = Generated(sample=sample, pixels=picture, latents=picture, depth=depth, nsfw=True)
+
+    dropped, black, kept = (withhold(flagged, form) for form in ("drop", "black", "keep"))
+
+    assert (dropped.pixels, dropped.latents, dropped.depth, dropped.sample.step_images) == (None,) * 3 + ((),)
+    for image, original in zip(
+        (black.pixels, black.depth, *black.sample.step_images),
+        (picture, depth, picture, picture),
+        strict=True,
+    ):
+        assert image is not None
+        assert (image.shape, image.dtype, image.any()) == (original.shape, original.dtype, False)
+    assert kept is flagged
 
 
 # What is loaded, and what is said.
