@@ -114,6 +114,16 @@ def test_batches_are_joined_only_while_they_fit_in_memory() -> None:
     assert [part["n"].to_pylist() for part, _ in rebatched(small, 64)] == [[0, 1, 2, 3], [4]]
 
 
+def test_batches_with_list_views_are_not_joined() -> None:
+    """pyarrow would cast a part of a joined one to empty lists."""
+    views = pa.array([[1], [2]], pa.list_view(pa.int64()))
+    single: list[tuple[pa.RecordBatch, Problems]] = [
+        (pa.RecordBatch.from_arrays([views], ["views"]), {}) for _ in range(3)
+    ]
+
+    assert [part.num_rows for part, _ in rebatched(single, 64)] == [2, 2, 2]
+
+
 def test_lost_rows_have_the_problem_of_the_first_damage() -> None:
     """Rows are counted in the row group, and the batch begins somewhere in it."""
     damages = [

@@ -16,8 +16,7 @@ from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.images.spool import Spool, SpooledImage, encoded_bytes
 from actors.inputs.input_file import InputFile
 from actors.inputs.values import MAX_KEPT_VALUE_BYTES
-from actors.rows.kept_columns import MAX_KEPT_BYTES, KeptCapacity
-from actors.rows.row import Row
+from actors.rows.kept_columns import MAX_KEPT_BYTES, KeptCapacity, kept_bytes
 from actors.rows.shard_reader import ShardReader
 from actors.storage.stores import Stores
 from schemas.columns.input_columns import map_columns
@@ -284,25 +283,53 @@ def test_a_kept_value_that_is_too_large_fails_its_row_alone(tmp_path: Path) -> N
     assert [row["note"] for row in made.rows] == [values[0], None]
 
 
-def read_shard(spec_path: Path, folder: Path) -> list[Row]:
-    """The rows of the only shard."""
-    plan = plan_for(job_spec(spec_path, folder / "out"))
-    with closing(ShardReader(plan.job, Stores())) as reader:
-        return reader.read(next(plan.shards()), Spool())
-
-
 def test_rows_that_keep_more_than_a_part_has_room_for_fail(tmp_path: Path) -> None:
-    """Counted as often as the part has it: of each image. Those after them that fit are made."""
-    records = [{"row_id": name, "prompt": "x", "num_images_per_prompt": 2} for name in "abcd"]
-    rows = read_shard(write_rows(tmp_path / "in.parquet", records), tmp_path)
+    """Counted as often as the part has it: of each image. Those after them that fit to the byte are made."""
+    records = [{"row_id": name, "prompt": "x", "num_images_per_prompt": 2, "note": name} for name in "abcd"]
+    records.append(records[0] | {"row_id": "e", "prompt": None})
+    path = write_rows(tmp_path / "in.parquet", records)
+    plan = plan_for(job_spec(path, tmp_path / "out", input={"path": str(path), "keep": ["note"]}))
+    with closing(ShardReader(plan.job, Stores())) as reader:
+        rows = reader.read(next(plan.shards()), Spool())
     half = MAX_KEPT_BYTES // 2
 
-    fitted = [*KeptCapacity().fit(rows, [half - 10, 11, 0, 10])]
+    fitted = [*KeptCapacity().fit(rows, [half - 10, 11, 0, 10, 1])]
 
-    assert [row.problem and row.problem.code for row in fitted] == [None, "kept_too_large", None, None]
+    assert [row.problem and row.problem.code for row in fitted] == [
+        *(None, "kept_too_large", None, None),
+        "missing_prompt",
+    ]
+    assert [[*row.keep] for row in fitted] == [["note"], [], ["note"], ["note"], []]
     assert fitted[1].num_images == 1
     assert fitted[1].problem
     assert "take 22 bytes in its part" in fitted[1].problem.message
+
+
+def test_the_bytes_of_every_kept_column_count_for_their_own_row(tmp_path: Path) -> None:
+    """Over the batches in which they are read."""
+    columns: dict[str, Any] = {"row_id": [f"{i}" for i in range(70)], "prompt": ["x"] * 70}
+    columns |= {"note": ["x" * i for i in range(70)], "more": [b"y" * (i % 2) for i in range(70)]}
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+
+    with opened(tmp_path / "in.parquet", "note", "more") as file:
+        sizes = [kept_bytes(batch, [3, 0, 5]) for batch in file.read_rows(0)]
+
+    assert sizes == [[4, 0, 6], [68, 64, 70]]
+
+
+def test_the_room_for_kept_columns_is_that_of_a_whole_shard(tmp_path: Path) -> None:
+    """Its batches share it. The values are equal, so that here they take little memory."""
+    most = MAX_KEPT_BYTES // MAX_KEPT_VALUE_BYTES
+    num_rows = most + 2
+    value = bomb(num_rows, "x" * MAX_KEPT_VALUE_BYTES, pa.string())
+    lists = pa.ListArray.from_arrays(pa.array(range(num_rows + 1), pa.int32()), value)
+    path = write_small(tmp_path / "in.parquet", {"prompt": ["x"] * num_rows, "note": lists})
+    plan = plan_for(job_spec(path, tmp_path / "out", input={"path": str(path), "keep": ["note"]}))
+
+    with little_memory(), closing(ShardReader(plan.job, Stores())) as reader:
+        rows = reader.read(next(plan.shards()), Spool())
+
+    assert [row.problem and row.problem.code for row in rows] == [None] * most + ["kept_too_large"] * 2
 
 
 def test_kept_images_do_not_make_a_row_group_that_viewers_cannot_show(tmp_path: Path) -> None:

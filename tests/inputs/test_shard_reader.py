@@ -49,6 +49,7 @@ def record(i: int) -> Record:
     }
 
 
+SEEDS = [5_557_450_373_012_977, 2_300_589_495_497_852, 7_885_913_748_154_343, 1_545_853_209_769_991]
 RECORDS = [record(i) for i in range(NUM_ROWS)]
 
 
@@ -143,6 +144,14 @@ def test_each_row_of_a_shard_has_its_own_values(spec: JobSpec, order: str) -> No
     for shard in shards:
         rows = numbers[shard.model][shard.start : shard.stop]
         assert [seen(row) for row in read[shard.name]] == [expected(i, index) for index, i in enumerate(rows)]
+
+
+def test_a_derived_seed_never_changes() -> None:
+    """Of one job and id it is the same in every version, and a number that JavaScript can have."""
+    seeds = [derived_seed(0, "a"), derived_seed(1, "a"), derived_seed(0, "b"), derived_seed(0, 7)]
+
+    assert seeds == SEEDS
+    assert all(derived_seed(0, i) < 2**53 for i in range(100))
 
 
 def test_ids_of_two_files_differ_and_each_file_is_closed(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ MODELS = {
     "xl": card("sdxl", 1024),
     "fill": card("sd-inpaint", 512),
     "x4": card("upscale", 512),
+    "x2": card("latent-upscale", 512),
+    "vary": card("variation", 512),
 }
 SPEC = JobSpec.model_validate(
     {
@@ -76,6 +78,9 @@ SPEC = JobSpec.model_validate(
             "upscale": {"model": "x4"},
             "large": {"task": "text2img", "model": "sd", "then": ["upscale"]},
             "larger": {"task": "text2img", "model": "sd", "then": ["upscale", "img2img"]},
+            "latent_upscale": {"model": "x2"},
+            "doubled": {"task": "text2img", "model": "sd", "then": ["latent_upscale"]},
+            "vary": {"task": "variation", "model": "vary"},
         },
         "default_route": "text2img",
         "output": {"path": "out"},
@@ -140,6 +145,8 @@ GOOD: list[Values] = [
     {"prompt": "x", "task": "refine", "image": IMAGE, "strength": 0.1, "denoising_start": 0.5},
     {"prompt": "x", "task": "refine", "image": IMAGE, "denoising_start": 0.5, "denoising_end": 0.9},
     {"prompt": "x", "task": "fill", "mask_image": IMAGE},
+    {"prompt": "x", "task": "doubled", "height": 64, "width": 192},
+    {"prompt": None, "task": "vary", "image": IMAGE},
     # Parameters that the row's task does not have are another route's business.
     {"prompt": "x", "strength": 0.0},
     {"prompt": "x", "task": "img2img", "image": IMAGE, "height": 7},
@@ -219,6 +226,11 @@ BAD: list[tuple[Values, str, str]] = [
         {"prompt": "x", "task": "poster", "width": 100},
         "invalid_size",
         "width is 100, not a multiple of 8; 96 would",
+    ),
+    (
+        {"prompt": "x", "task": "doubled", "height": 64, "width": 96},
+        "invalid_size",
+        "width is 96, not a multiple of 64, which step 2 (latent_upscale) requires; 128 would do",
     ),
     (
         {"prompt": "x", "height": 4},
@@ -322,6 +334,19 @@ def test_the_greatest_seed_leaves_room_for_a_rows_images() -> None:
     """Image j uses seed + j, and the last one still fits a signed 64-bit number."""
     assert MAX_SEED + MAX_IMAGES_PER_ROW < 2**63
     assert int(float(MAX_SEED)) == MAX_SEED
+
+
+def test_a_pair_is_two_whole_numbers_within_bounds() -> None:
+    """Each row's own pair is looked at, whatever stands before it; a null is none."""
+    pairs = [None, [0, 65536], [1], [8, 9], [1, 2, 3], [None, 5], [5, -1], [65537, 5], [], None, [7, 7]]
+    rows = [{"prompt": "x", "task": "poster", "original_size": pair} for pair in pairs]
+
+    with input_file(rows, TYPES | {"original_size": pa.list_(pa.int64())}) as opened:
+        problems = problems_in(list(opened.read_rows(0)))
+
+    assert {row: says.partition(";")[0] for row, (_, says) in problems.items()} == {
+        row: f"original_size is {pairs[row]}" for row in (2, 4, 5, 6, 7, 8)
+    }
 
 
 def test_only_the_first_broken_rule_is_told() -> None:

@@ -1,6 +1,7 @@
 """Facts about the plan: what it reads, what it counts, and how it cuts the work into shards."""
 
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -446,6 +447,20 @@ def test_rows_need_a_prompt_column_and_whole_ids(spec: JobSpec) -> None:
 
     write_input(spec, prompt=["p", "q", "r"], id=["1", None, None])
     assert f"column `id` has 2 nulls in {path}; every row needs its id" in refusal(spec)
+
+
+def test_the_weights_of_a_checker_count_only_where_it_is_used(spec: JobSpec, tmp_path: Path) -> None:
+    """A checkpoint may have been copied without them."""
+    write_input(spec, prompt=["p"])
+    index = Path(spec.models["sd"].checkpoint) / "model_index.json"
+    content = json.loads(index.read_text())
+    content["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    bare = paper_checkpoint(tmp_path / "bare")
+    (bare / "model_index.json").write_text(json.dumps(content))
+    models = {**spec.model_dump()["models"], "sd": {"checkpoint": str(bare)}}
+
+    assert "bare has no files of its safety_checker" in refusal(change(spec, models=models))
+    assert plan_of(change(spec, models=models, safety={"checker": "off"}))[0].num_rows == 1
 
 
 def test_rows_of_a_task_without_texts_need_no_prompt(spec: JobSpec, tmp_path: Path) -> None:

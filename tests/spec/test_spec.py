@@ -18,7 +18,7 @@ from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 from schemas.spec.spec_file import load_spec
 from schemas.spec.spec_schema import spec_json_schema
-from schemas.spec.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_VALUES, parse_yaml
+from schemas.spec.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_VALUES, parse_yaml, read_yaml
 from schemas.systems.parameters import PARAMETERS, Parameters
 from tests.support.running import ROOT
 
@@ -260,6 +260,44 @@ def test_rows_without_a_task_take_the_only_route_or_the_default_one(spec_path: P
     )
 
 
+CHAIN = "routes.text2img.then=[img2img]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ((CHAIN,), ""),
+        (
+            (CHAIN, "routes.long={task: text2img, model: sd, then: [text2img]}"),
+            "routes.long.then: `text2img` has a `then` of its own; write the chain out here",
+        ),
+        (("errors.stall_timeout_s=9", "errors.storage_deadline_s=8.5"), ""),
+        (("errors.stall_timeout_s=9", "errors.storage_deadline_s=9"), "`stall_timeout_s` (9) must be more"),
+        (("workers.num_gpus=2",), ""),
+        (("workers.num_gpus=0.0001",), ""),
+        (("workers.num_gpus=1.5",), "workers.num_gpus: 1.5 is not a number of GPUs that Ray can give"),
+        (("workers.num_gpus=0.00009",), "workers.num_gpus: 9e-05 is not a number of GPUs"),
+        (("workers.num_gpus=-1",), "workers.num_gpus: -1 is negative"),
+        (("workers.num=0",), "workers.num: 0 is too few"),
+        (("version=true",), "version: must be 1, not true"),
+        (("routes.text2img.strength=0.5",), "routes.text2img.strength: the task text2img has no such"),
+        (("routes.img2img.strength=0.5",), ""),
+        (("input.pictures=[/a, s3://b/c]",), ""),
+        (("input.pictures=[a]",), "input.pictures: 'a' is relative"),
+        (("batching.exact=true", "batching.compile=true"), "`exact` and `compile` exclude each other"),
+        (("batching.exact=true",), ""),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(
+    spec_path: Path, overrides: tuple[str, ...], says: str
+) -> None:
+    """Bounds include their ends where both could hold."""
+    if says:
+        assert says in refusal(spec_path, GOOD, *overrides)
+    else:
+        load(spec_path, GOOD, *overrides)
+
+
 def test_every_mistake_is_told_at_once(spec_path: Path) -> None:
     """One line per mistake, each with its own place."""
     text = GOOD.replace("name: job\n", "").replace("{model: sd}", "{modl: sd}") + "seed: x\n"
@@ -298,6 +336,7 @@ def test_every_mistake_is_told_at_once(spec_path: Path) -> None:
             GOOD.replace("{checkpoint: ", '{revision: "\\ud800", checkpoint: '),
             "job.yaml:6: U+D800 is half a character",
         ),
+        (GOOD + 'x: {"\\udfff": 1}\n', "job.yaml:12: U+DFFF is half a character"),
         (GOOD + f"seed: {'9' * 5000}\n", "job.yaml:12: 99999999999999999999... is too long for a number"),
         ('a: "\\UFFFFFFFF"\n', "job.yaml:1: is not YAML: found a number that is too large"),
         ('a: 1\nb: "\\U00110000"\n', "job.yaml:2: is not YAML: found a number that is too large"),
@@ -324,6 +363,25 @@ def test_what_is_not_plain_yaml_is_refused(spec_path: Path, text: str, says: str
 
     assert says in said
     assert len(said) < 300
+
+
+def test_a_text_may_have_the_most_of_everything(tmp_path: Path) -> None:
+    """One value, level or byte more is refused."""
+    values = [f"[{','.join('1' * num)}]" for num in (MAX_VALUES - 1, MAX_VALUES)]
+    levels = [f"{'[' * depth}{']' * depth}" for depth in (MAX_DEPTH, MAX_DEPTH + 1)]
+    path = tmp_path / "job.yaml"
+
+    path.write_text("a: 1\n".ljust(MAX_BYTES, "#"))
+    assert read_yaml(path)[0] == {"a": 1}
+    path.write_text("a: 1\n".ljust(MAX_BYTES + 1, "#"))
+    with pytest.raises(SpecError, match="is longer than"):
+        read_yaml(path)
+    assert parse_yaml(values[0], "x")[0] == [1] * (MAX_VALUES - 1)
+    with pytest.raises(SpecError, match="keys and values"):
+        parse_yaml(values[1], "x")
+    parse_yaml(levels[0], "x")
+    with pytest.raises(SpecError, match="is nested more than"):
+        parse_yaml(levels[1], "x")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
