@@ -137,6 +137,26 @@ def test_what_is_lost_does_not_depend_on_who_reads(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
+def test_no_row_is_lost_or_doubled_around_a_damaged_page(tmp_path: Path, batch_size: int) -> None:
+    """However many rows are read together: each column ends at its own damage, and all rows come once."""
+    spec = write(tmp_path, "note", "image")
+    path = Path(str(spec.input.path))
+
+    with InputFile(path.open("rb"), map_columns(pq.read_schema(path), spec.input)) as file:
+        batches = list(file.read_rows(0, batch_size))
+
+    assert [batch.first_row for batch in batches] == [
+        sum(other.num_rows for other in batches[:i]) for i in range(len(batches))
+    ]
+    ids = [row_id for batch in batches for row_id in batch.fields["row_id"].to_pylist()]
+    notes = [note for batch in batches for note in batch.keep["note"].to_pylist()]
+    assert ids == [f"r{row:02d}" for row in range(NUM_ROWS)]
+    assert notes == [None if row in LOST else f"note {row}" for row in range(NUM_ROWS)]
+    assert [batch.first_row + row for batch in batches for row in sorted(batch.problems)] == LOST
+    assert max(batch.num_rows for batch in batches) <= batch_size
+
+
 def test_a_plan_counts_the_rows_that_it_sees_lost(tmp_path: Path) -> None:
     """So that a damaged file is known before anything is paid for, where the damage can be seen cheaply."""
     _, findings = make_plan(make_survey(write(tmp_path, "seed")))

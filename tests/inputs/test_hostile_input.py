@@ -38,7 +38,6 @@ from schemas.spec.job_spec import JobSpec, ModelSpec
 from schemas.spec.spec_file import load_spec
 from tests.support.checkpoints import NO_WEIGHTS, paper_checkpoint
 from tests.support.engines import GreyEngine
-from tests.support.image_files import png_of
 from tests.support.in_process import (
     Record,
     drawn_image,
@@ -48,6 +47,7 @@ from tests.support.in_process import (
     mask,
     outcomes,
     plan_for,
+    png_of,
     worker_for,
     write_rows,
 )

@@ -22,7 +22,7 @@ from actors.images.input_images import (
 from actors.images.spool import Encoded
 from actors.storage.stores import Stores
 from schemas.errors import RowError
-from tests.support.image_files import file_of, png_of
+from tests.support.in_process import encoded, png_of
 
 UPRIGHT = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
 """Two lines of three pixels: no two of its eight turns are equal."""
@@ -37,6 +37,12 @@ AS_STORED = {
     8: UPRIGHT[::-1].T,
 }
 """The same image as a camera stores it that then asks for this Orientation (Exif 2.32, table 6)."""
+
+
+def file_of(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
+    """The bytes of an image file."""
+    data: bytes = encoded(image, image_format, **options)["bytes"]
+    return data
 
 
 def opened(data: Encoded, field: str = "image") -> EncodedImage:

@@ -11,7 +11,7 @@ from actors.rows.row import Row
 from schemas.errors import RowError
 from schemas.spec.job_spec import JobSpec
 from tests.support.checkpoints import model_card
-from tests.support.image_files import png_of
+from tests.support.in_process import png_of
 
 MODELS = {
     name: model_card(family=family)

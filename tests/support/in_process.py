@@ -2,6 +2,8 @@
 
 import io
 import logging
+import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,6 +138,19 @@ def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> Re
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return {"bytes": file.getvalue(), "path": None}
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header has this size."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    packer = zlib.compressobj(9)
+    line = bytes(1 + width)
+    data = b"".join(packer.compress(line) for _ in range(min(height, 100))) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 @contextmanager
