@@ -60,7 +60,7 @@ def store(s3_only: dict[str, str]) -> Iterator[Storage]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_only.items():
             patch.setenv(name, value)
-        yield open_storage("s3://out", timeout_s=10, deadline_s=10)
+        yield open_storage("s3://out")
 
 
 @pytest.fixture

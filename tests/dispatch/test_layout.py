@@ -95,6 +95,18 @@ def test_where_one_machine_has_room_nothing_is_said(caplog: pytest.LogCaptureFix
     assert not caplog.messages
 
 
+@pytest.mark.usefixtures("joined")
+def test_machines_that_are_gone_have_no_room(caplog: pytest.LogCaptureFixture) -> None:
+    """Ray goes on to name them."""
+    ray = cluster_of(machine(0, 2))
+    ray.dead_machines = [machine(0, 8)]
+
+    with installed(ray):
+        lay_out(WorkersSpec(num_cpus=4), MANY)
+
+    assert caplog.messages[0].startswith("waiting for a machine with 0 GPUs and 4 CPUs")
+
+
 @pytest.mark.parametrize(
     ("only", "workers", "message"),
     [

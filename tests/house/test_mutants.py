@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.running import ROOT
 from tools.mutants.planted import MisplacedError, Mistake, planted_mistakes
-from tools.mutants.trial import Copy
+from tools.mutants.trial import Copy, Trial, wait_for_any
 
 PLANTED = planted_mistakes()
 
@@ -39,7 +39,7 @@ def test_a_trial_names_the_test_that_noticed_and_restores_the_file(tmp_path: Pat
     wrong = Mistake(name="", file=file, old="is not None", new="is None", tests=(test,))
     harmless = Mistake(name="", file=file, old="# AWS", new="# Amazon", tests=(test,))
 
-    verdicts = [copy.try_out(mistake) for mistake in (wrong, harmless)]
+    verdicts = [wait_for_any([Trial(copy, mistake.tests, mistake)])[1] for mistake in (wrong, harmless)]
 
     assert verdicts[0].noticed_by.startswith(f"{test}::")
     assert verdicts[1].noticed_by == ""

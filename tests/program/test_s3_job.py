@@ -21,7 +21,7 @@ from tests.support.running import (
 from tests.support.s3.fault_proxy import serve_fault_proxy
 from tests.support.s3.on_s3 import download, upload
 
-STOPPED_WITHIN_S = 45
+STOPPED_WITHIN_S = 120
 """Two tries of the lease at 10 s each, and a busy machine."""
 FAULTY_REPLIES = ("503", "lost_reply", "reset", "409")
 

@@ -22,6 +22,8 @@ import tests
 
 ROOT = Path(tests.__file__).parent.parent
 POLL_S = 0.05
+PATIENCE_S = 600
+"""How long a test waits for what must happen: on a busy machine everything takes many times as long."""
 MARK = "DARKROOM_TEST"
 """The environment variable by which the processes of a program are recognised."""
 
@@ -86,7 +88,7 @@ class Started:
         """Whether the program itself has not ended."""
         return self._process.poll() is None
 
-    def wait(self, timeout_s: float = 120) -> Finished:
+    def wait(self, timeout_s: float = PATIENCE_S) -> Finished:
         """Wait for the program to end, and return its exit code and its output."""
         try:
             code = self._process.wait(timeout_s)
@@ -94,7 +96,7 @@ class Started:
             raise AssertionError(f"still running after {timeout_s} s:\n{self._text()}") from error
         return Finished(code=code, out=_content(self._out), err=_content(self._err))
 
-    def wait_until(self, condition: Callable[[], _T], timeout_s: float = 90) -> _T:
+    def wait_until(self, condition: Callable[[], _T], timeout_s: float = PATIENCE_S) -> _T:
         """Wait while the program runs, and return the first true value of the condition."""
         give_up = time.monotonic() + timeout_s
         while not (value := condition()):
@@ -124,7 +126,7 @@ class Started:
         wait_until(self._kill_round)
         self._process.wait()
 
-    def wait_until_gone(self, timeout_s: float = 90) -> None:
+    def wait_until_gone(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the last of the processes has ended by itself."""
         wait_until(lambda: not self.pids(), timeout_s)
 
@@ -166,7 +168,7 @@ def clean_env(python: str, **env: str) -> dict[str, str]:
     return inherited | fixed | env
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
     """Wait until the condition is true."""
     give_up = time.monotonic() + timeout_s
     while not condition():

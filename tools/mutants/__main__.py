@@ -6,23 +6,21 @@ python -m tools.mutants --num 12
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Annotated
 
 import typer
 
 from tools.mutants.planted import MisplacedError, Mistake, planted_mistakes
-from tools.mutants.trial import Copy, Verdict
+from tools.mutants.trial import Copy, Trial, Verdict, preload, wait_for_any
 
 
 def main(
     num: Annotated[int, typer.Option(help="Take only this many, at random; 0: all.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Repeat the choice of an earlier --num.")] = None,
     only: Annotated[str, typer.Option(help="Take only those with this in their file or name.")] = "",
-    jobs: Annotated[int, typer.Option(help="Trials at a time.")] = 2,
+    jobs: Annotated[int, typer.Option(help="Trials at a time.", min=1)] = 2,
     show: Annotated[bool, typer.Option(help="Print what pytest said about each that lived.")] = False,
 ) -> None:
     """Plant mistakes one by one, and print for each the test that noticed it; exit with 1 if one lived."""
@@ -30,13 +28,10 @@ def main(
         mistakes = _chosen(num, seed, only)
     except MisplacedError as error:
         raise typer.BadParameter(str(error)) from error
-    tests = sorted({test for mistake in mistakes for test in mistake.tests})
+    preload()
+    num_lived = 0
     with _copies(jobs) as copies:
-        print(f"running their {len(tests)} tests and test files without a mistake", flush=True)
-        if noticed := copies[0].run(tests).noticed_by:
-            print(f"{noticed} fails without any mistake, so it would prove nothing")
-            raise typer.Exit(2)
-        num_lived = 0
+        _refuse_failing(copies[0], mistakes)
         for mistake, verdict in _verdicts(mistakes, copies):
             num_lived += not verdict.noticed_by
             found = f"noticed by {verdict.noticed_by}" if verdict.noticed_by else "LIVED"
@@ -65,21 +60,30 @@ def _copies(num: int) -> Iterator[list[Copy]]:
         yield [Copy(Path(folder) / str(i)) for i in range(num)]
 
 
+def _refuse_failing(copy: Copy, mistakes: Sequence[Mistake]) -> None:
+    """End the program if one of the tests fails without a mistake: it would notice each."""
+    tests = sorted({test for mistake in mistakes for test in mistake.tests})
+    print(f"running their {len(tests)} tests and test files without a mistake", flush=True)
+    _, verdict = wait_for_any([Trial(copy, tests)])
+    if verdict.noticed_by:
+        print(verdict.output)
+        print(f"{verdict.noticed_by} fails without any mistake, so it would prove nothing")
+        raise typer.Exit(2)
+
+
 def _verdicts(mistakes: Sequence[Mistake], copies: Sequence[Copy]) -> Iterator[tuple[Mistake, Verdict]]:
-    """Each mistake and what its tests said, in order; as many trials at a time as there are copies."""
-    free: SimpleQueue[Copy] = SimpleQueue()
-    for copy in copies:
-        free.put(copy)
-
-    def try_out(mistake: Mistake) -> Verdict:
-        copy = free.get()
-        try:
-            return copy.try_out(mistake)
-        finally:
-            free.put(copy)
-
-    with ThreadPoolExecutor(len(copies)) as threads:
-        yield from zip(mistakes, threads.map(try_out, mistakes), strict=True)
+    """Each mistake and what its tests said, as they end; as many trials at a time as there are copies."""
+    waiting, free = [*reversed(mistakes)], [*copies]
+    trials: list[Trial] = []
+    while waiting or trials:
+        while waiting and free:
+            mistake = waiting.pop()
+            trials.append(Trial(free.pop(), mistake.tests, mistake))
+        trial, verdict = wait_for_any(trials)
+        trials.remove(trial)
+        free.append(trial.copy)
+        assert trial.mistake is not None, "each of these trials has a mistake"
+        yield trial.mistake, verdict
 
 
 if __name__ == "__main__":

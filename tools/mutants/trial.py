@@ -1,21 +1,46 @@
-"""One trial: the mistake is planted in a copy of the repository, and its tests run there."""
+"""One trial: the mistake is planted in a copy of the repository, and its tests run there.
+
+They run in a process that is forked from this one, which has loaded the large libraries once for all trials.
+"""
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
+
+import pytest
 
 from tools.mutants.planted import ROOT, Mistake
 
-TIME_LIMIT_S = 300
+TIME_LIMIT_S = 600.0
 """Tests that take longer have noticed the mistake: it made something wait forever."""
-FAILED = 1
-"""The exit status of pytest if a test has failed."""
-BROKEN = 2
-"""Its exit status if a test file could not be imported."""
+POLL_S = 0.05
+LIBRARIES = (
+    *("numpy", "PIL.Image", "pyarrow.dataset", "pyarrow.parquet", "pydantic", "ray", "datasets"),
+    *("torch", "diffusers", "transformers", "accelerate", "diffusers.loaders", "diffusers.models"),
+    *("transformers.models.clip.modeling_clip", "diffusers.pipelines.pipeline_utils"),
+)
+OPTIONS = (
+    *("-x", "-rfE", "-p", "no:cacheprovider"),
+    # Libraries that are also plugins of pytest are imported before it.
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+)
+
+
+def preload() -> None:
+    """Import the libraries that most tests need, as tests/conftest.py has them imported."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CI": "1"}
+    for library in LIBRARIES:
+        import_module(library)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +54,10 @@ class Verdict:
 
 
 class Copy:
-    """A copy of the working tree, in which mistakes are planted one at a time."""
+    """A copy of the working tree, in which one mistake at a time is planted."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         listed = subprocess.check_output(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True
         )
@@ -41,32 +66,83 @@ class Copy:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
 
-    def try_out(self, mistake: Mistake) -> Verdict:
-        """Plant the mistake, run its tests, and restore the file."""
-        path = self._folder / mistake.file
-        source = path.read_text(encoding="utf-8")
-        path.write_text(mistake.planted(source), encoding="utf-8")
-        try:
-            return self.run(mistake.tests)
-        finally:
-            path.write_text(source, encoding="utf-8")
+    def plant(self, mistake: Mistake) -> None:
+        """Plant the mistake in the copy's file."""
+        path = self.folder / mistake.file
+        path.write_text(mistake.planted(path.read_text(encoding="utf-8")), encoding="utf-8")
 
-    def run(self, tests: Sequence[str]) -> Verdict:
-        """Run these tests until the first one fails; RuntimeError if pytest itself cannot run them."""
-        # With PYTHONPATH, programs that the tests start elsewhere use the copy too. Without bytecode files no
-        # process can use an old one.
-        env = os.environ | {"PYTHONPATH": str(self._folder), "PYTHONDONTWRITEBYTECODE": "1", "CI": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-rfE", "-p", "no:cacheprovider", *tests]
+    def restore(self, mistake: Mistake) -> None:
+        """Make the copy's file as it is in the repository."""
+        shutil.copy2(ROOT / mistake.file, self.folder / mistake.file)
+
+
+class Trial:
+    """Tests under way in a copy, until the first of them fails."""
+
+    def __init__(self, copy: Copy, tests: Sequence[str], mistake: Mistake | None = None) -> None:
+        self.copy = copy
+        self.mistake = mistake
+        if mistake:
+            copy.plant(mistake)
+        self._tests = tests
+        self._output: IO[str] = TemporaryFile("w+")  # noqa: SIM115 - closed with the verdict
+        self._give_up = time.monotonic() + TIME_LIMIT_S
+        sys.stdout.flush()
+        self._pid = os.fork()
+        if not self._pid:
+            self._run_tests()
+
+    def _run_tests(self) -> None:
+        """Become a process that runs the tests and ends."""
+        os.setsid()
+        for descriptor in (1, 2):
+            os.dup2(self._output.fileno(), descriptor)
+        sys.stdout = sys.stderr = self._output
+        os.chdir(self.copy.folder)
+        sys.path[0] = str(self.copy.folder)
+        for name in [name for name in sys.modules if (ROOT / name.partition(".")[0]).is_dir()]:
+            del sys.modules[name]
+        # Programs that the tests start use the copy too. No process may use bytecode of another version.
+        os.environ |= {"PYTHONPATH": str(self.copy.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        sys.dont_write_bytecode = True
+        code = int(pytest.ExitCode.INTERNAL_ERROR)
         try:
-            run = subprocess.run(
-                command, cwd=self._folder, env=env, capture_output=True, text=True, timeout=TIME_LIMIT_S
-            )
-        except subprocess.TimeoutExpired:
-            return Verdict(noticed_by=f"the time limit of {TIME_LIMIT_S} s", output="")
-        output = run.stdout + run.stderr
-        if run.returncode not in (0, FAILED, BROKEN):
-            raise RuntimeError(f"pytest ended with {run.returncode}: {' '.join(command)}\n{output}")
-        return Verdict(noticed_by=_first_failed(run.stdout) if run.returncode else "", output=output)
+            code = int(pytest.main([*OPTIONS, *self._tests]))
+        except BaseException:  # noqa: BLE001 - the process must end here, whatever it is
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def verdict(self) -> Verdict | None:
+        """What the tests said, or None while they run; RuntimeError if pytest itself could not run them."""
+        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        if not pid and time.monotonic() < self._give_up:
+            return None
+        if not pid:
+            os.killpg(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        if self.mistake:
+            self.copy.restore(self.mistake)
+        self._output.seek(0)
+        with self._output:
+            output = self._output.read()
+        if not pid:
+            return Verdict(noticed_by=f"the time limit of {TIME_LIMIT_S:.0f} s", output=output)
+        code = os.waitstatus_to_exitcode(status)
+        if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+            raise RuntimeError(f"pytest cannot run {' '.join(self._tests)}:\n{output}")
+        return Verdict(noticed_by=_first_failed(output) if code else "", output=output)
+
+
+def wait_for_any(trials: Sequence[Trial]) -> tuple[Trial, Verdict]:
+    """The first of the trials that has ended, and its verdict."""
+    while True:
+        for trial in trials:
+            if verdict := trial.verdict():
+                return trial, verdict
+        time.sleep(POLL_S)
 
 
 def _first_failed(output: str) -> str:
@@ -75,4 +151,4 @@ def _first_failed(output: str) -> str:
         status, _, rest = line.partition(" ")
         if status in ("FAILED", "ERROR") and rest.startswith("tests/"):
             return rest.partition(" - ")[0]
-    return "a test that pytest does not name"
+    return "pytest itself, which broke off"

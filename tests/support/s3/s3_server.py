@@ -20,7 +20,7 @@ import pytest
 
 ACCESS_KEY = "darkroom-tests"
 SECRET_KEY = "not-a-secret"
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 300.0
 _PR_SET_PDEATHSIG = 1
 
 

@@ -131,6 +131,8 @@ class FakeRay:
         self.build = build
         self.machines = [{"CPU": num_cpus, "GPU": num_gpus}]
         """The resources of each machine of the cluster."""
+        self.dead_machines: list[dict[str, int]] = []
+        """Those of machines that are gone; Ray names them for ever."""
         self.actors: list[Actor] = []
         """All actors that were ever started."""
         self.name: Callable[[], str] = lambda: f"actor-{len(self.actors)}"
@@ -194,7 +196,9 @@ class FakeRay:
         return {name: sum(machine[name] for machine in self.machines) for name in ("CPU", "GPU")}
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"Alive": True, "Resources": machine} for machine in self.machines]
+        machines = [(True, machine) for machine in self.machines]
+        machines += [(False, machine) for machine in self.dead_machines]
+        return [{"Alive": alive, "Resources": machine} for alive, machine in machines]
 
 
 @contextmanager
