@@ -230,6 +230,15 @@ def test_a_row_without_its_second_image_is_found(spec: JobSpec) -> None:
         printed_by_verify(spec)
 
 
+def test_a_row_counts_as_filtered_if_its_second_image_is(spec: JobSpec) -> None:
+    """Whatever its first one is."""
+    withheld = {"status": "filtered", "nsfw": True, "image": None}
+    rewrite(spec, 2, set_row(1, **withheld))
+
+    with pytest.raises(DarkroomError, match="its footer says 0 filtered; its rows have 1"):
+        printed_by_verify(spec)
+
+
 @pytest.mark.parametrize(("size", "found"), [((256, 128), ""), ((512, 256), "512x256 pixels are more than")])
 def test_an_image_may_have_more_pixels_than_an_input_image_to_a_bound(
     tmp_path: Path, size: tuple[int, int], found: str
@@ -334,7 +343,8 @@ def depth_map(mode: str, size: tuple[int, int]) -> Record:
 
 
 STEP = drawn_image()
-CUT = {"bytes": STEP["bytes"][:-200], "path": "x"}
+CUT = {"bytes": STEP["bytes"][: STEP["bytes"].index(b"IDAT") + 40], "path": "x"}
+"""An image whose header is whole and whose pixels are not."""
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import botocore.exceptions
+import botocore.parsers
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -911,6 +914,32 @@ def test_only_an_error_that_may_pass_is_repeated(status: int, code: str, transie
     reply: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
 
     assert is_transient(ClientError(reply, "PutObject")) == transient
+
+
+def test_every_error_of_the_connection_is_repeated() -> None:
+    """Whichever library notices it; without credentials no request can ever be sent."""
+    url = {"endpoint_url": "http://localhost"}
+    transient: list[Exception] = [
+        botocore.exceptions.ConnectionClosedError(**url),
+        botocore.exceptions.EndpointConnectionError(**url),
+        botocore.exceptions.ReadTimeoutError(**url),
+        botocore.exceptions.ChecksumError(checksum_type="crc32", expected_checksum=1, actual_checksum=2),
+        botocore.exceptions.FlexibleChecksumError(error_msg="wrong"),
+        botocore.exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2),
+        botocore.exceptions.ResponseStreamingError(error="broken"),
+        botocore.parsers.ResponseParserError(),
+        aiohttp.ClientPayloadError(),
+        ConnectionResetError(),
+        TimeoutError(),
+    ]
+    lasting: list[Exception] = [
+        botocore.exceptions.NoCredentialsError(),
+        botocore.exceptions.ParamValidationError(report="wrong"),
+        ValueError(),
+    ]
+
+    assert [error for error in transient if not is_transient(error)] == []
+    assert [error for error in lasting if is_transient(error)] == []
 
 
 @pytest.mark.parametrize(
