@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.images.spool import Encoded, Spool, encoded_bytes
+from actors.inputs.input_file import BATCH_ROWS
 from actors.rows.row import Row, derived_seed
 from actors.rows.shard_reader import ShardReader
 from actors.storage.local_disk import LocalStorage
@@ -144,6 +145,24 @@ def test_each_row_of_a_shard_has_its_own_values(spec: JobSpec, order: str) -> No
     for shard in shards:
         rows = numbers[shard.model][shard.start : shard.stop]
         assert [seen(row) for row in read[shard.name]] == [expected(i, index) for index, i in enumerate(rows)]
+
+
+def test_rows_are_found_behind_the_first_rows_that_are_routed_together(tmp_path: Path) -> None:
+    """Models interleave over that border too."""
+    num_rows = BATCH_ROWS + 20
+    models = [("sd", "other")[i % 3 == 0] for i in range(num_rows)]
+    path = write_rows(
+        tmp_path / "in.parquet", [{"prompt": f"p{i}", "model": model} for i, model in enumerate(models)]
+    )
+    plan = plan_for(job_spec(path, tmp_path / "out", models=MODELS, batching={"shard_rows": 5_000}))
+    last = {shard.model: shard for shard in plan.shards()}
+
+    read = read_all(plan, [*last.values()])
+
+    for model, shard in last.items():
+        numbers = [i for i in range(num_rows) if models[i] == model][shard.start : shard.stop]
+        assert [row.texts["prompt"] for row in read[shard.name]] == [f"p{i}" for i in numbers]
+        assert [row.row_id for row in read[shard.name]] == [f"in.parquet#{i}" for i in numbers]
 
 
 def test_a_derived_seed_never_changes() -> None:

@@ -349,6 +349,58 @@ def test_a_pair_is_two_whole_numbers_within_bounds() -> None:
     }
 
 
+def test_a_pair_is_height_and_width_in_this_order() -> None:
+    """As diffusers takes it."""
+    types = TYPES | {"original_size": pa.list_(pa.int64())}
+
+    row = built({"prompt": "x", "task": "poster", "original_size": [640, 384]}, types)
+
+    assert row.parameters["original_size"] == (640, 384)
+
+
+ZERO_SNR = '{"rescale_betas_zero_snr":true,"timestep_spacing":"trailing"}'
+"""Options with which DDIM must not begin at the first timestep."""
+
+
+def test_each_rows_scheduler_is_judged_with_its_own_options_and_steps() -> None:
+    """And with where it begins; the values that it leaves out are its route's."""
+    late: Values = {
+        "prompt": "x",
+        "image": IMAGE,
+        "scheduler": "DDIMScheduler",
+        "scheduler_options": ZERO_SNR,
+    }
+    plain: Values = {"prompt": "x", "task": "text2img"}
+    rows: list[tuple[Values, bool]] = [
+        (plain, True),
+        (plain | {"scheduler": "LCMScheduler", "num_inference_steps": 51}, False),
+        (plain | {"scheduler": "LCMScheduler", "num_inference_steps": 50}, True),
+        (plain | {"scheduler": "DDIMScheduler", "num_inference_steps": 51}, True),
+        (late | {"task": "img2img", "strength": 1.0}, False),
+        (late | {"task": "img2img", "strength": 0.9}, True),
+        (late | {"task": "img2img"}, True),
+        (late | {"task": "text2img"}, False),
+        (late | {"task": "refine", "strength": 1.0, "denoising_start": 0.5}, True),
+        (late | {"task": "refine", "strength": 1.0}, False),
+        (late | {"task": "text2img", "scheduler": None, "scheduler_options": None}, True),
+        ({"prompt": "x", "task": "latent_upscale", "image": IMAGE, "scheduler": "DDIMScheduler"}, False),
+        (
+            {"prompt": "x", "task": "latent_upscale", "image": IMAGE, "scheduler": "HeunDiscreteScheduler"},
+            True,
+        ),
+        (plain | {"scheduler": "PNDMScheduler", "num_inference_steps": 1}, True),
+        (plain | {"scheduler": "PNDMScheduler", "scheduler_options": '{"skip_prk_steps":false}'}, True),
+        (plain | {"scheduler_options": '{"skip_prk_steps":false}', "num_inference_steps": 3}, False),
+    ]
+
+    with input_file([row for row, _ in rows], TYPES | {"scheduler_options": pa.string()}) as opened:
+        (batch,) = opened.read_rows(0)
+        problems = problems_in([batch])
+
+    assert [row for row, (_, fits) in enumerate(rows) if not fits] == sorted(problems)
+    assert {code for code, _ in problems.values()} == {"invalid_scheduler"}
+
+
 def test_only_the_first_broken_rule_is_told() -> None:
     """A row has one error; a missing prompt comes before a wrong number."""
     problem = problem_of({"prompt": None, "guidance_scale": -1.0, "height": 3})
