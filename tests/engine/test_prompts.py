@@ -66,7 +66,7 @@ PROMPTS = {
     "short": SHORT,
     "empty": "",
     "just": FIRST,
-    "one-more": f"{FIRST} snow",
+    "one-more": f"{FIRST} of",
     "long": f"A painting of {LONG}, café, 雪",
 }
 
