@@ -114,6 +114,20 @@ def test_rows_behind_a_damaged_page_fail_and_all_others_are_made(
     assert made.row("r40")["note"] == "note 40"
 
 
+def test_a_flipped_bit_in_a_number_is_damage(tmp_path: Path) -> None:
+    """It can be read, as another number: only the page's checksum tells."""
+    spec = write(tmp_path)
+    path = Path(str(spec.input.path))
+    data = bytearray(path.read_bytes())
+    values = struct.pack("<qqq", *range(LOST[0], LOST[0] + 3))
+    data[data.index(values) + 8] ^= 1
+    path.write_bytes(data)
+
+    made = make(spec, GreyEngine())
+
+    assert outcomes_by_id(made) == expected(LOST)
+
+
 def test_several_damaged_columns_tell_of_the_first_damage(tmp_path: Path) -> None:
     """A row has one reason, and it is in no place twice."""
     made = make(write(tmp_path, "note", "seed", "image"), GreyEngine())
