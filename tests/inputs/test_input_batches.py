@@ -12,7 +12,14 @@ import pytest
 from actors.inputs.batch_sizes import BATCH_BYTES, dictionary_leaves, rebatched, rows_per_batch
 from actors.inputs.damaged_pages import Damage, lost_row_problems
 from actors.inputs.input_file import InputFile
-from actors.inputs.texts import MAX_NAME_BYTES, MAX_PROMPT_BYTES, SHOWN_BYTES, Problems, texts_and_problems
+from actors.inputs.texts import (
+    MAX_KEPT_BYTES,
+    MAX_NAME_BYTES,
+    MAX_PROMPT_BYTES,
+    SHOWN_BYTES,
+    Problems,
+    texts_and_problems,
+)
 from actors.inputs.value_sizes import size_problems, unfolded_bytes
 from actors.inputs.values import as_kept, as_kind
 from schemas.columns.input_columns import map_columns
@@ -213,6 +220,16 @@ def test_a_value_may_have_the_most_bytes() -> None:
         1: "`note` has 6 bytes; at most 5 are allowed",
         3: "`note` has 7 bytes; at most 5 are allowed",
     }
+
+
+def test_a_kept_text_may_be_longer_than_a_name() -> None:
+    """Up to a megabyte; what is longer is cut, and its row fails."""
+    column = pa.array(["x" * MAX_KEPT_BYTES, "y" * (MAX_KEPT_BYTES + 1)])
+
+    kept, problems = as_kept(column, "note", column.type)
+
+    assert kept.to_pylist() == ["x" * MAX_KEPT_BYTES, "y" * SHOWN_BYTES]
+    assert [(row, each.code) for row, each in problems.items()] == [(1, "text_too_long")]
 
 
 def test_each_invalid_value_is_told_to_its_own_row() -> None:

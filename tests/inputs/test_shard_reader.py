@@ -3,9 +3,11 @@
 import io
 import random
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -17,7 +19,7 @@ from actors.inputs.input_file import BATCH_ROWS
 from actors.rows.row import Row, derived_seed
 from actors.rows.shard_reader import ShardReader
 from actors.storage.local_disk import LocalStorage
-from actors.storage.objects import Storage
+from actors.storage.objects import Storage, StoredObject
 from actors.storage.stores import Stores, open_storage
 from jobs.planning.plan import Plan
 from schemas.columns.output_columns import IMAGE_TYPE
@@ -145,6 +147,37 @@ def test_each_row_of_a_shard_has_its_own_values(spec: JobSpec, order: str) -> No
     for shard in shards:
         rows = numbers[shard.model][shard.start : shard.stop]
         assert [seen(row) for row in read[shard.name]] == [expected(i, index) for index, i in enumerate(rows)]
+
+
+def test_one_thread_reads_at_a_time(spec: JobSpec, tmp_path: Path) -> None:
+    """The others wait: a file is read forward, and has one place."""
+    second_began = Event()
+    overlaps: list[bool] = []
+
+    class Disk(LocalStorage):
+        def stat(self, uri: str) -> StoredObject | None:
+            if not overlaps:
+                overlaps.append(False)
+                futures.append(threads.submit(reader.read, second, Spool()))
+                overlaps[0] = second_began.wait(timeout=0.3)
+            second_began.set()
+            return super().stat(uri)
+
+    class Disks(Stores):
+        def of(self, uri: str) -> Storage:
+            return Disk(temp_dir=str(tmp_path))
+
+    plan = plan_for(spec)
+    first, second, *_ = plan.shards()
+    futures: list[Future[list[Row]]] = []
+
+    with closing(ShardReader(plan.job, Disks())) as reader, ThreadPoolExecutor(1) as threads:
+        rows = [*reader.read(first, Spool()), *futures[0].result(timeout=20)]
+
+    assert overlaps == [False]
+    assert [row.row_id for row in rows] == [
+        row.row_id for shard_rows in read_all(plan, [first, second]).values() for row in shard_rows
+    ]
 
 
 def test_rows_are_found_behind_the_first_rows_that_are_routed_together(tmp_path: Path) -> None:

@@ -724,9 +724,11 @@ def test_spreading_is_even() -> None:
 
 
 def test_sharing_fills_up_from_those_that_have_more() -> None:
-    """Small strata give all they have; no more is taken than asked for."""
+    """Small strata give all they have, and in doubt one more; no more is taken than asked for."""
     strata = {"few": [1], "many": list(range(10, 50)), "some": [2, 3, 4]}
 
     assert Counter(len(str(item)) for item in share(strata, 12)) == {1: 4, 2: 8}
     assert len(share(strata, 2)) == 2
+    in_doubt = share({"many": range(10, 50), "few": [1, 2, 3]}, 5)
+    assert Counter(len(str(item)) for item in in_doubt) == {1: 3, 2: 2}
     assert share({}, 5) == []
