@@ -511,6 +511,17 @@ def test_an_unfinished_output_tells_how_far_it_is(output: ReportedOutput) -> Non
     assert len(sheet.frames) == 10
 
 
+@pytest.mark.parametrize("changes", [{"fingerprint": "0" * 32}, {"shards": 2}])
+def test_the_summary_of_another_job_is_not_believed(output: ReportedOutput, changes: dict[str, Any]) -> None:
+    """Nor one of this job with another number of parts: the parts themselves are counted."""
+    output.write_part(0, [made(row(0), noise(16))])
+    output.write_summary(ok=7, **changes)
+
+    sheet = output.sheet()
+
+    assert (sheet.totals.ok, sheet.last_run) == (1, {})
+
+
 def test_an_output_without_parts_has_a_sheet(output: ReportedOutput) -> None:
     """It says that nothing is there."""
     sheet = output.sheet()
@@ -606,8 +617,10 @@ def test_a_row_group_is_read_from_its_beginning_and_not_to_its_end(output: Repor
 
     sheet = make_sheet(Output(counting, output.root), max_images=3, image_bytes=2_000_000)
 
+    least = make_sheet(Output(output.storage, output.root), max_images=3, image_bytes=1)
     assert [frame.row_id for frame in sheet.frames] == ["row-1", "row-4", "row-7"]
     assert counting.bytes_read < 4_000_000
+    assert [frame.row_id for frame in least.frames] == ["row-0", "row-1", "row-2"]
 
 
 def test_each_frame_has_the_image_and_the_place_of_its_own_row(output: ReportedOutput) -> None:

@@ -22,7 +22,7 @@ from jobs.output.parts import Totals
 from jobs.output.tally import Abandoned, RunFigures, Tally
 from jobs.planning.plan import make_plan
 from jobs.planning.survey import make_survey
-from jobs.reports.contact_sheet import write_report
+from jobs.reports.contact_sheet import make_sheet, write_report
 from jobs.reports.finish import finish, is_finished
 from jobs.reports.run_result import RunResult, print_result
 from jobs.reports.status import print_status
@@ -144,7 +144,7 @@ def test_status_tells_of_a_driver_only_while_it_lives(output: Output, record: Jo
 
 
 def test_the_reports_of_a_finished_job_count_every_part(output: Output, record: JobRecord) -> None:
-    """The totals, the summary, the card, and the manifest with a line for each part."""
+    """The totals, the summary, the card, the sheet, and the manifest with a line for each part."""
     size_bytes = sum(part.stat().st_size for part in parts_of(output))
 
     totals = finish(output, record, figures())
@@ -162,6 +162,9 @@ def test_the_reports_of_a_finished_job_count_every_part(output: Output, record: 
         for part, entry in zip(parts_of(output), stored, strict=True)
         if entry is not None
     ]
+    sheet = make_sheet(output, max_images=9)
+    assert (sheet.num_rows, sheet.num_parts, sheet.num_shards, len(sheet.failures)) == (9, 5, 5, 4)
+    assert sheet.totals == totals
     card = (Path(output.path) / "README.md").read_text()
     assert "5 images for 9 rows, generated with darkroom: 3 rows ok, 2 filtered by a safety" in card
 
