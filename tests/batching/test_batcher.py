@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.toy_pipeline import (
+from tests.support.pipelines.toy_pipeline import (
     PlainCall,
     ToyCall,
     ToyModel,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
-from tests.support.toy_pipeline import (
+from tests.support.pipelines.toy_pipeline import (
     PlainCall,
     ToyCall,
     ToyModel,

@@ -6,7 +6,16 @@ import pytest
 
 from actors.engine.diffusers_engine import DiffusersEngine
 from tests.support.in_process import Made, Record, job_spec, make, model_cache, write_rows
-from tests.support.plain_diffusers import MODELS, ROUTES, ROWS, VARIED, distances, expected, reference, row
+from tests.support.pipelines.plain_diffusers import (
+    MODELS,
+    ROUTES,
+    ROWS,
+    VARIED,
+    distances,
+    expected,
+    reference,
+    row,
+)
 
 # What Safe says of every call without guidance.
 pytestmark = pytest.mark.filterwarnings("ignore:Safety checker disabled:UserWarning")

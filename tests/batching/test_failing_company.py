@@ -13,7 +13,7 @@ from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.pipelines.model_cache import ModelCache
 from schemas.spec.job_spec import JobSpec
 from tests.support.in_process import Made, job_spec, make, model_cache, outcomes_by_id, write_rows
-from tests.support.plain_diffusers import (
+from tests.support.pipelines.plain_diffusers import (
     LEVELS,
     MODELS,
     ROUTES,

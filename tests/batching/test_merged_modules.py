@@ -9,7 +9,7 @@ import torch
 from actors.engine.batching.batch_policy import Stage
 from actors.engine.batching.batcher import Batcher
 from actors.engine.batching.merged_modules import CallCount, MergePoint
-from tests.support.toy_pipeline import (
+from tests.support.pipelines.toy_pipeline import (
     PlainCall,
     ToyCall,
     ToyModel,

@@ -25,7 +25,7 @@ from tests.support.in_process import (
     worker_for,
     write_rows,
 )
-from tests.support.plain_diffusers import IMAGE, MODELS, ROUTES, VARIED, row
+from tests.support.pipelines.plain_diffusers import IMAGE, MODELS, ROUTES, VARIED, row
 from tests.support.running import ROOT
 
 FLAT = encoded(Image.fromarray(np.full((64, 64), 500, np.uint16)))

@@ -5,7 +5,15 @@ import pytest
 from actors.engine.batching.merged_modules import CallCount
 from actors.engine.diffusers_engine import DiffusersEngine
 from tests.support.in_process import Made, job_spec, make, model_cache, write_rows
-from tests.support.plain_diffusers import DEPTH_LEVELS, LEVELS, MODELS, ROUTES, VARIED, distances, expected
+from tests.support.pipelines.plain_diffusers import (
+    DEPTH_LEVELS,
+    LEVELS,
+    MODELS,
+    ROUTES,
+    VARIED,
+    distances,
+    expected,
+)
 
 # What Safe says of every call without guidance.
 pytestmark = pytest.mark.filterwarnings("ignore:Safety checker disabled:UserWarning")

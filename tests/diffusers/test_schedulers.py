@@ -36,7 +36,7 @@ from schemas.systems.schedulers import (
 )
 from tests.support.checkpoints import demo
 from tests.support.in_process import Made, Record, drawn_image, image_of, job_spec, make, mask, write_rows
-from tests.support.plain_diffusers import depth_map
+from tests.support.pipelines.plain_diffusers import depth_map
 from tests.support.running import ROOT
 
 LEVELS = 2

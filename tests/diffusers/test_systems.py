@@ -9,7 +9,7 @@ from PIL import Image
 
 from schemas.systems.system_table import SYSTEMS
 from tests.support.in_process import Made, Record, encoded, image_of, job_spec, make, write_rows
-from tests.support.plain_diffusers import (
+from tests.support.pipelines.plain_diffusers import (
     DEPTH,
     DEPTH_LEVELS,
     IMAGE,

@@ -28,7 +28,7 @@ from tests.support.in_process import (
     plan_for,
     write_rows,
 )
-from tests.support.plain_diffusers import depth_map
+from tests.support.pipelines.plain_diffusers import depth_map
 
 LEVELS = 2
 MODELS = {

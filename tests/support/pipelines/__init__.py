@@ -1,0 +1,1 @@
+"""Pipelines to compare with: plain diffusers, and toys that are quick."""
