@@ -34,7 +34,7 @@ from actors.storage.uris import join
 from jobs.output.job_record import JobRecord, to_json
 from jobs.reports.contact_sheet import Sheet, make_sheet, render, write_report
 from jobs.reports.even_choice import share, spread
-from jobs.reports.frames import MAX_FAILURES, MAX_FOOTERS, MAX_GROUPS, MAX_ROWS_PER_GROUP
+from jobs.reports.frames import MAX_FAILED_PARTS, MAX_FAILURES, MAX_FOOTERS, MAX_GROUPS, MAX_ROWS_PER_GROUP
 from jobs.reports.thumbnails import CRISP_SIDE, THUMBNAIL_BYTES, THUMBNAIL_SIDE
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RefusedError, RowError, SpecError
@@ -52,7 +52,7 @@ FINGERPRINT = fingerprint_of(IDENTITY)
 CARD = model_card(checkpoint="somebody/stable-diffusion")
 
 NUM_FRAMES = 110
-"""Rows of a part: three row groups of 35 rows, each read 16 rows at a time, and one of five."""
+"""Rows of a part: three row groups of 33 rows, which are read 16 at a time, and one of eleven."""
 
 SCHEMA = pa.schema(
     [
@@ -379,7 +379,7 @@ def test_every_row_is_there_with_its_image_and_parameters(output: ReportedOutput
 
 def test_a_depth_map_stands_beside_its_image(output: ReportedOutput) -> None:
     """In the eight bits that a browser shows; its checksum is nothing to read."""
-    ramp = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
+    ramp = (np.arange(256).reshape(16, 16) * 251).astype(np.uint16)
     output.write_part(0, [made(row(0), noise(16), depth=encode(ramp, "png")), made(row(1), noise(16))])
 
     deep, flat = output.sheet().frames
@@ -643,7 +643,7 @@ def test_each_frame_has_the_image_and_the_place_of_its_own_row(output: ReportedO
             failed(each) if i % 34 == 33 else made(each, encode(data, "png"))
             for i, (each, data) in enumerate(zip(rows, pixels, strict=True))
         ]
-        regroup(output.write_part(index, outcomes), 35)
+        regroup(output.write_part(index, outcomes), 33)
 
     frames = output.sheet().frames
 
@@ -655,6 +655,44 @@ def test_each_frame_has_the_image_and_the_place_of_its_own_row(output: ReportedO
     for frame in frames:
         with opened(frame.thumbnail) as thumbnail:
             assert thumbnail.convert("RGB").getpixel((0, 0)) == (tones[frame.row_id],) * 3
+
+
+def test_each_image_of_a_row_has_a_frame(output: ReportedOutput) -> None:
+    """With its index."""
+    images = [replace(made(row(0), noise(16, j)).images[0], image_index=j) for j in range(3)]
+    output.write_part(0, [RowOutcome(row(0), images=images)])
+
+    frames = output.sheet().frames
+
+    assert [(frame.row_id, frame.image_index) for frame in frames] == [("row-0", j) for j in range(3)]
+
+
+def test_a_kept_date_that_python_cannot_represent_is_shown(output: ReportedOutput) -> None:
+    """As Arrow writes it."""
+    uri = output.write_part(0, [made(row(0), noise(16))])
+    with pq.ParquetFile(uri) as parquet:
+        table, metadata = parquet.read(), parquet.metadata.metadata
+    table = table.append_column("day", pa.array([10_000_000], pa.date32()))
+    pq.write_table(table.replace_schema_metadata(metadata), uri)
+
+    (frame,) = output.sheet().frames
+
+    assert frame.keep["day"].startswith("29349-")
+
+
+def test_failed_rows_are_read_from_few_parts(output: ReportedOutput) -> None:
+    """However many have some."""
+    output.num_shards = MAX_FAILED_PARTS + 4
+    output.write_job()
+    for index in range(output.num_shards):
+        output.write_part(index, [failed(row(index))])
+    output.write_summary(failed=output.num_shards)
+    counting = CountingStorage(output.storage)
+
+    sheet = make_sheet(Output(counting, output.root), max_images=0)
+
+    assert len(sheet.failures) == MAX_FAILED_PARTS
+    assert sum(num > 1 for num in counting.num_opened.values()) == MAX_FAILED_PARTS
 
 
 def test_failed_rows_of_every_code_are_found_behind_those_of_another(output: ReportedOutput) -> None:
