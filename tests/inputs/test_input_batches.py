@@ -21,7 +21,7 @@ from actors.inputs.texts import (
     texts_and_problems,
 )
 from actors.inputs.value_sizes import size_problems, unfolded_bytes
-from actors.inputs.values import as_kept, as_kind
+from actors.inputs.values import MAX_KEPT_VALUE_BYTES, as_kept, as_kind
 from schemas.columns.input_columns import map_columns
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RowError
@@ -243,6 +243,18 @@ def test_each_invalid_value_is_told_to_its_own_row() -> None:
         3: "3",
     }
     assert kept.is_valid().to_pylist() == [True, False, True, False]
+
+
+def test_a_value_that_is_too_large_hides_no_invalid_one() -> None:
+    """Each row has its own error."""
+    num_times = MAX_KEPT_VALUE_BYTES // 8 + 1
+    times = pa.array(np.append(np.zeros(num_times, np.int64), [1, 2 * 10**11])).view(pa.time64("us"))
+    lists = pa.ListArray.from_arrays([0, num_times, num_times + 1, num_times + 2], times)
+
+    kept, problems = as_kept(lists, "when", lists.type)
+
+    assert {row: each.code for row, each in problems.items()} == {0: "kept_too_large", 2: "invalid_value"}
+    assert kept.is_valid().to_pylist() == [False, True, False]
 
 
 @pytest.mark.parametrize(
