@@ -245,6 +245,17 @@ def test_each_invalid_value_is_told_to_its_own_row() -> None:
     assert kept.is_valid().to_pylist() == [True, False, True, False]
 
 
+def test_options_may_be_as_long_as_a_name() -> None:
+    """Longer ones fail their row before they are read."""
+    longest = "x" * (MAX_NAME_BYTES - 1)
+    column = pa.array([[("a", longest)], [("a", longest + "x")], None], TEXTS_BY_NAME)
+
+    options, problems = as_kind(column, "scheduler_options", column.type)
+
+    assert options.to_pylist() == [f'{{"a":"{longest}"}}', None, None]
+    assert [(row, each.code) for row, each in problems.items()] == [(1, "text_too_long")]
+
+
 def test_a_value_that_is_too_large_hides_no_invalid_one() -> None:
     """Each row has its own error."""
     num_times = MAX_KEPT_VALUE_BYTES // 8 + 1

@@ -395,6 +395,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         load_spec(latin)
 
 
+@pytest.mark.timeout(30)
 @pytest.mark.parametrize("name", [".", "pipe", "/dev/zero", "/dev/urandom"])
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
     """Nobody writes into the pipe, and the devices never end."""
