@@ -15,7 +15,7 @@ demo: .venv/installed ## Run configs/demo.yaml on a local Ray, and print where i
 	@$(BIN)/darkroom run configs/demo.yaml
 
 test: .venv/installed-test ## Run every test
-	@$(ACTIVATED) python -m pytest -n 2 --dist loadfile
+	@$(ACTIVATED) python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed-test ## Check format, lint and types
 	@$(BIN)/ruff format --check .

@@ -29,6 +29,11 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with tests that start programs: they mostly wait, and nothing should be left to wait at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("program", "dispatch"))
+
+
 @pytest.fixture(scope="session")
 def nodes() -> Iterator[RayNodes]:
     """A Ray cluster with a node for two workers, which the tests of one process share.
