@@ -164,6 +164,8 @@ def clean_env(python: str, **env: str) -> dict[str, str]:
         # Without this, Ray would write a token file into the home folder.
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray 2.60's workers have a niceness of 15: beside any other process they would hardly run.
+        "RAY_worker_niceness": "0",
     }
     return inherited | fixed | env
 
