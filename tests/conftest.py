@@ -31,7 +31,7 @@ if os.environ.get("CI"):
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with tests that start programs: they mostly wait, while other tests use the processors."""
-    items.sort(key=lambda item: item.path.parent.name not in ("program", "dispatch"))
+    items.sort(key=lambda item: item.path.parent.name != "program")
 
 
 @pytest.fixture(scope="session")

@@ -126,7 +126,7 @@ def test_drivers_killed_at_random_moments_in_a_storm_lose_and_double_no_row(
     store: Storage, s3_only: dict[str, str], tmp_path: Path
 ) -> None:
     """Again and again on a Ray that stays up, as `kubectl delete pod --force` does it to a driver."""
-    rows = text_rows(240)
+    rows = text_rows(120)
     uri = upload(store, "s3://inp/kills/rows.parquet", rows, tmp_path)
     spec = write_spec(tmp_path / "job.yaml", uri, "s3://out/kills", **QUICK_SHARDS)
 

@@ -28,6 +28,7 @@ from tests.support.running import (
     output_rows,
     parts,
     text_rows,
+    wait_until,
     write_rows,
     write_spec,
 )
@@ -227,14 +228,17 @@ def test_a_storm_of_dying_workers_ends_the_job_with_the_reason(nodes: RayNodes, 
 
     with Started("-m", "tests.support.engines", "slow", spec, **nodes.env) as run:
         run.wait_until(nodes.workers)
-        while run.is_alive:
-            for pid in nodes.workers():
-                kill(pid)
+        wait_until(lambda: kill_all(nodes.workers()) or not run.is_alive)
         finished = run.wait()
 
     assert finished.code == 1
     assert "Traceback" not in finished.err
     assert "in a row" in finished.err
+
+
+def kill_all(pids: Sequence[int]) -> None:
+    for pid in pids:
+        kill(pid)
 
 
 def test_shards_that_all_die_end_the_job_with_the_reason(nodes: RayNodes, tmp_path: Path) -> None:

@@ -1,10 +1,15 @@
 """Jobs on a real S3 server: their environment, their input and their output."""
 
+import io
 import os
 from pathlib import Path
+from unittest.mock import patch
+
+from rich.console import Console
 
 from actors.storage.objects import Storage
-from tests.support.running import Record, darkroom, row_ids, write_rows
+from jobs.verification.verify import verify_output
+from tests.support.running import Record, row_ids, write_rows
 from tests.support.s3.s3_server import S3Server
 
 ISOLATION = {
@@ -39,6 +44,6 @@ def assert_whole_on_s3(
     store: Storage, output: str, rows: list[Record], folder: Path, env: dict[str, str]
 ) -> None:
     """Check that every row has one outcome and that `verify` accepts the output."""
-    verified = darkroom("verify", output, **env)
-    assert verified.code == 0, verified.err
+    with patch.dict(os.environ, env):
+        verify_output(output, Console(file=io.StringIO()))
     assert row_ids(download(store, output, folder / "downloaded")) == [row["row_id"] for row in rows]
