@@ -133,8 +133,8 @@ def test_neither_the_jobs_metadata_nor_what_ray_writes_holds_a_secret(
 def test_a_stopped_ray_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
     """`ray job stop` in its middle: what is committed stays as it is, the next job makes the rest."""
     output = tmp_path / "out"
-    # The first part is there at once. The others have so many steps that even a quick machine is still at them
-    # when `ray job stop` has started up.
+    # The first part is there at once. The others have so many steps that a quick machine still works on them
+    # when `ray job stop` has started.
     rows = [row | {"num_inference_steps": 1 if i < 8 else 400} for i, row in enumerate(text_rows(40))]
     spec = write_spec(tmp_path / "job.yaml", write_rows(tmp_path / "rows.parquet", rows), output)
     run = ("python", "-m", "jobs", "run", spec)
