@@ -34,12 +34,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent.name != "program")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nodes() -> Iterator[RayNodes]:
-    """A Ray cluster with a node for two workers, which the tests of one process share.
+    """A Ray cluster with a node for two workers, which the tests of one file share.
 
     A driver joins it with the environment `nodes.env`. Its workers see nothing of the driver's environment.
     """
+    # It does not stay for the whole session: a cluster without work takes a seventh of a processor.
     with RayNodes() as cluster:
         cluster.add(num_cpus=2)
         yield cluster

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from models.demo_cache import demo_checkpoint
 from tests.support.canaries import CANARIES, leaks
 from tests.support.ray_nodes import RAY, free_ports
 from tests.support.running import (
+    ROOT,
     Finished,
     Started,
     darkroom,
@@ -135,7 +137,7 @@ def test_a_stopped_ray_job_goes_on_when_it_is_submitted_again(cluster: Cluster, 
     output = tmp_path / "out"
     # The first part is there at once. The others have so many steps that a quick machine still works on them
     # when `ray job stop` has started.
-    rows = [row | {"num_inference_steps": 1 if i < 8 else 400} for i, row in enumerate(text_rows(40))]
+    rows = [row | {"num_inference_steps": 1 if i < 8 else 250} for i, row in enumerate(text_rows(40))]
     spec = write_spec(tmp_path / "job.yaml", write_rows(tmp_path / "rows.parquet", rows), output)
     run = ("python", "-m", "jobs", "run", spec)
 
@@ -203,7 +205,8 @@ def test_a_relative_output_inside_a_ray_job_is_pointed_out(tmp_path: Path) -> No
 
 def test_submit_runs_the_job_and_ends_with_its_exit_code(cluster: Cluster, tmp_path: Path) -> None:
     """`darkroom submit --wait` prints the job's log; `ray job` itself would tell only 0 or 1."""
-    output, rows = tmp_path / "out", write_rows(tmp_path / "rows.parquet", text_rows(4))
+    output, rows = tmp_path / "out", tmp_path / "rows.parquet"
+    pq.write_table(pq.read_table(ROOT / "demo" / "rows.parquet").slice(0, 2), rows)
     paths = ("--set", f"output.path={output}", "--set", f"input.path={rows}")
     options = ("--address", cluster.dashboard, *paths)
 
