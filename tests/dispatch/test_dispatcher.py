@@ -49,6 +49,35 @@ def test_workers_spread_over_models_by_what_is_left() -> None:
     assert models == {"sd", "xl"}
 
 
+def test_workers_at_work_with_a_model_count_against_it() -> None:
+    """The second worker loads the model of which fewer shards wait, since nobody has it yet."""
+    given_out = dispatcher({"sd": 10, "xl": 6})
+    given_out.join("a")
+    given_out.join("b")
+
+    models = [shard.model for worker in "ab" if (shard := given_out.next_for(worker))]
+
+    assert models == ["sd", "xl"]
+
+
+@pytest.mark.parametrize("gone", ["leave", "lose"])
+def test_a_worker_that_is_gone_does_not_count(gone: str) -> None:
+    """The next one loads the model of which most shards wait."""
+    given_out = dispatcher({"sd": 10, "xl": 6})
+    given_out.join("a")
+    given_out.next_for("a")
+    if gone == "leave":
+        given_out.leave("a")
+    else:
+        given_out.lose("a", "it died")
+    given_out.join("b")
+
+    taken = given_out.next_for("b")
+
+    assert taken is not None
+    assert taken.model == "sd"
+
+
 def test_a_worker_holds_two_shards_and_no_more() -> None:
     """The second is read while the first is on the device; a third would only be lost with the worker."""
     given_out = dispatcher({"sd": 10})

@@ -232,3 +232,37 @@ def test_after_a_death_another_shard_shows_first_that_any_can_be_made() -> None:
 
     assert other.index != dying.index
     assert given_out.next_for("w") == dying
+
+
+def test_rows_that_were_not_tried_alone_are_not_left_out_with_those_that_died() -> None:
+    """If each row that is tried kills, something else is at fault, even where other shards are generated."""
+    simulation = Simulation([8, 8], {(1, row) for row in range(8)}).run()
+
+    assert [lost.shard.index for lost in simulation.dispatcher.abandoned] == [1]
+    assert simulation.made == {0: ()}
+
+
+def test_a_shard_of_which_nothing_was_generated_is_no_sign_of_life() -> None:
+    """Shards of one row that kills end well without it; the next death still counts as one more in a row."""
+    shards = [shard(index, 1) for index in range(MAX_DYING_SHARDS)]
+    job = Dispatcher({"sd": iter(shards)}, {"sd": len(shards)}, max_attempts=1, working=("sd",))
+    job.join("other")
+    held = job.next_for("other")
+
+    def next_one() -> Shard:
+        job.join("one")
+        taken = job.next_for("one")
+        assert taken is not None
+        return taken
+
+    while job.num_waiting:
+        if next_one().skip:
+            job.finish("one", job._in_flight["one"][0])
+        else:
+            job.lose("one", "it died")
+    job.lose("other", "it died")
+    next_one()
+
+    assert held == shards[0]
+    with pytest.raises(DarkroomError, match="takes its worker down, 5 of them in a row"):
+        job.lose("one", "it died")
