@@ -30,7 +30,8 @@ LIBRARIES = (
     *("transformers.models.clip.modeling_clip", "diffusers.pipelines.pipeline_utils"),
 )
 OPTIONS = (
-    *("-x", "-rfE", "-p", "no:cacheprovider"),
+    # A mistake may make a test wait for ever.
+    *("-x", "-rfE", "-p", "no:cacheprovider", "--timeout", "120"),
     # Libraries that are also plugins of pytest are imported before it.
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
 )
