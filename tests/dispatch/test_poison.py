@@ -81,6 +81,7 @@ def test_one_poison_row_among_1000_costs_three_deaths_and_log2_of_the_shard(row:
 
     assert job.made == {0: (row,)}
     assert len(job.deaths) <= 3 + 10
+    assert len(job.rehearsed) <= 1 + 10
     assert job.dispatcher.abandoned == []
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from actors.engine.engine import Engine
 from actors.engine.samples import Sample
 from actors.storage.output import open_output
+from jobs.dispatch.budget import judge
 from jobs.dispatch.dispatcher import Dispatcher
 from jobs.dispatch.pool import Tick
 from jobs.dispatch.shard_loop import RunWatch, generate_shards
@@ -156,6 +157,8 @@ class TestRun:
         assert indices(driver.given).count(1) == 2
         assert (result.rows_tried, result.totals.ok) == (14, 14)
         assert not (output / "_SUCCESS").exists()
+        with pytest.raises(BudgetError, match="missing parts: 1"):
+            judge(driver.spec.errors, result.totals, result.abandoned)
 
         driver.before = lambda actor, shard: None
         assert driver.run().totals.ok == 18
