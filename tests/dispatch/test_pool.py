@@ -71,6 +71,18 @@ class SlowWorker(Worker):
         return report_of(shard)
 
 
+def dying(error: Exception | None = None, *, after_s: float = 1) -> type[Worker]:
+    """A worker that dies with its first shard, after this time and with this error."""
+
+    class Dying(Worker):
+        def generate(self, shard: Shard) -> ShardReport:
+            self.work(after_s)
+            self.actor.die(error)
+            raise AssertionError("its process has ended")
+
+    return Dying
+
+
 class Run:
     """One run of the pool over some shards."""
 
@@ -210,13 +222,7 @@ class TestDeaths:
     ) -> None:
         """The reason is logged, and the worker gets one successor."""
 
-        class Dying(Worker):
-            def generate(self, shard: Shard) -> ShardReport:
-                self.work(1)
-                self.actor.die(error)
-                raise AssertionError("its process has ended")
-
-        run = Run(Dying).run()
+        run = Run(dying(error)).run()
 
         assert run.reported == [0, 1, 2, 3, 4]
         assert len(run.workers) == 3
@@ -254,13 +260,7 @@ class TestDeaths:
     ) -> None:
         """With a single attempt, every death that counts is followed by a search for a row."""
 
-        class Lost(Worker):
-            def generate(self, shard: Shard) -> ShardReport:
-                self.work(1)
-                self.actor.die(error)
-                raise AssertionError("its process has ended")
-
-        run = Run(Lost, num=1, shards={"sd": 1}, max_attempts=1).run()
+        run = Run(dying(error), num=1, shards={"sd": 1}, max_attempts=1).run()
 
         assert any(shard.rehearse for shard in run.given) is is_to_blame
 
@@ -312,18 +312,12 @@ class TestStalls:
     def test_time_without_a_shard_does_not_count(self) -> None:
         """A worker that has waited for long gets a shard, and has all its time for that."""
 
-        class DiesLate(Worker):
-            def generate(self, shard: Shard) -> ShardReport:
-                self.work(LONG_S)
-                self.actor.die()
-                raise AssertionError("its process has ended")
-
         class Silent(Worker):
             def generate(self, shard: Shard) -> ShardReport:
                 self.clock.thread.sleep(0.7 * STALL_S)
                 return report_of(shard)
 
-        run = Run(DiesLate, then=Silent, shards={"sd": 1}).run()
+        run = Run(dying(after_s=LONG_S), then=Silent, shards={"sd": 1}).run()
 
         assert run.reported == [0]
         assert [len(worker.shards) for worker in run.workers] == [1, 1, 0]
@@ -430,14 +424,8 @@ class TestStarts:
                 self.clock.thread.sleep(5)
                 raise RuntimeError("not yet")
 
-        class Mortal(Worker):
-            def generate(self, shard: Shard) -> ShardReport:
-                self.work(1)
-                self.actor.die()
-                raise AssertionError("its process has ended")
-
         tries = [Unfit] * (MAX_FAILED_STARTS - 1)
-        run = Run(*tries, Mortal, *tries, num=1).run()
+        run = Run(*tries, dying(), *tries, num=1).run()
 
         assert run.error is None
         assert run.reported == [0, 1, 2, 3, 4]

@@ -2,7 +2,7 @@
 
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,17 @@ def raise_a_bug(actor: Actor, shard: Shard) -> None:
         raise ValueError("a bug")
 
 
+def take_over(output: Path) -> None:
+    """Write the lease as another driver does that has taken the output over."""
+    lease = output / LEASE
+    lease.write_text(lease.read_text().replace('"driver": "', '"driver": "another-'))
+
+
+def written_at(paths: Iterable[Path]) -> dict[Path, int]:
+    """When each of the files and folders was written last."""
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
 class TestRun:
     """The first run of a job, and those after it."""
 
@@ -82,13 +93,13 @@ class TestRun:
         """No worker is started, and nothing is written."""
         driver.run()
         driver.given.clear()
-        before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+        before = written_at(output.rglob("*"))
 
         result = driver.run()
 
         assert driver.given == []
         assert (result.rows_tried, result.images_generated, result.totals.ok) == (0, 0, 18)
-        assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+        assert written_at(output.rglob("*")) == before
 
     def test_a_job_that_was_killed_while_finishing_is_finished_without_a_worker(
         self, driver: InProcessDriver, output: Path
@@ -112,13 +123,13 @@ class TestRun:
         for part in lost:
             part.unlink()
         (output / "_SUCCESS").unlink()
-        before = {path: path.stat().st_mtime_ns for path in parts(output)}
+        before = written_at(parts(output))
 
         result = driver.run()
 
         assert indices(driver.given) == [1, 4]
         assert (result.rows_tried, result.totals.ok) == (6, 18)
-        assert before.items() <= {path: path.stat().st_mtime_ns for path in parts(output)}.items()
+        assert before.items() <= written_at(parts(output)).items()
         assert "resuming: 3 of 5 parts already saved, 2 left to generate" in driver.printed
         assert driver.printed.count("18 of 18 rows (100%)") == 2
 
@@ -196,11 +207,7 @@ class TestRun:
     ) -> None:
         """The other driver does."""
 
-        def take_over(actor: Actor, shard: Shard) -> None:
-            lease = output / LEASE
-            lease.write_text(lease.read_text().replace('"driver": "', '"driver": "another-'))
-
-        driver.after = take_over
+        driver.after = lambda actor, shard: take_over(output)
 
         with pytest.raises(RefusedError, match="another driver has taken over"):
             driver.run()
@@ -350,13 +357,13 @@ class TestRetry:
         """Not even the lease."""
         driver.run()
         driver.given.clear()
-        before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+        before = written_at(output.rglob("*"))
 
         result = driver.retry()
 
         assert driver.given == []
         assert result.totals.ok == 18
-        assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+        assert written_at(output.rglob("*")) == before
 
     def test_a_retry_does_not_finish_a_job_that_lacks_a_part(
         self, failed: InProcessDriver, output: Path
@@ -376,11 +383,7 @@ class TestRetry:
         """The other driver does."""
         (output / "_SUCCESS").unlink()
 
-        def take_over(actor: Actor, shard: Shard) -> None:
-            lease = output / LEASE
-            lease.write_text(lease.read_text().replace('"driver": "', '"driver": "another-'))
-
-        failed.after = take_over
+        failed.after = lambda actor, shard: take_over(output)
 
         with pytest.raises(RefusedError, match="another driver has taken over"):
             failed.retry()

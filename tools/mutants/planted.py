@@ -1,4 +1,4 @@
-"""The planted mistakes, as the TOML files in this folder list them."""
+"""The planted mistakes, as the TOML files in `lists/` name them."""
 
 import tomllib
 from collections.abc import Mapping

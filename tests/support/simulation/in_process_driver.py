@@ -8,15 +8,14 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from actors.engine.engine import Engine
-from actors.storage.output import open_output
-from actors.storage.stores import Stores
-from actors.worker import Worker
+from jobs.planning.plan import Plan
 from jobs.reports.run_result import RunResult
 from jobs.retry import retry_job
 from jobs.run import run_job
 from schemas.job import Shard, ShardReport, WorkerProgress
 from schemas.spec.job_spec import JobSpec
 from tests.support.engines import NoiseEngine
+from tests.support.in_process import worker_for
 from tests.support.simulation.fake_ray import Actor, FakeRay, installed
 from tests.support.simulation.simulated_time import Clock, Process
 
@@ -29,13 +28,7 @@ class InProcessWorker:
     def __init__(self, actor: Actor, driver: "InProcessDriver") -> None:
         self._actor = actor
         self._driver = driver
-        worker = Worker(
-            actor.job,
-            engine=driver.engine(),
-            stores=Stores(),
-            output=open_output(actor.job.spec.output.path),
-            num_threads=1,
-        )
+        worker = worker_for(Plan(job=actor.job, files=()), driver.engine(), num_threads=1)
         self._worker = driver.processes.enter_context(worker)
 
     def born(self) -> bool:
