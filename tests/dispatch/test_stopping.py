@@ -228,17 +228,18 @@ def test_a_storm_of_dying_workers_ends_the_job_with_the_reason(nodes: RayNodes, 
 
     with Started("-m", "tests.support.engines", "slow", spec, **nodes.env) as run:
         run.wait_until(nodes.workers)
-        wait_until(lambda: kill_all(nodes.workers()) or not run.is_alive)
+
+        def has_ended_in_the_storm() -> bool:
+            for pid in nodes.workers():
+                kill(pid)
+            return not run.is_alive
+
+        wait_until(has_ended_in_the_storm)
         finished = run.wait()
 
     assert finished.code == 1
     assert "Traceback" not in finished.err
     assert "in a row" in finished.err
-
-
-def kill_all(pids: Sequence[int]) -> None:
-    for pid in pids:
-        kill(pid)
 
 
 def test_shards_that_all_die_end_the_job_with_the_reason(nodes: RayNodes, tmp_path: Path) -> None:
