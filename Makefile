@@ -14,8 +14,9 @@ install: .venv/installed ## Create .venv with darkroom and the tested versions o
 demo: .venv/installed ## Run configs/demo.yaml on a local Ray, and print where its images are
 	@$(BIN)/darkroom run configs/demo.yaml
 
+# Without byte code, each of the hundreds of processes that tests start would compile the same modules.
 test: .venv/installed-test ## Run every test
-	@$(ACTIVATED) python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	@$(ACTIVATED) PYTHONDONTWRITEBYTECODE= python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed-test ## Check format, lint and types
 	@$(BIN)/ruff format --check .

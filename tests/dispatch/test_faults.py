@@ -6,8 +6,11 @@
 import json
 import os
 import random
+import re
 import signal
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,31 +18,78 @@ import pytest
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
 from tests.support.ray_nodes import RayNodes
-from tests.support.running import Started, text_rows, write_spec
-from tests.support.s3.fault_proxy import STORM, serve_fault_proxy
-from tests.support.s3.on_s3 import assert_whole_on_s3, env_of, upload
+from tests.support.running import (
+    Finished,
+    Record,
+    Started,
+    darkroom,
+    output_rows,
+    row_ids,
+    text_rows,
+    write_spec,
+)
+from tests.support.s3.fault_proxy import STORM, FaultProxy, serve_fault_proxy
+from tests.support.s3.on_s3 import assert_whole_on_s3, download, env_of, upload
 from tests.support.s3.s3_server import S3Server
 from tests.support.simulation.soak import RATE, kill_drivers
 
 LEASE_VALID_S = 60
 QUICK_SHARDS = {"batching": {"shard_rows": 4}}
 AWAY_S = 12
+STOPPED_WITHIN_S = 120
+"""Two tries of the lease at 10 s each, and a busy machine."""
+FAULTY_REPLIES = ("503", "lost_reply", "reset", "409")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A Ray cluster with room for two workers, which reach the store through a proxy, as the drivers do."""
+
+    proxy: FaultProxy
+    nodes: RayNodes
+    env: dict[str, str]
+    """The environment of a driver."""
+
+    def start(self, engine: str, spec: Path) -> Started:
+        """Start a driver."""
+        return Started("-m", "tests.support.engines", engine, spec, **self.env)
+
+    def run(self, engine: str, spec: Path) -> Finished:
+        """Run a driver to its end."""
+        with self.start(engine, spec) as run:
+            return run.wait()
+
+
+@pytest.fixture(scope="module")
+def shared_network(s3_only: dict[str, str]) -> Iterator[Network]:
+    """The network of this file's tests."""
+    with serve_fault_proxy(s3_only["AWS_ENDPOINT_URL"]) as proxy:
+        env = s3_only | {"AWS_ENDPOINT_URL": proxy.url}
+        with RayNodes(**env) as nodes:
+            nodes.add(num_cpus=2)
+            yield Network(proxy=proxy, nodes=nodes, env=env | nodes.env)
+
+
+@pytest.fixture
+def network(shared_network: Network) -> Iterator[Network]:
+    """The same, without faults at the beginning."""
+    shared_network.proxy.calm()
+    yield shared_network
+    shared_network.proxy.calm()
 
 
 def test_a_job_ends_well_where_two_of_five_requests_go_wrong(
-    store: Storage, s3_only: dict[str, str], tmp_path: Path
+    network: Network, store: Storage, s3_only: dict[str, str], tmp_path: Path
 ) -> None:
     """Each kind of fault, before and after the store has done what was asked, for every object."""
     output, rows = "s3://out/storm", text_rows(48)
     uri = upload(store, "s3://inp/storm/rows.parquet", rows, tmp_path)
     files = {"output": {"path": output, "images": "files"}}
     spec = write_spec(tmp_path / "job.yaml", uri, output, **QUICK_SHARDS, **files)
+    proxy = network.proxy
+    proxy.break_by_chance(RATE, seed=1)
 
-    with serve_fault_proxy(s3_only["AWS_ENDPOINT_URL"]) as proxy:
-        proxy.break_by_chance(RATE, seed=1)
-        environment = s3_only | {"AWS_ENDPOINT_URL": proxy.url}
-        with Started("-m", "tests.support.engines", "quick", spec, **environment) as run:
-            finished = run.wait()
+    finished = network.run("quick", spec)
 
     assert finished.code == 0, finished.err
     assert "total: 48 rows ok, 0 filtered, 0 failed" in finished.out
@@ -73,19 +123,14 @@ def test_a_job_outlives_a_store_that_is_killed_and_comes_back(
 
 
 def test_of_two_drivers_that_begin_at_once_one_is_refused(
-    store: Storage, s3_only: dict[str, str], tmp_path: Path
+    network: Network, store: Storage, s3_only: dict[str, str], tmp_path: Path
 ) -> None:
     """The other one makes everything."""
     output, rows = "s3://out/two", text_rows(40)
     uri = upload(store, "s3://inp/two/rows.parquet", rows, tmp_path)
-    command = (
-        "-m",
-        "tests.support.engines",
-        "slow",
-        write_spec(tmp_path / "job.yaml", uri, output, **QUICK_SHARDS),
-    )
+    spec = write_spec(tmp_path / "job.yaml", uri, output, **QUICK_SHARDS)
 
-    with Started(*command, **s3_only) as one, Started(*command, **s3_only) as other:
+    with network.start("slow", spec) as one, network.start("slow", spec) as other:
         both = sorted((one.wait(), other.wait()), key=lambda finished: finished.code)
 
     assert [finished.code for finished in both] == [0, 4], both
@@ -94,23 +139,22 @@ def test_of_two_drivers_that_begin_at_once_one_is_refused(
 
 
 def test_a_driver_that_was_suspended_stops_when_another_has_taken_over(
-    store: Storage, s3_only: dict[str, str], tmp_path: Path
+    network: Network, store: Storage, s3_only: dict[str, str], tmp_path: Path
 ) -> None:
     """With exit code 4; what the other one has written stays as it is."""
-    output, rows = "s3://out/suspended", text_rows(120)
+    output, rows = "s3://out/suspended", text_rows(80)
     uri = upload(store, "s3://inp/suspended/rows.parquet", rows, tmp_path)
-    spec = write_spec(tmp_path / "job.yaml", uri, output, **QUICK_SHARDS)
+    spec = write_spec(tmp_path / "job.yaml", uri, output, **QUICK_SHARDS, workers={"num": 1, "num_cpus": 1})
     lease = f"{output}/_darkroom/driver.json"
 
-    with Started("-m", "tests.support.engines", "slow", spec, **s3_only) as suspended:
+    with network.start("slow", spec) as suspended:
         suspended.wait_until(lambda: len(list(store.list(f"{output}/data"))) > 2)
         suspended.signal(signal.SIGSTOP)
         # As if it had been suspended for longer than its lease holds.
         said = json.loads(store.read(lease))
         said["renewed_at"] -= LEASE_VALID_S + 1
         store.replace(lease, json.dumps(said).encode())
-        with Started("-m", "tests.support.engines", "quick", spec, **s3_only) as run:
-            successor = run.wait()
+        successor = network.run("quick", spec)
         made = {stored.uri: stored.etag for stored in store.list(output)}
         suspended.signal(signal.SIGCONT)
         stopped = suspended.wait()
@@ -123,27 +167,21 @@ def test_a_driver_that_was_suspended_stops_when_another_has_taken_over(
 
 
 def test_drivers_killed_at_random_moments_in_a_storm_lose_and_double_no_row(
-    store: Storage, s3_only: dict[str, str], tmp_path: Path
+    network: Network, store: Storage, s3_only: dict[str, str], tmp_path: Path
 ) -> None:
     """Again and again on a Ray that stays up, as `kubectl delete pod --force` does it to a driver."""
     rows = text_rows(120)
     uri = upload(store, "s3://inp/kills/rows.parquet", rows, tmp_path)
     spec = write_spec(tmp_path / "job.yaml", uri, "s3://out/kills", **QUICK_SHARDS)
+    network.proxy.break_by_chance(RATE, seed=2)
 
-    with serve_fault_proxy(s3_only["AWS_ENDPOINT_URL"]) as proxy:
-        environment = s3_only | {"AWS_ENDPOINT_URL": proxy.url}
-        with RayNodes(**environment) as nodes:
-            nodes.add(num_cpus=2)
-            proxy.break_by_chance(RATE, seed=2)
-            command, joined = ("-m", "tests.support.engines"), environment | nodes.env
-            killed = kill_drivers(
-                lambda: Started(*command, "slow", spec, **joined),
-                3,
-                random.Random(3),
-                lambda: len(list(store.list("s3://out/kills/data"))),
-            )
-            with Started(*command, "quick", spec, **joined) as run:
-                finished = run.wait()
+    killed = kill_drivers(
+        lambda: network.start("slow", spec),
+        3,
+        random.Random(3),
+        lambda: len(list(store.list("s3://out/kills/data"))),
+    )
+    finished = network.run("quick", spec)
 
     assert killed == 3
     assert finished.code == 0, finished.err
@@ -151,7 +189,7 @@ def test_drivers_killed_at_random_moments_in_a_storm_lose_and_double_no_row(
 
 
 def test_a_write_that_arrives_when_its_shard_was_made_by_another_worker_changes_nothing(
-    store: Storage, s3_only: dict[str, str], tmp_path: Path
+    network: Network, store: Storage, s3_only: dict[str, str], tmp_path: Path
 ) -> None:
     """A worker is suspended while its part is under way; when the store hears of it, it refuses it."""
     output, rows = "s3://out/late", text_rows(24)
@@ -161,20 +199,86 @@ def test_a_write_that_arrives_when_its_shard_was_made_by_another_worker_changes_
         tmp_path / "job.yaml", uri, output, **QUICK_SHARDS, errors=errors, workers={"num": 1, "num_cpus": 1}
     )
     part = f"{output}/data/train-00000-of-00006.parquet"
-
-    with serve_fault_proxy(s3_only["AWS_ENDPOINT_URL"]) as proxy:
-        proxy.inject("hold", method="PUT", key="/data/train-00000")
-        environment = s3_only | {"AWS_ENDPOINT_URL": proxy.url}
-        with Started("-m", "tests.support.engines", "slow", spec, **environment) as run:
-            run.wait_until(lambda: proxy.injected["hold"])
-            worker = run.pids("ray::WorkerProcess")[0]
-            os.kill(worker, signal.SIGSTOP)
-            made = run.wait_until(lambda: store.stat(part))
-            proxy.release()
-            run.wait_until(lambda: any("train-00000" in line and "412" in line for line in proxy.answers))
-            finished = run.wait()
+    proxy = network.proxy
+    proxy.inject("hold", method="PUT", key="/data/train-00000")
+    with network.start("slow", spec) as run:
+        run.wait_until(lambda: proxy.injected["hold"])
+        run.wait_until(lambda: len(network.nodes.workers()) == 1)
+        os.kill(network.nodes.workers()[0], signal.SIGSTOP)
+        made = run.wait_until(lambda: store.stat(part))
+        proxy.release()
+        run.wait_until(lambda: any("train-00000" in line and "412" in line for line in proxy.answers))
+        finished = run.wait()
 
     assert finished.code == 0, finished.err
     assert "died: it made no progress for 7 s" in finished.err
     assert store.stat(part) == made
     assert_whole_on_s3(store, output, rows, tmp_path, s3_only)
+
+
+def test_a_job_survives_a_store_that_hangs_and_a_network_that_loses_replies(
+    network: Network, store: Storage, s3_only: dict[str, str], tmp_path: Path
+) -> None:
+    """Stopped while the store hangs, it ends all the same. Run again under 503, 409, resets and lost replies,
+    on listings, reads, images and parts, it makes what was missing: each row once, one object an image,
+    and all of it as an undisturbed run to a local disk makes it."""
+    output, rows = "s3://out/faulty", text_rows(32)
+    uri = upload(store, "s3://inp/faulty/rows.parquet", rows, tmp_path)
+    shards = {"batching": {"shard_rows": 4}}
+    files = {"output": {"path": output, "images": "files"}}
+    local = {"output": {"path": str(tmp_path / "local"), "images": "files"}}
+    spec = write_spec(tmp_path / "job.yaml", uri, output, **shards, **files)
+    local_spec = write_spec(tmp_path / "local.yaml", uri, output, **shards, **local)
+    proxy = network.proxy
+    with network.start("slow", spec) as run:
+        run.wait_until(lambda: proxy.count("PUT", "/data/train-") > 2)
+        proxy.inject("hang", method="PUT", count=1000)
+        hung = proxy.count("PUT")
+        run.wait_until(lambda: proxy.count("PUT") > hung)
+        run.press_ctrl_c()
+        stopped = run.wait(STOPPED_WITHIN_S)
+    proxy.faults.clear()
+    for kind in FAULTY_REPLIES:
+        proxy.inject(kind, method="PUT", key="/data/train-", count=2)
+        proxy.inject(kind, method="PUT", key="/images/", count=2)
+        proxy.inject(kind, method="GET", key="rows.parquet", count=1)
+        proxy.inject(kind, method="GET", key="list-type", count=1)
+    resumed = network.run("quick", spec)
+    left = [fault for fault in proxy.faults if fault.count]
+    undisturbed = network.run("quick", local_spec)
+
+    assert stopped.code == 130
+    assert resumed.code == 0, resumed.err
+    assert re.search(r"resuming: \d of 8 parts already saved, \d left to generate", resumed.out)
+    assert not left
+    there = download(store, output, tmp_path / "there")
+    assert row_ids(there) == [row["row_id"] for row in rows]
+    assert len(list(store.list(f"{output}/images"))) == len(rows)
+    verified = darkroom("verify", output, **s3_only)
+    assert verified.code == 0, verified.err
+    assert undisturbed.code == 0, undisturbed.err
+    assert relative_rows(there, output) == relative_rows(tmp_path / "local", tmp_path / "local")
+
+
+def test_a_store_that_refuses_every_part_ends_the_job_with_exit_code_5(
+    network: Network, store: Storage, tmp_path: Path
+) -> None:
+    """After `errors.storage_deadline_s`, with the last answer and what to do."""
+    uri = upload(store, "s3://inp/refused/rows.parquet", text_rows(8), tmp_path)
+    spec = write_spec(
+        tmp_path / "job.yaml", uri, "s3://out/refused", errors={"storage_deadline_s": 3}, workers={"num": 1}
+    )
+    network.proxy.inject("503", method="PUT", key="/data/train-", count=1000)
+
+    failed = network.run("quick", spec)
+
+    assert failed.code == 5
+    assert "put_object did not succeed within 3 s; the last error: SlowDown (HTTP 503)" in failed.err
+    assert "run again to resume" in failed.err
+    assert not list(store.list("s3://out/refused/data"))
+
+
+def relative_rows(downloaded: Path, output: object) -> list[Record]:
+    """All rows of an output, with its images' places as they are below it."""
+    rows = output_rows(downloaded)
+    return [row | {"image": row["image"]["path"].removeprefix(str(output))} for row in rows]

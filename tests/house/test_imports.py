@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 
 import pytest
 
@@ -69,22 +70,29 @@ FORBIDDEN: Mapping[str, tuple[str, ...]] = {
 
 TOP_LEVEL = ("schemas", "models", "actors", "jobs", "demo", "benchmarks", "tools", "tests")
 FILES = sorted(path.relative_to(ROOT) for top in TOP_LEVEL for path in (ROOT / top).rglob("*.py"))
-IMPORTS: Imports = {
-    module_name(path): frozenset(imported_names((ROOT / path).read_text(encoding="utf-8"))) for path in FILES
-}
 MAX_MODULES = 11
 """In one folder: more are not found by looking."""
 
 
+@cache
+def imports_of_files() -> Imports:
+    """What each module of the repository imports."""
+    return {
+        module_name(path): frozenset(imported_names((ROOT / path).read_text(encoding="utf-8")))
+        for path in FILES
+    }
+
+
 def with_arrow(module: str, imported: str) -> Imports:
     """The imports, and one more."""
-    return {**IMPORTS, module: IMPORTS.get(module, frozenset()) | {imported}}
+    imports = imports_of_files()
+    return {**imports, module: imports.get(module, frozenset()) | {imported}}
 
 
 @pytest.mark.parametrize("folder", HOUSE)
 def test_imports_run_down(folder: str) -> None:
     """Deferred imports count, and every room has its place in the order."""
-    assert upward(IMPORTS, folder, HOUSE[folder]) == []
+    assert upward(imports_of_files(), folder, HOUSE[folder]) == []
 
 
 @pytest.mark.parametrize(
@@ -110,7 +118,7 @@ def test_an_arrow_that_runs_back_up_is_found(folder: str, module: str, imported:
 
 def test_a_room_without_a_place_in_the_order_is_found() -> None:
     """A new folder is put into the order on purpose."""
-    broken = {**IMPORTS, "actors.attic.box": frozenset[str]()}
+    broken = {**imports_of_files(), "actors.attic.box": frozenset[str]()}
 
     assert upward(broken, "actors", HOUSE["actors"]) == ["actors.attic has no place in the order"]
 
@@ -118,7 +126,7 @@ def test_a_room_without_a_place_in_the_order_is_found() -> None:
 @pytest.mark.parametrize("depth", [None, 1, 2, 3, 4])
 def test_nothing_goes_in_a_circle(depth: int | None) -> None:
     """Neither by file nor by folder, however deep one looks."""
-    assert circles(IMPORTS, depth) == []
+    assert circles(imports_of_files(), depth) == []
 
 
 @pytest.mark.parametrize(
@@ -139,7 +147,7 @@ def test_a_circle_is_found(depth: int | None, module: str, imported: str, circle
 
 def test_heavy_libraries_have_one_home() -> None:
     """Images are generated under actors/engine, Ray is asked under jobs/dispatch, and nowhere else."""
-    assert strays(IMPORTS, HOMES) == []
+    assert strays(imports_of_files(), HOMES) == []
 
 
 @pytest.mark.parametrize(
@@ -161,7 +169,7 @@ def test_some_rooms_stay_apart(folder: str) -> None:
     """The driver knows nothing of the engine, and batching nothing of rows."""
     met = [
         f"{module} imports {name}"
-        for module, names in IMPORTS.items()
+        for module, names in imports_of_files().items()
         for name in names
         if f"{module}.".startswith(f"{folder}.")
         and any(f"{name}.".startswith(f"{other}.") for other in FORBIDDEN[folder])
@@ -172,7 +180,9 @@ def test_some_rooms_stay_apart(folder: str) -> None:
 
 def test_imports_are_absolute() -> None:
     """A line says by itself what it imports."""
-    relative = [module for module, names in IMPORTS.items() if any(name.startswith(".") for name in names)]
+    relative = [
+        module for module, names in imports_of_files().items() if any(name.startswith(".") for name in names)
+    ]
 
     assert relative == []
 
@@ -230,8 +240,10 @@ def test_a_pipeline_of_our_own_is_named_in_the_table_and_in_its_file_alone() -> 
 
 def test_the_rules_see_every_module() -> None:
     """The lists above are not empty, and a deferred import is seen."""
-    assert len(IMPORTS) > 200
-    assert "actors.storage.s3" in IMPORTS["actors.storage.stores"]
+    imports = imports_of_files()
+
+    assert len(imports) > 200
+    assert "actors.storage.s3" in imports["actors.storage.stores"]
 
 
 @pytest.mark.parametrize(

@@ -13,19 +13,13 @@ from pathlib import Path
 from threading import Event
 
 import numpy as np
-from rich.console import Console
 
 from actors.engine.engine import Generated
 from actors.engine.samples import Sample
 from actors.images.input_images import EncodedImage
 from actors.rows.opened_rows import OpenedRow
-from jobs.__main__ import exit_codes
-from jobs.dispatch.budget import judge
-from jobs.reports.run_result import print_result
-from jobs.run import run_job
 from schemas.errors import RowError
 from schemas.job import Job
-from schemas.spec.spec_file import load_spec
 
 FATAL_WIDTH = 13
 """Width in pixels of an image whose decoding ends the process."""
@@ -147,12 +141,21 @@ def without_gpu(job: Job, num_cpus: int) -> NoiseEngine:
 
 def main(engine: str, spec_path: str) -> None:
     """Do what `darkroom run SPEC` does with another engine: `python -m tests.support.engines ENGINE SPEC`."""
-    spec, console = load_spec(Path(spec_path)), Console(width=140)
-    result = run_job(spec, console, engine=f"tests.support.engines:{engine}")
-    print_result(result, console)
-    judge(spec.errors, result.totals, result.abandoned)
+    # Workers import this module too, and need nothing of the driver's.
+    from rich.console import Console
+
+    from jobs.__main__ import exit_codes
+    from jobs.dispatch.budget import judge
+    from jobs.reports.run_result import print_result
+    from jobs.run import run_job
+    from schemas.spec.spec_file import load_spec
+
+    with exit_codes():
+        spec, console = load_spec(Path(spec_path)), Console(width=140)
+        result = run_job(spec, console, engine=f"tests.support.engines:{engine}")
+        print_result(result, console)
+        judge(spec.errors, result.totals, result.abandoned)
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(*sys.argv[1:])
+    main(*sys.argv[1:])

@@ -116,6 +116,13 @@ class FaultProxy:
         """From now on, inject a fault of STORM into this share of all requests."""
         self.storm = Storm(rate=rate, random=random.Random(seed))
 
+    def calm(self) -> None:
+        """Inject no more faults, and forget all requests."""
+        self.release()
+        self.storm = None
+        for noted in (self.faults, self.requests, self.answers, self.injected):
+            noted.clear()
+
     def count(self, method: str, key: str = "") -> int:
         """How many requests of this method had `key` in their path."""
         return sum(line.startswith(f"{method} ") and key in line for line in self.requests)
