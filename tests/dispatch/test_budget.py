@@ -14,7 +14,7 @@ from schemas.errors import BudgetError
 from schemas.job import FailedRows, ShardReport, ShardSnapshot
 from schemas.spec.job_spec import ErrorsSpec
 from tests.support.in_process import job_spec, plan_for
-from tests.support.running import Started, output_rows, parts, text_rows, write_rows, write_spec
+from tests.support.running import text_rows, write_rows
 
 
 def failures(**codes: int) -> Mapping[str, FailedRows]:
@@ -92,28 +92,6 @@ def test_rows_that_the_plan_has_named_do_not_make_a_run_hopeless() -> None:
 def test_a_job_in_which_all_rows_may_fail_is_not_stopped() -> None:
     """`max_rate: 1` says so."""
     Budget(ErrorsSpec(max_rate=1)).watch(tick(report=done(nonfinite_image=1000)))
-
-
-def test_a_hopeless_job_stops_in_the_midst_of_its_first_shard(tmp_path: Path) -> None:
-    """With exit code 3 and the reason, long before all its rows have failed; if they all may, they all do."""
-    rows = write_rows(tmp_path / "rows.parquet", text_rows(400))
-    spec = write_spec(tmp_path / "job.yaml", rows, tmp_path / "out", batching={"shard_rows": 400})
-    with Started("-m", "tests.support.engines", "hopeless", spec) as run:
-        stopped = run.wait()
-    first = parts(tmp_path / "out")
-    allowed = write_spec(
-        tmp_path / "job.yaml", rows, tmp_path / "out", batching={"shard_rows": 400}, errors={"max_rate": 1}
-    )
-    with Started("-m", "tests.support.engines", "hopeless", allowed) as run:
-        ended = run.wait()
-
-    assert (stopped.code, first) == (3, [])
-    assert "rows that were tried all failed" in stopped.err
-    assert "nonfinite_image, such as: all values are NaN" in stopped.err
-    assert "Traceback" not in stopped.err
-    assert ended.code == 0, ended.err
-    assert {row["error_code"] for row in output_rows(tmp_path / "out")} == {"nonfinite_image"}
-    assert len(output_rows(tmp_path / "out")) == 400
 
 
 def test_a_part_that_came_after_all_is_not_told_as_missing(tmp_path: Path) -> None:

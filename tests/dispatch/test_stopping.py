@@ -49,7 +49,9 @@ def run_to_end(spec: Path, engine: str = "quick", **env: str) -> Finished:
         return run.wait()
 
 
-def test_ctrl_c_ends_a_job_within_seconds_and_running_it_again_makes_the_rest(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_job_within_seconds_and_running_it_again_makes_the_rest(
+    nodes: RayNodes, tmp_path: Path
+) -> None:
     """Exit code 130, whole parts only, no process left; a second and a third Ctrl-C change nothing."""
     rows = text_rows(160)
     spec = job(tmp_path, rows)
@@ -72,7 +74,7 @@ def test_ctrl_c_ends_a_job_within_seconds_and_running_it_again_makes_the_rest(tm
     assert f"does not keep the row contract ({40 - len(made)} faults)" in partial.err
     assert "no driver is running; run the job again to resume" in darkroom("status", output).out
 
-    resumed = run_to_end(spec)
+    resumed = run_to_end(spec, **nodes.env)
 
     assert resumed.code == 0
     assert f"{len(made)} of 40 parts already saved, {40 - len(made)} left to generate" in resumed.out
@@ -129,16 +131,16 @@ def test_workers_killed_at_random_moments_cost_no_row(nodes: RayNodes, tmp_path:
     assert_whole(output, rows)
 
 
-def test_jobs_killed_at_random_moments_lose_and_double_no_row(tmp_path: Path) -> None:
+def test_jobs_killed_at_random_moments_lose_and_double_no_row(nodes: RayNodes, tmp_path: Path) -> None:
     """The driver alone, whose workers live on for a while beside the next run's; then everything at once."""
     rows, moments = text_rows(100), random.Random(30)
     spec = job(tmp_path, rows)
     output = tmp_path / "out"
 
     with ExitStack() as runs:
-        for victims in ("driver", "all"):
+        for victims, ray in (("driver", nodes.env), ("all", {})):
             before = len(parts(output))
-            run = runs.enter_context(Started("-m", "tests.support.engines", "slow", spec))
+            run = runs.enter_context(Started("-m", "tests.support.engines", "slow", spec, **ray))
             run.wait_until(lambda before=before: len(parts(output)) > before + 1)
             time.sleep(moments.uniform(0, 0.8))  # the moment itself is what varies
             if victims == "all":
@@ -146,7 +148,7 @@ def test_jobs_killed_at_random_moments_lose_and_double_no_row(tmp_path: Path) ->
             else:
                 run.signal(signal.SIGKILL)
                 run.wait()
-        finished = run_to_end(spec, "slow")
+        finished = run_to_end(spec, "slow", **nodes.env)
 
     assert finished.code == 0, finished.err
     assert_whole(output, rows)
@@ -224,7 +226,7 @@ def test_a_worker_that_hangs_before_it_is_ready_is_replaced(nodes: RayNodes, tmp
 
 def test_a_storm_of_dying_workers_ends_the_job_with_the_reason(nodes: RayNodes, tmp_path: Path) -> None:
     """Something outside kills each of them as soon as it is there: the job does not go on for ever."""
-    spec = job(tmp_path, text_rows(80), errors={"max_attempts": 1})
+    spec = job(tmp_path, text_rows(80), errors={"max_attempts": 1}, workers={"num": 1})
 
     with Started("-m", "tests.support.engines", "slow", spec, **nodes.env) as run:
         run.wait_until(nodes.workers)
@@ -242,17 +244,16 @@ def test_a_storm_of_dying_workers_ends_the_job_with_the_reason(nodes: RayNodes, 
     assert "in a row" in finished.err
 
 
-def test_shards_that_all_die_end_the_job_with_the_reason(nodes: RayNodes, tmp_path: Path) -> None:
-    """After some deaths of the first ones, not after those of every shard."""
-    rows = [row | {"task": "img2img", "image": fatal_image()} for row in text_rows(160)]
-    spec = job(tmp_path, rows, errors={"max_attempts": 1})
+def test_a_hopeless_job_stops_in_the_midst_of_its_first_shard(nodes: RayNodes, tmp_path: Path) -> None:
+    """With exit code 3 and the reason, long before all its rows have failed."""
+    spec = job(tmp_path, text_rows(400), batching={"shard_rows": 400})
 
-    finished = run_to_end(spec, **nodes.env)
+    stopped = run_to_end(spec, "hopeless", **nodes.env)
 
-    assert finished.code == 1
-    assert "every shard of the model 'sd' takes its worker down" in finished.err
-    assert finished.err.count(" died: ") <= 20
-    assert parts(tmp_path / "out") == []
+    assert (stopped.code, parts(tmp_path / "out")) == (3, [])
+    assert "rows that were tried all failed" in stopped.err
+    assert "nonfinite_image, such as: all values are NaN" in stopped.err
+    assert "Traceback" not in stopped.err
 
 
 def fatal_image() -> Record:

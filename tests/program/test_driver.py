@@ -18,7 +18,7 @@ from jobs.dispatch.dispatcher import Dispatcher
 from jobs.dispatch.pool import Tick
 from jobs.dispatch.shard_loop import RunWatch, generate_shards
 from jobs.output.tally import Tally
-from schemas.errors import BudgetError, RefusedError, RowError, SpecError
+from schemas.errors import BudgetError, DarkroomError, RefusedError, RowError, SpecError
 from schemas.job import Shard, ShardReport, ShardSnapshot, WorkerProgress
 from schemas.output_layout import LEASE
 from schemas.spec.job_spec import JobSpec
@@ -202,6 +202,19 @@ class TestRun:
         assert result.abandoned == ()
         assert [row["error_code"] for row in output_rows(output)] == [None] * 16 + ["worker_crash"]
 
+    def test_shards_that_all_kill_their_workers_end_the_job_with_the_reason(
+        self, tmp_path: Path, output: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """After some deaths of the first ones, not after those of every shard."""
+        driver = InProcessDriver(spec_of(tmp_path, 160, errors={"max_attempts": 1}))
+        driver.before = lambda actor, shard: actor.die()
+
+        with pytest.raises(DarkroomError, match="every shard of the model 'sd' takes its worker down"):
+            driver.run()
+
+        assert caplog.text.count(" died: ") <= 20
+        assert parts(output) == []
+
     def test_a_driver_that_was_succeeded_does_not_finish_the_job(
         self, driver: InProcessDriver, output: Path
     ) -> None:
@@ -222,6 +235,15 @@ class TestRun:
 
         with pytest.raises(BudgetError, match="rows that were tried all failed"):
             driver.run()
+
+    def test_a_run_whose_rows_may_all_fail_goes_on(self, tmp_path: Path, output: Path) -> None:
+        """`errors.max_rate: 1` says so: each row is recorded as failed."""
+        driver = InProcessDriver(spec_of(tmp_path, 130, errors={"max_rate": 1}))
+        driver.engine = lambda: NaNEngine(0)
+
+        driver.run()
+
+        assert [row["error_code"] for row in output_rows(output)] == ["nonfinite_image"] * 130
 
     def test_a_changed_spec_is_refused_and_the_record_stays(
         self, driver: InProcessDriver, output: Path, tmp_path: Path

@@ -56,9 +56,8 @@ def over_budget(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("over-budget")
     write_rows(folder / "rows.parquet", text_rows(6) + cut_off_rows(3))
     output = folder / "out"
-    spec = write_spec(
-        folder / "job.yaml", "rows.parquet", output, output={"path": str(output), "images": "files"}
-    )
+    files = {"output": {"path": str(output), "images": "files"}}
+    spec = write_spec(folder / "job.yaml", "rows.parquet", output, **files, workers={"num": 1})
     return Ran(finished=darkroom("run", spec, cwd=folder), output=output, spec=spec)
 
 
