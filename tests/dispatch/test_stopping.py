@@ -226,7 +226,7 @@ def test_a_worker_that_hangs_before_it_is_ready_is_replaced(nodes: RayNodes, tmp
 
 def test_a_storm_of_dying_workers_ends_the_job_with_the_reason(nodes: RayNodes, tmp_path: Path) -> None:
     """Something outside kills each of them as soon as it is there: the job does not go on for ever."""
-    spec = job(tmp_path, text_rows(80), errors={"max_attempts": 1}, workers={"num": 1})
+    spec = job(tmp_path, text_rows(80), errors={"max_attempts": 1})
 
     with Started("-m", "tests.support.engines", "slow", spec, **nodes.env) as run:
         run.wait_until(nodes.workers)

@@ -31,7 +31,8 @@ from tests.support.running import (
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 """What protects a cluster's ports; every client shows it."""
-ENV = TOKEN | CANARIES
+# Without byte code, a folder that Ray has unpacked stays as it was shipped.
+ENV = TOKEN | CANARIES | {"PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +138,10 @@ def test_a_stopped_ray_job_goes_on_when_it_is_submitted_again(cluster: Cluster, 
     output = tmp_path / "out"
     # The first part is there at once. The others have so many steps that a quick machine still works on them
     # when `ray job stop` has started.
-    rows = [row | {"num_inference_steps": 1 if i < 8 else 250} for i, row in enumerate(text_rows(40))]
-    spec = write_spec(tmp_path / "job.yaml", write_rows(tmp_path / "rows.parquet", rows), output)
+    rows = [row | {"num_inference_steps": 1 if i < 8 else 400} for i, row in enumerate(text_rows(20))]
+    spec = write_spec(
+        tmp_path / "job.yaml", write_rows(tmp_path / "rows.parquet", rows), output, workers={"num": 1}
+    )
     run = ("python", "-m", "jobs", "run", spec)
 
     submitted = cluster.job(
@@ -152,9 +155,9 @@ def test_a_stopped_ray_job_goes_on_when_it_is_submitted_again(cluster: Cluster, 
 
     assert submitted.code == 0
     assert "darkroom: interrupted; saved parts stay, run again to resume" in log
-    assert 0 < len(made) < 5
+    assert 0 < len(made) < 3
     assert again.code == 0, again.out
-    assert f"{len(made)} of 5 parts already saved" in again.out
+    assert f"{len(made)} of 3 parts already saved" in again.out
     assert {part: part.read_bytes() for part in made} == made
     assert row_ids(output) == [row["row_id"] for row in rows]
     assert darkroom("verify", output).code == 0
@@ -174,6 +177,7 @@ def test_a_run_from_outside_joins_the_ray_that_ray_address_names(
         write_rows(tmp_path / "rows.parquet", rows),
         "out",
         models={"sd": {"checkpoint": checkpoint}},
+        workers={"num": 1},
     )
 
     with Started("-m", "jobs", "run", spec, cwd=tmp_path, RAY_ADDRESS=cluster.address, **TOKEN) as run:
