@@ -70,11 +70,16 @@ OTHERS = {
 
 
 @cache
+def loaded_scheduler(config: str) -> Any:
+    """A checkpoint's own scheduler, from its scheduler_config.json (as text)."""
+    published = json.loads(config)
+    return getattr(diffusers, published["_class_name"]).from_config(published)
+
+
+@cache
 def new_scheduler(name: str, config: str, options: str = "{}") -> Any:
     """A scheduler from a checkpoint's scheduler_config.json (as text), as loading and from_config make it."""
-    published = json.loads(config)
-    loaded = getattr(diffusers, published["_class_name"]).from_config(published)
-    return getattr(diffusers, name).from_config(loaded.config, **json.loads(options))
+    return getattr(diffusers, name).from_config(loaded_scheduler(config).config, **json.loads(options))
 
 
 def sampled(scheduler: Any, num_inference_steps: int, strength: float | None = None) -> torch.Tensor:
