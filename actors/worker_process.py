@@ -13,7 +13,7 @@ from typing import Any
 from actors.storage.output import open_output
 from actors.storage.stores import Stores
 from actors.worker import Worker
-from schemas.errors import ReclaimedError, SpecError
+from schemas.errors import DeviceError, ReclaimedError, SpecError
 from schemas.job import Job, Shard, ShardReport, WorkerProgress
 from schemas.output_layout import JOB_RECORD
 
@@ -23,7 +23,7 @@ ENGINE = "actors.engine.diffusers_engine:make_engine"
 """`module:function` that builds the engine. It runs here and not on the driver, which never imports torch."""
 
 EXIT_AFTER_S = 5.0
-"""How long the process waits for the driver to end it after the notice time. Then it ends itself."""
+"""How long a process that must end waits for the driver to end it. Then it ends itself."""
 
 
 class WorkerProcess:
@@ -56,13 +56,18 @@ class WorkerProcess:
         """The report of `Worker.run`.
 
         After a SIGTERM only a shard on the device is finished, and only in time; ReclaimedError for others.
+        DeviceError if the device is lost; then the process ends soon, even if the driver does not hear of it.
         """
         report = self._runs.submit(self._ready_worker.run, shard)
         futures: list[Future[Any]] = [report, self._out_of_time]
         wait(futures, return_when=FIRST_COMPLETED)
         if not report.done():
             raise ReclaimedError(f"{shard.name} was not finished in time")
-        return report.result()
+        try:
+            return report.result()
+        except DeviceError:
+            _after(EXIT_AFTER_S, os._exit, 1)
+            raise
 
     def progress(self) -> WorkerProgress:
         """What `Worker.progress` returns."""

@@ -7,8 +7,8 @@ DarkroomError                  exit code 1: no worker can work, an output is bro
 ├── StorageError               5: storage refused a request, or stayed unreachable past its deadline
 └── RowError                   one row is at fault: recorded in the output, and the job continues
 
-ReclaimedError is not a DarkroomError, because nothing is wrong: a worker that was asked to end
-gives its shard back.
+Two errors of a worker are not DarkroomErrors, because they do not end the job. ReclaimedError: it was asked to
+end and gives its shard back. DeviceError: its process can compute nothing more and must be replaced.
 
 Exceptions take positional arguments only: one with required keyword arguments does not
 survive pickling between a worker and the driver.
@@ -55,6 +55,10 @@ class RowError(DarkroomError):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+class DeviceError(Exception):
+    """The process can no longer use its device (a CUDA fault), so it must end: as good as a worker's death."""
 
 
 class ReclaimedError(Exception):

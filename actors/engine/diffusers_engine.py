@@ -16,6 +16,7 @@ from actors.engine.cohorts import cut_into_cohorts, samples_of
 from actors.engine.engine import Generated
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
+from actors.engine.quirks.torch_errors import device_errors
 from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
 from actors.rows.opened_rows import OpenedRow
@@ -59,11 +60,14 @@ class DiffusersEngine:
         return sum(count.batches for count in counts)
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
-        """Yield the result of every sample of the rows.
+        """Yield the result of every sample of the rows; DeviceError if the device can compute nothing more.
 
         The first steps of all chains run first, then the second steps, and so on.
         """
-        waiting = samples_of(rows)
+        with device_errors():
+            yield from self._run_chains(samples_of(rows), decoders)
+
+    def _run_chains(self, waiting: Sequence[Sample], decoders: Executor) -> Iterator[Generated]:
         while waiting:
             following: list[Sample] = []
             for generated in self._run_step(waiting, decoders):

@@ -19,7 +19,7 @@ from ray.exceptions import (
 from actors.worker_process import ENGINE, WorkerProcess
 from jobs.dispatch.cluster import Layout, num_fitting
 from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
-from schemas.errors import DarkroomError, ReclaimedError
+from schemas.errors import DarkroomError, DeviceError, ReclaimedError
 from schemas.job import Job, Shard, ShardReport, ShardSnapshot
 from schemas.wording.amounts import counted
 
@@ -246,6 +246,9 @@ class WorkerPool:
             seat.leaving = True
             if isinstance(call, Shard):
                 dispatcher.take_back(seat.name, call)
+            return
+        if isinstance(cause, DeviceError):
+            self._replace(seat, dispatcher, f"it can no longer use its device: {cause}")
             return
         if isinstance(cause, DarkroomError):
             raise cause from error  # the job or the storage is at fault, not the shard

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory, problem_of
+from actors.engine.quirks.torch_errors import device_errors, is_fatal, is_out_of_memory, problem_of
+from schemas.errors import DeviceError
 
 FAULT = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
@@ -24,6 +25,16 @@ FAULT = torch.AcceleratorError("CUDA error: an illegal memory access was encount
 def test_only_a_fault_of_the_device_is_fatal(error: Exception, out_of_memory: bool, fatal: bool) -> None:
     """Memory that ran out, in whatever words, is a reason to try a smaller batch."""
     assert (is_out_of_memory(error), is_fatal(error)) == (out_of_memory, fatal)
+
+
+def test_a_fault_of_the_device_becomes_an_error_that_the_driver_can_read() -> None:
+    """Without torch, and in one line; every other error stays what it is."""
+    with pytest.raises(DeviceError) as raised, device_errors():
+        raise torch.AcceleratorError("CUDA error: an illegal memory access\nFor debugging consider passing")
+    with pytest.raises(torch.OutOfMemoryError), device_errors():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert str(raised.value) == "CUDA error: an illegal memory access"
 
 
 def test_a_rows_error_is_the_same_in_every_run() -> None:

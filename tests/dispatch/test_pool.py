@@ -10,7 +10,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RaySystemError, RayT
 from jobs.dispatch.cluster import Layout
 from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
 from jobs.dispatch.pool import MAX_FAILED_STARTS, POLL_S, PROGRESS_EVERY_S, Tick, WorkerPool
-from schemas.errors import DarkroomError, ReclaimedError, StorageError
+from schemas.errors import DarkroomError, DeviceError, ReclaimedError, StorageError
 from schemas.job import Job, Shard, ShardReport, ShardSnapshot, WorkerProgress
 from tests.support.simulation.fake_ray import Actor, FakeRay, installed
 from tests.support.simulation.reports import report_of
@@ -536,6 +536,23 @@ class TestErrors:
         assert [(lost.shard.index, lost.reason) for lost in run.dispatcher.abandoned] == [
             (3, "ValueError: a bug")
         ]
+
+    def test_a_worker_whose_device_is_broken_is_replaced_as_a_dead_one(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is alive and answers, and would fail with every shard that it is given."""
+
+        class Broken(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.work(1)
+                raise DeviceError("CUDA error: unspecified launch failure")
+
+        run = Run(Broken, max_attempts=2).run()
+
+        assert run.reported == [0, 1, 2, 3, 4]
+        assert not run.ray.actors[0].process.alive
+        assert len(run.workers[0].shards) <= SHARDS_IN_FLIGHT
+        assert "died: it can no longer use its device: CUDA error: unspecified launch failure" in caplog.text
 
     def test_an_error_of_the_job_or_the_storage_ends_the_run_as_what_it_is(self) -> None:
         """No other worker would fare better."""

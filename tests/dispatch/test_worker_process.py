@@ -16,7 +16,7 @@ from actors.rows.opened_rows import OpenedRow
 from actors.storage.stores import open_storage
 from actors.worker_process import EXIT_AFTER_S, WorkerProcess
 from jobs.planning.plan import Plan
-from schemas.errors import ReclaimedError, SpecError, StorageError
+from schemas.errors import DeviceError, ReclaimedError, SpecError, StorageError
 from schemas.job import Job, ShardReport
 from tests.support.engines import NoiseEngine
 from tests.support.in_process import job_spec, plan_for
@@ -32,10 +32,14 @@ class HeldEngine(NoiseEngine):
 
     begun = threading.Event()
     let_go = threading.Event()
+    error: Exception | None = None
+    """What it raises in place of images."""
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
         HeldEngine.begun.set()
         HeldEngine.let_go.wait()
+        if HeldEngine.error:
+            raise HeldEngine.error
         yield from super().generate(rows, decoders)
 
 
@@ -230,3 +234,19 @@ def test_a_worker_waits_for_its_input_as_long_as_the_spec_says(
 
     with pytest.raises(StorageError, match="within 1 s"):
         process.run(next(iter(plan.shards())))
+
+
+def test_a_process_whose_device_is_lost_ends_by_itself(
+    start: Start, plan: Plan, timers: Timers, exits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver ends it sooner, unless it no longer hears of it."""
+    monkeypatch.setattr(HeldEngine, "error", DeviceError("CUDA error"))
+    process = made_ready(start(plan.job))
+    HeldEngine.let_go.set()
+
+    with pytest.raises(DeviceError):
+        process.run(next(plan.shards()))
+
+    assert exits == []
+    timers.calls[EXIT_AFTER_S]()
+    assert exits == [1]

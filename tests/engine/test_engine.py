@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from actors.engine.diffusers_engine import DiffusersEngine
+from schemas.errors import DeviceError
 from schemas.systems.system_table import find_system
 from tests.support.in_process import (
     Made,
@@ -112,6 +113,18 @@ def test_a_row_that_raises_fails_alone(broken: Callable[..., Made]) -> None:
     failed = made.row("r3")
     assert failed["image"] is None
     assert "cannot read this prompt" in failed["error_message"]
+
+
+def test_a_lost_device_is_no_fault_of_the_rows(broken: Callable[..., Made], tmp_path: Path) -> None:
+    """Nothing is recorded: the process has to be replaced before any row can be judged."""
+
+    def lose(*_: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    with pytest.raises(DeviceError, match="CUDA error: unspecified launch failure"):
+        broken("unet.conv_in", lose)
+
+    assert not (tmp_path / "out" / "data").exists()
 
 
 def test_an_image_of_nan_fails_alone(broken: Callable[..., Made]) -> None:

@@ -1,10 +1,12 @@
 """Tells from an exception of torch or diffusers what happens to the row and to the worker."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from schemas.errors import RowError
+from schemas.errors import DeviceError, RowError
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -24,6 +26,18 @@ def is_fatal(error: BaseException) -> bool:
     The worker must then be replaced.
     """
     return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Raise DeviceError for a fatal error of the block: the driver, which has no torch, can read that one."""
+    try:
+        yield
+    except Exception as error:
+        if is_fatal(error):
+            # The other lines of a CUDA error are advice for those who debug kernels.
+            raise DeviceError(str(error).partition("\n")[0]) from error
+        raise
 
 
 def problem_of(error: Exception) -> RowError:
