@@ -7,8 +7,8 @@ DarkroomError                  exit code 1: no worker can work, an output is bro
 ├── StorageError               5: storage refused a request, or stayed unreachable past its deadline
 └── RowError                   one row is at fault: recorded in the output, and the job continues
 
-Two errors of a worker are not DarkroomErrors, because they do not end the job. ReclaimedError: it was asked to
-end and gives its shard back. DeviceError: its process can compute nothing more and must be replaced.
+Two errors of a worker are not DarkroomErrors, because they do not end the job. ReclaimedError: it was asked
+to end and gives its shard back. DeviceError: its process can compute nothing more and must be replaced.
 
 Exceptions take positional arguments only: one with required keyword arguments does not
 survive pickling between a worker and the driver.
@@ -58,7 +58,7 @@ class RowError(DarkroomError):
 
 
 class DeviceError(Exception):
-    """The process can no longer use its device (a CUDA fault), so it must end: as good as a worker's death."""
+    """The process can no longer use its device (a CUDA fault), so it must end: as good as its death."""
 
 
 class ReclaimedError(Exception):
