@@ -16,6 +16,7 @@ from schemas.systems.system_table import find_system
 from tests.support.in_process import (
     Made,
     Record,
+    drawn_image,
     encoded,
     job_spec,
     make,
@@ -226,6 +227,16 @@ def test_a_row_with_one_bad_image_of_three_fails_as_a_whole(broken: Callable[...
 
     assert outcomes_by_id(made) == {"r0": "nonfinite_image"}
     assert len(made.rows) == 1
+
+
+def test_rows_whose_images_are_all_damaged_have_their_outcomes(broken: Callable[..., Made]) -> None:
+    """No call follows that could bring them along."""
+    image = drawn_image()["bytes"]
+    cut_off = {"task": "img2img", "image": {"bytes": image[: len(image) // 2], "path": None}}
+
+    made = broken("unet", lambda *_: None, rows=[row | cut_off for row in ROWS])
+
+    assert outcomes_by_id(made) == {row["row_id"]: "invalid_image" for row in ROWS}
 
 
 def test_a_batch_stays_within_max_batch_rows(broken: Callable[..., Made]) -> None:
