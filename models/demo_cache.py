@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from models import trained_models
-from models.whole_folder import all_or_nothing
+from models.whole_folder import all_or_nothing, refuse_used
 from schemas.errors import SpecError
 
 RANDOM_KINDS = (
@@ -79,6 +79,7 @@ def build(folder: Path, kind: str, seed: int = SEED) -> None:
     `seed` is for random weights.
     """
     check_kind(kind)
+    refuse_used(folder)  # before the builder takes seconds to import torch
     if problem := _build({kind: folder}, seed):
         raise SpecError(f"cannot build demo:{kind} as {folder}: {problem}")
 

@@ -15,7 +15,7 @@ def all_or_nothing(folder: Path) -> Iterator[Path]:
 
     Raises SpecError if `folder` is a file, or is not empty.
     """
-    _refuse_used(folder)
+    refuse_used(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         unfinished = Path(scratch) / "checkpoint"
@@ -23,10 +23,11 @@ def all_or_nothing(folder: Path) -> Iterator[Path]:
         try:
             os.rename(unfinished, folder)
         except OSError:
-            _refuse_used(folder)
+            refuse_used(folder)
             raise
 
 
-def _refuse_used(folder: Path) -> None:
+def refuse_used(folder: Path) -> None:
+    """Raise SpecError if the folder is a file, or is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError(f"{folder} already exists; choose a new folder for the demo checkpoint")

@@ -548,8 +548,9 @@ def test_missing_checkpoints_are_built_by_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that are there stay as they are; nobody pays for torch's imports twice, or for nothing."""
+    cached = demo("sd")
     monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path))
-    there = demo_checkpoint("sd") / "model_index.json"
+    there = shutil.copytree(cached, demo_folder("sd")) / "model_index.json"
     built = there.stat().st_mtime_ns
 
     build_missing(["sd", "sd2", "upscale"])

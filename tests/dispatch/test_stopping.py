@@ -112,6 +112,23 @@ def test_sigterm_ends_a_job_as_ctrl_c_does(nodes: RayNodes, tmp_path: Path) -> N
     assert '"ended": true' in (output / "_darkroom" / "driver.json").read_text()
 
 
+def test_a_second_driver_is_refused_while_the_first_is_alive(nodes: RayNodes, tmp_path: Path) -> None:
+    """Exit code 4, and who the other one is; the first one goes on."""
+    rows = text_rows(40)
+    spec = job(tmp_path, rows)
+    output = tmp_path / "out"
+
+    with Started("-m", "tests.support.engines", "slow", spec, **nodes.env) as run:
+        run.wait_until((output / "_darkroom" / "driver.json").exists)
+        refused = run_to_end(spec, **nodes.env)
+        finished = run.wait()
+
+    assert refused.code == 4
+    assert f"another driver is using {output}: process " in refused.err
+    assert finished.code == 0, finished.err
+    assert_whole(output, rows)
+
+
 def test_workers_killed_at_random_moments_cost_no_row(nodes: RayNodes, tmp_path: Path) -> None:
     """SIGKILL, as the kernel sends it when memory runs out: fresh workers make what the dead ones held."""
     rows, moments = text_rows(80), random.Random(20)

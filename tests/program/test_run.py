@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from tests.support.running import (
     ROOT,
     Finished,
     Record,
-    Started,
     darkroom,
     output_rows,
     parts,
@@ -195,34 +193,6 @@ def test_a_changed_spec_is_refused_and_the_difference_named(demo: Ran) -> None:
     assert changed.code == 4
     assert f"{demo.output} belongs to another job, or this job has changed" in changed.err
     assert "seed: was 0, is now 7" in changed.err
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ran, Finished]]:
-    """The demo once more, by one worker, and what a second driver of the same output had to say."""
-    output = tmp_path_factory.mktemp("alone") / "out"
-    command = ("-m", "jobs", "run", DEMO, "--set", f"output.path={output}", "--set", "workers.num=1")
-    with Started(*command) as run:
-        run.wait_until((output / "_darkroom" / "driver.json").exists)
-        second = darkroom(*command[2:], **NO_RAY)
-        yield Ran(finished=run.wait(), output=output, spec=ROOT / DEMO), second
-
-
-def test_the_number_of_workers_does_not_show_in_the_parts(demo: Ran, alone: tuple[Ran, Finished]) -> None:
-    """Byte for byte: a shard's batches follow from the plan alone."""
-    assert alone[0].finished.code == 0, alone[0].finished.err
-    assert [part.name for part in parts(alone[0].output)] == [part.name for part in parts(demo.output)]
-    assert [part.read_bytes() for part in parts(alone[0].output)] == [
-        part.read_bytes() for part in parts(demo.output)
-    ]
-
-
-def test_a_second_driver_is_refused_while_the_first_is_alive(alone: tuple[Ran, Finished]) -> None:
-    """Exit code 4, and who the other one is."""
-    refused = alone[1]
-
-    assert refused.code == 4
-    assert f"another driver is using {alone[0].output}: process " in refused.err
 
 
 def test_more_failed_rows_than_the_budget_allows_end_with_exit_code_3(over_budget: Ran) -> None:
