@@ -27,7 +27,7 @@ EXIT_AFTER_S = 5.0
 
 
 class WorkerProcess:
-    """The class that becomes a Ray actor. What can hang is done in `ready`, not in the constructor."""
+    """What a Ray actor does for a job. What can hang is done in `ready`, not in the constructor."""
 
     def __init__(self, job: Job, *, num_cpus: int, engine: str = ENGINE) -> None:
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
@@ -40,10 +40,6 @@ class WorkerProcess:
         self._runs = ThreadPoolExecutor(thread_name_prefix="run")
         # Ray 2.60's own handler ends the process once its calls are done, and meanwhile accepts new ones.
         signal.signal(signal.SIGTERM, self._leave)
-
-    def born(self) -> bool:
-        """True: the process has started."""
-        return True
 
     def ready(self) -> bool:
         """True once the worker is built; SpecError where it does not see the driver's output."""

@@ -83,7 +83,7 @@ def plan(
 @app.command()
 def run(spec: SpecPath, overrides: Overrides = None) -> None:
     """Run a job, or resume it, on the Ray cluster at RAY_ADDRESS or on this machine."""
-    from jobs.dispatch.budget import judge
+    from jobs.fleet.budget import judge
     from jobs.reports.run_result import print_result
     from jobs.run import run_job
 
@@ -104,7 +104,7 @@ def retry(
     overrides: Overrides = None,
 ) -> None:
     """Generate the failed rows of a job again. All other rows keep their results."""
-    from jobs.dispatch.budget import judge
+    from jobs.fleet.budget import judge
     from jobs.reports.run_result import print_result
     from jobs.retry import retry_job
 
@@ -127,7 +127,7 @@ def submit(
     overrides: Overrides = None,
 ) -> None:
     """Run a job on a Ray cluster, through `ray job submit`. Input and output should be URIs."""
-    from jobs.dispatch.submit import submit_job
+    from jobs.fleet.submit import submit_job
 
     load_spec(spec, overrides or [])
     code = submit_job(spec, overrides or [], address, console(), wait=wait)

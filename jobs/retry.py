@@ -8,9 +8,9 @@ from rich.console import Console
 
 from actors.storage.output import Output, open_output
 from actors.worker_process import ENGINE
-from jobs.dispatch.cluster import with_output_settled
 from jobs.dispatch.dispatcher import Dispatcher
-from jobs.dispatch.shard_loop import RunWatch, generate_shards
+from jobs.fleet.cluster import with_output_settled
+from jobs.fleet.shard_loop import RunWatch, generate_shards
 from jobs.output.job_record import plan_of, require_record
 from jobs.output.lease import Lease
 from jobs.output.part_footers import read_footers

@@ -8,10 +8,10 @@ from rich.console import Console
 from actors.parts.commit import probe
 from actors.storage.output import Output, open_output
 from actors.worker_process import ENGINE
-from jobs.dispatch.budget import Budget
-from jobs.dispatch.cluster import with_output_settled
 from jobs.dispatch.dispatcher import Dispatcher
-from jobs.dispatch.shard_loop import RunWatch, generate_shards
+from jobs.fleet.budget import Budget
+from jobs.fleet.cluster import with_output_settled
+from jobs.fleet.shard_loop import RunWatch, generate_shards
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
 from jobs.output.job_record import JobRecord, claim, plan_of, read_record
 from jobs.output.lease import Lease

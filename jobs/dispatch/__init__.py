@@ -1,1 +1,1 @@
-"""Which worker generates which shard. Of the code that runs in a job, only this folder imports Ray."""
+"""Which worker gets which shard, and whose fault a failure is: pure state, without Ray."""

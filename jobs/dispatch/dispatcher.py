@@ -1,15 +1,19 @@
 """Which shard goes to whom next: pure state, no Ray, no clock, no I/O.
 
-A shard whose worker dies goes to another worker, as its only shard. When `max_attempts` workers have died
-with it, rehearsals search for the row at fault. Then the shard is generated without that row, which is
-recorded as failed.
+A shard that fails goes to another machine, or to another worker where there is one machine. A shard whose
+worker dies is its next worker's only shard. When `max_attempts` workers have died with it, rehearsals search
+for the row at fault. A row that was alone when its worker died is tried once more elsewhere. If it kills
+there too, the shard is generated without it, and the row is recorded as failed.
 """
 
-from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 
 from jobs.dispatch.poison import Search
+from jobs.dispatch.shard_queue import MAX_DYING_SHARDS, ShardQueue
+from jobs.dispatch.shard_record import Death, Place, ShardRecord
 from jobs.output.tally import Abandoned
 from schemas.errors import DarkroomError
 from schemas.job import Shard
@@ -21,84 +25,25 @@ SHARDS_IN_FLIGHT = 2
 MAX_POISON_ROWS = 16
 """Rows of one shard that may be left out; if more of them kill workers, no single row is at fault."""
 
-MAX_DYING_SHARDS = 5
-"""Shards of one model that kill workers in a row, with none generated in between. If then the rows of one of
-them cannot be generated alone either, the job ends."""
 
+MAX_DEATHS_OF_GOOD_ROWS = 5
+"""Deaths with a row that lived before, in the process in which another row is to be tried once more."""
 
 MAX_DEPARTURES = 20
 """Workers that may be taken away with the same shard; after that it takes longer than such machines stay."""
 
 
 @dataclass(slots=True)
-class _Record:
-    """What has gone wrong with one shard."""
+class _Worker:
+    """A worker that is ready."""
 
-    attempts: int = 0
-    """Failed attempts to generate it, or to run its present rehearsal."""
-    departures: int = 0
-    """Workers that were taken away while they had it."""
-    suspect: bool = False
-    """Whether a worker died with it: it then has a worker to itself, so that the next death is its own."""
-    search: Search | None = None
-    """The search for the row at fault, while it goes on."""
-    skip: tuple[int, ...] = ()
-    """Rows that killed a worker alone, by their position in the shard."""
-    one_row_lived: bool = False
-    """Whether a worker survived a rehearsal."""
-    searched_in_vain: bool = False
-    """Whether a search has ended without a row."""
-    reason: str = ""
-    """Why the last worker died."""
-
-
-class _Queue:
-    """One model's waiting shards: first those that were given back, then those that no worker had yet."""
-
-    def __init__(self, shards: Iterator[Shard], num_fresh: int) -> None:
-        self._fresh = shards
-        self._num_fresh = num_fresh
-        self._returned: deque[Shard] = deque()
-        self._suspects: deque[Shard] = deque()
-        self.dying: set[int] = set()
-        """Indices of the shards with which a worker died since the last sign of life."""
-        self.works = False
-        """Whether there ever was a sign of life: a generated shard or a survived rehearsal."""
-
-    @property
-    def num_left(self) -> int:
-        """Waiting shards."""
-        return self._num_fresh + len(self._returned) + len(self._suspects)
-
-    def take(self, *, beside: bool) -> Shard | None:
-        """The next shard; None if it is a suspect and the worker has another shard (`beside`)."""
-        if self._suspects and self._is_suspects_turn():
-            return None if beside else self._suspects.popleft()
-        if self._returned:
-            return self._returned.popleft()
-        self._num_fresh -= 1
-        return next(self._fresh)
-
-    def _is_suspects_turn(self) -> bool:
-        """Whether the next shard is a suspect.
-
-        After a death another shard comes first, to show whether any shard of the model can be generated.
-        After MAX_DYING_SHARDS deaths in a row the suspects come, to show why.
-        """
-        others = self._num_fresh + len(self._returned)
-        return not others or not self.dying or len(self.dying) >= MAX_DYING_SHARDS
-
-    def give_back(self, shard: Shard, *, suspect: bool) -> None:
-        if suspect:
-            # The same suspect comes first again: if none can be generated, the first one abandoned shows it.
-            self._suspects.appendleft(shard)
-        else:
-            self._returned.append(shard)
-
-    def lives(self) -> None:
-        """Record a sign of life."""
-        self.works = True
-        self.dying.clear()
+    place: Place
+    in_flight: list[Shard] = field(default_factory=list)
+    """Its shards, the oldest first."""
+    model: str | None = None
+    """The model of its latest shard."""
+    has_worked: bool = False
+    """Whether this process has given a sign of life: a generated shard or a survived rehearsal."""
 
 
 class Dispatcher:
@@ -113,15 +58,20 @@ class Dispatcher:
         working: Collection[str] = (),
     ) -> None:
         """`shards` and `num_shards` are by model; `working` are the models that already have a part."""
-        self._queues = {model: _Queue(shards[model], num_shards[model]) for model in shards}
+        self._queues = {model: ShardQueue(shards[model], num_shards[model]) for model in shards}
         for model in self._queues.keys() & set(working):
             self._queues[model].works = True
         self._max_attempts = max_attempts
-        self._in_flight: dict[str, list[Shard]] = {}
-        self._model_of: dict[str, str] = {}
-        self._records: dict[int, _Record] = {}
+        self._workers: dict[str, _Worker] = {}
+        """Those that are ready, by name."""
+        self._processes = count()
+        self._records: dict[int, ShardRecord] = {}
         """By the shard's index."""
         self.abandoned: list[Abandoned] = []
+        self.num_nodes = 1
+        """Machines that can have workers."""
+        self.num_starting = 0
+        """Workers that will soon be ready, on whatever machine."""
 
     @property
     def num_waiting(self) -> int:
@@ -131,26 +81,26 @@ class Dispatcher:
     @property
     def num_in_flight(self) -> int:
         """Shards that some worker has."""
-        return sum(len(shards) for shards in self._in_flight.values())
+        return sum(len(worker.in_flight) for worker in self._workers.values())
 
     @property
     def finished(self) -> bool:
         """Whether every shard is committed or abandoned."""
         return not self.num_waiting and not self.num_in_flight
 
-    def join(self, worker: str) -> None:
-        """Record that a worker is ready for shards."""
-        self._in_flight.setdefault(worker, [])
+    def join(self, worker: str, node: str = "") -> None:
+        """Record that a worker's new process, on this machine, is ready for shards."""
+        self._workers[worker] = _Worker(Place(node, next(self._processes)))
 
     def leave(self, worker: str) -> None:
         """Record that a worker has ended and its shards are not to blame: other workers get them."""
-        for shard in self._in_flight.pop(worker, []):
+        gone = self._workers.pop(worker, None)
+        for shard in gone.in_flight if gone else ():
             self._depart(shard)
-        self._model_of.pop(worker, None)
 
     def take_back(self, worker: str, shard: Shard) -> None:
         """Record that a worker returns this shard because it was told to end."""
-        self._in_flight[worker].remove(shard)
+        self._workers[worker].in_flight.remove(shard)
         self._depart(shard)
 
     def _depart(self, shard: Shard) -> None:
@@ -167,71 +117,140 @@ class Dispatcher:
 
     def next_for(self, worker: str, loaded: Sequence[str] = ()) -> Shard | None:
         """A shard for this worker now, or None; `loaded` are the models in its memory, the latest last."""
-        in_flight = self._in_flight[worker]
+        taker = self._workers[worker]
+        in_flight = taker.in_flight
         if (
             not self.num_waiting
             or len(in_flight) >= self._max_in_flight(in_flight)
             or any(map(self._is_suspect, in_flight))
         ):
             return None
-        model = self._choose_model(worker, loaded)
-        if in_flight and in_flight[-1].model != model:
-            return None  # two models in flight could push each other out of a small cache, shard by shard
-        taken = self._queues[model].take(beside=bool(in_flight))
-        if taken is None:
-            return None
-        self._model_of[worker] = model
-        shard = self._with_instructions(taken)
-        in_flight.append(shard)
-        return shard
+        for model in self._models_for(taker, loaded):
+            if in_flight and in_flight[-1].model != model:
+                return None  # two models in flight could push each other out of a small cache
+            taken = self._queues[model].take(lambda shard: self._fits(taker, shard), beside=bool(in_flight))
+            if taken:
+                taker.model = model
+                shard = self._with_instructions(taken, proven=taker.has_worked)
+                in_flight.append(shard)
+                return shard
+        return None
 
     def finish(self, worker: str, shard: Shard) -> None:
         """Record that the shard's part is committed, or that its worker survived the rehearsal."""
-        self._in_flight[worker].remove(shard)
+        maker = self._workers[worker]
+        maker.in_flight.remove(shard)
         if shard.rehearse or len(shard.skip) < shard.num_rows:
             self._queues[shard.model].lives()
+            maker.has_worked = True
         if shard.rehearse:
-            record = self._records[shard.index]
-            record.one_row_lived = True
-            self._search_of(record).survived()
-            self._continue(shard, record)
+            self._survived(shard, self._records[shard.index])
 
     def fail(self, worker: str, shard: Shard, reason: str) -> None:
         """Record that the worker could not generate the shard and is still alive."""
-        self._in_flight[worker].remove(shard)
+        failed = self._workers[worker]
+        failed.in_flight.remove(shard)
         record = self._record_of(shard)
         record.attempts += 1
-        if record.attempts >= self._max_attempts:
+        record.failed_at.append(failed.place)
+        record.raised_at.add(failed.place.node)
+        # What only one of several machines says may be the machine's fault.
+        agreed = len(record.raised_at) > 1 or not self._may_go_elsewhere({failed.place.node})
+        if record.attempts >= self._max_attempts and agreed:
             self._abandon(shard, reason)
         else:
             self._give_back(shard)
 
-    def lose(self, worker: str, reason: str) -> None:
-        """Record that the worker died: its shards become suspects.
+    def lose(self, worker: str, reason: str) -> Death:
+        """Record that the worker died: its shards become suspects. Returns what that tells of the worker.
 
         DarkroomError where no shard of the model can be generated.
         """
-        shards = self._in_flight.pop(worker, [])
-        self._model_of.pop(worker, None)
-        if shards:
-            # The oldest is the one that was most likely on the device.
-            self._queues[shards[0].model].dying.add(shards[0].index)
+        dead = self._workers.pop(worker)
+        shards = dead.in_flight
+        if not shards:
+            return Death()
+        # The oldest is the one that was most likely on the device.
+        oldest = shards[0]
+        self._queues[oldest.model].dying.add(oldest.index)
+        death = self._death_with(oldest)
         for shard in reversed(shards):
-            self._charge(shard, reason, alone=len(shards) == 1)
+            self._charge(shard, reason, dead.place, alone=len(shards) == 1)
+        return death
 
-    def _charge(self, shard: Shard, reason: str, *, alone: bool) -> None:
+    def _death_with(self, shard: Shard) -> Death:
+        if shard.rehearse is None:
+            return Death(shard=shard.index)
+        return Death(expected=not self._records[shard.index].shows_good_row)
+
+    def _charge(self, shard: Shard, reason: str, place: Place, *, alone: bool) -> None:
         record = self._record_of(shard)
         record.suspect, record.reason = True, reason
         record.attempts += 1
-        if record.search:
+        if record.shows_good_row:
+            self._lost_good_row(shard, record, place)
+        elif record.accused:
+            record.skip = tuple(sorted({*record.skip, record.accused.pop()}))
+            self._next_trial(shard, record)
+        elif record.search:
+            assert shard.rehearse is not None
+            record.died_alone[shard.rehearse[0]] = place  # as it is, if this row is found
             record.search.died()
             self._continue(shard, record)
-        elif alone and (record.skip or record.attempts >= self._max_attempts):
-            self._begin_search(shard, record)
         else:
-            self._give_back(shard)
+            record.failed_at.append(place)
+            again = record.skip and not self._may_go_elsewhere({place.node for place in record.failed_at})
+            if alone and (again or record.attempts >= self._max_attempts):
+                self._begin_search(shard, record)
+            else:
+                self._give_back(shard)
 
-    def _begin_search(self, shard: Shard, record: _Record) -> None:
+    def _lost_good_row(self, shard: Shard, record: ShardRecord, place: Place) -> None:
+        """Act on a death with a row that has lived: it says something of the worker alone."""
+        record.failed_at.append(place)
+        record.deaths_of_good_row += 1
+        if record.deaths_of_good_row < MAX_DEATHS_OF_GOOD_ROWS:
+            self._give_back(shard)
+        else:
+            self._abandon(shard, f"{record.reason}. A row that was generated before does this too")
+
+    def _survived(self, shard: Shard, record: ShardRecord) -> None:
+        """Act on a rehearsal that its worker has survived."""
+        assert shard.rehearse is not None
+        first, end = shard.rehearse
+        if record.shows_good_row:
+            record.deaths_of_good_row = 0
+            self._give_back(shard)
+        elif record.accused:
+            # What killed the first worker was not this row.
+            record.accused.pop()
+            self._next_trial(shard, record)
+        else:
+            record.one_row_lived = True
+            if end - first == 1:
+                record.good_row = first
+            record.present_search.survived()
+            self._continue(shard, record)
+
+    def _next_trial(self, shard: Shard, record: ShardRecord) -> None:
+        """Try the next accused row once more; generate the shard without the convicted ones if there is none.
+
+        The shard is abandoned if there was no conviction for the second time.
+        """
+        record.attempts = 0
+        if record.accused:
+            record.failed_at = [record.died_alone[record.accused[-1]]]
+            self._give_back(shard)
+            return
+        record.failed_at = []
+        in_vain = len(record.skip) == record.num_convicted
+        if in_vain and record.searched_in_vain:
+            self._abandon(shard, f"{record.reason}. None of its rows does this on another worker too")
+            return
+        record.searched_in_vain |= in_vain
+        self._give_back(shard)
+
+    def _begin_search(self, shard: Shard, record: ShardRecord) -> None:
         if len(record.skip) >= min(MAX_POISON_ROWS, shard.num_rows):
             self._abandon(
                 shard,
@@ -241,11 +260,12 @@ class Dispatcher:
             return
         rows = (row for row in range(shard.num_rows) if row not in record.skip)
         record.search = Search(rows, one_has_lived=record.one_row_lived)
+        record.failed_at.clear()
         self._continue(shard, record)
 
-    def _continue(self, shard: Shard, record: _Record) -> None:
+    def _continue(self, shard: Shard, record: ShardRecord) -> None:
         """Begin the search's next rehearsal, or act on its result if it has ended."""
-        search, queue = self._search_of(record), self._queues[shard.model]
+        search, queue = record.present_search, self._queues[shard.model]
         record.attempts = 0
         if search.next:
             self._give_back(shard)
@@ -257,8 +277,8 @@ class Dispatcher:
                 f"in a row, and so do rows that are tried alone. The last is {shard.name}: {record.reason}"
             )
         if search.found and (record.one_row_lived or (queue.works and not search.suspects)):
-            record.skip = tuple(sorted({*record.skip, *search.found}))
-            self._give_back(shard)
+            record.accused, record.num_convicted = [*search.found], len(record.skip)
+            self._next_trial(shard, record)
         elif search.found:
             self._abandon(shard, f"{record.reason}. Each of its rows that was tried alone does this too")
         elif record.searched_in_vain:
@@ -267,16 +287,48 @@ class Dispatcher:
             record.searched_in_vain = True
             self._give_back(shard)
 
+    def _fits(self, taker: _Worker, shard: Shard) -> bool:
+        """Whether no other worker should rather have this shard."""
+        record = self._records.get(shard.index)
+        if record is None:
+            return True
+        nodes = {place.node for place in record.failed_at}
+        if taker.place.node in nodes and self._may_go_elsewhere(nodes):
+            return False
+        if record.needs_proven_worker and not taker.has_worked and self._has_other_work(shard.model):
+            return False
+        return taker in self._best_for(record)
+
+    def _best_for(self, record: ShardRecord) -> list[_Worker]:
+        """The workers that are ready and whose success or failure with the shard would say most."""
+        nodes = {place.node for place in record.failed_at}
+        processes = {place.process for place in record.failed_at}
+        preferences: tuple[Callable[[_Worker], bool], ...] = (
+            lambda worker: worker.place.node not in nodes,
+            lambda worker: worker.place.process not in processes,
+            lambda worker: worker.has_worked or not record.needs_proven_worker,
+        )
+        workers = [*self._workers.values()]
+        for preferred in preferences:
+            workers = [*filter(preferred, workers)] or workers
+        return workers
+
+    def _may_go_elsewhere(self, nodes: Collection[str]) -> bool:
+        """Whether there is a worker on a machine that is not one of these, or there may soon be one."""
+        ready = any(worker.place.node not in nodes for worker in self._workers.values())
+        return ready or (self.num_starting > 0 and self.num_nodes > len(nodes))
+
+    def _has_other_work(self, model: str) -> bool:
+        """Whether an unproven worker can prove itself with another shard; no more if all shards kill."""
+        if len(self._queues[model].dying) >= MAX_DYING_SHARDS:
+            return False
+        return any(queue.num_unsuspected for queue in self._queues.values())
+
     def _abandon(self, shard: Shard, reason: str) -> None:
         self.abandoned.append(Abandoned(shard=shard, reason=reason))
 
-    def _record_of(self, shard: Shard) -> _Record:
-        return self._records.setdefault(shard.index, _Record())
-
-    @staticmethod
-    def _search_of(record: _Record) -> Search:
-        assert record.search is not None, "a rehearsal belongs to a search"
-        return record.search
+    def _record_of(self, shard: Shard) -> ShardRecord:
+        return self._records.setdefault(shard.index, ShardRecord())
 
     def _is_suspect(self, shard: Shard) -> bool:
         return shard.index in self._records and self._records[shard.index].suspect
@@ -284,27 +336,25 @@ class Dispatcher:
     def _give_back(self, shard: Shard) -> None:
         self._queues[shard.model].give_back(shard, suspect=self._is_suspect(shard))
 
-    def _with_instructions(self, shard: Shard) -> Shard:
-        """The shard with the rows to leave out and the rows to rehearse."""
+    def _with_instructions(self, shard: Shard, *, proven: bool) -> Shard:
         record = self._records.get(shard.index)
-        if record is None:
-            return shard
-        search = record.search
-        if search is None:
-            return replace(shard, skip=record.skip, rehearse=None)
-        return replace(shard, skip=(*record.skip, *search.found), rehearse=search.next)
+        return record.instruct(shard, proven=proven) if record else shard
 
     def _max_in_flight(self, in_flight: list[Shard]) -> int:
         """Shards that a worker may have: near the end only one, so that none waits while another has two."""
-        num_others = len(self._in_flight) - 1
+        num_others = len(self._workers) - 1
         return SHARDS_IN_FLIGHT if not in_flight or self.num_waiting > num_others else 1
 
-    def _choose_model(self, worker: str, loaded: Sequence[str]) -> str:
-        """The model of the worker's next shard: a loaded one, else the one with most shards per worker."""
+    def _models_for(self, taker: _Worker, loaded: Sequence[str]) -> Iterator[str]:
+        """The models that have waiting shards, the best for the worker first.
+
+        These are loaded ones, the latest first, and then those with most shards per worker.
+        """
         waiting = {model: queue.num_left for model, queue in self._queues.items() if queue.num_left}
-        loaded_models = [*loaded, *([self._model_of[worker]] if worker in self._model_of else [])]
-        for model in reversed(loaded_models):
-            if model in waiting:
-                return model
-        workers = Counter(self._model_of.values())
-        return max(waiting, key=lambda model: (waiting[model] / (1 + workers[model]), model))
+        for model in (taker.model, *reversed(loaded)):
+            if model is not None and waiting.pop(model, 0):
+                yield model
+        workers = Counter(worker.model for worker in self._workers.values())
+        yield from sorted(
+            waiting, key=lambda model: (waiting[model] / (1 + workers[model]), model), reverse=True
+        )

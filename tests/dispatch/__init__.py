@@ -1,1 +1,1 @@
-"""Facts about shards and workers."""
+"""Facts about shards, and whole jobs in simulated time."""

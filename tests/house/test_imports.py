@@ -47,7 +47,9 @@ HOUSE: Mapping[str, Order] = {
         "cohort_runner",
         "diffusers_engine",
     ),
-    "jobs": order("signals planning", "output", "dispatch reports verification", "run retry", "__main__"),
+    "jobs": order(
+        "signals planning", "output", "dispatch reports verification", "fleet", "run retry", "__main__"
+    ),
 }
 """The rooms of each folder, the lowest first. A room imports lower ones, and none beside it."""
 
@@ -56,7 +58,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
         ("torch", "diffusers", "transformers", "greenlet", "compel"),
         ("actors.engine", "demo", "benchmarks", "tools", "tests"),
     ),
-    "ray": ("jobs.dispatch", "benchmarks", "tests"),
+    "ray": ("jobs.fleet", "benchmarks", "tests"),
 }
 """The only folders in which a heavy library may be imported."""
 
@@ -146,7 +148,7 @@ def test_a_circle_is_found(depth: int | None, module: str, imported: str, circle
 
 
 def test_heavy_libraries_have_one_home() -> None:
-    """Images are generated under actors/engine, Ray is asked under jobs/dispatch, and nowhere else."""
+    """Images are generated under actors/engine, Ray is asked under jobs/fleet, and nowhere else."""
     assert strays(imports_of_files(), HOMES) == []
 
 

@@ -13,10 +13,10 @@ from rich.console import Console
 from actors.engine.engine import Engine
 from actors.engine.samples import Sample
 from actors.storage.output import open_output
-from jobs.dispatch.budget import judge
 from jobs.dispatch.dispatcher import Dispatcher
-from jobs.dispatch.pool import Tick
-from jobs.dispatch.shard_loop import RunWatch, generate_shards
+from jobs.fleet.budget import judge
+from jobs.fleet.pool import Tick
+from jobs.fleet.shard_loop import RunWatch, generate_shards
 from jobs.output.tally import Tally
 from schemas.errors import BudgetError, DarkroomError, RefusedError, RowError, SpecError
 from schemas.job import Shard, ShardReport, ShardSnapshot, WorkerProgress
@@ -435,8 +435,8 @@ class SlowWorker:
         self._clock = actor.process.clock
         self._shards: list[Shard] = []
 
-    def born(self) -> bool:
-        return True
+    def born(self) -> tuple[str, str]:
+        return "node", "host"
 
     def ready(self) -> bool:
         return True

@@ -145,7 +145,7 @@ def main(engine: str, spec_path: str) -> None:
     from rich.console import Console
 
     from jobs.__main__ import exit_codes
-    from jobs.dispatch.budget import judge
+    from jobs.fleet.budget import judge
     from jobs.reports.run_result import print_result
     from jobs.run import run_job
     from schemas.spec.spec_file import load_spec

@@ -3,6 +3,7 @@
 The real pool and the real layout run on it, many hours of them in a second.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ from unittest.mock import patch
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from jobs.dispatch import cluster, pool
+from jobs.fleet import cluster, pool
 from tests.support.simulation.simulated_time import Clock, Process, Thread, ViolationError
 
 
@@ -45,6 +46,8 @@ class Actor:
         """The options with which Ray was told to start it."""
         self.job = job
         """The first argument of its constructor."""
+        self.machine = ray.place(options)
+        """The machine on which it runs."""
         self.process = Process(
             ray.clock, name, when_it_dies=lambda _: ray.clock.after(ray.news_s(), self._fail)
         )
@@ -129,8 +132,8 @@ class FakeRay:
         """`build` returns the object whose methods an actor's calls run; it stands for the WorkerProcess."""
         self.clock = clock
         self.build = build
-        self.machines = [{"CPU": num_cpus, "GPU": num_gpus}]
-        """The resources of each machine of the cluster."""
+        self.machines = {"machine-0": {"CPU": num_cpus, "GPU": num_gpus}}
+        """The resources of each machine of the cluster, by name."""
         self.dead_machines: list[dict[str, int]] = []
         """Those of machines that are gone; Ray names them for ever."""
         self.actors: list[Actor] = []
@@ -142,7 +145,7 @@ class FakeRay:
         self.obeys: Callable[[], bool] = lambda: True
         """Draws whether an actor ends when it is killed."""
         self.shortest_wait_s = 0.0
-        """`wait` takes at least this long if no call is settled."""
+        """A `wait` for the first settled call takes at least this long if there is none."""
         self.jump_s = 0.0
         """How far the driver's clock has jumped ahead, as when a laptop sleeps."""
         self._waiting: list[Thread] = []
@@ -160,6 +163,14 @@ class FakeRay:
     def remote(self, worker_class: type) -> _ActorClass:
         return _ActorClass(self)
 
+    def place(self, options: dict[str, Any]) -> str:
+        """The machine for an actor: the allowed one with the fewest actors for its CPUs."""
+        selector = (options.get("label_selector") or {}).get(pool.NODE_ID, "!in()")
+        left_out = selector.removeprefix("!in(").removesuffix(")").split(",")
+        used = Counter(actor.machine for actor in self.actors if actor.process.alive)
+        allowed = [name for name in self.machines if name not in left_out]
+        return min(allowed, key=lambda name: used[name] / max(self.machines[name]["CPU"], 1))
+
     def start(self, options: dict[str, Any], job: Any) -> Actor:
         """Start an actor."""
         actor = Actor(self, self.name(), options, job)
@@ -167,11 +178,13 @@ class FakeRay:
         return actor
 
     def wait(self, refs: Sequence[Ref], *, num_returns: int, timeout: float) -> tuple[list[Ref], list[Ref]]:
-        """The first settled call, if there is one before the timeout, and the others."""
+        """The calls that are settled once there are `num_returns` of them or time is up, and the others."""
         if not refs:
             raise ViolationError("the driver waits for no call: it would spin")
-        thread, give_up_s = self.clock.thread, self.clock.now_s + max(timeout, self.shortest_wait_s)
-        while not any(ref.settled for ref in refs) and self.clock.now_s < give_up_s:
+        thread = self.clock.thread
+        shortest_s = self.shortest_wait_s if num_returns == 1 else 0.0
+        give_up_s = self.clock.now_s + max(timeout, shortest_s)
+        while sum(ref.settled for ref in refs) < num_returns and self.clock.now_s < give_up_s:
             self._waiting.append(thread)
             try:
                 thread.sleep(give_up_s - self.clock.now_s)
@@ -193,10 +206,15 @@ class FakeRay:
             actor.process.kill()
 
     def cluster_resources(self) -> dict[str, float]:
-        return {name: sum(machine[name] for machine in self.machines) for name in ("CPU", "GPU")}
+        machines = self.machines.values()
+        return {name: sum(machine[name] for machine in machines) for name in ("CPU", "GPU")}
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass for the driver."""
+        self.clock.thread.sleep(seconds)
 
     def nodes(self) -> list[dict[str, Any]]:
-        machines = [(True, machine) for machine in self.machines]
+        machines = [(True, machine) for machine in self.machines.values()]
         machines += [(False, machine) for machine in self.dead_machines]
         return [{"Alive": alive, "Resources": machine} for alive, machine in machines]
 

@@ -31,8 +31,8 @@ class InProcessWorker:
         worker = worker_for(Plan(job=actor.job, files=()), driver.engine(), num_threads=1)
         self._worker = driver.processes.enter_context(worker)
 
-    def born(self) -> bool:
-        return True
+    def born(self) -> tuple[str, str]:
+        return self._actor.machine, self._actor.machine
 
     def ready(self) -> bool:
         return True

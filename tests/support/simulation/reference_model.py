@@ -59,8 +59,8 @@ class ReferenceModel:
         self._natures = natures
         self._parts: dict[str, tuple[Version, Outcomes]] = {}
         """The current version of each part, with its outcomes, by URI."""
-        self.blamed: set[str] = set()
-        """The names of rows that were rehearsed alone by a worker that counts as dead."""
+        self.blamed: Counter[str] = Counter()
+        """How often each row, by its name, was rehearsed alone by a worker that counts as dead."""
         self.seen: Counter[str] = Counter()
         """How often parts were committed, dropped and rewritten."""
 
@@ -96,7 +96,7 @@ class ReferenceModel:
         nature = self._natures[row]
         if nature is Nature.BAD:
             return {nature.value}
-        crash = {CRASH} if row in self.blamed else set[str]()
+        crash = {CRASH} if self.blamed[row] > 1 else set[str]()
         return crash | {OK, NO_MEMORY} if nature is Nature.HEALTHY else crash
 
     @staticmethod

@@ -25,9 +25,10 @@ from actors.storage.objects import StoredObject
 from actors.storage.output import Output
 from actors.storage.uris import join
 from jobs import retry, run
-from jobs.dispatch import pool
-from jobs.dispatch.cluster import lay_out
 from jobs.dispatch.dispatcher import Dispatcher
+from jobs.dispatch.shard_record import Death
+from jobs.fleet import pool
+from jobs.fleet.cluster import lay_out
 from jobs.output.job_record import claim, plan_of, read_record
 from jobs.output.parts import done_shards, list_parts, still_missing
 from jobs.planning.plan import Plan
@@ -311,6 +312,7 @@ class Worker:
     """A worker's process, which runs up to two shards at a time, one of which uses the device."""
 
     def __init__(self, actor: Actor, simulation: Simulation, driver: "Driver") -> None:
+        self._actor = actor
         self._process = actor.process
         self._simulation = simulation
         self._driver = driver
@@ -318,9 +320,9 @@ class Worker:
         self._leaving = False
         self._heartbeats = 0
 
-    def born(self) -> bool:
-        """True: the process has started."""
-        return True
+    def born(self) -> tuple[str, str]:
+        """Its machine."""
+        return self._actor.machine, self._actor.machine
 
     def ready(self) -> bool:
         """True once the worker has started."""
@@ -462,7 +464,7 @@ class Driver:
         store.replace(join(OUTPUT, SUCCESS), b"")
 
     def run_shards(self, dispatcher: Dispatcher) -> None:
-        """Do what `jobs.dispatch.shard_loop.generate_shards` does, with the real layout and the real pool."""
+        """Do what `jobs.fleet.shard_loop.generate_shards` does, with the real layout and the real pool."""
         job = self.simulation.plan.job
         dispatcher.lose = self._blaming(dispatcher)
         layout = lay_out(job.spec.workers, dispatcher.num_waiting)
@@ -471,17 +473,17 @@ class Driver:
                 pass
         self.abandoned = [lost.shard for lost in dispatcher.abandoned]
 
-    def _blaming(self, dispatcher: Dispatcher) -> Callable[[str, str], None]:
+    def _blaming(self, dispatcher: Dispatcher) -> Callable[[str, str], Death]:
         """The dispatcher's `lose`, which tells the reference model of rows that were alone with a death."""
         lose = dispatcher.lose
 
-        def blaming(worker: str, reason: str) -> None:
+        def blaming(worker: str, reason: str) -> Death:
             self.simulation.model.blamed.update(
                 row_name(shard, shard.rehearse[0])
-                for shard in dispatcher._in_flight.get(worker, [])
+                for shard in dispatcher._workers[worker].in_flight
                 if shard.rehearse and shard.rehearse[1] - shard.rehearse[0] == 1
             )
-            lose(worker, reason)
+            return lose(worker, reason)
 
         return blaming
 

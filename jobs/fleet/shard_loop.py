@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from jobs.dispatch.budget import Budget
-from jobs.dispatch.cluster import connected, lay_out
 from jobs.dispatch.dispatcher import Dispatcher
-from jobs.dispatch.pool import WorkerPool
-from jobs.dispatch.progress import display
+from jobs.fleet.budget import Budget
+from jobs.fleet.cluster import connected, lay_out
+from jobs.fleet.pool import WorkerPool
+from jobs.fleet.progress import display
 from jobs.output.lease import Lease
 from jobs.output.tally import Tally
 from jobs.planning.plan import Plan
@@ -42,8 +42,8 @@ def generate_shards(
         with display(console) as shown, WorkerPool(plan.job, layout, engine=engine) as pool:
             shown.show(tally)
             for tick in pool.run(dispatcher):
-                if tick.report:
-                    tally.add(tick.report)
+                for report in tick.reports:
+                    tally.add(report)
                 tally.tick(sum(snapshot.images for snapshot in tick.unfinished), tick.num_workers)
                 shown.show(tally)
                 watch.lease.renew(tally)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from jobs.dispatch.cluster import Layout, lay_out, num_fitting
+from jobs.fleet.cluster import Layout, lay_out, num_fitting
 from schemas.errors import SpecError
 from schemas.spec.job_spec import WorkersSpec
 from tests.support.simulation.fake_ray import FakeRay, installed
@@ -20,7 +20,7 @@ def machine(num_gpus: int, num_cpus: int) -> dict[str, float]:
 
 def cluster_of(*machines: dict[str, float]) -> FakeRay:
     ray = FakeRay(Clock(), lambda actor: None)
-    ray.machines = [*machines]
+    ray.machines = {f"machine-{i}": machine for i, machine in enumerate(machines)}
     return ray
 
 

@@ -16,9 +16,12 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from actors.worker_process import ENGINE, WorkerProcess
-from jobs.dispatch.cluster import Layout, num_fitting
+from actors.worker_process import ENGINE
 from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
+from jobs.dispatch.health import MAX_FAILURES, Health
+from jobs.dispatch.shard_record import Death
+from jobs.fleet.cluster import Layout, num_fitting
+from jobs.fleet.ray_worker import RayWorker
 from schemas.errors import DarkroomError, DeviceError, ReclaimedError
 from schemas.job import Job, Shard, ShardReport, ShardSnapshot
 from schemas.wording.amounts import counted
@@ -27,10 +30,19 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
 """The longest time for which the driver does not react to a signal."""
+GATHER_S = 0.02
+"""How long the driver gathers answers after the first one, so that what it does once for all seats stays
+cheap with a thousand of them."""
+BORN_WITHIN_S = 60.0
+"""How long Ray takes to start a process, at most, if there is room for one."""
 PROGRESS_EVERY_S = 2.0
 """How often each worker is asked for its progress."""
 MAX_FAILED_STARTS = 5
-"""Failed starts of one worker in a row, with no other one up, that end the job: no shard can be the cause."""
+"""Failed starts in a row of every worker that end the job: no shard can be the cause."""
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.5, 60.0
+"""How long a worker waits after its first failed start, and at most; it doubles with each further one."""
+NODE_ID = "ray.io/node-id"
+"""The label that Ray 2.60 gives each machine."""
 
 _EXPECTED = "node was terminated expectedly"
 """What Ray 2.60 says after a SIGTERM to the machine's raylet."""
@@ -40,8 +52,8 @@ _EXPECTED = "node was terminated expectedly"
 class Tick:
     """What the pool reports while it works, at least every POLL_S seconds."""
 
-    report: ShardReport | None
-    """The report of a shard that is done; None if none has finished since the last tick."""
+    reports: Sequence[ShardReport]
+    """The reports of the shards that have finished since the last tick."""
     unfinished: Sequence[ShardSnapshot]
     """Snapshots of the shards that are not done."""
     num_workers: int
@@ -53,8 +65,14 @@ class _Seat:
     """A worker's seat in the pool; the successor of a dead worker takes it over."""
 
     name: str
-    actor: Any
-    """The Ray actor."""
+    actor: Any = None
+    """The Ray actor; None while none is started."""
+    node: str = ""
+    """Ray's id of the machine on which the actor was born."""
+    host: str = ""
+    """That machine's name."""
+    starts_at: float = 0.0
+    """When its actor was started; if there is none, the time before which none is started."""
     loaded: tuple[str, ...] = ()
     """Models in its memory, the latest last."""
     up: bool = False
@@ -101,6 +119,13 @@ class WorkerPool:
         self._layout = layout
         self._engine = engine
         self._seats: list[_Seat] = []
+        self._seat_of: dict[Any, _Seat] = {}
+        """The seat of each call without an answer, by Ray's reference."""
+        self._worker_health, self._node_health = Health(), Health()
+        self._hosts: dict[str, str] = {}
+        """The names of the machines that had a worker, by Ray's ids."""
+        self._left_out: set[str] = set()
+        """Ray's ids of machines on which no worker is started any more."""
         self._polled = 0.0
         self._since_polled = 0.0
 
@@ -124,22 +149,34 @@ class WorkerPool:
     def run(self, dispatcher: Dispatcher) -> Iterator[Tick]:
         """Generate all of the dispatcher's shards, with a tick at least every POLL_S seconds."""
         while not dispatcher.finished:
-            self._hand_out(dispatcher)
             if self._is_poll_due():
+                self._leave_out_bad_machines(dispatcher)
                 self._grow(dispatcher)
                 self._poll_progress(dispatcher)
             self._replace_leaving(dispatcher)
-            waiting = [ref for seat in self._seats for ref in seat.calls]
-            answered, _ = ray.wait(waiting, num_returns=1, timeout=POLL_S)
-            report = self._take_answer(answered[0], dispatcher) if answered else None
+            self._start_seats()
+            self._hand_out(dispatcher)
+            answers = [self._take_answer(ref, dispatcher) for ref in self._answered()]
             yield Tick(
-                report=report,
+                reports=[report for report in answers if report],
                 unfinished=[snapshot for seat in self._seats for snapshot in seat.unfinished.values()],
                 num_workers=self.num_up,
             )
 
+    def _answered(self) -> list[Any]:
+        """The calls that have an answer, as Ray's references; none if none is answered for POLL_S seconds."""
+        if not self._seat_of:
+            time.sleep(POLL_S)
+            return []
+        first, others = ray.wait([*self._seat_of], num_returns=1, timeout=POLL_S)
+        if not first or not others:
+            return [*first]
+        more, _ = ray.wait(others, num_returns=len(others), timeout=GATHER_S)
+        return [*first, *more]
+
     def _start_actor(self) -> Any:
-        actor_class = ray.remote(WorkerProcess).options(
+        elsewhere = {NODE_ID: f"!in({','.join(sorted(self._left_out))})"} if self._left_out else None
+        actor_class = ray.remote(RayWorker).options(
             num_gpus=self._layout.num_gpus,
             num_cpus=self._layout.num_cpus,
             # The pool itself replaces a dead worker, and the dispatcher decides what the new one does.
@@ -148,18 +185,37 @@ class WorkerPool:
             # One more than its shards, for `progress`.
             max_concurrency=SHARDS_IN_FLIGHT + 1,
             scheduling_strategy="SPREAD",
+            label_selector=elsewhere,
         )
         return actor_class.remote(self._job_ref, num_cpus=self._layout.num_cpus, engine=self._engine)
 
     def _add_seats(self, num: int) -> None:
-        for _ in range(num):
-            seat = _Seat(name=f"worker-{len(self._seats)}", actor=self._start_actor())
-            self._seats.append(seat)
-            self._ask_ready(seat)
+        first = len(self._seats)
+        self._seats += [_Seat(name=f"worker-{index}") for index in range(first, first + num)]
 
-    def _ask_ready(self, seat: _Seat) -> None:
-        seat.calls[seat.actor.born.remote()] = "born"
-        seat.calls[seat.actor.ready.remote()] = "ready"
+    def _start_seats(self) -> None:
+        """Start the actors of the seats that have none, unless a seat has to wait or is out of service."""
+        now = time.monotonic()
+        for seat in self._seats:
+            if seat.actor is None and seat.starts_at <= now and not self._is_out_of_service(seat):
+                seat.actor, seat.node, seat.host, seat.starts_at = self._start_actor(), "", "", now
+                self._note(seat, seat.actor.born.remote(), "born")
+
+    def _is_starting(self, seat: _Seat) -> bool:
+        """Whether the seat's worker will soon be ready: not if there is no room for its process."""
+        waits = seat.actor is None or time.monotonic() < seat.starts_at + BORN_WITHIN_S
+        return not seat.up and (seat.born or waits) and not self._is_out_of_service(seat)
+
+    def _is_out_of_service(self, seat: _Seat) -> bool:
+        """Whether the worker fails alone; never the last one."""
+        return self._worker_health.is_bad(seat.name) and any(
+            other.actor is not None for other in self._seats if other is not seat
+        )
+
+    def _note(self, seat: _Seat, ref: Any, call: Shard | str) -> None:
+        """Remember whose answer this reference will bring, and to which call."""
+        seat.calls[ref] = call
+        self._seat_of[ref] = seat
 
     def _grow(self, dispatcher: Dispatcher) -> None:
         """Add workers on machines that have joined the cluster, if the spec's `workers.num` is auto."""
@@ -172,10 +228,12 @@ class WorkerPool:
             self._add_seats(added)
 
     def _hand_out(self, dispatcher: Dispatcher) -> None:
+        dispatcher.num_nodes = len(self._hosts.keys() - self._left_out)
+        dispatcher.num_starting = sum(self._is_starting(seat) for seat in self._seats)
         for seat in self._seats:
             while seat.up and not seat.leaving and (shard := dispatcher.next_for(seat.name, seat.loaded)):
                 _log_instructions(shard)
-                seat.calls[seat.actor.run.remote(shard)] = shard
+                self._note(seat, seat.actor.run.remote(shard), shard)
 
     def _is_poll_due(self) -> bool:
         """Whether PROGRESS_EVERY_S seconds have passed since this was last true."""
@@ -200,11 +258,13 @@ class WorkerPool:
             if seat.stalled_s > self._stall_timeout_s:
                 self._replace(seat, dispatcher, f"it made no progress for {self._stall_timeout_s:g} s")
             elif seat.up and "progress" not in seat.calls.values():
-                seat.calls[seat.actor.progress.remote()] = "progress"
+                self._note(seat, seat.actor.progress.remote(), "progress")
 
     def _take_answer(self, ref: Any, dispatcher: Dispatcher) -> ShardReport | None:
         """Handle one answer of a worker; the shard's report if it answers a shard that is not a rehearsal."""
-        seat = next(seat for seat in self._seats if ref in seat.calls)
+        seat = self._seat_of.pop(ref, None)
+        if seat is None:
+            return None  # its worker was replaced because of another answer of the same moment
         call = seat.calls.pop(ref)
         try:
             answer = ray.get(ref)
@@ -221,12 +281,16 @@ class WorkerPool:
             seat.unfinished = {i: snapshot for i, snapshot in seat.unfinished.items() if i != call.index}
             seat.stalled_s = 0.0
             dispatcher.finish(seat.name, call)
+            self._worker_health.succeeded(seat.name)
+            self._node_health.succeeded(seat.node)
             return None if call.rehearse else answer
         if call == "born":
-            seat.born = True
+            seat.born, (seat.node, seat.host) = True, answer
+            self._hosts[seat.node] = seat.host
+            self._note(seat, seat.actor.ready.remote(), "ready")
         elif call == "ready":
             seat.up, seat.stalled_s, seat.failed_starts = True, 0.0, 0
-            dispatcher.join(seat.name)
+            dispatcher.join(seat.name, seat.node)
         else:
             # A shard may have finished between this call and its answer.
             to_commit = seat.indices_to_commit
@@ -259,34 +323,85 @@ class WorkerPool:
             raise error
         logger.error("shard=%s failed: %s", call.name, error)
         dispatcher.fail(seat.name, call, _error_text(cause))
+        self._blame(seat, call.index, dispatcher)
 
     def _replace(self, seat: _Seat, dispatcher: Dispatcher, reason: str, *, blameless: bool = False) -> None:
-        """Replace a worker that is dead, stuck or leaving: its shards go back, and a new process starts.
+        """End a worker that is dead, stuck or leaving: its shards go back, and a new process will start.
 
         `blameless` means that it was taken away, so that its shards are not to blame. A leaving worker is
         always blameless.
         """
         blameless |= seat.leaving
-        logger.warning("worker=%s %s: %s", seat.name, "was taken away" if blameless else "died", reason)
+        logger.warning(
+            "worker=%s %s: %s (machine=%s)",
+            *(seat.name, "was taken away" if blameless else "died", reason, seat.host or "none yet"),
+        )
+        death = Death(expected=blameless)
         if blameless:
             dispatcher.leave(seat.name)
         elif seat.up:
-            dispatcher.lose(seat.name, f"its worker died: {reason}")
+            death = dispatcher.lose(seat.name, f"its worker died: {reason}")
         else:
-            seat.failed_starts += 1
-        # Other calls to the dead process would fail the same way, and are dealt with already.
+            self._back_off(seat, reason)
+        self._empty(seat)
+        if not death.expected:
+            self._blame(seat, death.shard, dispatcher)
+
+    def _back_off(self, seat: _Seat, reason: str) -> None:
+        """Let a worker that has failed to start wait; DarkroomError if no worker can start."""
+        seat.failed_starts += 1
+        backoff_s = FIRST_BACKOFF_S * 2 ** min(seat.failed_starts - 1, 10)
+        seat.starts_at = time.monotonic() + min(backoff_s, MAX_BACKOFF_S)
+        if all(other.failed_starts >= MAX_FAILED_STARTS for other in self._seats):
+            raise DarkroomError(
+                f"no worker can start: {seat.name} died {seat.failed_starts} times in a row: {reason}"
+            )
+
+    def _empty(self, seat: _Seat) -> None:
+        """Kill the seat's actor, and forget what it was doing."""
+        # Other calls to a dead process would fail the same way, and are dealt with already.
+        for ref in seat.calls:
+            del self._seat_of[ref]
         seat.calls.clear()
         seat.born = seat.up = seat.leaving = False
         seat.loaded, seat.unfinished = (), {}
         seat.heartbeats, seat.stalled_s = -1, 0.0
-        if seat.failed_starts >= MAX_FAILED_STARTS and not self.num_up:
-            raise DarkroomError(
-                f"no worker can start: {seat.name} died {seat.failed_starts} times in a row: {reason}"
-            )
         with contextlib.suppress(Exception):
             ray.kill(seat.actor, no_restart=True)
-        seat.actor = self._start_actor()
-        self._ask_ready(seat)
+        seat.actor = None
+
+    def _blame(self, seat: _Seat, shard: int | None, dispatcher: Dispatcher) -> None:
+        """Record a failure, with a shard or of a start, and take out of service what fails alone."""
+        self._worker_health.failed(seat.name, shard)
+        if self._is_out_of_service(seat):
+            logger.error(
+                "worker=%s is out of service: %d shards or starts in a row failed on %s, and nowhere else",
+                *(seat.name, MAX_FAILURES, seat.host),
+            )
+            if seat.actor is not None:
+                self._replace(seat, dispatcher, "it is out of service", blameless=True)
+        if seat.node:
+            self._node_health.failed(seat.node, shard)
+
+    def _leave_out_bad_machines(self, dispatcher: Dispatcher) -> None:
+        """Start no more workers on machines that fail alone, and replace those that are there."""
+        for node in self._hosts.keys() - self._left_out:
+            others = {seat.node for seat in self._seats if seat.up} - self._left_out - {node}
+            if others and self._node_health.is_bad(node):
+                self._leave_out(node, dispatcher)
+
+    def _leave_out(self, node: str, dispatcher: Dispatcher) -> None:
+        self._left_out.add(node)
+        logger.error(
+            "machine=%s is left out: %d shards or starts in a row failed there, and nowhere else "
+            "(its id in Ray is %s)",
+            *(self._hosts[node], MAX_FAILURES, node),
+        )
+        for seat in self._seats:
+            if seat.node == node:
+                self._worker_health.forgive(seat.name)
+                if seat.actor is not None:
+                    self._replace(seat, dispatcher, "its machine is left out", blameless=True)
 
 
 def _log_instructions(shard: Shard) -> None:

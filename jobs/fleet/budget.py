@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from jobs.dispatch.pool import Tick
+from jobs.fleet.pool import Tick
 from jobs.output.parts import Totals
 from jobs.output.tally import Abandoned
 from schemas.errors import BudgetError
@@ -30,9 +30,9 @@ class Budget:
 
     def watch(self, tick: Tick) -> None:
         """Raise BudgetError once HOPELESS_ROWS rows have failed and no row has a result."""
-        if tick.report:
-            self._has_result |= bool(tick.report.ok or tick.report.filtered)
-            self._failures = merge_failed_rows([self._failures, tick.report.unforeseen])
+        for report in tick.reports:
+            self._has_result |= bool(report.ok or report.filtered)
+            self._failures = merge_failed_rows([self._failures, report.unforeseen])
         self._has_result |= any(snapshot.images for snapshot in tick.unfinished)
         if self._has_result or self._allows_all:
             return

@@ -126,7 +126,6 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def made_ready(process: WorkerProcess) -> WorkerProcess:
-    assert process.born()
     assert process.ready()
     return process
 

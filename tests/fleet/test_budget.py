@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from actors.storage.output import open_output
-from jobs.dispatch.budget import Budget
-from jobs.dispatch.pool import Tick
+from jobs.fleet.budget import Budget
+from jobs.fleet.pool import Tick
 from jobs.output.parts import still_missing
 from jobs.output.tally import Abandoned
 from schemas.errors import BudgetError
@@ -22,7 +22,7 @@ def failures(**codes: int) -> Mapping[str, FailedRows]:
 
 
 def tick(*unfinished: ShardSnapshot, report: ShardReport | None = None) -> Tick:
-    return Tick(report=report, unfinished=unfinished, num_workers=1)
+    return Tick(reports=[report] if report else [], unfinished=unfinished, num_workers=1)
 
 
 def done(*, ok: int = 0, filtered: int = 0, **codes: int) -> ShardReport:
