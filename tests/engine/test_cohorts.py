@@ -22,7 +22,7 @@ def sample(number: int = 0, **changes: Any) -> Any:
         "images": {"image": image(64, 32), "mask_image": image(64, 32)},
         "texts": {"prompt": f"prompt {number}", "negative_prompt": f"not {number}"},
         "passes_latents_on": False,
-        "num_windows": 1,
+        "num_windows": 3,
         "weighted": False,
     }
     return SimpleNamespace(

@@ -1,14 +1,15 @@
 """The error budget: a run that is plainly hopeless stops early and says why."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from actors.storage.output import open_output
-from jobs.fleet.budget import Budget
+from jobs.fleet.budget import Budget, judge
 from jobs.fleet.pool import Tick
-from jobs.output.parts import still_missing
+from jobs.output.parts import Totals, still_missing
 from jobs.output.tally import Abandoned
 from schemas.errors import BudgetError
 from schemas.job import FailedRows, ShardReport, ShardSnapshot
@@ -92,6 +93,15 @@ def test_rows_that_the_plan_has_named_do_not_make_a_run_hopeless() -> None:
 def test_a_job_in_which_all_rows_may_fail_is_not_stopped() -> None:
     """`max_rate: 1` says so."""
     Budget(ErrorsSpec(max_rate=1)).watch(tick(report=done(nonfinite_image=1000)))
+
+
+@pytest.mark.parametrize(("failed", "enough"), [(2, True), (3, False)])
+def test_as_many_rows_may_fail_as_the_spec_allows(failed: int, enough: bool) -> None:
+    """Exactly so many are not too many."""
+    totals = Totals(ok=4 - failed, failed=failed)
+
+    with nullcontext() if enough else pytest.raises(BudgetError, match=f"{failed} of 4 rows failed"):
+        judge(ErrorsSpec(max_rate=0.5), totals, ())
 
 
 def test_a_part_that_came_after_all_is_not_told_as_missing(tmp_path: Path) -> None:

@@ -192,6 +192,24 @@ class TestStalls:
         assert len(run.workers) == 2
         assert run.workers[1].started_s > STALL_S
 
+    def test_its_successor_has_the_full_time(self) -> None:
+        """To build its engine."""
+
+        class NeverReady(Worker):
+            def ready(self) -> bool:
+                self.clock.thread.sleep(FOREVER)
+                return True
+
+        class LateReady(Worker):
+            def ready(self) -> bool:
+                self.clock.thread.sleep(STALL_S - 2 * PROGRESS_EVERY_S)
+                return True
+
+        run = Run(NeverReady, LateReady, num=1).run()
+
+        assert run.reported == [0, 1, 2, 3, 4]
+        assert len(run.workers) == 2
+
     def test_a_worker_for_which_there_is_no_room_yet_is_not_stuck(self) -> None:
         """Ray starts its process when a machine has joined, an hour later if need be."""
 
@@ -405,12 +423,13 @@ class TestHealth:
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Its workers' successors are started elsewhere, if there is room."""
-        failing = self.Failing
 
         class OnTwoMachines(Worker):
             def generate(self, shard: Shard) -> ShardReport:
                 if self.actor.machine == "machine-0":
-                    return failing.generate(self, shard)  # type: ignore[arg-type]
+                    # When the machine is judged, after two seconds, none of its workers has failed thrice.
+                    self.clock.thread.sleep(1.5)
+                    raise RuntimeError("no driver")
                 return super().generate(shard)
 
         run = Run(then=OnTwoMachines, num=8, machines=2, shards={"sd": 80}).run()
