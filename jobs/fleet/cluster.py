@@ -184,6 +184,11 @@ def _has_room(machine: dict[str, float], layout: Layout) -> bool:
     return machine.get("CPU", 0) >= layout.num_cpus and machine.get("GPU", 0) >= layout.num_gpus
 
 
+def machines_for(layout: Layout) -> set[str]:
+    """Ray's ids of the machines that are large enough for a worker, busy ones included."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"] and _has_room(node["Resources"], layout)}
+
+
 def num_fitting(layout: Layout) -> int:
     """How many workers of this size fit into the cluster's present machines, busy ones included."""
     resources = ray.cluster_resources()

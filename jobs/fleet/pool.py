@@ -20,7 +20,7 @@ from actors.worker_process import ENGINE
 from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
 from jobs.dispatch.health import MAX_FAILURES, Health
 from jobs.dispatch.shard_record import Death
-from jobs.fleet.cluster import Layout, num_fitting
+from jobs.fleet.cluster import Layout, machines_for, num_fitting
 from jobs.fleet.ray_worker import RayWorker
 from schemas.errors import DarkroomError, DeviceError, ReclaimedError
 from schemas.job import Job, Shard, ShardReport, ShardSnapshot
@@ -151,6 +151,7 @@ class WorkerPool:
         while not dispatcher.finished:
             if self._is_poll_due():
                 self._leave_out_bad_machines(dispatcher)
+                dispatcher.num_nodes = len(machines_for(self._layout) - self._left_out)
                 self._grow(dispatcher)
                 self._poll_progress(dispatcher)
             self._replace_leaving(dispatcher)
@@ -228,7 +229,6 @@ class WorkerPool:
             self._add_seats(added)
 
     def _hand_out(self, dispatcher: Dispatcher) -> None:
-        dispatcher.num_nodes = len(self._hosts.keys() - self._left_out)
         dispatcher.num_starting = sum(self._is_starting(seat) for seat in self._seats)
         for seat in self._seats:
             while seat.up and not seat.leaving and (shard := dispatcher.next_for(seat.name, seat.loaded)):

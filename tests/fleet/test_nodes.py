@@ -2,10 +2,13 @@
 
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
-from tests.support.engines import hurry
+import pytest
+
+from tests.support.engines import BROKEN, hurry
 from tests.support.ray_nodes import WORKER, RayNodes
 from tests.support.running import (
     Record,
@@ -71,6 +74,22 @@ def test_a_machine_that_is_told_to_end_costs_its_shards_nothing(nodes: RayNodes,
     assert " died: " not in finished.err
     assert "rehearses" not in finished.err
     assert_whole(output, rows)
+
+
+@pytest.mark.parametrize("how", ["cannot start", "raises", "loses its device", "dies"])
+def test_a_machine_that_is_broken_costs_one_machine(nodes: RayNodes, tmp_path: Path, how: str) -> None:
+    """It is named and left out; the other one generates every row."""
+    rows = text_rows(96)
+    spec = job(tmp_path, rows)
+    broken = nodes.add(**{BROKEN: how})
+
+    with Started("-m", "tests.support.engines", "slow_unless_broken", spec, **nodes.env) as run:
+        finished = run.wait()
+    broken.kill_all()
+
+    assert finished.code == 0, finished.err
+    assert f"machine={socket.gethostname()} is left out: 3 shards or starts in a row" in finished.err
+    assert_whole(tmp_path / "out", rows)
 
 
 def test_a_job_whose_workers_fit_on_no_machine_says_what_it_waits_for(

@@ -440,6 +440,25 @@ class TestHealth:
         assert machines[8:] == ["machine-1"] * 4
         assert "machine=machine-0 is left out: 3 shards or starts in a row failed there" in caplog.text
 
+    def test_no_shard_is_left_out_because_a_broken_machine_comes_first(self) -> None:
+        """What fails there waits for the machine whose workers are still loading."""
+
+        class BrokenOrLate(Worker):
+            def ready(self) -> bool:
+                if self.actor.machine == "machine-1":
+                    self.work(15)
+                return True
+
+            def generate(self, shard: Shard) -> ShardReport:
+                if self.actor.machine == "machine-0":
+                    raise RuntimeError("no driver")
+                return super().generate(shard)
+
+        run = Run(then=BrokenOrLate, num=2, machines=2, max_attempts=1).run()
+
+        assert run.dispatcher.abandoned == []
+        assert run.reported == [0, 1, 2, 3, 4]
+
     def test_a_worker_that_cannot_start_waits_longer_each_time(self) -> None:
         """It may be a driver that is being installed, or a Hub that is down."""
 

@@ -18,7 +18,7 @@ from actors.engine.engine import Generated
 from actors.engine.samples import Sample
 from actors.images.input_images import EncodedImage
 from actors.rows.opened_rows import OpenedRow
-from schemas.errors import RowError
+from schemas.errors import DeviceError, RowError
 from schemas.job import Job
 
 FATAL_WIDTH = 13
@@ -132,6 +132,38 @@ def stuck_once(job: Job, num_cpus: int) -> NoiseEngine:
         return quick(job, num_cpus)
     Event().wait()
     raise AssertionError("not reached")
+
+
+class BrokenEngine(NoiseEngine):
+    """An engine on a machine whose device is broken: with its first row it raises an error or dies."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__(0.1)
+        self._error = error
+
+    def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
+        """Yield nothing."""
+        if self._error:
+            raise self._error
+        os._exit(1)
+
+
+BROKEN = "DARKROOM_TEST_BROKEN"
+"""The environment variable that says of a Ray node how its workers fail."""
+
+
+def slow_unless_broken(job: Job, num_cpus: int) -> NoiseEngine:
+    """The engine of a job one of whose machines is broken."""
+    match os.environ.get(BROKEN):
+        case "cannot start":
+            raise RuntimeError("no CUDA device here")
+        case "raises":
+            return BrokenEngine(RuntimeError("cuBLAS is not initialised"))
+        case "loses its device":
+            return BrokenEngine(DeviceError("CUDA error: unspecified launch failure"))
+        case "dies":
+            return BrokenEngine(None)
+    return slow(job, num_cpus)
 
 
 def without_gpu(job: Job, num_cpus: int) -> NoiseEngine:

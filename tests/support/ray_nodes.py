@@ -9,7 +9,7 @@ from types import TracebackType
 from tests.support.running import ROOT, Started
 
 RAY = ("-m", "ray.scripts.scripts")
-WORKER = "ray::WorkerProcess"
+WORKER = "ray::RayWorker"
 """What the command line of a worker contains."""
 _DEAD_IS_SEEN_SOON = {
     "RAY_health_check_initial_delay_ms": "500",

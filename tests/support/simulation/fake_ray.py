@@ -214,9 +214,9 @@ class FakeRay:
         self.clock.thread.sleep(seconds)
 
     def nodes(self) -> list[dict[str, Any]]:
-        machines = [(True, machine) for machine in self.machines.values()]
-        machines += [(False, machine) for machine in self.dead_machines]
-        return [{"Alive": alive, "Resources": machine} for alive, machine in machines]
+        machines = [(name, True, machine) for name, machine in self.machines.items()]
+        machines += [("", False, machine) for machine in self.dead_machines]
+        return [{"NodeID": name, "Alive": alive, "Resources": machine} for name, alive, machine in machines]
 
 
 @contextmanager

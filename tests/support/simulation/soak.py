@@ -88,7 +88,7 @@ class Soak:
         with self.driver() as run:
             for i in range(num):
                 number = (signal.SIGKILL, signal.SIGTERM)[i % 2]
-                pids = run.wait_until(lambda: self.node.pids("ray::WorkerProcess"))
+                pids = run.wait_until(lambda: self.node.pids("ray::RayWorker"))
                 time.sleep(self.random.uniform(0, 3))  # the random moment is the purpose
                 send(self.random.choice(pids), number)
                 log(f"a worker gets {number.name}; {counted(self.num_parts(), 'part')}")
