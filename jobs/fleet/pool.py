@@ -148,10 +148,11 @@ class WorkerPool:
 
     def run(self, dispatcher: Dispatcher) -> Iterator[Tick]:
         """Generate all of the dispatcher's shards, with a tick at least every POLL_S seconds."""
+        self._count_machines(dispatcher)
         while not dispatcher.finished:
             if self._is_poll_due():
                 self._leave_out_bad_machines(dispatcher)
-                dispatcher.num_nodes = len(machines_for(self._layout) - self._left_out)
+                self._count_machines(dispatcher)
                 self._grow(dispatcher)
                 self._poll_progress(dispatcher)
             self._replace_leaving(dispatcher)
@@ -389,6 +390,9 @@ class WorkerPool:
             others = {seat.node for seat in self._seats if seat.up} - self._left_out - {node}
             if others and self._node_health.is_bad(node):
                 self._leave_out(node, dispatcher)
+
+    def _count_machines(self, dispatcher: Dispatcher) -> None:
+        dispatcher.num_nodes = len(machines_for(self._layout) - self._left_out)
 
     def _leave_out(self, node: str, dispatcher: Dispatcher) -> None:
         self._left_out.add(node)
