@@ -1,9 +1,10 @@
 """What becomes of a call's outcome: results in their order, and a broken device that ends the run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -71,19 +72,20 @@ def test_results_are_waited_for_only_when_many_are_on_their_way() -> None:
     """The device goes on with other work meanwhile; each result has its own pixels, the oldest first."""
     running = runner()
     copies = [Copy() for _ in range(MAX_ARRIVING + 2)]
-    finished = []
+    waited_for: list[bool] = []
 
-    for number, copied in enumerate(copies):
-        call, result = result_of(number, copied)
-        running._take(Outcome(call=call, value=result))
-        finished.append(numbers([*running._finished(MAX_ARRIVING)]))
-    waited_for = [copied.waited_for for copied in copies]
-    rest = [*running._finished(0)]
+    def outcomes() -> Iterator[Outcome[Any]]:
+        for number, copied in enumerate(copies):
+            call, result = result_of(number, copied)
+            yield Outcome(call=call, value=result)
+        waited_for.extend(copied.waited_for for copied in copies)
 
-    assert finished == [[]] * MAX_ARRIVING + [[0], [1]]
+    with patch.object(running, "_outcomes", outcomes):
+        results = [*running.run()]
+
     assert waited_for == [True, True] + [False] * MAX_ARRIVING
-    assert numbers(rest) == [*range(2, MAX_ARRIVING + 2)]
-    assert [int(np.min(result.pixels)) for result in rest if result.pixels is not None] == numbers(rest)
+    assert numbers(results) == [*range(MAX_ARRIVING + 2)]
+    assert [int(np.min(each.pixels)) for each in results if each.pixels is not None] == numbers(results)
 
 
 def test_a_result_that_has_arrived_is_not_kept_back() -> None:

@@ -120,8 +120,9 @@ def test_the_rate_of_a_run_is_that_since_its_first_worker_was_ready(monkeypatch:
     clock = QuickWaits(monkeypatch)
     # The field's default is the real clock, which goes on while this test stands still.
     tally = Tally(rows_total=100, rows_before=40, begun=time.monotonic())
-    clock.pass_seconds(30)
+    clock.pass_seconds(20)
     tally.tick(0, 0)
+    clock.pass_seconds(10)
     rate_before, left_before = tally.images_per_second, tally.seconds_left
     tally.tick(0, 2)
 
