@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -812,6 +812,15 @@ def test_a_large_upload_has_more_time_than_a_small_request(
     assert timeouts == [32, 30]
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where a shell has started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_request_does_not_go_on_after_ctrl_c(s3_faults: FaultProxy, s3_folder: str) -> None:
     """It would write its object after the program has said that it ends."""
     storage = open_storage(s3_folder)
