@@ -25,9 +25,8 @@ SHARDS_IN_FLIGHT = 2
 MAX_POISON_ROWS = 16
 """Rows of one shard that may be left out; if more of them kill workers, no single row is at fault."""
 
-
 MAX_DEATHS_OF_GOOD_ROWS = 5
-"""Deaths with a row that lived before, in the process in which another row is to be tried once more."""
+"""Deaths in a row with a row that lived before, after which its shard is left out."""
 
 MAX_DEPARTURES = 20
 """Workers that may be taken away with the same shard; after that it takes longer than such machines stay."""
@@ -199,7 +198,7 @@ class Dispatcher:
             self._continue(shard, record)
         else:
             record.failed_at.append(place)
-            again = record.skip and not self._may_go_elsewhere({place.node for place in record.failed_at})
+            again = record.skip and not self._may_go_elsewhere(record.failed_nodes)
             if alone and (again or record.attempts >= self._max_attempts):
                 self._begin_search(shard, record)
             else:
@@ -292,7 +291,7 @@ class Dispatcher:
         record = self._records.get(shard.index)
         if record is None:
             return True
-        nodes = {place.node for place in record.failed_at}
+        nodes = record.failed_nodes
         if taker.place.node in nodes and self._may_go_elsewhere(nodes):
             return False
         if record.needs_proven_worker and not taker.has_worked and self._has_other_work(shard.model):
@@ -301,7 +300,7 @@ class Dispatcher:
 
     def _best_for(self, record: ShardRecord) -> list[_Worker]:
         """The workers that are ready and whose success or failure with the shard would say most."""
-        nodes = {place.node for place in record.failed_at}
+        nodes = record.failed_nodes
         processes = {place.process for place in record.failed_at}
         preferences: tuple[Callable[[_Worker], bool], ...] = (
             lambda worker: worker.place.node not in nodes,

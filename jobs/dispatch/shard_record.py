@@ -45,7 +45,7 @@ class ShardRecord:
     accused: list[int] = field(default_factory=list)
     """Rows that were alone when a worker died, until each is tried once more elsewhere."""
     good_row: int | None = None
-    """A row that lived alone. Where there is only one machine, a process shows with it that it works."""
+    """A row that lived alone: with it a process shows that it works."""
     shows_good_row: bool = False
     """Whether the present rehearsal is that of the good row."""
     deaths_of_good_row: int = 0
@@ -60,6 +60,11 @@ class ShardRecord:
     """Whether a search has ended without a row."""
     reason: str = ""
     """Why the last worker died."""
+
+    @property
+    def failed_nodes(self) -> set[str]:
+        """The machines of `failed_at`."""
+        return {place.node for place in self.failed_at}
 
     @property
     def present_search(self) -> Search:

@@ -69,8 +69,6 @@ class _Seat:
     """The Ray actor; None while none is started."""
     node: str = ""
     """Ray's id of the machine on which the actor was born."""
-    host: str = ""
-    """That machine's name."""
     starts_at: float = 0.0
     """When its actor was started; if there is none, the time before which none is started."""
     loaded: tuple[str, ...] = ()
@@ -200,7 +198,7 @@ class WorkerPool:
         now = time.monotonic()
         for seat in self._seats:
             if seat.actor is None and seat.starts_at <= now and not self._is_out_of_service(seat):
-                seat.actor, seat.node, seat.host, seat.starts_at = self._start_actor(), "", "", now
+                seat.actor, seat.node, seat.starts_at = self._start_actor(), "", now
                 self._note(seat, seat.actor.born.remote(), "born")
 
     def _is_starting(self, seat: _Seat) -> bool:
@@ -286,8 +284,8 @@ class WorkerPool:
             self._node_health.succeeded(seat.node)
             return None if call.rehearse else answer
         if call == "born":
-            seat.born, (seat.node, seat.host) = True, answer
-            self._hosts[seat.node] = seat.host
+            seat.born, (seat.node, host) = True, answer
+            self._hosts[seat.node] = host
             self._note(seat, seat.actor.ready.remote(), "ready")
         elif call == "ready":
             seat.up, seat.stalled_s, seat.failed_starts = True, 0.0, 0
@@ -335,7 +333,7 @@ class WorkerPool:
         blameless |= seat.leaving
         logger.warning(
             "worker=%s %s: %s (machine=%s)",
-            *(seat.name, "was taken away" if blameless else "died", reason, seat.host or "none yet"),
+            *(seat.name, "was taken away" if blameless else "died", reason, self._host(seat)),
         )
         death = Death(expected=blameless)
         if blameless:
@@ -347,6 +345,10 @@ class WorkerPool:
         self._empty(seat)
         if not death.expected:
             self._blame(seat, death.shard, dispatcher)
+
+    def _host(self, seat: _Seat) -> str:
+        """The name of the seat's machine."""
+        return self._hosts.get(seat.node, "none yet")
 
     def _back_off(self, seat: _Seat, reason: str) -> None:
         """Let a worker that has failed to start wait; DarkroomError if no worker can start."""
@@ -377,7 +379,7 @@ class WorkerPool:
         if self._is_out_of_service(seat):
             logger.error(
                 "worker=%s is out of service: %d shards or starts in a row failed on %s, and nowhere else",
-                *(seat.name, MAX_FAILURES, seat.host),
+                *(seat.name, MAX_FAILURES, self._host(seat)),
             )
             if seat.actor is not None:
                 self._replace(seat, dispatcher, "it is out of service", blameless=True)

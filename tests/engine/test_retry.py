@@ -35,7 +35,7 @@ from tests.support.in_process import (
     worker_for,
     write_rows,
 )
-from tests.support.running import Started, darkroom, output_rows, write_spec
+from tests.support.running import darkroom, output_rows, run_with, write_spec
 from tests.support.running import write_rows as write_plain_rows
 
 NO_RAY = {"RAY_ADDRESS": "127.0.0.1:1"}
@@ -162,8 +162,7 @@ def test_the_command_makes_what_can_be_made_now(tmp_path: Path) -> None:
     write_plain_rows(tmp_path / "rows.parquet", rows)
     output = tmp_path / "out"
     spec = write_spec(tmp_path / "job.yaml", tmp_path / "rows.parquet", output)
-    with Started("-m", "tests.support.engines", "quick", spec) as first:
-        ran = first.wait()
+    ran = run_with("quick", spec)
     before = {row["row_id"]: row for row in output_rows(output)}
     Image.open(io.BytesIO(drawn_image()["bytes"])).save(tmp_path / "p.png")
 

@@ -8,9 +8,7 @@ import pytest
 from jobs.dispatch.health import MAX_FAILURES
 from schemas.errors import DeviceError
 from schemas.job import Shard, ShardReport
-from tests.support.simulation.fake_ray import Actor
 from tests.support.simulation.pool_run import FOREVER, ROWS, Run, Worker
-from tests.support.simulation.simulated_time import Clock
 
 SEEDS = 20
 BAD = "machine-0"
@@ -25,10 +23,6 @@ def bad_machine(
     """Workers that fail so on the bad machine, from this moment on; `poison` kills them everywhere."""
 
     class OnSomeMachine(Worker):
-        def __init__(self, actor: Actor, clock: Clock) -> None:
-            super().__init__(actor, clock)
-            self.num_generated = 0
-
         @property
         def is_broken(self) -> bool:
             return self.actor.machine == BAD and self.clock.now_s >= begins_s
@@ -99,8 +93,7 @@ def test_one_bad_machine_costs_no_shard_and_no_row(
         assert run.error is None, seed
         assert run.reported == [*range(SHARDS)], seed
         assert run.dispatcher.abandoned == [], seed
-        skipped = left_out(run)
-        assert skipped == ({poison} if poison else set()), seed
+        assert left_out(run) == ({poison} if poison else set()), seed
         if begins_s == 0 and fails is not hangs:
             assert f"machine={BAD} is left out: {MAX_FAILURES} shards or starts in a row" in caplog.text, seed
 

@@ -25,6 +25,8 @@ from tests.support.running import (
     darkroom,
     output_rows,
     row_ids,
+    run_with,
+    start_with,
     text_rows,
     write_spec,
 )
@@ -52,12 +54,11 @@ class Network:
 
     def start(self, engine: str, spec: Path) -> Started:
         """Start a driver."""
-        return Started("-m", "tests.support.engines", engine, spec, **self.env)
+        return start_with(engine, spec, **self.env)
 
     def run(self, engine: str, spec: Path) -> Finished:
         """Run a driver to its end."""
-        with self.start(engine, spec) as run:
-            return run.wait()
+        return run_with(engine, spec, **self.env)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_a_job_outlives_a_store_that_is_killed_and_comes_back(
         store = open_storage(output)
         uri = upload(store, "s3://inp/rows.parquet", rows, tmp_path)
         spec = write_spec(tmp_path / "job.yaml", uri, output, **QUICK_SHARDS)
-        with Started("-m", "tests.support.engines", "slow", spec, **environment) as run:
+        with start_with("slow", spec, **environment) as run:
             run.wait_until(lambda: len(list(store.list(f"{output}/data"))) > 2)
             server.kill()
             time.sleep(AWAY_S)  # how long it is away is what is tested

@@ -19,14 +19,14 @@ from PIL import Image
 from tests.support.engines import ENDLESS_PROMPT, FATAL_WIDTH
 from tests.support.ray_nodes import RayNodes
 from tests.support.running import (
-    Finished,
     Record,
-    Started,
     assert_whole,
     darkroom,
     kill,
     output_rows,
     parts,
+    run_with,
+    start_with,
     text_rows,
     wait_until,
     write_rows,
@@ -44,11 +44,6 @@ def job(folder: Path, rows: Sequence[Record], **sections: Any) -> Path:
     return write_spec(folder / "job.yaml", written, folder / "out", **defaults | sections)
 
 
-def run_to_end(spec: Path, engine: str = "quick", **env: str) -> Finished:
-    with Started("-m", "tests.support.engines", engine, spec, **env) as run:
-        return run.wait()
-
-
 def test_ctrl_c_ends_a_job_within_seconds_and_running_it_again_makes_the_rest(
     nodes: RayNodes, tmp_path: Path
 ) -> None:
@@ -57,7 +52,7 @@ def test_ctrl_c_ends_a_job_within_seconds_and_running_it_again_makes_the_rest(
     spec = job(tmp_path, rows)
     output = tmp_path / "out"
 
-    with Started("-m", "tests.support.engines", "slow", spec) as run:
+    with start_with("slow", spec) as run:
         run.wait_until(lambda: len(parts(output)) > 2)
         for _ in range(3):
             run.press_ctrl_c()
@@ -74,7 +69,7 @@ def test_ctrl_c_ends_a_job_within_seconds_and_running_it_again_makes_the_rest(
     assert f"does not keep the row contract ({40 - len(made)} faults)" in partial.err
     assert "no driver is running; run the job again to resume" in darkroom("status", output).out
 
-    resumed = run_to_end(spec, **nodes.env)
+    resumed = run_with("quick", spec, **nodes.env)
 
     assert resumed.code == 0
     assert f"{len(made)} of 40 parts already saved, {40 - len(made)} left to generate" in resumed.out
@@ -86,7 +81,7 @@ def test_sigterm_while_ray_starts_ends_a_job_at_once(tmp_path: Path) -> None:
     """`ray.init` brings a SIGTERM handler of its own, which must not show."""
     spec = job(tmp_path, text_rows(8))
 
-    with Started("-m", "tests.support.engines", "slow", spec) as run:
+    with start_with("slow", spec) as run:
         run.wait_until(lambda: run.pids("gcs_server"))
         run.signal(signal.SIGTERM)
         stopped = run.wait(STOPPED_WITHIN_S)
@@ -101,7 +96,7 @@ def test_sigterm_ends_a_job_as_ctrl_c_does(nodes: RayNodes, tmp_path: Path) -> N
     spec = job(tmp_path, text_rows(160))
     output = tmp_path / "out"
 
-    with Started("-m", "tests.support.engines", "slow", spec, **nodes.env) as run:
+    with start_with("slow", spec, **nodes.env) as run:
         run.wait_until(lambda: parts(output))
         run.signal(signal.SIGTERM)
         stopped = run.wait(STOPPED_WITHIN_S)
@@ -118,9 +113,9 @@ def test_a_second_driver_is_refused_while_the_first_is_alive(nodes: RayNodes, tm
     spec = job(tmp_path, rows)
     output = tmp_path / "out"
 
-    with Started("-m", "tests.support.engines", "slow", spec, **nodes.env) as run:
+    with start_with("slow", spec, **nodes.env) as run:
         run.wait_until((output / "_darkroom" / "driver.json").exists)
-        refused = run_to_end(spec, **nodes.env)
+        refused = run_with("quick", spec, **nodes.env)
         finished = run.wait()
 
     assert refused.code == 4
@@ -135,7 +130,7 @@ def test_workers_killed_at_random_moments_cost_no_row(nodes: RayNodes, tmp_path:
     spec = job(tmp_path, rows, errors={"max_attempts": 20})
     output = tmp_path / "out"
 
-    with Started("-m", "tests.support.engines", "slow", spec, **nodes.env) as run:
+    with start_with("slow", spec, **nodes.env) as run:
         run.wait_until(lambda: parts(output))
         for _ in range(3):
             pids = run.wait_until(nodes.workers)
@@ -157,7 +152,7 @@ def test_jobs_killed_at_random_moments_lose_and_double_no_row(nodes: RayNodes, t
     with ExitStack() as runs:
         for victims, ray in (("driver", nodes.env), ("all", {})):
             before = len(parts(output))
-            run = runs.enter_context(Started("-m", "tests.support.engines", "slow", spec, **ray))
+            run = runs.enter_context(start_with("slow", spec, **ray))
             run.wait_until(lambda before=before: len(parts(output)) > before + 1)
             time.sleep(moments.uniform(0, 0.8))  # the moment itself is what varies
             if victims == "all":
@@ -165,7 +160,7 @@ def test_jobs_killed_at_random_moments_lose_and_double_no_row(nodes: RayNodes, t
             else:
                 run.signal(signal.SIGKILL)
                 run.wait()
-        finished = run_to_end(spec, "slow", **nodes.env)
+        finished = run_with("slow", spec, **nodes.env)
 
     assert finished.code == 0, finished.err
     assert_whole(output, rows)
@@ -178,8 +173,8 @@ def test_an_image_that_kills_its_worker_costs_its_own_row_only(nodes: RayNodes, 
     spec = job(tmp_path, rows, batching={"shard_rows": 32}, errors={"max_rate": 0.5})
     output = tmp_path / "out"
 
-    finished = run_to_end(spec, **nodes.env)
-    again = run_to_end(spec, **nodes.env)
+    finished = run_with("quick", spec, **nodes.env)
+    again = run_with("quick", spec, **nodes.env)
 
     assert finished.code == 0, finished.err
     assert finished.err.count(" died: ") <= 3 + 5
@@ -200,7 +195,7 @@ def test_a_row_that_is_never_done_is_found_like_one_that_kills(nodes: RayNodes, 
     errors = {"max_rate": 0.5, "max_attempts": 1, "storage_deadline_s": 1, "stall_timeout_s": 3}
     spec = job(tmp_path, rows, errors=errors, workers={"num": 1})
 
-    finished = run_to_end(spec, **nodes.env)
+    finished = run_with("quick", spec, **nodes.env)
 
     assert finished.code == 0, finished.err
     # In the shard, alone, and alone once more.
@@ -215,7 +210,7 @@ def test_a_worker_that_is_stopped_is_replaced_and_costs_no_row(nodes: RayNodes, 
     spec = job(tmp_path, rows, errors=errors)
     output = tmp_path / "out"
 
-    with Started("-m", "tests.support.engines", "slow", spec, **nodes.env) as run:
+    with start_with("slow", spec, **nodes.env) as run:
         run.wait_until(lambda: parts(output))
         stopped = run.wait_until(nodes.workers)[0]
         os.kill(stopped, signal.SIGSTOP)
@@ -235,7 +230,7 @@ def test_a_worker_that_hangs_before_it_is_ready_is_replaced(nodes: RayNodes, tmp
     errors = {"storage_deadline_s": 1, "stall_timeout_s": 3}
     spec = job(tmp_path, rows, errors=errors, workers={"num": 1})
 
-    finished = run_to_end(spec, "stuck_once", **nodes.env)
+    finished = run_with("stuck_once", spec, **nodes.env)
 
     assert finished.code == 0, finished.err
     assert "worker=worker-0 died: it made no progress for 3 s" in finished.err
@@ -246,7 +241,7 @@ def test_a_storm_of_dying_workers_ends_the_job_with_the_reason(nodes: RayNodes, 
     """Something outside kills each of them as soon as it is there: the job does not go on for ever."""
     spec = job(tmp_path, text_rows(80), errors={"max_attempts": 1})
 
-    with Started("-m", "tests.support.engines", "slow", spec, **nodes.env) as run:
+    with start_with("slow", spec, **nodes.env) as run:
         run.wait_until(nodes.workers)
 
         def has_ended_in_the_storm() -> bool:
@@ -266,7 +261,7 @@ def test_a_hopeless_job_stops_in_the_midst_of_its_first_shard(nodes: RayNodes, t
     """With exit code 3 and the reason, long before all its rows have failed."""
     spec = job(tmp_path, text_rows(400), batching={"shard_rows": 400})
 
-    stopped = run_to_end(spec, "hopeless", **nodes.env)
+    stopped = run_with("hopeless", spec, **nodes.env)
 
     assert (stopped.code, parts(tmp_path / "out")) == (3, [])
     assert "rows that were tried all failed" in stopped.err
@@ -286,7 +281,7 @@ def test_a_worker_that_does_not_see_the_output_stops_the_job(nodes: RayNodes, tm
     spec = job(tmp_path, text_rows(8))
     record = tmp_path / "out" / "_darkroom" / "job.json"
 
-    with Started("-m", "tests.support.engines", "quick", spec, **nodes.env) as run:
+    with start_with("quick", spec, **nodes.env) as run:
         run.wait_until((tmp_path / "out" / "_darkroom" / "driver.json").exists)
         record.unlink()
         stopped = run.wait()
@@ -300,7 +295,7 @@ def test_an_engine_that_cannot_start_ends_the_job_with_its_reason(nodes: RayNode
     """After a handful of tries, not after an endless number."""
     spec = job(tmp_path, text_rows(8), workers={"num": 1})
 
-    finished = run_to_end(spec, "without_gpu", **nodes.env)
+    finished = run_with("without_gpu", spec, **nodes.env)
 
     assert finished.code == 1
     reason = "worker-0 died 5 times in a row: RuntimeError: no CUDA device here"

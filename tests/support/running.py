@@ -157,6 +157,17 @@ def darkroom(*arguments: object, cwd: Path = ROOT, **env: str) -> Finished:
         return started.wait()
 
 
+def start_with(engine: str, spec: Path, **env: str) -> Started:
+    """Start what `darkroom run SPEC` does, with an engine of tests.support.engines."""
+    return Started("-m", "tests.support.engines", engine, spec, **env)
+
+
+def run_with(engine: str, spec: Path, **env: str) -> Finished:
+    """Do what `darkroom run SPEC` does, with an engine of tests.support.engines, to its end."""
+    with start_with(engine, spec, **env) as started:
+        return started.wait()
+
+
 def clean_env(python: str, **env: str) -> dict[str, str]:
     """This process's environment without Ray's variables and without a GPU; `python` is first in its PATH."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

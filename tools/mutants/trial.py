@@ -39,8 +39,6 @@ OPTIONS = (
 
 def preload() -> None:
     """Import the libraries that most tests need, as tests/conftest.py has them imported."""
-    # A shell that starts this in the background has Ctrl-C ignored, which some tests press.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CI": "1"}
     for library in LIBRARIES:
         import_module(library)

@@ -22,7 +22,7 @@ from actors.storage.stores import open_storage
 from jobs.output.lease import read_lease
 from schemas.wording.amounts import counted
 from tests.support.ray_nodes import RayNodes
-from tests.support.running import Record, Started, text_rows, wait_until, write_spec
+from tests.support.running import Record, Started, start_with, text_rows, wait_until, write_spec
 from tests.support.s3.fault_proxy import FaultProxy, serve_fault_proxy
 from tests.support.s3.on_s3 import assert_whole_on_s3, env_of, upload
 from tests.support.s3.s3_server import S3Server
@@ -72,7 +72,7 @@ class Soak:
 
     def driver(self, engine: str = "slow") -> Started:
         """A driver of the job: `with soak.driver() as run:`."""
-        return Started("-m", "tests.support.engines", engine, self.spec, **self.env)
+        return start_with(engine, self.spec, **self.env)
 
     def num_parts(self) -> int:
         """How many parts are committed."""
