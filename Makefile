@@ -4,7 +4,7 @@ BIN := .venv/bin
 ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt mutants clean
+.PHONY: help install demo test check fmt mutants simulate soak clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
@@ -29,6 +29,12 @@ fmt: .venv/installed-test ## Format the code, and fix what lint can fix
 
 mutants: .venv/installed-test ## Plant mistakes, and print which test notices each (N=12: a random dozen)
 	@$(ACTIVATED) python -m tools.mutants --num $(or $(N),0)
+
+simulate: .venv/installed-test ## Run jobs in simulated time, and plant bugs that must be found (SEEDS=10000)
+	@$(ACTIVATED) python -m tests.support.simulation.simulate --seeds $(or $(SEEDS),10000)
+
+soak: .venv/installed-test ## Run one job on a real store and a real Ray under all kinds of failures
+	@$(ACTIVATED) python -m tests.support.simulation.soak
 
 clean: ## Remove .venv and the output of the demo
 	rm -rf .venv out

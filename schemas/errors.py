@@ -57,6 +57,10 @@ class RowError(DarkroomError):
         return f"{self.code}: {self.message}"
 
 
+DEVICE_DEPENDENT = frozenset({"out_of_memory", "generation_error", "nonfinite_image"})
+"""Codes of rows whose failure may be the machine's fault: another worker may be able to generate them."""
+
+
 class DeviceError(Exception):
     """The process can no longer use its device (a CUDA fault), so it must end: as good as its death."""
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from schemas.columns.input_columns import ColumnMap
+from schemas.errors import DEVICE_DEPENDENT
 from schemas.output_layout import shard_name
 from schemas.spec.job_spec import JobSpec, ModelSpec
 from schemas.systems.model_card import ModelCard
@@ -158,6 +159,11 @@ class ShardSnapshot:
     unforeseen: Mapping[str, FailedRows] = field(default_factory=dict)
     """The rows that failed although the plan found nothing wrong with them, by error_code."""
 
+    def without(self, codes: Collection[str]) -> "ShardSnapshot":
+        """The same snapshot, without the rows that failed with one of these codes."""
+        kept = {code: failed for code, failed in self.unforeseen.items() if code not in codes}
+        return replace(self, unforeseen=kept)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerProgress:
@@ -208,3 +214,8 @@ class ShardReport:
     """CPU time of the worker's process, in all its threads, since it started."""
     peak_rss_bytes: int
     """The largest resident memory of the worker's process so far."""
+
+    @property
+    def num_device_dependent(self) -> int:
+        """The number of rows that this attempt could not generate, and that another worker perhaps can."""
+        return sum(self.unforeseen[code].num_rows for code in self.unforeseen.keys() & DEVICE_DEPENDENT)

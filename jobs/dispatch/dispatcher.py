@@ -13,7 +13,7 @@ from itertools import count
 
 from jobs.dispatch.poison import Search
 from jobs.dispatch.shard_queue import MAX_DYING_SHARDS, ShardQueue
-from jobs.dispatch.shard_record import Death, Place, ShardRecord
+from jobs.dispatch.shard_record import Death, Doubt, Finish, Place, ShardRecord
 from jobs.output.tally import Abandoned
 from schemas.errors import DarkroomError
 from schemas.job import Shard
@@ -27,6 +27,10 @@ MAX_POISON_ROWS = 16
 
 MAX_DEATHS_OF_GOOD_ROWS = 5
 """Deaths in a row with a row that lived before, after which its shard is left out."""
+
+MAX_SEARCHES_IN_VAIN = 3
+"""Searches that convict no row, after which a shard is left out: a machine that breaks during a search can
+spoil it, but not one after the other."""
 
 MAX_DEPARTURES = 20
 """Workers that may be taken away with the same shard; after that it takes longer than such machines stay."""
@@ -89,7 +93,7 @@ class Dispatcher:
 
     def join(self, worker: str, node: str = "") -> None:
         """Record that a worker's new process, on this machine, is ready for shards."""
-        self._workers[worker] = _Worker(Place(node, next(self._processes)))
+        self._workers[worker] = _Worker(Place(worker, node, next(self._processes)))
 
     def leave(self, worker: str) -> None:
         """Record that a worker has ended and its shards are not to blame: other workers get them."""
@@ -135,15 +139,40 @@ class Dispatcher:
                 return shard
         return None
 
-    def finish(self, worker: str, shard: Shard) -> None:
-        """Record that the shard's part is committed, or that its worker survived the rehearsal."""
+    def finish(self, worker: str, shard: Shard, num_failed: int = 0) -> Finish:
+        """Record that the shard's part is committed, or that its worker survived the rehearsal.
+
+        `num_failed`: rows that the worker could not generate, though another one perhaps can.
+        """
         maker = self._workers[worker]
         maker.in_flight.remove(shard)
-        if shard.rehearse or len(shard.skip) < shard.num_rows:
+        first, end = shard.rehearse or (len(shard.skip), shard.num_rows)
+        if num_failed < end - first:
             self._queues[shard.model].lives()
             maker.has_worked = True
-        if shard.rehearse:
-            self._survived(shard, self._records[shard.index])
+        if not shard.rehearse:
+            return self._believed(shard, maker.place, num_failed)
+        record = self._records[shard.index]
+        if num_failed:
+            # What could not be generated has not shown that it does not kill.
+            record.failed_at.append(maker.place)
+            if not self._is_agreed(record.failed_at):
+                self._give_back(shard)
+                return Finish(final=False)
+        self._survived(shard, record, generated=not num_failed)
+        return Finish()
+
+    def _believed(self, shard: Shard, place: Place, num_failed: int) -> Finish:
+        """What is thought of a part: what one worker alone could not generate, another one must try."""
+        doubt = self._records[shard.index].doubt if shard.index in self._records else None
+        if doubt:
+            return Finish(failed_alone=doubt.place if num_failed < doubt.num_rows else None)
+        if not num_failed or self._is_agreed([place]):
+            return Finish()
+        record = self._record_of(shard)
+        record.doubt, record.failed_at = Doubt(place=place, num_rows=num_failed), [place]
+        self._give_back(shard)
+        return Finish(final=False)
 
     def fail(self, worker: str, shard: Shard, reason: str) -> None:
         """Record that the worker could not generate the shard and is still alive."""
@@ -159,6 +188,20 @@ class Dispatcher:
             self._abandon(shard, reason)
         else:
             self._give_back(shard)
+
+    def refuse(self, worker: str, shard: Shard, error: DarkroomError) -> None:
+        """Record that the worker says that the job or its storage is at fault.
+
+        Raises the error if several workers say this of the shard, or no other one can be asked.
+        """
+        refusing = self._workers[worker]
+        refusing.in_flight.remove(shard)
+        record = self._record_of(shard)
+        record.failed_at.append(refusing.place)
+        record.refused_at.append(refusing.place)
+        if self._is_agreed(record.refused_at):
+            raise error
+        self._give_back(shard)
 
     def lose(self, worker: str, reason: str) -> Death:
         """Record that the worker died: its shards become suspects. Returns what that tells of the worker.
@@ -213,8 +256,8 @@ class Dispatcher:
         else:
             self._abandon(shard, f"{record.reason}. A row that was generated before does this too")
 
-    def _survived(self, shard: Shard, record: ShardRecord) -> None:
-        """Act on a rehearsal that its worker has survived."""
+    def _survived(self, shard: Shard, record: ShardRecord, *, generated: bool) -> None:
+        """Act on a rehearsal that its worker has survived; `generated`: all of its rows were."""
         assert shard.rehearse is not None
         first, end = shard.rehearse
         if record.shows_good_row:
@@ -226,7 +269,7 @@ class Dispatcher:
             self._next_trial(shard, record)
         else:
             record.one_row_lived = True
-            if end - first == 1:
+            if end - first == 1 and generated:
                 record.good_row = first
             record.present_search.survived()
             self._continue(shard, record)
@@ -234,7 +277,7 @@ class Dispatcher:
     def _next_trial(self, shard: Shard, record: ShardRecord) -> None:
         """Try the next accused row once more; generate the shard without the convicted ones if there is none.
 
-        The shard is abandoned if there was no conviction for the second time.
+        The shard is abandoned if there was no conviction for too many times.
         """
         record.attempts = 0
         if record.accused:
@@ -243,11 +286,11 @@ class Dispatcher:
             return
         record.failed_at = []
         in_vain = len(record.skip) == record.num_convicted
-        if in_vain and record.searched_in_vain:
+        record.searches_in_vain += in_vain
+        if record.searches_in_vain < MAX_SEARCHES_IN_VAIN:
+            self._give_back(shard)
+        else:
             self._abandon(shard, f"{record.reason}. None of its rows does this on another worker too")
-            return
-        record.searched_in_vain |= in_vain
-        self._give_back(shard)
 
     def _begin_search(self, shard: Shard, record: ShardRecord) -> None:
         if len(record.skip) >= min(MAX_POISON_ROWS, shard.num_rows):
@@ -280,19 +323,22 @@ class Dispatcher:
             self._next_trial(shard, record)
         elif search.found:
             self._abandon(shard, f"{record.reason}. Each of its rows that was tried alone does this too")
-        elif record.searched_in_vain:
-            self._abandon(shard, f"{record.reason}. None of its rows does this alone")
         else:
-            record.searched_in_vain = True
-            self._give_back(shard)
+            record.searches_in_vain += 1
+            if record.searches_in_vain < MAX_SEARCHES_IN_VAIN:
+                self._give_back(shard)
+            else:
+                self._abandon(shard, f"{record.reason}. None of its rows does this alone")
 
     def _fits(self, taker: _Worker, shard: Shard) -> bool:
         """Whether no other worker should rather have this shard."""
         record = self._records.get(shard.index)
         if record is None:
             return True
-        nodes = record.failed_nodes
+        nodes, processes = record.failed_nodes, {place.process for place in record.failed_at}
         if taker.place.node in nodes and self._may_go_elsewhere(nodes):
+            return False
+        if taker.place.process in processes and self._has_other_process(processes):
             return False
         if record.needs_proven_worker and not taker.has_worked and self._has_other_work(shard.model):
             return False
@@ -316,6 +362,20 @@ class Dispatcher:
         """Whether there is a worker on a machine that is not one of these, or there may soon be one."""
         ready = any(worker.place.node not in nodes for worker in self._workers.values())
         return ready or (self.num_starting > 0 and self.num_nodes > len(nodes))
+
+    def _has_other_process(self, processes: Collection[int]) -> bool:
+        """Whether there is a worker's process that is none of these, or there may soon be one."""
+        ready = any(worker.place.process not in processes for worker in self._workers.values())
+        return ready or self.num_starting > 0
+
+    def _is_agreed(self, places: Sequence[Place]) -> bool:
+        """Whether several machines say so (on one machine: several processes), or no other can be asked."""
+        nodes, processes = {place.node for place in places}, {place.process for place in places}
+        if len(nodes) > 1:
+            return True
+        return not self._may_go_elsewhere(nodes) and (
+            len(processes) > 1 or not self._has_other_process(processes)
+        )
 
     def _has_other_work(self, model: str) -> bool:
         """Whether an unproven worker can prove itself with another shard; no more if all shards kill."""

@@ -3,15 +3,18 @@
 from dataclasses import dataclass, field, replace
 
 from jobs.dispatch.poison import Search
+from schemas.errors import DEVICE_DEPENDENT
 from schemas.job import Shard
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a shard was: a process on a machine."""
+    """Where a shard was: a worker's process on a machine."""
 
+    worker: str
     node: str
     process: int
+    """A number that no other process has; a worker's successor has the same name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +25,24 @@ class Death:
     """The index of the shard that may be at fault; None if only the worker can be."""
     expected: bool = False
     """Whether it is no wonder: the rehearsed rows may kill."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """What is thought of a report that a worker has sent for a shard."""
+
+    final: bool = True
+    """Whether the shard is done. Else another worker tries the rows that failed."""
+    failed_alone: Place | None = None
+    """Where rows of the shard failed that have now been generated elsewhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doubt:
+    """A committed part in which rows failed that another worker can perhaps generate."""
+
+    place: Place
+    num_rows: int
 
 
 @dataclass(slots=True)
@@ -36,6 +57,10 @@ class ShardRecord:
     """Whether a worker died with it: it then has a worker to itself, so that the next death is its own."""
     raised_at: set[str] = field(default_factory=set)
     """The machines whose workers could not generate it, and lived."""
+    refused_at: list[Place] = field(default_factory=list)
+    """Where the job or its storage was said to be at fault."""
+    doubt: Doubt | None = None
+    """Set once a part is committed whose failed rows another worker is to try."""
     failed_at: list[Place] = field(default_factory=list)
     """Where it failed, or where its present rehearsal did: elsewhere it may succeed."""
     search: Search | None = None
@@ -56,8 +81,8 @@ class ShardRecord:
     """Rows that killed a worker alone, by their position in the shard."""
     one_row_lived: bool = False
     """Whether a worker survived a rehearsal."""
-    searched_in_vain: bool = False
-    """Whether a search has ended without a row."""
+    searches_in_vain: int = 0
+    """Searches that have ended without a row."""
     reason: str = ""
     """Why the last worker died."""
 
@@ -82,6 +107,8 @@ class ShardRecord:
 
         A worker that is not `proven` must first survive a row that lived before, if there is one.
         """
+        if self.doubt:
+            shard = replace(shard, again=_device_dependent(shard.again))
         self.shows_good_row = self.good_row is not None and not proven
         if self.shows_good_row:
             return self._rehearsal_of(shard, self.good_row)
@@ -94,3 +121,8 @@ class ShardRecord:
     def _rehearsal_of(self, shard: Shard, row: int | None) -> Shard:
         assert row is not None
         return replace(shard, skip=self.skip, rehearse=(row, row + 1))
+
+
+def _device_dependent(again: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The codes of rows that another worker tries; `again` are those that this run tries at all."""
+    return tuple(sorted(DEVICE_DEPENDENT.intersection(again) if again else DEVICE_DEPENDENT))

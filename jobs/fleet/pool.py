@@ -22,7 +22,7 @@ from jobs.dispatch.health import MAX_FAILURES, Health
 from jobs.dispatch.shard_record import Death
 from jobs.fleet.cluster import Layout, machines_for, num_fitting
 from jobs.fleet.ray_worker import RayWorker
-from schemas.errors import DarkroomError, DeviceError, ReclaimedError
+from schemas.errors import DEVICE_DEPENDENT, DarkroomError, DeviceError, ReclaimedError
 from schemas.job import Job, Shard, ShardReport, ShardSnapshot
 from schemas.wording.amounts import counted
 
@@ -83,6 +83,8 @@ class _Seat:
     """Whether its process was told to end from outside: it gets no more shards."""
     failed_starts: int = 0
     """Failed starts in a row."""
+    start_error: DarkroomError | None = None
+    """What the last failed start said, if it names a fault of the job or its storage."""
     heartbeats: int = -1
     """The heartbeats that it last reported."""
     stalled_s: float = 0.0
@@ -124,6 +126,8 @@ class WorkerPool:
         """The names of the machines that had a worker, by Ray's ids."""
         self._left_out: set[str] = set()
         """Ray's ids of machines on which no worker is started any more."""
+        self._cannot_start_on: set[str] = set()
+        """Ray's ids of machines on which the latest start failed."""
         self._polled = 0.0
         self._since_polled = 0.0
 
@@ -159,9 +163,16 @@ class WorkerPool:
             answers = [self._take_answer(ref, dispatcher) for ref in self._answered()]
             yield Tick(
                 reports=[report for report in answers if report],
-                unfinished=[snapshot for seat in self._seats for snapshot in seat.unfinished.values()],
+                unfinished=self._snapshots(),
                 num_workers=self.num_up,
             )
+        self._leave_out_bad_machines(dispatcher)  # to name what was found out at the end
+
+    def _snapshots(self) -> list[ShardSnapshot]:
+        """The snapshots of the shards that are not done, without what one of several workers alone says."""
+        snapshots = [snapshot for seat in self._seats for snapshot in seat.unfinished.values()]
+        is_alone = sum(seat.up or self._is_starting(seat) for seat in self._seats) == 1
+        return snapshots if is_alone else [snapshot.without(DEVICE_DEPENDENT) for snapshot in snapshots]
 
     def _answered(self) -> list[Any]:
         """The calls that have an answer, as Ray's references; none if none is answered for POLL_S seconds."""
@@ -203,8 +214,9 @@ class WorkerPool:
 
     def _is_starting(self, seat: _Seat) -> bool:
         """Whether the seat's worker will soon be ready: not if there is no room for its process."""
-        waits = seat.actor is None or time.monotonic() < seat.starts_at + BORN_WITHIN_S
-        return not seat.up and (seat.born or waits) and not self._is_out_of_service(seat)
+        if seat.up or seat.failed_starts >= MAX_FAILED_STARTS or self._is_out_of_service(seat):
+            return False
+        return seat.actor is None or seat.born or time.monotonic() < seat.starts_at + BORN_WITHIN_S
 
     def _is_out_of_service(self, seat: _Seat) -> bool:
         """Whether the worker fails alone; never the last one."""
@@ -279,16 +291,14 @@ class WorkerPool:
             seat.loaded = answer.models_loaded
             seat.unfinished = {i: snapshot for i, snapshot in seat.unfinished.items() if i != call.index}
             seat.stalled_s = 0.0
-            dispatcher.finish(seat.name, call)
-            self._worker_health.succeeded(seat.name)
-            self._node_health.succeeded(seat.node)
-            return None if call.rehearse else answer
+            return self._finish(seat, call, answer, dispatcher)
         if call == "born":
             seat.born, (seat.node, host) = True, answer
             self._hosts[seat.node] = host
             self._note(seat, seat.actor.ready.remote(), "ready")
         elif call == "ready":
-            seat.up, seat.stalled_s, seat.failed_starts = True, 0.0, 0
+            seat.up, seat.stalled_s, seat.failed_starts, seat.start_error = True, 0.0, 0, None
+            self._cannot_start_on.discard(seat.node)
             dispatcher.join(seat.name, seat.node)
         else:
             # A shard may have finished between this call and its answer.
@@ -313,16 +323,38 @@ class WorkerPool:
         if isinstance(cause, DeviceError):
             self._replace(seat, dispatcher, f"it can no longer use its device: {cause}")
             return
-        if isinstance(cause, DarkroomError):
-            raise cause from error  # the job or the storage is at fault, not the shard
         if call == "ready":
+            seat.start_error = cause if isinstance(cause, DarkroomError) else None
             self._replace(seat, dispatcher, _error_text(cause))
             return
         if not isinstance(call, Shard):
             raise error
-        logger.error("shard=%s failed: %s", call.name, error)
-        dispatcher.fail(seat.name, call, _error_text(cause))
-        self._blame(seat, call.index, dispatcher)
+        if isinstance(cause, DarkroomError):
+            logger.error("shard=%s failed on %s: %s", call.name, self._host(seat), _error_text(cause))
+            dispatcher.refuse(seat.name, call, cause)
+        else:
+            logger.error("shard=%s failed: %s", call.name, error)
+            dispatcher.fail(seat.name, call, _error_text(cause))
+        self._blame(seat, seat.node, call.index, dispatcher)
+
+    def _finish(
+        self, seat: _Seat, shard: Shard, report: ShardReport, dispatcher: Dispatcher
+    ) -> ShardReport | None:
+        """Record a shard's report; returned if it is the last one of a shard that was to be committed."""
+        finish = dispatcher.finish(seat.name, shard, report.num_device_dependent)
+        if not finish.final and shard.rehearse is None:
+            logger.warning(
+                "shard=%s has %s that another worker tries: %s on %s could not generate them",
+                *(shard.name, counted(report.num_device_dependent, "row"), seat.name, self._host(seat)),
+            )
+        if not finish.final:
+            return None
+        self._worker_health.succeeded(seat.name)
+        self._node_health.succeeded(seat.node)
+        if alone := finish.failed_alone:
+            blamed = next(other for other in self._seats if other.name == alone.worker)
+            self._blame(blamed, alone.node, shard.index, dispatcher)
+        return None if shard.rehearse else report
 
     def _replace(self, seat: _Seat, dispatcher: Dispatcher, reason: str, *, blameless: bool = False) -> None:
         """End a worker that is dead, stuck or leaving: its shards go back, and a new process will start.
@@ -344,7 +376,7 @@ class WorkerPool:
             self._back_off(seat, reason)
         self._empty(seat)
         if not death.expected:
-            self._blame(seat, death.shard, dispatcher)
+            self._blame(seat, seat.node, death.shard, dispatcher)
 
     def _host(self, seat: _Seat) -> str:
         """The name of the seat's machine."""
@@ -355,10 +387,21 @@ class WorkerPool:
         seat.failed_starts += 1
         backoff_s = FIRST_BACKOFF_S * 2 ** min(seat.failed_starts - 1, 10)
         seat.starts_at = time.monotonic() + min(backoff_s, MAX_BACKOFF_S)
-        if all(other.failed_starts >= MAX_FAILED_STARTS for other in self._seats):
-            raise DarkroomError(
+        self._cannot_start_on.add(seat.node)
+        if self._no_worker_can_start():
+            raise seat.start_error or DarkroomError(
                 f"no worker can start: {seat.name} died {seat.failed_starts} times in a row: {reason}"
             )
+
+    def _no_worker_can_start(self) -> bool:
+        """Whether every worker has failed to start often enough, or says that the job is at fault.
+
+        While there is a machine on which none has been tried, it takes three times as many failures.
+        """
+        machines = machines_for(self._layout)
+        if len(machines) > 1 and machines - self._cannot_start_on:
+            return all(seat.failed_starts >= 3 * MAX_FAILED_STARTS for seat in self._seats)
+        return all(seat.start_error or seat.failed_starts >= MAX_FAILED_STARTS for seat in self._seats)
 
     def _empty(self, seat: _Seat) -> None:
         """Kill the seat's actor, and forget what it was doing."""
@@ -373,8 +416,8 @@ class WorkerPool:
             ray.kill(seat.actor, no_restart=True)
         seat.actor = None
 
-    def _blame(self, seat: _Seat, shard: int | None, dispatcher: Dispatcher) -> None:
-        """Record a failure, with a shard or of a start, and take out of service what fails alone."""
+    def _blame(self, seat: _Seat, node: str, shard: int | None, dispatcher: Dispatcher) -> None:
+        """Record a failure on this machine, with a shard or of a start; end a worker that fails alone."""
         self._worker_health.failed(seat.name, shard)
         if self._is_out_of_service(seat):
             logger.error(
@@ -383,8 +426,8 @@ class WorkerPool:
             )
             if seat.actor is not None:
                 self._replace(seat, dispatcher, "it is out of service", blameless=True)
-        if seat.node:
-            self._node_health.failed(seat.node, shard)
+        if node:
+            self._node_health.failed(node, shard)
 
     def _leave_out_bad_machines(self, dispatcher: Dispatcher) -> None:
         """Start no more workers on machines that fail alone, and replace those that are there."""

@@ -1,19 +1,19 @@
 """Where a shard is tried again, and where a row is convicted, on machines one of which may be at fault."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+import pytest
 
 from jobs.dispatch.dispatcher import Dispatcher
-from jobs.dispatch.shard_record import Death
+from jobs.dispatch.shard_record import Death, Finish
+from schemas.errors import DEVICE_DEPENDENT, StorageError
 from schemas.job import Shard
-
-ROWS = 4
+from tests.support.simulation.pool_run import ROWS, shard_of
 
 
 def dispatcher(num_shards: int, max_attempts: int = 3, *, num_nodes: int = 2) -> Dispatcher:
-    shards = [
-        Shard(index=index, num_shards=9, uri="in.parquet", etag="e", model="sd", start=0, stop=ROWS)
-        for index in range(num_shards)
-    ]
+    shards = [shard_of(index, num_shards, "sd") for index in range(num_shards)]
     made = Dispatcher({"sd": iter(shards)}, {"sd": num_shards}, max_attempts=max_attempts)
     made.num_nodes = num_nodes
     return made
@@ -53,9 +53,9 @@ def test_a_shard_that_failed_goes_to_another_machine() -> None:
     assert taken(given_out, "b") == failed
 
 
-def test_a_shard_that_failed_waits_for_another_machine_whose_worker_is_starting() -> None:
-    """But not where no other machine can have workers, or where no worker is starting."""
-    for num_nodes, num_starting, waits in ((2, 1, True), (1, 1, False), (2, 0, False)):
+def test_a_shard_that_failed_waits_for_another_worker_that_is_starting() -> None:
+    """On one machine for another process. But not where no worker is starting."""
+    for num_nodes, num_starting, waits in ((2, 1, True), (1, 1, True), (2, 0, False), (1, 0, False)):
         given_out = dispatcher(1, num_nodes=num_nodes)
         given_out.join("a", "A")
         given_out.fail("a", taken(given_out, "a"), "an error")
@@ -85,8 +85,9 @@ def test_a_shard_is_not_left_out_because_of_what_one_of_two_machines_says() -> N
     given_out.fail("a", taken(given_out, "a"), "an error")
     taken(given_out, "b")
     given_out.lose("b", "it died")
+    shard = taken(given_out, "a")
     given_out.num_starting = 1
-    given_out.fail("a", taken(given_out, "a"), "an error")
+    given_out.fail("a", shard, "an error")
 
     assert given_out.abandoned == []
 
@@ -94,6 +95,93 @@ def test_a_shard_is_not_left_out_because_of_what_one_of_two_machines_says() -> N
     given_out.fail("b", taken(given_out, "b"), "an error")
 
     assert [lost.reason for lost in given_out.abandoned] == ["an error"]
+
+
+def test_rows_that_one_worker_could_not_generate_are_tried_by_another() -> None:
+    """On another machine if there is one, and only the rows whose failure may be the machine's fault."""
+    given_out = dispatcher(3, num_nodes=2)
+    for worker, node in (("a", "A"), ("a2", "A"), ("b", "B")):
+        given_out.join(worker, node)
+    shard = taken(given_out, "a")
+
+    assert given_out.finish("a", shard, num_failed=2) == Finish(final=False)
+    assert not given_out.finished
+    assert taken(given_out, "a2").index != shard.index
+    again = taken(given_out, "b")
+    assert (again.index, again.again) == (shard.index, tuple(sorted(DEVICE_DEPENDENT)))
+
+
+@pytest.mark.parametrize(("num_failed", "says_something"), [(0, True), (1, True), (2, False), (3, False)])
+def test_rows_that_another_worker_generated_speak_against_the_first(
+    num_failed: int, says_something: bool
+) -> None:
+    """What fails there too is the row's fault, and the shard is done."""
+    given_out = dispatcher(1)
+    for worker in ("a", "b"):
+        given_out.join(worker, "A")
+    given_out.finish("a", taken(given_out, "a"), num_failed=2)
+
+    finish = given_out.finish("b", taken(given_out, "b"), num_failed)
+
+    assert finish.final
+    assert (finish.failed_alone is not None) is says_something
+    assert finish.failed_alone is None or finish.failed_alone.worker == "a"
+    assert given_out.finished
+
+
+def test_what_a_worker_alone_could_not_generate_has_failed() -> None:
+    """Nobody else can be asked."""
+    given_out = dispatcher(1)
+    given_out.join("a", "A")
+
+    assert given_out.finish("a", taken(given_out, "a"), num_failed=2) == Finish()
+    assert given_out.finished
+
+
+@pytest.mark.parametrize(
+    ("retried", "again"),
+    [((), DEVICE_DEPENDENT), (("out_of_memory", "worker_crash"), {"out_of_memory"})],
+)
+def test_another_worker_tries_no_rows_that_a_retry_leaves_as_they_are(
+    retried: tuple[str, ...], again: Collection[str]
+) -> None:
+    """A retry may be for some codes only."""
+    shard = replace(shard_of(0, 1, "sd"), again=retried)
+    given_out = Dispatcher({"sd": iter([shard])}, {"sd": 1}, max_attempts=3)
+    for worker in ("a", "b"):
+        given_out.join(worker, "A")
+    given_out.finish("a", taken(given_out, "a"), num_failed=1)
+
+    assert taken(given_out, "b").again == tuple(sorted(again))
+
+
+def test_a_rehearsal_in_which_no_row_could_be_generated_shows_nothing_until_two_workers_say_so() -> None:
+    """A row that is not generated cannot kill."""
+    given_out = dispatcher(1, max_attempts=1)
+    given_out.join("a", "A")
+    given_out.join("b", "B")
+    taken(given_out, "a")
+    died(given_out, "a", "A")
+    rehearsal = taken(given_out, "b")
+
+    assert given_out.finish("b", rehearsal, num_failed=1) == Finish(final=False)
+    assert given_out.next_for("b") is None
+    assert taken(given_out, "a") == rehearsal
+    assert given_out.finish("a", rehearsal, num_failed=1) == Finish()
+    assert taken(given_out, "b").rehearse != rehearsal.rehearse
+
+
+def test_an_error_of_the_storage_ends_the_job_once_two_workers_say_it_of_a_shard() -> None:
+    """Until then it is the worker's own trouble."""
+    given_out = dispatcher(2, num_nodes=2)
+    for worker, node in (("a", "A"), ("a2", "A"), ("b", "B")):
+        given_out.join(worker, node)
+    shard = taken(given_out, "a")
+    given_out.refuse("a", shard, StorageError("the bucket is gone"))
+    assert taken(given_out, "a2") != shard
+
+    with pytest.raises(StorageError, match="the bucket is gone"):
+        given_out.refuse("b", taken(given_out, "b"), StorageError("the bucket is gone"))
 
 
 class Machines:

@@ -9,11 +9,25 @@ from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT
 from jobs.dispatch.health import MAX_FAILURES
 from jobs.fleet.cluster import Layout
 from jobs.fleet.pool import GATHER_S, MAX_FAILED_STARTS, POLL_S, PROGRESS_EVERY_S
-from schemas.errors import DarkroomError, DeviceError, ReclaimedError, StorageError
-from schemas.job import Job, Shard, ShardReport, ShardSnapshot, WorkerProgress
+from schemas.errors import DarkroomError, DeviceError, ReclaimedError, SpecError, StorageError
+from schemas.job import FailedRows, Job, Shard, ShardReport, ShardSnapshot, WorkerProgress
 from tests.support.simulation.pool_run import FOREVER, LONG_S, ROWS, Run, SlowWorker, Worker, dying
 from tests.support.simulation.reports import report_of
 from tests.support.simulation.simulator import STALL_S, job_of
+
+
+class NoStorage(Worker):
+    """Storage answers nothing that it asks for."""
+
+    def generate(self, shard: Shard) -> ShardReport:
+        raise StorageError("the bucket is gone")
+
+
+class NoCheckpoint(Worker):
+    """Its engine is never ready, because of what the spec names."""
+
+    def ready(self) -> bool:
+        raise SpecError("the checkpoint is not there")
 
 
 def test_every_shard_is_generated_once_and_its_report_handed_on() -> None:
@@ -515,17 +529,57 @@ class TestErrors:
         assert len(run.workers[0].shards) <= SHARDS_IN_FLIGHT
         assert "died: it can no longer use its device: CUDA error: unspecified launch failure" in caplog.text
 
-    def test_an_error_of_the_job_or_the_storage_ends_the_run_as_what_it_is(self) -> None:
-        """No other worker would fare better."""
-
-        class NoStorage(Worker):
-            def generate(self, shard: Shard) -> ShardReport:
-                raise StorageError("the bucket is gone")
-
-        run = Run(NoStorage).run()
+    @pytest.mark.parametrize("num", [1, 2, 8])
+    def test_an_error_of_the_storage_that_several_workers_meet_ends_the_run_as_what_it_is(
+        self, num: int
+    ) -> None:
+        """One of them alone may be in trouble itself; where there is only one, it is believed."""
+        run = Run(then=NoStorage, num=num).run()
 
         assert type(run.error) is StorageError
+        assert all(len(worker.shards) <= 2 * SHARDS_IN_FLIGHT for worker in run.workers)
         assert not any(actor.process.alive for actor in run.ray.actors)
+
+    def test_an_error_of_the_storage_that_one_worker_meets_costs_nothing(self) -> None:
+        """Its shards go to the others."""
+        run = Run(NoStorage, shards={"sd": 20}).run()
+
+        assert run.error is None
+        assert run.reported == [*range(20)]
+
+    @pytest.mark.parametrize("num", [1, 3])
+    def test_an_error_of_the_job_that_every_worker_meets_at_its_start_ends_the_run(self, num: int) -> None:
+        """At once: to start it again would change nothing, as it has been tried for long already."""
+        run = Run(then=NoCheckpoint, num=num).run()
+
+        assert type(run.error) is SpecError
+        assert len(run.workers) == num
+
+    def test_an_error_of_the_job_that_one_worker_meets_at_its_start_costs_nothing(self) -> None:
+        """It may be the only one without a folder that the others share."""
+        run = Run(NoCheckpoint, shards={"sd": 20}).run()
+
+        assert run.error is None
+        assert run.reported == [*range(20)]
+
+    def test_rows_that_one_worker_could_not_generate_are_counted_once(self) -> None:
+        """As the second worker reports them, and neither in the progress before that."""
+
+        class NoMemory(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.work(3)
+                return report_of(shard, unforeseen=self.unfinished()[shard.index].unforeseen)
+
+            def unfinished(self) -> dict[int, ShardSnapshot]:
+                failed = {"out_of_memory": FailedRows(num_rows=ROWS, message="too large")}
+                return {shard.index: ShardSnapshot(unforeseen=failed) for shard in self.shards}
+
+        run = Run(NoMemory, shards={"sd": 20}).run()
+
+        assert run.reported == [*range(20)]
+        for _, tick in run.ticks:
+            assert not any(report.unforeseen for report in tick.reports)
+            assert not any(snapshot.unforeseen for snapshot in tick.unfinished)
 
     def test_a_bug_in_what_a_worker_answers_about_itself_is_not_hidden(self) -> None:
         """It is nobody's shard that fails."""

@@ -1,17 +1,12 @@
 """Simulations of whole jobs, without Ray, disks or waiting.
 
-`python -m tests.support.simulation.simulator --seeds 10000` runs many of them, `--seed N` only one.
-
 The plan, the record, the layout, the pool, the dispatcher, the search for poison, the listing and the commit
 are darkroom's own code. The store, Ray, the workers, the clock and all chance are simulated. The seed decides
 everything.
 """
 
-import argparse
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count
@@ -37,7 +32,7 @@ from jobs.planning.survey import Survey, SurveyedFile
 from jobs.reports.finish import is_finished
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DarkroomError, ReclaimedError, RefusedError, StorageError
-from schemas.job import NO_MODEL, Job, PlannedFile, Shard, ShardReport, WorkerProgress
+from schemas.job import NO_MODEL, FailedRows, Job, PlannedFile, Shard, ShardReport, WorkerProgress
 from schemas.output_layout import MANIFEST, SUCCESS
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
@@ -124,9 +119,11 @@ class Simulation:
         return SimulatedStore(self.clock, self.random, self.faults, self.model.written)
 
     def _start_ray(self) -> FakeRay:
-        """A cluster with room for some workers, which does not always obey and brings news of deaths late."""
+        """One or two machines for some workers; it does not always obey and brings news of deaths late."""
         random, faults = self.random, self.faults
         ray = FakeRay(self.clock, self._build_worker, num_cpus=random.randint(1, 3))
+        if random.random() < 0.5:
+            ray.machines["machine-1"] = {"CPU": 1, "GPU": 0}
         ray.name = lambda: self.name("worker")
         ray.news_s = random.random
         ray.error_of_death = lambda: RayActorError(
@@ -355,7 +352,9 @@ class Worker:
         committed = shard.rehearse is None and simulation.commit(
             shard, encode(outcomes), replaces, self._driver
         )
-        return report_of(shard, committed=committed)
+        num_failed = sum(code == NO_MEMORY for row, code in outcomes.items() if row not in unchanged)
+        failed = {NO_MEMORY: FailedRows(num_rows=num_failed, message="")} if num_failed else {}
+        return report_of(shard, committed=committed, unforeseen=failed)
 
     def _pause(self) -> None:
         self._heartbeats += 1
@@ -512,45 +511,3 @@ class RetryDriver(Driver):
             self.run_shards(retry._dispatcher(shards, plan.job.spec.errors.max_attempts))
             if sum(1 for _ in list_parts(Output(store, OUTPUT), num_shards)) == num_shards:
                 self.finish(num_shards)
-
-
-def first_violation(
-    seeds: Iterator[int] | range, kind: type[Simulation] = Simulation
-) -> tuple[int, ViolationError] | None:
-    """The first seed that breaks the protocol, and the violation; None if there is none."""
-    for seed in seeds:
-        try:
-            kind(seed).simulate()
-        except ViolationError as violation:
-            return seed, violation
-    return None
-
-
-def main() -> int:
-    """Run the simulations of the command line; the exception of a seed that fails ends the program."""
-    parser = argparse.ArgumentParser(prog="python -m tests.support.simulation.simulator", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=10_000, help="number of seeds (%(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="the first seed (%(default)s)")
-    parser.add_argument("--seed", type=int, help="run only this seed, and print what happens")
-    arguments = parser.parse_args()
-    if arguments.seed is not None:
-        Simulation(arguments.seed, tell=print).simulate()
-        return 0
-    started, seen = time.perf_counter(), Counter[str]()
-    for seed in range(arguments.first, arguments.first + arguments.seeds):
-        simulation = Simulation(seed)
-        try:
-            simulation.simulate()
-        except BaseException:
-            print(
-                f"seed {seed} fails; `python -m tests.support.simulation.simulator --seed {seed}` shows how"
-            )
-            raise
-        seen += simulation.seen
-    seconds = time.perf_counter() - started
-    print(f"{counted(arguments.seeds, 'seed')} in {seconds:.1f} s without a violation: {dict(seen)}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
