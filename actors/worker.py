@@ -52,7 +52,7 @@ class Worker:
         resources = self._resources
         return WorkerProgress(
             unfinished={index: run.progress.snapshot() for index, run in [*self._runs.items()]},
-            heartbeats=resources.pulse.heartbeats + resources.engine.num_batches,
+            heartbeats=resources.pulse.heartbeats + resources.engine.heartbeats,
             leaving=resources.pulse.leaving,
         )
 

@@ -12,10 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from httpx2 import HTTPError
 from huggingface_hub import HfApi, hf_hub_download
 
 from actors.checkpoints.checkpoint_folders import local_folder
+from actors.checkpoints.hub import HUB_ERRORS
 from schemas.spec.job_spec import ModelSpec
 
 ALLOW_PICKLES = "DARKROOM_ALLOW_PICKLES"
@@ -154,7 +154,7 @@ def bytes_shared(models: Mapping[str, ModelSpec]) -> int:
         return 0
     alike: dict[object, list[ComponentFiles]] = defaultdict(list)
     for spec in models.values():
-        with suppress(OSError, HTTPError):
+        with suppress(*HUB_ERRORS):
             for component in components_with_weights(files_of(spec), spec.variant):
                 alike[(spec.dtype, component.lookup_key())].append(component)
     shared_bytes = 0

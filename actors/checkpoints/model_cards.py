@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder, location_for_workers
+from actors.checkpoints.hub import HUB_ERRORS, trouble_of
 from actors.storage.local_disk import LocalStorage
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec.job_spec import ModelSpec
@@ -226,12 +227,17 @@ def _hub_reader(name: str, model: ModelSpec) -> tuple[str, ReadJson]:
     def fetch(file: str) -> Path:
         try:
             return Path(hf_hub_download(model.checkpoint, file, revision=model.revision))
-        except EntryNotFoundError as error:
+        except RemoteEntryNotFoundError as error:
             raise SpecError(
-                f"models.{name}.checkpoint: {model.checkpoint} is neither a folder here nor a diffusers "
-                f"repository that can be reached: it has no {file} ({_first_line(error)})"
+                f"models.{name}.checkpoint: {model.checkpoint} is a repository of the Hub without {file}, so "
+                "it is no checkpoint in diffusers' format"
             ) from error
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
+        except (*HUB_ERRORS, HFValidationError) as error:
+            if trouble := trouble_of(error):
+                raise SpecError(
+                    f"models.{name}.checkpoint: {model.checkpoint} is not a folder here, and the Hub does "
+                    f"not answer: {trouble}. Check the network and HF_ENDPOINT, and try again"
+                ) from error
             raise SpecError(
                 f"models.{name}.checkpoint: {model.checkpoint} is neither a folder here nor a Hub repository "
                 f"that can be reached ({_first_line(error)})"

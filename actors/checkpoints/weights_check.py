@@ -3,7 +3,6 @@
 import json
 from contextlib import suppress
 
-from httpx2 import HTTPError
 from safetensors import SafetensorError, safe_open
 
 from actors.checkpoints.checkpoint_folders import local_folder
@@ -18,6 +17,7 @@ from actors.checkpoints.component_files import (
     files_on_hub,
     weights_of,
 )
+from actors.checkpoints.hub import HUB_ERRORS
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
 
@@ -27,7 +27,7 @@ def check_weights(name: str, model: ModelSpec, *, with_checker: bool) -> None:
 
     Nothing is raised for a repository that cannot be reached: the worker that downloads it checks it.
     """
-    with suppress(OSError, HTTPError):
+    with suppress(*HUB_ERRORS):
         files = files_of(model)
         weights = _weights(files, model, with_checker)
         if (not all(weights.values()) or _absent(files, with_checker)) and local_folder(model) is None:

@@ -16,6 +16,7 @@ from actors.engine.cohorts import cut_into_cohorts, samples_of
 from actors.engine.engine import Generated
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
+from actors.engine.quirks.compiling import num_compiler_events
 from actors.engine.quirks.torch_errors import device_errors
 from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
@@ -52,12 +53,13 @@ class DiffusersEngine:
         return self._models.names
 
     @property
-    def num_batches(self) -> int:
-        """How many module calls ran so far. Other threads may ask while `generate` runs."""
+    def heartbeats(self) -> int:
+        """The module calls so far, and the signs that a model is being loaded or compiled."""
         # A runner's counts are added to the engine's at its end: for a moment they count twice or not at all.
         runner = self._runner
         counts = [*self.counts.values(), *(runner.counts.values() if runner else ())]
-        return sum(count.batches for count in counts)
+        calls: int = sum(count.batches for count in counts)
+        return calls + self._models.signs.count + num_compiler_events()
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
         """Yield the result of every sample of the rows; DeviceError if the device can compute nothing more.
@@ -134,6 +136,7 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
         device=device,
         with_checker=job.spec.safety.checker == "on",
         channels_last=device.type == "cuda" and not job.spec.batching.exact,
+        deadline_s=job.spec.errors.storage_deadline_s,
     )
     return DiffusersEngine(ModelCache(job.checkpoints, options, capacity), job.spec)
 

@@ -40,8 +40,8 @@ class Engine(Protocol):
         """The names of the models in memory."""
 
     @property
-    def num_batches(self) -> int:
-        """How many module calls ran so far, or another number that changes while images are generated."""
+    def heartbeats(self) -> int:
+        """A number that grows while models are loaded and images are generated. Any thread may ask."""
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
         """Yield the result of every sample of the rows, in an order that depends on the rows alone.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.storage.stores import Stores
 from actors.storage.uris import S3_SCHEME, normalise
-from schemas.errors import DarkroomError, RowError, SpecError
+from schemas.errors import RowError, SpecError
 
 
 class ImageUris:
@@ -22,7 +22,8 @@ class ImageUris:
     def reader(self, beside: str) -> Callable[[str], bytes]:
         """A function that returns the bytes at a row's URI; `beside` is the URI of the row's input file.
 
-        The function raises RowError where the row may not read the URI, or where it cannot be read.
+        The function raises RowError where the row may not read the URI, or where there is no such file. What
+        else goes wrong is the storage's fault, as it may go wrong for every row: StorageError.
         """
 
         def read(uri: str) -> bytes:
@@ -33,8 +34,8 @@ class ImageUris:
                     return self._stores.of(allowed).read(allowed)
             except FileNotFoundError as error:
                 raise RowError("unreadable_uri", f"{uri} does not exist or is not a file") from error
-            except DarkroomError as error:
-                raise RowError("unreadable_uri", f"{uri} cannot be read: {error}") from error
+            except SpecError as error:
+                raise RowError("unreadable_uri", f"{uri} cannot be the name of a file: {error}") from error
             raise RowError(
                 "image_too_large",
                 f"{uri} has {size_bytes:,} bytes; at most {MAX_IMAGE_FILE_BYTES:,} are read",

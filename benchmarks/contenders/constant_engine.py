@@ -20,7 +20,7 @@ class ConstantEngine:
     """An engine that divides rows into cohorts as the real one does, and generates nothing."""
 
     num_loads = 0
-    num_batches = 0
+    heartbeats = 0
     models_loaded: tuple[str, ...] = ()
 
     def __init__(self, max_batch_rows: int) -> None:

@@ -218,11 +218,10 @@ class ErrorsSpec(StrictModel):
     """How many times one shard may kill its worker before the row responsible is searched for, or may fail in
     another way before the run leaves it out."""
     storage_deadline_s: float = Field(default=900, gt=0)
-    """How long storage errors are retried, in seconds, before the job gives up."""
+    """How long errors of storage and of the Hub are retried, in seconds, before the job gives up."""
     stall_timeout_s: float = Field(default=1200, gt=0)
     """The time without progress, in seconds, after which a worker is killed. It must exceed
-    storage_deadline_s, and should exceed the longest download, load or compilation of a model, because no
-    progress is visible during these."""
+    storage_deadline_s. Downloading, loading and compiling a model count as progress."""
 
     @model_validator(mode="after")
     def _stall_after_storage_deadline(self) -> "ErrorsSpec":

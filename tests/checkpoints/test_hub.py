@@ -20,7 +20,7 @@ from schemas.spec.job_spec import ModelSpec
 from tests.support.checkpoints import demo
 from tests.support.fake_hub import commit_of, put_in_cache, serve_hub
 from tests.support.in_process import job_spec, plan_for, read_output, worker_for
-from tests.support.running import Started, darkroom, text_rows, write_rows, write_spec
+from tests.support.running import Finished, Started, darkroom, text_rows, write_rows, write_spec
 
 CPU = torch.device("cpu")
 NOBODY = "http://127.0.0.1:1"
@@ -142,9 +142,7 @@ def test_a_plan_tells_what_repositories_share_before_any_is_downloaded(tmp_path:
     shared = 2 * size_of(tuned, ["vae", "text_encoder"]) + size_of(tuned, ["unet"])
 
     with serve_hub({"studio/base": demo("sd"), "studio/tuned": tuned}) as (address, asked):
-        planned = darkroom(
-            "plan", spec, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="0", HF_ENDPOINT=address
-        )
+        planned = darkroom("plan", spec, **hub_env(tmp_path, address))
 
     assert planned.code == 0, planned.err
     assert f"{shared / 1e6:.1f} MB of weights are the same in two checkpoints" in planned.out
@@ -185,9 +183,7 @@ def test_a_repository_without_safetensors_is_refused_by_the_plan(
     spec = job_of_three(tmp_path, tuned)
 
     with serve_hub({"studio/base": tuned, "studio/tuned": published}) as (address, _):
-        planned = darkroom(
-            "plan", spec, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="0", HF_ENDPOINT=address
-        )
+        planned = darkroom("plan", spec, **hub_env(tmp_path, address))
 
     assert planned.code == 2
     assert (
@@ -223,11 +219,8 @@ def test_a_worker_downloads_what_it_loads_and_no_more(tmp_path: Path, tuned: Pat
 
     with (
         serve_hub({"studio/sd": published}) as (address, asked),
-        Started(
-            "-c", load, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="0", HF_ENDPOINT=address
-        ) as started,
     ):
-        finished = started.wait()
+        finished = run_python(load, hub_env(tmp_path, address))
 
     assert finished.code == 0, finished.err
     fetched = [request.partition("/resolve/")[2].partition("/")[2] for request in asked if "GET" in request]
@@ -241,3 +234,78 @@ def test_a_worker_downloads_what_it_loads_and_no_more(tmp_path: Path, tuned: Pat
     assert [file for part in compared for file in part.weights if part.name != "safety_checker"] == [
         LocalFile(published / name) for name in sorted(weights)
     ]
+
+
+LOAD = (
+    "import torch; from actors.engine.pipelines.loading import LoadOptions, on_this_machine\n"
+    "from schemas.spec.job_spec import ModelSpec\n"
+    "options = LoadOptions(device=torch.device('cpu'), deadline_s={deadline_s})\n"
+    "on_this_machine('sd', ModelSpec(checkpoint='studio/sd', revision='{revision}'), options)"
+)
+
+
+def test_workers_of_one_machine_outlast_the_hubs_trouble_and_download_each_file_once(
+    tmp_path: Path, tuned: Path
+) -> None:
+    """At first they are refused in ways that pass, more often than the Hub's client tries again."""
+    load = LOAD.format(deadline_s=120, revision=commit_of(tuned))
+
+    with (
+        serve_hub({"studio/sd": tuned}, lambda number: (503, 429)[number % 2] if number < 16 else 0) as (
+            address,
+            asked,
+        ),
+        Started("-c", load, **hub_env(tmp_path, address)) as first,
+        Started("-c", load, **hub_env(tmp_path, address)) as second,
+    ):
+        ended = [started.wait() for started in (first, second)]
+
+    assert [finished.code for finished in ended] == [0, 0], ended
+    fetched = [request for request in asked if request.startswith("GET") and ".safetensors" in request]
+    assert len(fetched) == len(set(fetched)) == 3
+    assert "hub_retry repository=studio/sd attempt=1" in ended[0].err + ended[1].err
+
+
+def test_a_hub_in_lasting_trouble_is_the_storages_fault_and_a_missing_repository_the_specs(
+    tmp_path: Path, tuned: Path
+) -> None:
+    """The first is tried until the deadline, the second once."""
+    with serve_hub({"studio/sd": tuned}, lambda number: 503) as (address, _):
+        away = run_python(LOAD.format(deadline_s=3, revision=commit_of(tuned)), hub_env(tmp_path, address))
+    with serve_hub({}) as (address, asked):
+        missing = run_python(
+            LOAD.format(deadline_s=60, revision=commit_of(tuned)), hub_env(tmp_path, address)
+        )
+
+    assert "StorageError: studio/sd could not be downloaded within 3 s: Server error '503" in away.err
+    assert "SpecError: models.sd: studio/sd cannot be downloaded" in missing.err
+    assert len(asked) < 5
+
+
+def test_a_plan_says_whether_the_hub_or_the_repository_is_at_fault(tmp_path: Path, tuned: Path) -> None:
+    """A network that is down must not look like a repository in another format."""
+    other = tmp_path / "other"
+    shutil.copytree(tuned, other)
+    (other / "model_index.json").unlink()
+    rows = write_rows(tmp_path / "rows.parquet", text_rows(1))
+    spec = write_spec(
+        tmp_path / "job.yaml", rows, tmp_path / "out", models={"sd": {"checkpoint": "studio/sd"}}
+    )
+
+    away = darkroom("plan", spec, **hub_env(tmp_path, NOBODY))
+    with serve_hub({"studio/sd": other}) as (address, _):
+        no_checkpoint = darkroom("plan", spec, **hub_env(tmp_path, address))
+
+    assert away.code == no_checkpoint.code == 2
+    assert "studio/sd is not a folder here, and the Hub does not answer: it cannot be reached" in away.err
+    assert "studio/sd is a repository of the Hub without model_index.json" in no_checkpoint.err
+
+
+def hub_env(folder: Path, address: str) -> dict[str, str]:
+    """The environment of a program that may use the Hub at this address, with a cache in this folder."""
+    return {"HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address}
+
+
+def run_python(code: str, env: dict[str, str]) -> Finished:
+    with Started("-c", code, **env) as started:
+        return started.wait()

@@ -504,7 +504,7 @@ class NotingEngine:
     """Makes grey images, and notes of which rows."""
 
     num_loads = 0
-    num_batches = 0
+    heartbeats = 0
     models_loaded: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -521,7 +521,7 @@ class WaitingEngine:
     """Makes grey images, and lets a test look at what else goes on meanwhile."""
 
     num_loads = 0
-    num_batches = 0
+    heartbeats = 0
     models_loaded: tuple[str, ...] = ()
 
     def __init__(self, before: Callable[[], None]) -> None:

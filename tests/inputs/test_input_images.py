@@ -20,8 +20,9 @@ from actors.images.input_images import (
     open_image,
 )
 from actors.images.spool import Encoded
+from actors.storage.local_disk import LocalStorage
 from actors.storage.stores import Stores
-from schemas.errors import RowError
+from schemas.errors import RowError, StorageError
 from tests.support.in_process import encoded, png_of
 
 UPRIGHT = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
@@ -198,6 +199,19 @@ def test_what_a_row_may_read_is_read_and_nothing_that_is_too_large(tmp_path: Pat
     assert code("huge.png") == "image_too_large"
     assert code(f"{beside}/a.png") == code("out.png") == code("../rows-2/a.png") == "disallowed_uri"
     assert code("gone.png") == "unreadable_uri"
+
+
+def test_a_store_that_refuses_is_no_rows_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials that expire, or a network that is down, would otherwise fail every row that is read."""
+    (tmp_path / "a.png").write_bytes(b"x")
+
+    def refuse(self: LocalStorage, uri: str, max_bytes: int | None = None) -> bytes:
+        raise StorageError(f"{uri}: get_object was refused: AccessDenied (HTTP 403)")
+
+    monkeypatch.setattr(LocalStorage, "read", refuse)
+
+    with pytest.raises(StorageError, match="HTTP 403"):
+        ImageUris(Stores()).reader(f"{tmp_path}/in.parquet")("a.png")
 
 
 @pytest.mark.parametrize(("image_format", "lossless"), [("png", True), ("webp", True), ("jpeg", False)])

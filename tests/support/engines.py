@@ -39,7 +39,7 @@ class NoiseEngine:
 
     num_loads = 1
     models_loaded = ("sd",)
-    num_batches = 0
+    heartbeats = 0
 
     def __init__(self, seconds_per_image: float, hurry: Path | None = None) -> None:
         """`hurry`: once this file exists, images take no time."""
@@ -64,7 +64,7 @@ class GreyEngine:
     """An engine that decodes the input images and generates grey images."""
 
     num_loads = 0
-    num_batches = 0
+    heartbeats = 0
     models_loaded: tuple[str, ...] = ()
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:

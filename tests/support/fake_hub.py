@@ -3,9 +3,10 @@
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -35,12 +36,21 @@ def put_in_cache(cache: Path, repository: str, folder: Path, *, weights: bool = 
 
 
 @contextmanager
-def serve_hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
-    """Serve a Hub with these repositories; yield its address and the list of the requests that it gets."""
+def serve_hub(
+    repositories: Mapping[str, Path], trouble: Callable[[int], int] = lambda number: 0
+) -> Iterator[tuple[str, list[str]]]:
+    """Serve a Hub with these repositories; yield its address and the list of the requests that it answers.
+
+    `trouble` says with which status the request of a number, from 0 on, is refused instead; 0: it is not.
+    """
     requests: list[str] = []
+    numbers = count()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if status := trouble(next(numbers)):
+                self.send_error(status)
+                return
             requests.append(f"{self.command} {self.path}")
             parts = unquote(urlsplit(self.path).path).strip("/").removeprefix("api/models/").split("/")
             folder, rest = repositories.get("/".join(parts[:2])), parts[2:]
@@ -48,6 +58,9 @@ def serve_hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]
                 self.send_error(404)
             elif rest[:1] == ["resolve"]:
                 path = folder / "/".join(rest[2:])
+                if not path.is_file():
+                    self._answer(b"", {"X-Error-Code": "EntryNotFound"}, status=404)
+                    return
                 headers = {"ETag": f'"{_blob_name(path)}"', "X-Repo-Commit": commit_of(folder)}
                 self._answer(path.read_bytes(), headers)
             elif rest[:1] == ["tree"]:
@@ -61,8 +74,8 @@ def serve_hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]
         def _answer_json(self, answer: object) -> None:
             self._answer(json.dumps(answer).encode(), {})
 
-        def _answer(self, content: bytes, headers: Mapping[str, str]) -> None:
-            self.send_response(200)
+        def _answer(self, content: bytes, headers: Mapping[str, str], status: int = 200) -> None:
+            self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
             self.end_headers()

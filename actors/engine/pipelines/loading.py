@@ -17,6 +17,7 @@ from huggingface_hub import hf_hub_download
 
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder
 from actors.checkpoints.component_files import allows_pickles
+from actors.checkpoints.hub import HUB_ERRORS, ask_hub, hub_folder
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.engine.pipelines.shared_modules import SharedModules
 from actors.engine.quirks.clip_skip import enable_clip_skip
@@ -45,6 +46,8 @@ class LoadOptions:
     """Whether a checkpoint's safety checker is loaded too."""
     channels_last: bool = False
     """Whether the UNet and the VAE use torch.channels_last, the memory format that GPUs prefer."""
+    deadline_s: float = 900.0
+    """How long a download is tried again while the Hub is in trouble."""
 
 
 LOADING_ERRORS = (
@@ -59,7 +62,8 @@ def on_this_machine(name: str, spec: ModelSpec, options: LoadOptions) -> ModelSp
     """The same model, with a folder of this machine as its checkpoint.
 
     If the checkpoint is a Hub repository, the files that diffusers loads are downloaded now, into the Hub's
-    own cache. SpecError if the folder does not exist or the download fails.
+    own cache, where a lock lets one process at a time fetch a file. SpecError if the folder or the repository
+    does not exist, StorageError if the Hub is in trouble for longer than the deadline.
     """
     folder = local_folder(spec)
     if folder is None:
@@ -69,13 +73,20 @@ def on_this_machine(name: str, spec: ModelSpec, options: LoadOptions) -> ModelSp
                 f"{socket.gethostname()}; it must be one that every machine of the cluster shares, "
                 "or a Hub repository"
             )
-        folder = _download(name, spec, options.with_checker)
+        folder = _download(name, spec, options)
     return spec.model_copy(update={"checkpoint": str(folder), "revision": None})
 
 
-def _download(name: str, spec: ModelSpec, with_checker: bool) -> Path:
+def download_folder(spec: ModelSpec) -> Path | None:
+    """The folder into which this model is downloaded; None if it is in a folder of this machine."""
+    is_repository = local_folder(spec) is None and not is_folder_name(spec.checkpoint)
+    return hub_folder(spec.checkpoint) if is_repository else None
+
+
+def _download(name: str, spec: ModelSpec, options: LoadOptions) -> Path:
     logger.info("fetching model=%s checkpoint=%s revision=%s", name, spec.checkpoint, spec.revision)
-    try:
+
+    def download() -> Path:
         index = Path(hf_hub_download(spec.checkpoint, "model_index.json", revision=spec.revision))
         folder = pipeline_class(json.loads(index.read_bytes())["_class_name"]).download(
             spec.checkpoint,
@@ -84,11 +95,14 @@ def _download(name: str, spec: ModelSpec, with_checker: bool) -> Path:
             use_safetensors=_use_safetensors(),
             trust_remote_code=False,
             # A component that is passed here is not downloaded.
-            **({} if with_checker else {"safety_checker": None}),
+            **({} if options.with_checker else {"safety_checker": None}),
         )
-    except LOADING_ERRORS as error:
+        return Path(folder)
+
+    try:
+        return ask_hub(download, spec.checkpoint, options.deadline_s)
+    except (*HUB_ERRORS, *LOADING_ERRORS) as error:
         raise SpecError(f"models.{name}: {spec.checkpoint} cannot be downloaded: {error}") from error
-    return Path(folder)
 
 
 def load(name: str, spec: ModelSpec, options: LoadOptions, shared: SharedModules) -> Any:

@@ -9,8 +9,9 @@ import torch
 
 from actors.checkpoints.component_files import components_with_weights, files_in
 from actors.engine.pipelines.loaded_model import LoadedModel, weight_bytes
-from actors.engine.pipelines.loading import LoadOptions, on_this_machine
+from actors.engine.pipelines.loading import LoadOptions, download_folder, on_this_machine
 from actors.engine.pipelines.shared_modules import SharedModules
+from actors.engine.pipelines.signs_of_work import SignsOfWork
 from schemas.spec.job_spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ class ModelCache:
         self._capacity_bytes = capacity_bytes
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
         self._shared = SharedModules()
+        self.signs = SignsOfWork()
+        """Whether a model is being loaded, for those who wait for it."""
         self.num_loads = 0
 
     @property
@@ -38,13 +41,17 @@ class ModelCache:
     def get(self, name: str) -> LoadedModel:
         """The model with this name, which is loaded now if it is not in memory."""
         if name not in self._models:
-            spec = on_this_machine(name, self._specs[name], self._options)
-            self._make_room(spec)
-            self._models[name] = LoadedModel(name, spec, self._options, self._shared)
-            self.num_loads += 1
-            self._evict(keep=name)
+            with self.signs.watched(download_folder(self._specs[name])):
+                self._load(name)
         self._models.move_to_end(name)
         return self._models[name]
+
+    def _load(self, name: str) -> None:
+        spec = on_this_machine(name, self._specs[name], self._options)
+        self._make_room(spec)
+        self._models[name] = LoadedModel(name, spec, self._options, self._shared)
+        self.num_loads += 1
+        self._evict(keep=name)
 
     def _make_room(self, spec: ModelSpec) -> None:
         """Drop models until one with this spec fits in memory beside the others; its size is that on disk."""

@@ -1,6 +1,7 @@
 """torch.compile for the blocks that a UNet repeats."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +17,24 @@ MAX_SHAPES = 128
 """The most shapes for one class of blocks: widths and resolutions in a UNet x batch sizes x image sizes."""
 
 
+_events: list[object] = []
+"""An entry for each compilation that began, and another one when it ended."""
+
+
+def num_compiler_events() -> int:
+    """How many compilations this process has begun and ended so far: it grows while blocks are compiled."""
+    return len(_events)
+
+
+@cache
+def _count_compilations() -> None:
+    # Deferred: it imports the compiler, which takes a second.
+    from torch._dynamo.callback import callback_handler
+
+    callback_handler.register_start_callback(_events.append)
+    callback_handler.register_end_callback(_events.append)
+
+
 def ladder(max_batch_rows: int) -> Sequence[int]:
     """The batch sizes, ascending, for which the UNet is compiled; with guidance an image takes two rows."""
     return sorted({2 * max_batch_rows // part for part in (8, 4, 2, 1)} - {0})
@@ -23,6 +42,7 @@ def ladder(max_batch_rows: int) -> Sequence[int]:
 
 def compile_blocks(unet: Any) -> None:
     """Compile each block when it first gets a shape; blocks that are compiled already do not change."""
+    _count_compilations()
     # Beyond torch 2.13's default of 8 shapes, blocks would run uncompiled with only a warning.
     torch._dynamo.config.recompile_limit = max(MAX_SHAPES, torch._dynamo.config.recompile_limit)
     for module in unet.modules():

@@ -1,0 +1,82 @@
+"""The Hugging Face Hub: where its files are on this machine, and requests that outlast its troubles."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import repo_folder_name
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
+
+from schemas.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+HUB_ERRORS = (OSError, httpx2.HTTPError)
+"""The errors that a request to the Hub can raise (huggingface_hub 2.4)."""
+LONGEST_WAIT_S = 20.0
+"""The longest wait between two tries."""
+_TRANSIENT_STATUSES = {408, 425, 429}
+
+T = TypeVar("T")
+
+
+def ask_hub(ask: Callable[[], T], repository: str, deadline_s: float) -> T:
+    """What `ask` returns. While the Hub is in trouble it is asked again, until `deadline_s` has passed.
+
+    Then StorageError. Another error, such as that of a repository that does not exist, is raised at once.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception(is_in_trouble),
+        wait=wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_S),
+        stop=stop_before_delay(deadline_s),
+        before_sleep=lambda state: _log_retry(repository, state),
+        reraise=True,
+    )
+    try:
+        return retrying(ask)
+    except HUB_ERRORS as error:
+        if trouble := trouble_of(error):
+            raise StorageError(
+                f"{repository} could not be downloaded within {deadline_s:g} s: {trouble}. Check that the "
+                "Hub and the network are up, then run again to resume"
+            ) from error
+        raise
+
+
+def is_in_trouble(error: BaseException) -> bool:
+    """Whether the Hub could not be reached, or answered that it cannot answer now."""
+    return bool(trouble_of(error))
+
+
+def trouble_of(error: BaseException | None) -> str:
+    """What is wrong with the Hub or the way to it, in one line; empty for an error that will not pass."""
+    # diffusers and huggingface_hub say of most errors that files are not in the cache; the cause tells why.
+    while error is not None:
+        if isinstance(error, HfHubHTTPError):
+            status = error.response.status_code
+            return _first_line(error) if status >= 500 or status in _TRANSIENT_STATUSES else ""
+        if isinstance(error, httpx2.TransportError):
+            return f"it cannot be reached ({_first_line(error)})"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def hub_folder(repository: str) -> Path:
+    """The folder of this machine's cache that has, or will have, the files of this repository."""
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _log_retry(repository: str, state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    logger.warning(
+        "hub_retry repository=%s attempt=%d wait_s=%.1f error=%s",
+        *(repository, state.attempt_number, state.upcoming_sleep, trouble_of(error)),
+    )
