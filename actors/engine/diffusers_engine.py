@@ -1,12 +1,12 @@
 """From opened rows to pixels: chains run step by step, and each step runs model by model, in cohorts."""
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 
 import torch
 
+from actors import machine_limits
 from actors.engine.batching.merged_modules import CallCount
 from actors.engine.calls.chains import decode_latents, step_results, withhold
 from actors.engine.calls.decode_ahead import DecodeAhead
@@ -147,7 +147,12 @@ def _capacity_bytes(job: Job, device: torch.device, num_cpus: int) -> int:
     if model_cache_gb != "auto":
         return int(model_cache_gb * 1e9)
     if device.type == "cuda":
-        return int(0.8 * torch.cuda.get_device_properties(device).total_memory)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    workers_per_machine = max(1, (os.cpu_count() or 1) // num_cpus)
-    return memory // 2 // workers_per_machine
+        return int(0.8 * _gpu_share(job) * torch.cuda.get_device_properties(device).total_memory)
+    workers_per_machine = max(1, machine_limits.num_cpus() // num_cpus)
+    return machine_limits.memory_bytes() // 2 // workers_per_machine
+
+
+def _gpu_share(job: Job) -> float:
+    """The share of its GPU that a worker has: other workers use the rest."""
+    num_gpus = job.spec.workers.num_gpus
+    return 1.0 if num_gpus == "auto" else num_gpus or 1.0

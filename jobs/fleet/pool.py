@@ -20,7 +20,7 @@ from actors.worker_process import ENGINE
 from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
 from jobs.dispatch.health import MAX_FAILURES, Health
 from jobs.dispatch.shard_record import Death
-from jobs.fleet.cluster import Layout, machines_for, num_fitting
+from jobs.fleet.layout import Layout, machines_for, num_fitting
 from jobs.fleet.ray_worker import RayWorker
 from schemas.errors import DEVICE_DEPENDENT, DarkroomError, DeviceError, ReclaimedError
 from schemas.job import Job, Shard, ShardReport, ShardSnapshot

@@ -7,7 +7,8 @@ from rich.console import Console
 
 from jobs.dispatch.dispatcher import Dispatcher
 from jobs.fleet.budget import Budget
-from jobs.fleet.cluster import connected, lay_out
+from jobs.fleet.cluster import connected
+from jobs.fleet.layout import lay_out
 from jobs.fleet.pool import WorkerPool
 from jobs.fleet.progress import display
 from jobs.output.lease import Lease

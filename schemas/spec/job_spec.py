@@ -165,12 +165,12 @@ class WorkersSpec(StrictModel):
     num: int | Literal["auto"] = "auto"
     """The number of workers. auto: as many as the cluster's GPUs allow, or its CPUs if it has no GPU."""
     num_gpus: float | Literal["auto"] = "auto"
-    """GPUs per worker. auto: 1 if the cluster has GPUs, else 0."""
+    """GPUs per worker: 1, a share of one, or 0. auto: 1 if the cluster has GPUs, else 0."""
     num_cpus: int | Literal["auto"] = "auto"
     """CPUs per worker, and its number of torch threads on a CPU. auto: up to 4 with a GPU, else 1."""
     model_cache_gb: float | Literal["auto"] = "auto"
-    """The maximum size, in GB, of the weights in one worker's memory. auto: 80 % of its GPU's memory, or its
-    share of half the machine's memory."""
+    """The maximum size, in GB, of the weights in one worker's memory. auto: 80 % of its share of the GPU's
+    memory, or its share of half the machine's memory."""
     notice_s: float = Field(default=25, ge=0, le=86_400)
     """The time, in seconds, that a worker has to finish its current shard after a SIGTERM."""
 
@@ -184,10 +184,14 @@ class WorkersSpec(StrictModel):
     @field_validator("num_gpus")
     @classmethod
     def _possible_in_ray(cls, value: float | str) -> float | str:
-        if isinstance(value, (int, float)) and ((value > 1 and value % 1) or 0 < value < 0.0001):
+        if isinstance(value, (int, float)) and value > 1:
             raise ValueError(
-                f"{value:g} is not a number of GPUs that Ray can give; "
-                "give 0, a share from 0.0001 to 1, or a whole number"
+                f"a worker computes on one GPU, so {value:g} would leave the others idle; give 1 "
+                "or less, and every GPU gets a worker of its own"
+            )
+        if isinstance(value, (int, float)) and 0 < value < 0.0001:
+            raise ValueError(
+                f"{value:g} is less than Ray can give; give 0, a share from 0.0001 to 1, or auto"
             )
         return value
 

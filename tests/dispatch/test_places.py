@@ -184,6 +184,20 @@ def test_an_error_of_the_storage_ends_the_job_once_two_workers_say_it_of_a_shard
         given_out.refuse("b", taken(given_out, "b"), StorageError("the bucket is gone"))
 
 
+def test_two_processes_of_one_machine_do_not_speak_for_another_machine() -> None:
+    """It has joined only after the first had refused the shard."""
+    given_out = dispatcher(1, num_nodes=2)
+    for worker in ("a", "a2"):
+        given_out.join(worker, "A")
+    given_out.refuse("a", taken(given_out, "a"), StorageError("the bucket is gone"))
+    shard = taken(given_out, "a2")
+    given_out.join("b", "B")
+
+    given_out.refuse("a2", shard, StorageError("the bucket is gone"))
+
+    assert taken(given_out, "b") == shard
+
+
 class Machines:
     """A job on machines, each with one worker; `kills` says whether a shard kills the worker of a machine."""
 

@@ -1,13 +1,14 @@
 """The engine of a worker process loads what the spec says, into the memory that it is given."""
 
-import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from actors.engine.diffusers_engine import DiffusersEngine, make_engine
+from actors import machine_limits
+from actors.engine.diffusers_engine import DiffusersEngine, _capacity_bytes, make_engine
 from tests.support.in_process import job_spec, plan_for, worker_for, write_rows
 
 # With a GPU, other numbers are right.
@@ -41,16 +42,27 @@ def test_models_stay_in_memory_as_far_as_the_spec_gives_room(
     assert len(engine.models_loaded) == kept
 
 
-@pytest.mark.parametrize("num_cpus", [1, os.cpu_count() or 1])
+@pytest.mark.parametrize("num_cpus", [1, machine_limits.num_cpus()])
 def test_the_workers_of_a_machine_share_half_of_its_memory(tmp_path: Path, num_cpus: int) -> None:
     """Each with as much as the others, by the CPUs that it has."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
     engine = engine_of(tmp_path, num_cpus)
 
-    num_workers = (os.cpu_count() or 1) // num_cpus
-    share = engine._models._capacity_bytes * num_workers / memory
+    num_workers = machine_limits.num_cpus() // num_cpus
+    share = engine._models._capacity_bytes * num_workers / machine_limits.memory_bytes()
     assert share == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("num_gpus", "share"), [("auto", 0.8), (1, 0.8), (0.5, 0.4), (0.25, 0.2)])
+def test_workers_that_share_a_gpu_share_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_gpus: float | str, share: float
+) -> None:
+    """A worker alone may fill four fifths of it with weights."""
+    device = SimpleNamespace(total_memory=10**10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device_asked: device)
+    path = write_rows(tmp_path / "in.parquet", [{"row_id": "a", "prompt": "x"}])
+    job = plan_for(job_spec(path, tmp_path / "out", workers={"num_gpus": num_gpus})).job
+
+    assert _capacity_bytes(job, torch.device("cuda"), 1) == pytest.approx(share * 10**10)
 
 
 @pytest.mark.parametrize("checker", ["on", "off"])

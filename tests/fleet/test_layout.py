@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from jobs.fleet.cluster import Layout, lay_out, num_fitting
+from jobs.fleet.layout import Layout, lay_out, num_fitting
 from schemas.errors import SpecError
 from schemas.spec.job_spec import WorkersSpec
 from tests.support.simulation.fake_ray import FakeRay, installed
@@ -47,11 +47,18 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> None:
         ([machine(4, 32)], {}, 4, 1, 4),
         ([machine(1, 2)], {}, 1, 1, 2),
         ([machine(2, 7)], {}, 2, 1, 3),
-        ([machine(1, 8), machine(2, 4)], {}, 3, 1, 4),
-        # Several workers share a GPU, or a worker has several.
+        # On the machine with the fewest CPUs for a GPU too; machines without GPUs do not count.
+        ([machine(1, 8), machine(2, 4)], {}, 3, 1, 2),
+        ([machine(2, 4), machine(0, 12)], {}, 2, 1, 2),
+        ([machine(2, 4), machine(0, 12)], {"num_gpus": 0.5}, 4, 0.5, 1),
+        ([machine(8, 4)], {}, 4, 1, 1),
+        ([machine(8, 16)] * 10 + [machine(0, 640)], {}, 80, 1, 2),
+        # Several workers share a GPU.
         ([machine(2, 16)], {"num_gpus": 0.5}, 4, 0.5, 4),
-        ([machine(1, 6)], {"num_gpus": 0.3}, 3, 0.3, 1),
-        ([machine(8, 64)], {"num_gpus": 2}, 4, 2, 4),
+        ([machine(1, 6)], {"num_gpus": 0.3}, 3, 0.3, 2),
+        ([machine(1, 40)], {"num_gpus": 0.1}, 10, 0.1, 4),
+        ([machine(3, 64)], {"num_gpus": 0.7}, 3, 0.7, 4),
+        ([machine(1, 64)], {"num_gpus": 0.0001}, 64, 0.0001, 1),
         # Where no GPU is wanted, or none is there, each CPU gets a worker.
         ([machine(0, 8)], {}, 8, 0, 1),
         ([machine(2, 8)], {"num_gpus": 0}, 8, 0, 1),
@@ -79,11 +86,11 @@ def test_a_job_gets_no_more_workers_than_it_has_shards() -> None:
 def test_a_cluster_without_room_yet_gets_one_worker_that_waits(caplog: pytest.LogCaptureFixture) -> None:
     """Its autoscaler adds machines for what waits. The log says what is missing."""
     assert layout(machine(0, 1), num_gpus=1) == Layout(num=1, num_gpus=1, num_cpus=1)
-    assert layout(machine(1, 4), machine(1, 4), num_gpus=2).num == 1
+    assert layout(machine(1, 2), machine(1, 4), num_cpus=5).num == 1
     assert layout(machine(0, 2), num_cpus=4) == Layout(num=1, num_gpus=0, num_cpus=4)
     assert [message.partition(" for one worker")[0] for message in caplog.messages] == [
         "waiting for a machine with 1 GPU and 1 CPU",
-        "waiting for a machine with 2 GPUs and 4 CPUs",
+        "waiting for a machine with 1 GPU and 5 CPUs",
         "waiting for a machine with 0 GPUs and 4 CPUs",
     ]
 
@@ -111,7 +118,7 @@ def test_machines_that_are_gone_have_no_room(caplog: pytest.LogCaptureFixture) -
     ("only", "workers", "message"),
     [
         (machine(0, 4), {"num_gpus": 1}, "this machine has no GPU that Ray can see"),
-        (machine(1, 4), {"num_gpus": 2}, "a worker needs 2 GPUs and 4 CPUs, and this machine has 1 GPU and"),
+        (machine(1, 4), {"num_cpus": 5}, "a worker needs 1 GPU and 5 CPUs, and this machine has 1 GPU and"),
         (machine(0, 2), {"num_cpus": 3}, "a worker needs 0 GPUs and 3 CPUs, and this machine has 0 GPUs and"),
     ],
 )
@@ -130,7 +137,7 @@ def test_a_machine_alone_that_is_too_small_is_an_error(
         (Layout(num=1, num_gpus=0.5, num_cpus=1), 6),
         (Layout(num=1, num_gpus=0.5, num_cpus=4), 4),
         (Layout(num=1, num_gpus=0, num_cpus=4), 4),
-        (Layout(num=1, num_gpus=2, num_cpus=1), 1),
+        (Layout(num=1, num_gpus=0, num_cpus=3), 5),
     ],
 )
 def test_as_many_workers_fit_as_both_the_gpus_and_the_cpus_allow(size: Layout, num: int) -> None:

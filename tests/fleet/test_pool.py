@@ -7,7 +7,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RaySystemError, RayT
 
 from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT
 from jobs.dispatch.health import MAX_FAILURES
-from jobs.fleet.cluster import Layout
+from jobs.fleet.layout import Layout
 from jobs.fleet.pool import GATHER_S, MAX_FAILED_STARTS, POLL_S, PROGRESS_EVERY_S
 from schemas.errors import DarkroomError, DeviceError, ReclaimedError, SpecError, StorageError
 from schemas.job import FailedRows, Job, Shard, ShardReport, ShardSnapshot, WorkerProgress
@@ -21,6 +21,18 @@ class NoStorage(Worker):
 
     def generate(self, shard: Shard) -> ShardReport:
         raise StorageError("the bucket is gone")
+
+
+class NoMemory(Worker):
+    """All rows fail for want of memory, of which its snapshots tell."""
+
+    def generate(self, shard: Shard) -> ShardReport:
+        self.work(3)
+        return report_of(shard, unforeseen=self.unfinished()[shard.index].unforeseen)
+
+    def unfinished(self) -> dict[int, ShardSnapshot]:
+        failed = {"out_of_memory": FailedRows(num_rows=ROWS, message="too large")}
+        return {shard.index: ShardSnapshot(unforeseen=failed) for shard in self.shards}
 
 
 class NoCheckpoint(Worker):
@@ -564,22 +576,36 @@ class TestErrors:
 
     def test_rows_that_one_worker_could_not_generate_are_counted_once(self) -> None:
         """As the second worker reports them, and neither in the progress before that."""
-
-        class NoMemory(Worker):
-            def generate(self, shard: Shard) -> ShardReport:
-                self.work(3)
-                return report_of(shard, unforeseen=self.unfinished()[shard.index].unforeseen)
-
-            def unfinished(self) -> dict[int, ShardSnapshot]:
-                failed = {"out_of_memory": FailedRows(num_rows=ROWS, message="too large")}
-                return {shard.index: ShardSnapshot(unforeseen=failed) for shard in self.shards}
-
         run = Run(NoMemory, shards={"sd": 20}).run()
 
         assert run.reported == [*range(20)]
         for _, tick in run.ticks:
             assert not any(report.unforeseen for report in tick.reports)
             assert not any(snapshot.unforeseen for snapshot in tick.unfinished)
+
+    def test_rows_that_the_only_worker_cannot_generate_are_shown_at_once(self) -> None:
+        """Nobody else can be asked, and a hopeless job should stop early."""
+        run = Run(then=NoMemory, num=1, shards={"sd": 2}).run()
+
+        assert sum(len(tick.reports) for _, tick in run.ticks) == 2
+        assert all(report.unforeseen for _, tick in run.ticks for report in tick.reports)
+        assert any(snapshot.unforeseen for _, tick in run.ticks for snapshot in tick.unfinished)
+
+    def test_a_worker_that_never_starts_is_not_waited_for_without_end(self) -> None:
+        """The only shard fails, and there is no other worker that could try it."""
+
+        class Raising(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                raise RuntimeError("not here")
+
+        class NoStart(Worker):
+            def ready(self) -> bool:
+                raise RuntimeError("no driver")
+
+        run = Run(Raising, then=NoStart, shards={"sd": 1}).run()
+
+        assert run.error is None
+        assert [lost.reason for lost in run.dispatcher.abandoned] == ["RuntimeError: not here"]
 
     def test_a_bug_in_what_a_worker_answers_about_itself_is_not_hidden(self) -> None:
         """It is nobody's shard that fails."""

@@ -32,7 +32,7 @@ HOUSE: Mapping[str, Order] = {
     "": order("schemas", "models", "actors", "jobs", "tools", "demo", "benchmarks", "tests"),
     "schemas": order("errors output_layout wording", "systems", "spec", "columns", "job"),
     "actors": order(
-        "storage process",
+        "storage process machine_limits",
         "inputs images checkpoints",
         "rows",
         "parts engine",

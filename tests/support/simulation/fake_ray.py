@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from jobs.fleet import cluster, pool
+from jobs.fleet import cluster, layout, pool
 from tests.support.simulation.simulated_time import Clock, Process, Thread, ViolationError
 
 
@@ -226,5 +226,6 @@ def installed(fake: FakeRay) -> Iterator[FakeRay]:
         patch.object(pool, "ray", fake),
         patch.object(pool, "time", fake),
         patch.object(cluster, "ray", fake),
+        patch.object(layout, "ray", fake),
     ):
         yield fake

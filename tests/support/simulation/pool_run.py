@@ -6,7 +6,7 @@ from typing import Any
 from ray.exceptions import RayTaskError
 
 from jobs.dispatch.dispatcher import Dispatcher
-from jobs.fleet.cluster import Layout
+from jobs.fleet.layout import Layout
 from jobs.fleet.pool import Tick, WorkerPool
 from schemas.errors import DarkroomError
 from schemas.job import Job, Shard, ShardReport, ShardSnapshot, WorkerProgress

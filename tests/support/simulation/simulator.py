@@ -23,7 +23,7 @@ from jobs import retry, run
 from jobs.dispatch.dispatcher import Dispatcher
 from jobs.dispatch.shard_record import Death
 from jobs.fleet import pool
-from jobs.fleet.cluster import lay_out
+from jobs.fleet.layout import lay_out
 from jobs.output.job_record import claim, plan_of, read_record
 from jobs.output.parts import done_shards, list_parts, still_missing
 from jobs.planning.plan import Plan

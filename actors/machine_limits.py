@@ -1,0 +1,54 @@
+"""The memory and the CPUs that this process may use: those of the machine, or of its container if less."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
+
+
+def memory_bytes() -> int:
+    """The memory that all processes here may use together, in bytes."""
+    limits = [
+        int(text)
+        for text in _settings("memory.max", "memory/memory.limit_in_bytes")
+        if text.isdigit()  # "max" is no limit
+    ]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
+
+
+def num_cpus() -> int:
+    """The CPUs that all processes here may use together, at least 1."""
+    limits = []
+    quotas = _settings("cpu.max")
+    for quota, period in (text.split() for text in quotas):
+        if quota.isdigit():
+            limits.append(int(quota) // int(period))
+    for quota in _settings("cpu/cpu.cfs_quota_us"):  # negative without a limit
+        for period in _settings("cpu/cpu.cfs_period_us"):
+            if int(quota) > 0:
+                limits.append(int(quota) // int(period))
+    return max(1, min([os.cpu_count() or 1, *limits]))
+
+
+def _settings(*names: str) -> Iterator[str]:
+    """The values of these settings of the control groups around this process, as far as they exist."""
+    for group in _groups():
+        for name in names:
+            try:
+                yield (group / name).read_text(encoding="ascii").strip()
+            except OSError:
+                continue
+
+
+def _groups() -> list[Path]:
+    """The folders of this process's control group and of those around it."""
+    try:
+        lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    # Version 2 has the one line `0::/path`. In a container the path is `/`, as is that of version 1 here.
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    folder = CGROUPS / own
+    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(CGROUPS))]
