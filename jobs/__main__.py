@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -127,9 +128,10 @@ def submit(
     overrides: Overrides = None,
 ) -> None:
     """Run a job on a Ray cluster, through `ray job submit`. Input and output should be URIs."""
+    from jobs.fleet.cluster import refuse_relative_output
     from jobs.fleet.submit import submit_job
 
-    load_spec(spec, overrides or [])
+    refuse_relative_output(load_spec(spec, overrides or []))
     code = submit_job(spec, overrides or [], address, console(), wait=wait)
     if code:
         raise typer.Exit(code)
@@ -223,6 +225,12 @@ def main() -> None:
     # Ray reads these when it is imported; without them it colours its messages, also in logs.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # Since 2.60 a driver that `uv run` has started makes Ray ship its folder and start workers through uv.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A log in ASCII shows a question mark for a sign that it lacks; to fail would end the job.
+            stream.reconfigure(errors="replace")
     with exit_codes():
         app(prog_name="darkroom")
 

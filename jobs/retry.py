@@ -35,7 +35,7 @@ def retry_job(
 
     Every other row stays as it is.
     """
-    spec = with_output_settled(spec, console)
+    spec = with_output_settled(spec)
     output = open_output(spec.output.path, deadline_s=spec.errors.storage_deadline_s)
     with stopping_signals():
         record = require_record(output)

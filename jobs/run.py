@@ -30,7 +30,7 @@ from schemas.wording.amounts import counted
 
 def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResult:
     """Generate every row of the input that has no outcome yet, and return what came of it."""
-    spec = with_output_settled(spec, console)
+    spec = with_output_settled(spec)
     output = open_output(spec.output.path, deadline_s=spec.errors.storage_deadline_s)
     with stopping_signals():
         surveyed = make_survey(spec)

@@ -3,29 +3,24 @@
 import logging
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError
-from rich.console import Console
 
 import actors
 import jobs
 import models
 import schemas
 from actors.storage.uris import normalise
+from jobs.fleet.ray_faults import check_answers, ray_faults
 from models.demo_cache import builder_folder
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 
 logger = logging.getLogger(__name__)
-
-CONNECT_WITHIN_S = 10.0
-"""How long the head of a cluster may take to accept a connection."""
 
 
 def in_ray_job() -> bool:
@@ -40,15 +35,10 @@ def connected() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "")
-    _check_answers(address)
-    try:
-        with _own_sigterm():
-            ray.init(**_options(address))
-    except (ConnectionError, AuthenticationError) as error:
-        raise SpecError(
-            f"cannot {f'connect to the Ray cluster at {address}' if address else 'start Ray'}: {error}. "
-            "If it asks for a token, set RAY_AUTH_MODE=token here and save the token in ~/.ray/auth_token"
-        ) from error
+    check_answers(address)
+    action = f"connect to the Ray cluster at {address}" if address else "start Ray"
+    with ray_faults(action), _own_sigterm():
+        ray.init(**_options(address))
     if address not in ("", "local") and os.environ.get("RAY_AUTH_MODE") != "token":
         # A cluster with authentication would have refused a connection without a token.
         logger.warning(
@@ -60,25 +50,6 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _check_answers(address: str) -> None:
-    """Raise SpecError if nothing answers at the address; Ray 2.60 would try for a quarter of an hour."""
-    if address.startswith("http"):
-        raise SpecError(
-            f"RAY_ADDRESS is {address}, the address for `darkroom submit --address`; "
-            "to connect to a cluster, set it to its head as host:6379, or unset it to start Ray here"
-        )
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # "auto", "local", or no address
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_WITHIN_S).close()
-    except OSError as error:
-        raise SpecError(
-            f"RAY_ADDRESS is {address}, but nothing answers there: {error}. "
-            "Unset it to start Ray on this machine"
-        ) from error
 
 
 @contextmanager
@@ -111,15 +82,22 @@ def is_own() -> bool:
     return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
-_OUTPUT_IN_JOB = (
-    "output.path {path} is relative, so this Ray job writes to {output}: a folder on one machine, which Ray "
-    "deletes some time after the job ends. Use s3:// or an absolute path"
-)
+def with_output_settled(spec: JobSpec) -> JobSpec:
+    """The spec with an absolute output.path, because workers may have another current folder.
 
-
-def with_output_settled(spec: JobSpec, console: Console) -> JobSpec:
-    """The spec with an absolute output.path, because workers may have another current folder."""
+    SpecError for a relative one inside a Ray job.
+    """
+    if in_ray_job():
+        refuse_relative_output(spec)
     output = normalise(spec.output.path)
-    if in_ray_job() and output.startswith(f"{os.getcwd()}/"):
-        console.print(_OUTPUT_IN_JOB.format(path=spec.output.path, output=output), soft_wrap=True)
     return spec.model_copy(update={"output": spec.output.model_copy(update={"path": output})})
+
+
+def refuse_relative_output(spec: JobSpec) -> None:
+    """Raise SpecError if the output would be in the working folder of a Ray job."""
+    path = spec.output.path
+    if "://" not in path and not path.startswith(("/", "~")):
+        raise SpecError(
+            f"output.path is {path}, a relative path: a Ray job would write to its copy of the working "
+            "folder, on one machine, and Ray deletes it after the job. Use s3:// or an absolute path"
+        )

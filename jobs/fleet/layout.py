@@ -29,12 +29,17 @@ class Layout:
     """GPUs of each worker: at most 1, and less where workers share a GPU."""
     num_cpus: int
     """CPU cores of each worker."""
+    limited_by_shards: bool = False
+    """Whether there are fewer workers than fit, because the job has no more shards."""
 
     def describe(self) -> str:
         """The line that a run prints: `1 worker with 1 GPU and 4 CPUs`, `2 workers with 1 CPU each`."""
         gpus = f"{counted(self.num_gpus, 'GPU')} and " if self.num_gpus else ""
         each = "" if self.num == 1 else " each"
-        return f"{counted(self.num, 'worker')} with {gpus}{counted(self.num_cpus, 'CPU')}{each}"
+        size = f"{counted(self.num, 'worker')} with {gpus}{counted(self.num_cpus, 'CPU')}{each}"
+        if not self.limited_by_shards:
+            return size
+        return f"{size}: one for each part that is left; a smaller batching.shard_rows makes more parts"
 
 
 def lay_out(spec: WorkersSpec, num_shards: int) -> Layout:
@@ -53,7 +58,7 @@ def lay_out(spec: WorkersSpec, num_shards: int) -> Layout:
     num_cpus = spec.num_cpus if spec.num_cpus != "auto" else _cpus_for_all_gpus(machines, num_gpus)
     layout = Layout(num=1, num_gpus=num_gpus, num_cpus=num_cpus)
     num = spec.num if spec.num != "auto" else max(1, num_fitting(layout))
-    layout = replace(layout, num=min(num, num_shards))
+    layout = replace(layout, num=min(num, num_shards), limited_by_shards=num > num_shards)
     _check_room(layout)
     return layout
 
@@ -116,6 +121,17 @@ def _size_text(num_gpus: float, num_cpus: float) -> str:
 def machines_for(layout: Layout) -> set[str]:
     """Ray's ids of the machines that are large enough for a worker, busy ones included."""
     return {node for node, machine in _machines().items() if _num_fitting_on(machine, layout)}
+
+
+def resources_in_use(layout: Layout) -> str:
+    """What a worker that finds no room is short of: `2 of 2 CPUs in use`; empty if that cannot be seen."""
+    all_of, free = ray.cluster_resources(), ray.available_resources()
+    used = {
+        kind: (all_of.get(kind, 0) - free.get(kind, 0), all_of.get(kind, 0))
+        for kind, needed in (("GPU", layout.num_gpus), ("CPU", layout.num_cpus))
+        if needed and needed > free.get(kind, 0)
+    }
+    return ", ".join(f"{busy:g} of {counted(total, kind)} in use" for kind, (busy, total) in used.items())
 
 
 def num_fitting(layout: Layout) -> int:

@@ -20,7 +20,7 @@ from actors.worker_process import ENGINE
 from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
 from jobs.dispatch.health import MAX_FAILURES, Health
 from jobs.dispatch.shard_record import Death
-from jobs.fleet.layout import Layout, machines_for, num_fitting
+from jobs.fleet.layout import Layout, machines_for, num_fitting, resources_in_use
 from jobs.fleet.ray_worker import RayWorker
 from schemas.errors import DEVICE_DEPENDENT, DarkroomError, DeviceError, ReclaimedError
 from schemas.job import Job, Shard, ShardReport, ShardSnapshot
@@ -35,6 +35,8 @@ GATHER_S = 0.02
 cheap with a thousand of them."""
 BORN_WITHIN_S = 60.0
 """How long Ray takes to start a process, at most, if there is room for one."""
+SLOW_BIRTH_S = 5.0
+"""How long Ray needs at most to start a process on a machine that is not loaded."""
 PROGRESS_EVERY_S = 2.0
 """How often each worker is asked for its progress."""
 MAX_FAILED_STARTS = 5
@@ -58,6 +60,8 @@ class Tick:
     """Snapshots of the shards that are not done."""
     num_workers: int
     """Workers that are up."""
+    short_of: str = ""
+    """If workers find no room: `2 of 2 CPUs in use`."""
 
 
 @dataclass(slots=True)
@@ -128,6 +132,7 @@ class WorkerPool:
         """Ray's ids of machines on which no worker is started any more."""
         self._cannot_start_on: set[str] = set()
         """Ray's ids of machines on which the latest start failed."""
+        self._short_of = ""
         self._polled = 0.0
         self._since_polled = 0.0
 
@@ -156,6 +161,7 @@ class WorkerPool:
                 self._leave_out_bad_machines(dispatcher)
                 self._count_machines(dispatcher)
                 self._grow(dispatcher)
+                self._short_of = resources_in_use(self._layout) if self._finds_no_room() else ""
                 self._poll_progress(dispatcher)
             self._replace_leaving(dispatcher)
             self._start_seats()
@@ -165,6 +171,7 @@ class WorkerPool:
                 reports=[report for report in answers if report],
                 unfinished=self._snapshots(),
                 num_workers=self.num_up,
+                short_of=self._short_of,
             )
         self._leave_out_bad_machines(dispatcher)  # to name what was found out at the end
 
@@ -217,6 +224,11 @@ class WorkerPool:
         if seat.up or seat.failed_starts >= MAX_FAILED_STARTS or self._is_out_of_service(seat):
             return False
         return seat.actor is None or seat.born or time.monotonic() < seat.starts_at + BORN_WITHIN_S
+
+    def _finds_no_room(self) -> bool:
+        """Whether Ray has not started a process for a worker that it was asked for a while ago."""
+        began = time.monotonic() - SLOW_BIRTH_S
+        return any(seat.actor and not seat.born and seat.starts_at < began for seat in self._seats)
 
     def _is_out_of_service(self, seat: _Seat) -> bool:
         """Whether the worker fails alone; never the last one."""

@@ -45,7 +45,9 @@ def generate_shards(
             for tick in pool.run(dispatcher):
                 for report in tick.reports:
                     tally.add(report)
-                tally.tick(sum(snapshot.images for snapshot in tick.unfinished), tick.num_workers)
+                tally.tick(
+                    sum(snapshot.images for snapshot in tick.unfinished), tick.num_workers, tick.short_of
+                )
                 shown.show(tally)
                 watch.lease.renew(tally)
                 if watch.budget:

@@ -10,7 +10,9 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 
 import jobs
-from schemas.errors import DarkroomError, SpecError
+from jobs.fleet.ray_faults import ray_faults
+from jobs.fleet.shipped_folder import refuse_large_folder
+from schemas.errors import SpecError
 
 ROOT = Path(jobs.__file__).parent.parent
 """The folder that is shipped: darkroom's repository, which is the working directory of its Ray jobs."""
@@ -20,18 +22,19 @@ STOP_WAIT_S = 30
 
 
 def submit_job(spec: Path, overrides: Sequence[str], address: str, console: Console, *, wait: bool) -> int:
-    """Ship the repository to the cluster and run the spec there; the driver's exit code if `wait`, else 0."""
-    try:
+    """Ship the repository to the cluster and run the spec there; the driver's exit code if `wait`, else 0.
+
+    SpecError where the cluster cannot be reached or does not take the job.
+    """
+    command = entrypoint(spec, overrides)
+    refuse_large_folder(ROOT)
+    runtime_env = {
+        "working_dir": str(ROOT),
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+    }
+    with ray_faults(f"submit the job to {address}"):
         client = JobSubmissionClient(address)
-        job_id = client.submit_job(
-            entrypoint=entrypoint(spec, overrides),
-            runtime_env={
-                "working_dir": str(ROOT),
-                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
-            },
-        )
-    except (ConnectionError, RuntimeError) as error:
-        raise DarkroomError(f"{address} does not accept the job: {error}") from error
+        job_id = client.submit_job(entrypoint=command, runtime_env=runtime_env)
     console.print(f"submitted as {job_id}", highlight=False)
     if not wait:
         console.print(

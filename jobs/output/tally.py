@@ -49,6 +49,8 @@ class Tally:
     """Failed rows of shards that this run has finished."""
     num_workers: int = 0
     """Workers that are ready now."""
+    short_of: str = ""
+    """What workers that find no room are short of."""
     seconds_by_stage: Counter[str] = field(default_factory=Counter)
     cpu_by_worker: dict[str, float] = field(default_factory=dict)
     loads_by_worker: dict[str, int] = field(default_factory=dict)
@@ -69,10 +71,11 @@ class Tally:
         )
         self.worker_peak_rss_bytes = max(self.worker_peak_rss_bytes, report.peak_rss_bytes)
 
-    def tick(self, images_unfinished: int, num_workers: int) -> None:
-        """Update the progress of unfinished shards and the number of workers."""
+    def tick(self, images_unfinished: int, num_workers: int, short_of: str = "") -> None:
+        """Update the progress of unfinished shards, the number of workers and what others are short of."""
         self.images_unfinished = images_unfinished
         self.num_workers = num_workers
+        self.short_of = short_of
         if self.working_since is None and num_workers:
             self.working_since = time.monotonic()
 
@@ -135,7 +138,7 @@ def _time_left(tally: Tally) -> str:
     """`3 min 10 s left`, or why that is not known yet."""
     seconds = tally.seconds_left
     if not tally.num_workers:
-        return "waiting for workers"
+        return f"waiting for workers ({tally.short_of})" if tally.short_of else "waiting for workers"
     return "starting" if seconds is None else f"{duration(seconds)} left"
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from jobs.fleet.layout import Layout, lay_out, num_fitting
+from jobs.fleet.layout import Layout, lay_out, num_fitting, resources_in_use
 from schemas.errors import SpecError
 from schemas.spec.job_spec import WorkersSpec
 from tests.support.simulation.fake_ray import FakeRay, installed
@@ -78,8 +78,31 @@ def test_the_layout_follows_from_the_machines_and_the_spec(
 
 def test_a_job_gets_no_more_workers_than_it_has_shards() -> None:
     """Each more would load its model for nothing."""
-    assert layout(machine(8, 64), num_shards=3).num == 3
-    assert layout(machine(8, 64), num_shards=3, num=5).num == 3
+    limited = layout(machine(8, 64), num_shards=3)
+
+    assert limited.num == layout(machine(8, 64), num_shards=3, num=5).num == 3
+    assert limited.limited_by_shards
+    assert not layout(machine(8, 64), num_shards=8).limited_by_shards
+
+
+@pytest.mark.parametrize(
+    ("size", "short_of"),
+    [
+        (Layout(num=1, num_gpus=0, num_cpus=3), "4 of 6 CPUs in use"),
+        (Layout(num=1, num_gpus=1, num_cpus=3), "2 of 2 GPUs in use, 4 of 6 CPUs in use"),
+        (Layout(num=1, num_gpus=1, num_cpus=1), "2 of 2 GPUs in use"),
+        (Layout(num=1, num_gpus=0, num_cpus=2), ""),
+    ],
+)
+def test_a_worker_without_room_is_told_what_is_in_use(
+    size: Layout, short_of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By others, or by workers of this job."""
+    ray = cluster_of(machine(1, 4), machine(1, 2))
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 2.0})
+
+    with installed(ray):
+        assert resources_in_use(size) == short_of
 
 
 @pytest.mark.usefixtures("joined")
@@ -152,6 +175,11 @@ def test_as_many_workers_fit_as_both_the_gpus_and_the_cpus_allow(size: Layout, n
         (Layout(num=1, num_gpus=1, num_cpus=4), "1 worker with 1 GPU and 4 CPUs"),
         (Layout(num=4, num_gpus=0.5, num_cpus=2), "4 workers with 0.5 GPUs and 2 CPUs each"),
         (Layout(num=2, num_gpus=0, num_cpus=1), "2 workers with 1 CPU each"),
+        (
+            Layout(num=1, num_gpus=0, num_cpus=1, limited_by_shards=True),
+            "1 worker with 1 CPU: one for each part that is left; "
+            "a smaller batching.shard_rows makes more parts",
+        ),
     ],
 )
 def test_a_run_says_what_it_starts(shown: Layout, text: str) -> None:

@@ -8,7 +8,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RaySystemError, RayT
 from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT
 from jobs.dispatch.health import MAX_FAILURES
 from jobs.fleet.layout import Layout
-from jobs.fleet.pool import GATHER_S, MAX_FAILED_STARTS, POLL_S, PROGRESS_EVERY_S
+from jobs.fleet.pool import GATHER_S, MAX_FAILED_STARTS, POLL_S, PROGRESS_EVERY_S, SLOW_BIRTH_S
 from schemas.errors import DarkroomError, DeviceError, ReclaimedError, SpecError, StorageError
 from schemas.job import FailedRows, Job, Shard, ShardReport, ShardSnapshot, WorkerProgress
 from tests.support.simulation.pool_run import FOREVER, LONG_S, ROWS, Run, SlowWorker, Worker, dying
@@ -631,6 +631,22 @@ class TestErrors:
         assert isinstance(run.error, KeyboardInterrupt)
         assert run.clock.now_s < LONG_S
         assert not any(actor.process.alive for actor in run.ray.actors)
+
+
+def test_workers_that_find_no_room_say_what_is_in_use() -> None:
+    """Those that only start do not."""
+
+    class NeverBorn(Worker):
+        def born(self) -> tuple[str, str]:
+            self.clock.thread.sleep(FOREVER)
+            raise AssertionError("its process never starts")
+
+    waiting = Run(Worker, NeverBorn, shards={"sd": 20}).run()
+    starting = Run(shards={"sd": 20}).run()
+
+    assert "2 of 2 CPUs in use" in {tick.short_of for _, tick in waiting.ticks}
+    assert {tick.short_of for time_s, tick in waiting.ticks if time_s < SLOW_BIRTH_S} == {""}
+    assert {tick.short_of for _, tick in starting.ticks} == {""}
 
 
 class TestProgress:

@@ -141,6 +141,21 @@ def test_the_rate_of_a_run_is_that_since_its_first_worker_was_ready(monkeypatch:
     assert tally.failed == 1
 
 
+def test_a_run_without_workers_says_what_they_wait_for() -> None:
+    """Until the first one is there."""
+    tally = Tally(rows_total=10, rows_before=0)
+
+    tally.tick(0, 0)
+    at_first = tally.line()
+    tally.tick(0, 0, "2 of 2 CPUs in use")
+    later = tally.line()
+    tally.tick(0, 1, "2 of 2 CPUs in use")
+
+    assert " waiting for workers · " in at_first
+    assert " waiting for workers (2 of 2 CPUs in use) · " in later
+    assert "in use" not in tally.line()
+
+
 def test_no_more_rows_are_done_than_there_are() -> None:
     """The images of unfinished shards are an estimate: a row may have several."""
     tally = Tally(rows_total=10, rows_before=4)

@@ -1,6 +1,5 @@
 """Darkroom on a Ray cluster that runs already: as a Ray job, and from outside."""
 
-import re
 import shutil
 import sysconfig
 import tempfile
@@ -191,7 +190,7 @@ def test_a_run_from_outside_joins_the_ray_that_ray_address_names(
     assert cluster.processes.pids("gcs_server")
 
 
-def test_a_relative_output_inside_a_ray_job_is_pointed_out(tmp_path: Path) -> None:
+def test_a_relative_output_inside_a_ray_job_is_refused(tmp_path: Path) -> None:
     """It would lie in Ray's copy of the working directory, which Ray deletes."""
     environment = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", "RAY_ADDRESS": "127.0.0.1:1"}
     spec = write_spec(tmp_path / "job.yaml", tmp_path / "nowhere", "out/relative")
@@ -200,11 +199,18 @@ def test_a_relative_output_inside_a_ray_job_is_pointed_out(tmp_path: Path) -> No
         finished = run.wait()
 
     assert finished.code == 2
-    assert re.search(
-        rf"output.path out/relative is relative, so this Ray job writes to {tmp_path}/out/relative: .*"
-        "Use s3:// or an absolute path",
-        finished.out,
-    )
+    assert "output.path is out/relative, a relative path: a Ray job would write to" in finished.err
+    assert "Use s3:// or an absolute path" in finished.err
+
+
+def test_submit_refuses_a_relative_output_before_it_asks_the_cluster(tmp_path: Path) -> None:
+    """Nothing has been uploaded or started then."""
+    spec = write_spec(tmp_path / "job.yaml", tmp_path / "nowhere", "out/relative")
+
+    finished = darkroom("submit", spec, "--address", "http://127.0.0.1:1")
+
+    assert finished.code == 2
+    assert "output.path is out/relative, a relative path" in finished.err
 
 
 def test_submit_runs_the_job_and_ends_with_its_exit_code(cluster: Cluster, tmp_path: Path) -> None:
@@ -223,16 +229,36 @@ def test_submit_runs_the_job_and_ends_with_its_exit_code(cluster: Cluster, tmp_p
     assert "seed: was 0, is now 1" in refused.out
 
 
+def test_a_wrong_or_missing_token_is_told_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    """To those who submit and to those who join."""
+    rows = write_rows(tmp_path / "rows.parquet", text_rows(2))
+    spec = write_spec(tmp_path / "job.yaml", rows, tmp_path / "out")
+    wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
+    submit = ("submit", "configs/demo.yaml", "--set", "output.path=/nowhere", "--address", cluster.dashboard)
+
+    for refused in (
+        darkroom(*submit, **wrong),
+        darkroom(*submit, HOME=str(tmp_path)),
+        darkroom("run", spec, RAY_ADDRESS=cluster.address, **wrong),
+    ):
+        said = [line for line in refused.err.splitlines() if line.startswith("darkroom: ")]
+        assert refused.code == 2
+        assert len(said) == 1
+        assert "Set RAY_AUTH_MODE=token here, and save the cluster's token in ~/.ray/auth_token" in said[0]
+        assert "Traceback" not in refused.err
+
+
 def test_submit_refuses_what_the_cluster_cannot_have(cluster: Cluster, tmp_path: Path) -> None:
     """A spec outside the repository is not shipped, and nobody answers at a wrong address."""
     rows = write_rows(tmp_path / "rows.parquet", text_rows(2))
     outside = write_spec(tmp_path / "job.yaml", rows, tmp_path / "out")
 
     unshipped = darkroom("submit", outside, "--address", cluster.dashboard, **TOKEN)
-    unanswered = darkroom("submit", "configs/demo.yaml", "--address", "http://127.0.0.1:1", **TOKEN)
+    options = ("--set", f"output.path={tmp_path}/out", "--address", "http://127.0.0.1:1")
+    unanswered = darkroom("submit", "configs/demo.yaml", *options, **TOKEN)
 
     assert unshipped.code == 2
     assert "copy it into configs/" in unshipped.err
-    assert unanswered.code != 0
+    assert unanswered.code == 2
     assert "http://127.0.0.1:1" in unanswered.err
     assert "Traceback" not in unanswered.err

@@ -209,6 +209,10 @@ class FakeRay:
         machines = self.machines.values()
         return {name: sum(machine[name] for machine in machines) for name in ("CPU", "GPU")}
 
+    def available_resources(self) -> dict[str, float]:
+        num_alive = sum(actor.process.alive for actor in self.actors)
+        return {name: max(0, total - num_alive) for name, total in self.cluster_resources().items()}
+
     def sleep(self, seconds: float) -> None:
         """Let time pass for the driver."""
         self.clock.thread.sleep(seconds)

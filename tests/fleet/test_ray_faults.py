@@ -1,0 +1,119 @@
+"""Faults of Ray end in one line with the way out, and in exit code 2: darkroom has no bug."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.exceptions import AuthenticationError
+
+from jobs.fleet import shipped_folder
+from jobs.fleet.cluster import connected
+from jobs.fleet.ray_faults import ray_faults
+from jobs.fleet.shipped_folder import refuse_large_folder
+from schemas.errors import SpecError
+from tests.support.running import Finished, darkroom, text_rows, write_rows, write_spec
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    return write_spec(
+        tmp_path / "job.yaml", write_rows(tmp_path / "rows.parquet", text_rows(2)), tmp_path / "out"
+    )
+
+
+@pytest.fixture
+def web_server() -> Iterator[str]:
+    """A server for web pages, as a dashboard is one."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def assert_one_line(finished: Finished, *texts: str) -> None:
+    assert finished.code == 2
+    assert "Traceback" not in finished.err
+    said = [line for line in finished.err.splitlines() if line.startswith("darkroom: ")]
+    assert len(said) == 1
+    assert all(text in said[0] for text in texts), said
+
+
+def test_a_folder_for_temporary_files_with_a_long_name_is_named(spec: Path, tmp_path: Path) -> None:
+    """The names of Ray's sockets are cut after 107 bytes."""
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+
+    assert_one_line(darkroom("run", spec, RAY_TMPDIR=str(folder)), "cannot start Ray", "set RAY_TMPDIR")
+
+
+def test_the_dashboards_address_is_not_that_of_the_cluster(spec: Path, web_server: str) -> None:
+    """Ray would wait for a quarter of an hour."""
+    assert_one_line(
+        darkroom("run", spec, RAY_ADDRESS=web_server), f"RAY_ADDRESS is {web_server}", "host:6379"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "way_out"),
+    [
+        (
+            RuntimeError(
+                "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.10.1"
+            ),
+            "Ray: 2.9.0 Python: 3.10.1. Install the cluster's versions of Ray and Python here",
+        ),
+        (ConnectionError("no answer"), "no answer. If it asks for a token: Set RAY_AUTH_MODE=token here"),
+        (
+            AuthenticationError("Token is wrong. Ensure that the token for the cluster is available"),
+            "Set RAY_AUTH_MODE=token here, and save the cluster's token in ~/.ray/auth_token",
+        ),
+    ],
+)
+def test_what_ray_raises_becomes_one_line(
+    error: Exception, way_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the way out."""
+
+    def init(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    with pytest.raises(SpecError) as caught, connected():
+        pass
+
+    assert str(caught.value).startswith("cannot start Ray: ")
+    assert way_out in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bug_is_not_taken_for_rays_fault() -> None:
+    """An error without a known way out stays what it is."""
+    with pytest.raises(RuntimeError, match="a bug"), ray_faults("start Ray"):
+        raise RuntimeError("a bug")
+
+
+def test_a_folder_that_the_job_server_would_refuse_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the names of the largest files. What compresses well, or is not shipped, does not count."""
+    monkeypatch.setattr(shipped_folder, "DASHBOARD_CLIENT_MAX_SIZE", 10_000)
+    (tmp_path / "text").write_bytes(bytes(100_000))
+    (tmp_path / "ignored").mkdir()
+    (tmp_path / ".rayignore").write_text("ignored/\n")
+    noise = bytes(i * i * 2654435761 >> 16 & 255 for i in range(20_000))
+    (tmp_path / "ignored" / "noise").write_bytes(noise)
+    refuse_large_folder(tmp_path)
+    (tmp_path / "images").mkdir()
+    for index in range(12):
+        (tmp_path / "images" / f"{index}.png").write_bytes(noise[: 12_000 + index])
+
+    with pytest.raises(SpecError, match="Ray's job server takes") as caught:
+        refuse_large_folder(tmp_path)
+
+    named = [line.split()[-1] for line in str(caught.value).splitlines()[1:]]
+    assert named == ["text", *(f"images/{index}.png" for index in range(11, 2, -1))]
