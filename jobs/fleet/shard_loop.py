@@ -49,6 +49,6 @@ def generate_shards(
                     sum(snapshot.images for snapshot in tick.unfinished), tick.num_workers, tick.short_of
                 )
                 shown.show(tally)
-                watch.lease.renew(tally)
+                watch.lease.update(tally)
                 if watch.budget:
                     watch.budget.watch(tick)

@@ -8,9 +8,9 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 import uuid
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Annotated, Any
@@ -30,6 +30,11 @@ logger = logging.getLogger(__name__)
 RENEW_EVERY_S = 10.0
 VALID_S = 60.0
 """A driver that has not renewed its lease for this long counts as dead."""
+CLOCKS_DIFFER_S = 5.0
+"""How far the clock of another machine is ahead at most, if it is set like this machine's."""
+WATCH_S = 30.0
+"""How long the lease of another machine is watched for a change, if its time cannot be right. A driver that
+lives renews it three times."""
 PATIENCE_S = 5.0
 """How long one renewal is tried. An unavailable store must not keep an interrupted driver from ending."""
 MAX_LEASE_BYTES = 1 << 20
@@ -71,7 +76,10 @@ def read_lease(output: Output) -> LeaseRecord | None:
 
 
 class Lease:
-    """This driver's lease, held for the `with` block. A thread renews it: a slow store delays no dispatch."""
+    """This driver's lease, held for the `with` block.
+
+    A thread renews it every RENEW_EVERY_S seconds, whatever the driver does. A slow store delays nothing.
+    """
 
     def __init__(self, output: Output) -> None:
         """`output` is used to claim the lease. Renewals use an impatient storage of their own."""
@@ -79,50 +87,57 @@ class Lease:
         impatient = open_storage(output.path, timeout_s=PATIENCE_S, deadline_s=PATIENCE_S)
         self._impatient_output = Output(impatient, output.path)
         self._driver = uuid.uuid4().hex
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="lease")
-        self._writing: Future[None] | None = None
-        self._renewed = float("-inf")
+        self._state: dict[str, Any] = {}
+        """The progress that the next renewal records."""
+        self._ended = threading.Event()
+        self._renewing = threading.Lock()
+        self._renewer = threading.Thread(target=self._renew_regularly, name="lease", daemon=True)
         self._successor: LeaseRecord | None = None
         """The lease of the driver that has taken over, if one has."""
 
     def __enter__(self) -> "Lease":
         while not self._claim():
             pass
+        self._renewer.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.shutdown(wait=True)
+        self._ended.set()
+        self._renewer.join()
         self._renew({"ended": True})
 
-    def renew(self, tally: Tally) -> None:
-        """Start to renew the lease with the present progress, at most every RENEW_EVERY_S seconds.
+    def update(self, tally: Tally) -> None:
+        """Set the progress that the next renewal records.
 
         RefusedError where the last renewal has shown that another driver has taken over.
         """
         self._refuse_succeeded()
-        if time.monotonic() - self._renewed < RENEW_EVERY_S or (self._writing and not self._writing.done()):
-            return
-        self._renewed = time.monotonic()
-        self._writing = self._writer.submit(self._renew, _state(tally))
+        self._state = _state(tally)
 
     def confirm(self, tally: Tally) -> None:
         """Renew the lease now and wait for it; for use before a write that another driver would do too.
 
         RefusedError where another driver has taken over.
         """
-        self._writer.submit(self._renew, _state(tally)).result()
+        self._state = _state(tally)
+        self._renew(self._state)
         self._refuse_succeeded()
+
+    def _renew_regularly(self) -> None:
+        while not self._ended.wait(RENEW_EVERY_S):
+            self._renew(self._state)
 
     def _renew(self, state: dict[str, Any]) -> None:
         """Write the lease with this state, or record the successor if the lease is another driver's now."""
         try:
-            lease = read_lease(self._impatient_output)
-            if lease and lease.driver != self._driver:
-                self._successor = lease
-            else:
-                self._impatient_output.replace(LEASE, self._record(state))
+            with self._renewing:
+                lease = read_lease(self._impatient_output)
+                if lease and lease.driver != self._driver:
+                    self._successor = lease
+                else:
+                    self._impatient_output.replace(LEASE, self._record(state))
         except DarkroomError as error:
             # If the store stays unavailable, the job ends when a part cannot be written.
             logger.warning("lease not renewed: %s", error)
@@ -137,11 +152,30 @@ class Lease:
         lease = read_lease(self._output)
         if lease and lease.driver == self._driver:
             return True  # The reply to an earlier write was lost.
-        if lease and is_alive(lease):
+        if lease and self._is_held(lease):
             raise RefusedError(self._refusal(lease))
         if stored is None:
             return storage.create(uri, self._record({}), {})
         return storage.exchange(uri, self._record({}), {}, etag=stored.etag)
+
+    def _is_held(self, lease: LeaseRecord) -> bool:
+        """Whether the driver that wrote this lease still runs.
+
+        Of another machine's clock nothing is known: unless its time can be right, a change tells.
+        """
+        is_plausible = -CLOCKS_DIFFER_S <= lease.age_s <= VALID_S
+        if lease.ended or is_plausible or lease.host == socket.gethostname():
+            return is_alive(lease)
+        logger.warning(
+            "the lease of process %d on %s has a time %.0f s ago: watching it for up to %.0f s",
+            *(lease.pid, lease.host, lease.age_s, WATCH_S),
+        )
+        end = time.monotonic() + WATCH_S
+        while time.monotonic() < end:
+            time.sleep(1)
+            if read_lease(self._output) != lease:
+                return True
+        return False
 
     def _record(self, state: dict[str, Any]) -> bytes:
         """The bytes of `_darkroom/driver.json` for this driver now."""
@@ -158,8 +192,8 @@ class Lease:
     def _refusal(self, lease: LeaseRecord) -> str:
         return (
             f"another driver is using {self._output.path}: process {lease.pid} on {lease.host}, which "
-            f"renewed its lease {lease.age_s:.0f} s ago. Wait for it or stop it; if it is dead, try again in "
-            f"{max(1, VALID_S - lease.age_s):.0f} s"
+            f"renewed its lease {max(0, lease.age_s):.0f} s ago. Wait for it or stop it; if it is dead, try "
+            f"again in {min(VALID_S, max(1, VALID_S - lease.age_s)):.0f} s"
         )
 
     def _refuse_succeeded(self) -> None:
@@ -186,7 +220,7 @@ def _state(tally: Tally) -> dict[str, Any]:
 
 def is_alive(lease: LeaseRecord) -> bool:
     """Whether the driver that wrote this lease still runs, as far as this machine can tell."""
-    if lease.ended or lease.age_s > VALID_S:
+    if lease.ended or abs(lease.age_s) > VALID_S:
         return False
     if lease.host != socket.gethostname():
         return True

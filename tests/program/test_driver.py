@@ -421,7 +421,7 @@ class Watcher:
         """The rows and the images at work of the tally at each renewal."""
         self.ticks: list[Tick] = []
 
-    def renew(self, tally: Tally) -> None:
+    def update(self, tally: Tally) -> None:
         self.renewals.append((tally.rows, tally.images_unfinished))
 
     def watch(self, tick: Tick) -> None:

@@ -4,10 +4,9 @@ import json
 import os
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from pathlib import Path
 from threading import Event
 
@@ -18,14 +17,14 @@ from actors.storage.objects import Buffer, Storage, StoredObject
 from actors.storage.output import Output, open_output
 from actors.storage.stores import open_storage
 from actors.storage.uris import join
-from jobs.output.lease import PATIENCE_S, RENEW_EVERY_S, VALID_S, Lease, read_lease
+from jobs.output import lease as lease_module
+from jobs.output.lease import PATIENCE_S, RENEW_EVERY_S, VALID_S, WATCH_S, Lease, read_lease
 from jobs.output.tally import Tally
 from schemas.errors import RefusedError
 from schemas.output_layout import LEASE
 from tests.support.running import wait_until
 from tests.support.s3.fault_proxy import FaultProxy
 from tests.support.s3.quick_waits import QuickWaits
-from tests.support.side_effects import record_system_calls
 
 TALLY = Tally(rows_total=1, rows_before=0)
 
@@ -152,87 +151,99 @@ def test_of_two_drivers_that_start_at_once_one_is_refused(
     assert lease.host == "elsewhere"
 
 
-def test_a_driver_that_was_succeeded_stops_at_its_next_renewal(tmp_path: Path) -> None:
+def test_a_driver_that_was_succeeded_stops_at_its_next_renewal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It does not go on until it has finished."""
     output = open_output(str(tmp_path))
+    monkeypatch.setattr(lease_module, "RENEW_EVERY_S", 0.05)
     with Lease(output) as late:
         output.replace(LEASE, alive())
 
         with pytest.raises(RefusedError, match=r"another driver has taken over .* process 1 on elsewhere"):
-            wait_until(lambda: late.renew(TALLY) is not None)
+            wait_until(lambda: late.update(TALLY) is not None)
 
 
-def test_a_lease_is_renewed_every_ten_seconds_however_often_it_is_asked_for(
+def test_a_lease_is_renewed_whatever_its_driver_is_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A driver asks at every step of its job."""
-    events = record_system_calls(monkeypatch)
-    QuickWaits(monkeypatch)
-    num_writes = []
+    """At the end, for example, it reads all parts. A renewal has the latest progress."""
+    monkeypatch.setattr(lease_module, "RENEW_EVERY_S", 0.05)
+    output = open_output(str(tmp_path))
+    seen = set()
 
-    with Lease(open_output(str(tmp_path))) as lease:
-        for seconds in (0, 9, 1, 9.9, 0.1):
-            time.sleep(seconds)
-            events.clear()
-            lease.renew(TALLY)
-            lease.confirm(TALLY)
-            num_writes.append(events.count("replace") - 1)
+    def renewed(num: int) -> bool:
+        seen.add(read_lease(output))
+        return len(seen) > num
 
-    assert num_writes == [1, 0, 1, 0, 1]
+    with Lease(output) as held:
+        wait_until(lambda: renewed(3))
+        held.update(Tally(rows_total=9, rows_before=7))
+        num_before = len(seen) + 1
+        wait_until(lambda: renewed(num_before))
+        last = read_lease(output)
+
+    assert last is not None
+    assert last.rows_done == 7
+    assert not {thread.name for thread in threading.enumerate()} & {"lease"}
 
 
-def test_renewals_do_not_queue_up_behind_a_slow_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The next one begins when the last one is done."""
-    replaced: list[str] = []
-    ready, replace = Event(), os.replace
-
-    def replace_when_ready(source: str, target: str) -> None:
-        ready.wait(20)
-        replaced.append(target)
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", replace_when_ready)
-    QuickWaits(monkeypatch)
-
-    with Lease(open_output(str(tmp_path))) as lease:
-        for _ in range(5):
-            lease.renew(TALLY)
-            time.sleep(RENEW_EVERY_S)
-        ready.set()
-        lease.confirm(TALLY)
-        num_replaced = len(replaced)
-
-    assert num_replaced == 2
+def test_a_lease_outlives_two_renewals_that_fail() -> None:
+    """Each of which is tried for a while."""
+    assert 3 * (RENEW_EVERY_S + PATIENCE_S) < VALID_S
+    assert 2 * RENEW_EVERY_S + PATIENCE_S < WATCH_S
 
 
 def test_a_late_renewal_does_not_revive_a_lease_that_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A driver ends its lease when the last renewal is written or given up."""
-    others_turn, replace, shutdown = Event(), os.replace, ThreadPoolExecutor.shutdown
-    num_replaced = count()
+    under_way, ending, replace = Event(), Event(), os.replace
 
     def replace_late(source: str, target: str) -> None:
-        if next(num_replaced) == 0:
-            others_turn.wait(20)
+        if threading.current_thread().name == "lease" and not under_way.is_set():
+            under_way.set()
+            assert ending.wait(20)
+            time.sleep(0.2)  # the end would be written now, if it did not wait
         replace(source, target)
-        others_turn.set()
-
-    def shut_down(executor: ThreadPoolExecutor, *, wait: bool) -> None:
-        others_turn.set()
-        shutdown(executor, wait=wait)
 
     monkeypatch.setattr(os, "replace", replace_late)
-    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shut_down)
+    monkeypatch.setattr(lease_module, "RENEW_EVERY_S", 0.01)
 
-    with Lease(open_output(str(tmp_path))) as lease:
-        lease.renew(TALLY)
+    with Lease(open_output(str(tmp_path))):
+        assert under_way.wait(20)
+        ending.set()
 
     ended = read_lease(open_output(str(tmp_path)))
     assert ended is not None
     assert ended.ended
+
+
+@pytest.mark.parametrize("ahead_s", [3_600, -VALID_S - 1, -3_600])
+@pytest.mark.parametrize("lives", [True, False])
+def test_of_a_machine_whose_clock_is_wrong_only_a_change_shows_that_its_driver_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: float, lives: bool
+) -> None:
+    """One ahead must not block an output for ever, and one behind must not lose its job."""
+    output = open_output(str(tmp_path))
+    output.replace(LEASE, alive(renewed_at=time.time() + ahead_s))
+    waits = QuickWaits(monkeypatch)
+    read = LocalStorage.read
+
+    def renew_and_read(self: LocalStorage, uri: str, max_bytes: int | None = None) -> bytes:
+        if lives and sum(waits.seconds) >= RENEW_EVERY_S:
+            output.replace(LEASE, alive(renewed_at=time.time() + ahead_s + sum(waits.seconds)))
+        return read(self, uri, max_bytes)
+
+    monkeypatch.setattr(LocalStorage, "read", renew_and_read)
+
+    if lives:
+        with pytest.raises(RefusedError, match="another driver is using"):
+            Lease(output).__enter__()
+        assert sum(waits.seconds) <= RENEW_EVERY_S + 1
+    else:
+        with Lease(output):
+            assert sum(waits.seconds) == pytest.approx(WATCH_S, abs=1)
 
 
 def test_a_driver_that_ends_does_not_wait_for_a_store_in_trouble(
