@@ -15,7 +15,7 @@ import pyarrow as pa
 from actors.engine.engine import Engine, Generated
 from actors.images.image_uris import ImageUris
 from actors.images.spool import Spool
-from actors.parts.commit import PartIdentity, commit_part
+from actors.parts.commit import PartIdentity, commit_part, replace_failures
 from actors.parts.image_writer import ImageWriter
 from actors.parts.part import FinishedImage, Part, Record, RowOutcome, build_part
 from actors.parts.unchanged_rows import unchanged_records
@@ -24,7 +24,7 @@ from actors.rows.opened_rows import OpenedRow, open_row
 from actors.rows.row import Row
 from actors.rows.shard_reader import ShardReader
 from actors.storage.output import Output
-from schemas.errors import ReclaimedError, RefusedError, RowError
+from schemas.errors import DEVICE_DEPENDENT, ReclaimedError, RefusedError, RowError
 from schemas.job import FailedRows, Job, Shard, ShardReport, ShardSnapshot, merge_failed_rows
 
 logger = logging.getLogger(__name__)
@@ -212,14 +212,14 @@ class ShardRun:
         )
 
     def _commit(self, part: Part, replaced: "_CommittedPart | None") -> bool:
-        return commit_part(
-            self._resources.output.storage,
-            self._resources.output.part_uri(self._shard.name),
-            part.data,
-            self._identity,
-            attempt=uuid.uuid4().hex,
-            replaces=None if replaced is None else replaced.etag,
-        )
+        storage, uri = self._resources.output.storage, self._resources.output.part_uri(self._shard.name)
+        identity, attempt = self._identity, uuid.uuid4().hex
+        etag = None if replaced is None else replaced.etag
+        if commit_part(storage, uri, part.data, identity, attempt=attempt, replaces=etag):
+            return True
+        if replaced or DEVICE_DEPENDENT & part.error_codes.keys():
+            return False
+        return replace_failures(storage, uri, part.data, identity, attempt=attempt)
 
     def _report(self, part: Part, *, committed: bool) -> ShardReport:
         logger.info(

@@ -1,5 +1,6 @@
 """The commit protocol: one create-only write puts a part in its place, and so commits it."""
 
+import json
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ import pyarrow.parquet as pq
 
 from actors.storage.objects import Buffer, Storage
 from actors.storage.output import Output
-from schemas.errors import RefusedError, StorageError
-from schemas.output_layout import JOB_KEY, OWN_FOLDER, SHARD_KEY
+from schemas.errors import DEVICE_DEPENDENT, RefusedError, StorageError
+from schemas.output_layout import ERROR_CODES_KEY, JOB_KEY, OWN_FOLDER, SHARD_KEY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,24 @@ def commit_part(
         )
     # It can be ours although the store said no: if the reply to a write is lost, the repeated write fails.
     return owner.get("attempt") == attempt
+
+
+def replace_failures(
+    storage: Storage, uri: str, data: Buffer, identity: PartIdentity, *, attempt: str
+) -> bool:
+    """Replace another attempt's part with rows that failed, perhaps only there. True if it was done.
+
+    A broken machine may have committed it, and been given up before its report was heard. `data` is a part of
+    the same shard without such rows.
+    """
+    stored = storage.stat(uri)
+    if stored is None:
+        return False
+    with storage.open(uri) as file:
+        footer = pq.read_metadata(file).metadata or {}
+    if not DEVICE_DEPENDENT & json.loads(footer.get(ERROR_CODES_KEY, b"{}")).keys():
+        return False
+    return commit_part(storage, uri, data, identity, attempt=attempt, replaces=stored.etag)
 
 
 def _owner(storage: Storage, uri: str) -> dict[str, str]:

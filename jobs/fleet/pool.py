@@ -430,8 +430,9 @@ class WorkerPool:
 
     def _blame(self, seat: _Seat, node: str, shard: int | None, dispatcher: Dispatcher) -> None:
         """Record a failure on this machine, with a shard or of a start; end a worker that fails alone."""
+        was_out_of_service = self._is_out_of_service(seat)
         self._worker_health.failed(seat.name, shard)
-        if self._is_out_of_service(seat):
+        if self._is_out_of_service(seat) and not was_out_of_service:
             logger.error(
                 "worker=%s is out of service: %d shards or starts in a row failed on %s, and nowhere else",
                 *(seat.name, MAX_FAILURES, self._host(seat)),

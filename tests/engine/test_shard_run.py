@@ -27,7 +27,7 @@ from actors.worker import Worker
 from jobs.planning.plan import Plan
 from schemas.errors import ReclaimedError, RowError
 from schemas.job import ShardReport
-from tests.support.engines import GreyEngine
+from tests.support.engines import GreyEngine, NaNEngine, NoiseEngine
 from tests.support.in_process import (
     Record,
     drawn_image,
@@ -39,6 +39,7 @@ from tests.support.in_process import (
     worker_for,
     write_rows,
 )
+from tests.support.running import text_rows
 
 SIZE = (8, 16)
 """Height and width of the images here: not the same."""
@@ -312,3 +313,22 @@ def test_a_part_of_one_row_holds_its_pixels_as_they_were_generated(tmp_path: Pat
     stored = [np.asarray(Image.open(io.BytesIO(row[name]["bytes"]))) for name in ("image", "depth")]
     np.testing.assert_array_equal(stored[0], pixels)
     np.testing.assert_array_equal(stored[1], depth)
+
+
+@pytest.mark.parametrize("second", [NaNEngine, NoiseEngine])
+@pytest.mark.parametrize("first", [NaNEngine, NoiseEngine])
+def test_a_part_that_a_broken_machine_has_committed_unheard_is_replaced(
+    tmp_path: Path, first: type[NoiseEngine], second: type[NoiseEngine]
+) -> None:
+    """By a worker that generates its rows. Any other part stays as it is."""
+    rows = text_rows(5)
+    plan = plan_for(job_spec(write_rows(tmp_path / "in.parquet", rows), tmp_path / "out"))
+
+    committed = []
+    for engine in (first, second):
+        with worker_for(plan, engine(0.0)) as worker:
+            committed += [worker.run(shard).committed for shard in plan.shards()]
+
+    assert committed == [True, (first, second) == (NaNEngine, NoiseEngine)]
+    status = "failed" if first is second is NaNEngine else "ok"
+    assert [row["status"] for row in read_output(plan, []).rows] == [status] * 5

@@ -139,7 +139,9 @@ def test_a_worker_that_has_no_time_to_finish_drops_its_shard(nodes: RayNodes, tm
 
 
 # Last, because Ray takes some seconds to see that the broken machine is gone.
-@pytest.mark.parametrize("how", ["cannot start", "raises", "loses its device", "dies"])
+@pytest.mark.parametrize(
+    "how", ["cannot start", "raises", "loses its device", "dies", "makes no image", "reaches no storage"]
+)
 def test_a_machine_that_is_broken_costs_one_machine(nodes: RayNodes, tmp_path: Path, how: str) -> None:
     """It is named with its worker or for itself; the other one generates every row."""
     rows = text_rows(96)

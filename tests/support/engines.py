@@ -18,7 +18,7 @@ from actors.engine.engine import Generated
 from actors.engine.samples import Sample
 from actors.images.input_images import EncodedImage
 from actors.rows.opened_rows import OpenedRow
-from schemas.errors import DeviceError, RowError
+from schemas.errors import DeviceError, RowError, StorageError
 from schemas.job import Job
 
 FATAL_WIDTH = 13
@@ -163,6 +163,10 @@ def slow_unless_broken(job: Job, num_cpus: int) -> NoiseEngine:
             return BrokenEngine(DeviceError("CUDA error: unspecified launch failure"))
         case "dies":
             return BrokenEngine(None)
+        case "makes no image":
+            return NaNEngine(0.1)
+        case "reaches no storage":
+            return BrokenEngine(StorageError("s3://out cannot be reached"))
     return slow(job, num_cpus)
 
 

@@ -23,11 +23,12 @@ A node that only answers slowly still has Ray's usual ten seconds for each check
 
 
 class RayNodes:
-    """`with RayNodes(**env) as nodes:` starts a head node without CPUs for workers, which see `env`."""
+    """`with RayNodes(**env) as nodes:` starts a head node, which has no CPUs for workers; they see `env`."""
 
-    def __init__(self, **env: str) -> None:
+    def __init__(self, head_cpus: int = 0, **env: str) -> None:
         # Workers import the tests' own engines.
         self._env = {"PYTHONPATH": str(ROOT)} | env
+        self._head_cpus = head_cpus
         self.started: list[Started] = []
         """The head node and all nodes that were added."""
 
@@ -38,8 +39,15 @@ class RayNodes:
             self._port, client_port = free_ports(2)
             self._running = stack.enter_context(ExitStack())
             ports = ("--port", self._port, "--ray-client-server-port", client_port)
-            head = ("--head", "--num-cpus", 0, "--include-dashboard=false", "--temp-dir", self._folder)
-            self._start(*head, *ports, **_DEAD_IS_SEEN_SOON)
+            head = (
+                "--head",
+                "--num-cpus",
+                self._head_cpus,
+                "--include-dashboard=false",
+                "--temp-dir",
+                self._folder,
+            )
+            self._start(*head, *ports, "--include-dashboard=false", **_DEAD_IS_SEEN_SOON)
             self._stack = stack.pop_all()
         return self
 
@@ -53,9 +61,15 @@ class RayNodes:
         """The environment of a driver that uses this cluster."""
         return {"RAY_ADDRESS": f"127.0.0.1:{self._port}"}
 
-    def add(self, num_cpus: int = 1, **env: str) -> Started:
-        """Add a node, and return its first process, which is the one that Kubernetes would stop."""
-        return self._start("--address", f"127.0.0.1:{self._port}", "--num-cpus", num_cpus, **env)
+    def add(self, num_cpus: int = 1, num_gpus: int = 0, **env: str) -> Started:
+        """Add a node, and return its first process, which is the one that Kubernetes would stop.
+
+        Ray believes in its GPUs; a process that asks CUDA sees none.
+        """
+        size = ("--num-cpus", num_cpus, "--num-gpus", num_gpus)
+        if num_gpus:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(num_gpus)))
+        return self._start("--address", f"127.0.0.1:{self._port}", *size, **env)
 
     def workers(self) -> list[int]:
         """The ids of the workers' processes on all nodes."""

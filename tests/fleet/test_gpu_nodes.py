@@ -1,0 +1,67 @@
+"""Where workers are placed on machines with and without GPUs, of which Ray is told that they are there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.engines import hurry
+from tests.support.ray_nodes import WORKER, RayNodes
+from tests.support.running import assert_whole, start_with, text_rows, wait_until, write_rows, write_spec
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[RayNodes]:
+    """A cluster whose head has four CPUs and no GPU."""
+    with RayNodes(head_cpus=4) as cluster:
+        yield cluster
+
+
+def spec_of(folder: Path, num_rows: int, num_gpus: float | str) -> Path:
+    return write_spec(
+        folder / "job.yaml",
+        write_rows(folder / "rows.parquet", text_rows(num_rows)),
+        folder / "out",
+        batching={"shard_rows": 4},
+        workers={"num_gpus": num_gpus},
+    )
+
+
+def test_every_gpu_that_joins_gets_its_workers_and_the_head_gets_none(head: RayNodes, tmp_path: Path) -> None:
+    """First there is the head alone; then a machine with two GPUs joins, and one with many CPUs."""
+    spec = spec_of(tmp_path, 400, num_gpus=1)
+
+    with start_with("slow_until_told", spec, **head.env) as run:
+        run.wait_until(lambda: "waiting for a machine with 1 GPU and 1 CPU" in run.err())
+        with_gpus = head.add(num_cpus=4, num_gpus=2)
+        run.wait_until(lambda: len(with_gpus.pids(WORKER)) == 2)
+        with_cpus = head.add(num_cpus=12)
+        others = [node for node in head.started if node is not with_gpus]
+        assert [pid for node in others for pid in node.pids(WORKER)] == []
+        hurry(tmp_path / "rows.parquet")
+        finished = run.wait()
+
+    assert finished.code == 0, finished.err
+    assert_whole(tmp_path / "out", text_rows(400))
+    assert with_cpus.pids(WORKER) == []
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "size"), [("auto", "2 workers with 1 GPU and 2 CPUs each"), (0.5, "4 workers with 0.5 GPUs")]
+)
+def test_workers_fill_the_gpus_of_the_one_machine_that_has_some(
+    head: RayNodes, tmp_path: Path, num_gpus: float | str, size: str
+) -> None:
+    """Machines without GPUs have most of the CPUs."""
+    spec = spec_of(tmp_path, 400, num_gpus)
+    with_gpus = head.started[1]
+
+    with start_with("slow_until_told", spec, **head.env) as run:
+        run.wait_until(lambda: size in run.out())
+        wait_until(lambda: len(with_gpus.pids(WORKER)) == int(size[0]))
+        assert set(head.workers()) == set(with_gpus.pids(WORKER))
+        hurry(tmp_path / "rows.parquet")
+        finished = run.wait()
+
+    assert finished.code == 0, finished.err
+    assert_whole(tmp_path / "out", text_rows(400))
