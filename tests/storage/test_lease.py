@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 
@@ -198,22 +199,25 @@ def test_a_late_renewal_does_not_revive_a_lease_that_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A driver ends its lease when the last renewal is written or given up."""
-    under_way, ending, replace = Event(), Event(), os.replace
+    under_way, ending, renew = Event(), Event(), Lease._renew
 
-    def replace_late(source: str, target: str) -> None:
+    def renew_late(self: Lease, state: dict[str, Any]) -> None:
         if threading.current_thread().name == "lease" and not under_way.is_set():
             under_way.set()
             assert ending.wait(20)
             time.sleep(0.2)  # the end would be written now, if it did not wait
-        replace(source, target)
+        renew(self, state)
 
-    monkeypatch.setattr(os, "replace", replace_late)
+    monkeypatch.setattr(Lease, "_renew", renew_late)
     monkeypatch.setattr(lease_module, "RENEW_EVERY_S", 0.01)
 
     with Lease(open_output(str(tmp_path))):
         assert under_way.wait(20)
         ending.set()
 
+    for thread in threading.enumerate():
+        if thread.name == "lease":
+            thread.join()
     ended = read_lease(open_output(str(tmp_path)))
     assert ended is not None
     assert ended.ended
