@@ -52,7 +52,7 @@ def test_a_job_writes_no_secret_anywhere(
         tally = Tally(rows_total=plan.num_rows, rows_before=0)
         for report in made.reports:
             tally.add(report)
-        lease.renew(tally)
+        lease.confirm(tally)
         finish(Output(storage, output), record, tally.figures())
 
     written = {str(path): path.read_bytes() for path in Path(output).rglob("*") if path.is_file()}
