@@ -20,15 +20,10 @@ def memory_bytes() -> int:
 
 def num_cpus() -> int:
     """The CPUs that all processes here may use together, at least 1."""
-    limits = []
-    quotas = _settings("cpu.max")
-    for quota, period in (text.split() for text in quotas):
-        if quota.isdigit():
-            limits.append(int(quota) // int(period))
-    for quota in _settings("cpu/cpu.cfs_quota_us"):  # negative without a limit
-        for period in _settings("cpu/cpu.cfs_period_us"):
-            if int(quota) > 0:
-                limits.append(int(quota) // int(period))
+    quotas = [tuple(text.split()) for text in _settings("cpu.max")]
+    quotas += zip(_settings("cpu/cpu.cfs_quota_us"), _settings("cpu/cpu.cfs_period_us"), strict=True)
+    # Without a limit, the quota is "max" or -1.
+    limits = [int(quota) // int(period) for quota, period in quotas if quota.isdigit()]
     return max(1, min([os.cpu_count() or 1, *limits]))
 
 

@@ -8,7 +8,6 @@ from typing import TypeVar
 import httpx2
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.file_download import repo_folder_name
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from schemas.errors import StorageError
@@ -58,19 +57,20 @@ def trouble_of(error: BaseException | None) -> str:
     while error is not None:
         if isinstance(error, HfHubHTTPError):
             status = error.response.status_code
-            return _first_line(error) if status >= 500 or status in _TRANSIENT_STATUSES else ""
+            return first_line(error) if status >= 500 or status in _TRANSIENT_STATUSES else ""
         if isinstance(error, httpx2.TransportError):
-            return f"it cannot be reached ({_first_line(error)})"
+            return f"it cannot be reached ({first_line(error)})"
         error = error.__cause__ or error.__context__
     return ""
 
 
 def hub_folder(repository: str) -> Path:
     """The folder of this machine's cache that has, or will have, the files of this repository."""
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of its message, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -15,7 +15,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder, location_for_workers
-from actors.checkpoints.hub import HUB_ERRORS, trouble_of
+from actors.checkpoints.hub import HUB_ERRORS, first_line, trouble_of
 from actors.storage.local_disk import LocalStorage
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec.job_spec import ModelSpec
@@ -240,7 +240,7 @@ def _hub_reader(name: str, model: ModelSpec) -> tuple[str, ReadJson]:
                 ) from error
             raise SpecError(
                 f"models.{name}.checkpoint: {model.checkpoint} is neither a folder here nor a Hub repository "
-                f"that can be reached ({_first_line(error)})"
+                f"that can be reached ({first_line(error)})"
             ) from error
 
     def read_json(file: str) -> dict[str, Any]:
@@ -248,7 +248,3 @@ def _hub_reader(name: str, model: ModelSpec) -> tuple[str, ReadJson]:
 
     # A file in the Hub's cache is in snapshots/<commit>/: the commit is the revision.
     return fetch("model_index.json").parent.name, read_json
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

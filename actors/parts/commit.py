@@ -71,9 +71,7 @@ def replace_failures(
     stored = storage.stat(uri)
     if stored is None:
         return False
-    with storage.open(uri) as file:
-        footer = pq.read_metadata(file).metadata or {}
-    if not DEVICE_DEPENDENT & json.loads(footer.get(ERROR_CODES_KEY, b"{}")).keys():
+    if not DEVICE_DEPENDENT & json.loads(_footer(storage, uri).get(ERROR_CODES_KEY, b"{}")).keys():
         return False
     return commit_part(storage, uri, data, identity, attempt=attempt, replaces=stored.etag)
 
@@ -91,15 +89,20 @@ def _owner(storage: Storage, uri: str) -> dict[str, str]:
 
 
 def _footer_owner(storage: Storage, uri: str) -> dict[str, str]:
+    footer = _footer(storage, uri)
+    owner = {"job": footer.get(JOB_KEY), "shard": footer.get(SHARD_KEY)}
+    return {name: value.decode() for name, value in owner.items() if value is not None}
+
+
+def _footer(storage: Storage, uri: str) -> dict[bytes, bytes]:
+    """The entries of the footer of the part at `uri`; RefusedError for anything but a Parquet file."""
     try:
         with storage.open(uri) as file:
-            footer = pq.read_metadata(file).metadata or {}
+            return pq.read_metadata(file).metadata or {}
     except pa.ArrowInvalid as error:
         raise RefusedError(
             f"{uri} exists already and is not a Parquet file ({error}); move it away"
         ) from error
-    owner = {"job": footer.get(JOB_KEY), "shard": footer.get(SHARD_KEY)}
-    return {name: value.decode() for name, value in owner.items() if value is not None}
 
 
 def probe(output: Output) -> None:

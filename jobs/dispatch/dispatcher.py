@@ -285,12 +285,18 @@ class Dispatcher:
             self._give_back(shard)
             return
         record.failed_at = []
-        in_vain = len(record.skip) == record.num_convicted
-        record.searches_in_vain += in_vain
+        if len(record.skip) > record.num_convicted:
+            self._give_back(shard)
+        else:
+            self._searched_in_vain(shard, record, "None of its rows does this on another worker too")
+
+    def _searched_in_vain(self, shard: Shard, record: ShardRecord, finding: str) -> None:
+        """Try the shard again after a search that has convicted no row, unless that has been often enough."""
+        record.searches_in_vain += 1
         if record.searches_in_vain < MAX_SEARCHES_IN_VAIN:
             self._give_back(shard)
         else:
-            self._abandon(shard, f"{record.reason}. None of its rows does this on another worker too")
+            self._abandon(shard, f"{record.reason}. {finding}")
 
     def _begin_search(self, shard: Shard, record: ShardRecord) -> None:
         if len(record.skip) >= min(MAX_POISON_ROWS, shard.num_rows):
@@ -324,11 +330,7 @@ class Dispatcher:
         elif search.found:
             self._abandon(shard, f"{record.reason}. Each of its rows that was tried alone does this too")
         else:
-            record.searches_in_vain += 1
-            if record.searches_in_vain < MAX_SEARCHES_IN_VAIN:
-                self._give_back(shard)
-            else:
-                self._abandon(shard, f"{record.reason}. None of its rows does this alone")
+            self._searched_in_vain(shard, record, "None of its rows does this alone")
 
     def _fits(self, taker: _Worker, shard: Shard) -> bool:
         """Whether no other worker should rather have this shard."""

@@ -96,10 +96,9 @@ def _check_room(layout: Layout) -> None:
 
     Ray itself would wait silently and without end for a larger machine. On a cluster one may still join.
     """
-    machines = _machines().values()
-    if any(_num_fitting_on(machine, layout) for machine in machines):
+    if machines_for(layout):
         return
-    sizes = {_size_text(machine.get("GPU", 0), machine.get("CPU", 0)) for machine in machines}
+    sizes = {_size_text(machine.get("GPU", 0), machine.get("CPU", 0)) for machine in _machines().values()}
     needed, available = _size_text(layout.num_gpus, layout.num_cpus), ", ".join(sorted(sizes))
     if is_own():
         raise SpecError(

@@ -354,12 +354,13 @@ class WorkerPool:
     ) -> ShardReport | None:
         """Record a shard's report; returned if it is the last one of a shard that was to be committed."""
         finish = dispatcher.finish(seat.name, shard, report.num_device_dependent)
-        if not finish.final and shard.rehearse is None:
-            logger.warning(
-                "shard=%s has %s that another worker tries: %s on %s could not generate them",
-                *(shard.name, counted(report.num_device_dependent, "row"), seat.name, self._host(seat)),
-            )
         if not finish.final:
+            if shard.rehearse is None:
+                rows = counted(report.num_device_dependent, "row")
+                logger.warning(
+                    "shard=%s has %s that another worker tries: %s on %s could not generate them",
+                    *(shard.name, rows, seat.name, self._host(seat)),
+                )
             return None
         self._worker_health.succeeded(seat.name)
         self._node_health.succeeded(seat.node)

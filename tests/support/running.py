@@ -168,6 +168,15 @@ def run_with(engine: str, spec: Path, **env: str) -> Finished:
         return started.wait()
 
 
+def assert_refused(finished: Finished, *texts: str) -> None:
+    """Check that a command ended with exit code 2 and one line that has these texts."""
+    assert finished.code == 2
+    assert "Traceback" not in finished.err
+    said = [line for line in finished.err.splitlines() if line.startswith("darkroom: ")]
+    assert len(said) == 1
+    assert all(text in said[0] for text in texts), said
+
+
 def clean_env(python: str, **env: str) -> dict[str, str]:
     """This process's environment without Ray's variables and without a GPU; `python` is first in its PATH."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

@@ -17,7 +17,7 @@ from huggingface_hub import hf_hub_download
 
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder
 from actors.checkpoints.component_files import allows_pickles
-from actors.checkpoints.hub import HUB_ERRORS, ask_hub, hub_folder
+from actors.checkpoints.hub import HUB_ERRORS, ask_hub
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.engine.pipelines.shared_modules import SharedModules
 from actors.engine.quirks.clip_skip import enable_clip_skip
@@ -75,12 +75,6 @@ def on_this_machine(name: str, spec: ModelSpec, options: LoadOptions) -> ModelSp
             )
         folder = _download(name, spec, options)
     return spec.model_copy(update={"checkpoint": str(folder), "revision": None})
-
-
-def download_folder(spec: ModelSpec) -> Path | None:
-    """The folder into which this model is downloaded; None if it is in a folder of this machine."""
-    is_repository = local_folder(spec) is None and not is_folder_name(spec.checkpoint)
-    return hub_folder(spec.checkpoint) if is_repository else None
 
 
 def _download(name: str, spec: ModelSpec, options: LoadOptions) -> Path:

@@ -128,18 +128,17 @@ class Scenario:
             budget.watch(tick)
 
 
-def scenarios(seeds: range) -> Iterator[Scenario]:
-    """A random scenario for each seed."""
-    for seed in seeds:
-        random = Random(seed)
-        workers, machines = random.choice(CLUSTERS)
-        yield Scenario(
-            fails=random.choice(BEHAVIOURS),
-            workers=workers,
-            machines=machines,
-            poison=random.choice((None, (random.randrange(SHARDS), random.randrange(ROWS)))),
-            seed=seed,
-        )
+def random_scenario(seed: int) -> Scenario:
+    """The scenario of a seed."""
+    random = Random(seed)
+    workers, machines = random.choice(CLUSTERS)
+    return Scenario(
+        fails=random.choice(BEHAVIOURS),
+        workers=workers,
+        machines=machines,
+        poison=random.choice((None, (random.randrange(SHARDS), random.randrange(ROWS)))),
+        seed=seed,
+    )
 
 
 def _workers(fails: Fails, begins_s: float, poison: Poison | None, random: Random) -> type[Worker]:
