@@ -20,7 +20,7 @@ from unittest.mock import patch
 from actors.process import peak_rss_bytes
 from benchmarks.race import surroundings
 from jobs.dispatch.dispatcher import Dispatcher
-from jobs.fleet import layout, pool
+from jobs.fleet import layout, machines, pool
 from jobs.fleet.budget import Budget
 from jobs.fleet.layout import Layout
 from jobs.output.tally import Tally
@@ -70,7 +70,7 @@ class StandInRay:
         return ActorClass(self)
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"NodeID": "node", "Alive": True, "Resources": {"CPU": self._num_seats}}]
+        return [{"NodeID": "node", "Alive": True, "Resources": {"CPU": self._num_seats}, "Labels": {}}]
 
     def call(self, answer: Any, *, takes_time: bool = False) -> Ref:
         """Answer at once, or after the time of a shard."""
@@ -203,6 +203,7 @@ def measure(num_seats: int, num_shards: int, shard_s: tuple[float, float]) -> Me
     with (
         patch.object(pool, "ray", ray),
         patch.object(layout, "ray", ray),
+        patch.object(machines, "ray", ray),
         pool.WorkerPool(started, size) as workers,
     ):
         begun, cpu = time.monotonic(), time.process_time()

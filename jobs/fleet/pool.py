@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +21,7 @@ from actors.worker_process import ENGINE
 from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
 from jobs.dispatch.health import MAX_FAILURES, Health
 from jobs.dispatch.shard_record import Death
-from jobs.fleet.layout import Layout, machines_for, num_fitting, resources_in_use
+from jobs.fleet.layout import Layout, machines_for, num_workers, resources_in_use, with_new_gpus
 from jobs.fleet.ray_worker import RayWorker
 from schemas.errors import DEVICE_DEPENDENT, DarkroomError, DeviceError, ReclaimedError
 from schemas.job import Job, Shard, ShardReport, ShardSnapshot
@@ -43,6 +44,8 @@ MAX_FAILED_STARTS = 5
 """Failed starts in a row of every worker that end the job: no shard can be the cause."""
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.5, 60.0
 """How long a worker waits after its first failed start, and at most; it doubles with each further one."""
+IDLE_S = 60.0
+"""How long a worker for which there is no shard stays; a shard may still come back from another."""
 NODE_ID = "ray.io/node-id"
 """The label that Ray 2.60 gives each machine."""
 
@@ -93,6 +96,8 @@ class _Seat:
     """The heartbeats that it last reported."""
     stalled_s: float = 0.0
     """How long it has had a shard, or has been building its engine, without a new heartbeat."""
+    idle_s: float = 0.0
+    """How long it has had no shard."""
     calls: dict[Any, Shard | str] = field(default_factory=dict)
     """Calls without an answer yet, by Ray's reference: a shard, or the name of another method."""
 
@@ -123,6 +128,8 @@ class WorkerPool:
         self._layout = layout
         self._engine = engine
         self._seats: list[_Seat] = []
+        self._numbers = count()
+        """Of the seats, for their names."""
         self._seat_of: dict[Any, _Seat] = {}
         """The seat of each call without an answer, by Ray's reference."""
         self._worker_health, self._node_health = Health(), Health()
@@ -160,7 +167,7 @@ class WorkerPool:
             if self._is_poll_due():
                 self._leave_out_bad_machines(dispatcher)
                 self._count_machines(dispatcher)
-                self._grow(dispatcher)
+                self._follow_cluster(dispatcher)
                 self._short_of = resources_in_use(self._layout) if self._finds_no_room() else ""
                 self._poll_progress(dispatcher)
             self._replace_leaving(dispatcher)
@@ -193,7 +200,8 @@ class WorkerPool:
         return [*first, *more]
 
     def _start_actor(self) -> Any:
-        elsewhere = {NODE_ID: f"!in({','.join(sorted(self._left_out))})"} if self._left_out else None
+        avoided = sorted({*self._left_out, self._layout.head} - {""})
+        elsewhere = {NODE_ID: f"!in({','.join(avoided)})"} if avoided else None
         actor_class = ray.remote(RayWorker).options(
             num_gpus=self._layout.num_gpus,
             num_cpus=self._layout.num_cpus,
@@ -208,8 +216,7 @@ class WorkerPool:
         return actor_class.remote(self._job_ref, num_cpus=self._layout.num_cpus, engine=self._engine)
 
     def _add_seats(self, num: int) -> None:
-        first = len(self._seats)
-        self._seats += [_Seat(name=f"worker-{index}") for index in range(first, first + num)]
+        self._seats += [_Seat(name=f"worker-{next(self._numbers)}") for _ in range(num)]
 
     def _start_seats(self) -> None:
         """Start the actors of the seats that have none, unless a seat has to wait or is out of service."""
@@ -241,15 +248,47 @@ class WorkerPool:
         seat.calls[ref] = call
         self._seat_of[ref] = seat
 
-    def _grow(self, dispatcher: Dispatcher) -> None:
-        """Add workers on machines that have joined the cluster, if the spec's `workers.num` is auto."""
-        if self._workers.num != "auto":
-            return
+    def _follow_cluster(self, dispatcher: Dispatcher) -> None:
+        """Ask for as many workers as find room and have work, and end those that have none."""
+        self._use_new_gpus(dispatcher)
         num_busy = sum(seat.at_work for seat in self._seats)
-        added = min(num_fitting(self._layout), num_busy + dispatcher.num_waiting) - len(self._seats)
-        if added > 0:
+        num = num_workers(self._workers, self._layout, num_busy + dispatcher.num_waiting)
+        if (added := num - len(self._seats)) > 0:
             logger.warning("workers_added=%d: the cluster has room now", added)
             self._add_seats(added)
+        else:
+            self._give_up_seats(-added, dispatcher)
+
+    def _use_new_gpus(self, dispatcher: Dispatcher) -> None:
+        """Replace all workers if a cluster without GPUs has got some, and the spec leaves the choice open."""
+        layout = with_new_gpus(self._workers, self._layout)
+        if layout is not self._layout:
+            self._layout = layout
+            for seat in self._seats:
+                if seat.actor is not None:
+                    self._replace(seat, dispatcher, "the cluster has GPUs now", blameless=True)
+
+    def _give_up_seats(self, max_num: int, dispatcher: Dispatcher) -> None:
+        """End up to `max_num` workers for which there is no shard, so that their machines can end too."""
+        ended: list[_Seat] = []
+        # Those first for which the cluster would start a machine.
+        for seat in sorted(self._seats, key=lambda seat: seat.born):
+            if len(ended) < max_num and seat.actor is not None and self._is_needless(seat):
+                dispatcher.leave(seat.name)
+                self._empty(seat)
+                ended.append(seat)
+                self._seats.remove(seat)
+        if ended:
+            logger.warning("workers_ended=%d: no part is left for them", len(ended))
+
+    def _is_needless(self, seat: _Seat) -> bool:
+        """Whether a worker without a shard can go, because others stay of which one can check the other."""
+        if not seat.born:
+            return True
+        others = [other.node for other in self._seats if other.up and other is not seat]
+        on_two_machines = len({*others}) > 1
+        on_its_machine = len(others) > 1 and {*others} == {seat.node}
+        return seat.idle_s > IDLE_S and (on_two_machines or on_its_machine)
 
     def _hand_out(self, dispatcher: Dispatcher) -> None:
         dispatcher.num_starting = sum(self._is_starting(seat) for seat in self._seats)
@@ -277,6 +316,7 @@ class WorkerPool:
     def _poll_progress(self, dispatcher: Dispatcher) -> None:
         for seat in self._seats:
             seat.stalled_s = seat.stalled_s + self._since_polled if seat.may_hang else 0.0
+            seat.idle_s = 0.0 if seat.at_work else seat.idle_s + self._since_polled
             # A stopped process does not answer at all; that also counts as no progress.
             if seat.stalled_s > self._stall_timeout_s:
                 self._replace(seat, dispatcher, f"it made no progress for {self._stall_timeout_s:g} s")
@@ -336,8 +376,8 @@ class WorkerPool:
             self._replace(seat, dispatcher, f"it can no longer use its device: {cause}")
             return
         if call == "ready":
-            seat.start_error = cause if isinstance(cause, DarkroomError) else None
-            self._replace(seat, dispatcher, _error_text(cause))
+            start_error = cause if isinstance(cause, DarkroomError) else None
+            self._replace(seat, dispatcher, _error_text(cause), start_error=start_error)
             return
         if not isinstance(call, Shard):
             raise error
@@ -365,15 +405,23 @@ class WorkerPool:
         self._worker_health.succeeded(seat.name)
         self._node_health.succeeded(seat.node)
         if alone := finish.failed_alone:
-            blamed = next(other for other in self._seats if other.name == alone.worker)
-            self._blame(blamed, alone.node, shard.index, dispatcher)
+            for blamed in [other for other in self._seats if other.name == alone.worker]:
+                self._blame(blamed, alone.node, shard.index, dispatcher)
         return None if shard.rehearse else report
 
-    def _replace(self, seat: _Seat, dispatcher: Dispatcher, reason: str, *, blameless: bool = False) -> None:
+    def _replace(
+        self,
+        seat: _Seat,
+        dispatcher: Dispatcher,
+        reason: str,
+        *,
+        blameless: bool = False,
+        start_error: DarkroomError | None = None,
+    ) -> None:
         """End a worker that is dead, stuck or leaving: its shards go back, and a new process will start.
 
         `blameless` means that it was taken away, so that its shards are not to blame. A leaving worker is
-        always blameless.
+        always blameless. `start_error` is what a failed start said.
         """
         blameless |= seat.leaving
         logger.warning(
@@ -386,6 +434,7 @@ class WorkerPool:
         elif seat.up:
             death = dispatcher.lose(seat.name, f"its worker died: {reason}")
         else:
+            seat.start_error = start_error
             self._back_off(seat, reason)
         self._empty(seat)
         if not death.expected:
@@ -424,7 +473,7 @@ class WorkerPool:
         seat.calls.clear()
         seat.born = seat.up = seat.leaving = False
         seat.loaded, seat.unfinished = (), {}
-        seat.heartbeats, seat.stalled_s = -1, 0.0
+        seat.heartbeats, seat.stalled_s, seat.idle_s = -1, 0.0, 0.0
         with contextlib.suppress(Exception):
             ray.kill(seat.actor, no_restart=True)
         seat.actor = None

@@ -27,17 +27,18 @@ def spec_of(folder: Path, num_rows: int, num_gpus: float | str) -> Path:
     )
 
 
-def test_every_gpu_that_joins_gets_its_workers_and_the_head_gets_none(head: RayNodes, tmp_path: Path) -> None:
+def test_every_gpu_that_joins_gets_its_workers_and_the_head_keeps_none(
+    head: RayNodes, tmp_path: Path
+) -> None:
     """First there is the head alone; then a machine with two GPUs joins, and one with many CPUs."""
-    spec = spec_of(tmp_path, 400, num_gpus=1)
+    spec = spec_of(tmp_path, 400, num_gpus="auto")
 
     with start_with("slow_until_told", spec, **head.env) as run:
-        run.wait_until(lambda: "waiting for a machine with 1 GPU and 1 CPU" in run.err())
+        run.wait_until(lambda: len(head.workers()) == 4)
         with_gpus = head.add(num_cpus=4, num_gpus=2)
         run.wait_until(lambda: len(with_gpus.pids(WORKER)) == 2)
         with_cpus = head.add(num_cpus=12)
-        others = [node for node in head.started if node is not with_gpus]
-        assert [pid for node in others for pid in node.pids(WORKER)] == []
+        wait_until(lambda: set(head.workers()) == set(with_gpus.pids(WORKER)))
         hurry(tmp_path / "rows.parquet")
         finished = run.wait()
 
@@ -65,3 +66,43 @@ def test_workers_fill_the_gpus_of_the_one_machine_that_has_some(
 
     assert finished.code == 0, finished.err
     assert_whole(tmp_path / "out", text_rows(400))
+
+
+@pytest.fixture(scope="module")
+def growing() -> Iterator[RayNodes]:
+    """A cluster whose autoscaler can start two machines with two GPUs each."""
+    types = {"with_gpus": {"resources": {"CPU": 4, "GPU": 2}, "max_workers": 2}}
+    with RayNodes(head_cpus=4, node_types=types) as cluster:
+        yield cluster
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "size"),
+    [
+        ("auto", "4 workers with 1 GPU and 2 CPUs each, 4 of them on machines that the cluster has to start"),
+        (0, "8 workers with 1 CPU each\n"),
+    ],
+    ids=["machines are started", "they are there"],
+)
+def test_machines_are_started_for_the_shards_and_none_is_used_on_the_head(
+    growing: RayNodes, tmp_path: Path, num_gpus: float | str, size: str
+) -> None:
+    """Ray's own autoscaler starts them."""
+    spec = spec_of(tmp_path, 400, num_gpus)
+
+    with start_with("slow_until_told", spec, **growing.env) as run:
+        run.wait_until(lambda: size in run.out())
+        run.wait_until(lambda: len(growing.workers()) == int(size[0]))
+        assert {node_type_of(pid) for pid in growing.workers()} == {"with_gpus"}
+        hurry(tmp_path / "rows.parquet")
+        finished = run.wait()
+
+    assert finished.code == 0, finished.err
+    assert_whole(tmp_path / "out", text_rows(400))
+
+
+def node_type_of(pid: int) -> str:
+    """The node type of the machine on which this worker is."""
+    variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    (name,) = [value for value in variables if value.startswith("RAY_NODE_TYPE_NAME=")]
+    return name.partition("=")[2]

@@ -1,10 +1,12 @@
 """How many workers of which size a job gets, on clusters of every kind that the arithmetic can meet."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.core.generated import autoscaler_pb2
 
-from jobs.fleet.layout import Layout, lay_out, num_fitting, resources_in_use
+from jobs.fleet.layout import Layout, lay_out, num_workers, resources_in_use
 from schemas.errors import SpecError
 from schemas.spec.job_spec import WorkersSpec
 from tests.support.simulation.fake_ray import FakeRay, installed
@@ -105,6 +107,12 @@ def test_a_worker_without_room_is_told_what_is_in_use(
         assert resources_in_use(size) == short_of
 
 
+def test_a_worker_that_waits_for_a_gpu_is_told_that_there_is_none_yet() -> None:
+    """Where the cluster still has to start a machine with one."""
+    with installed(cluster_of(machine(0, 4))):
+        assert resources_in_use(Layout(num=1, num_gpus=1, num_cpus=1)) == "no GPU yet"
+
+
 @pytest.mark.usefixtures("joined")
 def test_a_cluster_without_room_yet_gets_one_worker_that_waits(caplog: pytest.LogCaptureFixture) -> None:
     """Its autoscaler adds machines for what waits. The log says what is missing."""
@@ -166,7 +174,7 @@ def test_a_machine_alone_that_is_too_small_is_an_error(
 def test_as_many_workers_fit_as_both_the_gpus_and_the_cpus_allow(size: Layout, num: int) -> None:
     """On two machines together."""
     with installed(cluster_of(machine(1, 4), machine(2, 12))):
-        assert num_fitting(size) == num
+        assert num_workers(WorkersSpec(), size, MANY) == num
 
 
 @pytest.mark.parametrize(
@@ -180,8 +188,128 @@ def test_as_many_workers_fit_as_both_the_gpus_and_the_cpus_allow(size: Layout, n
             "1 worker with 1 CPU: one for each part that is left; "
             "a smaller batching.shard_rows makes more parts",
         ),
+        (
+            Layout(num=8, num_gpus=1, num_cpus=4, num_to_come=6, limited_by_shards=True),
+            "8 workers with 1 GPU and 4 CPUs each, 6 of them on machines that the cluster has to start: "
+            "one for each part that is left; a smaller batching.shard_rows makes more parts",
+        ),
     ],
 )
 def test_a_run_says_what_it_starts(shown: Layout, text: str) -> None:
     """GPUs are named only where workers have some."""
     assert shown.describe() == text
+
+
+HEAD_TYPE = "head"
+CONFIG = """
+max_workers: 8
+head_node_type: head
+available_node_types:
+  head: {resources: {CPU: 64, GPU: 1}, max_workers: 0}
+  small: {resources: {CPU: 8, GPU: 1}, max_workers: 6}
+  large: {resources: {CPU: 192, GPU: 8}, max_workers: 4}
+  dearest: {resources: {CPU: 1, GPU: 16}, max_workers: 0}
+"""
+"""A cluster's configuration as `ray up` puts it on the head."""
+
+
+def cluster_with_autoscaler(*machines: dict[str, float], head: dict[str, float]) -> FakeRay:
+    ray = cluster_of(*machines)
+    ray.machines["head"] = head | {"node:__internal_head__": 1.0}
+    ray.labels = {name: {"ray.io/node-group": "worker"} for name in ray.machines}
+    ray.labels["head"] = {"ray.io/node-group": HEAD_TYPE}
+    return ray
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home folder on the head."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.usefixtures("joined")
+class TestAutoscaler:
+    """A Ray cluster that starts machines when workers wait for them."""
+
+    @pytest.mark.parametrize(
+        ("workers", "expected"),
+        [
+            # Four large machines with eight GPUs each and four small ones, eight machines in all.
+            ({}, Layout(num=36, num_gpus=1, num_cpus=4, num_to_come=34, head="head")),
+            ({"num_gpus": 0.5}, Layout(num=72, num_gpus=0.5, num_cpus=4, num_to_come=68, head="head")),
+            ({"num": 3}, Layout(num=3, num_gpus=1, num_cpus=4, num_to_come=1, head="head")),
+            ({"num_gpus": 0}, Layout(num=800, num_gpus=0, num_cpus=1, num_to_come=784, head="head")),
+        ],
+    )
+    def test_workers_are_asked_for_as_the_configuration_on_the_head_allows(
+        self, home: Path, workers: dict[str, Any], expected: Layout
+    ) -> None:
+        """The head itself gets none, though it has room for some."""
+        (home / "ray_bootstrap_config.yaml").write_text(CONFIG)
+        ray = cluster_with_autoscaler(machine(1, 8), machine(1, 8), head=machine(1, 64))
+
+        with installed(ray):
+            assert lay_out(WorkersSpec(**workers), MANY) == expected
+
+    def test_what_the_autoscaler_has_told_ray_comes_first(self, home: Path) -> None:
+        """A type without a bound is asked for step by step, as the unknown."""
+        (home / "ray_bootstrap_config.yaml").write_text(CONFIG)
+        ray = cluster_with_autoscaler(machine(2, 8), head=machine(0, 4))
+        group = autoscaler_pb2.NodeGroupConfig
+        head = group(name=HEAD_TYPE, resources={"CPU": 4, "GPU": 1}, max_count=1)
+        ray.cluster_config = autoscaler_pb2.ClusterConfig(
+            node_group_configs=[head, group(name="two", resources={"CPU": 8, "GPU": 2}, max_count=3)]
+        )
+        with installed(ray):
+            bounded = lay_out(WorkersSpec(), MANY)
+        ray.cluster_config.node_group_configs[1].max_count = -1
+        with installed(ray):
+            unbounded = lay_out(WorkersSpec(), MANY)
+
+        assert (bounded.num, bounded.num_to_come) == (6, 4)
+        assert (unbounded.num, unbounded.num_to_come) == (5, 3)
+
+    @pytest.mark.parametrize("config", ["", CONFIG.replace("head_node_type: head", "head_node_type: other")])
+    def test_where_nobody_can_know_whether_gpus_will_come_the_key_is_named(
+        self, home: Path, config: str
+    ) -> None:
+        """The file of another cluster says nothing."""
+        if config:
+            (home / "ray_bootstrap_config.yaml").write_text(config)
+        ray = cluster_with_autoscaler(head=machine(0, 4))
+
+        with installed(ray), pytest.raises(SpecError, match=r"use --set workers\.num_gpus=1, or 0"):
+            lay_out(WorkersSpec(), MANY)
+
+    @pytest.mark.usefixtures("home")
+    def test_the_unknown_is_asked_for_step_by_step(self) -> None:
+        """Twice as many workers as find room, and one."""
+        with installed(cluster_with_autoscaler(head=machine(0, 4))):
+            none_yet = lay_out(WorkersSpec(num_gpus=1), MANY)
+        with installed(cluster_with_autoscaler(machine(4, 16), head=machine(0, 4))):
+            four = lay_out(WorkersSpec(), MANY)
+
+        assert none_yet == Layout(num=1, num_gpus=1, num_cpus=1, num_to_come=1, head="head")
+        assert four == Layout(num=9, num_gpus=1, num_cpus=4, num_to_come=5, head="head")
+
+    def test_a_worker_that_no_machine_to_come_can_hold_is_told(
+        self, home: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """With what these machines have."""
+        (home / "ray_bootstrap_config.yaml").write_text(CONFIG)
+
+        with installed(cluster_with_autoscaler(head=machine(0, 400))):
+            lay_out(WorkersSpec(num_gpus=1, num_cpus=300), MANY)
+
+        assert "those in the cluster now and those that it can start have 1 GPU and 8 CPUs, 8 GPUs and" in (
+            caplog.text
+        )
+
+    @pytest.mark.usefixtures("home")
+    def test_a_cluster_that_is_started_here_uses_its_head(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ray labels its machine if the environment has a node type, as in a container of KubeRay."""
+        monkeypatch.delenv("RAY_ADDRESS")
+
+        with installed(cluster_with_autoscaler(head=machine(0, 4))):
+            assert lay_out(WorkersSpec(), MANY) == Layout(num=4, num_gpus=0, num_cpus=1)

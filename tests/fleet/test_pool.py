@@ -8,7 +8,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RaySystemError, RayT
 from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT
 from jobs.dispatch.health import MAX_FAILURES
 from jobs.fleet.layout import Layout
-from jobs.fleet.pool import GATHER_S, MAX_FAILED_STARTS, POLL_S, PROGRESS_EVERY_S, SLOW_BIRTH_S
+from jobs.fleet.pool import GATHER_S, IDLE_S, MAX_FAILED_STARTS, POLL_S, PROGRESS_EVERY_S, SLOW_BIRTH_S
 from schemas.errors import DarkroomError, DeviceError, ReclaimedError, SpecError, StorageError
 from schemas.job import FailedRows, Job, Shard, ShardReport, ShardSnapshot, WorkerProgress
 from tests.support.simulation.pool_run import FOREVER, LONG_S, ROWS, Run, SlowWorker, Worker, dying
@@ -295,6 +295,24 @@ class TestStarts:
         assert "no driver" in str(run.error)
         assert len(run.workers) == MAX_FAILED_STARTS
 
+    def test_what_a_start_says_of_the_job_counts_until_the_next_one_fails_without_it(self) -> None:
+        """The first worker complains of the job, then fails, and then loads while the other one fails."""
+
+        class Unfit(Worker):
+            def ready(self) -> bool:
+                raise RuntimeError("no driver")
+
+        class Loading(Worker):
+            def ready(self) -> bool:
+                self.clock.thread.sleep(STALL_S / 2)
+                return True
+
+        run = Run(NoCheckpoint, Unfit, Unfit, Unfit, Loading, then=Unfit).run()
+
+        assert run.error is None
+        assert run.reported == [0, 1, 2, 3, 4]
+        assert len(run.workers) > 2 + MAX_FAILED_STARTS
+
     def test_a_worker_that_starts_at_last_begins_to_count_anew(self) -> None:
         """Starts that fail in a row are counted, not those of a whole job."""
 
@@ -339,6 +357,76 @@ class TestStarts:
         run.run()
 
         assert len(run.workers) == 1
+
+    def test_workers_for_which_nothing_is_left_end(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Their machines can end too. Two stay, of which one can check the other; the last shard is slow."""
+
+        class Leisurely(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                self.work((20 if shard.index == 0 else 2) * IDLE_S)
+                return report_of(shard)
+
+        run = Run(then=Leisurely, num=4, shards={"sd": 8}).run()
+
+        first_report_s = min(time_s for time_s, tick in run.ticks if tick.reports)
+        last_with_all_s = max(time_s for time_s, tick in run.ticks if tick.num_workers == 4)
+        assert run.reported == [*range(8)]
+        assert last_with_all_s > first_report_s + IDLE_S / 2
+        assert run.ticks[-2][1].num_workers == 2
+        assert "workers_ended=1: no part is left for them" in caplog.messages
+
+    def test_of_the_workers_that_stay_one_is_on_another_machine(self) -> None:
+        """What a machine alone says is not believed."""
+        run = Run(SlowWorker, Worker, SlowWorker, num=4, shards={"sd": 8}, machines=2)
+        staying: list[set[str]] = []
+        run.run(lambda _: staying.append({actor.machine for actor in run.ray.actors if actor.process.alive}))
+
+        assert [tick.num_workers for _, tick in run.ticks][-2] == 3
+        assert staying[-2] == {"machine-0", "machine-1"}
+
+    def test_no_machine_is_waited_for_that_no_shard_needs(self) -> None:
+        """A worker that waits for room would make the cluster start a machine."""
+
+        class NeverBorn(Worker):
+            def born(self) -> tuple[str, str]:
+                self.clock.thread.sleep(FOREVER)
+                raise AssertionError("its process never starts")
+
+        run = Run(SlowWorker, NeverBorn, NeverBorn, num=3, shards={"sd": 3})
+        waiting: list[int] = []
+        run.run(lambda _: waiting.append(sum(actor.process.alive for actor in run.ray.actors)))
+
+        assert run.reported == [0, 1, 2]
+        assert (max(waiting), waiting[-2]) == (3, 1)
+
+    def test_gpus_that_join_a_cluster_without_any_are_used_and_its_cpus_no_more(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Where the spec leaves open what to use. The shards of the old workers go to the new ones."""
+        run = Run(SlowWorker, SlowWorker, shards={"sd": 6})
+
+        def join(number: int) -> None:
+            if number == 20:
+                run.ray.machines["machine-1"] = {"CPU": 8, "GPU": 4}
+
+        run.run(join)
+
+        assert run.reported == [*range(6)]
+        assert run.error is None
+        options = [actor.options for actor in run.ray.actors]
+        assert [(option["num_gpus"], option["num_cpus"]) for option in options] == [(0, 1)] * 2 + [(1, 2)] * 4
+        assert run.clock.now_s < LONG_S
+        assert "worker=worker-0 was taken away: the cluster has GPUs now" in caplog.text
+
+
+def test_no_worker_is_placed_on_the_head_that_a_layout_names() -> None:
+    """Nor on a machine that is left out."""
+    run = Run(shards={"sd": 8}, machines=2)
+    run._layout = Layout(num=1, num_gpus=0, num_cpus=1, head="machine-0")
+
+    run.run()
+
+    assert {actor.machine for actor in run.ray.actors} == {"machine-1"}
 
 
 class TestLeaving:

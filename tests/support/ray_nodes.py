@@ -1,10 +1,14 @@
 """A Ray cluster of several nodes on this machine, whose nodes a test can add, pause and kill."""
 
+import json
 import shutil
 import socket
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tests.support.running import ROOT, Started
 
@@ -22,13 +26,30 @@ A node that only answers slowly still has Ray's usual ten seconds for each check
 """
 
 
+_HEAD: dict[str, Any] = {"resources": {}, "max_workers": 0}
+_NOTHING_TO_DO: dict[str, Any] = {
+    **{f"{kind}_commands": [] for kind in ("setup", "head_setup", "worker_setup", "initialization")},
+    **{f"{kind}_start_ray_commands": [] for kind in ("head", "worker")},
+    "cluster_synced_files": [],
+    "file_mounts": {},
+    "file_mounts_sync_continuously": False,
+    "auth": {"ssh_user": "nobody"},
+    "docker": {},
+}
+"""What the autoscaler wants to know of machines that it sets up by SSH; there are none."""
+
+
 class RayNodes:
     """`with RayNodes(**env) as nodes:` starts a head node, which has no CPUs for workers; they see `env`."""
 
-    def __init__(self, head_cpus: int = 0, **env: str) -> None:
+    def __init__(
+        self, head_cpus: int = 0, node_types: Mapping[str, Mapping[str, Any]] | None = None, **env: str
+    ) -> None:
+        """With `node_types`, Ray's own autoscaler runs on the head and starts such nodes on this machine."""
         # Workers import the tests' own engines.
         self._env = {"PYTHONPATH": str(ROOT)} | env
         self._head_cpus = head_cpus
+        self._node_types = node_types
         self.started: list[Started] = []
         """The head node and all nodes that were added."""
 
@@ -39,15 +60,11 @@ class RayNodes:
             self._port, client_port = free_ports(2)
             self._running = stack.enter_context(ExitStack())
             ports = ("--port", self._port, "--ray-client-server-port", client_port)
-            head = (
-                "--head",
-                "--num-cpus",
-                self._head_cpus,
-                "--include-dashboard=false",
-                "--temp-dir",
-                self._folder,
+            head = ("--head", "--num-cpus", self._head_cpus, "--num-gpus", 0, "--temp-dir", self._folder)
+            autoscaler, env = self._autoscaler() if self._node_types else ((), {})
+            self._start(
+                *(*head, *ports, "--include-dashboard=false", *autoscaler), **_DEAD_IS_SEEN_SOON, **env
             )
-            self._start(*head, *ports, "--include-dashboard=false", **_DEAD_IS_SEEN_SOON)
             self._stack = stack.pop_all()
         return self
 
@@ -59,7 +76,9 @@ class RayNodes:
     @property
     def env(self) -> dict[str, str]:
         """The environment of a driver that uses this cluster."""
-        return {"RAY_ADDRESS": f"127.0.0.1:{self._port}"}
+        # The home folder is that of the head, where `ray up` puts the autoscaler's configuration.
+        home = {"HOME": self._folder} if self._node_types else {}
+        return {"RAY_ADDRESS": f"127.0.0.1:{self._port}"} | home
 
     def add(self, num_cpus: int = 1, num_gpus: int = 0, **env: str) -> Started:
         """Add a node, and return its first process, which is the one that Kubernetes would stop.
@@ -74,6 +93,32 @@ class RayNodes:
     def workers(self) -> list[int]:
         """The ids of the workers' processes on all nodes."""
         return [pid for node in self.started for pid in node.pids(WORKER)]
+
+    def _autoscaler(self) -> tuple[tuple[str, ...], dict[str, str]]:
+        """The options and the environment of a head with an autoscaler."""
+        provider = {
+            "type": "fake_multinode",
+            "gcs_address": f"127.0.0.1:{self._port}",
+            "disable_node_updaters": True,
+        }
+        config = {
+            "cluster_name": "test",
+            "provider": provider,
+            "max_workers": 10,
+            "upscaling_speed": 10,
+            "idle_timeout_minutes": 0.05,
+            "head_node_type": "ray.head.default",
+            "available_node_types": {
+                name: {"node_config": {}, "min_workers": 0, **node_type}
+                for name, node_type in {**self._node_types, "ray.head.default": _HEAD}.items()
+            },
+        }
+        path = Path(self._folder, "ray_bootstrap_config.yaml")
+        path.write_text(json.dumps(config | _NOTHING_TO_DO), encoding="utf-8")
+        # `ray up` sets the node type too. The autoscaler looks once a second instead of every five.
+        env = {"RAY_NODE_TYPE_NAME": "ray.head.default", "RAY_FAKE_CLUSTER": "1"}
+        env |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "CUDA_VISIBLE_DEVICES": "0,1"}
+        return ("--autoscaling-config", str(path)), env
 
     def _start(self, *options: object, **env: str) -> Started:
         started = Started(

@@ -6,12 +6,13 @@ The real pool and the real layout run on it, many hours of them in a second.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from jobs.fleet import cluster, layout, pool
+from jobs.fleet import cluster, layout, machines, pool
 from tests.support.simulation.simulated_time import Clock, Process, Thread, ViolationError
 
 
@@ -134,6 +135,12 @@ class FakeRay:
         self.build = build
         self.machines = {"machine-0": {"CPU": num_cpus, "GPU": num_gpus}}
         """The resources of each machine of the cluster, by name."""
+        self.labels: dict[str, dict[str, str]] = {}
+        """The labels of machines that have some, by the machine's name."""
+        self.cluster_config: Any = None
+        """What the autoscaler has told Ray of the machines that it can start."""
+        state = SimpleNamespace(get_cluster_config=lambda: self.cluster_config)
+        self._private = SimpleNamespace(state=SimpleNamespace(state=state))
         self.dead_machines: list[dict[str, int]] = []
         """Those of machines that are gone; Ray names them for ever."""
         self.actors: list[Actor] = []
@@ -220,7 +227,10 @@ class FakeRay:
     def nodes(self) -> list[dict[str, Any]]:
         machines = [(name, True, machine) for name, machine in self.machines.items()]
         machines += [("", False, machine) for machine in self.dead_machines]
-        return [{"NodeID": name, "Alive": alive, "Resources": machine} for name, alive, machine in machines]
+        return [
+            {"NodeID": name, "Alive": alive, "Resources": machine, "Labels": self.labels.get(name, {})}
+            for name, alive, machine in machines
+        ]
 
 
 @contextmanager
@@ -231,5 +241,6 @@ def installed(fake: FakeRay) -> Iterator[FakeRay]:
         patch.object(pool, "time", fake),
         patch.object(cluster, "ray", fake),
         patch.object(layout, "ray", fake),
+        patch.object(machines, "ray", fake),
     ):
         yield fake
