@@ -163,8 +163,8 @@ class WorkersSpec(StrictModel):
     """The workers, which are Ray actors. Nothing here changes an image on the same hardware."""
 
     num: int | Literal["auto"] = "auto"
-    """The number of workers. auto: as many as the cluster's GPUs allow, or its CPUs if it has no GPU. Machines
-    that its autoscaler can start count."""
+    """The number of workers. auto: as many as the cluster's GPUs allow, or its CPUs if it has no GPU.
+    Machines that its autoscaler can start count."""
     num_gpus: float | Literal["auto"] = "auto"
     """GPUs per worker: 1, a share of one, or 0. auto: 1 if the cluster has or can get GPUs, else 0."""
     num_cpus: int | Literal["auto"] = "auto"
