@@ -14,6 +14,7 @@ from actors.parts.part import job_footer
 from actors.rows.shard_reader import ShardReader
 from actors.shard_run import Pulse, Resources, ShardRun
 from actors.storage.output import Output
+from actors.storage.retries import long_wait
 from actors.storage.stores import Stores
 from schemas.job import Job, Shard, ShardReport, WorkerProgress
 
@@ -54,6 +55,7 @@ class Worker:
             unfinished={index: run.progress.snapshot() for index, run in [*self._runs.items()]},
             heartbeats=resources.pulse.heartbeats + resources.engine.heartbeats,
             leaving=resources.pulse.leaving,
+            waits_for=long_wait(),
         )
 
     def leave(self) -> None:

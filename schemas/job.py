@@ -178,6 +178,8 @@ class WorkerProgress:
     """
     leaving: bool
     """Whether the worker's process was asked to end; it starts no more shards then."""
+    waits_for: str = ""
+    """A request to the store or the Hub that has failed for a while, and why; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

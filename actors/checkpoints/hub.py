@@ -1,6 +1,5 @@
 """The Hugging Face Hub: where its files are on this machine, and requests that outlast its troubles."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -8,16 +7,12 @@ from typing import TypeVar
 import httpx2
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
+from actors.storage.retries import repeat
 from schemas.errors import StorageError
-
-logger = logging.getLogger(__name__)
 
 HUB_ERRORS = (OSError, httpx2.HTTPError)
 """The errors that a request to the Hub can raise (huggingface_hub 2.4)."""
-LONGEST_WAIT_S = 20.0
-"""The longest wait between two tries."""
 _TRANSIENT_STATUSES = {408, 425, 429}
 
 T = TypeVar("T")
@@ -28,15 +23,8 @@ def ask_hub(ask: Callable[[], T], repository: str, deadline_s: float) -> T:
 
     Then StorageError. Another error, such as that of a repository that does not exist, is raised at once.
     """
-    retrying = Retrying(
-        retry=retry_if_exception(is_in_trouble),
-        wait=wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_S),
-        stop=stop_before_delay(deadline_s),
-        before_sleep=lambda state: _log_retry(repository, state),
-        reraise=True,
-    )
     try:
-        return retrying(ask)
+        return repeat(ask, repository, trouble_of=trouble_of, deadline_s=deadline_s)
     except HUB_ERRORS as error:
         if trouble := trouble_of(error):
             raise StorageError(
@@ -44,11 +32,6 @@ def ask_hub(ask: Callable[[], T], repository: str, deadline_s: float) -> T:
                 "Hub and the network are up, then run again to resume"
             ) from error
         raise
-
-
-def is_in_trouble(error: BaseException) -> bool:
-    """Whether the Hub could not be reached, or answered that it cannot answer now."""
-    return bool(trouble_of(error))
 
 
 def trouble_of(error: BaseException | None) -> str:
@@ -72,11 +55,3 @@ def hub_folder(repository: str) -> Path:
 def first_line(error: Exception) -> str:
     """The first line of its message, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _log_retry(repository: str, state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    logger.warning(
-        "hub_retry repository=%s attempt=%d wait_s=%.1f error=%s",
-        *(repository, state.attempt_number, state.upcoming_sleep, trouble_of(error)),
-    )

@@ -7,7 +7,6 @@ commit into various OSErrors, and waits for ever for a server that stops reading
 
 import asyncio
 import io
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Coroutine, Iterator, Mapping
@@ -16,15 +15,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, unquote
 
 import s3fs
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from actors.storage.objects import Buffer, StoredObject, refuse_larger
+from actors.storage.retries import repeat
 from actors.storage.s3_errors import (
     FOREIGN_ERRORS,
     PreconditionError,
     converted_error,
-    describe,
-    is_transient,
+    trouble_of,
 )
 from actors.storage.uris import S3_SCHEME
 from schemas.errors import SpecError, StorageError
@@ -32,15 +30,11 @@ from schemas.errors import SpecError, StorageError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-logger = logging.getLogger(__name__)
-
 MAX_PUT_BYTES = 5 * 2**30
 """S3's limit for one PUT. A part is never a multipart upload, because some stores ignore the condition on its
 last step."""
 SLOWEST_UPLOAD_BYTES_PER_S = 4 * 2**20
 """One try of an upload may take `timeout_s`, and the time that its bytes need at this rate."""
-LONGEST_WAIT_S = 20.0
-"""The longest wait between two tries of a request."""
 BLOCK_BYTES = 4 * 2**20
 """The size of the blocks in which an open file reads."""
 CACHED_BLOCKS = 8
@@ -191,15 +185,8 @@ class S3Storage:
             request = self._request(operation, uri, arguments, max_bytes)
             return self._try(request, min(timeout_s or self._timeout_s, left_s))
 
-        retrying = Retrying(
-            retry=retry_if_exception(is_transient),
-            wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT_S),
-            stop=stop_before_delay(self._deadline_s),
-            before_sleep=lambda state: _log_retry(operation, uri, state),
-            reraise=True,
-        )
         try:
-            return retrying(try_once)
+            return repeat(try_once, f"{operation} {uri}", trouble_of=trouble_of, deadline_s=self._deadline_s)
         except FOREIGN_ERRORS as error:
             raise converted_error(operation, uri, error, self._deadline_s) from error
 
@@ -293,15 +280,3 @@ def _stored_object(uri: str, size_bytes: int, etag: str) -> StoredObject:
 def _ascii(metadata: Mapping[str, str]) -> dict[str, str]:
     """Metadata with its values percent-encoded: it travels in headers, which are ASCII."""
     return {name: quote(value, safe="/:=,@+") for name, value in metadata.items()}
-
-
-def _log_retry(operation: str, uri: str, state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    logger.warning(
-        "storage_retry operation=%s uri=%s attempt=%d wait_s=%.1f error=%s",
-        operation,
-        uri,
-        state.attempt_number,
-        state.upcoming_sleep,
-        describe(error) if error else "",
-    )

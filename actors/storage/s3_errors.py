@@ -70,6 +70,11 @@ def is_transient(error: BaseException) -> bool:
     return (status >= 500 and status != 501) or status in _TRANSIENT_STATUSES or code in _TRANSIENT_CODES
 
 
+def trouble_of(error: BaseException) -> str:
+    """What is wrong with the store, in one line; empty for an error that will not pass."""
+    return describe(error) if is_transient(error) else ""
+
+
 def converted_error(operation: str, uri: str, error: Exception, deadline_s: float) -> Exception:
     """The error to raise for the last `error` of a request that did not succeed within `deadline_s`."""
     description = describe(error)

@@ -65,6 +65,8 @@ class Tick:
     """Workers that are up."""
     short_of: str = ""
     """If workers find no room: `2 of 2 CPUs in use`."""
+    waits_for: str = ""
+    """If workers wait for the store or the Hub: how many, and for what."""
 
 
 @dataclass(slots=True)
@@ -92,6 +94,8 @@ class _Seat:
     """Failed starts in a row."""
     start_error: DarkroomError | None = None
     """What the last failed start said, if it names a fault of the job or its storage."""
+    waits_for: str = ""
+    """What it last reported to wait for."""
     heartbeats: int = -1
     """The heartbeats that it last reported."""
     stalled_s: float = 0.0
@@ -179,6 +183,7 @@ class WorkerPool:
                 unfinished=self._snapshots(),
                 num_workers=self.num_up,
                 short_of=self._short_of,
+                waits_for=self._waits_for(),
             )
         self._leave_out_bad_machines(dispatcher)  # to name what was found out at the end
 
@@ -187,6 +192,12 @@ class WorkerPool:
         snapshots = [snapshot for seat in self._seats for snapshot in seat.unfinished.values()]
         is_alone = sum(seat.up or self._is_starting(seat) for seat in self._seats) == 1
         return snapshots if is_alone else [snapshot.without(DEVICE_DEPENDENT) for snapshot in snapshots]
+
+    def _waits_for(self) -> str:
+        """`2 workers wait for get_object s3://bucket/in.png: SlowDown (HTTP 503)`; empty if none waits."""
+        waiting = [seat.waits_for for seat in self._seats if seat.waits_for]
+        verb = "waits" if len(waiting) == 1 else "wait"
+        return f"{counted(len(waiting), 'worker')} {verb} for {waiting[0]}" if waiting else ""
 
     def _answered(self) -> list[Any]:
         """The calls that have an answer, as Ray's references; none if none is answered for POLL_S seconds."""
@@ -358,6 +369,7 @@ class WorkerPool:
             seat.unfinished = {i: snapshot for i, snapshot in answer.unfinished.items() if i in to_commit}
             # An older answer may arrive after the worker has given a shard back.
             seat.leaving |= answer.leaving
+            seat.waits_for = answer.waits_for
             if answer.heartbeats != seat.heartbeats:
                 seat.heartbeats, seat.stalled_s = answer.heartbeats, 0.0
         return None
@@ -472,7 +484,7 @@ class WorkerPool:
             del self._seat_of[ref]
         seat.calls.clear()
         seat.born = seat.up = seat.leaving = False
-        seat.loaded, seat.unfinished = (), {}
+        seat.loaded, seat.unfinished, seat.waits_for = (), {}, ""
         seat.heartbeats, seat.stalled_s, seat.idle_s = -1, 0.0, 0.0
         with contextlib.suppress(Exception):
             ray.kill(seat.actor, no_restart=True)

@@ -45,9 +45,8 @@ def generate_shards(
             for tick in pool.run(dispatcher):
                 for report in tick.reports:
                     tally.add(report)
-                tally.tick(
-                    sum(snapshot.images for snapshot in tick.unfinished), tick.num_workers, tick.short_of
-                )
+                num_images = sum(snapshot.images for snapshot in tick.unfinished)
+                tally.tick(num_images, tick.num_workers, tick.short_of, tick.waits_for)
                 shown.show(tally)
                 watch.lease.update(tally)
                 if watch.budget:

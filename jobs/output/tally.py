@@ -51,6 +51,8 @@ class Tally:
     """Workers that are ready now."""
     short_of: str = ""
     """What workers that find no room are short of."""
+    waits_for: str = ""
+    """How many workers wait for the store or the Hub, and why."""
     seconds_by_stage: Counter[str] = field(default_factory=Counter)
     cpu_by_worker: dict[str, float] = field(default_factory=dict)
     loads_by_worker: dict[str, int] = field(default_factory=dict)
@@ -71,11 +73,11 @@ class Tally:
         )
         self.worker_peak_rss_bytes = max(self.worker_peak_rss_bytes, report.peak_rss_bytes)
 
-    def tick(self, images_unfinished: int, num_workers: int, short_of: str = "") -> None:
-        """Update the progress of unfinished shards, the number of workers and what others are short of."""
+    def tick(self, images_unfinished: int, num_workers: int, short_of: str = "", waits_for: str = "") -> None:
+        """Update the progress of unfinished shards, the number of workers, and what they wait for."""
         self.images_unfinished = images_unfinished
         self.num_workers = num_workers
-        self.short_of = short_of
+        self.short_of, self.waits_for = short_of, waits_for
         if self.working_since is None and num_workers:
             self.working_since = time.monotonic()
 
@@ -131,6 +133,7 @@ class Tally:
             f"{self.rows_done:,.0f} of {counted(self.rows_total, 'row')} ({share:.0%}) · "
             f"{self.images_per_second:.1f} images/s · {_time_left(self)} · "
             f"{self.failed:,} failed · {counted(self.num_workers, 'worker')}"
+            f"{self.waits_for and f' · {self.waits_for}'}"
         )
 
 

@@ -263,7 +263,7 @@ def test_workers_of_one_machine_outlast_the_hubs_trouble_and_download_each_file_
     assert [finished.code for finished in ended] == [0, 0], ended
     fetched = [request for request in asked if request.startswith("GET") and ".safetensors" in request]
     assert len(fetched) == len(set(fetched)) == 3
-    assert "hub_retry repository=studio/sd attempt=1" in ended[0].err + ended[1].err
+    assert "retry attempt=1" in ended[0].err + ended[1].err
 
 
 def test_a_hub_in_lasting_trouble_is_the_storages_fault_and_a_missing_repository_the_specs(

@@ -1,5 +1,6 @@
 """The real WorkerPool in simulated time: its own bookkeeping, with workers that do what a test says."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -735,6 +736,26 @@ def test_workers_that_find_no_room_say_what_is_in_use() -> None:
     assert "2 of 2 CPUs in use" in {tick.short_of for _, tick in waiting.ticks}
     assert {tick.short_of for time_s, tick in waiting.ticks if time_s < SLOW_BIRTH_S} == {""}
     assert {tick.short_of for _, tick in starting.ticks} == {""}
+
+
+@pytest.mark.parametrize(("num", "text"), [(1, "1 worker waits for"), (2, "2 workers wait for")])
+def test_what_workers_wait_for_is_told_as_long_as_they_wait(num: int, text: str) -> None:
+    """With their number, and one of the requests. Another worker waits for nothing."""
+
+    class Waiting(Worker):
+        def progress(self) -> WorkerProgress:
+            waits_for = "list s3://b: 503" if 10 < self.clock.now_s < 30 else ""
+            return replace(super().progress(), waits_for=waits_for)
+
+        def generate(self, shard: Shard) -> ShardReport:
+            self.work(60)
+            return report_of(shard)
+
+    run = Run(Worker, then=Waiting, num=1 + num, shards={"sd": 9}).run()
+    told = [(time_s, tick.waits_for) for time_s, tick in run.ticks]
+
+    assert {words for _, words in told} == {"", f"{text} list s3://b: 503"}
+    assert {words for time_s, words in told if not 10 < time_s < 30 + 2 * PROGRESS_EVERY_S} == {""}
 
 
 class TestProgress:

@@ -156,6 +156,18 @@ def test_a_run_without_workers_says_what_they_wait_for() -> None:
     assert "in use" not in tally.line()
 
 
+def test_a_run_whose_workers_wait_for_the_store_says_so() -> None:
+    """As long as they do."""
+    tally = Tally(rows_total=10, rows_before=0)
+
+    tally.tick(0, 2, "", "1 worker waits for get_object s3://b/k: SlowDown (HTTP 503)")
+    waiting = tally.line()
+    tally.tick(0, 2)
+
+    assert waiting.endswith(" · 2 workers · 1 worker waits for get_object s3://b/k: SlowDown (HTTP 503)")
+    assert tally.line().endswith(" · 2 workers")
+
+
 def test_no_more_rows_are_done_than_there_are() -> None:
     """The images of unfinished shards are an estimate: a row may have several."""
     tally = Tally(rows_total=10, rows_before=4)
