@@ -12,6 +12,7 @@ _BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _SIGNATURE = re.compile(
     r"([?&][^=&]*(?:credential|key|password|secret|sig|token)[^=&]*=)[^&]*", re.IGNORECASE
 )
+_QUERY = re.compile(r"\?[^/?]*=")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -47,10 +48,8 @@ def _normalise_s3(uri: str) -> str:
             f"{masked(uri)!r}: credentials do not belong in a URI; set AWS_PROFILE or AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY in the environment of the driver and the workers"
         )
-    if "?" in key:
-        raise SpecError(
-            f"{masked(uri)!r}: query strings are not supported (in a pattern use '*' in place of '?')"
-        )
+    if _QUERY.search(key):
+        raise SpecError(f"{masked(uri)!r}: query strings are not supported; name the object itself")
     if not _BUCKET.match(bucket):
         raise SpecError(f"{uri!r}: {bucket!r} is not a bucket name; the form is s3://bucket/folder")
     _refuse_parent_segments(key, uri)
@@ -60,7 +59,7 @@ def _normalise_s3(uri: str) -> str:
 def _normalise_file_uri(uri: str) -> str:
     path = uri[len("file://") :]
     if "?" in path:
-        raise SpecError(f"{masked(uri)!r}: query strings are not supported")
+        raise SpecError(f"{masked(uri)!r}: query strings are not supported (a `?` in a name is %3F in a URI)")
     if not path.startswith("/"):
         raise SpecError(f"{masked(uri)!r}: the form is file:///absolute/path, with three slashes")
     return _normalise_local(unquote(path), uri)

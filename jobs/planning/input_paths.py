@@ -1,6 +1,7 @@
 """The files of the input, found by the paths, folders and patterns in input.path."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from actors.storage.objects import Storage, StoredObject
@@ -12,17 +13,62 @@ from schemas.spec.job_spec import JobSpec
 _WILDCARDS = "*?["
 
 
+@dataclass(frozen=True, slots=True)
+class InputPath:
+    """One path of input.path: a file, a folder, or a folder and a pattern for names below it."""
+
+    name: str
+    """The file or the folder."""
+    pattern: tuple[str, ...] = ()
+    """The pattern, name by name; empty if there is none."""
+
+    def __str__(self) -> str:
+        return "/".join([self.name, *self.pattern])
+
+    def includes(self, uri: str) -> bool:
+        """Whether the folder or the pattern includes this file."""
+        if not uri.startswith(f"{self.name}/"):
+            return False
+        names = uri.removeprefix(f"{self.name}/").split("/")
+        if self.pattern:
+            return _matches(names, self.pattern)
+        return uri.endswith(".parquet") and not any(map(_is_hidden, names))
+
+
 def find_files(spec: JobSpec, stores: Stores) -> list[StoredObject]:
     """The input's Parquet files in the order of their URIs, each once."""
     files_by_uri: dict[str, StoredObject] = {}
-    for path in paths_of(spec):
-        files = _expand(path, stores.of(path))
+    for path in input_paths(spec, stores):
+        files = _expand(path, stores.of(path.name))
         if not files:
-            raise SpecError(f"input.path: there is no Parquet file at {path} (a file, a folder or a pattern)")
+            raise SpecError(_nothing_at(path))
         for file in files:
             _check_name(file.uri)
             files_by_uri[file.uri] = file
     return [files_by_uri[uri] for uri in sorted(files_by_uri)]
+
+
+def input_paths(spec: JobSpec, stores: Stores) -> list[InputPath]:
+    """The paths of input.path. A name with a pattern's signs is a pattern only if nothing has that name."""
+    return [_parse(path, stores.of(path)) for path in paths_of(spec)]
+
+
+def _parse(path: str, storage: Storage) -> InputPath:
+    names = path.split("/")
+    signs = [index for index, name in enumerate(names) if any(sign in name for sign in _WILDCARDS)]
+    if not signs or storage.stat(path):
+        return InputPath(path)
+    for index in signs:
+        if not any(True for _ in storage.list("/".join(names[: index + 1]))):
+            return InputPath("/".join(names[:index]), tuple(names[index:]))
+    return InputPath(path)
+
+
+def _nothing_at(path: InputPath) -> str:
+    # Nobody means a `*` as part of a name.
+    escaped = [f"[{sign}] for `{sign}`" for sign in "?[" if any(sign in name for name in path.pattern)]
+    hint = f". If this is the name itself, write {' and '.join(escaped)}" if escaped else ""
+    return f"input.path: there is no Parquet file at {path} (a file, a folder or a pattern){hint}"
 
 
 def _check_name(uri: str) -> None:
@@ -50,22 +96,12 @@ def normalised(key: str, path: str) -> str:
         raise SpecError(f"{key}: {error}") from error
 
 
-def _expand(path: str, storage: Storage) -> Sequence[StoredObject]:
-    is_bucket = path.startswith(S3_SCHEME) and "/" not in path.removeprefix(S3_SCHEME)
-    stored = None if is_bucket else storage.stat(path)
+def _expand(path: InputPath, storage: Storage) -> Sequence[StoredObject]:
+    is_bucket = path.name.startswith(S3_SCHEME) and "/" not in path.name.removeprefix(S3_SCHEME)
+    stored = None if is_bucket or path.pattern else storage.stat(path.name)
     if stored is not None:
         return [stored]
-    first = min((path.index(sign) for sign in _WILDCARDS if sign in path), default=None)
-    folder = path if first is None else path[:first].rpartition("/")[0]
-    return [file for file in storage.list(folder) if includes(path, file.uri)]
-
-
-def includes(path: str, uri: str) -> bool:
-    """Whether a folder or a pattern of input.path includes this file."""
-    if any(sign in path for sign in _WILDCARDS):
-        return _matches(uri.split("/"), path.split("/"))
-    names = uri.removeprefix(f"{path}/")
-    return uri != names and names.endswith(".parquet") and not any(map(_is_hidden, names.split("/")))
+    return [file for file in storage.list(path.name) if path.includes(file.uri)]
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ from actors.inputs.footers import read_footer
 from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
 from actors.storage.uris import join
-from jobs.planning.input_paths import find_files, includes, normalised, paths_of
+from jobs.planning.input_paths import find_files, input_paths, normalised, paths_of
 from jobs.planning.route_checks import check_routes
 from schemas.columns.input_columns import ColumnMap, map_columns
 from schemas.columns.output_columns import output_schema
@@ -49,8 +49,8 @@ class Survey:
 
 def make_survey(spec: JobSpec) -> Survey:
     """The survey of everything that a job needs; SpecError for what is missing or does not fit."""
-    _check_output(spec)
     stores = Stores(spec.errors.storage_deadline_s)
+    _check_output(spec, stores)
     stored = find_files(spec, stores)
     _, schema = read_footer(stores.of(stored[0].uri), stored[0].uri)
     columns = map_columns(schema, spec.input)
@@ -79,11 +79,11 @@ def make_survey(spec: JobSpec) -> Survey:
     return Survey(job=job, files=files)
 
 
-def _check_output(spec: JobSpec) -> None:
+def _check_output(spec: JobSpec, stores: Stores) -> None:
     """Raise SpecError if the job would read its own parts, which would look like a changed input."""
     output = normalised("output.path", spec.output.path)
-    for path in paths_of(spec):
-        if includes(path, join(output, part_file(shard_name(0, 1)))):
+    for path in input_paths(spec, stores):
+        if path.includes(join(output, part_file(shard_name(0, 1)))):
             raise SpecError(
                 f"output.path: {output} is where input.path looks for rows ({path}), so the job would read "
                 "its own parts; choose a folder beside the input"

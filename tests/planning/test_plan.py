@@ -341,6 +341,51 @@ def test_a_pattern_is_read_as_in_a_shell(spec: JobSpec, pattern: str, found: lis
     assert names_of(change(spec, input={"path": f"{spec.input.path}/{pattern}"})) == found
 
 
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("prompts [final]", ["prompts [final]/a.parquet", "prompts [final]/day=1/b.parquet"]),
+        ("prompts [final]/a.parquet", ["prompts [final]/a.parquet"]),
+        ("prompts [final]/day=1", ["prompts [final]/day=1/b.parquet"]),
+        ("prompts [final]/*.parquet", ["prompts [final]/a.parquet"]),
+        ("prompts [final]/day=?/*.parquet", ["prompts [final]/day=1/b.parquet"]),
+        ("prompts ?", ["prompts ?/c.parquet"]),
+        ("prompts ?/c.parquet", ["prompts ?/c.parquet"]),
+        ("prompts [?]/*", ["prompts ?/c.parquet"]),
+        ("prompts [a-f]/*", ["prompts f/d.parquet"]),
+        ("*", ["*/e.parquet"]),
+        ("[*]/*", ["*/e.parquet"]),
+        ("**/b.parquet", ["prompts [final]/day=1/b.parquet"]),
+    ],
+)
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_what_exists_wins_over_what_matches(
+    s3_env: S3Server, spec: JobSpec, s3_folder: str, place: str, path: str, found: list[str]
+) -> None:
+    """Names may have a pattern's signs, on disk and in a bucket, in each part of a path."""
+    root = str(spec.input.path) if place == "local" else s3_folder
+    storage = open_storage(root)
+    names = ("prompts [final]/a", "prompts [final]/day=1/b", "prompts ?/c", "prompts f/d", "*/e")
+    for name in names:
+        storage.create(f"{root}/{name}.parquet", b"rows", {})
+
+    looking = change(spec, input={"path": f"{root}/{path}"})
+
+    assert [stored.uri.removeprefix(f"{root}/") for stored in find_files(looking, Stores())] == found
+
+
+def test_a_pattern_that_finds_nothing_says_how_its_signs_are_escaped(spec: JobSpec) -> None:
+    """Whoever means a name need not know that it is also a pattern."""
+    write_input(spec, prompt=["p"])
+
+    path = f"{spec.input.path}/what?[1]"
+
+    assert refusal(change(spec, input={"path": path})) == (
+        f"input.path: there is no Parquet file at {path} (a file, a folder or a pattern). "
+        "If this is the name itself, write [?] for `?` and [[] for `[`"
+    )
+
+
 def test_a_list_of_paths_names_each_file_once(spec: JobSpec) -> None:
     """Files, folders and patterns may overlap; the order is that of the names."""
     for name in ("a.parquet", "b.parquet", "more/c.parquet"):
@@ -511,11 +556,19 @@ def test_a_route_must_fit_its_model(spec: JobSpec, route: dict[str, object], say
 
 
 @pytest.mark.parametrize(
-    ("path", "output"), [("in", "in"), ("in", "in/sub/out"), ("i*/**/*.parquet", "in/out"), ("**", "in")]
+    ("path", "output"),
+    [
+        ("in", "in"),
+        ("in", "in/sub/out"),
+        ("i*/**/*.parquet", "in/out"),
+        ("**", "in"),
+        ("in/a [1]", "in/a [1]/out?"),
+        ("in/a [1]/**", "in/a [1]/out?"),
+    ],
 )
 def test_a_job_may_not_read_what_it_writes(spec: JobSpec, path: str, output: str) -> None:
     """Its own parts would look like a changed input, and the job could never be resumed."""
-    write_input(spec, prompt=["p"])
+    write_input(spec, "a [1]/a.parquet", prompt=["p"])
     root = Path(spec.output.path).parent
     write(root / "other.parquet", {"prompt": ["p"]})
     paths = [f"{root}/other.parquet", f"{root}/{path}"]
