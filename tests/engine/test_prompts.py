@@ -87,6 +87,20 @@ def test_what_the_tokenizer_cuts_stands_in_a_column(tmp_path: Path, kind: str) -
         assert said[0].endswith(f"77 tokens: {[found[name]]}")
 
 
+def test_what_is_cut_begins_with_a_whole_character(tmp_path: Path) -> None:
+    """Wherever the cut is: a fox has four bytes, and here they are in several tokens."""
+    prompts = {f"after {num}": " ".join(["the"] * num + ["🦊🦊🦊🦊"]) for num in range(66, 75)}
+    made = make(spec_for(tmp_path, [row(name, text) for name, text in prompts.items()]))
+    tokenizer = plain("sd").tokenizer
+    rests = [tokenizer.decode(tokenizer(text)["input_ids"][76:-1]) for text in prompts.values()]
+
+    found = [each["prompt_truncated"] for each in made.rows if each["prompt_truncated"]]
+
+    assert any(rest.startswith("\ufffd") for rest in rests)
+    assert len(found) == sum(bool(rest) for rest in rests)
+    assert {character for text in found for character in text} == {"🦊"}
+
+
 def test_what_is_cut_off_a_negative_prompt_stands_beside_it(tmp_path: Path) -> None:
     """Where it is read at all: without guidance it is not."""
     rows = [

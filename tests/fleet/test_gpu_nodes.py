@@ -70,8 +70,8 @@ def test_workers_fill_the_gpus_of_the_one_machine_that_has_some(
 
 @pytest.fixture(scope="module")
 def growing() -> Iterator[RayNodes]:
-    """A cluster whose autoscaler can start two machines with two GPUs each."""
-    types = {"with_gpus": {"resources": {"CPU": 4, "GPU": 2}, "max_workers": 2}}
+    """A cluster whose autoscaler can start two machines with a GPU each."""
+    types = {"with_gpus": {"resources": {"CPU": 2, "GPU": 1}, "max_workers": 2}}
     with RayNodes(head_cpus=4, node_types=types) as cluster:
         yield cluster
 
@@ -79,8 +79,8 @@ def growing() -> Iterator[RayNodes]:
 @pytest.mark.parametrize(
     ("num_gpus", "size"),
     [
-        ("auto", "4 workers with 1 GPU and 2 CPUs each, 4 of them on machines that the cluster has to start"),
-        (0, "8 workers with 1 CPU each\n"),
+        ("auto", "2 workers with 1 GPU and 2 CPUs each, 2 of them on machines that the cluster has to start"),
+        (0, "4 workers with 1 CPU each\n"),
     ],
     ids=["machines are started", "they are there"],
 )

@@ -1,11 +1,13 @@
 """Facts about how an input file is cut into batches: how many rows, and which problem is whose."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -347,3 +349,40 @@ def test_rows_of_which_nothing_is_to_be_read_come_in_batches_too(tmp_path: Path)
         batches = [*file.read_routing(batch_size=64)]
 
     assert [(part.first_row, part.num_rows) for part in batches] == [(0, 64), (64, 64), (128, 2)]
+
+
+@pytest.mark.parametrize("precision", [pa.float16(), pa.float32(), pa.float64()], ids=str)
+def test_numbers_of_low_precision_are_read_by_their_shortest_decimal(precision: pa.DataType) -> None:
+    """0.7 of 10 steps are 7 in each of them, and what cannot be used stays what it is."""
+    written = [0.7, None, 7.5, float("inf"), 0.1]
+    column = pa.array(np.array([value or 0 for value in written], precision.to_pandas_dtype()), precision)
+    column = pc.if_else(
+        pa.array([value is not None for value in written]), column, pa.scalar(None, precision)
+    )
+
+    values, problems = as_kind(column.slice(0, 5), "strength", precision)
+
+    assert (values.to_pylist(), problems) == (written, {})
+    assert as_kind(column.slice(2), "strength", precision)[0].to_pylist() == written[2:]
+
+
+@pytest.mark.parametrize(
+    "column_type",
+    [
+        pa.map_(pa.string(), pa.float32()),
+        pa.map_(pa.string(), pa.float16()),
+        pa.struct([("beta_end", pa.float32()), ("beta_start", pa.float16())]),
+    ],
+    ids=str,
+)
+def test_so_are_those_of_options(column_type: pa.DataType) -> None:
+    """In maps and in structs, in whole columns and in their slices."""
+    rows = [{"beta_end": 0.012}, None, {"beta_start": 0.5}, {}]
+    plain = [row and [*row.items()] if pa.types.is_map(column_type) else row for row in rows]
+    column = pa.array([[] if row == [] else row for row in plain], column_type)
+
+    for first in (0, 2):
+        values, problems = as_kind(column.slice(first), "scheduler_options", column_type)
+
+        assert [None if text is None else json.loads(text) for text in values.to_pylist()] == rows[first:]
+        assert problems == {}

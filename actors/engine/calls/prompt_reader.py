@@ -16,6 +16,9 @@ from actors.engine.pipelines.model_cache import ModelCache
 from actors.engine.samples import Sample
 from schemas.errors import RowError
 
+REPLACEMENT = "\ufffd"
+"""What tokenizers decode the bytes of an incomplete character to."""
+
 
 class PromptReader:
     """Measures texts with the tokenizers of the models that are going to encode them."""
@@ -70,10 +73,20 @@ class PromptReader:
         model = sample.route.model
         for encoder, tokenizer in enumerate(self._tokenizers[model]):
             for field, text in sample.encoder_texts(encoder).items():
-                rest = tokens[model, encoder, text][tokens_per_window(tokenizer) :]
-                if rest:
-                    cut.setdefault(field, tokenizer.decode(rest))
+                text_tokens, end = tokens[model, encoder, text], tokens_per_window(tokenizer)
+                if len(text_tokens) > end:
+                    cut.setdefault(field, _text_from(tokenizer, text_tokens, end))
         return cut
+
+
+def _text_from(tokenizer: Any, tokens: Tokens, start: int) -> str:
+    """The text of the tokens from `start` on, with all of a character whose bytes are in two tokens."""
+    # A character has at most four bytes, and a token at least one.
+    for first in range(start, max(0, start - 3) - 1, -1):
+        text = str(tokenizer.decode(tokens[first:]))
+        if not text.startswith(REPLACEMENT):
+            return text
+    return str(tokenizer.decode(tokens[start:]))
 
 
 def check_texts(sample: Sample) -> None:
