@@ -21,6 +21,7 @@ from actors.parts.part import FinishedImage, Part, Record, RowOutcome, build_par
 from actors.parts.unchanged_rows import unchanged_records
 from actors.process import peak_rss_bytes
 from actors.rows.opened_rows import OpenedRow, open_row
+from actors.rows.routing import size_limits
 from actors.rows.row import Row
 from actors.rows.shard_reader import ShardReader
 from actors.storage.output import Output
@@ -28,6 +29,9 @@ from schemas.errors import DEVICE_DEPENDENT, ReclaimedError, RefusedError, RowEr
 from schemas.job import FailedRows, Job, Shard, ShardReport, ShardSnapshot, merge_failed_rows
 
 logger = logging.getLogger(__name__)
+
+_Failure = tuple[RowOutcome, RowError]
+"""A row and its problem."""
 
 MAX_WAITING_BYTES = 256 << 20
 """The most bytes of pixels that wait to be encoded. Pixels take five times the bytes of encoded images."""
@@ -137,7 +141,7 @@ class ShardRun:
 
     def _row_opener(self, spool: Spool) -> Callable[[RowOutcome], OpenedRow | RowError]:
         """A function that opens a row's images, for the threads of `decoders`."""
-        read = self._resources.uris.reader(beside=self._shard.uri)
+        read, limits = self._resources.uris.reader(beside=self._shard.uri), size_limits(self._job.spec)
 
         def try_to_open(outcome: RowOutcome) -> OpenedRow | RowError:
             self._resources.pulse.beat()
@@ -145,7 +149,7 @@ class ShardRun:
                 return open_row(
                     outcome.row,
                     lambda uri: spool.add(read(uri)),
-                    max_pixels=self._job.spec.input.max_pixels,
+                    limits=limits,
                     vae_factor=self._job.models[outcome.row.route.model].vae_factor,
                 )
             except RowError as problem:
@@ -153,7 +157,7 @@ class ShardRun:
 
         return try_to_open
 
-    def _generate(self, opened: list[OpenedRow]) -> list[Future[None]]:
+    def _generate(self, opened: list[OpenedRow]) -> list[Future[_Failure | None]]:
         """Generate all images, on the device's thread; returns their encodings, some of which still run."""
         self._clock.lap("wait")
         pulse = self._resources.pulse
@@ -165,9 +169,7 @@ class ShardRun:
             outcome = by_index[generated.sample.opened.row.index]
             outcome.truncated = generated.sample.truncated
             if generated.problem:
-                if not outcome.problem:
-                    outcome.problem = generated.problem
-                    self.progress.count_failed(generated.problem)
+                self._fail(outcome, generated.problem)
                 continue
             encoding = self._resources.encoders.submit(self._encode, outcome, generated)
             backlog.add(encoding, _size_bytes(generated))
@@ -175,33 +177,48 @@ class ShardRun:
         self._clock.lap("generate")
         return backlog.encodings
 
-    def _encode(self, outcome: RowOutcome, generated: Generated) -> None:
-        """Encode one image with its depth map and the images of its steps, on an encoder's thread."""
+    def _encode(self, outcome: RowOutcome, generated: Generated) -> _Failure | None:
+        """Encode one image with its depth map and the images of its steps, on an encoder's thread.
+
+        Returns the row and its problem if they cannot be encoded.
+        """
         self._resources.pulse.beat()
+        try:
+            outcome.images.append(self._finished(outcome, generated))
+        except RowError as problem:
+            return outcome, problem
+        return None
+
+    def _finished(self, outcome: RowOutcome, generated: Generated) -> FinishedImage:
         sample, pixels, depth = generated.sample, generated.pixels, generated.depth
         name = f"{outcome.row.index:06d}-{sample.image_index}"
-        outcome.images.append(
-            FinishedImage(
-                image_index=sample.image_index,
-                image=None if pixels is None else self._images.write(name, pixels),
-                depth=None if depth is None else self._images.write_depth(f"{name}-depth", depth),
-                steps=tuple(
-                    self._images.write(f"{name}-step{step}", image)
-                    for step, image in enumerate(sample.step_images)
-                ),
-                width=None if pixels is None else pixels.shape[1],
-                height=None if pixels is None else pixels.shape[0],
-                nsfw=generated.nsfw,
-            )
+        return FinishedImage(
+            image_index=sample.image_index,
+            image=None if pixels is None else self._images.write(name, pixels),
+            depth=None if depth is None else self._images.write_depth(f"{name}-depth", depth),
+            steps=tuple(
+                self._images.write(f"{name}-step{step}", image)
+                for step, image in enumerate(sample.step_images)
+            ),
+            width=None if pixels is None else pixels.shape[1],
+            height=None if pixels is None else pixels.shape[0],
+            nsfw=generated.nsfw,
         )
+
+    def _fail(self, outcome: RowOutcome, problem: RowError) -> None:
+        """Record a row's problem, if it is its first."""
+        if not outcome.problem:
+            outcome.problem = problem
+            self.progress.count_failed(problem)
 
     @property
     def _identity(self) -> PartIdentity:
         return PartIdentity(job=self._job.fingerprint, shard=self._shard.name)
 
-    def _build_part(self, encodings: list[Future[None]]) -> Part:
+    def _build_part(self, encodings: list[Future[_Failure | None]]) -> Part:
         for encoding in encodings:
-            encoding.result()
+            if failed := encoding.result():
+                self._fail(*failed)
         return build_part(
             self._outcomes,
             self._resources.schema,
@@ -287,11 +304,11 @@ class _EncodingBacklog:
     """The encodings of a shard. `add` blocks while too many bytes of pixels wait to be encoded."""
 
     def __init__(self) -> None:
-        self.encodings: list[Future[None]] = []
-        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self.encodings: list[Future[_Failure | None]] = []
+        self._waiting: deque[tuple[Future[_Failure | None], int]] = deque()
         self._size_bytes = 0
 
-    def add(self, encoding: Future[None], size_bytes: int) -> None:
+    def add(self, encoding: Future[_Failure | None], size_bytes: int) -> None:
         self.encodings.append(encoding)
         self._waiting.append((encoding, size_bytes))
         self._size_bytes += size_bytes

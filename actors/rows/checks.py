@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.inputs.input_file import RowBatch
-from actors.rows.routing import AnyRoute, ResolvedRoute, Router, Unroutable
+from actors.rows.routing import AnyRoute, ResolvedRoute, Router, SizeLimits, Unroutable
 from actors.rows.row_values import Violation, always, effective_values
 from actors.rows.scheduler_checks import refused_schedulers
 from schemas.errors import RowError
@@ -55,7 +55,7 @@ def check_batch(batch: RowBatch, router: Router, models: Mapping[str, ModelCard]
         if isinstance(route, Unroutable):
             problems |= dict.fromkeys(np.flatnonzero(on_route).tolist(), route.problem)
             continue
-        for bad, code, describe in _violations(batch, route, models[route.model], router.max_pixels):
+        for bad, code, describe in _violations(batch, route, models[route.model], router.limits):
             for row in np.flatnonzero(bad & on_route).tolist():
                 problems.setdefault(row, RowError(code, describe(row)))
     problems |= batch.problems
@@ -63,7 +63,7 @@ def check_batch(batch: RowBatch, router: Router, models: Mapping[str, ModelCard]
 
 
 def _violations(
-    batch: RowBatch, route: ResolvedRoute, card: ModelCard, max_pixels: int
+    batch: RowBatch, route: ResolvedRoute, card: ModelCard, limits: SizeLimits
 ) -> Iterator[Violation]:
     yield from _missing(batch, route)
     yield from _seeds_and_counts(batch)
@@ -73,7 +73,8 @@ def _violations(
     for side in ("height", "width"):
         if side in route.defaults:
             yield from _indivisible(batch, route, side, card)
-    yield from _too_many_pixels(batch, route, max_pixels)
+            yield from _too_long_for_file(batch, route, side, limits)
+    yield from _too_many_pixels(batch, route, limits.max_pixels)
     if "strength" in route.defaults:
         yield from _no_steps(batch, route)
     if "denoising_start" in route.defaults:
@@ -197,6 +198,22 @@ def _too_many_pixels(batch: RowBatch, route: ResolvedRoute, most: int) -> Iterat
         return f"{size}: that is more than the {most:,} pixels of input.max_pixels"
 
     yield pixels > most, "invalid_size", describe
+
+
+def _too_long_for_file(
+    batch: RowBatch, route: ResolvedRoute, side: str, limits: SizeLimits
+) -> Iterator[Violation]:
+    """Rows whose image the files of the output's format cannot hold."""
+    pixels = effective_values(batch, route, side)
+    if pixels is None:  # The image decides, and a worker checks its header.
+        return
+    growth = route.total_growth()
+
+    def describe(row: int) -> str:
+        grown = f", and the last step's result is {growth} times as large" if growth > 1 else ""
+        return f"{side} is {pixels[row]:g}{grown}: {limits.too_long}"
+
+    yield np.nan_to_num(pixels) > limits.max_side / growth, "invalid_size", describe
 
 
 def checkpoint_limits(card: ModelCard) -> dict[str, int]:

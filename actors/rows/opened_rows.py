@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from actors.images.input_images import EncodedImage, ReadUri, open_image
-from actors.rows.routing import ResolvedRoute
+from actors.rows.routing import ResolvedRoute, SizeLimits
 from actors.rows.row import Row
 from schemas.errors import RowError
 from schemas.systems.system_table import LEAST_SIZE_FACTOR, System
@@ -22,11 +22,10 @@ class OpenedRow:
     """By field, the images of the row that the steps of its chain read."""
 
 
-def open_row(row: Row, read_uri: ReadUri, *, max_pixels: int, vae_factor: int) -> OpenedRow:
+def open_row(row: Row, read_uri: ReadUri, *, limits: SizeLimits, vae_factor: int) -> OpenedRow:
     """The row with its images opened; RowError where one is missing or cannot be used.
 
-    `max_pixels`: the most pixels that the spec lets a model work on; `vae_factor`: the model's pixels per
-    latent.
+    `limits` are those of the job; `vae_factor`: the model's pixels per latent.
     """
     route = row.route
     assert isinstance(route, ResolvedRoute), "rows with a problem are not opened"
@@ -38,20 +37,26 @@ def open_row(row: Row, read_uri: ReadUri, *, max_pixels: int, vae_factor: int) -
     opened = OpenedRow(row=row, route=route, images=images)
     _check_sizes(images.get("image"), route.system, vae_factor if route.system.rounds_image_down else 1)
     _check_mask(opened, max(vae_factor, LEAST_SIZE_FACTOR))
-    _check_work(opened, max_pixels)
+    _check_work(opened, limits)
     return opened
 
 
-def _check_work(opened: OpenedRow, max_pixels: int) -> None:
-    """Raise RowError where a model would work on more pixels than the spec allows."""
+def _check_work(opened: OpenedRow, limits: SizeLimits) -> None:
+    """Raise RowError where a model would work on too many pixels, or give an image too long for its file."""
     image, route = opened.images.get("image"), opened.route
     if image is None or "height" in route.defaults:  # Then the image does not decide the size.
         return
-    if image.width * image.height * route.growth() ** 2 > max_pixels:
+    if image.width * image.height * route.growth() ** 2 > limits.max_pixels:
         raise RowError(
             "image_too_large",
             f"`image` is {image.width}x{image.height}, the size at which {route.name} works or begins; "
-            f"input.max_pixels allows {max_pixels:,} pixels",
+            f"input.max_pixels allows {limits.max_pixels:,} pixels",
+        )
+    if max(image.width, image.height) * route.total_growth() > limits.max_side:
+        raise RowError(
+            "image_too_large",
+            f"`image` is {image.width}x{image.height}, and the result is {route.total_growth()} times as "
+            f"large: {limits.too_long}",
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from actors.images.encoding import MAX_SIDES
 from schemas.errors import RowError
 from schemas.job import NO_MODEL
 from schemas.spec.job_spec import JobSpec, Route
@@ -71,6 +72,37 @@ class ResolvedRoute:
         """How many times wider than the first step's image the widest input image of a later step is."""
         return math.prod(step.system.scale for step in self.steps[:-1])
 
+    def total_growth(self) -> int:
+        """How many times wider than the first step's image the last step's result is."""
+        return math.prod(step.system.scale for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class SizeLimits:
+    """How large the images of a job may be."""
+
+    max_pixels: int
+    """The most pixels that a model may work on."""
+    image_format: str
+    """The output's format."""
+
+    @property
+    def max_side(self) -> int:
+        """The longest side of an image that a file of the output's format can hold, in pixels."""
+        return MAX_SIDES[self.image_format]
+
+    @property
+    def too_long(self) -> str:
+        """What is said of a longer side."""
+        return (
+            f"a {self.image_format} file has at most {self.max_side:,} pixels a side; use output.format: png"
+        )
+
+
+def size_limits(spec: JobSpec) -> SizeLimits:
+    """The limits of a job."""
+    return SizeLimits(spec.input.max_pixels, spec.output.format)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unroutable:
@@ -108,8 +140,7 @@ class Router:
         self._spec = spec
         self._models = models
         self._resolved: dict[tuple[str | None, str | None], ResolvedRoute] = {}
-        self.max_pixels = spec.input.max_pixels
-        """The most pixels that a model may work on."""
+        self.limits = size_limits(spec)
 
     def resolve(self, task: str | None, model: str | None) -> AnyRoute:
         """The route of a row with these two column values; null or empty means the default."""

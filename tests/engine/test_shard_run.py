@@ -315,6 +315,32 @@ def test_a_part_of_one_row_holds_its_pixels_as_they_were_generated(tmp_path: Pat
     np.testing.assert_array_equal(stored[1], depth)
 
 
+@pytest.mark.parametrize(("image_format", "side"), [("webp", 16_384), ("jpeg", 65_504)])
+def test_an_image_that_cannot_be_encoded_costs_its_row_alone(
+    tmp_path: Path, image_format: str, side: int
+) -> None:
+    """Whatever made it too long for its file. The other image of the row is not stored."""
+    rows = [{"row_id": i, "prompt": "x", "num_images_per_prompt": 2} for i in range(3)]
+    plan = plan_of(tmp_path, rows, output={"path": str(tmp_path / "out"), "format": image_format})
+    long = np.zeros((8, side, 3), np.uint8)
+
+    def generated(sample: Sample) -> Generated:
+        is_long = sample.opened.row.row_id == 1 and sample.image_index == 0
+        return Generated(sample=sample, pixels=long if is_long else drawn(7), depth=None, nsfw=None)
+
+    with worker_for(plan, ScriptedEngine(generated)) as worker:
+        report = worker.run(next(plan.shards()))
+
+    made = pq.read_table(next((tmp_path / "out" / "data").iterdir())).to_pylist()
+    assert (report.ok, report.failed, report.error_codes) == (2, 1, {"encoding_error": 1})
+    assert [(row["row_id"], row["error_code"]) for row in made] == [
+        *((0, None), (0, None)),
+        (1, "encoding_error"),
+        *((2, None), (2, None)),
+    ]
+    assert f"an image of {side}x8 could not be encoded as {image_format}: " in made[2]["error_message"]
+
+
 @pytest.mark.parametrize("second", [NaNEngine, NoiseEngine])
 @pytest.mark.parametrize("first", [NaNEngine, NoiseEngine])
 def test_a_part_that_a_broken_machine_has_committed_unheard_is_replaced(

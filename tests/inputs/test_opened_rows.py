@@ -6,7 +6,7 @@ import pytest
 
 from actors.images.input_images import ImageSource
 from actors.rows.opened_rows import OpenedRow, open_row
-from actors.rows.routing import ResolvedRoute, Router
+from actors.rows.routing import ResolvedRoute, Router, SizeLimits
 from actors.rows.row import Row
 from schemas.errors import RowError
 from schemas.spec.job_spec import JobSpec
@@ -53,9 +53,10 @@ BROKEN = (0, 0)
 """The size of an image that cannot be opened."""
 
 Size = tuple[int, int]
+LIMITS = SizeLimits(2**20, "png")
 
 
-def opened(task: str, images: dict[str, Size], max_pixels: int = 2**20, **own: Any) -> OpenedRow:
+def opened(task: str, images: dict[str, Size], limits: SizeLimits = LIMITS, **own: Any) -> OpenedRow:
     """Open a row with images of these sizes (width, height) and these parameters of its own."""
     route = Router(SPEC, MODELS).resolve(task, None)
     assert isinstance(route, ResolvedRoute)
@@ -75,13 +76,13 @@ def opened(task: str, images: dict[str, Size], max_pixels: int = 2**20, **own: A
         keep={},
         problem=None,
     )
-    return open_row(row, lambda uri: b"", max_pixels=max_pixels, vae_factor=8)
+    return open_row(row, lambda uri: b"", limits=limits, vae_factor=8)
 
 
-def code(task: str, images: dict[str, Size], max_pixels: int = 2**20, **own: Any) -> str | None:
+def code(task: str, images: dict[str, Size], limits: SizeLimits = LIMITS, **own: Any) -> str | None:
     """The code of the error with which the row is refused; None where it is opened."""
     try:
-        opened(task, images, max_pixels, **own)
+        opened(task, images, limits, **own)
     except RowError as error:
         return error.code
     return None
@@ -126,7 +127,27 @@ def test_no_step_works_on_more_pixels_than_the_spec_allows(
     """A chain grows in both directions; where height and width decide, the image's size does not count."""
     images = {"image": size, "depth_map": size}
 
-    assert code(task, images, max_pixels) == expected
+    assert code(task, images, SizeLimits(max_pixels, "png")) == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "size", "image_format", "expected"),
+    [
+        ("img2img", (16_383, 64), "webp", None),
+        ("img2img", (16_384, 64), "webp", "image_too_large"),
+        ("img2img", (64, 16_384), "webp", "image_too_large"),
+        ("img2img", (16_384, 64), "jpeg", None),
+        ("upscale", (4_095, 8), "webp", None),
+        ("upscale", (8, 4_096), "webp", "image_too_large"),
+        ("upscale", (16_376, 8), "jpeg", "image_too_large"),
+        ("upscale", (16_376, 8), "png", None),
+    ],
+)
+def test_no_result_is_longer_than_its_file_can_hold(
+    task: str, size: Size, image_format: str, expected: str | None
+) -> None:
+    """An upscaler's is four times as long as the row's image."""
+    assert code(task, {"image": size}, SizeLimits(2**24, image_format)) == expected
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,31 @@ def test_a_row_that_breaks_a_rule_is_told_what_and_how_to_mend_it(row: Values, c
 
 
 @pytest.mark.parametrize(
+    ("image_format", "width", "refused"),
+    [
+        ("webp", 4088, False),
+        ("webp", 4096, True),
+        ("jpeg", 8192, False),
+        ("png", 8192, False),
+    ],
+)
+def test_a_result_that_its_file_cannot_hold_is_found_before_it_is_made(
+    image_format: str, width: int, refused: bool
+) -> None:
+    """The result of the route's last step is four times as large as that of its first."""
+    spec = SPEC.model_copy(update={"output": SPEC.output.model_copy(update={"format": image_format})})
+    with input_file([{"prompt": "x", "task": "large", "height": 64, "width": width}]) as opened:
+        (batch,) = opened.read_rows(0)
+
+    problems = check_batch(batch, Router(spec, MODELS), MODELS).problems
+
+    assert [str(problem) for problem in problems.values()] == [
+        f"invalid_size: width is {width}, and the last step's result is 4 times as large: a webp file has at "
+        "most 16,383 pixels a side; use output.format: png"
+    ] * refused
+
+
+@pytest.mark.parametrize(
     ("value", "says"),
     [
         (20.0, None),
