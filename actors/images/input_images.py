@@ -20,6 +20,8 @@ MAX_SCANS = 500
 _SCAN = b"\xff\xda"
 """The bytes that begin a scan. Coded pixels never have them, because no 255 in them is followed by 218."""
 _MODES = {"image": "RGB", "mask_image": "L", "depth_map": "I;16"}
+LEAST_MARK = 128
+"""The least value of a mask's pixel that is repainted: diffusers rounds masks to black and white."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EXIF_CHUNKS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 """The chunks of a PNG in which Pillow looks for EXIF."""
@@ -69,16 +71,47 @@ class EncodedImage:
     def decode(self) -> Image.Image:
         """The pixels, upright: RGB for an image, L for a mask, I;16 for a depth map.
 
-        RowError where the file is damaged.
+        RowError where the file is damaged, or is a mask that marks nothing.
         """
         data = encoded_bytes(self.data)
         try:
             with _open(data) as opened:
                 opened.load()
                 turn = _TURNS.get(_orientation(opened, data))
-                return _as_mode(opened if turn is None else opened.transpose(turn), _MODES[self.field])
+                image = _as_mode(opened if turn is None else opened.transpose(turn), _MODES[self.field])
+                if self.field == "mask_image":
+                    _refuse_empty(image, opened)
+                return image
         except (OSError, SyntaxError, ValueError) as error:
             raise _invalid_image(self.field, error) from error
+
+
+def _refuse_empty(mask: Image.Image, opened: Image.Image) -> None:
+    """Raise RowError for a mask without a pixel that is repainted. `opened` is the image that it is made of.
+
+    diffusers 0.42.1 would return the input image, without an error.
+    """
+    greatest = int(mask.getextrema()[1])
+    if greatest >= LEAST_MARK:
+        return
+    advice = "paint the area that is to change white"
+    if greatest == 1:
+        advice = "multiply its values by 255"
+    elif _alpha_marks(opened):
+        advice = "its alpha channel marks an area: save that channel as the mask"
+    raise RowError(
+        "empty_mask",
+        f"`mask_image` marks nothing: its greatest value is {greatest}, and only pixels of {LEAST_MARK} or "
+        f"more are repainted; {advice}",
+    )
+
+
+def _alpha_marks(opened: Image.Image) -> bool:
+    """Whether an image has an alpha channel in which some pixels are marked and others are not."""
+    if not opened.has_transparency_data:
+        return False
+    least, greatest = opened.convert("RGBA").getchannel("A").getextrema()
+    return least < LEAST_MARK <= greatest
 
 
 def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedImage:

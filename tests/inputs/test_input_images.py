@@ -131,9 +131,51 @@ def test_an_image_of_sixteen_bits_is_refused_where_it_would_turn_white() -> None
 
 def test_masks_are_grey_and_images_have_colours() -> None:
     """Whatever the file has."""
-    data = file_of(Image.new("RGBA", (3, 2), "teal"))
+    data = file_of(Image.new("RGBA", (3, 2), "aqua"))
 
     assert [opened(data, field).decode().mode for field in ("image", "mask_image")] == ["RGB", "L"]
+
+
+def marked(mode: str, background: Any, mark: Any) -> Image.Image:
+    """An image of one colour with one pixel of another one."""
+    image = Image.new(mode, (8, 8), background)
+    image.putpixel((3, 4), mark)
+    return image
+
+
+PALETTE = Image.new("P", (8, 8), 1)
+PALETTE.putpalette([0, 0, 0, 60, 60, 60])
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (marked("L", 0, 0), "its greatest value is 0, and only pixels of 128 or more are repainted; paint"),
+        (marked("L", 0, 127), "its greatest value is 127,"),
+        (marked("L", 0, 1), "multiply its values by 255"),
+        (marked("RGB", (0, 0, 0), (255, 0, 0)), "its greatest value is 76,"),
+        (marked("RGBA", (0, 0, 0, 0), (0, 0, 0, 255)), "its alpha channel marks an area: save that channel"),
+        (marked("LA", (9, 255), (9, 0)), "its alpha channel marks an area"),
+        (marked("RGBA", (0, 0, 0, 255), (0, 0, 0, 255)), "paint the area that is to change white"),
+        (PALETTE, "its greatest value is 60,"),
+    ],
+    ids=["black", "too dark", "0 and 1", "red scribble", "alpha", "grey with alpha", "opaque", "palette"],
+)
+def test_a_mask_that_marks_nothing_is_refused_with_what_it_has(mask: Image.Image, says: str) -> None:
+    """diffusers would return the input image as the result."""
+    with pytest.raises(RowError) as refused:
+        opened(file_of(mask), "mask_image").decode()
+
+    assert refused.value.code == "empty_mask"
+    assert says in refused.value.message
+
+
+def test_a_mask_marks_from_128_on_and_an_image_may_be_dark() -> None:
+    """One pixel is enough, and a picture of the night is a picture."""
+    mask = opened(file_of(marked("L", 0, 128)), "mask_image").decode()
+    night = opened(file_of(marked("RGB", (0, 0, 0), (9, 9, 9)))).decode()
+
+    assert (mask.getextrema(), night.getextrema()) == ((0, 128), ((0, 9), (0, 9), (0, 9)))
 
 
 def test_bytes_beside_a_path_are_the_image() -> None:

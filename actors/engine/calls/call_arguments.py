@@ -39,9 +39,6 @@ def check_images(sample: Sample, images: Mapping[str, Image.Image]) -> None:
         if low == high:
             # diffusers 0.42.1 divides a depth map by its range, which gives NaN here.
             raise RowError("constant_depth", "`depth_map` has the same depth everywhere")
-    mask = images.get("mask_image")
-    if mask is not None and sample.parameters.get("padding_mask_crop") is not None and not mask.getbbox():
-        raise RowError("empty_mask", "`mask_image` is black everywhere, so padding_mask_crop has no crop")
 
 
 def check_steps(cohort: Cohort, pipeline: Any) -> None:
