@@ -91,7 +91,7 @@ def _refuse_empty(mask: Image.Image, opened: Image.Image) -> None:
 
     diffusers 0.42.1 would return the input image, without an error.
     """
-    greatest = int(mask.getextrema()[1])
+    greatest = int(np.asarray(mask).max())
     if greatest >= LEAST_MARK:
         return
     advice = "paint the area that is to change white"
@@ -110,8 +110,8 @@ def _alpha_marks(opened: Image.Image) -> bool:
     """Whether an image has an alpha channel in which some pixels are marked and others are not."""
     if not opened.has_transparency_data:
         return False
-    least, greatest = opened.convert("RGBA").getchannel("A").getextrema()
-    return least < LEAST_MARK <= greatest
+    alpha = np.asarray(opened.convert("RGBA").getchannel("A"))
+    return bool(alpha.min() < LEAST_MARK <= alpha.max())
 
 
 def open_image(field: str, source: ImageSource, read_uri: ReadUri) -> EncodedImage:

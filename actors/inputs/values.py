@@ -18,7 +18,7 @@ from actors.inputs.texts import (
     texts_and_problems,
 )
 from actors.inputs.value_sizes import size_problems
-from schemas.columns.input_columns import FIELD_KINDS, dense, id_type, kept_type
+from schemas.columns.input_columns import FIELD_KINDS, dense, id_type, kept_type, storage_type
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.systems.schedulers import options_text
 
@@ -47,6 +47,7 @@ def as_kept(array: pa.Array, name: str, arrow_type: pa.DataType) -> tuple[pa.Arr
 
 def as_kind(array: pa.Array, field: str, arrow_type: pa.DataType) -> tuple[pa.Array, Problems]:
     """(values, problems) of a field: its column, of type `arrow_type`, in the type of the field's kind."""
+    array, arrow_type = _as_storage(array), storage_type(arrow_type)
     if FIELD_KINDS[field] == "image":
         return _as_image(array, field)
     if is_text(arrow_type):
@@ -58,6 +59,13 @@ def as_kind(array: pa.Array, field: str, arrow_type: pa.DataType) -> tuple[pa.Ar
     if pa.types.is_nested(arrow_type):
         problems |= invalid_value_problems(array, field, dense(arrow_type))
     return _as_values(nulled(array, problems), FIELD_KINDS[field]), problems
+
+
+def _as_storage(array: pa.Array) -> pa.Array:
+    """The column in its `storage_type`."""
+    if isinstance(array.type, pa.UuidType):
+        return pa.array([uuid and str(uuid) for uuid in array.to_pylist()], pa.string())
+    return array.storage if isinstance(array, pa.ExtensionArray) else array
 
 
 def _as_values(array: pa.Array, kind: str) -> pa.Array:

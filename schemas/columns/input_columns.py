@@ -104,7 +104,7 @@ def _recognise(spare: list[str], settled: Collection[str]) -> dict[str, str]:
 
 def _check_type(field: str, column: str, arrow_type: pa.DataType) -> None:
     kind = FIELD_KINDS[field]
-    if _accepts(kind, dense(arrow_type)):
+    if _accepts(kind, dense(storage_type(arrow_type))):
         return
     fitting = {
         "whole number": "whole numbers",
@@ -119,6 +119,13 @@ def _check_type(field: str, column: str, arrow_type: pa.DataType) -> None:
         f"convert it, name another column with input.columns: {{{field}: ...}}, or leave the field unread "
         f"with {{{field}: null}}"
     )
+
+
+def storage_type(arrow_type: pa.DataType) -> pa.DataType:
+    """The type as which a field's column is read: an extension type's storage, and text for a UUID."""
+    if isinstance(arrow_type, pa.UuidType):
+        return pa.string()
+    return arrow_type.storage_type if isinstance(arrow_type, pa.BaseExtensionType) else arrow_type
 
 
 def dense(arrow_type: pa.DataType) -> pa.DataType:
@@ -171,7 +178,7 @@ def _item(arrow_type: pa.DataType) -> pa.Field:
 
 def id_type(arrow_type: pa.DataType) -> pa.DataType:
     """The type that ids have in the output: int64 for whole numbers that always fit in it, else text."""
-    kind = dense(arrow_type)
+    kind = dense(storage_type(arrow_type))
     return pa.int64() if pa.types.is_integer(kind) and not pa.types.is_uint64(kind) else pa.string()
 
 
@@ -223,4 +230,5 @@ def _is_image_struct(arrow_type: pa.DataType) -> bool:
 
 
 def _is_binary(arrow_type: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(arrow_type) or pa.types.is_large_binary(arrow_type))
+    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(check(arrow_type) for check in checks)

@@ -1,6 +1,7 @@
 """Facts about how an input file is cut into batches: how many rows, and which problem is whose."""
 
 import json
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,49 @@ def test_numbers_of_low_precision_are_read_by_their_shortest_decimal(precision: 
 
     assert (values.to_pylist(), problems) == (written, {})
     assert as_kind(column.slice(2), "strength", precision)[0].to_pylist() == written[2:]
+
+
+IDS = [uuid.UUID(int=7), None, uuid.UUID(int=2**100)]
+IMAGES = [b"png", None, b"jpeg"]
+
+
+@pytest.mark.parametrize(
+    ("field", "column", "expected"),
+    [
+        (
+            "row_id",
+            pa.array([each and each.bytes for each in IDS], pa.uuid()),
+            [each and str(each) for each in IDS],
+        ),
+        ("scheduler_options", pa.array(['{"a": 1}', None, "{}"], pa.json_()), ['{"a": 1}', None, "{}"]),
+        ("prompt", pa.array(["a", None, "b"], pa.json_()), ["a", None, "b"]),
+        (
+            "seed",
+            pa.ExtensionArray.from_storage(
+                pa.opaque(pa.int32(), "bigserial", "a database"), pa.array([1, None, 2], pa.int32())
+            ),
+            [1, None, 2],
+        ),
+        (
+            "image",
+            pa.array(IMAGES, pa.binary_view()),
+            [each and {"bytes": each, "path": None} for each in IMAGES],
+        ),
+    ],
+    ids=["uuid", "json", "json as text", "opaque", "view"],
+)
+def test_a_type_that_means_the_same_is_read(
+    tmp_path: Path, field: str, column: pa.Array, expected: list[Any]
+) -> None:
+    """From the file on: an extension type by its storage, a UUID by its text, a view as what it shows."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({field: column}), path)
+    columns = map_columns(pq.read_schema(path), InputSpec(path="x"))
+
+    with InputFile(path.open("rb"), columns) as file:
+        (batch,) = file.read_rows(0)
+
+    assert (batch.fields[field].to_pylist(), batch.problems) == (expected, {})
 
 
 @pytest.mark.parametrize(
