@@ -15,7 +15,6 @@ from tests.support.running import (
     Record,
     assert_whole,
     parts,
-    run_with,
     start_with,
     text_rows,
     write_rows,
@@ -144,18 +143,20 @@ def test_a_worker_that_has_no_time_to_finish_drops_its_shard(nodes: RayNodes, tm
 )
 def test_a_machine_that_is_broken_costs_one_machine(nodes: RayNodes, tmp_path: Path, how: str) -> None:
     """It is named with its worker or for itself; the other one generates every row."""
-    rows = text_rows(96)
+    rows = text_rows(400)
     spec = job(tmp_path, rows)
     broken = nodes.add(**{BROKEN: how})
+    host = re.escape(socket.gethostname())
+    named = (
+        rf"machine={host} is left out: 3 shards or starts in a row failed there|"
+        rf"worker=worker-\d is out of service: 3 shards or starts in a row failed on {host},"
+    )
 
-    finished = run_with("slow_unless_broken", spec, **nodes.env)
+    with start_with("slow_unless_broken", spec, **nodes.env) as run:
+        run.wait_until(lambda: re.search(named, run.err()))
+        hurry(tmp_path / "rows.parquet")
+        finished = run.wait()
     broken.kill_all()
 
     assert finished.code == 0, finished.err
-    host = re.escape(socket.gethostname())
-    assert re.search(
-        rf"machine={host} is left out: 3 shards or starts in a row failed there|"
-        rf"worker=worker-\d is out of service: 3 shards or starts in a row failed on {host},",
-        finished.err,
-    )
     assert_whole(tmp_path / "out", rows)

@@ -153,7 +153,7 @@ BROKEN = "DARKROOM_TEST_BROKEN"
 
 
 def slow_unless_broken(job: Job, num_cpus: int) -> NoiseEngine:
-    """The engine of a job one of whose machines is broken."""
+    """The engine of a job one of whose machines is broken; the others work until the test calls `hurry`."""
     match os.environ.get(BROKEN):
         case "cannot start":
             raise RuntimeError("no CUDA device here")
@@ -167,7 +167,7 @@ def slow_unless_broken(job: Job, num_cpus: int) -> NoiseEngine:
             return NaNEngine(0.1)
         case "reaches no storage":
             return BrokenEngine(StorageError("s3://out cannot be reached"))
-    return slow(job, num_cpus)
+    return slow_until_told(job, num_cpus)
 
 
 def without_gpu(job: Job, num_cpus: int) -> NoiseEngine:
