@@ -84,15 +84,15 @@ def _as_values(array: pa.Array, kind: str) -> pa.Array:
         return array.cast(pa.list_(_whole(getattr(array.type, "value_type", array.type))))
     if kind == "whole number" and not pa.types.is_floating(array.type):
         return array.cast(_whole(array.type))
-    return widened(array)
+    return _widened(array)
 
 
-def widened(array: pa.Array) -> pa.Array:
+def _widened(array: pa.Array) -> pa.Array:
     """Numbers as float64: those of half and single precision by their shortest decimal.
 
     A plain cast would make 0.699999988 of the 0.7 that somebody wrote, and of 10 steps at this strength 6.
     """
-    if not (pa.types.is_float16(array.type) or pa.types.is_float32(array.type)):
+    if not _is_low_precision(array.type):
         return array.cast(pa.float64(), safe=False)
     # numpy's text of a float is the shortest one that is read back as the same float.
     numbers = array.to_numpy(zero_copy_only=False).astype(str).astype(np.float64)
@@ -120,9 +120,13 @@ def _as_options(array: pa.Array) -> pa.Array:
 
 def _shortest(value: object, arrow_type: pa.DataType) -> object:
     """The value; a number of half or single precision by its shortest decimal."""
-    if value is None or not (pa.types.is_float16(arrow_type) or pa.types.is_float32(arrow_type)):
+    if value is None or not _is_low_precision(arrow_type):
         return value
     return float(str(arrow_type.to_pandas_dtype()(value)))
+
+
+def _is_low_precision(arrow_type: pa.DataType) -> bool:
+    return bool(pa.types.is_float16(arrow_type) or pa.types.is_float32(arrow_type))
 
 
 def _from_text(value: str | None, _: pa.DataType) -> object:

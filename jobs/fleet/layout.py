@@ -33,7 +33,6 @@ class Layout:
     """CPU cores of each worker."""
     limited_by_shards: bool = False
     """Whether there are fewer workers than fit, because the job has no more shards."""
-
     num_to_come: int = 0
     """Workers for which the cluster's autoscaler has to start machines."""
     head: str = ""
@@ -89,16 +88,16 @@ def _has_gpus(machines: Machines) -> bool:
     return any(machine.get("GPU", 0) >= 1 for machine in machines.sizes)
 
 
-def with_new_gpus(spec: WorkersSpec, layout: Layout) -> Layout:
+def with_new_gpus(spec: WorkersSpec, layout: Layout, machines: Machines) -> Layout:
     """The layout for the GPUs of a cluster that had none before; the same one if there is nothing new."""
-    if spec.num_gpus != "auto" or layout.num_gpus or not _has_gpus(machines := find_machines()):
+    if spec.num_gpus != "auto" or layout.num_gpus or not _has_gpus(machines):
         return layout
     return _sized(spec, machines)
 
 
-def num_workers(spec: WorkersSpec, layout: Layout, num_shards: int) -> int:
+def num_workers(spec: WorkersSpec, layout: Layout, machines: Machines, num_shards: int) -> int:
     """How many workers this many shards can use: at least one, and no more than find room now or later."""
-    return min(_num_asked(spec, layout, find_machines()), max(1, num_shards))
+    return min(_num_asked(spec, layout, machines), max(1, num_shards))
 
 
 def _num_asked(spec: WorkersSpec, layout: Layout, machines: Machines) -> int:

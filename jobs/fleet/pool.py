@@ -22,6 +22,7 @@ from jobs.dispatch.dispatcher import SHARDS_IN_FLIGHT, Dispatcher
 from jobs.dispatch.health import MAX_FAILURES, Health
 from jobs.dispatch.shard_record import Death
 from jobs.fleet.layout import Layout, machines_for, num_workers, resources_in_use, with_new_gpus
+from jobs.fleet.machines import Machines, find_machines
 from jobs.fleet.ray_worker import RayWorker
 from schemas.errors import DEVICE_DEPENDENT, DarkroomError, DeviceError, ReclaimedError
 from schemas.job import Job, Shard, ShardReport, ShardSnapshot
@@ -261,18 +262,19 @@ class WorkerPool:
 
     def _follow_cluster(self, dispatcher: Dispatcher) -> None:
         """Ask for as many workers as find room and have work, and end those that have none."""
-        self._use_new_gpus(dispatcher)
+        machines = find_machines()
+        self._use_new_gpus(machines, dispatcher)
         num_busy = sum(seat.at_work for seat in self._seats)
-        num = num_workers(self._workers, self._layout, num_busy + dispatcher.num_waiting)
+        num = num_workers(self._workers, self._layout, machines, num_busy + dispatcher.num_waiting)
         if (added := num - len(self._seats)) > 0:
             logger.warning("workers_added=%d: the cluster has room now", added)
             self._add_seats(added)
         else:
             self._give_up_seats(-added, dispatcher)
 
-    def _use_new_gpus(self, dispatcher: Dispatcher) -> None:
+    def _use_new_gpus(self, machines: Machines, dispatcher: Dispatcher) -> None:
         """Replace all workers if a cluster without GPUs has got some, and the spec leaves the choice open."""
-        layout = with_new_gpus(self._workers, self._layout)
+        layout = with_new_gpus(self._workers, self._layout, machines)
         if layout is not self._layout:
             self._layout = layout
             for seat in self._seats:
@@ -296,10 +298,12 @@ class WorkerPool:
         """Whether a worker without a shard can go, because others stay of which one can check the other."""
         if not seat.born:
             return True
+        if seat.idle_s <= IDLE_S:
+            return False
         others = [other.node for other in self._seats if other.up and other is not seat]
         on_two_machines = len({*others}) > 1
         on_its_machine = len(others) > 1 and {*others} == {seat.node}
-        return seat.idle_s > IDLE_S and (on_two_machines or on_its_machine)
+        return on_two_machines or on_its_machine
 
     def _hand_out(self, dispatcher: Dispatcher) -> None:
         dispatcher.num_starting = sum(self._is_starting(seat) for seat in self._seats)

@@ -1,6 +1,6 @@
 """The files of the input, found by the paths, folders and patterns in input.path."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -35,10 +35,10 @@ class InputPath:
         return uri.endswith(".parquet") and not any(map(_is_hidden, names))
 
 
-def find_files(spec: JobSpec, stores: Stores) -> list[StoredObject]:
+def find_files(paths: Iterable[InputPath], stores: Stores) -> list[StoredObject]:
     """The input's Parquet files in the order of their URIs, each once."""
     files_by_uri: dict[str, StoredObject] = {}
-    for path in input_paths(spec, stores):
+    for path in paths:
         files = _expand(path, stores.of(path.name))
         if not files:
             raise SpecError(_nothing_at(path))

@@ -1,5 +1,6 @@
 """The survey of a job: its input files and columns, and its checkpoints. Only footers are read, no rows."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from actors.inputs.footers import read_footer
 from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
 from actors.storage.uris import join
-from jobs.planning.input_paths import find_files, input_paths, normalised, paths_of
+from jobs.planning.input_paths import InputPath, find_files, input_paths, normalised
 from jobs.planning.route_checks import check_routes
 from schemas.columns.input_columns import ColumnMap, map_columns
 from schemas.columns.output_columns import output_schema
@@ -50,8 +51,9 @@ class Survey:
 def make_survey(spec: JobSpec) -> Survey:
     """The survey of everything that a job needs; SpecError for what is missing or does not fit."""
     stores = Stores(spec.errors.storage_deadline_s)
-    _check_output(spec, stores)
-    stored = find_files(spec, stores)
+    paths = input_paths(spec, stores)
+    _check_output(spec, paths)
+    stored = find_files(paths, stores)
     _, schema = read_footer(stores.of(stored[0].uri), stored[0].uri)
     columns = map_columns(schema, spec.input)
     _check_columns(spec, columns, schema)
@@ -64,7 +66,7 @@ def make_survey(spec: JobSpec) -> Survey:
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         files = tuple(pool.map(survey_file, stored))
     if not sum(file.num_rows for file in files):
-        raise SpecError(f"input.path: no rows in {', '.join(paths_of(spec))}")
+        raise SpecError(f"input.path: no rows in {', '.join(map(str, paths))}")
     build_demo_checkpoints(spec.models.values())
     models = {name: read_card(name, model) for name, model in spec.models.items()}
     check_routes(spec, models)
@@ -79,10 +81,10 @@ def make_survey(spec: JobSpec) -> Survey:
     return Survey(job=job, files=files)
 
 
-def _check_output(spec: JobSpec, stores: Stores) -> None:
+def _check_output(spec: JobSpec, paths: Iterable[InputPath]) -> None:
     """Raise SpecError if the job would read its own parts, which would look like a changed input."""
     output = normalised("output.path", spec.output.path)
-    for path in input_paths(spec, stores):
+    for path in paths:
         if path.includes(join(output, part_file(shard_name(0, 1)))):
             raise SpecError(
                 f"output.path: {output} is where input.path looks for rows ({path}), so the job would read "

@@ -7,6 +7,7 @@ import pytest
 from ray.core.generated import autoscaler_pb2
 
 from jobs.fleet.layout import Layout, lay_out, num_workers, resources_in_use
+from jobs.fleet.machines import find_machines
 from schemas.errors import SpecError
 from schemas.spec.job_spec import WorkersSpec
 from tests.support.simulation.fake_ray import FakeRay, installed
@@ -174,7 +175,7 @@ def test_a_machine_alone_that_is_too_small_is_an_error(
 def test_as_many_workers_fit_as_both_the_gpus_and_the_cpus_allow(size: Layout, num: int) -> None:
     """On two machines together."""
     with installed(cluster_of(machine(1, 4), machine(2, 12))):
-        assert num_workers(WorkersSpec(), size, MANY) == num
+        assert num_workers(WorkersSpec(), size, find_machines(), MANY) == num
 
 
 @pytest.mark.parametrize(

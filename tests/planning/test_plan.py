@@ -19,11 +19,12 @@ from rich.console import Console
 from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
 from actors.inputs.input_file import InputFile
 from actors.rows.routing import Router
+from actors.storage.objects import StoredObject
 from actors.storage.output import open_output
 from actors.storage.stores import Stores, open_storage
 from jobs.output import job_record
 from jobs.output.job_record import claim
-from jobs.planning.input_paths import find_files
+from jobs.planning.input_paths import find_files, input_paths
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.plan_text import LARGE_PART_BYTES, MAX_ROUTE_LINES, print_plan, refuse_hopeless
 from jobs.planning.row_scan import Findings, RouteCount
@@ -98,10 +99,16 @@ def refusal(spec: JobSpec) -> str:
     return str(refused.value)
 
 
+def files_of(spec: JobSpec) -> list[StoredObject]:
+    """Return the input files that a spec finds."""
+    stores = Stores()
+    return find_files(input_paths(spec, stores), stores)
+
+
 def names_of(spec: JobSpec) -> list[str]:
     """Return the input files that a spec finds, below its own folder `in`."""
     root = f"{Path(spec.output.path).parent}/in/"
-    return [stored.uri.removeprefix(root) for stored in find_files(spec, Stores())]
+    return [stored.uri.removeprefix(root) for stored in files_of(spec)]
 
 
 def test_rows_are_counted_by_route_model_and_size(spec: JobSpec) -> None:
@@ -371,7 +378,7 @@ def test_what_exists_wins_over_what_matches(
 
     looking = change(spec, input={"path": f"{root}/{path}"})
 
-    assert [stored.uri.removeprefix(f"{root}/") for stored in find_files(looking, Stores())] == found
+    assert [stored.uri.removeprefix(f"{root}/") for stored in files_of(looking)] == found
 
 
 def test_a_pattern_that_finds_nothing_says_how_its_signs_are_escaped(spec: JobSpec) -> None:
@@ -797,6 +804,6 @@ def test_input_in_a_bucket_is_found_as_on_disk(
         storage.create(f"s3://inp/plan/day={number % 3}/f{number // 3}.parquet", b"rows", {})
 
     looking = change(spec, input={"path": path})
-    found = [stored.uri for stored in find_files(looking, Stores())]
+    found = [stored.uri for stored in files_of(looking)]
 
     assert sum(uri.startswith("s3://inp/plan/") for uri in found) == files
