@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
+import pyarrow as pa
+
 from actors.process import peak_rss_bytes
 from benchmarks.race import surroundings
 from jobs.dispatch.dispatcher import Dispatcher
@@ -165,7 +167,12 @@ def job() -> Job:
             "output": {"path": "s3://bucket/out"},
         }
     )
-    return Job(spec=spec, models={}, columns=ColumnMap(fields={}, recognised={}, keep=()), schema=b"")
+    return Job(
+        spec=spec,
+        models={},
+        columns=ColumnMap(fields={}, recognised={}, keep={}, id_type=pa.string()),
+        schema=b"",
+    )
 
 
 def shards(num: int) -> Iterator[Shard]:

@@ -14,8 +14,11 @@ from actors.inputs.batch_sizes import dictionary_leaves, rebatched, rows_per_bat
 from actors.inputs.damaged_pages import Damage, find_damage, is_damage, lost_row_problems, read_around
 from actors.inputs.texts import Problems
 from actors.inputs.values import as_kept, as_kind, is_present, presence
-from schemas.columns.input_columns import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS, ColumnMap
+from schemas.columns.fields import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS
+from schemas.columns.folder_columns import folder_array, folder_columns, folder_type
+from schemas.columns.input_columns import ColumnMap
 from schemas.errors import RowError
+from schemas.wording.printable import shortened
 
 BATCH_ROWS = 16_384
 """Rows whose routing columns are read together: enough for numpy to be fast, and only a few megabytes."""
@@ -52,11 +55,15 @@ class RowBatch:
 class InputFile:
     """An open Parquet file. Close it, or use it in a `with`."""
 
-    def __init__(self, source: BinaryIO, columns: ColumnMap) -> None:
+    def __init__(self, source: BinaryIO, columns: ColumnMap, uri: str = "") -> None:
+        """`uri`: that of the file. The names of its folders may give columns that the file itself lacks."""
         self._source = source
         self._columns = columns
         footer = pq.read_metadata(source)
         self._types = footer.schema.to_arrow_schema()
+        folders = folder_columns(uri)
+        self._folders = {name: folders[name] for name in folders if name not in self._types.names}
+        self._overruled = {name: folders[name] for name in folders if name in self._types.names}
         self._dictionaries = dictionary_leaves(footer, columns.columns())
         self._parquet = pq.ParquetFile(
             source,
@@ -97,7 +104,7 @@ class InputFile:
 
     def read_ids(self) -> Iterator[RowBatch]:
         """Batches of all rows, with only their ids. The input must have a column of ids."""
-        return self._read(0, [self._columns.fields["row_id"]], BATCH_ROWS)
+        return self._read(0, self._own([self._columns.fields["row_id"]]), BATCH_ROWS)
 
     def read_for_checks(self, batch_size: int = BATCH_ROWS) -> Iterator[RowBatch]:
         """Batches of all rows, without images. Of texts they only tell which rows have one.
@@ -109,7 +116,7 @@ class InputFile:
 
     def read_rows(self, first_row: int, batch_size: int = 64) -> Iterator[RowBatch]:
         """Batches with every needed column, from the start of `first_row`'s row group to the file's end."""
-        return self._read(self.row_group_of(first_row), self._columns.columns(), batch_size)
+        return self._read(self.row_group_of(first_row), self._own(self._columns.columns()), batch_size)
 
     def row_ids(self, rows: Sequence[int]) -> list[str]:
         """The ids of these rows, for a message: empty texts if the input has no ids."""
@@ -121,7 +128,7 @@ class InputFile:
         for row in rows:
             by_group[self.row_group_of(row)].add(row)
         for group, group_rows in sorted(by_group.items()):
-            for batch in self._read(group, [column], BATCH_ROWS):
+            for batch in self._read(group, self._own([column]), BATCH_ROWS):
                 stop = batch.first_row + batch.num_rows
                 batch_rows = {row for row in group_rows if batch.first_row <= row < stop}
                 ids = batch.fields["row_id"]
@@ -133,16 +140,43 @@ class InputFile:
     def num_nulls(self, field: str) -> int:
         """The number of rows without a value in this field. The column is read if the footer does not say."""
         column = self._columns.fields[field]
+        if column in self._folders:
+            return self.metadata.num_rows if self._folders[column] is None else 0
         null_count = self._null_count(column)
         if null_count is not None:
             return null_count
         return self._count_nulls(column)
 
+    def contradictions(self) -> dict[str, str]:
+        """By column that the job reads: how the file's own values, which count, contradict its folder's name.
+
+        The values are those of the footer's statistics; a file without statistics contradicts nothing.
+        """
+        found = {}
+        for name in self._overruled.keys() & {*self._columns.columns()}:
+            bounds, value = self._bounds(name), self._overruled[name]
+            if bounds and bounds != {value}:
+                shown = " to ".join(sorted(shortened(bound) for bound in bounds))
+                found[name] = (
+                    f"the folder's name says {value}, and the file's own column, which counts, {shown}"
+                )
+        return found
+
+    def _bounds(self, leaf: str) -> set[str]:
+        """The least and the greatest value of a leaf, as texts; empty where the footer does not say."""
+        statistics = [chunk and chunk.statistics for chunk in self._chunks(leaf)]
+        if not all(each and each.has_min_max for each in statistics):
+            return set()
+        return {
+            str(min(each.min for each in statistics if each)),
+            str(max(each.max for each in statistics if each)),
+        }
+
     def _routing_columns(self, fields: Sequence[str]) -> list[str]:
         columns = []
         for field in fields:
             column = self._columns.fields.get(field)
-            if column is None:
+            if column is None or column in self._folders:
                 continue
             if field in IMAGE_FIELDS:
                 columns += self._presence_column(column)
@@ -186,21 +220,16 @@ class InputFile:
 
     def _null_count(self, leaf: str) -> int | None:
         """The number of nulls in a leaf, from the footer; None where the footer does not say."""
-        total = 0
-        for group in range(self.metadata.num_row_groups):
-            chunks = self.metadata.row_group(group)
-            chunk = next(
-                (
-                    chunks.column(i)
-                    for i in range(chunks.num_columns)
-                    if chunks.column(i).path_in_schema == leaf
-                ),
-                None,
-            )
-            if chunk is None or chunk.statistics is None or not chunk.statistics.has_null_count:
-                return None
-            total += chunk.statistics.null_count
-        return total
+        statistics = [chunk and chunk.statistics for chunk in self._chunks(leaf)]
+        if not all(each and each.has_null_count for each in statistics):
+            return None
+        return sum(int(each.null_count) for each in statistics if each)
+
+    def _chunks(self, leaf: str) -> Iterator[pq.ColumnChunkMetaData | None]:
+        """The column chunk of a leaf in each row group; None where there is none."""
+        for group in map(self.metadata.row_group, range(self.metadata.num_row_groups)):
+            chunks = map(group.column, range(group.num_columns))
+            yield next((chunk for chunk in chunks if chunk.path_in_schema == leaf), None)
 
     def _read(
         self, first_group: int, columns: list[str], batch_size: int, *, with_texts: bool = True
@@ -211,7 +240,8 @@ class InputFile:
             return
         batches = self._batches(first_group, columns, self._rows_per_batch(batch_size, columns))
         for batch, lost in rebatched(batches, batch_size):
-            yield self._row_batch(batch, row, with_texts, lost)
+            arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+            yield self._row_batch(arrays, row, batch.num_rows, lost, with_texts=with_texts)
             row += batch.num_rows
 
     def _batches(
@@ -271,35 +301,53 @@ class InputFile:
     def _empty_batches(self, row: int, batch_size: int) -> Iterator[RowBatch]:
         while row < self.metadata.num_rows:
             num_rows = min(batch_size, self.metadata.num_rows - row)
-            present = {field: np.ones(num_rows, dtype=bool) for field in self._image_fields()}
-            yield RowBatch(first_row=row, num_rows=num_rows, fields={}, present=present, keep={}, problems={})
+            yield self._row_batch({}, row, num_rows, {}, with_texts=True)
             row += num_rows
+
+    def _own(self, columns: Sequence[str]) -> list[str]:
+        """Those of the columns that the file itself has."""
+        return [column for column in columns if column not in self._folders]
 
     def _image_fields(self) -> list[str]:
         return [field for field in IMAGE_FIELDS if field in self._columns.fields]
 
-    def _row_batch(self, batch: pa.RecordBatch, first_row: int, with_texts: bool, lost: Problems) -> RowBatch:
-        arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+    def _row_batch(
+        self,
+        arrays: Mapping[str, pa.Array],
+        first_row: int,
+        num_rows: int,
+        lost: Problems,
+        *,
+        with_texts: bool,
+    ) -> RowBatch:
+        """The batch of rows with these columns of the file, and with those of its folders."""
         problems: Problems = {}
         fields = {}
         for name, column in self._columns.fields.items():
-            if column in arrays and name in TEXT_FIELDS and not with_texts:
-                fields[name] = presence(arrays[column])
-            elif column in arrays:
-                fields[name], field_problems = as_kind(arrays[column], name, self._types.field(column).type)
+            array = arrays.get(column)
+            if column in self._folders:
+                array = folder_array(self._folders[column], folder_type(name), num_rows)
+            if array is not None and name in TEXT_FIELDS and not with_texts:
+                fields[name] = presence(array)
+            elif array is not None:
+                fields[name], field_problems = as_kind(array, name)
                 problems = field_problems | problems
         present = {
-            field: is_present(fields[field]) if field in fields else np.ones(batch.num_rows, dtype=bool)
+            field: is_present(fields[field]) if field in fields else np.ones(num_rows, dtype=bool)
             for field in self._image_fields()
         }
         keep = {}
-        for name in self._columns.keep:
-            if name in arrays:
-                keep[name], column_problems = as_kept(arrays[name], name, self._types.field(name).type)
+        for name, output_type in self._columns.keep.items():
+            if name in self._folders:
+                keep[name] = folder_array(self._folders[name], output_type, num_rows)
+            elif name in arrays:
+                keep[name], column_problems = as_kept(
+                    arrays[name], name, self._types.field(name).type, output_type
+                )
                 problems = column_problems | problems
         return RowBatch(
             first_row=first_row,
-            num_rows=batch.num_rows,
+            num_rows=num_rows,
             fields=fields,
             present=present,
             keep=keep,

@@ -12,7 +12,7 @@ from actors.images.spool import Spool
 from actors.inputs.input_file import RowBatch
 from actors.rows.checks import MAX_SEED, CheckedBatch
 from actors.rows.routing import AnyRoute, ResolvedRoute, Unroutable
-from schemas.columns.input_columns import IMAGE_FIELDS, TEXT_FIELDS
+from schemas.columns.fields import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
 from schemas.systems.parameters import PARAMETERS, ParameterValue, with_preset
 from schemas.systems.schedulers import options_text, parse_options

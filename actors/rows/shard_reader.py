@@ -83,7 +83,7 @@ class ShardReader:
         if self._cursor is None or self._cursor.uri != shard.uri:
             self.close()
             self._refuse_changed(shard)
-            file = InputFile(self._stores.of(shard.uri).open(shard.uri), self._job.columns)
+            file = InputFile(self._stores.of(shard.uri).open(shard.uri), self._job.columns, shard.uri)
             self._cursor = _Cursor(shard.uri, file, self._router)
         return self._cursor
 

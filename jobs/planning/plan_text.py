@@ -1,5 +1,6 @@
 """The texts of `darkroom plan`: its tables, its bad rows, and the refusal of too many of them."""
 
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from rich.console import Console
@@ -24,11 +25,16 @@ MAX_ROUTE_LINES = 30
 
 
 def check_rows(surveyed: Survey, console: Console, max_examples: int = MAX_EXAMPLES) -> tuple[Plan, Findings]:
-    """The plan, and what its pass over all rows found. On a terminal, a bar shows the progress."""
+    """The plan, and what its pass over all rows found. On a terminal, a bar shows the progress.
+
+    Contradictions of columns and the names of folders are printed.
+    """
     columns = (TextColumn("checking rows"), BarColumn(30), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=surveyed.num_rows)
-        return make_plan(surveyed, lambda rows: progress.advance(task, rows), max_examples)
+        planned, findings = make_plan(surveyed, lambda rows: progress.advance(task, rows), max_examples)
+    _print_lines(findings.contradictions, console)
+    return planned, findings
 
 
 def refuse_hopeless(surveyed: Survey, findings: Findings, *, listed: bool = False) -> None:
@@ -68,8 +74,7 @@ def describe_bad_row(bad: BadRow) -> str:
 
 
 def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
-    """Print the plan: columns, models, routes, bad rows, parts and size."""
-    print_columns(plan.job, console)
+    """Print the plan: models, routes, bad rows, parts and size."""
     console.print(_models_table(plan.job))
     shared_bytes = bytes_shared(plan.job.checkpoints)
     if shared_bytes:
@@ -82,10 +87,14 @@ def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
     _print_output(plan, findings, console)
 
 
-def print_columns(job: Job, console: Console) -> None:
-    """Print the columns that are recognised by a foreign name, so that no column is mapped silently."""
-    for field, column in job.columns.recognised.items():
-        console.print(escaped(f"column `{column}` is read as `{field}`"))
+def print_notes(surveyed: Survey, console: Console) -> None:
+    """Print which columns and files of the input are read, as what, and which are not."""
+    _print_lines(surveyed.notes, console)
+
+
+def _print_lines(lines: Sequence[str], console: Console) -> None:
+    for line in lines:
+        console.print(escaped(line), soft_wrap=True, highlight=False)
 
 
 def _models_table(job: Job) -> Table:

@@ -65,6 +65,8 @@ class Findings:
     """The first rows of each error code."""
     num_bad: dict[str, int]
     """The number of rows that cannot be generated, by error code."""
+    contradictions: tuple[str, ...] = ()
+    """A line for each column that contradicts the name of a folder, with the first file where it does."""
 
 
 class _FileScan:
@@ -85,6 +87,8 @@ class _FileScan:
         self.examples: list[tuple[int, RowError]] = []
         """(row number, problem) of the rows that the plan may name."""
         self.bad_rows: list[BadRow] = []
+        self.contradictions: Mapping[str, str] = {}
+        """By column, how it contradicts the name of the file's folder."""
         self.keys: Keys | None = None
         """The keys of the rows' ids, if ids are compared."""
 
@@ -183,9 +187,13 @@ def _scan(
     scan: _FileScan, job: Job, router: Router, stores: Stores, report: ReportProgress, *, with_ids: bool
 ) -> None:
     uri = scan.file.stored.uri
+    if not scan.file.num_rows:  # Such a file may lack columns that all others have.
+        scan.keys = np.empty(0, np.int64) if with_ids else None
+        return
     try:
-        with InputFile(stores.of(uri).open(uri), job.columns) as opened:
+        with InputFile(stores.of(uri).open(uri), job.columns, uri) as opened:
             _check_ids(opened, uri, job)
+            scan.contradictions = opened.contradictions()
             scan.keys = id_keys(opened) if with_ids else None
             for batch in opened.read_for_checks():
                 scan.add(check_batch(batch, router, job.models), job)
@@ -209,6 +217,7 @@ class ScanTotals:
         self._pixels: Counter[_CountKey] = Counter()
         self._num_bad: Counter[str] = Counter()
         self._bad_rows: dict[str, list[BadRow]] = {}
+        self._contradictions: dict[str, str] = {}
 
     def add(self, scan: _FileScan) -> None:
         """Add a file's counts."""
@@ -218,6 +227,8 @@ class ScanTotals:
         self._images += scan.images
         self._pixels += scan.pixels
         self._num_bad += scan.num_bad
+        for column, text in scan.contradictions.items():
+            self._contradictions.setdefault(column, f"column `{column}` of {scan.file.stored.uri}: {text}")
         for bad in scan.bad_rows:
             examples = self._bad_rows.setdefault(bad.problem.code, [])
             if len(examples) < self._max_examples:
@@ -238,7 +249,12 @@ class ScanTotals:
         ]
         bad_rows = [bad for code in sorted(self._bad_rows) for bad in self._bad_rows[code]]
         num_bad = dict(sorted(self._num_bad.items()))
-        return Findings(counts=tuple(counts), bad_rows=tuple(bad_rows), num_bad=num_bad)
+        return Findings(
+            counts=tuple(counts),
+            bad_rows=tuple(bad_rows),
+            num_bad=num_bad,
+            contradictions=tuple(self._contradictions.values()),
+        )
 
 
 def _check_ids(opened: InputFile, uri: str, job: Job) -> None:

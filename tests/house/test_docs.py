@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.demo_cache import KINDS
-from schemas.columns.input_columns import FIELD_KINDS, FOREIGN_NAMES
+from schemas.columns.fields import FIELD_KINDS
 from schemas.spec.job_spec import (
     BatchingSpec,
     ErrorsSpec,
@@ -21,6 +21,7 @@ from schemas.spec.job_spec import (
 from schemas.spec.spec_file import load_spec
 from schemas.systems.parameters import PARAMETERS, SLD_PRESETS, ParameterValue
 from schemas.systems.system_table import SYSTEMS, TASKS
+from schemas.wording.foreign_names import FOREIGN_NAMES
 from tests.support.running import ROOT
 
 SPEC_PAGE = (ROOT / "docs" / "job-spec.md").read_text()

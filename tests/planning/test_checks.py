@@ -16,6 +16,7 @@ from actors.rows.checks import MAX_IMAGES_PER_ROW, MAX_SEED, check_batch
 from actors.rows.routing import ResolvedRoute, Router, Unroutable
 from actors.rows.row import Row, build_rows
 from schemas.columns.input_columns import map_columns
+from schemas.columns.input_schemas import InputSchemas
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RowError
 from schemas.job import NO_MODEL
@@ -94,7 +95,7 @@ def input_file(rows: Sequence[Values], types: Mapping[str, pa.DataType] = TYPES)
     table = pa.table({name: pa.array([row.get(name) for row in rows], types[name]) for name in names})
     source = io.BytesIO()
     pq.write_table(table, source, row_group_size=3)
-    return InputFile(source, map_columns(table.schema, InputSpec(path="x")))
+    return InputFile(source, map_columns(InputSchemas({"x": table.schema}), InputSpec(path="x")))
 
 
 def problems_in(batches: Sequence[RowBatch]) -> dict[int, tuple[str, str]]:
