@@ -144,7 +144,7 @@ def report_of(shard: Shard) -> ShardReport:
         failed=0,
         images=ROWS,
         size_bytes=1,
-        error_codes={},
+        failures={},
         unforeseen={},
         seconds={"generate": 1.0},
         models_loaded=(MODEL,),

@@ -39,9 +39,7 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
         done = done_shards(output, record.num_shards)
         if all(done) and is_finished(output):
             totals = output_totals(output, record.num_shards)
-            return RunResult(
-                output=output.path, totals=totals, rows_tried=0, images_generated=0, abandoned=()
-            )
+            return RunResult(output=output.path, totals=totals)
         with Lease(output) as lease:
             tally, abandoned = _generate_missing(plan, output, done, lease, console, engine)
             abandoned = still_missing(abandoned, output, record.num_shards)
@@ -56,6 +54,7 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
             rows_tried=tally.rows,
             images_generated=tally.images,
             abandoned=tuple(abandoned),
+            failures=tally.failures,
         )
 
 

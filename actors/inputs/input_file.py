@@ -8,12 +8,15 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors.inputs.batch_sizes import dictionary_leaves, rebatched, rows_per_batch
 from actors.inputs.damaged_pages import Damage, find_damage, is_damage, lost_row_problems, read_around
-from actors.inputs.texts import Problems
+from actors.inputs.footer_statistics import FooterStatistics
+from actors.inputs.texts import Problems, is_text
 from actors.inputs.values import as_kept, as_kind, is_present, presence
+from schemas.columns.column_types import storage_type
 from schemas.columns.fields import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS
 from schemas.columns.folder_columns import folder_array, folder_columns, folder_type
 from schemas.columns.input_columns import ColumnMap
@@ -45,6 +48,9 @@ class RowBatch:
     that the input lacks is absent."""
     present: Mapping[str, npt.NDArray[np.bool_]]
     """By image field of the input: whether each row has an image."""
+    uris: Mapping[str, pa.Array]
+    """By image field: the URIs of the images that are not in the file; null for other rows. A field is absent
+    if the batch does not tell which images are in the file."""
     keep: Mapping[str, pa.Array]
     """Kept columns by name, perhaps still in their dictionaries."""
     problems: Mapping[int, RowError]
@@ -75,6 +81,7 @@ class InputFile:
         )
         sizes = [self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._statistics = FooterStatistics(footer)
         self._damages: dict[tuple[int, str], Damage | None] = {}
 
     def __enter__(self) -> "InputFile":
@@ -142,7 +149,7 @@ class InputFile:
         column = self._columns.fields[field]
         if column in self._folders:
             return self.metadata.num_rows if self._folders[column] is None else 0
-        null_count = self._null_count(column)
+        null_count = self._statistics.null_count(column)
         if null_count is not None:
             return null_count
         return self._count_nulls(column)
@@ -154,23 +161,13 @@ class InputFile:
         """
         found = {}
         for name in self._overruled.keys() & {*self._columns.columns()}:
-            bounds, value = self._bounds(name), self._overruled[name]
+            bounds, value = self._statistics.bounds(name), self._overruled[name]
             if bounds and bounds != {value}:
                 shown = " to ".join(sorted(shortened(bound) for bound in bounds))
                 found[name] = (
                     f"the folder's name says {value}, and the file's own column, which counts, {shown}"
                 )
         return found
-
-    def _bounds(self, leaf: str) -> set[str]:
-        """The least and the greatest value of a leaf, as texts; empty where the footer does not say."""
-        statistics = [chunk and chunk.statistics for chunk in self._chunks(leaf)]
-        if not all(each and each.has_min_max for each in statistics):
-            return set()
-        return {
-            str(min(each.min for each in statistics if each)),
-            str(max(each.max for each in statistics if each)),
-        }
 
     def _routing_columns(self, fields: Sequence[str]) -> list[str]:
         columns = []
@@ -180,18 +177,19 @@ class InputFile:
                 continue
             if field in IMAGE_FIELDS:
                 columns += self._presence_column(column)
-            elif field != "prompt" or self._null_count(column) != 0:
+            elif field != "prompt" or self._statistics.null_count(column) != 0:
                 columns.append(column)
         return columns
 
     def _presence_column(self, column: str) -> list[str]:
         """The column to read to know which rows have an image, if possible without reading the images.
 
-        The list is empty if the footer shows that every row has one.
+        URIs are read too. The list is empty if the footer shows that every row has an image in the file.
         """
-        if not pa.types.is_struct(self._types.field(column).type):
-            return [column] if self._null_count(column) != 0 else []
-        if self._null_count(f"{column}.bytes") == 0:
+        arrow_type = storage_type(self._types.field(column).type)
+        if not pa.types.is_struct(arrow_type):
+            return [column] if is_text(arrow_type) or self._statistics.null_count(column) != 0 else []
+        if self._statistics.null_count(f"{column}.bytes") == 0:
             return []
         return [column] if self._has_empty_structs(column) else [f"{column}.path"]
 
@@ -200,7 +198,10 @@ class InputFile:
 
         False for a footer without statistics, which does not say: a worker then finds such a row.
         """
-        no_bytes, no_path = self._null_count(f"{column}.bytes"), self._null_count(f"{column}.path")
+        no_bytes, no_path = (
+            self._statistics.null_count(f"{column}.bytes"),
+            self._statistics.null_count(f"{column}.path"),
+        )
         if no_bytes is None or not no_path:
             return False
         try:
@@ -217,19 +218,6 @@ class InputFile:
             self._rows_per_batch(BATCH_ROWS, [leaf]), columns=[leaf], use_threads=False
         )
         return sum(batch.column(0).null_count for batch in batches)
-
-    def _null_count(self, leaf: str) -> int | None:
-        """The number of nulls in a leaf, from the footer; None where the footer does not say."""
-        statistics = [chunk and chunk.statistics for chunk in self._chunks(leaf)]
-        if not all(each and each.has_null_count for each in statistics):
-            return None
-        return sum(int(each.null_count) for each in statistics if each)
-
-    def _chunks(self, leaf: str) -> Iterator[pq.ColumnChunkMetaData | None]:
-        """The column chunk of a leaf in each row group; None where there is none."""
-        for group in map(self.metadata.row_group, range(self.metadata.num_row_groups)):
-            chunks = map(group.column, range(group.num_columns))
-            yield next((chunk for chunk in chunks if chunk.path_in_schema == leaf), None)
 
     def _read(
         self, first_group: int, columns: list[str], batch_size: int, *, with_texts: bool = True
@@ -350,6 +338,24 @@ class InputFile:
             num_rows=num_rows,
             fields=fields,
             present=present,
+            uris=self._uris(arrays, fields),
             keep=keep,
             problems=problems | lost,
         )
+
+    def _uris(self, arrays: Mapping[str, pa.Array], fields: Mapping[str, pa.Array]) -> Mapping[str, pa.Array]:
+        uris = {}
+        for field in self._image_fields():
+            column = self._columns.fields[field]
+            if field not in fields or self._is_path_alone(column, arrays):
+                continue
+            data, path = (pc.struct_field(fields[field], leaf) for leaf in ("bytes", "path"))
+            uris[field] = pc.if_else(data.is_null(), path, None)
+        return uris
+
+    def _is_path_alone(self, column: str, arrays: Mapping[str, pa.Array]) -> bool:
+        """Whether only the paths of a column's images were read, and some images may be in the file."""
+        if column not in arrays or not pa.types.is_struct(arrays[column].type):
+            return False
+        has_bytes = "bytes" in {leaf.name for leaf in arrays[column].type}
+        return not has_bytes and self._statistics.null_count(f"{column}.bytes") != self.metadata.num_rows

@@ -18,6 +18,7 @@ from actors.inputs.texts import (
     texts_and_problems,
 )
 from actors.inputs.value_sizes import size_problems
+from actors.storage.uris import not_a_place
 from schemas.columns.column_types import dense, id_type, kept_type
 from schemas.columns.fields import FIELD_KINDS
 from schemas.columns.output_columns import IMAGE_TYPE
@@ -180,9 +181,11 @@ def _as_image(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
 
 
 def _as_paths(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
-    if is_text(array.type):
-        return texts_and_problems(array, field, MAX_NAME_BYTES)
-    return array.cast(pa.string()), {}
+    if not is_text(array.type):
+        return array.cast(pa.string()), {}
+    paths, problems = texts_and_problems(array, field, MAX_NAME_BYTES)
+    # The beginning of a text that is too long is still there.
+    return paths, {row: not_a_place(paths[row].as_py()) or problem for row, problem in problems.items()}
 
 
 def is_present(array: pa.Array) -> npt.NDArray[np.bool_]:

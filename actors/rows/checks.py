@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.images.image_uris import UriJudge
 from actors.inputs.input_file import RowBatch
 from actors.rows.routing import AnyRoute, ResolvedRoute, Router, SizeLimits, Unroutable
-from actors.rows.row_values import Violation, always, effective_values
+from actors.rows.row_values import RowMask, Violation, always, effective_values
 from actors.rows.scheduler_checks import refused_schedulers
 from schemas.errors import RowError
 from schemas.systems.model_card import ModelCard
@@ -45,8 +46,13 @@ class CheckedBatch:
     """The problems of rows by position in the batch; of each row only the first rule that it breaks."""
 
 
-def check_batch(batch: RowBatch, router: Router, models: Mapping[str, ModelCard]) -> CheckedBatch:
-    """The batch with each row's route, and the problem of each row that breaks a rule of its pipeline."""
+def check_batch(
+    batch: RowBatch, router: Router, models: Mapping[str, ModelCard], judge: UriJudge
+) -> CheckedBatch:
+    """The batch with each row's route, and the problem of each row that breaks a rule of its pipeline.
+
+    `judge` knows which URIs the rows of the batch's file may read.
+    """
     fields = batch.fields
     route_positions, routes = router.resolve_batch(fields.get("task"), fields.get("model"), batch.num_rows)
     problems: dict[int, RowError] = {}
@@ -58,6 +64,8 @@ def check_batch(batch: RowBatch, router: Router, models: Mapping[str, ModelCard]
         for bad, code, describe in _violations(batch, route, models[route.model], router.limits):
             for row in np.flatnonzero(bad & on_route).tolist():
                 problems.setdefault(row, RowError(code, describe(row)))
+        for row, problem in _unreadable(batch, route, on_route, judge):
+            problems.setdefault(row, problem)
     problems |= batch.problems
     return CheckedBatch(batch=batch, route_positions=route_positions, routes=routes, problems=problems)
 
@@ -97,6 +105,17 @@ def _missing(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violation]:
         else:
             absent, reason = ~no_row, f"and no column has it; name one with input.columns: {{{field}: ...}}"
         yield absent, f"missing_{field}", always(f"{who} needs `{field}`, {reason}")
+
+
+def _unreadable(
+    batch: RowBatch, route: ResolvedRoute, on_route: RowMask, judge: UriJudge
+) -> Iterator[tuple[int, RowError]]:
+    """(row, problem) for each row of the route with an image whose URI it may not read."""
+    for field in (*route.needed_images(), *route.optional_images()):
+        uris = batch.uris[field].to_pylist() if field in batch.uris else []
+        for row in np.flatnonzero(on_route[: len(uris)]).tolist():
+            if uris[row] is not None and (problem := judge.problem(uris[row])):
+                yield row, problem
 
 
 def _seeds_and_counts(batch: RowBatch) -> Iterator[Violation]:

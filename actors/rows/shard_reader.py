@@ -6,6 +6,7 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
+from actors.images.image_uris import UriJudge
 from actors.images.spool import Spool
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import check_batch
@@ -61,7 +62,7 @@ class ShardReader:
         rows: list[Row] = []
         capacity = KeptCapacity()
         for batch, positions in cursor.batches(row_numbers):
-            checked_batch = check_batch(batch, self._router, self._job.models)
+            checked_batch = check_batch(batch, self._router, self._job.models, cursor.judge)
             batch_rows = build_rows(
                 checked_batch,
                 positions,
@@ -84,7 +85,8 @@ class ShardReader:
             self.close()
             self._refuse_changed(shard)
             file = InputFile(self._stores.of(shard.uri).open(shard.uri), self._job.columns, shard.uri)
-            self._cursor = _Cursor(shard.uri, file, self._router)
+            judge = UriJudge(shard.uri, self._job.spec.input.pictures)
+            self._cursor = _Cursor(shard.uri, file, self._router, judge)
         return self._cursor
 
 
@@ -99,8 +101,10 @@ def changed_input_error(uri: str) -> RefusedError:
 class _Cursor:
     """An open input file, the model that each of its rows goes to, and the batch that was read last."""
 
-    def __init__(self, uri: str, file: InputFile, router: Router) -> None:
+    def __init__(self, uri: str, file: InputFile, router: Router, judge: UriJudge) -> None:
         self.uri = uri
+        self.judge = judge
+        """Knows which URIs the file's rows may read."""
         self._file = file
         self._rows_by_model = _rows_by_model(file, router)
         self._reading: Iterator[RowBatch] = iter(())

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
 from actors.storage.stores import Stores
@@ -87,7 +87,10 @@ def _between(ordered: Sequence[int], start: int, stop: int) -> Sequence[int]:
 def make_plan(
     survey: Survey, report: ReportProgress = lambda rows: None, max_examples: int = MAX_EXAMPLES
 ) -> tuple[Plan, Findings]:
-    """The plan, and what its pass over all rows found. Only the columns that this needs are read."""
+    """The plan, and what its pass over all rows found. Only the columns that this needs are read.
+
+    Some of the images that rows name by URI are fetched, to see whether they can be read.
+    """
     job, stores = survey.job, Stores(survey.job.spec.errors.storage_deadline_s)
     totals = scan_files(survey, stores, report, max_examples)
     if totals.keys:
@@ -95,7 +98,8 @@ def make_plan(
         if repeated:
             # A second scan is rare, and simpler than to subtract these rows from the counts.
             totals = scan_files(survey, stores, lambda rows: None, max_examples, repeated)
-    return Plan(job=job, files=tuple(totals.files)), totals.findings()
+    looked_at = totals.pictures.look(job.spec.input.pictures, stores)
+    return Plan(job=job, files=tuple(totals.files)), replace(totals.findings(), looked_at=looked_at)
 
 
 def expected_bytes(findings: Findings, job: Job) -> int:

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from actors.checkpoints.component_files import bytes_shared
+from jobs.planning.picture_sample import LookedAt
 from jobs.planning.plan import Plan, expected_bytes, make_plan
 from jobs.planning.row_scan import MAX_EXAMPLES, BadRow, Findings
 from jobs.planning.survey import Survey
@@ -33,8 +34,23 @@ def check_rows(surveyed: Survey, console: Console, max_examples: int = MAX_EXAMP
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=surveyed.num_rows)
         planned, findings = make_plan(surveyed, lambda rows: progress.advance(task, rows), max_examples)
-    _print_lines(findings.contradictions, console)
+    _print_lines([*findings.contradictions, *_picture_lines(findings.looked_at)], console)
     return planned, findings
+
+
+def _picture_lines(looked_at: LookedAt) -> list[str]:
+    """What came of the look at some images, a line each."""
+    if not looked_at.num_looked:
+        return []
+    num_bad, looked = len(looked_at.unreadable), f"looked at {looked_at.num_looked:,} of"
+    result = f"{num_bad:,} cannot be read, such as:" if num_bad else "all can be read"
+    return [
+        f"{looked} {counted(looked_at.num_pictures, 'image')} that rows name by URI: {result}",
+        *(
+            f"  {PurePath(picture.file).name} row {picture.row}: {error}"
+            for picture, error in looked_at.unreadable[:MAX_NAMED]
+        ),
+    ]
 
 
 def refuse_hopeless(surveyed: Survey, findings: Findings, *, listed: bool = False) -> None:
@@ -44,6 +60,7 @@ def refuse_hopeless(surveyed: Survey, findings: Findings, *, listed: bool = Fals
     """
     num_bad, allowed = sum(findings.num_bad.values()), surveyed.job.spec.errors.max_rate
     if num_bad / surveyed.num_rows <= allowed:
+        _refuse_unreadable(surveyed, findings, num_bad)
         return
     codes = ", ".join(f"{count:,} {code}" for code, count in findings.num_bad.items())
     examples = "; the plan lists them" if listed else _example_lines(findings)
@@ -52,6 +69,19 @@ def refuse_hopeless(surveyed: Survey, findings: Findings, *, listed: bool = Fals
         f"more than errors.max_rate ({allowed:g}) allows{examples}\n"
         "Correct the rows. Or, to record them as failed and generate the others, use "
         f"--set errors.max_rate={_sufficient_rate(num_bad, surveyed.num_rows)}"
+    )
+
+
+def _refuse_unreadable(surveyed: Survey, findings: Findings, num_bad: int) -> None:
+    """Raise SpecError where so many of some images cannot be read that the job is bound to fail."""
+    looked_at, allowed = findings.looked_at, surveyed.job.spec.errors.max_rate
+    if (num_bad + looked_at.least_unreadable) / surveyed.num_rows <= allowed:
+        return
+    summary, *examples = _picture_lines(looked_at)
+    shown = "".join(f"\n{line}" for line in examples)
+    raise SpecError(
+        f"more rows will fail than errors.max_rate ({allowed:g}) allows: {summary}{shown}\n"
+        "Put the images where the rows name them. Or, to generate the other rows, use --set errors.max_rate=1"
     )
 
 

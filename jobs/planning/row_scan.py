@@ -3,16 +3,18 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from actors.images.image_uris import UriJudge
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import CheckedBatch, check_batch
 from actors.rows.routing import ResolvedRoute, Router
 from actors.storage.stores import Stores
+from jobs.planning.picture_sample import LookedAt, PictureSample
 from jobs.planning.row_ids import Keys, Repeated, are_compared, id_keys
 from jobs.planning.survey import Survey, SurveyedFile
 from schemas.errors import RowError, SpecError
@@ -65,6 +67,8 @@ class Findings:
     """The first rows of each error code."""
     num_bad: dict[str, int]
     """The number of rows that cannot be generated, by error code."""
+    looked_at: LookedAt = field(default_factory=LookedAt)
+    """What came of a look at some of the images that rows name by URI."""
     contradictions: tuple[str, ...] = ()
     """A line for each column that contradicts the name of a folder, with the first file where it does."""
 
@@ -87,6 +91,7 @@ class _FileScan:
         self.examples: list[tuple[int, RowError]] = []
         """(row number, problem) of the rows that the plan may name."""
         self.bad_rows: list[BadRow] = []
+        self.pictures = PictureSample()
         self.contradictions: Mapping[str, str] = {}
         """By column, how it contradicts the name of the file's folder."""
         self.keys: Keys | None = None
@@ -110,6 +115,7 @@ class _FileScan:
             self.num_bad[problem.code] += 1
             if self.num_bad[problem.code] <= self._max_examples:
                 self.examples.append((checked_batch.batch.first_row + row, problem))
+        self.pictures.add(checked_batch, self.file.stored.uri)
         fit = np.ones(checked_batch.batch.num_rows, dtype=bool)
         fit[list(checked_batch.problems)] = False
         for position, route in enumerate(checked_batch.routes):
@@ -195,8 +201,9 @@ def _scan(
             _check_ids(opened, uri, job)
             scan.contradictions = opened.contradictions()
             scan.keys = id_keys(opened) if with_ids else None
+            judge = UriJudge(uri, job.spec.input.pictures)
             for batch in opened.read_for_checks():
-                scan.add(check_batch(batch, router, job.models), job)
+                scan.add(check_batch(batch, router, job.models, judge), job)
                 report(batch.num_rows)
             _name_examples(scan, opened)
     # Any other ValueError would be a mistake of the checks, and not of the file.
@@ -218,6 +225,8 @@ class ScanTotals:
         self._num_bad: Counter[str] = Counter()
         self._bad_rows: dict[str, list[BadRow]] = {}
         self._contradictions: dict[str, str] = {}
+        self.pictures = PictureSample()
+        """Some of the images that rows name by URI."""
 
     def add(self, scan: _FileScan) -> None:
         """Add a file's counts."""
@@ -227,6 +236,7 @@ class ScanTotals:
         self._images += scan.images
         self._pixels += scan.pixels
         self._num_bad += scan.num_bad
+        self.pictures.merge(scan.pictures)
         for column, text in scan.contradictions.items():
             self._contradictions.setdefault(column, f"column `{column}` of {scan.file.stored.uri}: {text}")
         for bad in scan.bad_rows:

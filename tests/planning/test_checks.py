@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.images.image_uris import UriJudge
 from actors.images.spool import Spool
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import MAX_IMAGES_PER_ROW, MAX_SEED, check_batch
@@ -89,6 +90,9 @@ SPEC = JobSpec.model_validate(
 )
 
 
+JUDGE = UriJudge("/in/rows.parquet")
+
+
 def input_file(rows: Sequence[Values], types: Mapping[str, pa.DataType] = TYPES) -> InputFile:
     """Write rows as Parquet and open them; only the columns that some row has are there."""
     names = [name for name in types if any(name in row for row in rows)]
@@ -103,7 +107,7 @@ def problems_in(batches: Sequence[RowBatch]) -> dict[int, tuple[str, str]]:
     return {
         batch.first_row + row: (problem.code, problem.message)
         for batch in batches
-        for row, problem in check_batch(batch, router, MODELS).problems.items()
+        for row, problem in check_batch(batch, router, MODELS, JUDGE).problems.items()
     }
 
 
@@ -115,7 +119,7 @@ def problem_of(row: Values, types: Mapping[str, pa.DataType] = TYPES) -> tuple[s
 def built(row: Values, types: Mapping[str, pa.DataType] = TYPES) -> Row:
     with input_file([row], types) as opened:
         (batch,) = opened.read_rows(0)
-        checked = check_batch(batch, Router(SPEC, MODELS), MODELS)
+        checked = check_batch(batch, Router(SPEC, MODELS), MODELS, JUDGE)
         return next(build_rows(checked, [0], file_name="f.parquet", first_index=0, job_seed=0, spool=Spool()))
 
 
@@ -305,7 +309,7 @@ def test_a_result_that_its_file_cannot_hold_is_found_before_it_is_made(
     with input_file([{"prompt": "x", "task": "large", "height": 64, "width": width}]) as opened:
         (batch,) = opened.read_rows(0)
 
-    problems = check_batch(batch, Router(spec, MODELS), MODELS).problems
+    problems = check_batch(batch, Router(spec, MODELS), MODELS, JUDGE).problems
 
     assert [str(problem) for problem in problems.values()] == [
         f"invalid_size: width is {width}, and the last step's result is 4 times as large: a webp file has at "
@@ -515,7 +519,7 @@ def test_a_row_without_a_problem_has_usable_values(rows: list[Values]) -> None:
     router = Router(SPEC, MODELS)
     with input_file(rows) as opened:
         for batch in opened.read_rows(0):
-            checked = check_batch(batch, router, MODELS)
+            checked = check_batch(batch, router, MODELS, JUDGE)
             wanted = list(range(batch.num_rows))
             for row in build_rows(checked, wanted, file_name="f", first_index=0, job_seed=0, spool=Spool()):
                 assert 0 <= row.seed <= MAX_SEED
