@@ -19,6 +19,7 @@ from jobs.output.parts import done_shards, output_totals, still_missing
 from jobs.output.tally import Abandoned, Tally
 from jobs.planning.plan import Plan, expected_bytes
 from jobs.planning.plan_text import check_rows, print_columns, refuse_hopeless
+from jobs.planning.readings import print_readings
 from jobs.planning.survey import Survey, make_survey
 from jobs.reports.finish import finish, is_finished
 from jobs.reports.run_result import RunResult
@@ -67,6 +68,7 @@ def _plan_and_record(surveyed: Survey, output: Output, console: Console) -> tupl
     record = read_record(output)
     if record is None:
         plan, findings = check_rows(surveyed, console)
+        print_readings(plan, findings, console)
         refuse_hopeless(surveyed, findings)
         refuse_full_disk(output.path, expected_bytes(findings, plan.job))
         probe(output)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from schemas.job import NO_MODEL
 from schemas.spec.job_spec import JobSpec, Route
 from schemas.systems.model_card import ModelCard
 from schemas.systems.parameters import ParameterValue, with_preset
+from schemas.systems.sampler_names import with_sampler
 from schemas.systems.system_table import SD_LATENTS, System, find_system, tasks_of
 from schemas.wording.nearest import did_you_mean
 
@@ -29,7 +30,8 @@ class ResolvedRoute:
     system: System
     """The system that generates these rows."""
     defaults: Mapping[str, ParameterValue | None]
-    """The system's parameters: the route's values over the published ones over the checkpoint's."""
+    """The system's parameters: the route's values over the published ones over the checkpoint's. For rows, a
+    scheduler may still be a sampler's name; for a later step, it is a class."""
     then: "tuple[ResolvedRoute, ...]" = ()
     """The steps that follow, each with its route's own values."""
     keep_steps: bool = False
@@ -194,7 +196,12 @@ class Router:
             model=model,
             system=system,
             defaults=_defaults(system, card, route),
-            then=tuple(step for step in then if isinstance(step, ResolvedRoute)),
+            # Rows do not change a later step's values, so its sampler is resolved here.
+            then=tuple(
+                replace(step, defaults=with_sampler(step.defaults))
+                for step in then
+                if isinstance(step, ResolvedRoute)
+            ),
             keep_steps=route.keep_steps,
         )
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from actors.checkpoints.component_files import bytes_shared
 from jobs.planning.plan import Plan, expected_bytes, make_plan
+from jobs.planning.readings import print_readings
 from jobs.planning.row_scan import MAX_EXAMPLES, BadRow, Findings
 from jobs.planning.survey import Survey
 from schemas.errors import SpecError
@@ -70,6 +71,7 @@ def describe_bad_row(bad: BadRow) -> str:
 def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
     """Print the plan: columns, models, routes, bad rows, parts and size."""
     print_columns(plan.job, console)
+    print_readings(plan, findings, console)
     console.print(_models_table(plan.job))
     shared_bytes = bytes_shared(plan.job.checkpoints)
     if shared_bytes:

@@ -12,7 +12,9 @@ import pyarrow as pa
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import CheckedBatch, check_batch
 from actors.rows.routing import ResolvedRoute, Router
+from actors.rows.scheduler_checks import sampler_names
 from actors.storage.stores import Stores
+from jobs.planning.prompt_signs import NO_SIGNS, PromptSigns
 from jobs.planning.row_ids import Keys, Repeated, are_compared, id_keys
 from jobs.planning.survey import Survey, SurveyedFile
 from schemas.errors import RowError, SpecError
@@ -65,6 +67,10 @@ class Findings:
     """The first rows of each error code."""
     num_bad: dict[str, int]
     """The number of rows that cannot be generated, by error code."""
+    samplers: tuple[str, ...] = ()
+    """The names in the rows' `scheduler` that are read as a class of another name."""
+    prompt_signs: PromptSigns = NO_SIGNS
+    """The signs of other tools in the prompts of some of the rows."""
 
 
 class _FileScan:
@@ -82,6 +88,7 @@ class _FileScan:
         self.images: Counter[_CountKey] = Counter()
         self.pixels: Counter[_CountKey] = Counter()
         self.num_bad: Counter[str] = Counter()
+        self.samplers: set[str] = set()
         self.examples: list[tuple[int, RowError]] = []
         """(row number, problem) of the rows that the plan may name."""
         self.bad_rows: list[BadRow] = []
@@ -102,6 +109,7 @@ class _FileScan:
     def add(self, checked_batch: CheckedBatch, job: Job) -> None:
         """Count the rows of a batch."""
         checked_batch = self._with_repeated(checked_batch)
+        self.samplers |= sampler_names(checked_batch.batch)
         for row, problem in checked_batch.problems.items():
             self.num_bad[problem.code] += 1
             if self.num_bad[problem.code] <= self._max_examples:
@@ -208,6 +216,7 @@ class ScanTotals:
         self._images: Counter[_CountKey] = Counter()
         self._pixels: Counter[_CountKey] = Counter()
         self._num_bad: Counter[str] = Counter()
+        self._samplers: set[str] = set()
         self._bad_rows: dict[str, list[BadRow]] = {}
 
     def add(self, scan: _FileScan) -> None:
@@ -218,6 +227,7 @@ class ScanTotals:
         self._images += scan.images
         self._pixels += scan.pixels
         self._num_bad += scan.num_bad
+        self._samplers |= scan.samplers
         for bad in scan.bad_rows:
             examples = self._bad_rows.setdefault(bad.problem.code, [])
             if len(examples) < self._max_examples:
@@ -238,7 +248,12 @@ class ScanTotals:
         ]
         bad_rows = [bad for code in sorted(self._bad_rows) for bad in self._bad_rows[code]]
         num_bad = dict(sorted(self._num_bad.items()))
-        return Findings(counts=tuple(counts), bad_rows=tuple(bad_rows), num_bad=num_bad)
+        return Findings(
+            counts=tuple(counts),
+            bad_rows=tuple(bad_rows),
+            num_bad=num_bad,
+            samplers=tuple(sorted(self._samplers)),
+        )
 
 
 def _check_ids(opened: InputFile, uri: str, job: Job) -> None:

@@ -264,9 +264,9 @@ BAD: list[tuple[Values, str, str]] = [
         "strength is 1.01;",
     ),
     (
-        {"prompt": "x", "scheduler": "EulerDiscrete"},
+        {"prompt": "x", "scheduler": "EulerDiscretes"},
         "invalid_scheduler",
-        "`EulerDiscrete` is not a scheduler for Stable Diffusion (did you mean `EulerDiscreteScheduler`?);",
+        "`EulerDiscretes` is not a scheduler for Stable Diffusion (did you mean `EulerDiscreteScheduler`?);",
     ),
 ]
 
