@@ -1,6 +1,5 @@
 """The task-routing stage: it maps a row's `task` and `model` to the pipeline that generates the row."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -69,14 +68,6 @@ class ResolvedRoute:
         for step in self.steps:
             yield step, given
             given = {"image", "depth_map"} if step.system.gives_depth else {"image"}
-
-    def growth(self) -> int:
-        """How many times wider than the first step's image the widest input image of a later step is."""
-        return math.prod(step.system.scale for step in self.steps[:-1])
-
-    def total_growth(self) -> int:
-        """How many times wider than the first step's image the last step's result is."""
-        return math.prod(step.system.scale for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +211,8 @@ def unsupported_task(model: str, task: str, models: Mapping[str, ModelCard]) -> 
 def _defaults(system: System, card: ModelCard, route: Route) -> dict[str, ParameterValue | None]:
     """The values of the parameters that a row does not set itself."""
     from_checkpoint: dict[str, ParameterValue | None] = {
-        "height": card.height,
-        "width": card.width,
+        "height": None if system.resizes_image else card.height,
+        "width": None if system.resizes_image else card.width,
         "scheduler": card.scheduler,
     }
     defaults = {

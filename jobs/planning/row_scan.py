@@ -144,19 +144,18 @@ class _FileScan:
         """Count the selected rows of the batch, all of which have this route."""
         images = _numbers(batch, "num_images_per_prompt", 1)[selected]
         card = job.models[route.model]
-        has_size = "height" in route.defaults
-        heights = _numbers(batch, "height", route.defaults.get("height") or card.height)[selected]
-        widths = _numbers(batch, "width", route.defaults.get("width") or card.width)[selected]
+        heights, widths = (_sides(batch, route, side)[selected] for side in ("height", "width"))
         sizes, size_positions = np.unique(np.stack([heights, widths]), axis=1, return_inverse=True)
         rows_by_size = np.bincount(size_positions, minlength=sizes.shape[1]).tolist()
         images_by_size = np.bincount(size_positions, images, sizes.shape[1]).astype(int).tolist()
         for (height, width), num_rows, num_images in zip(
             sizes.T.astype(int).tolist(), rows_by_size, images_by_size, strict=True
         ):
+            has_size = height and width
             key = (route.name, route.model, f"{width}x{height}" if has_size else "input")
             self.rows[key] += num_rows
             self.images[key] += num_images
-            self.pixels[key] += num_images * height * width
+            self.pixels[key] += num_images * (height or card.height) * (width or card.width)
 
 
 def scan_files(
@@ -274,6 +273,13 @@ def _name_examples(scan: _FileScan, opened: InputFile) -> None:
         BadRow(uri=scan.file.stored.uri, row=row, row_id=row_id, problem=problem)
         for (row, problem), row_id in zip(scan.examples, ids, strict=True)
     ]
+
+
+def _sides(batch: RowBatch, route: ResolvedRoute, side: str) -> Numbers:
+    """Each row's height or width; 0 where the input image decides."""
+    if side not in route.defaults:
+        return np.zeros(batch.num_rows)
+    return _numbers(batch, side, route.defaults[side] or 0)
 
 
 def _numbers(batch: RowBatch, name: str, default: object) -> Numbers:

@@ -24,7 +24,7 @@ from schemas.spec.spec_file import load_spec
 from schemas.systems.parameters import PARAMETERS, SLD_PRESETS, ParameterValue
 from schemas.systems.sampler_names import ENDINGS, NAMES, Sampler
 from schemas.systems.schedulers import Settings
-from schemas.systems.system_table import SYSTEMS, TASKS
+from schemas.systems.system_table import SYSTEMS, TASKS, System
 from tests.support.running import ROOT
 
 SPEC_PAGE = (ROOT / "docs" / "job-spec.md").read_text()
@@ -104,12 +104,16 @@ def parameter_rows() -> list[str]:
     """What docs/systems.md must say of parameters; families with the same ones share an entry."""
     families: dict[tuple[str, str], list[str]] = {}
     for system in SYSTEMS:
-        shown = ", ".join(f"`{name}` {_shown(name, value)}" for name, value in system.defaults.items())
+        shown = ", ".join(
+            f"`{name}` {_shown(name, value, system)}" for name, value in system.defaults.items()
+        )
         families.setdefault((system.task, shown), []).append(system.family)
     return [f"- `{task}` of {', '.join(names)}: {shown}." for (task, shown), names in families.items()]
 
 
-def _shown(name: str, value: ParameterValue | None) -> str:
+def _shown(name: str, value: ParameterValue | None, system: System) -> str:
+    if name in ("height", "width") and system.resizes_image:
+        return "the image's"
     if value is None:
         return "own" if name in ("height", "width", "scheduler") else "none"
     return str(list(value)) if isinstance(value, tuple) else f"{value:g}"
