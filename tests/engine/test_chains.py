@@ -397,4 +397,4 @@ def test_a_chains_shards_go_by_its_first_model(tmp_path: Path) -> None:
 
     plan = plan_for(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
 
-    assert plan.files[0].rows_by_model == {"rgbd": 2, "sd": 10, "xl": 2}
+    assert plan.files[0].rows_by_model == {"rgbd": 2, "sd": 12, "xl": 2}
