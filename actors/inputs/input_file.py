@@ -121,6 +121,11 @@ class InputFile:
         fields = [field for field in FIELD_KINDS if field not in ("row_id", "negative_prompt")]
         return self._read(0, self._routing_columns(fields), batch_size, with_texts=False)
 
+    def read_texts(self) -> Iterator[RowBatch]:
+        """Batches of all rows, with only their texts. The input must have a column of texts."""
+        columns = [self._columns.fields[field] for field in TEXT_FIELDS if field in self._columns.fields]
+        return self._read(0, self._own(columns), BATCH_ROWS)
+
     def read_rows(self, first_row: int, batch_size: int = 64) -> Iterator[RowBatch]:
         """Batches with every needed column, from the start of `first_row`'s row group to the file's end."""
         return self._read(self.row_group_of(first_row), self._own(self._columns.columns()), batch_size)

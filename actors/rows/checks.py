@@ -17,6 +17,7 @@ from actors.inputs.input_file import RowBatch
 from actors.rows.routing import AnyRoute, ResolvedRoute, Router, SizeLimits, Unroutable
 from actors.rows.row_values import RowMask, Violation, always, effective_values
 from actors.rows.scheduler_checks import refused_schedulers
+from actors.rows.step_sizes import Size, later_sizes
 from schemas.errors import RowError
 from schemas.systems.model_card import ModelCard
 from schemas.systems.parameters import PARAMETERS, Bounds
@@ -199,40 +200,62 @@ def _indivisible(batch: RowBatch, route: ResolvedRoute, side: str, card: ModelCa
     yield np.nan_to_num(pixels) % factor != 0, "invalid_size", describe
 
 
+def _sizes(batch: RowBatch, route: ResolvedRoute) -> list[Size] | None:
+    """The sizes at which the route's steps work, by row, and then that of the last result.
+
+    NaN where the input image decides; None if it does so for all rows. A worker checks its header.
+    """
+    height, width = effective_values(batch, route, "height"), effective_values(batch, route, "width")
+    if height is None or width is None or "height" not in route.defaults:
+        return None
+    height, width = height.copy(), width.copy()
+    crops = effective_values(batch, route, "padding_mask_crop")
+    grown = np.full(batch.num_rows, route.system.scale, dtype=np.float64)
+    if crops is not None and "padding_mask_crop" in route.defaults:
+        grown[~np.isnan(crops)] = np.nan  # The image keeps its size.
+    with np.errstate(over="ignore"):  # Another rule refuses what is not finite.
+        return [(height, width), *later_sizes(route, (height * grown, width * grown))]
+
+
 def _too_many_pixels(batch: RowBatch, route: ResolvedRoute, most: int) -> Iterator[Violation]:
     """Rows whose image has too many pixels, though its height and its width are each within bounds.
 
     Such a row could take a day, or all of a device's memory.
     """
-    height, width = effective_values(batch, route, "height"), effective_values(batch, route, "width")
-    if height is None or width is None:  # The image decides, and a worker checks its header.
+    sizes = _sizes(batch, route)
+    if sizes is None:
         return
-    growth = route.growth()
-    with np.errstate(over="ignore"):  # Another rule refuses what is not finite.
-        pixels = np.nan_to_num(height) * np.nan_to_num(width) * growth**2
+    for number, (step, (height, width)) in enumerate(zip(route.steps, sizes[:-1], strict=True), 1):
+        with np.errstate(over="ignore"):
+            pixels = np.broadcast_to(height * width, batch.num_rows)
 
-    def describe(row: int) -> str:
-        grown = f", for a later step {growth} times as wide" if growth > 1 else ""
-        size = f"height {height[row]:g}, width {width[row]:g}{grown}"
-        return f"{size}: that is more than the {most:,} pixels of input.max_pixels"
+        def describe(
+            row: int, step: ResolvedRoute = step, size: Size = (height, width), number: int = number
+        ) -> str:
+            high, wide = (np.broadcast_to(side, batch.num_rows)[row] for side in size)
+            who = "" if number == 1 else f"step {number} ({step.system.task}) works on "
+            return (
+                f"{who}height {high:g}, width {wide:g}: that is more than the {most:,} pixels of "
+                "input.max_pixels"
+            )
 
-    yield pixels > most, "invalid_size", describe
+        yield pixels > most, "invalid_size", describe
 
 
 def _too_long_for_file(
     batch: RowBatch, route: ResolvedRoute, side: str, limits: SizeLimits
 ) -> Iterator[Violation]:
     """Rows whose image the files of the output's format cannot hold."""
-    pixels = effective_values(batch, route, side)
-    if pixels is None:  # The image decides, and a worker checks its header.
+    sizes = _sizes(batch, route)
+    if sizes is None:
         return
-    growth = route.total_growth()
+    own, result = (np.broadcast_to(size[side == "width"], batch.num_rows) for size in (sizes[0], sizes[-1]))
 
     def describe(row: int) -> str:
-        grown = f", and the last step's result is {growth} times as large" if growth > 1 else ""
-        return f"{side} is {pixels[row]:g}{grown}: {limits.too_long}"
+        whose = "" if result[row] == own[row] else " of the last step's result"
+        return f"{side}{whose} is {result[row]:g}: {limits.too_long}"
 
-    yield np.nan_to_num(pixels) > limits.max_side / growth, "invalid_size", describe
+    yield result > limits.max_side, "invalid_size", describe
 
 
 def checkpoint_limits(card: ModelCard) -> dict[str, int]:

@@ -8,8 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from actors.checkpoints.component_files import bytes_shared
-from jobs.planning.picture_sample import LookedAt
 from jobs.planning.plan import Plan, expected_bytes, make_plan
+from jobs.planning.readings import picture_lines, reading_lines
 from jobs.planning.row_scan import MAX_EXAMPLES, BadRow, Findings
 from jobs.planning.survey import Survey
 from schemas.errors import SpecError
@@ -28,29 +28,14 @@ MAX_ROUTE_LINES = 30
 def check_rows(surveyed: Survey, console: Console, max_examples: int = MAX_EXAMPLES) -> tuple[Plan, Findings]:
     """The plan, and what its pass over all rows found. On a terminal, a bar shows the progress.
 
-    Contradictions of columns and the names of folders are printed.
+    What it reads in its own way is printed.
     """
     columns = (TextColumn("checking rows"), BarColumn(30), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=surveyed.num_rows)
         planned, findings = make_plan(surveyed, lambda rows: progress.advance(task, rows), max_examples)
-    _print_lines([*findings.contradictions, *_picture_lines(findings.looked_at)], console)
+    _print_lines(reading_lines(planned, findings), console)
     return planned, findings
-
-
-def _picture_lines(looked_at: LookedAt) -> list[str]:
-    """What came of the look at some images, a line each."""
-    if not looked_at.num_looked:
-        return []
-    num_bad, looked = len(looked_at.unreadable), f"looked at {looked_at.num_looked:,} of"
-    result = f"{num_bad:,} cannot be read, such as:" if num_bad else "all can be read"
-    return [
-        f"{looked} {counted(looked_at.num_pictures, 'image')} that rows name by URI: {result}",
-        *(
-            f"  {PurePath(picture.file).name} row {picture.row}: {error}"
-            for picture, error in looked_at.unreadable[:MAX_NAMED]
-        ),
-    ]
 
 
 def refuse_hopeless(surveyed: Survey, findings: Findings, *, listed: bool = False) -> None:
@@ -77,7 +62,7 @@ def _refuse_unreadable(surveyed: Survey, findings: Findings, num_bad: int) -> No
     looked_at, allowed = findings.looked_at, surveyed.job.spec.errors.max_rate
     if (num_bad + looked_at.least_unreadable) / surveyed.num_rows <= allowed:
         return
-    summary, *examples = _picture_lines(looked_at)
+    summary, *examples = picture_lines(looked_at)
     shown = "".join(f"\n{line}" for line in examples)
     raise SpecError(
         f"more rows will fail than errors.max_rate ({allowed:g}) allows: {summary}{shown}\n"

@@ -13,8 +13,10 @@ from actors.images.image_uris import UriJudge
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import CheckedBatch, check_batch
 from actors.rows.routing import ResolvedRoute, Router
+from actors.rows.scheduler_checks import sampler_names
 from actors.storage.stores import Stores
 from jobs.planning.picture_sample import LookedAt, PictureSample
+from jobs.planning.prompt_signs import NO_SIGNS, PromptSigns
 from jobs.planning.row_ids import Keys, Repeated, are_compared, id_keys
 from jobs.planning.survey import Survey, SurveyedFile
 from schemas.errors import RowError, SpecError
@@ -71,6 +73,10 @@ class Findings:
     """What came of a look at some of the images that rows name by URI."""
     contradictions: tuple[str, ...] = ()
     """A line for each column that contradicts the name of a folder, with the first file where it does."""
+    samplers: tuple[str, ...] = ()
+    """The names in the rows' `scheduler` that are read as a class of another name."""
+    prompt_signs: PromptSigns = NO_SIGNS
+    """The signs of other tools in the prompts of some of the rows."""
 
 
 class _FileScan:
@@ -88,6 +94,7 @@ class _FileScan:
         self.images: Counter[_CountKey] = Counter()
         self.pixels: Counter[_CountKey] = Counter()
         self.num_bad: Counter[str] = Counter()
+        self.samplers: set[str] = set()
         self.examples: list[tuple[int, RowError]] = []
         """(row number, problem) of the rows that the plan may name."""
         self.bad_rows: list[BadRow] = []
@@ -111,6 +118,7 @@ class _FileScan:
     def add(self, checked_batch: CheckedBatch, job: Job) -> None:
         """Count the rows of a batch."""
         checked_batch = self._with_repeated(checked_batch)
+        self.samplers |= sampler_names(checked_batch.batch)
         for row, problem in checked_batch.problems.items():
             self.num_bad[problem.code] += 1
             if self.num_bad[problem.code] <= self._max_examples:
@@ -146,19 +154,18 @@ class _FileScan:
         """Count the selected rows of the batch, all of which have this route."""
         images = _numbers(batch, "num_images_per_prompt", 1)[selected]
         card = job.models[route.model]
-        has_size = "height" in route.defaults
-        heights = _numbers(batch, "height", route.defaults.get("height") or card.height)[selected]
-        widths = _numbers(batch, "width", route.defaults.get("width") or card.width)[selected]
+        heights, widths = (_sides(batch, route, side)[selected] for side in ("height", "width"))
         sizes, size_positions = np.unique(np.stack([heights, widths]), axis=1, return_inverse=True)
         rows_by_size = np.bincount(size_positions, minlength=sizes.shape[1]).tolist()
         images_by_size = np.bincount(size_positions, images, sizes.shape[1]).astype(int).tolist()
         for (height, width), num_rows, num_images in zip(
             sizes.T.astype(int).tolist(), rows_by_size, images_by_size, strict=True
         ):
+            has_size = height and width
             key = (route.name, route.model, f"{width}x{height}" if has_size else "input")
             self.rows[key] += num_rows
             self.images[key] += num_images
-            self.pixels[key] += num_images * height * width
+            self.pixels[key] += num_images * (height or card.height) * (width or card.width)
 
 
 def scan_files(
@@ -223,6 +230,7 @@ class ScanTotals:
         self._images: Counter[_CountKey] = Counter()
         self._pixels: Counter[_CountKey] = Counter()
         self._num_bad: Counter[str] = Counter()
+        self._samplers: set[str] = set()
         self._bad_rows: dict[str, list[BadRow]] = {}
         self._contradictions: dict[str, str] = {}
         self.pictures = PictureSample()
@@ -239,6 +247,7 @@ class ScanTotals:
         self.pictures.merge(scan.pictures)
         for column, text in scan.contradictions.items():
             self._contradictions.setdefault(column, f"column `{column}` of {scan.file.stored.uri}: {text}")
+        self._samplers |= scan.samplers
         for bad in scan.bad_rows:
             examples = self._bad_rows.setdefault(bad.problem.code, [])
             if len(examples) < self._max_examples:
@@ -264,6 +273,7 @@ class ScanTotals:
             bad_rows=tuple(bad_rows),
             num_bad=num_bad,
             contradictions=tuple(self._contradictions.values()),
+            samplers=tuple(sorted(self._samplers)),
         )
 
 
@@ -285,6 +295,13 @@ def _name_examples(scan: _FileScan, opened: InputFile) -> None:
         BadRow(uri=scan.file.stored.uri, row=row, row_id=row_id, problem=problem)
         for (row, problem), row_id in zip(scan.examples, ids, strict=True)
     ]
+
+
+def _sides(batch: RowBatch, route: ResolvedRoute, side: str) -> Numbers:
+    """Each row's height or width; 0 where the input image decides."""
+    if side not in route.defaults:
+        return np.zeros(batch.num_rows)
+    return _numbers(batch, side, route.defaults[side] or 0)
 
 
 def _numbers(batch: RowBatch, name: str, default: object) -> Numbers:

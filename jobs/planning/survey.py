@@ -13,9 +13,9 @@ from actors.inputs.footers import read_footer
 from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
 from actors.storage.uris import join
-from jobs.planning.column_notes import column_notes
 from jobs.planning.input_paths import InputPath, find_files, input_paths, normalised
 from jobs.planning.route_checks import check_routes
+from schemas.columns.column_notes import column_notes
 from schemas.columns.column_types import needed
 from schemas.columns.fields import used_fields
 from schemas.columns.folder_columns import folder_array, folder_columns, folder_type

@@ -354,7 +354,7 @@ def test_a_model_is_given_no_more_pixels_than_the_spec_allows(tmp_path: Path) ->
         "varied": "ok",
     }
     said = made.row("large")["error_message"]
-    assert said.startswith("`image` is 128x64, the size at which img2img works or begins; input.max_pixels")
+    assert said.startswith("`image` is 128x64, and img2img works on 128x64; input.max_pixels allows")
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "BMP", "TIFF"])

@@ -29,6 +29,7 @@ from tests.support.checkpoints import model_card
 Values = dict[str, Any]
 
 IMAGE = {"bytes": b"not opened by these checks", "path": None}
+MASKED = {"image": IMAGE, "mask_image": IMAGE}
 TYPES = {
     "row_id": pa.string(),
     "task": pa.string(),
@@ -83,6 +84,8 @@ SPEC = JobSpec.model_validate(
             "latent_upscale": {"model": "x2"},
             "doubled": {"task": "text2img", "model": "sd", "then": ["latent_upscale"]},
             "vary": {"task": "variation", "model": "vary"},
+            "resized": {"task": "inpaint", "model": "sd", "height": 512, "width": 4096},
+            "filled": {"task": "text2img", "model": "sd", "then": ["resized", "img2img"]},
         },
         "default_route": "text2img",
         "output": {"path": "out"},
@@ -250,7 +253,22 @@ BAD: list[tuple[Values, str, str]] = [
     (
         {"prompt": "x", "height": 1024, "width": 1024, "task": "larger"},
         "invalid_size",
-        "height 1024, width 1024, for a later step 4 times as wide: that is more than",
+        "step 3 (img2img) works on height 4096, width 4096: that is more than",
+    ),
+    (
+        {"prompt": "x", "task": "inpaint", **MASKED, "height": 4096, "width": 2048},
+        "invalid_size",
+        "height 4096, width 2048: that is more than the 4,194,304 pixels of input.max_pixels",
+    ),
+    (
+        {"prompt": "x", "task": "inpaint", **MASKED, "height": 60},
+        "invalid_size",
+        "height is 60, not a multiple",
+    ),
+    (
+        {"prompt": "x", "task": "resized", **MASKED, "height": 1032},
+        "invalid_size",
+        "height 1032, width 4096: that is more than",
     ),
     ({"prompt": "x", "height": 2**60 + 1}, "invalid_parameter", f"height is {2**60 + 1};"),
     (
@@ -269,9 +287,9 @@ BAD: list[tuple[Values, str, str]] = [
         "strength is 1.01;",
     ),
     (
-        {"prompt": "x", "scheduler": "EulerDiscrete"},
+        {"prompt": "x", "scheduler": "EulerDiscretes"},
         "invalid_scheduler",
-        "`EulerDiscrete` is not a scheduler for Stable Diffusion (did you mean `EulerDiscreteScheduler`?);",
+        "`EulerDiscretes` is not a scheduler for Stable Diffusion (did you mean `EulerDiscreteScheduler`?);",
     ),
 ]
 
@@ -312,8 +330,8 @@ def test_a_result_that_its_file_cannot_hold_is_found_before_it_is_made(
     problems = check_batch(batch, Router(spec, MODELS), MODELS, JUDGE).problems
 
     assert [str(problem) for problem in problems.values()] == [
-        f"invalid_size: width is {width}, and the last step's result is 4 times as large: a webp file has at "
-        "most 16,383 pixels a side; use output.format: png"
+        f"invalid_size: width of the last step's result is {4 * width}: a webp file has at most "
+        "16,383 pixels a side; use output.format: png"
     ] * refused
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.planning.column_notes import column_notes
+from schemas.columns.column_notes import column_notes
 from schemas.columns.fields import used_fields
 from schemas.columns.input_columns import map_columns
 from schemas.columns.input_schemas import InputSchemas
