@@ -18,7 +18,8 @@ from jobs.planning.survey import make_survey
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RowError, SpecError
 from schemas.spec.job_spec import JobSpec
-from tests.support.in_process import drawn_image, job_spec
+from tests.support.engines import GreyEngine
+from tests.support.in_process import drawn_image, job_spec, make, outcomes
 
 PNG = drawn_image()["bytes"]
 
@@ -82,6 +83,7 @@ def test_uris_beside_images_in_the_file_are_not_read(tmp_path: Path) -> None:
     mixed = structs((PNG, "https://example.com/a.png"), (None, "https://example.com/a.png"))
 
     assert not findings(spec_of(tmp_path, inside)).num_bad
+    assert outcomes(make(spec_of(tmp_path, inside), GreyEngine())) == ["ok", "ok"]
     assert findings(spec_of(tmp_path, outside)).num_bad == {"image_url": 1}
     assert not findings(spec_of(tmp_path, mixed)).num_bad
 
