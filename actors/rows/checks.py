@@ -6,6 +6,7 @@ both fail a row for the same reason, or neither does.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from actors.inputs.input_file import RowBatch
 from actors.rows.routing import AnyRoute, ResolvedRoute, Router, SizeLimits, Unroutable
 from actors.rows.row_values import RowMask, Violation, always, effective_values
 from actors.rows.scheduler_checks import refused_schedulers
-from actors.rows.step_sizes import Size, later_sizes
+from actors.rows.step_sizes import Size, is_cropped, later_sizes
 from schemas.errors import RowError
 from schemas.systems.model_card import ModelCard
 from schemas.systems.parameters import PARAMETERS, Bounds
@@ -186,9 +187,14 @@ def _indivisible(batch: RowBatch, route: ResolvedRoute, side: str, card: ModelCa
     pixels = effective_values(batch, route, side)
     if pixels is None:
         return
+    # A step with a size of its own begins anew, unless it only repaints a crop.
+    until = takewhile(
+        lambda numbered: numbered[1].defaults.get(side) is None or is_cropped(numbered[1].defaults),
+        enumerate(route.then, 2),
+    )
     later = [
         (step.system.image_multiple, f", which step {number} ({step.system.task}) requires")
-        for number, step in enumerate(route.then, 2)
+        for number, step in until
     ]
     # All are powers of two, so the greatest is a multiple of the others.
     factor, reason = max([(card.size_factor, ""), *later], key=lambda each: each[0])
