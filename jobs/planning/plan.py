@@ -50,26 +50,44 @@ class Plan:
 
     def shards(self) -> Iterator[Shard]:
         """Every shard, in the order of the parts' names."""
-        num_shards = self.num_shards
-        names = self.file_names
+        for _, by_model in self.shards_by_file():
+            for shards in by_model.values():
+                yield from shards
+
+    def shards_of(self, model: str) -> Iterator[Shard]:
+        """The shards of one model, in the same order."""
+        for _, by_model in self.shards_by_file():
+            yield from by_model[model]
+
+    def shards_by_file(self) -> Iterator[tuple[PlannedFile, dict[str, Iterator[Shard]]]]:
+        """Each input file with its shards by model, in the same order. Models without any are there too."""
+        names, num_shards = self.file_names, self.num_shards
         index = 0
         for file in self.files:
+            by_model = {}
             for model in [*self.job.models, NO_MODEL]:
-                rows, repeated = file.rows_by_model.get(model, 0), file.repeated.get(model, ())
-                for start in range(0, rows, self._shard_rows):
-                    stop = min(start + self._shard_rows, rows)
-                    yield Shard(
-                        index=index,
-                        num_shards=num_shards,
-                        uri=file.uri,
-                        file_name=names[file.uri],
-                        etag=file.etag,
-                        model=model,
-                        start=start,
-                        stop=stop,
-                        repeated=tuple(row - start for row in _between(repeated, start, stop)),
-                    )
-                    index += 1
+                by_model[model] = self._shards_in(file, model, index, num_shards, names[file.uri])
+                index += self._num_shards_for(file.rows_by_model.get(model, 0))
+            yield file, by_model
+
+    def _shards_in(
+        self, file: PlannedFile, model: str, index: int, num_shards: int, file_name: str
+    ) -> Iterator[Shard]:
+        """A file's shards of one model, of which the first has this index."""
+        rows, repeated = file.rows_by_model.get(model, 0), file.repeated.get(model, ())
+        for i, start in enumerate(range(0, rows, self._shard_rows)):
+            stop = min(start + self._shard_rows, rows)
+            yield Shard(
+                index=index + i,
+                num_shards=num_shards,
+                uri=file.uri,
+                file_name=file_name,
+                etag=file.etag,
+                model=model,
+                start=start,
+                stop=stop,
+                repeated=tuple(row - start for row in _between(repeated, start, stop)),
+            )
 
     @property
     def _shard_rows(self) -> int:
