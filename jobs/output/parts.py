@@ -149,7 +149,7 @@ def list_parts(output: Output, num_shards: int) -> Parts:
 def part_index(output: Output, num_shards: int, uri: str) -> int | None:
     """The index of the shard whose part this object in `data/` is; None if it is not a part.
 
-    RefusedError where it is a part of a job with another number of shards.
+    RefusedError where it is a part of a job with another number of shards, or has a second name of a part.
     """
     parsed = parse_part_file(uri.removeprefix(f"{output.uri(PARTS_FOLDER)}/"))
     if parsed is None:
@@ -157,7 +157,9 @@ def part_index(output: Output, num_shards: int, uri: str) -> int | None:
     index, of = parsed
     if of != num_shards or index >= num_shards:
         raise RefusedError(f"{uri} is a part of another job: this job has {counted(num_shards, 'part')}")
-    return index if uri == output.part_uri(shard_name(index, num_shards)) else None
+    if uri != (right_uri := output.part_uri(shard_name(index, num_shards))):
+        raise RefusedError(f"{uri} is another name of the part {right_uri.rpartition('/')[2]}; move it away")
+    return index
 
 
 def done_shards(output: Output, num_shards: int) -> bytearray:

@@ -10,6 +10,10 @@ from actors.storage.uris import S3_SCHEME, normalise
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 
+MAX_LISTED_BYTES = 64 << 20
+"""Room for the input's files in the job's record: about 200,000."""
+ENTRY_BYTES = 150
+"""What an entry of the record has besides the file's path and ETag, for rows of a single model."""
 _WILDCARDS = "*?["
 
 
@@ -45,7 +49,20 @@ def find_files(paths: Iterable[InputPath], stores: Stores) -> list[StoredObject]
         for file in files:
             _check_name(file.uri)
             files_by_uri[file.uri] = file
-    return [files_by_uri[uri] for uri in sorted(files_by_uri)]
+    files = [files_by_uri[uri] for uri in sorted(files_by_uri)]
+    _refuse_too_many(files)
+    return files
+
+
+def _refuse_too_many(files: Sequence[StoredObject]) -> None:
+    """Raise SpecError for more files than the job's record can hold, before anything of them is read."""
+    num_bytes = sum(len(file.uri.encode()) + len(file.etag) + ENTRY_BYTES for file in files)
+    if num_bytes > MAX_LISTED_BYTES:
+        most = MAX_LISTED_BYTES * len(files) // num_bytes
+        raise SpecError(
+            f"input.path: the job's record has no room for {len(files):,} files (about {most:,} with paths "
+            "of this length); put the rows into fewer files, or into several jobs"
+        )
 
 
 def input_paths(spec: JobSpec, stores: Stores) -> list[InputPath]:
@@ -59,7 +76,7 @@ def _parse(path: str, storage: Storage) -> InputPath:
     if not signs or storage.stat(path):
         return InputPath(path)
     for index in signs:
-        if not any(True for _ in storage.list("/".join(names[: index + 1]))):
+        if not any(True for _ in storage.list_sizes("/".join(names[: index + 1]))):
             return InputPath("/".join(names[:index]), tuple(names[index:]))
     return InputPath(path)
 

@@ -2,11 +2,12 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
 from actors.storage.stores import Stores
 from jobs.planning.row_ids import find_repeated
+from jobs.planning.row_keys import RowKeys
 from jobs.planning.row_scan import MAX_EXAMPLES, Findings, ReportProgress, scan_files
 from jobs.planning.survey import Survey
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard
@@ -107,13 +108,14 @@ def make_plan(
 ) -> tuple[Plan, Findings]:
     """The plan, and what its pass over all rows found. Only the columns that this needs are read."""
     job, stores = survey.job, Stores(survey.job.spec.errors.storage_deadline_s)
-    totals = scan_files(survey, stores, report, max_examples)
-    if totals.keys:
-        repeated = find_repeated(totals.keys, survey.files, job.columns, stores)
-        if repeated:
-            # A second scan is rare, and simpler than to subtract these rows from the counts.
-            totals = scan_files(survey, stores, lambda rows: None, max_examples, repeated)
-    return Plan(job=job, files=tuple(totals.files)), totals.findings()
+    with RowKeys(survey.num_rows if "row_id" in job.columns.fields else 0) as row_keys:
+        totals = scan_files(survey, stores, report, max_examples, {}, row_keys)
+        repeated = find_repeated(row_keys, survey.files, job.columns, stores)
+    if repeated:
+        # A second scan is rare, and simpler than to subtract these rows from the counts.
+        totals = scan_files(survey, stores, lambda rows: None, max_examples, repeated)
+    findings = replace(totals.findings(), ids_problem=row_keys.problem)
+    return Plan(job=job, files=tuple(totals.files)), findings
 
 
 def expected_bytes(findings: Findings, job: Job) -> int:

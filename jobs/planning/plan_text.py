@@ -28,7 +28,14 @@ def check_rows(surveyed: Survey, console: Console, max_examples: int = MAX_EXAMP
     columns = (TextColumn("checking rows"), BarColumn(30), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=surveyed.num_rows)
-        return make_plan(surveyed, lambda rows: progress.advance(task, rows), max_examples)
+        plan, findings = make_plan(surveyed, lambda rows: progress.advance(task, rows), max_examples)
+    if findings.ids_problem:
+        console.print(
+            f"row ids were not compared: {findings.ids_problem}. If rows share an id, all are generated",
+            style="bold",
+            soft_wrap=True,
+        )
+    return plan, findings
 
 
 def refuse_hopeless(surveyed: Survey, findings: Findings, *, listed: bool = False) -> None:

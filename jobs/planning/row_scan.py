@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +12,9 @@ from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import CheckedBatch, check_batch
 from actors.rows.routing import ResolvedRoute, Router
 from actors.storage.stores import Stores
-from jobs.planning.row_ids import Keys, Repeated, are_compared, id_keys
+from jobs.in_flight import map_in_flight
+from jobs.planning.row_ids import Repeated, id_keys
+from jobs.planning.row_keys import RowKeys
 from jobs.planning.survey import Survey, SurveyedFile
 from schemas.errors import RowError, SpecError
 from schemas.job import Job, PlannedFile
@@ -65,6 +66,8 @@ class Findings:
     """The first rows of each error code."""
     num_bad: dict[str, int]
     """The number of rows that cannot be generated, by error code."""
+    ids_problem: str = ""
+    """Why the rows' ids could not be compared; empty if they were, or the input has none."""
 
 
 class _FileScan:
@@ -85,8 +88,6 @@ class _FileScan:
         self.examples: list[tuple[int, RowError]] = []
         """(row number, problem) of the rows that the plan may name."""
         self.bad_rows: list[BadRow] = []
-        self.keys: Keys | None = None
-        """The keys of the rows' ids, if ids are compared."""
 
     def planned_file(self) -> PlannedFile:
         """The file's entry in the plan."""
@@ -156,37 +157,38 @@ def scan_files(
     stores: Stores,
     report: ReportProgress,
     max_examples: int,
-    repeated: Mapping[str, Repeated] | None = None,
+    repeated: Mapping[str, Repeated],
+    row_keys: RowKeys | None = None,
 ) -> "ScanTotals":
     """The counts of all files' rows.
 
-    `repeated`: the rows with an earlier row's id, by the URI of their file. None: they are not known, and the
-    totals have the keys with which they are found.
+    `repeated`: the rows that are known to have an earlier row's id, by the URI of their file.
+    `row_keys`: gets the keys of the ids, with which such rows are found.
     """
     job = survey.job
     router = Router(job.spec, job.models)
     totals = ScanTotals(max_examples)
-    with_ids = repeated is None and are_compared(job.columns, survey.num_rows)
 
     def scan_file(file: SurveyedFile) -> _FileScan:
-        scan = _FileScan(file, (repeated or {}).get(file.stored.uri, {}), max_examples)
-        _scan(scan, job, router, stores, report, with_ids=with_ids)
+        scan = _FileScan(file, repeated.get(file.stored.uri, {}), max_examples)
+        _scan(scan, job, router, stores, report, row_keys)
         return scan
 
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        for scan in pool.map(scan_file, survey.files):
-            totals.add(scan)
+    for scan in map_in_flight(scan_file, survey.files, at_once=FILES_AT_ONCE):
+        totals.add(scan)
     return totals
 
 
 def _scan(
-    scan: _FileScan, job: Job, router: Router, stores: Stores, report: ReportProgress, *, with_ids: bool
+    scan: _FileScan, job: Job, router: Router, stores: Stores, report: ReportProgress, keys: RowKeys | None
 ) -> None:
     uri = scan.file.stored.uri
     try:
         with InputFile(stores.of(uri).open(uri), job.columns) as opened:
             _check_ids(opened, uri, job)
-            scan.keys = id_keys(opened) if with_ids else None
+            if keys and "row_id" in job.columns.fields:
+                for of_batch in id_keys(opened):
+                    keys.add(of_batch)
             for batch in opened.read_for_checks():
                 scan.add(check_batch(batch, router, job.models), job)
                 report(batch.num_rows)
@@ -202,8 +204,6 @@ class ScanTotals:
     def __init__(self, max_examples: int) -> None:
         self._max_examples = max_examples
         self.files: list[PlannedFile] = []
-        self.keys: list[Keys] = []
-        """The keys of each file's ids, if ids are compared."""
         self._rows: Counter[_CountKey] = Counter()
         self._images: Counter[_CountKey] = Counter()
         self._pixels: Counter[_CountKey] = Counter()
@@ -213,7 +213,6 @@ class ScanTotals:
     def add(self, scan: _FileScan) -> None:
         """Add a file's counts."""
         self.files.append(scan.planned_file())
-        self.keys += [] if scan.keys is None else [scan.keys]
         self._rows += scan.rows
         self._images += scan.images
         self._pixels += scan.pixels

@@ -1,7 +1,6 @@
 """The survey of a job: its input files and columns, and its checkpoints. Only footers are read, no rows."""
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ from actors.inputs.footers import read_footer
 from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
 from actors.storage.uris import join
+from jobs.in_flight import map_in_flight
 from jobs.planning.input_paths import InputPath, find_files, input_paths, normalised
 from jobs.planning.route_checks import check_routes
 from schemas.columns.input_columns import ColumnMap, map_columns
@@ -63,8 +63,7 @@ def make_survey(spec: JobSpec) -> Survey:
         _check_drift(columns, stored[0].uri, schema, file.uri, other)
         return SurveyedFile(stored=file, num_rows=num_rows)
 
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        files = tuple(pool.map(survey_file, stored))
+    files = tuple(map_in_flight(survey_file, stored, at_once=FOOTERS_AT_ONCE))
     if not sum(file.num_rows for file in files):
         raise SpecError(f"input.path: no rows in {', '.join(map(str, paths))}")
     build_demo_checkpoints(spec.models.values())

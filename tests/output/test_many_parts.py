@@ -22,6 +22,7 @@ from jobs.planning.survey import make_survey
 from jobs.reports.manifest import write_manifest
 from jobs.reports.status import print_status
 from jobs.reports.summary import current_summary, write_summary
+from schemas.errors import RefusedError
 from schemas.output_layout import MANIFEST, SUMMARY, parse_part_file, shard_name
 from tests.support.engines import GreyEngine
 from tests.support.in_process import job_spec, worker_for, write_rows
@@ -178,6 +179,14 @@ def test_a_summary_from_before_a_crash_is_not_believed(written: Written) -> None
 
     assert json.loads(written.output.read(SUMMARY))["ok"] == 7
     assert written.status()[1] == "20 images; 20 rows ok, 0 filtered, 0 failed"
+
+
+def test_a_part_has_one_name(written: Written) -> None:
+    """Readers take every file of the folder: with a part under two names they have its rows twice."""
+    written.output.storage.replace(written.output.uri("data/train-000003-of-00020.parquet"), b"")
+
+    with pytest.raises(RefusedError, match=r"is another name of the part train-00003-of-00020\.parquet"):
+        list_parts(written.output, NUM_PARTS)
 
 
 class ManyParts(LocalStorage):
