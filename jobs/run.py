@@ -15,13 +15,14 @@ from jobs.fleet.shard_loop import RunWatch, generate_shards
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
 from jobs.output.job_record import JobRecord, claim, plan_of, read_record
 from jobs.output.lease import Lease
-from jobs.output.parts import done_shards, output_totals, still_missing
+from jobs.output.parts import done_shards, list_parts, output_totals, still_missing
 from jobs.output.tally import Abandoned, Tally
 from jobs.planning.plan import Plan, expected_bytes
 from jobs.planning.plan_text import check_rows, print_notes, refuse_hopeless
 from jobs.planning.survey import Survey, make_survey
 from jobs.reports.finish import finish, is_finished
 from jobs.reports.run_result import RunResult
+from jobs.reports.summary import job_totals
 from jobs.signals import stopping_signals
 from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec
@@ -38,7 +39,7 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
         plan, record = _plan_and_record(surveyed, output, console)
         done = done_shards(output, record.num_shards)
         if all(done) and is_finished(output):
-            totals = output_totals(output, record.num_shards)
+            totals = job_totals(output, record, list_parts(output, record.num_shards))
             return RunResult(output=output.path, totals=totals)
         with Lease(output) as lease:
             tally, abandoned = _generate_missing(plan, output, done, lease, console, engine)
@@ -111,7 +112,7 @@ def _dispatcher(plan: Plan, done: bytearray) -> Dispatcher:
 
 
 def _missing_shards(plan: Plan, done: bytearray, model: str) -> Iterator[Shard]:
-    return (shard for shard in plan.shards() if shard.model == model and not done[shard.index])
+    return (shard for shard in plan.shards_of(model) if not done[shard.index])
 
 
 def _num_rows_done(plan: Plan, done: bytearray) -> int:

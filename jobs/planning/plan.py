@@ -8,6 +8,7 @@ from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
 from actors.storage.stores import Stores
 from jobs.planning.prompt_signs import count_signs
 from jobs.planning.row_ids import find_repeated
+from jobs.planning.row_keys import RowKeys
 from jobs.planning.row_scan import MAX_EXAMPLES, Findings, ReportProgress, scan_files
 from jobs.planning.survey import Survey
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard
@@ -51,26 +52,44 @@ class Plan:
 
     def shards(self) -> Iterator[Shard]:
         """Every shard, in the order of the parts' names."""
-        num_shards = self.num_shards
-        names = self.file_names
+        for _, by_model in self.shards_by_file():
+            for shards in by_model.values():
+                yield from shards
+
+    def shards_of(self, model: str) -> Iterator[Shard]:
+        """The shards of one model, in the same order."""
+        for _, by_model in self.shards_by_file():
+            yield from by_model[model]
+
+    def shards_by_file(self) -> Iterator[tuple[PlannedFile, dict[str, Iterator[Shard]]]]:
+        """Each input file with its shards by model, in the same order. Models without any are there too."""
+        names, num_shards = self.file_names, self.num_shards
         index = 0
         for file in self.files:
+            by_model = {}
             for model in [*self.job.models, NO_MODEL]:
-                rows, repeated = file.rows_by_model.get(model, 0), file.repeated.get(model, ())
-                for start in range(0, rows, self._shard_rows):
-                    stop = min(start + self._shard_rows, rows)
-                    yield Shard(
-                        index=index,
-                        num_shards=num_shards,
-                        uri=file.uri,
-                        file_name=names[file.uri],
-                        etag=file.etag,
-                        model=model,
-                        start=start,
-                        stop=stop,
-                        repeated=tuple(row - start for row in _between(repeated, start, stop)),
-                    )
-                    index += 1
+                by_model[model] = self._shards_in(file, model, index, num_shards, names[file.uri])
+                index += self._num_shards_for(file.rows_by_model.get(model, 0))
+            yield file, by_model
+
+    def _shards_in(
+        self, file: PlannedFile, model: str, index: int, num_shards: int, file_name: str
+    ) -> Iterator[Shard]:
+        """A file's shards of one model, of which the first has this index."""
+        rows, repeated = file.rows_by_model.get(model, 0), file.repeated.get(model, ())
+        for i, start in enumerate(range(0, rows, self._shard_rows)):
+            stop = min(start + self._shard_rows, rows)
+            yield Shard(
+                index=index + i,
+                num_shards=num_shards,
+                uri=file.uri,
+                file_name=file_name,
+                etag=file.etag,
+                model=model,
+                start=start,
+                stop=stop,
+                repeated=tuple(row - start for row in _between(repeated, start, stop)),
+            )
 
     @property
     def _shard_rows(self) -> int:
@@ -94,15 +113,18 @@ def make_plan(
     Some of the images that rows name by URI are fetched, to see whether they can be read.
     """
     job, stores = survey.job, Stores(survey.job.spec.errors.storage_deadline_s)
-    totals = scan_files(survey, stores, report, max_examples)
-    if totals.keys:
-        repeated = find_repeated(totals.keys, survey.files, job.columns, stores)
-        if repeated:
-            # A second scan is rare, and simpler than to subtract these rows from the counts.
-            totals = scan_files(survey, stores, lambda rows: None, max_examples, repeated)
-    looked_at = totals.pictures.look(job.spec.input.pictures, stores)
-    signs = count_signs(survey, stores)
-    findings = replace(totals.findings(), looked_at=looked_at, prompt_signs=signs)
+    with RowKeys(survey.num_rows if "row_id" in job.columns.fields else 0) as row_keys:
+        totals = scan_files(survey, stores, report, max_examples, {}, row_keys)
+        repeated = find_repeated(row_keys, survey.files, job.columns, stores)
+    if repeated:
+        # A second scan is rare, and simpler than to subtract these rows from the counts.
+        totals = scan_files(survey, stores, lambda rows: None, max_examples, repeated)
+    findings = replace(
+        totals.findings(),
+        ids_problem=row_keys.problem,
+        looked_at=totals.pictures.look(job.spec.input.pictures, stores),
+        prompt_signs=count_signs(survey, stores),
+    )
     return Plan(job=job, files=tuple(totals.files)), findings
 
 

@@ -7,7 +7,6 @@ everything.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from itertools import count
 from random import Random
@@ -499,16 +498,14 @@ class RetryDriver(Driver):
         plan, num_shards = self.settle()
         codes = () if simulation.calm else simulation.random.choice(((), (NO_MEMORY,), (CRASH,)))
         parts = [*list_parts(Output(store, OUTPUT), num_shards)]
-        indices = {
-            part.index
-            for part in parts
-            if any(_is_retried(code, codes) for code in decode(store.read(part.stored.uri)).values())
-        }
-        shards = [replace(shard, again=codes) for shard in plan.shards() if shard.index in indices]
+        chosen = bytearray(num_shards)
+        for part in parts:
+            outcomes = decode(store.read(part.uri))
+            chosen[part.index] = any(_is_retried(code, codes) for code in outcomes.values())
         simulation.log(
-            "generates rows of %s again, %s", counted(len(shards), "part"), codes or "all that failed"
+            "generates rows of %s again, %s", counted(sum(chosen), "part"), codes or "all that failed"
         )
-        if shards:
-            self.run_shards(retry._dispatcher(shards, plan.job.spec.errors.max_attempts))
+        if any(chosen):
+            self.run_shards(retry._dispatcher(plan, chosen, codes))
             if sum(1 for _ in list_parts(Output(store, OUTPUT), num_shards)) == num_shards:
                 self.finish(num_shards)
