@@ -38,9 +38,9 @@ from jobs.planning.plan import Plan, make_plan
 from jobs.planning.row_ids import id_keys
 from jobs.planning.row_keys import RowKeys
 from jobs.planning.row_scan import Findings
-from jobs.planning.survey import Survey, SurveyedFile, make_survey
 from jobs.reports.finish import finish
 from jobs.reports.summary import job_totals
+from jobs.survey.survey import Survey, SurveyedFile, make_survey
 from schemas.columns.input_columns import ColumnMap
 from schemas.output_layout import PARTS_FOLDER, shard_name
 from schemas.spec.job_spec import JobSpec

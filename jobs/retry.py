@@ -17,11 +17,11 @@ from jobs.output.part_footers import read_footers
 from jobs.output.parts import Parts, list_parts
 from jobs.output.tally import Tally
 from jobs.planning.plan import Plan
-from jobs.planning.survey import make_survey
 from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult
 from jobs.reports.summary import job_totals
 from jobs.signals import stopping_signals
+from jobs.survey.survey import make_survey
 from schemas.errors import SpecError
 from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec

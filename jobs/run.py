@@ -19,11 +19,11 @@ from jobs.output.parts import done_shards, list_parts, output_totals, still_miss
 from jobs.output.tally import Abandoned, Tally
 from jobs.planning.plan import Plan, expected_bytes
 from jobs.planning.plan_text import check_rows, print_notes, refuse_hopeless
-from jobs.planning.survey import Survey, make_survey
 from jobs.reports.finish import finish, is_finished
 from jobs.reports.run_result import RunResult
 from jobs.reports.summary import job_totals
 from jobs.signals import stopping_signals
+from jobs.survey.survey import Survey, make_survey
 from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted

@@ -12,10 +12,10 @@ from pydantic import FailFast, TypeAdapter
 from actors.storage.objects import StoredObject
 from actors.storage.output import Output
 from jobs.output.strict_json import parse_json
-from jobs.planning.input_paths import MAX_LISTED_BYTES
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
-from jobs.planning.survey import Survey, SurveyedFile
+from jobs.survey.input_paths import MAX_LISTED_BYTES
+from jobs.survey.survey import Survey, SurveyedFile
 from schemas.columns.folder_columns import folder_columns
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import RefusedError, SpecError

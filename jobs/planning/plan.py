@@ -10,7 +10,7 @@ from jobs.planning.prompt_signs import count_signs
 from jobs.planning.row_ids import find_repeated
 from jobs.planning.row_keys import RowKeys
 from jobs.planning.row_scan import MAX_EXAMPLES, Findings, ReportProgress, scan_files
-from jobs.planning.survey import Survey
+from jobs.survey.survey import Survey
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from actors.inputs.input_file import InputFile
 from actors.storage.stores import Stores
 from jobs.planning.row_keys import Keys, RowKeys
-from jobs.planning.survey import SurveyedFile
+from jobs.survey.survey import SurveyedFile
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import SpecError
 

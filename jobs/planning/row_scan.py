@@ -19,7 +19,7 @@ from jobs.planning.picture_sample import LookedAt, PictureSample
 from jobs.planning.prompt_signs import NO_SIGNS, PromptSigns
 from jobs.planning.row_ids import Repeated, id_keys
 from jobs.planning.row_keys import RowKeys
-from jobs.planning.survey import Survey, SurveyedFile
+from jobs.survey.survey import Survey, SurveyedFile
 from schemas.errors import RowError, SpecError
 from schemas.job import Job, PlannedFile
 from schemas.wording.amounts import counted

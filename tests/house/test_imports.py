@@ -49,6 +49,7 @@ HOUSE: Mapping[str, Order] = {
     ),
     "jobs": order(
         "signals in_flight",
+        "survey",
         "planning",
         "output",
         "dispatch reports verification",

@@ -19,10 +19,10 @@ from jobs.output.job_record import (
     plan_of_record,
     read_record,
 )
-from jobs.planning import input_paths
-from jobs.planning.input_paths import ENTRY_BYTES
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import make_survey
+from jobs.survey import input_paths
+from jobs.survey.input_paths import ENTRY_BYTES
+from jobs.survey.survey import make_survey
 from schemas.errors import RefusedError, SpecError
 from schemas.output_layout import JOB_RECORD
 from schemas.spec.job_spec import JobSpec

@@ -18,10 +18,10 @@ from jobs.output.job_record import JobRecord, claim
 from jobs.output.parts import Totals, list_parts, totals_of
 from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import make_survey
 from jobs.reports.manifest import write_manifest
 from jobs.reports.status import print_status
 from jobs.reports.summary import current_summary, write_summary
+from jobs.survey.survey import make_survey
 from schemas.errors import RefusedError
 from schemas.output_layout import MANIFEST, SUMMARY, parse_part_file, shard_name
 from tests.support.engines import GreyEngine

@@ -22,7 +22,7 @@ from actors.storage.output import open_output
 from jobs.in_flight import map_in_flight
 from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from jobs.verification.verify import MAX_SHOWN, verify_output
 from schemas.errors import DarkroomError, RefusedError, SpecError
 from schemas.spec.job_spec import JobSpec

@@ -10,8 +10,8 @@ import pytest
 from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import Tail
 from actors.storage.stores import Stores, open_storage
-from jobs.planning import folder_files
-from jobs.planning.input_paths import find_files, input_paths
+from jobs.survey import folder_files
+from jobs.survey.input_paths import find_files, input_paths
 from schemas.errors import SpecError
 from tests.support.in_process import job_spec
 from tests.support.s3.s3_server import S3Server

@@ -18,7 +18,7 @@ from jobs.planning import row_keys
 from jobs.planning.plan import make_plan
 from jobs.planning.plan_text import check_rows
 from jobs.planning.row_keys import Keys, RowKeys
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from tests.support.in_process import Record, job_spec, write_rows
 
 

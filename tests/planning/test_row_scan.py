@@ -11,7 +11,7 @@ from actors.inputs.input_file import BATCH_ROWS
 from jobs.planning.plan import make_plan
 from jobs.planning.row_ids import MAX_REPEATED
 from jobs.planning.row_scan import RouteCount
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.spec.job_spec import JobSpec
 from tests.support.checkpoints import paper_checkpoint

@@ -28,8 +28,8 @@ from jobs.output.job_record import claim, plan_of, read_record
 from jobs.output.parts import done_shards, list_parts, still_missing
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
-from jobs.planning.survey import Survey, SurveyedFile
 from jobs.reports.finish import is_finished
+from jobs.survey.survey import Survey, SurveyedFile
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DarkroomError, ReclaimedError, RefusedError, StorageError
 from schemas.job import NO_MODEL, FailedRows, Job, PlannedFile, Shard, ShardReport, WorkerProgress

@@ -13,8 +13,8 @@ from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
 from actors.storage.uris import join
 from jobs.in_flight import map_in_flight
-from jobs.planning.input_paths import InputPath, find_files, input_paths, normalised
-from jobs.planning.route_checks import check_routes
+from jobs.survey.input_paths import InputPath, find_files, input_paths, normalised
+from jobs.survey.route_checks import check_routes
 from schemas.columns.column_notes import column_notes
 from schemas.columns.column_types import needed
 from schemas.columns.fields import used_fields

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from actors.storage.objects import ListedObject, Storage, StoredObject
 from actors.storage.stores import Stores
 from actors.storage.uris import S3_SCHEME, normalise
-from jobs.planning.folder_files import split_parquet
+from jobs.survey.folder_files import split_parquet
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
