@@ -126,7 +126,8 @@ class RowKeys:
     def _partitions(self) -> Iterator[Iterator[Keys]]:
         """The keys of each partition, in chunks. Equal keys are in one partition."""
         if not self._files:
-            yield iter([np.concatenate([_NO_KEYS, *self._added])])
+            keys, self._added = np.concatenate([_NO_KEYS, *self._added]), []
+            yield iter([keys])
         for file in self._files:
             file.seek(0)
             yield _chunks(file)

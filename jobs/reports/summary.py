@@ -78,7 +78,7 @@ def current_summary(output: Output, record: JobRecord, parts: Parts) -> Summary 
 
     The summary and the manifest are read, and no part. RefusedError where the summary is damaged.
     """
-    summary = read_summary(output) if parts.are_all else None
+    summary = read_summary(output)
     is_current = summary and summary.is_of(record, parts) and manifest_agrees(output, parts)
     return summary if is_current else None
 
