@@ -47,7 +47,7 @@ class Survey:
 
     job: Job
     files: tuple[SurveyedFile, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     """What the user should know about the input's files and columns, a line each."""
 
     @property
