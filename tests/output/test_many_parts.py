@@ -138,6 +138,12 @@ def swap_sizes(output: Output) -> None:
     output.storage.replace(uri, (data := output.storage.read(uri))[:4] + b"x" + data[4:])
 
 
+def list_a_shrunk_part(output: Output) -> None:
+    """The manifest is newer than the summary."""
+    shrink_a_part(output)
+    write_manifest(output, NUM_PARTS)
+
+
 def cut_manifest(output: Output) -> None:
     output.replace(MANIFEST, b"".join(output.read(MANIFEST).splitlines(keepends=True)[:-1]))
 
@@ -147,6 +153,7 @@ def cut_manifest(output: Output) -> None:
     [
         shrink_a_part,
         swap_sizes,
+        list_a_shrunk_part,
         cut_manifest,
         lambda output: output.replace(MANIFEST, output.read(MANIFEST) * 2),
         lambda output: output.replace(MANIFEST, b""),
@@ -155,7 +162,7 @@ def cut_manifest(output: Output) -> None:
         lambda output: output.replace(MANIFEST, b'{"part": 1, "size_bytes": 1}\n'),
         lambda output: output.storage.delete(output.uri(MANIFEST)),
     ],
-    ids=["size", "sizes", "fewer", "more", "empty", "deep", "list", "number", "none"],
+    ids=["size", "sizes", "newer", "fewer", "more", "empty", "deep", "list", "number", "none"],
 )
 def test_a_summary_of_other_parts_is_not_believed(written: Written, change: object) -> None:
     """The parts are counted instead."""
