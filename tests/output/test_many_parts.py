@@ -188,6 +188,18 @@ def test_a_summary_from_before_a_crash_is_not_believed(written: Written) -> None
     assert written.status()[1] == "20 images; 20 rows ok, 0 filtered, 0 failed"
 
 
+def test_it_is_known_which_parts_are_missing(written: Written) -> None:
+    """Each by its index, whatever is missing before it."""
+    for index in (0, 3, 19):
+        written.output.storage.delete(written.output.part_uri(shard_name(index, NUM_PARTS)))
+
+    parts = list_parts(written.output, NUM_PARTS)
+
+    assert [index for index in range(NUM_PARTS) if not parts.has(index)] == [0, 3, 19]
+    assert [index for index, is_done in enumerate(parts.done()) if not is_done] == [0, 3, 19]
+    assert (len(parts), parts.are_all, parts[0].index, parts[-1].index) == (17, False, 1, 18)
+
+
 def test_a_part_has_one_name(written: Written) -> None:
     """Readers take every file of the folder: with a part under two names they have its rows twice."""
     written.output.storage.replace(written.output.uri("data/train-000003-of-00020.parquet"), b"")
