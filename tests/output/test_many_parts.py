@@ -138,6 +138,12 @@ def swap_sizes(output: Output) -> None:
     output.storage.replace(uri, (data := output.storage.read(uri))[:4] + b"x" + data[4:])
 
 
+def list_a_shrunk_part(output: Output) -> None:
+    """The manifest is newer than the summary."""
+    shrink_a_part(output)
+    write_manifest(output, NUM_PARTS)
+
+
 def cut_manifest(output: Output) -> None:
     output.replace(MANIFEST, b"".join(output.read(MANIFEST).splitlines(keepends=True)[:-1]))
 
@@ -147,6 +153,7 @@ def cut_manifest(output: Output) -> None:
     [
         shrink_a_part,
         swap_sizes,
+        list_a_shrunk_part,
         cut_manifest,
         lambda output: output.replace(MANIFEST, output.read(MANIFEST) * 2),
         lambda output: output.replace(MANIFEST, b""),
@@ -155,7 +162,7 @@ def cut_manifest(output: Output) -> None:
         lambda output: output.replace(MANIFEST, b'{"part": 1, "size_bytes": 1}\n'),
         lambda output: output.storage.delete(output.uri(MANIFEST)),
     ],
-    ids=["size", "sizes", "fewer", "more", "empty", "deep", "list", "number", "none"],
+    ids=["size", "sizes", "newer", "fewer", "more", "empty", "deep", "list", "number", "none"],
 )
 def test_a_summary_of_other_parts_is_not_believed(written: Written, change: object) -> None:
     """The parts are counted instead."""
@@ -179,6 +186,18 @@ def test_a_summary_from_before_a_crash_is_not_believed(written: Written) -> None
 
     assert json.loads(written.output.read(SUMMARY))["ok"] == 7
     assert written.status()[1] == "20 images; 20 rows ok, 0 filtered, 0 failed"
+
+
+def test_it_is_known_which_parts_are_missing(written: Written) -> None:
+    """Each by its index, whatever is missing before it."""
+    for index in (0, 3, 19):
+        written.output.storage.delete(written.output.part_uri(shard_name(index, NUM_PARTS)))
+
+    parts = list_parts(written.output, NUM_PARTS)
+
+    assert [index for index in range(NUM_PARTS) if not parts.has(index)] == [0, 3, 19]
+    assert [index for index, is_done in enumerate(parts.done()) if not is_done] == [0, 3, 19]
+    assert (len(parts), parts.are_all, parts[0].index, parts[-1].index) == (17, False, 1, 18)
 
 
 def test_a_part_has_one_name(written: Written) -> None:
