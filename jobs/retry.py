@@ -87,8 +87,4 @@ def _dispatcher(shards: Sequence[Shard], max_attempts: int) -> Dispatcher:
     by_model: defaultdict[str, list[Shard]] = defaultdict(list)
     for shard in shards:
         by_model[shard.model].append(shard)
-    return Dispatcher(
-        {model: iter(of_model) for model, of_model in by_model.items()},
-        {model: len(of_model) for model, of_model in by_model.items()},
-        max_attempts=max_attempts,
-    )
+    return Dispatcher(by_model, max_attempts=max_attempts)

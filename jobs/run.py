@@ -1,7 +1,8 @@
 """`darkroom run`: the function that everything else serves."""
 
-from collections import Counter
-from collections.abc import Iterator
+from array import array
+from collections import defaultdict
+from dataclasses import dataclass
 
 from rich.console import Console
 
@@ -17,7 +18,7 @@ from jobs.output.job_record import JobRecord, claim, plan_of, read_record
 from jobs.output.lease import Lease
 from jobs.output.parts import done_shards, output_totals, still_missing
 from jobs.output.tally import Abandoned, Tally
-from jobs.planning.plan import Plan, expected_bytes
+from jobs.planning.plan import Plan, ShardFinder, expected_bytes
 from jobs.planning.plan_text import check_rows, print_columns, refuse_hopeless
 from jobs.planning.survey import Survey, make_survey
 from jobs.reports.finish import finish, is_finished
@@ -96,23 +97,33 @@ def _generate_missing(
 
 def _dispatcher(plan: Plan, done: bytearray) -> Dispatcher:
     """The dispatcher of the missing shards."""
-    missing: Counter[str] = Counter()
+    missing: defaultdict[str, array[int]] = defaultdict(lambda: array("Q"))
     working: set[str] = set()
     for shard in plan.shards():
         if done[shard.index]:
             working.add(shard.model)
         else:
-            missing[shard.model] += 1
+            missing[shard.model].append(shard.index)
+    finder = ShardFinder(plan)
     return Dispatcher(
-        {model: _missing_shards(plan, done, model) for model in missing},
-        missing,
+        {model: _MissingShards(indices, finder) for model, indices in missing.items()},
         max_attempts=plan.job.spec.errors.max_attempts,
         working=working,
     )
 
 
-def _missing_shards(plan: Plan, done: bytearray, model: str) -> Iterator[Shard]:
-    return (shard for shard in plan.shards() if shard.model == model and not done[shard.index])
+@dataclass(frozen=True, slots=True)
+class _MissingShards:
+    """The shards without a part, of which only the indices are in memory."""
+
+    indices: "array[int]"
+    finder: ShardFinder
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int, /) -> Shard:
+        return self.finder.shard_at(self.indices[position])
 
 
 def _num_rows_done(plan: Plan, done: bytearray) -> int:

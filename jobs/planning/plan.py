@@ -1,8 +1,10 @@
 """The plan: every row routed and checked, and the output cut into shards, before anything is paid for."""
 
-from bisect import bisect_left
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
 from actors.storage.stores import Stores
@@ -42,7 +44,7 @@ class Plan:
     @property
     def num_shards(self) -> int:
         """The number of parts in the whole output."""
-        return sum(self._num_shards_for(rows) for file in self.files for rows in file.rows_by_model.values())
+        return sum(map(self.num_shards_in, self.files))
 
     def num_shards_of(self, model: str) -> int:
         """The number of parts of one model."""
@@ -50,33 +52,70 @@ class Plan:
 
     def shards(self) -> Iterator[Shard]:
         """Every shard, in the order of the parts' names."""
-        num_shards = self.num_shards
-        names = self.file_names
+        finder = ShardFinder(self)
         index = 0
         for file in self.files:
-            for model in [*self.job.models, NO_MODEL]:
-                rows, repeated = file.rows_by_model.get(model, 0), file.repeated.get(model, ())
-                for start in range(0, rows, self._shard_rows):
-                    stop = min(start + self._shard_rows, rows)
-                    yield Shard(
-                        index=index,
-                        num_shards=num_shards,
-                        uri=file.uri,
-                        file_name=names[file.uri],
-                        etag=file.etag,
-                        model=model,
-                        start=start,
-                        stop=stop,
-                        repeated=tuple(row - start for row in _between(repeated, start, stop)),
-                    )
+            for model in self.models:
+                rows = file.rows_by_model.get(model, 0)
+                for start in range(0, rows, self.shard_rows):
+                    yield finder.shard_of(file, model, start, index)
                     index += 1
 
     @property
-    def _shard_rows(self) -> int:
+    def models(self) -> tuple[str, ...]:
+        """The models in the order of their shards in each file; the last is NO_MODEL."""
+        return (*self.job.models, NO_MODEL)
+
+    @property
+    def shard_rows(self) -> int:
+        """The number of rows of a shard that is not its file's last."""
         return self.job.spec.batching.shard_rows
 
+    def num_shards_in(self, file: PlannedFile) -> int:
+        """The number of parts of one file."""
+        return sum(map(self._num_shards_for, file.rows_by_model.values()))
+
     def _num_shards_for(self, rows: int) -> int:
-        return -(-rows // self._shard_rows)
+        return -(-rows // self.shard_rows)
+
+
+class ShardFinder:
+    """Finds the shards of a plan by their indices. It keeps one number and one name for each file."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._num_shards = plan.num_shards
+        self._names = plan.file_names
+        self._firsts = array("Q", accumulate(map(plan.num_shards_in, plan.files), initial=0))
+        """The index of each file's first shard, and the number of all shards."""
+
+    def shard_at(self, index: int) -> Shard:
+        """The shard with this index."""
+        number = bisect_right(self._firsts, index) - 1
+        file, position = self._plan.files[number], index - self._firsts[number]
+        for model in self._plan.models:
+            start = position * self._plan.shard_rows
+            rows = file.rows_by_model.get(model, 0)
+            if start < rows:
+                return self.shard_of(file, model, start, index)
+            position -= -(-rows // self._plan.shard_rows)
+        raise IndexError(index)
+
+    def shard_of(self, file: PlannedFile, model: str, start: int, index: int) -> Shard:
+        """The shard that begins with row `start` of a file's rows of a model, and has this index."""
+        stop = min(start + self._plan.shard_rows, file.rows_by_model[model])
+        repeated = _between(file.repeated.get(model, ()), start, stop)
+        return Shard(
+            index=index,
+            num_shards=self._num_shards,
+            uri=file.uri,
+            file_name=self._names[file.uri],
+            etag=file.etag,
+            model=model,
+            start=start,
+            stop=stop,
+            repeated=tuple(row - start for row in repeated),
+        )
 
 
 def _between(ordered: Sequence[int], start: int, stop: int) -> Sequence[int]:

@@ -1,7 +1,5 @@
 """Which shard goes to whom next, without Ray."""
 
-from collections.abc import Iterator
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,12 +17,12 @@ def shard(index: int, model: str = "sd") -> Shard:
 
 def dispatcher(counts: dict[str, int], max_attempts: int = 3) -> Dispatcher:
     """A dispatcher over `counts` shards per model, numbered through."""
-    shards: dict[str, Iterator[Shard]] = {}
+    shards: dict[str, list[Shard]] = {}
     first = 0
     for model, count in counts.items():
-        shards[model] = iter([shard(first + i, model) for i in range(count)])
+        shards[model] = [shard(first + i, model) for i in range(count)]
         first += count
-    return Dispatcher(shards, counts, max_attempts=max_attempts)
+    return Dispatcher(shards, max_attempts=max_attempts)
 
 
 def test_a_worker_keeps_the_model_it_has_loaded() -> None:

@@ -320,12 +320,14 @@ def test_rows_are_numbered_through_their_file(tmp_path: Path, statistics: bool) 
 
     with InputFile(path.open("rb"), map_columns(table.schema, InputSpec(path="x"))) as file:
         groups = [file.row_group_of(row) for row in (0, 49, 50, 99, 100, 129)]
+        decoded = next(file.decode_rows(57))
         later = list(file.read_rows(57))
         checked = list(file.read_for_checks(batch_size=64))
         ids = file.row_ids([129, 0, 64, 50, 49])
         nulls = file.num_nulls("prompt")
 
     assert groups == [0, 0, 1, 1, 2, 2]
+    assert (decoded.first_row, decoded.num_rows) == (50, 50)
     assert [(part.first_row, part.num_rows) for part in later] == [(57, 43), (100, 30)]
     assert [text for part in later for text in part.fields["row_id"].to_pylist()] == [
         f"r{i}" for i in range(57, 130)
