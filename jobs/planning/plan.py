@@ -52,19 +52,7 @@ class Plan:
 
     def shards(self) -> Iterator[Shard]:
         """Every shard, in the order of the parts' names."""
-        finder = ShardFinder(self)
-        index = 0
-        for file in self.files:
-            for model in self.models:
-                rows = file.rows_by_model.get(model, 0)
-                for start in range(0, rows, self.shard_rows):
-                    yield finder.shard_of(file, model, start, index)
-                    index += 1
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The models in the order of their shards in each file; the last is NO_MODEL."""
-        return (*self.job.models, NO_MODEL)
+        return map(ShardFinder(self).shard_at, range(self.num_shards))
 
     @property
     def shard_rows(self) -> int:
@@ -84,26 +72,24 @@ class ShardFinder:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._models = (*plan.job.models, NO_MODEL)
+        """The models in the order of their shards in each file."""
         self._num_shards = plan.num_shards
         self._names = plan.file_names
         self._firsts = array("Q", accumulate(map(plan.num_shards_in, plan.files), initial=0))
         """The index of each file's first shard, and the number of all shards."""
 
     def shard_at(self, index: int) -> Shard:
-        """The shard with this index."""
+        """The shard with this index, which must be less than the number of shards."""
         number = bisect_right(self._firsts, index) - 1
-        file, position = self._plan.files[number], index - self._firsts[number]
-        for model in self._plan.models:
-            start = position * self._plan.shard_rows
+        file, shard_rows = self._plan.files[number], self._plan.shard_rows
+        start = (index - self._firsts[number]) * shard_rows
+        for model in self._models:
             rows = file.rows_by_model.get(model, 0)
             if start < rows:
-                return self.shard_of(file, model, start, index)
-            position -= -(-rows // self._plan.shard_rows)
-        raise IndexError(index)
-
-    def shard_of(self, file: PlannedFile, model: str, start: int, index: int) -> Shard:
-        """The shard that begins with row `start` of a file's rows of a model, and has this index."""
-        stop = min(start + self._plan.shard_rows, file.rows_by_model[model])
+                break
+            start -= -(-rows // shard_rows) * shard_rows
+        stop = min(start + shard_rows, rows)
         repeated = _between(file.repeated.get(model, ()), start, stop)
         return Shard(
             index=index,

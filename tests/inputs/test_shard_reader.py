@@ -203,13 +203,16 @@ def test_rows_are_found_behind_the_first_rows_that_are_routed_together(tmp_path:
         assert [row.row_id for row in read[shard.name]] == [f"in.parquet#{i}" for i in numbers]
 
 
-def test_a_models_rows_are_found_anywhere_in_a_file_without_memory_for_each(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("group_rows", "in_dictionary"), [(70_000, True), (5_000, False)])
+def test_a_models_rows_are_found_anywhere_in_a_file_without_memory_for_each(
+    tmp_path: Path, group_rows: int, in_dictionary: bool
+) -> None:
     """In any order of asking, over blocks of one model and of several, in row groups of other borders."""
     num_rows = 200_000
     models = np.array(["sd" if 50_000 <= i < 90_000 or i % 3 else "other" for i in range(num_rows)])
     path = tmp_path / "in.parquet"
     table = pa.table({"prompt": ["x"] * num_rows, "model": models})
-    pq.write_table(table, path, row_group_size=70_000)
+    pq.write_table(table, path, row_group_size=group_rows, use_dictionary=in_dictionary)
     job = plan_for(job_spec(path, tmp_path / "out", models=MODELS)).job
     dice = random.Random(0)
     tracemalloc.start()
