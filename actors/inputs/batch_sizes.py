@@ -20,6 +20,7 @@ _NUMBER_BYTES = 8
 """The size of a number in memory. In the file it can be far smaller: a list of a million zeros is one run."""
 
 _BYTE_TYPES = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
+_DICTIONARY_INDICES = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
 
 
 def rows_per_batch(
@@ -54,13 +55,20 @@ def largest_value_bytes(chunk: pq.ColumnChunkMetaData) -> int:
     """The most bytes that one value may have in memory, where many values share bytes of the file."""
     if "DELTA_BYTE_ARRAY" in chunk.encodings:
         return int(chunk.total_uncompressed_size)
-    if not chunk.has_dictionary_page:
+    if not has_dictionary(chunk):
         return 0
+    if not chunk.has_dictionary_page:
+        return int(chunk.total_uncompressed_size)
     # The footer does not have the uncompressed size of the dictionary's page. Pages of indices hardly grow
     # by compression, so the dictionary's page saves at most as much as the whole chunk does.
     stored_bytes = chunk.data_page_offset - chunk.dictionary_page_offset
     saved_bytes = chunk.total_uncompressed_size - chunk.total_compressed_size
     return int(min(chunk.total_uncompressed_size, max(0, stored_bytes) + max(0, saved_bytes)))
+
+
+def has_dictionary(chunk: pq.ColumnChunkMetaData) -> bool:
+    """Whether a chunk has a dictionary. Old writers leave its place out, and pyarrow finds it anyway."""
+    return bool(chunk.has_dictionary_page or not _DICTIONARY_INDICES.isdisjoint(chunk.encodings))
 
 
 def rebatched(

@@ -16,7 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from actors.inputs.batch_sizes import belongs_to, chunks_of, largest_value_bytes, rows_per_batch
+from actors.inputs.batch_sizes import (
+    belongs_to,
+    chunks_of,
+    has_dictionary,
+    largest_value_bytes,
+    rows_per_batch,
+)
 from actors.inputs.damaged_pages import is_damage
 
 LOOK_BYTES = 1 << 20
@@ -184,7 +190,7 @@ def open_parquet(source: BinaryIO, footer: pq.FileMetaData, dictionaries: Collec
 
 def _is_folded(chunk: pq.ColumnChunkMetaData) -> bool:
     """Whether many of a chunk's values may share bytes in a dictionary, and in no other way."""
-    return bool(chunk.has_dictionary_page and _DICTIONARY_ENCODINGS.issuperset(chunk.encodings))
+    return has_dictionary(chunk) and _DICTIONARY_ENCODINGS.issuperset(chunk.encodings)
 
 
 def _innermost(array: pa.Array) -> pa.Array:

@@ -136,6 +136,47 @@ def test_what_a_file_hides_behind_its_first_page_is_not_unfolded(tmp_path: Path)
     assert reading.dictionaries == {"text"}
 
 
+def without_dictionary_offset(path: Path) -> Path:
+    """The same file with a footer of old writers, which does not say where the dictionary of a column is."""
+    data, chunk = path.read_bytes(), pq.read_metadata(path).row_group(0).column(0)
+    size = int.from_bytes(data[-8:-4], "little")
+    pages, footer = data[: -8 - size], data[-8 - size : -8]
+    # Thrift's compact protocol: 0x26 is an i64 whose field id is greater by 2 than the one before.
+    offsets = [b"\x26" + zigzag(offset) for offset in (chunk.data_page_offset, chunk.dictionary_page_offset)]
+    before, _, after = footer.partition(b"".join(offsets))
+    footer = before + offsets[1] + bytes([after[0] + 0x20]) + after[1:]
+    path.write_bytes(pages + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    return path
+
+
+def zigzag(number: int) -> bytes:
+    """A number that is not negative, as Thrift's compact protocol has it."""
+    number, groups = number << 1, []
+    while True:
+        groups.append(number & 0x7F)
+        number >>= 7
+        if not number:
+            return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
+
+
+@pytest.mark.parametrize("arrow_type", [pa.string(), pa.binary()], ids=str)
+def test_a_dictionary_whose_place_the_footer_does_not_tell_is_not_unfolded(
+    tmp_path: Path, arrow_type: pa.DataType
+) -> None:
+    """Texts stay in it, and few images are read together."""
+    path, values = tmp_path / "in.parquet", pa.array(["x" * MEGABYTE]).cast(arrow_type)
+    numbers = pa.array([0] * 1_000, pa.int32())
+    table = pa.table({"text": pa.DictionaryArray.from_arrays(numbers, values)})
+    pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=1 << 30, write_statistics=False)
+    footer = pq.read_metadata(without_dictionary_offset(path))
+
+    with path.open("rb") as source:
+        reading = Dictionaries(source, footer).reading(0, ["text"], BATCH_ROWS)
+
+    assert not footer.row_group(0).column(0).has_dictionary_page
+    assert "text" in reading.dictionaries or reading.num_rows <= 64
+
+
 def opened(path: Path, *keep: str) -> InputFile:
     """As a job reads it."""
     return InputFile(path.open("rb"), map_columns(pq.read_schema(path), InputSpec(path="x", keep=[*keep])))
