@@ -251,7 +251,11 @@ class ShardRun:
             failed=part.counts["failed"],
             images=part.images,
             size_bytes=len(part.data),
-            error_codes=part.error_codes,
+            failures=merge_failed_rows(
+                {outcome.problem.code: FailedRows(num_rows=1, message=outcome.problem.message)}
+                for outcome in self._outcomes
+                if outcome.problem
+            ),
             unforeseen=self.progress.snapshot().unforeseen,
             seconds=self._clock.seconds,
             models_loaded=self._resources.engine.models_loaded,

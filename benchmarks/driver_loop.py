@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
+import pyarrow as pa
+
 from actors.process import peak_rss_bytes
 from benchmarks.race import surroundings
 from jobs.dispatch.dispatcher import Dispatcher
@@ -142,7 +144,7 @@ def report_of(shard: Shard) -> ShardReport:
         failed=0,
         images=ROWS,
         size_bytes=1,
-        error_codes={},
+        failures={},
         unforeseen={},
         seconds={"generate": 1.0},
         models_loaded=(MODEL,),
@@ -165,7 +167,12 @@ def job() -> Job:
             "output": {"path": "s3://bucket/out"},
         }
     )
-    return Job(spec=spec, models={}, columns=ColumnMap(fields={}, recognised={}, keep=()), schema=b"")
+    return Job(
+        spec=spec,
+        models={},
+        columns=ColumnMap(fields={}, recognised={}, keep={}, id_type=pa.string()),
+        schema=b"",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,12 +69,13 @@ def plan(
     from actors.storage.uris import normalise
     from jobs.output.disk_space import refuse_full_disk
     from jobs.planning.plan import expected_bytes
-    from jobs.planning.plan_text import check_rows, print_plan, refuse_hopeless
+    from jobs.planning.plan_text import check_rows, print_notes, print_plan, refuse_hopeless
     from jobs.planning.row_scan import MAX_EXAMPLES
     from jobs.planning.survey import make_survey
 
     out = console()
     surveyed = make_survey(load_spec(spec, overrides or []))
+    print_notes(surveyed, out)
     checked, findings = check_rows(surveyed, out, bad_rows or MAX_EXAMPLES)
     print_plan(checked, findings, out)
     refuse_hopeless(surveyed, findings, listed=True)

@@ -59,6 +59,7 @@ def retry_job(
             rows_tried=tally.rows,
             images_generated=tally.images,
             abandoned=tuple(dispatcher.abandoned),
+            failures=tally.failures,
         )
 
 

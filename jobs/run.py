@@ -19,7 +19,7 @@ from jobs.output.lease import Lease
 from jobs.output.parts import done_shards, output_totals, still_missing
 from jobs.output.tally import Abandoned, Tally
 from jobs.planning.plan import Plan, ShardFinder, expected_bytes
-from jobs.planning.plan_text import check_rows, print_columns, refuse_hopeless
+from jobs.planning.plan_text import check_rows, print_notes, refuse_hopeless
 from jobs.planning.survey import Survey, make_survey
 from jobs.reports.finish import finish, is_finished
 from jobs.reports.run_result import RunResult
@@ -35,14 +35,12 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
     output = open_output(spec.output.path, deadline_s=spec.errors.storage_deadline_s)
     with stopping_signals():
         surveyed = make_survey(spec)
-        print_columns(surveyed.job, console)
+        print_notes(surveyed, console)
         plan, record = _plan_and_record(surveyed, output, console)
         done = done_shards(output, record.num_shards)
         if all(done) and is_finished(output):
             totals = output_totals(output, record.num_shards)
-            return RunResult(
-                output=output.path, totals=totals, rows_tried=0, images_generated=0, abandoned=()
-            )
+            return RunResult(output=output.path, totals=totals)
         with Lease(output) as lease:
             tally, abandoned = _generate_missing(plan, output, done, lease, console, engine)
             abandoned = still_missing(abandoned, output, record.num_shards)
@@ -57,6 +55,7 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
             rows_tried=tally.rows,
             images_generated=tally.images,
             abandoned=tuple(abandoned),
+            failures=tally.failures,
         )
 
 

@@ -68,11 +68,12 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """Everything that determines the output, as JSON values.
 
-        These are the spec without `output.path`, `workers` and `errors`, the fields' columns, and the
-        models' revisions.
+        These are the spec without `output.path`, `input.pictures`, `workers` and `errors`, the fields'
+        columns, and the models' revisions.
         """
         spec = self.spec.model_dump(mode="json", exclude={"workers", "errors"})
         spec["output"].pop("path")
+        spec["input"].pop("pictures")
         return {
             "spec": spec,
             "columns": dict(self.columns.fields),
@@ -200,8 +201,8 @@ class ShardReport:
     """The number of images in the part."""
     size_bytes: int
     """The size of the part."""
-    error_codes: Mapping[str, int]
-    """The number of failed rows, by error_code."""
+    failures: Mapping[str, FailedRows]
+    """The rows that failed in this attempt, by error_code."""
     unforeseen: Mapping[str, FailedRows]
     """Those failed rows in which the plan had found nothing wrong, by error_code."""
     seconds: Mapping[str, float]

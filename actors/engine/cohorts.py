@@ -86,10 +86,9 @@ def _turn(item: tuple[_Key, list[Sample]]) -> tuple[float, float, float]:
     not full when the last samples of a size end.
     """
     sample = item[1][0]
-    if "image" in sample.images:
-        height, width = float(sample.images["image"].height), float(sample.images["image"].width)
-    else:
-        height, width = _number(sample, "height", 0), _number(sample, "width", 0)
+    image = sample.images.get("image")
+    height = _number(sample, "height", image.height if image else 0)
+    width = _number(sample, "width", image.width if image else 0)
     return height, width, -_number(sample, "num_inference_steps", 0) * _number(sample, "strength", 1)
 
 

@@ -2,12 +2,17 @@
 
 import os
 import posixpath
+import re
 from collections.abc import Callable, Sequence
 
 from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.storage.stores import Stores
-from actors.storage.uris import S3_SCHEME, normalise
+from actors.storage.uris import S3_SCHEME, normalise, not_a_place
 from schemas.errors import RowError, SpecError
+
+_PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^\x00-\x1f\x7f:?%]+")
+"""A file's name that means itself in every kind of URI."""
+_MAX_FOLDERS = 10_000
 
 
 class ImageUris:
@@ -51,6 +56,34 @@ class ImageUris:
         return stored.size_bytes
 
 
+class UriJudge:
+    """Finds the URIs that the rows of one input file may not read, mostly by their text alone."""
+
+    def __init__(self, beside: str, folders: Sequence[str] = ()) -> None:
+        """`beside`: the URI of the input file; `folders`: those in input.pictures."""
+        self._beside = beside
+        self._folders = tuple(map(normalise, folders))
+        self._allowed: dict[str, bool] = {}
+        """By folder, as rows write it with its slash, whether every plain name in it may be read."""
+
+    def problem(self, uri: str) -> RowError | None:
+        """Why a row may not read this URI. No file is looked at: one that is a link may lead outside."""
+        name = uri.rpartition("/")[2]
+        folder = uri.removesuffix(name)
+        if folder not in self._allowed:
+            if len(self._allowed) == _MAX_FOLDERS:  # There may be as many folders as rows.
+                self._allowed.clear()
+            self._allowed[folder] = self._error(f"{folder}x") is None
+        return None if self._allowed[folder] and _PLAIN_NAME.fullmatch(name) else self._error(uri)
+
+    def _error(self, uri: str) -> RowError | None:
+        try:
+            resolve(uri, self._beside, self._folders)
+        except RowError as error:
+            return error
+        return None
+
+
 def resolve(uri: str, beside: str, folders: Sequence[str] = ()) -> str:
     """The normalised URI that a row's URI means; RowError where the row may not read it.
 
@@ -58,6 +91,8 @@ def resolve(uri: str, beside: str, folders: Sequence[str] = ()) -> str:
     """
     if not uri:
         raise RowError("disallowed_uri", "the image's path is empty")
+    if error := not_a_place(uri):
+        raise error
     folder = posixpath.dirname(beside)
     relative = "://" not in uri and "::" not in uri and not uri.startswith(("/", "~"))
     try:

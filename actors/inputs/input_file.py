@@ -1,7 +1,7 @@
 """One Parquet file of the input, read in bounded batches, its columns in darkroom's names and types."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
@@ -9,15 +9,21 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors.inputs.batch_sizes import rebatched
 from actors.inputs.damaged_pages import Damage, find_damage, is_damage, lost_row_problems, read_around
 from actors.inputs.dictionaries import Dictionaries, Reading, open_parquet
-from actors.inputs.texts import Problems
+from actors.inputs.footer_statistics import FooterStatistics
+from actors.inputs.texts import Problems, is_text
 from actors.inputs.values import as_kept, as_kind, is_present, presence
-from schemas.columns.input_columns import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS, ColumnMap, storage_type
+from schemas.columns.column_types import storage_type
+from schemas.columns.fields import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS
+from schemas.columns.folder_columns import folder_array, folder_columns, folder_type
+from schemas.columns.input_columns import ColumnMap
 from schemas.errors import RowError
+from schemas.wording.printable import shortened
 
 BATCH_ROWS = 16_384
 """Rows whose routing columns are read together: enough for numpy to be fast, and only a few megabytes."""
@@ -45,6 +51,9 @@ class RowBatch:
     that the input lacks is absent."""
     present: Mapping[str, npt.NDArray[np.bool_]]
     """By image field of the input: whether each row has an image."""
+    uris: Mapping[str, pa.Array]
+    """By image field: the URIs of the images that are not in the file; null for other rows. A field is absent
+    if the batch does not tell which images are in the file."""
     keep: Mapping[str, pa.Array]
     """Kept columns by name, perhaps still in their dictionaries."""
     problems: Mapping[int, RowError]
@@ -70,17 +79,26 @@ def _already_converted(batch: RowBatch) -> DecodedRows:
 class InputFile:
     """An open Parquet file. Close it, or use it in a `with`."""
 
-    def __init__(self, source: BinaryIO, columns: ColumnMap, beat: Callable[[], None] = lambda: None) -> None:
-        """`beat` is called for each batch that was read."""
+    def __init__(
+        self, source: BinaryIO, columns: ColumnMap, uri: str = "", beat: Callable[[], None] = lambda: None
+    ) -> None:
+        """`uri`: that of the file. The names of its folders may give columns that the file itself lacks.
+
+        `beat` is called for each batch that was read.
+        """
         self._source = source
         self._beat = beat
         self._columns = columns
         footer = pq.read_metadata(source)
         self._types = footer.schema.to_arrow_schema()
+        folders = folder_columns(uri)
+        self._folders = {name: folders[name] for name in folders if name not in self._types.names}
+        self._overruled = {name: folders[name] for name in folders if name in self._types.names}
         self._dictionaries = Dictionaries(source, footer)
         self._parquet = open_parquet(source, footer, [])
         sizes = [self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._statistics = FooterStatistics(footer)
         self._damages: dict[tuple[int, str], Damage | None] = {}
 
     def __enter__(self) -> "InputFile":
@@ -115,7 +133,7 @@ class InputFile:
 
     def read_ids(self) -> Iterator[RowBatch]:
         """Batches of all rows, with only their ids. The input must have a column of ids."""
-        return self._read(0, [self._columns.fields["row_id"]], BATCH_ROWS)
+        return self._read(0, self._own([self._columns.fields["row_id"]]), BATCH_ROWS)
 
     def read_for_checks(self, batch_size: int = BATCH_ROWS) -> Iterator[RowBatch]:
         """Batches of all rows, without images. Of texts they only tell which rows have one.
@@ -124,6 +142,11 @@ class InputFile:
         """
         fields = [field for field in FIELD_KINDS if field not in ("row_id", "negative_prompt")]
         return self._read(0, self._routing_columns(fields), batch_size, with_texts=False)
+
+    def read_texts(self) -> Iterator[RowBatch]:
+        """Batches of all rows, with only their texts. The input must have a column of texts."""
+        columns = [self._columns.fields[field] for field in TEXT_FIELDS if field in self._columns.fields]
+        return self._read(0, self._own(columns), BATCH_ROWS)
 
     def read_rows(self, first_row: int, batch_size: int = CONVERTED_ROWS) -> Iterator[RowBatch]:
         """Batches with every needed column, from `first_row` to the file's end."""
@@ -141,7 +164,7 @@ class InputFile:
         although it knows whether a file has a page index. So the rows before the first that is needed are
         decoded too, about five million texts a second.
         """
-        group, columns = self.row_group_of(first_row), self._columns.columns()
+        group, columns = self.row_group_of(first_row), self._own(self._columns.columns())
         row = int(self._starts[group])
         if not columns:
             yield from map(_already_converted, self._empty_batches(row, batch_size))
@@ -159,7 +182,8 @@ class InputFile:
         """Whether columns are nested, images aside: each slice of them has the values of all rows."""
         fields = {column for field, column in self._columns.fields.items() if field not in IMAGE_FIELDS}
         columns = fields.union(self._columns.keep)
-        return any(pa.types.is_nested(storage_type(self._types.field(name).type)) for name in columns)
+        types = (storage_type(self._types.field(name).type) for name in self._own(columns))
+        return any(map(pa.types.is_nested, types))
 
     def _converted(
         self, batch: pa.RecordBatch, lost: Problems, first_row: int, max_rows: int, row: int
@@ -168,7 +192,8 @@ class InputFile:
         start = row - first_row
         rows = batch.slice(start, max_rows)
         problems = {i: lost[start + i] for i in range(rows.num_rows) if start + i in lost}
-        return self._row_batch(rows, row, with_texts=True, lost=problems)
+        arrays = dict(zip(rows.schema.names, rows.columns, strict=True))
+        return self._row_batch(arrays, row, rows.num_rows, problems, with_texts=True)
 
     def row_ids(self, rows: Sequence[int]) -> list[str]:
         """The ids of these rows, for a message: empty texts if the input has no ids."""
@@ -180,7 +205,7 @@ class InputFile:
         for row in rows:
             by_group[self.row_group_of(row)].add(row)
         for group, group_rows in sorted(by_group.items()):
-            for batch in self._read(group, [column], BATCH_ROWS):
+            for batch in self._read(group, self._own([column]), BATCH_ROWS):
                 stop = batch.first_row + batch.num_rows
                 batch_rows = {row for row in group_rows if batch.first_row <= row < stop}
                 ids = batch.fields["row_id"]
@@ -192,31 +217,49 @@ class InputFile:
     def num_nulls(self, field: str) -> int:
         """The number of rows without a value in this field. The column is read if the footer does not say."""
         column = self._columns.fields[field]
-        null_count = self._null_count(column)
+        if column in self._folders:
+            return self.metadata.num_rows if self._folders[column] is None else 0
+        null_count = self._statistics.null_count(column)
         if null_count is not None:
             return null_count
         return self._count_nulls(column)
+
+    def contradictions(self) -> dict[str, str]:
+        """By column that the job reads: how the file's own values, which count, contradict its folder's name.
+
+        The values are those of the footer's statistics; a file without statistics contradicts nothing.
+        """
+        found = {}
+        for name in self._overruled.keys() & {*self._columns.columns()}:
+            bounds, value = self._statistics.bounds(name), self._overruled[name]
+            if bounds and bounds != {value}:
+                shown = " to ".join(sorted(shortened(bound) for bound in bounds))
+                found[name] = (
+                    f"the folder's name says {value}, and the file's own column, which counts, {shown}"
+                )
+        return found
 
     def _routing_columns(self, fields: Sequence[str]) -> list[str]:
         columns = []
         for field in fields:
             column = self._columns.fields.get(field)
-            if column is None:
+            if column is None or column in self._folders:
                 continue
             if field in IMAGE_FIELDS:
                 columns += self._presence_column(column)
-            elif field != "prompt" or self._null_count(column) != 0:
+            elif field != "prompt" or self._statistics.null_count(column) != 0:
                 columns.append(column)
         return columns
 
     def _presence_column(self, column: str) -> list[str]:
         """The column to read to know which rows have an image, if possible without reading the images.
 
-        The list is empty if the footer shows that every row has one.
+        URIs are read too. The list is empty if the footer shows that every row has an image in the file.
         """
-        if not pa.types.is_struct(self._types.field(column).type):
-            return [column] if self._null_count(column) != 0 else []
-        if self._null_count(f"{column}.bytes") == 0:
+        arrow_type = storage_type(self._types.field(column).type)
+        if not pa.types.is_struct(arrow_type):
+            return [column] if is_text(arrow_type) or self._statistics.null_count(column) != 0 else []
+        if self._statistics.null_count(f"{column}.bytes") == 0:
             return []
         return [column] if self._has_empty_structs(column) else [f"{column}.path"]
 
@@ -225,7 +268,10 @@ class InputFile:
 
         False for a footer without statistics, which does not say: a worker then finds such a row.
         """
-        no_bytes, no_path = self._null_count(f"{column}.bytes"), self._null_count(f"{column}.path")
+        no_bytes, no_path = (
+            self._statistics.null_count(f"{column}.bytes"),
+            self._statistics.null_count(f"{column}.path"),
+        )
         if no_bytes is None or not no_path:
             return False
         try:
@@ -245,24 +291,6 @@ class InputFile:
             group = reading.groups.stop
         return total
 
-    def _null_count(self, leaf: str) -> int | None:
-        """The number of nulls in a leaf, from the footer; None where the footer does not say."""
-        total = 0
-        for group in range(self.metadata.num_row_groups):
-            chunks = self.metadata.row_group(group)
-            chunk = next(
-                (
-                    chunks.column(i)
-                    for i in range(chunks.num_columns)
-                    if chunks.column(i).path_in_schema == leaf
-                ),
-                None,
-            )
-            if chunk is None or chunk.statistics is None or not chunk.statistics.has_null_count:
-                return None
-            total += chunk.statistics.null_count
-        return total
-
     def _read(
         self, first_group: int, columns: list[str], batch_size: int, *, with_texts: bool = True
     ) -> Iterator[RowBatch]:
@@ -271,7 +299,8 @@ class InputFile:
             yield from self._empty_batches(row, batch_size)
             return
         for batch, lost in rebatched(self._batches(first_group, columns, batch_size), batch_size):
-            yield self._row_batch(batch, row, with_texts, lost)
+            arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+            yield self._row_batch(arrays, row, batch.num_rows, lost, with_texts=with_texts)
             row += batch.num_rows
 
     def _batches(
@@ -341,37 +370,73 @@ class InputFile:
     def _empty_batches(self, row: int, batch_size: int) -> Iterator[RowBatch]:
         while row < self.metadata.num_rows:
             num_rows = min(batch_size, self.metadata.num_rows - row)
-            present = {field: np.ones(num_rows, dtype=bool) for field in self._image_fields()}
-            yield RowBatch(first_row=row, num_rows=num_rows, fields={}, present=present, keep={}, problems={})
+            yield self._row_batch({}, row, num_rows, {}, with_texts=True)
             row += num_rows
+
+    def _own(self, columns: Iterable[str]) -> list[str]:
+        """Those of the columns that the file itself has."""
+        return [column for column in columns if column not in self._folders]
 
     def _image_fields(self) -> list[str]:
         return [field for field in IMAGE_FIELDS if field in self._columns.fields]
 
-    def _row_batch(self, batch: pa.RecordBatch, first_row: int, with_texts: bool, lost: Problems) -> RowBatch:
-        arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+    def _row_batch(
+        self,
+        arrays: Mapping[str, pa.Array],
+        first_row: int,
+        num_rows: int,
+        lost: Problems,
+        *,
+        with_texts: bool,
+    ) -> RowBatch:
+        """The batch of rows with these columns of the file, and with those of its folders."""
         problems: Problems = {}
         fields = {}
         for name, column in self._columns.fields.items():
-            if column in arrays and name in TEXT_FIELDS and not with_texts:
-                fields[name] = presence(arrays[column])
-            elif column in arrays:
-                fields[name], field_problems = as_kind(arrays[column], name, self._types.field(column).type)
+            array = arrays.get(column)
+            if column in self._folders:
+                array = folder_array(self._folders[column], folder_type(name), num_rows)
+            if array is not None and name in TEXT_FIELDS and not with_texts:
+                fields[name] = presence(array)
+            elif array is not None:
+                fields[name], field_problems = as_kind(array, name)
                 problems = field_problems | problems
         present = {
-            field: is_present(fields[field]) if field in fields else np.ones(batch.num_rows, dtype=bool)
+            field: is_present(fields[field]) if field in fields else np.ones(num_rows, dtype=bool)
             for field in self._image_fields()
         }
         keep = {}
-        for name in self._columns.keep:
-            if name in arrays:
-                keep[name], column_problems = as_kept(arrays[name], name, self._types.field(name).type)
+        for name, output_type in self._columns.keep.items():
+            if name in self._folders:
+                keep[name] = folder_array(self._folders[name], output_type, num_rows)
+            elif name in arrays:
+                keep[name], column_problems = as_kept(
+                    arrays[name], name, self._types.field(name).type, output_type
+                )
                 problems = column_problems | problems
         return RowBatch(
             first_row=first_row,
-            num_rows=batch.num_rows,
+            num_rows=num_rows,
             fields=fields,
             present=present,
+            uris=self._uris(arrays, fields),
             keep=keep,
             problems=problems | lost,
         )
+
+    def _uris(self, arrays: Mapping[str, pa.Array], fields: Mapping[str, pa.Array]) -> Mapping[str, pa.Array]:
+        uris = {}
+        for field in self._image_fields():
+            column = self._columns.fields[field]
+            if field not in fields or self._is_path_alone(column, arrays):
+                continue
+            data, path = (pc.struct_field(fields[field], leaf) for leaf in ("bytes", "path"))
+            uris[field] = pc.if_else(data.is_null(), path, None)
+        return uris
+
+    def _is_path_alone(self, column: str, arrays: Mapping[str, pa.Array]) -> bool:
+        """Whether only the paths of a column's images were read, and some images may be in the file."""
+        if column not in arrays or not pa.types.is_struct(arrays[column].type):
+            return False
+        has_bytes = "bytes" in {leaf.name for leaf in arrays[column].type}
+        return not has_bytes and self._statistics.null_count(f"{column}.bytes") != self.metadata.num_rows

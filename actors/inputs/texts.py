@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.columns.input_columns import TEXT_FIELDS, dense
+from schemas.columns.column_types import dense
+from schemas.columns.fields import TEXT_FIELDS
 from schemas.errors import RowError
 
 MAX_PROMPT_BYTES = 65_536

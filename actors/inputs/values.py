@@ -18,8 +18,11 @@ from actors.inputs.texts import (
     texts_and_problems,
 )
 from actors.inputs.value_sizes import size_problems
-from schemas.columns.input_columns import FIELD_KINDS, dense, id_type, kept_type, storage_type
+from actors.storage.uris import not_a_place
+from schemas.columns.column_types import dense, id_type, kept_type
+from schemas.columns.fields import FIELD_KINDS
 from schemas.columns.output_columns import IMAGE_TYPE
+from schemas.errors import RowError
 from schemas.systems.schedulers import options_text
 
 MAX_KEPT_VALUE_BYTES = 16 << 20
@@ -31,33 +34,52 @@ def presence(array: pa.Array) -> pa.Array:
     return pc.if_else(array.is_valid(), "", pa.scalar(None, pa.string()))
 
 
-def as_kept(array: pa.Array, name: str, arrow_type: pa.DataType) -> tuple[pa.Array, Problems]:
-    """(values, problems) of a kept column, whose type in the input is `arrow_type`."""
-    if is_text(arrow_type):
+def as_kept(
+    array: pa.Array, name: str, arrow_type: pa.DataType, output_type: pa.DataType
+) -> tuple[pa.Array, Problems]:
+    """(values, problems) of a kept column, whose type is `arrow_type` in the file. The values fit its type in
+    the output."""
+    array = _as_storage(array)
+    if is_text(array.type):
         return texts_and_problems(array, name, MAX_KEPT_BYTES)
     plain = kept_type(name, arrow_type)
-    if "_view" in str(arrow_type):
+    if "_view" in str(array.type):
         # pyarrow 26 cannot take rows of views. Views have no dictionaries here, so nothing is unfolded.
         array = array.cast(plain)
-    too_large = size_problems(array, name, MAX_KEPT_VALUE_BYTES, "kept_too_large")
-    array = nulled(array, too_large)
-    invalid = invalid_value_problems(array, name, plain)
-    return nulled(array, invalid), too_large | invalid
+    problems = size_problems(array, name, MAX_KEPT_VALUE_BYTES, "kept_too_large")
+    array = nulled(array, problems)
+    problems |= invalid_value_problems(array, name, plain)
+    array = nulled(array, problems)
+    if plain != output_type:
+        problems |= _promotion_problems(array, name, output_type)
+    return nulled(array, problems), problems
 
 
-def as_kind(array: pa.Array, field: str, arrow_type: pa.DataType) -> tuple[pa.Array, Problems]:
-    """(values, problems) of a field: its column, of type `arrow_type`, in the type of the field's kind."""
-    array, arrow_type = _as_storage(array), storage_type(arrow_type)
+def _promotion_problems(array: pa.Array, name: str, output_type: pa.DataType) -> Problems:
+    """The errors of rows whose value the output's type cannot hold: 2**53 + 1 if other files have doubles."""
+    problems: Problems = {}
+    for row in range(len(array)):
+        try:
+            array.slice(row, 1).cast(output_type)
+        except pa.ArrowInvalid as error:
+            message = f"`{name}` is {output_type} in the output, which cannot hold this value: {error}"
+            problems[row] = RowError("invalid_value", message)
+    return problems
+
+
+def as_kind(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
+    """(values, problems) of a field: its column in the type of the field's kind."""
+    array = _as_storage(array)
     if FIELD_KINDS[field] == "image":
         return _as_image(array, field)
-    if is_text(arrow_type):
+    if is_text(array.type):
         return texts_and_problems(array, field, max_text_bytes(field))
     problems: Problems = {}
     if FIELD_KINDS[field] == "options":
         problems = size_problems(array, field, MAX_NAME_BYTES, "text_too_long")
         array = nulled(array, problems)
-    if pa.types.is_nested(arrow_type):
-        problems |= invalid_value_problems(array, field, dense(arrow_type))
+    if pa.types.is_nested(array.type):
+        problems |= invalid_value_problems(array, field, dense(array.type))
     return _as_values(nulled(array, problems), FIELD_KINDS[field]), problems
 
 
@@ -159,9 +181,11 @@ def _as_image(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
 
 
 def _as_paths(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
-    if is_text(array.type):
-        return texts_and_problems(array, field, MAX_NAME_BYTES)
-    return array.cast(pa.string()), {}
+    if not is_text(array.type):
+        return array.cast(pa.string()), {}
+    paths, problems = texts_and_problems(array, field, MAX_NAME_BYTES)
+    # The beginning of a text that is too long is still there.
+    return paths, {row: not_a_place(paths[row].as_py()) or problem for row, problem in problems.items()}
 
 
 def is_present(array: pa.Array) -> npt.NDArray[np.bool_]:

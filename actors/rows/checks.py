@@ -6,16 +6,19 @@ both fail a row for the same reason, or neither does.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.images.image_uris import UriJudge
 from actors.inputs.input_file import RowBatch
 from actors.rows.routing import AnyRoute, ResolvedRoute, Router, SizeLimits, Unroutable
-from actors.rows.row_values import Violation, always, effective_values
+from actors.rows.row_values import RowMask, Violation, always, effective_values
 from actors.rows.scheduler_checks import refused_schedulers
+from actors.rows.step_sizes import Size, is_cropped, later_sizes
 from schemas.errors import RowError
 from schemas.systems.model_card import ModelCard
 from schemas.systems.parameters import PARAMETERS, Bounds
@@ -45,8 +48,13 @@ class CheckedBatch:
     """The problems of rows by position in the batch; of each row only the first rule that it breaks."""
 
 
-def check_batch(batch: RowBatch, router: Router, models: Mapping[str, ModelCard]) -> CheckedBatch:
-    """The batch with each row's route, and the problem of each row that breaks a rule of its pipeline."""
+def check_batch(
+    batch: RowBatch, router: Router, models: Mapping[str, ModelCard], judge: UriJudge
+) -> CheckedBatch:
+    """The batch with each row's route, and the problem of each row that breaks a rule of its pipeline.
+
+    `judge` knows which URIs the rows of the batch's file may read.
+    """
     fields = batch.fields
     route_positions, routes = router.resolve_batch(fields.get("task"), fields.get("model"), batch.num_rows)
     problems: dict[int, RowError] = {}
@@ -58,6 +66,8 @@ def check_batch(batch: RowBatch, router: Router, models: Mapping[str, ModelCard]
         for bad, code, describe in _violations(batch, route, models[route.model], router.limits):
             for row in np.flatnonzero(bad & on_route).tolist():
                 problems.setdefault(row, RowError(code, describe(row)))
+        for row, problem in _unreadable(batch, route, on_route, judge):
+            problems.setdefault(row, problem)
     problems |= batch.problems
     return CheckedBatch(batch=batch, route_positions=route_positions, routes=routes, problems=problems)
 
@@ -97,6 +107,17 @@ def _missing(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violation]:
         else:
             absent, reason = ~no_row, f"and no column has it; name one with input.columns: {{{field}: ...}}"
         yield absent, f"missing_{field}", always(f"{who} needs `{field}`, {reason}")
+
+
+def _unreadable(
+    batch: RowBatch, route: ResolvedRoute, on_route: RowMask, judge: UriJudge
+) -> Iterator[tuple[int, RowError]]:
+    """(row, problem) for each row of the route with an image whose URI it may not read."""
+    for field in (*route.needed_images(), *route.optional_images()):
+        uris = batch.uris[field].to_pylist() if field in batch.uris else []
+        for row in np.flatnonzero(on_route[: len(uris)]).tolist():
+            if uris[row] is not None and (problem := judge.problem(uris[row])):
+                yield row, problem
 
 
 def _seeds_and_counts(batch: RowBatch) -> Iterator[Violation]:
@@ -166,9 +187,14 @@ def _indivisible(batch: RowBatch, route: ResolvedRoute, side: str, card: ModelCa
     pixels = effective_values(batch, route, side)
     if pixels is None:
         return
+    # A step with a size of its own begins anew, unless it only repaints a crop.
+    until = takewhile(
+        lambda numbered: numbered[1].defaults.get(side) is None or is_cropped(numbered[1].defaults),
+        enumerate(route.then, 2),
+    )
     later = [
         (step.system.image_multiple, f", which step {number} ({step.system.task}) requires")
-        for number, step in enumerate(route.then, 2)
+        for number, step in until
     ]
     # All are powers of two, so the greatest is a multiple of the others.
     factor, reason = max([(card.size_factor, ""), *later], key=lambda each: each[0])
@@ -180,40 +206,62 @@ def _indivisible(batch: RowBatch, route: ResolvedRoute, side: str, card: ModelCa
     yield np.nan_to_num(pixels) % factor != 0, "invalid_size", describe
 
 
+def _sizes(batch: RowBatch, route: ResolvedRoute) -> list[Size] | None:
+    """The sizes at which the route's steps work, by row, and then that of the last result.
+
+    NaN where the input image decides; None if it does so for all rows. A worker checks its header.
+    """
+    height, width = effective_values(batch, route, "height"), effective_values(batch, route, "width")
+    if height is None or width is None or "height" not in route.defaults:
+        return None
+    height, width = height.copy(), width.copy()
+    crops = effective_values(batch, route, "padding_mask_crop")
+    grown = np.full(batch.num_rows, route.system.scale, dtype=np.float64)
+    if crops is not None and "padding_mask_crop" in route.defaults:
+        grown[~np.isnan(crops)] = np.nan  # The image keeps its size.
+    with np.errstate(over="ignore"):  # Another rule refuses what is not finite.
+        return [(height, width), *later_sizes(route, (height * grown, width * grown))]
+
+
 def _too_many_pixels(batch: RowBatch, route: ResolvedRoute, most: int) -> Iterator[Violation]:
     """Rows whose image has too many pixels, though its height and its width are each within bounds.
 
     Such a row could take a day, or all of a device's memory.
     """
-    height, width = effective_values(batch, route, "height"), effective_values(batch, route, "width")
-    if height is None or width is None:  # The image decides, and a worker checks its header.
+    sizes = _sizes(batch, route)
+    if sizes is None:
         return
-    growth = route.growth()
-    with np.errstate(over="ignore"):  # Another rule refuses what is not finite.
-        pixels = np.nan_to_num(height) * np.nan_to_num(width) * growth**2
+    for number, (step, (height, width)) in enumerate(zip(route.steps, sizes[:-1], strict=True), 1):
+        with np.errstate(over="ignore"):
+            pixels = np.broadcast_to(height * width, batch.num_rows)
 
-    def describe(row: int) -> str:
-        grown = f", for a later step {growth} times as wide" if growth > 1 else ""
-        size = f"height {height[row]:g}, width {width[row]:g}{grown}"
-        return f"{size}: that is more than the {most:,} pixels of input.max_pixels"
+        def describe(
+            row: int, step: ResolvedRoute = step, size: Size = (height, width), number: int = number
+        ) -> str:
+            high, wide = (np.broadcast_to(side, batch.num_rows)[row] for side in size)
+            who = "" if number == 1 else f"step {number} ({step.system.task}) works on "
+            return (
+                f"{who}height {high:g}, width {wide:g}: that is more than the {most:,} pixels of "
+                "input.max_pixels"
+            )
 
-    yield pixels > most, "invalid_size", describe
+        yield pixels > most, "invalid_size", describe
 
 
 def _too_long_for_file(
     batch: RowBatch, route: ResolvedRoute, side: str, limits: SizeLimits
 ) -> Iterator[Violation]:
     """Rows whose image the files of the output's format cannot hold."""
-    pixels = effective_values(batch, route, side)
-    if pixels is None:  # The image decides, and a worker checks its header.
+    sizes = _sizes(batch, route)
+    if sizes is None:
         return
-    growth = route.total_growth()
+    own, result = (np.broadcast_to(size[side == "width"], batch.num_rows) for size in (sizes[0], sizes[-1]))
 
     def describe(row: int) -> str:
-        grown = f", and the last step's result is {growth} times as large" if growth > 1 else ""
-        return f"{side} is {pixels[row]:g}{grown}: {limits.too_long}"
+        whose = "" if result[row] == own[row] else " of the last step's result"
+        return f"{side}{whose} is {result[row]:g}: {limits.too_long}"
 
-    yield np.nan_to_num(pixels) > limits.max_side / growth, "invalid_size", describe
+    yield result > limits.max_side, "invalid_size", describe
 
 
 def checkpoint_limits(card: ModelCard) -> dict[str, int]:

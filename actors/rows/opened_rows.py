@@ -1,12 +1,12 @@
 """Rows with their images opened and checked against what the row's steps need."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from actors.images.input_images import EncodedImage, ReadUri, open_image
 from actors.rows.routing import ResolvedRoute, SizeLimits
 from actors.rows.row import Row
+from actors.rows.step_sizes import Size, is_cropped, later_sizes, result_size, work_size
 from schemas.errors import RowError
 from schemas.systems.system_table import LEAST_SIZE_FACTOR, System
 
@@ -43,21 +43,27 @@ def open_row(row: Row, read_uri: ReadUri, *, limits: SizeLimits, vae_factor: int
 
 def _check_work(opened: OpenedRow, limits: SizeLimits) -> None:
     """Raise RowError where a model would work on too many pixels, or give an image too long for its file."""
-    image, route = opened.images.get("image"), opened.route
-    if image is None or "height" in route.defaults:  # Then the image does not decide the size.
+    image, route, own = opened.images.get("image"), opened.route, opened.row.parameters
+    if image is None:  # Then the plan has checked all sizes.
         return
-    if image.width * image.height * route.growth() ** 2 > limits.max_pixels:
+    given = (float(image.height), float(image.width))
+    *works, result = [work_size(own, given), *later_sizes(route, result_size(route.system, own, given))]
+    for step, size in zip(route.steps, works, strict=True):
+        if size[0] * size[1] > limits.max_pixels:
+            raise RowError(
+                "image_too_large",
+                f"`image` is {image.width}x{image.height}, and {step.name} works on {_shown(size)}; "
+                f"input.max_pixels allows {limits.max_pixels:,} pixels",
+            )
+    if max(result) > limits.max_side:
         raise RowError(
             "image_too_large",
-            f"`image` is {image.width}x{image.height}, the size at which {route.name} works or begins; "
-            f"input.max_pixels allows {limits.max_pixels:,} pixels",
+            f"`image` is {image.width}x{image.height}, and the result is {_shown(result)}: {limits.too_long}",
         )
-    if max(image.width, image.height) * route.total_growth() > limits.max_side:
-        raise RowError(
-            "image_too_large",
-            f"`image` is {image.width}x{image.height}, and the result is {route.total_growth()} times as "
-            f"large: {limits.too_long}",
-        )
+
+
+def _shown(size: Size) -> str:
+    return f"{size[1]:.0f}x{size[0]:.0f}"
 
 
 def _check_sizes(image: EncodedImage | None, system: System, min_side: int) -> None:
@@ -78,17 +84,19 @@ def _check_mask(opened: OpenedRow, size_factor: int) -> None:
     """Raise RowError where the mask does not have the size of the image that is painted over.
 
     Where an earlier step makes that image larger or smaller and nothing is cropped, a mask of the size of the
-    row's own image is also accepted.
+    row's own image is also accepted. Where the image is resized, any mask is.
     """
     mask = opened.images.get("mask_image")
     if mask is None:
         return
     image, painting_step = opened.images.get("image"), _painting_step(opened.route)
-    painted = _painted_size(opened, painting_step, size_factor)
     step = opened.route.steps[painting_step]
     parameters = step.defaults if painting_step else opened.row.parameters
     # diffusers 0.42.1 resizes masks, but computes the crop from the mask as it is given.
-    cropped = parameters.get("padding_mask_crop") is not None
+    cropped = is_cropped(parameters)
+    if not cropped and None not in (parameters.get("height"), parameters.get("width")):
+        return  # It resizes the image too, so neither has to fit the other.
+    painted = _painted_size(opened, painting_step, size_factor)
     sizes = {painted} if image is None or cropped else {painted, (image.width, image.height)}
     if (mask.width, mask.height) not in sizes:
         which = f"that step {painting_step + 1} is given" if painting_step else "that is painted over"
@@ -106,14 +114,10 @@ def _painting_step(route: ResolvedRoute) -> int:
 
 def _painted_size(opened: OpenedRow, painting_step: int, size_factor: int) -> tuple[int, int]:
     """(width, height) of the image that the painting step is given."""
-    before = [step.system for step in opened.route.steps[:painting_step]]
-    if not before:
-        return opened.images["image"].width, opened.images["image"].height
-    if "height" in before[0].defaults:
-        width, height = (int(str(opened.row.parameters[side])) for side in ("width", "height"))
-    else:
-        image = opened.images["image"]
-        # The first step rounds it down.
-        width, height = (side // size_factor * size_factor for side in (image.width, image.height))
-    growth = math.prod(system.scale for system in before)
-    return width * growth, height * growth
+    image = opened.images.get("image")
+    size: Size = (0, 0) if image is None else (image.height, image.width)
+    for number, step in enumerate(opened.route.steps[:painting_step]):
+        if not number:  # The first step rounds its image down.
+            size = size[0] // size_factor * size_factor, size[1] // size_factor * size_factor
+        size = result_size(step.system, step.defaults if number else opened.row.parameters, size)
+    return int(size[1]), int(size[0])

@@ -1,8 +1,7 @@
 """The task-routing stage: it maps a row's `task` and `model` to the pipeline that generates the row."""
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from schemas.job import NO_MODEL
 from schemas.spec.job_spec import JobSpec, Route
 from schemas.systems.model_card import ModelCard
 from schemas.systems.parameters import ParameterValue, with_preset
+from schemas.systems.sampler_names import with_sampler
 from schemas.systems.system_table import SD_LATENTS, System, find_system, tasks_of
 from schemas.wording.nearest import did_you_mean
 
@@ -29,7 +29,8 @@ class ResolvedRoute:
     system: System
     """The system that generates these rows."""
     defaults: Mapping[str, ParameterValue | None]
-    """The system's parameters: the route's values over the published ones over the checkpoint's."""
+    """The system's parameters: the route's values over the published ones over the checkpoint's. For rows, a
+    scheduler may still be a sampler's name; for a later step, it is a class."""
     then: "tuple[ResolvedRoute, ...]" = ()
     """The steps that follow, each with its route's own values."""
     keep_steps: bool = False
@@ -67,14 +68,6 @@ class ResolvedRoute:
         for step in self.steps:
             yield step, given
             given = {"image", "depth_map"} if step.system.gives_depth else {"image"}
-
-    def growth(self) -> int:
-        """How many times wider than the first step's image the widest input image of a later step is."""
-        return math.prod(step.system.scale for step in self.steps[:-1])
-
-    def total_growth(self) -> int:
-        """How many times wider than the first step's image the last step's result is."""
-        return math.prod(step.system.scale for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +187,12 @@ class Router:
             model=model,
             system=system,
             defaults=_defaults(system, card, route),
-            then=tuple(step for step in then if isinstance(step, ResolvedRoute)),
+            # Rows do not change a later step's values, so its sampler is resolved here.
+            then=tuple(
+                replace(step, defaults=with_sampler(step.defaults))
+                for step in then
+                if isinstance(step, ResolvedRoute)
+            ),
             keep_steps=route.keep_steps,
         )
 
@@ -213,8 +211,8 @@ def unsupported_task(model: str, task: str, models: Mapping[str, ModelCard]) -> 
 def _defaults(system: System, card: ModelCard, route: Route) -> dict[str, ParameterValue | None]:
     """The values of the parameters that a row does not set itself."""
     from_checkpoint: dict[str, ParameterValue | None] = {
-        "height": card.height,
-        "width": card.width,
+        "height": None if system.resizes_image else card.height,
+        "width": None if system.resizes_image else card.width,
         "scheduler": card.scheduler,
     }
     defaults = {

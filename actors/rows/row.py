@@ -12,9 +12,10 @@ from actors.images.spool import Spool
 from actors.inputs.input_file import RowBatch
 from actors.rows.checks import MAX_SEED, CheckedBatch
 from actors.rows.routing import AnyRoute, ResolvedRoute, Unroutable
-from schemas.columns.input_columns import IMAGE_FIELDS, TEXT_FIELDS
+from schemas.columns.fields import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
 from schemas.systems.parameters import PARAMETERS, ParameterValue, with_preset
+from schemas.systems.sampler_names import with_sampler
 from schemas.systems.schedulers import options_text, parse_options
 
 
@@ -98,14 +99,15 @@ def _parameters(values: Mapping[str, Any], route: ResolvedRoute) -> dict[str, Pa
     """The value of each parameter of the route's pipeline.
 
     It is the first one that exists of: the row's own, that of the row's preset, the route's, the published
-    default.
+    default. A sampler's name is resolved last: a row may have the name, and its route the options.
     """
     own = {
         name: _AS_KIND[PARAMETERS[name].kind](values[name])
         for name in route.defaults
         if values.get(name) is not None
     }
-    return {**route.defaults, **with_preset(own)}
+    name_wins = "scheduler" in own and "scheduler_options" not in own
+    return with_sampler({**route.defaults, **with_preset(own)}, name_wins=name_wins)
 
 
 _AS_KIND: dict[str, Callable[[Any], ParameterValue]] = {

@@ -10,6 +10,7 @@ from actors.rows.routing import ResolvedRoute
 from actors.rows.row_values import RowMask, Violation, coded_values, effective_values
 from schemas.systems.model_card import ModelCard
 from schemas.systems.parameters import PARAMETERS
+from schemas.systems.sampler_names import reading
 from schemas.systems.scheduler_rules import Published, refusal
 from schemas.systems.system_table import System
 
@@ -31,19 +32,37 @@ def refused_schedulers(batch: RowBatch, route: ResolvedRoute, card: ModelCard) -
     codes = np.ravel_multi_index((names.codes, options.codes, steps, late.astype(np.int64)), shape)
     distinct, positions = np.unique(codes, return_inverse=True)
     published = published_scheduler(card, route.system)
-    reasons = [
-        refusal(names.values[name] or "", options.values[text], published, num_steps, bool(is_late))
-        for name, text, num_steps, is_late in np.stack(np.unravel_index(distinct, shape), axis=1).tolist()
-    ]
-    refused = np.array([reason is not None for reason in reasons], dtype=bool)
+    combinations = np.stack(np.unravel_index(distinct, shape), axis=1).tolist()
+
+    def reason_of(name: int, text: int, num_steps: int, is_late: int, *, with_options: bool = True) -> str:
+        """Why rows with this combination are refused; empty if they are not."""
+        own_name, route_options = name < len(names.values) - 1, text == len(options.values) - 1
+        given = options.values[text] if with_options else None
+        # The name that a row has itself wins over the options of its route.
+        name_wins = own_name and route_options
+        scheduler = names.values[name] or ""
+        return refusal(scheduler, given, published, num_steps, bool(is_late), name_wins) or ""
+
+    reasons = [reason_of(*combination) for combination in combinations]
+    refused = np.array([bool(reason) for reason in reasons], dtype=bool)
 
     def describe(row: int) -> str:
-        reason = reasons[positions[row]] or ""
-        mixed = reason.startswith("scheduler_options") and names.is_own(row) and not options.is_own(row)
-        hint = ". The options come from the route; set scheduler_options to {} for a row without options"
-        return reason + hint if mixed else reason
+        reason: str = reasons[positions[row]]
+        mixed = names.is_own(row) and not options.is_own(row) and options.values[-1] is not None
+        if mixed and not reason_of(*combinations[positions[row]], with_options=False):
+            reason += (
+                ". The options come from the route; set scheduler_options to {} for a row without options"
+            )
+        return reason
 
     yield refused[positions], "invalid_scheduler", describe
+
+
+def sampler_names(batch: RowBatch) -> set[str]:
+    """The names in the rows' own `scheduler` that are read as a class of another name."""
+    column = batch.fields.get("scheduler")
+    names = [] if column is None else column.unique().to_pylist()
+    return {name for name in names if name and reading(name)}
 
 
 def _begins_late(batch: RowBatch, route: ResolvedRoute, steps: npt.NDArray[np.int64]) -> RowMask:

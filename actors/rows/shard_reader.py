@@ -5,6 +5,7 @@ from threading import Lock
 
 import numpy as np
 
+from actors.images.image_uris import UriJudge
 from actors.images.spool import Spool
 from actors.inputs.forward_reading import ForwardReading
 from actors.inputs.input_file import InputFile, RowBatch
@@ -62,7 +63,7 @@ class ShardReader:
         rows: list[Row] = []
         capacity = KeptCapacity()
         for batch, positions in cursor.batches(row_numbers):
-            checked_batch = check_batch(batch, self._router, self._job.models)
+            checked_batch = check_batch(batch, self._router, self._job.models, cursor.judge)
             batch_rows = build_rows(
                 checked_batch,
                 positions,
@@ -85,8 +86,9 @@ class ShardReader:
             self.close()
             self._refuse_changed(shard)
             source = self._stores.of(shard.uri).open(shard.uri)
-            file = InputFile(source, self._job.columns, self._beat)
-            self._cursor = _Cursor(shard.uri, file, self._router)
+            file = InputFile(source, self._job.columns, shard.uri, self._beat)
+            judge = UriJudge(shard.uri, self._job.spec.input.pictures)
+            self._cursor = _Cursor(shard.uri, file, self._router, judge)
         return self._cursor
 
 
@@ -101,8 +103,10 @@ def changed_input_error(uri: str) -> RefusedError:
 class _Cursor:
     """An open input file, the model that each of its rows goes to, and the rows that were read last."""
 
-    def __init__(self, uri: str, file: InputFile, router: Router) -> None:
+    def __init__(self, uri: str, file: InputFile, router: Router, judge: UriJudge) -> None:
         self.uri = uri
+        self.judge = judge
+        """Knows which URIs the file's rows may read."""
         self._file = file
         self._routed = RoutedRows(file, router)
         self._reading = ForwardReading(file, file.decode_rows)

@@ -65,6 +65,11 @@ class LocalStorage:
             refuse_larger(uri, os.fstat(file.fileno()).st_size, max_bytes)
             return file.read()
 
+    def read_range(self, stored: StoredObject, start: int, stop: int) -> bytes:
+        with _converted_errors(stored.uri), _open_file(stored.uri) as file:
+            file.seek(start)
+            return file.read(stop - start)
+
     def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
         with _converted_errors(uri, absent_is_failure=True), self._written(data) as temporary:
             os.makedirs(os.path.dirname(uri), exist_ok=True)

@@ -43,6 +43,9 @@ class Storage(Protocol):
         `max_bytes` is for an object that anybody may have written: RefusedError where it is larger.
         """
 
+    def read_range(self, stored: StoredObject, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of an object that was listed."""
+
     def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
         """Write the object unless one exists; True if this call is known to have written it.
 

@@ -4,7 +4,8 @@ import os
 import re
 from urllib.parse import unquote
 
-from schemas.errors import SpecError
+from schemas.errors import RowError, SpecError
+from schemas.wording.printable import shortened
 
 S3_SCHEME = "s3://"
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
@@ -14,6 +15,8 @@ _SIGNATURE = re.compile(
 )
 _QUERY = re.compile(r"\?[^/?]*=")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_BASE64_IMAGES = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD")
+"""The texts with which PNG, JPEG, WebP and GIF files begin in base64."""
 
 
 def join(uri: str, *names: str) -> str:
@@ -79,6 +82,23 @@ def _normalise_local(path: str, uri: str) -> str:
 def _refuse_parent_segments(path: str, uri: str) -> None:
     if ".." in path.split("/"):
         raise SpecError(f"{uri!r}: '..' is not allowed in a path; write the path out")
+
+
+def not_a_place(text: str) -> RowError | None:
+    """The error of a row whose text is no URI that could be read, but an image itself or a web address."""
+    if text[:5].lower() == "data:" or text.startswith(_BASE64_IMAGES):
+        return RowError(
+            "image_as_text",
+            "the text is not the place of an image but the image itself, in base64 or as a data URI; decode "
+            "it into a column of bytes",
+        )
+    if text[:8].lower().startswith(("http://", "https://")):
+        return RowError(
+            "image_url",
+            f"darkroom downloads nothing from the web ({shortened(masked(text))}); download the images, with "
+            "img2dataset for example, and name the files",
+        )
+    return None
 
 
 def masked(uri: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from jobs.fleet.pool import Tick
 from jobs.output.parts import Totals
 from jobs.output.tally import Abandoned
+from jobs.reports.run_result import failure_lines
 from schemas.errors import BudgetError
 from schemas.job import FailedRows, merge_failed_rows
 from schemas.spec.job_spec import ErrorsSpec
@@ -15,8 +16,6 @@ HOPELESS_ROWS = 100
 
 MAX_REASONS = 3
 """Error codes that the message names."""
-MAX_MESSAGE_LENGTH = 300
-"""Characters of one row's error message."""
 
 
 class Budget:
@@ -39,23 +38,11 @@ class Budget:
         failures = merge_failed_rows([self._failures, *(snapshot.unforeseen for snapshot in tick.unfinished)])
         num_rows = sum(failure.num_rows for failure in failures.values())
         if num_rows >= HOPELESS_ROWS:
+            shown = "\n".join(failure_lines(failures, MAX_REASONS))
             raise BudgetError(
-                f"stopped: the first {num_rows:,} rows that were tried all failed.\n{_reasons(failures)}\n"
+                f"stopped: the first {num_rows:,} rows that were tried all failed.\n{shown}\n"
                 "Nothing is lost. Run again to continue; --set errors.max_rate=1 turns this check off"
             )
-
-
-def _reasons(failures: Mapping[str, FailedRows]) -> str:
-    """The MAX_REASONS most frequent error codes, one per line, and a last line that counts all other rows."""
-    commonest = sorted(failures.items(), key=lambda item: -item[1].num_rows)
-    lines = [
-        f"  {counted(failure.num_rows, 'row')} with {code}, such as: {failure.message[:MAX_MESSAGE_LENGTH]}"
-        for code, failure in commonest[:MAX_REASONS]
-    ]
-    num_others = sum(failure.num_rows for _, failure in commonest[MAX_REASONS:])
-    if num_others:
-        lines.append(f"  {counted(num_others, 'row')} with other error codes")
-    return "\n".join(lines)
 
 
 def judge(errors: ErrorsSpec, totals: Totals, abandoned: tuple[Abandoned, ...]) -> None:

@@ -2,10 +2,11 @@
 
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
+import pyarrow as pa
 from pydantic import FailFast, TypeAdapter
 
 from actors.storage.objects import StoredObject
@@ -14,6 +15,7 @@ from jobs.output.strict_json import parse_json
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
 from jobs.planning.survey import Survey, SurveyedFile
+from schemas.columns.folder_columns import folder_columns
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import RefusedError, SpecError
 from schemas.job import NO_MODEL, Job, PlannedFile, StoredCount, fingerprint_of
@@ -185,7 +187,10 @@ def _shown(value: object) -> str:
 
 def _input_differences(record: JobRecord, survey: Survey) -> list[str]:
     """One line for each input file that is missing, new or changed."""
-    if [_content(file) for file in record.files] == [_content(file.stored) for file in survey.files]:
+    columns = survey.job.columns.columns()
+    contents = [(_content(file), _from_folders(file.uri, columns)) for file in record.files]
+    stored = [file.stored for file in survey.files]
+    if contents == [(_content(file), _from_folders(file.uri, columns)) for file in stored]:
         pairs = zip(record.files, survey.files, strict=True)
         return [line for planned, surveyed in pairs for line in _row_differences(planned, surveyed)]
     recorded = {file.uri: file for file in record.files}
@@ -213,9 +218,19 @@ def _content(file: PlannedFile | StoredObject) -> tuple[str, int, str]:
     return posixpath.basename(file.uri), file.size_bytes, file.etag
 
 
+def _from_folders(uri: str, columns: Collection[str]) -> dict[str, str | None]:
+    """The values of those columns that the names of a file's folders give."""
+    return {name: value for name, value in folder_columns(uri).items() if name in columns}
+
+
 def plan_of_record(record: JobRecord) -> Plan:
     """The recorded plan without a comparison, for commands that have no spec."""
-    keep = tuple(dict.fromkeys(record.spec.input.keep))
-    columns = ColumnMap(fields=record.identity["columns"], recognised={}, keep=keep)
+    columns = ColumnMap(
+        fields=record.identity["columns"],
+        recognised={},
+        # Commands without a spec read no kept columns, and write no ids.
+        keep=dict.fromkeys(record.spec.input.keep, pa.null()),
+        id_type=pa.null(),
+    )
     job = Job(spec=record.spec, models=record.models, columns=columns, schema=b"")
     return Plan(job=job, files=record.files)

@@ -2,10 +2,11 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from actors.process import peak_rss_bytes
-from schemas.job import Shard, ShardReport
+from schemas.job import FailedRows, Shard, ShardReport, merge_failed_rows
 from schemas.wording.amounts import counted, duration
 
 
@@ -56,6 +57,8 @@ class Tally:
     seconds_by_stage: Counter[str] = field(default_factory=Counter)
     cpu_by_worker: dict[str, float] = field(default_factory=dict)
     loads_by_worker: dict[str, int] = field(default_factory=dict)
+    failures: Mapping[str, FailedRows] = field(default_factory=dict)
+    """The failed rows of shards that this run has finished, by error_code."""
     worker_peak_rss_bytes: int = 0
     begun: float = field(default_factory=time.monotonic)
     working_since: float | None = None
@@ -66,6 +69,7 @@ class Tally:
         self.rows += report.ok + report.filtered + report.failed
         self.images += report.images
         self.failed += report.failed
+        self.failures = merge_failed_rows([self.failures, report.failures])
         self.seconds_by_stage.update(report.seconds)
         self.cpu_by_worker[report.worker] = report.cpu_seconds
         self.loads_by_worker[report.worker] = max(

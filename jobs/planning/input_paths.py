@@ -7,10 +7,15 @@ from fnmatch import fnmatchcase
 from actors.storage.objects import Storage, StoredObject
 from actors.storage.stores import Stores
 from actors.storage.uris import S3_SCHEME, normalise
+from jobs.planning.folder_files import split_parquet
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
+from schemas.wording.amounts import counted
+from schemas.wording.printable import listed
 
 _WILDCARDS = "*?["
+MAX_NAMED = 5
+"""The files that a note about a folder names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +35,24 @@ class InputPath:
         if not uri.startswith(f"{self.name}/"):
             return False
         names = uri.removeprefix(f"{self.name}/").split("/")
-        if self.pattern:
-            return _matches(names, self.pattern)
-        return uri.endswith(".parquet") and not any(map(_is_hidden, names))
+        return _matches(names, self.pattern) if self.pattern else not any(map(_is_hidden, names))
 
 
-def find_files(paths: Iterable[InputPath], stores: Stores) -> list[StoredObject]:
-    """The input's Parquet files in the order of their URIs, each once."""
+def find_files(paths: Iterable[InputPath], stores: Stores) -> tuple[list[StoredObject], list[str]]:
+    """(files, notes): the input's Parquet files in the order of their URIs, each once, and a note for each
+    folder in which other files are passed over."""
     files_by_uri: dict[str, StoredObject] = {}
+    notes = []
     for path in paths:
-        files = _expand(path, stores.of(path.name))
+        files, others = _expand(path, stores.of(path.name))
         if not files:
-            raise SpecError(_nothing_at(path))
+            raise SpecError(_nothing_at(path, others))
+        if others:
+            notes.append(f"not read in {path}: {_names(path, others)}")
         for file in files:
             _check_name(file.uri)
             files_by_uri[file.uri] = file
-    return [files_by_uri[uri] for uri in sorted(files_by_uri)]
+    return [files_by_uri[uri] for uri in sorted(files_by_uri)], notes
 
 
 def input_paths(spec: JobSpec, stores: Stores) -> list[InputPath]:
@@ -64,7 +71,18 @@ def _parse(path: str, storage: Storage) -> InputPath:
     return InputPath(path)
 
 
-def _nothing_at(path: InputPath) -> str:
+def _names(path: InputPath, others: Sequence[StoredObject]) -> str:
+    """How many files these are, and some of their names."""
+    names = [file.uri.removeprefix(f"{path.name}/") for file in others]
+    packed = any(".parquet." in name.lower() for name in names)
+    return f"{counted(len(names), 'file')} without Parquet in them, such as {listed(names[:MAX_NAMED])}" + (
+        "; a file that is compressed as a whole must be unpacked" if packed else ""
+    )
+
+
+def _nothing_at(path: InputPath, others: Sequence[StoredObject]) -> str:
+    if others:
+        return f"input.path: there is no Parquet file in {path}, only {_names(path, others)}"
     # Nobody means a `*` as part of a name.
     escaped = [f"[{sign}] for `{sign}`" for sign in "?[" if any(sign in name for name in path.pattern)]
     hint = f". If this is the name itself, write {' and '.join(escaped)}" if escaped else ""
@@ -96,12 +114,14 @@ def normalised(key: str, path: str) -> str:
         raise SpecError(f"{key}: {error}") from error
 
 
-def _expand(path: InputPath, storage: Storage) -> Sequence[StoredObject]:
+def _expand(path: InputPath, storage: Storage) -> tuple[list[StoredObject], list[StoredObject]]:
+    """(files, others): the Parquet files at a path, and what else its folder has."""
     is_bucket = path.name.startswith(S3_SCHEME) and "/" not in path.name.removeprefix(S3_SCHEME)
     stored = None if is_bucket or path.pattern else storage.stat(path.name)
     if stored is not None:
-        return [stored]
-    return [file for file in storage.list(path.name) if path.includes(file.uri)]
+        return [stored], []
+    included = [file for file in storage.list(path.name) if path.includes(file.uri)]
+    return (included, []) if path.pattern else split_parquet(included, storage)
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:

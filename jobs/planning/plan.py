@@ -3,11 +3,12 @@
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
 from actors.storage.stores import Stores
+from jobs.planning.prompt_signs import count_signs
 from jobs.planning.row_ids import find_repeated
 from jobs.planning.row_scan import MAX_EXAMPLES, Findings, ReportProgress, scan_files
 from jobs.planning.survey import Survey
@@ -112,7 +113,11 @@ def _between(ordered: Sequence[int], start: int, stop: int) -> Sequence[int]:
 def make_plan(
     survey: Survey, report: ReportProgress = lambda rows: None, max_examples: int = MAX_EXAMPLES
 ) -> tuple[Plan, Findings]:
-    """The plan, and what its pass over all rows found. Only the columns that this needs are read."""
+    """The plan, and what its pass over all rows found. Only the columns that this needs are read, and the
+    first texts of a few files.
+
+    Some of the images that rows name by URI are fetched, to see whether they can be read.
+    """
     job, stores = survey.job, Stores(survey.job.spec.errors.storage_deadline_s)
     totals = scan_files(survey, stores, report, max_examples)
     if totals.keys:
@@ -120,7 +125,10 @@ def make_plan(
         if repeated:
             # A second scan is rare, and simpler than to subtract these rows from the counts.
             totals = scan_files(survey, stores, lambda rows: None, max_examples, repeated)
-    return Plan(job=job, files=tuple(totals.files)), totals.findings()
+    looked_at = totals.pictures.look(job.spec.input.pictures, stores)
+    signs = count_signs(survey, stores)
+    findings = replace(totals.findings(), looked_at=looked_at, prompt_signs=signs)
+    return Plan(job=job, files=tuple(totals.files)), findings
 
 
 def expected_bytes(findings: Findings, job: Job) -> int:

@@ -1,5 +1,6 @@
 """The texts of `darkroom plan`: its tables, its bad rows, and the refusal of too many of them."""
 
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from rich.console import Console
@@ -8,6 +9,7 @@ from rich.table import Table
 
 from actors.checkpoints.component_files import bytes_shared
 from jobs.planning.plan import Plan, expected_bytes, make_plan
+from jobs.planning.readings import picture_lines, reading_lines
 from jobs.planning.row_scan import MAX_EXAMPLES, BadRow, Findings
 from jobs.planning.survey import Survey
 from schemas.errors import SpecError
@@ -24,11 +26,16 @@ MAX_ROUTE_LINES = 30
 
 
 def check_rows(surveyed: Survey, console: Console, max_examples: int = MAX_EXAMPLES) -> tuple[Plan, Findings]:
-    """The plan, and what its pass over all rows found. On a terminal, a bar shows the progress."""
+    """The plan, and what its pass over all rows found. On a terminal, a bar shows the progress.
+
+    What it reads in its own way is printed.
+    """
     columns = (TextColumn("checking rows"), BarColumn(30), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=surveyed.num_rows)
-        return make_plan(surveyed, lambda rows: progress.advance(task, rows), max_examples)
+        planned, findings = make_plan(surveyed, lambda rows: progress.advance(task, rows), max_examples)
+    _print_lines(reading_lines(planned, findings), console)
+    return planned, findings
 
 
 def refuse_hopeless(surveyed: Survey, findings: Findings, *, listed: bool = False) -> None:
@@ -38,6 +45,7 @@ def refuse_hopeless(surveyed: Survey, findings: Findings, *, listed: bool = Fals
     """
     num_bad, allowed = sum(findings.num_bad.values()), surveyed.job.spec.errors.max_rate
     if num_bad / surveyed.num_rows <= allowed:
+        _refuse_unreadable(surveyed, findings, num_bad)
         return
     codes = ", ".join(f"{count:,} {code}" for code, count in findings.num_bad.items())
     examples = "; the plan lists them" if listed else _example_lines(findings)
@@ -46,6 +54,19 @@ def refuse_hopeless(surveyed: Survey, findings: Findings, *, listed: bool = Fals
         f"more than errors.max_rate ({allowed:g}) allows{examples}\n"
         "Correct the rows. Or, to record them as failed and generate the others, use "
         f"--set errors.max_rate={_sufficient_rate(num_bad, surveyed.num_rows)}"
+    )
+
+
+def _refuse_unreadable(surveyed: Survey, findings: Findings, num_bad: int) -> None:
+    """Raise SpecError where so many of some images cannot be read that the job is bound to fail."""
+    looked_at, allowed = findings.looked_at, surveyed.job.spec.errors.max_rate
+    if (num_bad + looked_at.least_unreadable) / surveyed.num_rows <= allowed:
+        return
+    summary, *examples = picture_lines(looked_at)
+    shown = "".join(f"\n{line}" for line in examples)
+    raise SpecError(
+        f"more rows will fail than errors.max_rate ({allowed:g}) allows: {summary}{shown}\n"
+        "Put the images where the rows name them. Or, to generate the other rows, use --set errors.max_rate=1"
     )
 
 
@@ -68,8 +89,7 @@ def describe_bad_row(bad: BadRow) -> str:
 
 
 def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
-    """Print the plan: columns, models, routes, bad rows, parts and size."""
-    print_columns(plan.job, console)
+    """Print the plan: models, routes, bad rows, parts and size."""
     console.print(_models_table(plan.job))
     shared_bytes = bytes_shared(plan.job.checkpoints)
     if shared_bytes:
@@ -82,10 +102,14 @@ def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
     _print_output(plan, findings, console)
 
 
-def print_columns(job: Job, console: Console) -> None:
-    """Print the columns that are recognised by a foreign name, so that no column is mapped silently."""
-    for field, column in job.columns.recognised.items():
-        console.print(escaped(f"column `{column}` is read as `{field}`"))
+def print_notes(surveyed: Survey, console: Console) -> None:
+    """Print which columns and files of the input are read, as what, and which are not."""
+    _print_lines(surveyed.notes, console)
+
+
+def _print_lines(lines: Sequence[str], console: Console) -> None:
+    for line in lines:
+        console.print(escaped(line), soft_wrap=True, highlight=False)
 
 
 def _models_table(job: Job) -> Table:

@@ -22,6 +22,7 @@ def check_routes(spec: JobSpec, models: dict[str, ModelCard]) -> None:
             raise SpecError(f"routes.{name}: {unsupported_task(route.model, task, models)}")
         for step in route.then:
             _check_step(spec, name, step, models)
+        _check_sides(spec, name, models)
         for parameter, value in route.set_parameters().items():
             if parameter not in system.defaults:
                 raise SpecError(f"routes.{name}.{parameter}: {system.pipeline} has no such parameter")
@@ -55,6 +56,25 @@ def _check_scheduler(spec: JobSpec, name: str, system: System, card: ModelCard) 
     if reason is not None:
         key = "scheduler_options" if route.scheduler_options else "scheduler"
         raise SpecError(f"routes.{name}.{key}: {reason}")
+
+
+def _check_sides(spec: JobSpec, name: str, models: dict[str, ModelCard]) -> None:
+    """Raise SpecError where the height or width of a later step does not fit a step behind it."""
+    for side in ("height", "width"):
+        pixels: int | None = None
+        for step in spec.routes[name].then:
+            route = spec.routes[step]
+            system = find_system(models[route.model].family, spec.task_of(step))
+            if system is None:
+                return
+            if pixels is not None and pixels % system.image_multiple:
+                raise SpecError(
+                    f"routes.{name}.then: `{step}` ({system.task}) would be given a {side} of {pixels}; it "
+                    f"needs a multiple of {system.image_multiple}"
+                )
+            own = route.set_parameters().get(side, system.defaults.get(side))
+            pixels = int(str(own)) if own is not None and route.padding_mask_crop is None else pixels
+            pixels = pixels and pixels * system.scale
 
 
 def _check_step(spec: JobSpec, route: str, step: str, models: dict[str, ModelCard]) -> None:

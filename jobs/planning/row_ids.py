@@ -81,7 +81,7 @@ def _rows_with(
         if not np.isin(file_keys, searched_keys).any():
             continue
         uri = file.stored.uri
-        with InputFile(stores.of(uri).open(uri), columns) as opened:
+        with InputFile(stores.of(uri).open(uri), columns, uri) as opened:
             for first_row, ids in _ids(opened):
                 for position in np.flatnonzero(np.isin(_keys(ids), searched_keys)).tolist():
                     yield uri, first_row + position, ids[position]

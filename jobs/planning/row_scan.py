@@ -3,16 +3,20 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from actors.images.image_uris import UriJudge
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import CheckedBatch, check_batch
 from actors.rows.routing import ResolvedRoute, Router
+from actors.rows.scheduler_checks import sampler_names
 from actors.storage.stores import Stores
+from jobs.planning.picture_sample import LookedAt, PictureSample
+from jobs.planning.prompt_signs import NO_SIGNS, PromptSigns
 from jobs.planning.row_ids import Keys, Repeated, are_compared, id_keys
 from jobs.planning.survey import Survey, SurveyedFile
 from schemas.errors import RowError, SpecError
@@ -65,6 +69,14 @@ class Findings:
     """The first rows of each error code."""
     num_bad: dict[str, int]
     """The number of rows that cannot be generated, by error code."""
+    looked_at: LookedAt = field(default_factory=LookedAt)
+    """What came of a look at some of the images that rows name by URI."""
+    contradictions: tuple[str, ...] = ()
+    """A line for each column that contradicts the name of a folder, with the first file where it does."""
+    samplers: tuple[str, ...] = ()
+    """The names in the rows' `scheduler` that are read as a class of another name."""
+    prompt_signs: PromptSigns = NO_SIGNS
+    """The signs of other tools in the prompts of some of the rows."""
 
 
 class _FileScan:
@@ -82,9 +94,13 @@ class _FileScan:
         self.images: Counter[_CountKey] = Counter()
         self.pixels: Counter[_CountKey] = Counter()
         self.num_bad: Counter[str] = Counter()
+        self.samplers: set[str] = set()
         self.examples: list[tuple[int, RowError]] = []
         """(row number, problem) of the rows that the plan may name."""
         self.bad_rows: list[BadRow] = []
+        self.pictures = PictureSample()
+        self.contradictions: Mapping[str, str] = {}
+        """By column, how it contradicts the name of the file's folder."""
         self.keys: Keys | None = None
         """The keys of the rows' ids, if ids are compared."""
 
@@ -102,10 +118,12 @@ class _FileScan:
     def add(self, checked_batch: CheckedBatch, job: Job) -> None:
         """Count the rows of a batch."""
         checked_batch = self._with_repeated(checked_batch)
+        self.samplers |= sampler_names(checked_batch.batch)
         for row, problem in checked_batch.problems.items():
             self.num_bad[problem.code] += 1
             if self.num_bad[problem.code] <= self._max_examples:
                 self.examples.append((checked_batch.batch.first_row + row, problem))
+        self.pictures.add(checked_batch, self.file.stored.uri)
         fit = np.ones(checked_batch.batch.num_rows, dtype=bool)
         fit[list(checked_batch.problems)] = False
         for position, route in enumerate(checked_batch.routes):
@@ -136,19 +154,18 @@ class _FileScan:
         """Count the selected rows of the batch, all of which have this route."""
         images = _numbers(batch, "num_images_per_prompt", 1)[selected]
         card = job.models[route.model]
-        has_size = "height" in route.defaults
-        heights = _numbers(batch, "height", route.defaults.get("height") or card.height)[selected]
-        widths = _numbers(batch, "width", route.defaults.get("width") or card.width)[selected]
+        heights, widths = (_sides(batch, route, side)[selected] for side in ("height", "width"))
         sizes, size_positions = np.unique(np.stack([heights, widths]), axis=1, return_inverse=True)
         rows_by_size = np.bincount(size_positions, minlength=sizes.shape[1]).tolist()
         images_by_size = np.bincount(size_positions, images, sizes.shape[1]).astype(int).tolist()
         for (height, width), num_rows, num_images in zip(
             sizes.T.astype(int).tolist(), rows_by_size, images_by_size, strict=True
         ):
+            has_size = height and width
             key = (route.name, route.model, f"{width}x{height}" if has_size else "input")
             self.rows[key] += num_rows
             self.images[key] += num_images
-            self.pixels[key] += num_images * height * width
+            self.pixels[key] += num_images * (height or card.height) * (width or card.width)
 
 
 def scan_files(
@@ -183,12 +200,17 @@ def _scan(
     scan: _FileScan, job: Job, router: Router, stores: Stores, report: ReportProgress, *, with_ids: bool
 ) -> None:
     uri = scan.file.stored.uri
+    if not scan.file.num_rows:  # Such a file may lack columns that all others have.
+        scan.keys = np.empty(0, np.int64) if with_ids else None
+        return
     try:
-        with InputFile(stores.of(uri).open(uri), job.columns) as opened:
+        with InputFile(stores.of(uri).open(uri), job.columns, uri) as opened:
             _check_ids(opened, uri, job)
+            scan.contradictions = opened.contradictions()
             scan.keys = id_keys(opened) if with_ids else None
+            judge = UriJudge(uri, job.spec.input.pictures)
             for batch in opened.read_for_checks():
-                scan.add(check_batch(batch, router, job.models), job)
+                scan.add(check_batch(batch, router, job.models, judge), job)
                 report(batch.num_rows)
             _name_examples(scan, opened)
     # Any other ValueError would be a mistake of the checks, and not of the file.
@@ -208,7 +230,11 @@ class ScanTotals:
         self._images: Counter[_CountKey] = Counter()
         self._pixels: Counter[_CountKey] = Counter()
         self._num_bad: Counter[str] = Counter()
+        self._samplers: set[str] = set()
         self._bad_rows: dict[str, list[BadRow]] = {}
+        self._contradictions: dict[str, str] = {}
+        self.pictures = PictureSample()
+        """Some of the images that rows name by URI."""
 
     def add(self, scan: _FileScan) -> None:
         """Add a file's counts."""
@@ -218,6 +244,10 @@ class ScanTotals:
         self._images += scan.images
         self._pixels += scan.pixels
         self._num_bad += scan.num_bad
+        self.pictures.merge(scan.pictures)
+        for column, text in scan.contradictions.items():
+            self._contradictions.setdefault(column, f"column `{column}` of {scan.file.stored.uri}: {text}")
+        self._samplers |= scan.samplers
         for bad in scan.bad_rows:
             examples = self._bad_rows.setdefault(bad.problem.code, [])
             if len(examples) < self._max_examples:
@@ -238,7 +268,13 @@ class ScanTotals:
         ]
         bad_rows = [bad for code in sorted(self._bad_rows) for bad in self._bad_rows[code]]
         num_bad = dict(sorted(self._num_bad.items()))
-        return Findings(counts=tuple(counts), bad_rows=tuple(bad_rows), num_bad=num_bad)
+        return Findings(
+            counts=tuple(counts),
+            bad_rows=tuple(bad_rows),
+            num_bad=num_bad,
+            contradictions=tuple(self._contradictions.values()),
+            samplers=tuple(sorted(self._samplers)),
+        )
 
 
 def _check_ids(opened: InputFile, uri: str, job: Job) -> None:
@@ -259,6 +295,13 @@ def _name_examples(scan: _FileScan, opened: InputFile) -> None:
         BadRow(uri=scan.file.stored.uri, row=row, row_id=row_id, problem=problem)
         for (row, problem), row_id in zip(scan.examples, ids, strict=True)
     ]
+
+
+def _sides(batch: RowBatch, route: ResolvedRoute, side: str) -> Numbers:
+    """Each row's height or width; 0 where the input image decides."""
+    if side not in route.defaults:
+        return np.zeros(batch.num_rows)
+    return _numbers(batch, side, route.defaults[side] or 0)
 
 
 def _numbers(batch: RowBatch, name: str, default: object) -> Numbers:

@@ -1,6 +1,6 @@
 """The survey of a job: its input files and columns, and its checkpoints. Only footers are read, no rows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,13 +15,19 @@ from actors.storage.stores import Stores
 from actors.storage.uris import join
 from jobs.planning.input_paths import InputPath, find_files, input_paths, normalised
 from jobs.planning.route_checks import check_routes
+from schemas.columns.column_notes import column_notes
+from schemas.columns.column_types import needed
+from schemas.columns.fields import used_fields
+from schemas.columns.folder_columns import folder_array, folder_columns, folder_type
 from schemas.columns.input_columns import ColumnMap, map_columns
+from schemas.columns.input_schemas import InputSchemas
 from schemas.columns.output_columns import output_schema
 from schemas.errors import SpecError
 from schemas.job import Job
 from schemas.output_layout import part_file, shard_name
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.system_table import SYSTEMS
+from schemas.wording.printable import listed
 
 FOOTERS_AT_ONCE = 16
 """Footers that are read at the same time."""
@@ -41,6 +47,8 @@ class Survey:
 
     job: Job
     files: tuple[SurveyedFile, ...]
+    notes: tuple[str, ...]
+    """What the user should know about the input's files and columns, a line each."""
 
     @property
     def num_rows(self) -> int:
@@ -53,20 +61,13 @@ def make_survey(spec: JobSpec) -> Survey:
     stores = Stores(spec.errors.storage_deadline_s)
     paths = input_paths(spec, stores)
     _check_output(spec, paths)
-    stored = find_files(paths, stores)
-    _, schema = read_footer(stores.of(stored[0].uri), stored[0].uri)
-    columns = map_columns(schema, spec.input)
-    _check_columns(spec, columns, schema)
-
-    def survey_file(file: StoredObject) -> SurveyedFile:
-        num_rows, other = read_footer(stores.of(file.uri), file.uri)
-        _check_drift(columns, stored[0].uri, schema, file.uri, other)
-        return SurveyedFile(stored=file, num_rows=num_rows)
-
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        files = tuple(pool.map(survey_file, stored))
-    if not sum(file.num_rows for file in files):
+    stored, notes = find_files(paths, stores)
+    files, schemas = _read_footers(stored, stores)
+    if not any(file.num_rows for file in files):
         raise SpecError(f"input.path: no rows in {', '.join(map(str, paths))}")
+    columns = map_columns(schemas, spec.input, used_fields(spec))
+    _check_folders(columns, schemas, files)
+    _check_columns(spec, columns, schemas)
     build_demo_checkpoints(spec.models.values())
     models = {name: read_card(name, model) for name, model in spec.models.items()}
     check_routes(spec, models)
@@ -74,11 +75,41 @@ def make_survey(spec: JobSpec) -> Survey:
         spec=spec,
         models=models,
         columns=columns,
-        schema=output_schema(spec, models, columns, schema).serialize().to_pybytes(),
+        schema=output_schema(spec, models, columns).serialize().to_pybytes(),
     )
     for name, model in job.checkpoints.items():
         check_weights(name, model, with_checker=spec.safety.checker == "on")
-    return Survey(job=job, files=files)
+    return Survey(job=job, files=files, notes=(*column_notes(schemas, columns, spec), *notes))
+
+
+def _read_footers(
+    stored: Sequence[StoredObject], stores: Stores
+) -> tuple[tuple[SurveyedFile, ...], InputSchemas]:
+    """(files, schemas): each file's number of rows, and the columns of the files that have rows."""
+    files, schemas = [], InputSchemas()
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        footers = pool.map(lambda file: read_footer(stores.of(file.uri), file.uri), stored)
+        for file, (num_rows, schema) in zip(stored, footers, strict=True):
+            files.append(SurveyedFile(stored=file, num_rows=num_rows))
+            if num_rows:  # Writers make null columns, or none, of no rows.
+                schemas.add(file.uri, schema)
+    return tuple(files), schemas
+
+
+def _check_folders(columns: ColumnMap, schemas: InputSchemas, files: Iterable[SurveyedFile]) -> None:
+    """Raise SpecError if a value in the name of a folder does not fit the field that it fills."""
+    fields = {field: column for field, column in columns.fields.items() if column in schemas.folder_types}
+    for file in files if fields else ():
+        values = folder_columns(file.stored.uri)
+        for field, column in fields.items():
+            try:
+                folder_array(values.get(column), folder_type(field), 1)
+            except pa.ArrowInvalid as error:
+                raise SpecError(
+                    f"the folder `{column}={values[column]}` of {file.stored.uri}: the field `{field}` needs "
+                    f"{needed(field)}; rename it, or leave the field unread with input.columns: "
+                    f"{{{field}: null}}"
+                ) from error
 
 
 def _check_output(spec: JobSpec, paths: Iterable[InputPath]) -> None:
@@ -92,13 +123,13 @@ def _check_output(spec: JobSpec, paths: Iterable[InputPath]) -> None:
             )
 
 
-def _check_columns(spec: JobSpec, columns: ColumnMap, schema: pa.Schema) -> None:
+def _check_columns(spec: JobSpec, columns: ColumnMap, schemas: InputSchemas) -> None:
     tasks = {spec.task_of(route) for route in spec.routes}
     if "prompt" not in columns.fields and any(
         "prompt" in system.texts for system in SYSTEMS if system.task in tasks
     ):
         raise SpecError(
-            f"the input has no column `prompt`; it has {', '.join(schema.names)}. "
+            f"the input has no column `prompt`; it has {listed(schemas.names)}. "
             "Name the one to use with input.columns: {prompt: ...}"
         )
     if "task" not in columns.fields and spec.fallback_route() is None:
@@ -106,18 +137,3 @@ def _check_columns(spec: JobSpec, columns: ColumnMap, schema: pa.Schema) -> None
             "the input has no column `task` and the spec has no default_route, so no row has a route; "
             f"set default_route to one of {', '.join(spec.routes)}"
         )
-
-
-def _check_drift(columns: ColumnMap, first: str, schema: pa.Schema, uri: str, other: pa.Schema) -> None:
-    """Raise SpecError if the file lacks a column of the first file, or has it with another type."""
-    for column in columns.columns():
-        if column not in other.names:
-            raise SpecError(f"{uri} has no column `{column}`, which {first} has; all files must have it")
-        if other.names.count(column) > 1:
-            raise SpecError(f"{uri} has several columns named `{column}`; rename all but one")
-        first_type, other_type = schema.field(column).type, other.field(column).type
-        if first_type != other_type:
-            raise SpecError(
-                f"column `{column}` is {other_type} in {uri} and {first_type} in {first}; "
-                "it must have the same type in all files"
-            )

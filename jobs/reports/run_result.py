@@ -1,12 +1,20 @@
 """The result of a run, for the terminal and the exit code."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
 from jobs.output.parts import Totals
 from jobs.output.tally import Abandoned
+from schemas.job import FailedRows
 from schemas.wording.amounts import counted
+from schemas.wording.printable import escaped
+
+MAX_CODES = 10
+"""Error codes that the result names."""
+MAX_MESSAGE_LENGTH = 300
+"""Characters of one row's error message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,12 +25,14 @@ class RunResult:
     """The URI of the output."""
     totals: Totals
     """The totals of the whole job."""
-    rows_tried: int
+    rows_tried: int = 0
     """Rows that this run has generated or recorded as failed."""
-    images_generated: int
+    images_generated: int = 0
     """Images that this run has generated."""
-    abandoned: tuple[Abandoned, ...]
+    abandoned: tuple[Abandoned, ...] = ()
     """Shards that this run has left out."""
+    failures: Mapping[str, FailedRows] = field(default_factory=dict)
+    """The rows that failed in this run, by error_code."""
 
 
 def print_result(result: RunResult, console: Console) -> None:
@@ -33,11 +43,25 @@ def print_result(result: RunResult, console: Console) -> None:
         if result.rows_tried or result.abandoned
         else "nothing to do"
     )
+    failed = "".join(f"{line}\n" for line in failure_lines(result.failures, MAX_CODES))
     console.print(
         f"{generated}; total: {counted(totals.ok, 'row')} ok, {totals.filtered:,} filtered, "
         f"{totals.failed:,} failed\n"
+        f"{failed}"
         f"output: {result.output}"
         + ("" if result.abandoned else f"\ncontact sheet: {result.output}/contact-sheet.html"),
         highlight=False,
         soft_wrap=True,
     )
+
+
+def failure_lines(failures: Mapping[str, FailedRows], most: int) -> list[str]:
+    """A line for each of the `most` frequent codes, with the message of one row, and one for the others."""
+    ordered = sorted(failures.items(), key=lambda item: -item[1].num_rows)
+    lines = [
+        f"  {counted(failed.num_rows, 'row')} with {code}, such as: {failed.message[:MAX_MESSAGE_LENGTH]}"
+        for code, failed in ordered[:most]
+    ]
+    num_others = sum(failed.num_rows for _, failed in ordered[most:])
+    others = [f"  {counted(num_others, 'row')} with other error codes"] if num_others else []
+    return [escaped(line) for line in [*lines, *others]]

@@ -20,6 +20,7 @@ from jobs.output.parts import FOOTERS_AT_ONCE, list_parts
 from jobs.output.stored_images import read_image
 from jobs.planning.plan import Plan
 from jobs.verification.part_check import PartCheck, PartVerdict
+from schemas.columns.folder_columns import folder_columns
 from schemas.columns.output_columns import OPTIONAL_PART_COLUMNS, PART_COLUMNS, STATUSES, column_problems
 from schemas.errors import DarkroomError, RefusedError, RowError
 from schemas.job import NO_MODEL, PlannedFile, Shard
@@ -103,12 +104,12 @@ def _input_fault(storage: Storage, file: PlannedFile, columns: Collection[str]) 
     try:
         with storage.open(file.uri) as source:
             footer = pq.read_metadata(source)
-        missing = {*columns} - {*footer.schema.to_arrow_schema().names}
+        missing = {*columns} - {*footer.schema.to_arrow_schema().names, *folder_columns(file.uri)}
     except (pa.ArrowException, OSError) as error:
         return f"the input {file.uri} cannot be read: {error}"
     if footer.num_rows != file.num_rows:
         return f"the input {file.uri} has {footer.num_rows:,} rows, not the {file.num_rows:,} of {JOB_RECORD}"
-    if missing:
+    if missing and footer.num_rows:
         return f"the input {file.uri} has no column {', '.join(sorted(missing))}, which {JOB_RECORD} names"
     return ""
 
@@ -135,7 +136,7 @@ def _expected_shards(plan: Plan, stores: Stores) -> Iterator[_ExpectedShard]:
 
 def _ids(plan: Plan, storage: Storage, uri: str, name: str, router: Router) -> Iterator[tuple[str, Any]]:
     """(model, row_id) of every row of a file; `name` begins the ids of rows whose input has none."""
-    with InputFile(storage.open(uri), plan.job.columns) as file:
+    with InputFile(storage.open(uri), plan.job.columns, uri) as file:
         for batch in file.read_routing(with_ids=True):
             tasks, models = batch.fields.get("task"), batch.fields.get("model")
             positions, routes = router.resolve_batch(tasks, models, batch.num_rows)

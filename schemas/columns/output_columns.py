@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.columns.input_columns import TEXT_FIELDS, ColumnMap, id_type, kept_type
+from schemas.columns.fields import TEXT_FIELDS
+from schemas.columns.input_columns import ColumnMap
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.model_card import ModelCard
@@ -55,9 +56,7 @@ _ARROW_KINDS: dict[str, pa.DataType] = {
 }
 
 
-def output_schema(
-    spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMap, input_schema: pa.Schema
-) -> pa.Schema:
+def output_schema(spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMap) -> pa.Schema:
     """The schema of every part of a job.
 
     Raises SpecError if a kept column has the name of a column that darkroom writes.
@@ -69,7 +68,7 @@ def output_schema(
         name for name in TEXT_FIELDS if name in PROMPTS or any(name in system.texts for system in systems)
     ]
     fields = [
-        pa.field("row_id", _id_type(columns, input_schema), nullable=False),
+        pa.field("row_id", columns.id_type, nullable=False),
         pa.field("image_index", pa.int64(), nullable=False),
         pa.field("task", pa.string()),
         pa.field("model", pa.string()),
@@ -92,14 +91,15 @@ def output_schema(
     written = {field.name for field in fields}
     # Also the columns that this job does not write: parts of all jobs are read in the same way.
     taken = written | OPTIONAL_PART_COLUMNS.keys()
-    for name in columns.keep:
+    for name, arrow_type in columns.keep.items():
         if name in taken:
             raise SpecError(
                 f"input.keep: `{name}` is a column that darkroom writes itself; rename it in the input, "
                 "or leave it out"
             )
-        fields.append(pa.field(name, kept_type(name, input_schema.field(name).type)))
-    images = {"image", "depth"} & written | _image_columns(input_schema, columns.keep)
+        fields.append(pa.field(name, arrow_type))
+    images = {"image", "depth"} & written
+    images |= {name for name in columns.keep if columns.keep[name] == IMAGE_TYPE}
     return pa.schema(fields, metadata=_hugging_face(images, {"step_images"} & written))
 
 
@@ -130,15 +130,6 @@ def _used_parameters(systems: Sequence[System]) -> list[str]:
     """The parameters that some row can have, without width and height, which are columns of the image."""
     taken = {name for system in systems for name in system.defaults}
     return [name for name in PARAMETERS if name in taken and name not in ("height", "width")]
-
-
-def _id_type(columns: ColumnMap, input_schema: pa.Schema) -> pa.DataType:
-    column = columns.fields.get("row_id")
-    return pa.string() if column is None else id_type(input_schema.field(column).type)
-
-
-def _image_columns(input_schema: pa.Schema, keep: tuple[str, ...]) -> set[str]:
-    return {name for name in keep if input_schema.field(name).type == IMAGE_TYPE}
 
 
 def _hugging_face(images: set[str], lists: set[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
 from schemas.systems.parameters import Parameters, StrictModel
-from schemas.systems.schedulers import unknown_scheduler
+from schemas.systems.sampler_names import unknown_scheduler
 from schemas.systems.system_table import TASKS, takes
 from schemas.wording.nearest import did_you_mean
 from schemas.wording.printable import command_in, listed, shortened

@@ -109,7 +109,8 @@ class Parameters(StrictModel):
     sld_mom_beta: float | None = Field(default=None, ge=0, lt=1)
     """How slowly the earlier pushes fade."""
     scheduler: str | None = None
-    """A diffusers scheduler class, which is built with the checkpoint's own scheduler configuration."""
+    """A diffusers scheduler class, or the name that another tool has for a sampler. It is built with the
+    checkpoint's own scheduler configuration."""
     scheduler_options: dict[str, Setting] | None = None
     """Changes of that configuration, such as {use_karras_sigmas: true}; {} for none."""
 

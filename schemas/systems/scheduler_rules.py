@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from schemas.systems.sampler_names import reading, settled, unknown_scheduler
 from schemas.systems.schedulers import (
     MISFITS,
     SCHEDULERS,
@@ -17,7 +18,6 @@ from schemas.systems.schedulers import (
     Settings,
     parse_options,
     shown,
-    unknown_scheduler,
 )
 from schemas.wording.nearest import did_you_mean
 
@@ -64,12 +64,26 @@ def refusal(
     published: Published,
     num_inference_steps: int | None = None,
     begins_late: bool = False,
+    name_wins: bool = False,
 ) -> str | None:
     """The reason why rows cannot have this scheduler with these options (a JSON text), or None if they can.
 
+    `scheduler` and `name_wins` are as in `settled`.
     `begins_late`: whether the first steps are left out, as in img2img at a strength below 1.
     Without `num_inference_steps`, only the rules that do not depend on it are checked.
     """
+    try:
+        cls, text = settled(scheduler, options, name_wins=name_wins)
+    except ValueError as error:
+        return f"scheduler_options cannot be read: {error}"
+    reason = _class_refusal(cls, text, published, num_inference_steps, begins_late)
+    read_as = reading(scheduler)
+    return f"{reason} ({read_as})" if reason and read_as else reason
+
+
+def _class_refusal(
+    scheduler: str, options: str | None, published: Published, steps: int | None, begins_late: bool
+) -> str | None:
     reason = _unfit(scheduler, published)
     if reason is not None:
         return reason
@@ -83,10 +97,10 @@ def refusal(
     if reason is not None:
         return reason
     settings = _effective(scheduler, published, chosen)
-    reason = _conflict(scheduler, settings, num_inference_steps, begins_late)
-    if reason is not None or num_inference_steps is None:
+    reason = _conflict(scheduler, settings, steps, begins_late)
+    if reason is not None or steps is None:
         return reason
-    return _wrong_steps(scheduler, settings, num_inference_steps, begins_late)
+    return _wrong_steps(scheduler, settings, steps, begins_late)
 
 
 def _unfit(scheduler: str, published: Published) -> str | None:

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from schemas.wording.nearest import did_you_mean
-
 Setting = bool | int | float | str
 Settings = Mapping[str, Setting | None]
 """A scheduler's configuration, or a part of it, under diffusers' names."""
@@ -313,16 +311,6 @@ def _is_whole_for_number(name: str, value: object) -> bool:
 _KINDS: Mapping[str, SettingKind] = {
     name: option.kind for options in SCHEDULERS.values() for name, option in options.items()
 }
-
-
-def unknown_scheduler(name: str) -> str | None:
-    """The message that this is not a scheduler for Stable Diffusion, or None if darkroom knows it."""
-    if name in SCHEDULERS or name in MISFITS:
-        return None
-    return (
-        f"`{shown(name)}` is not a scheduler for Stable Diffusion{did_you_mean(name, SCHEDULERS)}; "
-        f"schedulers are {', '.join(SCHEDULERS)}"
-    )
 
 
 def shown(value: object) -> str:

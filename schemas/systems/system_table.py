@@ -53,6 +53,8 @@ class System:
     rounds_image_down: bool = False
     """Whether the pipeline rounds the input image's sides down to multiples of the VAE's factor. A shorter
     side would become 0."""
+    resizes_image: bool = False
+    """Whether `height` and `width` resize the input image. Without them, the image has its own size."""
     schedulers: frozenset[str] | None = None
     """The only schedulers that the pipeline works with; None: all that fit the checkpoint's own."""
     defaults: Defaults = field(default_factory=dict)
@@ -87,9 +89,9 @@ _XL: Defaults = {
 _XL_IMAGE: Defaults = _frozen(
     _STEPS, _CLIP, _XL, denoising_start=None, aesthetic_score=6.0, negative_aesthetic_score=2.5
 )
-_INPAINT = _frozen(_STEPS, _CLIP, strength=1.0, padding_mask_crop=None)
+_INPAINT = _frozen(_STEPS, _CLIP, _SIZE, strength=1.0, padding_mask_crop=None)
 _XL_IMG2IMG = _frozen(_XL_IMAGE, guidance_scale=5.0, strength=0.3)
-_XL_INPAINT = _frozen(_XL_IMAGE, strength=0.9999, padding_mask_crop=None)
+_XL_INPAINT = _frozen(_XL_IMAGE, _SIZE, strength=0.9999, padding_mask_crop=None)
 _MASKED = ("image", "mask_image")
 
 
@@ -125,6 +127,7 @@ SYSTEMS: tuple[System, ...] = (
         task="inpaint",
         pipeline="StableDiffusionInpaintPipeline",
         images=_MASKED,
+        resizes_image=True,
         defaults=_INPAINT,
     ),
     System(
@@ -133,6 +136,7 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionInpaintPipeline",
         checkpoints=_each(_SD_CLASSES, 9),
         images=_MASKED,
+        resizes_image=True,
         defaults=_INPAINT,
     ),
     # Safe guidance is a sampling method: it works with the components of any Stable Diffusion checkpoint.
@@ -232,6 +236,7 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionXLInpaintPipeline",
         texts=XL_PROMPTS,
         images=_MASKED,
+        resizes_image=True,
         defaults=_XL_INPAINT,
     ),
     System(
@@ -250,6 +255,7 @@ SYSTEMS: tuple[System, ...] = (
         checkpoints=_each(_XL_CLASSES, 9),
         texts=XL_PROMPTS,
         images=_MASKED,
+        resizes_image=True,
         defaults=_XL_INPAINT,
     ),
 )

@@ -66,6 +66,7 @@ ROWS: list[Record] = [
     IMG2IMG | {"row_id": "img-strong", "strength": 1.0},
     IMG2IMG | {"row_id": "img-odd", "strength": 0.6, "image": drawn_image((70, 90))},
     INPAINT | {"row_id": "in"},
+    INPAINT | {"row_id": "in-resized", "height": 48, "width": 96},
     INPAINT | {"row_id": "in-partly", "image": drawn_image(colour="red"), "strength": 0.7},
 ]
 

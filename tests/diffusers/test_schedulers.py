@@ -25,6 +25,7 @@ from jobs.planning.plan import make_plan
 from jobs.planning.survey import make_survey
 from models import demo_cache
 from schemas.errors import RowError, SpecError
+from schemas.systems.sampler_names import NAMES, read_sampler
 from schemas.systems.scheduler_rules import Published, refusal
 from schemas.systems.schedulers import (
     MISFITS,
@@ -628,6 +629,93 @@ def test_options_of_the_route_are_told_apart_from_the_rows(tmp_path: Path) -> No
     )
     assert said[1] == said[0].partition(". The options")[0]
     assert said[2] is None
+
+
+def test_a_samplers_name_makes_what_its_class_and_options_make(tmp_path: Path) -> None:
+    """Also with an ending and beside options; the output has the class and the options."""
+    names = [name for spellings in NAMES for name in spellings]
+    given: list[tuple[str, str | None]] = [
+        (name, None) for name in (*names, "DPM++ 2M Karras", "heun_exponential")
+    ]
+    given += [("Euler Karras", '{"steps_offset":1}'), ("Euler Karras", '{"use_karras_sigmas":false}')]
+    rows = [
+        {"row_id": i, "prompt": "a fox", "seed": 7, "scheduler": name, "scheduler_options": options}
+        for i, (name, options) in enumerate(given)
+    ]
+
+    made = job(tmp_path, rows)
+
+    for i, (name, options) in enumerate(given):
+        row, sampler = made.row(i), read_sampler(name)
+        assert sampler is not None
+        expected = {**sampler.options, **json.loads(options or "{}")}
+        assert (row["status"], row["scheduler"]) == ("ok", sampler.scheduler), row["error_message"]
+        assert json.loads(row["scheduler_options"] or "{}") == expected
+        ours = np.asarray(image_of(row), dtype=np.int16)
+        assert np.abs(ours - reference(demo("sd"), sampler.scheduler, expected)).max() <= LEVELS, name
+
+
+def test_a_rows_own_sampler_wins_over_its_route_option_by_option(tmp_path: Path) -> None:
+    """The options of the route still apply; those that its own sampler's name implies do not."""
+    rows = [
+        {"row_id": "route's", "scheduler": None, "scheduler_options": None},
+        {"row_id": "name", "scheduler": "Euler a", "scheduler_options": None},
+        {"row_id": "both", "scheduler": "LMS Karras", "scheduler_options": None},
+        {"row_id": "against", "scheduler": "euler trailing", "scheduler_options": None},
+        {"row_id": "options", "scheduler": None, "scheduler_options": '{"solver_order":1}'},
+        {"row_id": "unfit", "scheduler": "lcm", "scheduler_options": None, "num_inference_steps": 51},
+    ]
+    linear = {"timestep_spacing": "linspace"}
+    route = {"scheduler": "DPM++ 2M Karras", "scheduler_options": linear, "num_inference_steps": 2}
+    path = write_rows(tmp_path / "rows.parquet", [{"prompt": "a fox"} | row for row in rows])
+
+    made = make(job_spec(path, tmp_path / "out", routes={"text2img": {"model": "sd"} | route}))
+
+    karras = {"use_karras_sigmas": True}
+    assert {
+        row["row_id"]: (row["scheduler"], json.loads(row["scheduler_options"] or "{}"))
+        for row in made.rows
+        if row["status"] == "ok"
+    } == {
+        "route's": ("DPMSolverMultistepScheduler", karras | linear),
+        "name": ("EulerAncestralDiscreteScheduler", linear),
+        "both": ("LMSDiscreteScheduler", karras | linear),
+        "against": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+        "options": ("DPMSolverMultistepScheduler", karras | {"solver_order": 1}),
+    }
+    assert made.row("unfit")["error_message"].endswith("is 51 (`lcm` is read as LCMScheduler)")
+
+
+def test_a_later_step_of_a_chain_takes_a_samplers_name(tmp_path: Path) -> None:
+    """It makes what the class makes."""
+    made = [
+        make(
+            job_spec(
+                write_rows(tmp_path / f"{number}.parquet", [{"row_id": 1, "prompt": "x", "task": "first"}]),
+                tmp_path / str(number),
+                routes={
+                    "first": {
+                        "task": "text2img",
+                        "model": "sd",
+                        "num_inference_steps": 2,
+                        "then": ["second"],
+                    },
+                    "second": {"task": "img2img", "model": "sd", "num_inference_steps": 4, **values},
+                },
+                default_route="first",
+            )
+        ).row(1)
+        for number, values in enumerate(
+            [
+                {"scheduler": "LMS Karras"},
+                {"scheduler": "LMSDiscreteScheduler", "scheduler_options": {"use_karras_sigmas": True}},
+                {"scheduler": "LMSDiscreteScheduler"},
+            ]
+        )
+    ]
+
+    assert [row["status"] for row in made] == ["ok"] * 3
+    assert made[0]["image_sha256"] == made[1]["image_sha256"] != made[2]["image_sha256"]
 
 
 def test_a_few_step_checkpoint_keeps_its_published_scheduler(tmp_path: Path) -> None:

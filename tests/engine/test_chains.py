@@ -73,6 +73,8 @@ ROUTES: Record = {
     "safely": {"task": "safe", "model": "sd", **STEPS, "then": ["latent_upscale"], "keep_steps": True},
     "mended": {"task": "img2img", "model": "sd", **STEPS, "strength": 0.6, "then": ["fill"]},
     "fill": {"task": "inpaint", "model": "sd", **STEPS},
+    "stretched": {"task": "img2img", "model": "sd", **STEPS, "strength": 0.6, "then": ["stretch", "img2img"]},
+    "stretch": {"task": "inpaint", "model": "sd", **STEPS, "height": 48, "width": 96},
     "cropped": {"task": "img2img", "model": "sd", **STEPS, "strength": 0.6, "then": ["inpaint"]},
     "deep": {"task": "ldm3d", "model": "rgbd", **STEPS, "then": ["ldm3d_upscale"]},
     "larger": {"task": "text2img", "model": "sd", **STEPS, "then": ["img2img", "latent_upscale"]}
@@ -88,8 +90,8 @@ GIVEN: dict[int, Record] = {
 """The images that the rows bring themselves, where a chain begins with one."""
 ROWS = [
     {"row_id": f"{task}-{seed}", "task": task, "prompt": prompt, "seed": seed}
-    | (GIVEN[seed] if task == "mended" else {})
-    for task in ("poster", "again", "fine", "deep", "larger", "mended", "text2img")
+    | (GIVEN[seed] if task in ("mended", "stretched") else {})
+    for task in ("poster", "again", "fine", "deep", "larger", "mended", "stretched", "text2img")
     for seed, prompt in PROMPTS.items()
 ]
 
@@ -151,6 +153,17 @@ def mended(seed: int) -> list[Image.Image]:
     return [*call("sd", cls, seed, image=first, mask_image=mask_image, **size, **STEPS).images]
 
 
+def stretched(seed: int) -> list[Image.Image]:
+    image, mask_image = (image_of({"image": GIVEN[seed][name]}) for name in ("image", "mask_image"))
+    cls = "StableDiffusionImg2ImgPipeline"
+    first = call("sd", cls, seed, image=image, strength=0.6, **STEPS).images[0]
+    size = {"height": 48, "width": 96}
+    second = call(
+        "sd", "StableDiffusionInpaintPipeline", seed, image=first, mask_image=mask_image, **size, **STEPS
+    ).images[0]
+    return [*call("sd", cls, seed, image=second, strength=0.6, **STEPS).images]
+
+
 def deep(seed: int) -> list[Image.Image]:
     first = call("ldm3d", "StableDiffusionLDM3DPipeline", seed, **STEPS)
     cls, rgb, depth = "StableDiffusionUpscaleLDM3DPipeline", first.rgb[0], first.depth[0]
@@ -170,7 +183,7 @@ def levels_apart(one: Image.Image, other: Image.Image) -> int:
     return int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max())
 
 
-@pytest.mark.parametrize("chain", [poster, again, fine, deep, larger, mended])
+@pytest.mark.parametrize("chain", [poster, again, fine, deep, larger, mended, stretched])
 @pytest.mark.parametrize("seed", PROMPTS)
 def test_a_chain_is_what_plain_calls_give_one_after_the_other(made: Made, chain: Any, seed: int) -> None:
     """Latents go on as latents where the next pipeline takes them; every step starts from the row's seed.
@@ -384,4 +397,4 @@ def test_a_chains_shards_go_by_its_first_model(tmp_path: Path) -> None:
 
     plan = plan_for(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
 
-    assert plan.files[0].rows_by_model == {"rgbd": 2, "sd": 10, "xl": 2}
+    assert plan.files[0].rows_by_model == {"rgbd": 2, "sd": 12, "xl": 2}

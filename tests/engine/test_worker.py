@@ -295,7 +295,7 @@ def test_row_images_may_be_bytes_or_paths_beside_the_input(tmp_path: Path) -> No
         ("/etc/passwd", "disallowed_uri"),
         ("../outside.png", "disallowed_uri"),
         ("link.png", "disallowed_uri"),
-        ("https://example.com/a.png", "disallowed_uri"),
+        ("https://example.com/a.png", "image_url"),
         ("simplecache::file:///etc/passwd", "disallowed_uri"),
         ("missing.png", "unreadable_uri"),
     ],
@@ -354,7 +354,7 @@ def test_a_model_is_given_no_more_pixels_than_the_spec_allows(tmp_path: Path) ->
         "varied": "ok",
     }
     said = made.row("large")["error_message"]
-    assert said.startswith("`image` is 128x64, the size at which img2img works or begins; input.max_pixels")
+    assert said.startswith("`image` is 128x64, and img2img works on 128x64; input.max_pixels allows")
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "BMP", "TIFF"])
@@ -439,7 +439,8 @@ def test_rows_to_skip_are_recorded_and_not_made(tmp_path: Path) -> None:
     ]
     assert "takes its worker process down" in made.rows[0]["error_message"]
     assert (report.ok, report.failed, report.committed) == (1, 2, True)
-    assert report.error_codes == {"worker_crash": 1, "missing_prompt": 1}
+    failures = {code: failed.num_rows for code, failed in report.failures.items()}
+    assert failures == {"worker_crash": 1, "missing_prompt": 1}
 
 
 @pytest.mark.parametrize("images", ["parquet", "files"])

@@ -37,7 +37,7 @@ def done(*, ok: int = 0, filtered: int = 0, **codes: int) -> ShardReport:
         failed=1000,
         images=ok,
         size_bytes=1,
-        error_codes={**codes, "unknown_task": 1000 - sum(codes.values())},
+        failures=failures(**codes, unknown_task=1000 - sum(codes.values())),
         unforeseen=failures(**codes),
         seconds={},
         models_loaded=(),

@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from jobs.planning.prompt_signs import SIGNS
 from models.demo_cache import KINDS
-from schemas.columns.input_columns import FIELD_KINDS, FOREIGN_NAMES
+from schemas.columns.fields import FIELD_KINDS
 from schemas.spec.job_spec import (
     BatchingSpec,
     ErrorsSpec,
@@ -20,7 +22,10 @@ from schemas.spec.job_spec import (
 )
 from schemas.spec.spec_file import load_spec
 from schemas.systems.parameters import PARAMETERS, SLD_PRESETS, ParameterValue
-from schemas.systems.system_table import SYSTEMS, TASKS
+from schemas.systems.sampler_names import ENDINGS, NAMES, Sampler
+from schemas.systems.schedulers import Settings
+from schemas.systems.system_table import SYSTEMS, TASKS, System
+from schemas.wording.foreign_names import FOREIGN_NAMES
 from tests.support.running import ROOT
 
 SPEC_PAGE = (ROOT / "docs" / "job-spec.md").read_text()
@@ -100,12 +105,16 @@ def parameter_rows() -> list[str]:
     """What docs/systems.md must say of parameters; families with the same ones share an entry."""
     families: dict[tuple[str, str], list[str]] = {}
     for system in SYSTEMS:
-        shown = ", ".join(f"`{name}` {_shown(name, value)}" for name, value in system.defaults.items())
+        shown = ", ".join(
+            f"`{name}` {_shown(name, value, system)}" for name, value in system.defaults.items()
+        )
         families.setdefault((system.task, shown), []).append(system.family)
     return [f"- `{task}` of {', '.join(names)}: {shown}." for (task, shown), names in families.items()]
 
 
-def _shown(name: str, value: ParameterValue | None) -> str:
+def _shown(name: str, value: ParameterValue | None, system: System) -> str:
+    if name in ("height", "width") and system.resizes_image:
+        return "the image's"
     if value is None:
         return "own" if name in ("height", "width", "scheduler") else "none"
     return str(list(value)) if isinstance(value, tuple) else f"{value:g}"
@@ -130,6 +139,45 @@ def test_every_preset_of_safe_is_documented_with_its_numbers() -> None:
         for preset, numbers in SLD_PRESETS.items()
     ]
     assert "\n".join([head, "|---|---|---|---|---|---|", *rows]) in page
+
+
+def sampler_rows() -> list[str]:
+    """The table of samplers' names."""
+    return [
+        f"| {_quoted(names)} | `{sampler.scheduler}` |{_options(sampler.options)} |"
+        for names, sampler in NAMES.items()
+    ]
+
+
+def ending_rows() -> list[str]:
+    """The table of the endings that such a name may have."""
+    return [f"| {_quoted(names)} |{_options(options)} |" for names, options in ENDINGS.items()]
+
+
+def sign_rows() -> list[str]:
+    """The list of signs that the plan looks for in prompts."""
+    return [f"- `{sign}`: {meaning}" for sign, (_, meaning) in SIGNS.items()]
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _options(options: Settings) -> str:
+    pairs = str(Sampler(scheduler="", options=options)).removeprefix(" with ")
+    return f" `{{{pairs}}}`" if options else ""
+
+
+@pytest.mark.parametrize(
+    "rows", [sampler_rows(), ending_rows(), sign_rows()], ids=["names", "endings", "signs"]
+)
+def test_samplers_and_signs_of_other_tools_are_documented_row_by_row(rows: list[str]) -> None:
+    """The page has every row of the code's table, and no other row."""
+    block = next(block for block in SPEC_PAGE.split("\n\n") if rows[0] in block.splitlines())
+
+    assert [
+        line for line in block.splitlines() if not line.startswith(("| names", "| endings", "|---"))
+    ] == rows
 
 
 def test_the_readmes_job_is_a_valid_spec(tmp_path: Path) -> None:

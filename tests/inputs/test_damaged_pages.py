@@ -16,6 +16,7 @@ from actors.inputs.input_file import InputFile
 from jobs.planning.plan import make_plan
 from jobs.planning.survey import make_survey
 from schemas.columns.input_columns import map_columns
+from schemas.columns.input_schemas import InputSchemas
 from schemas.errors import SpecError
 from schemas.spec.job_spec import InputSpec, JobSpec
 from tests.support.engines import GreyEngine
@@ -157,7 +158,9 @@ def test_no_row_is_lost_or_doubled_around_a_damaged_page(tmp_path: Path, batch_s
     spec = write(tmp_path, "note", "image", "seed")
     path = Path(str(spec.input.path))
 
-    with InputFile(path.open("rb"), map_columns(pq.read_schema(path), spec.input)) as file:
+    with InputFile(
+        path.open("rb"), map_columns(InputSchemas({"x": pq.read_schema(path)}), spec.input)
+    ) as file:
         batches = list(file.read_rows(0, batch_size))
         checked = list(file.read_for_checks(batch_size))
 
@@ -230,7 +233,9 @@ def test_a_disk_that_fails_is_not_taken_for_a_damaged_file(tmp_path: Path) -> No
             return super().read(size) or b""
 
     source = Failing(path)
-    with InputFile(source, map_columns(pq.read_schema(path), InputSpec(path="x"))) as file:  # type: ignore[arg-type]
+    with InputFile(
+        source, map_columns(InputSchemas({"x": pq.read_schema(path)}), InputSpec(path="x"))
+    ) as file:  # type: ignore[arg-type]
         source.worn = True
 
         with pytest.raises(OSError, match="Input/output error"):

@@ -13,15 +13,13 @@ import pytest
 
 from actors.images.spool import Spool
 from actors.inputs.dictionaries import LOOK_BYTES, Dictionaries, Reading
-from actors.inputs.input_file import BATCH_ROWS, InputFile
+from actors.inputs.input_file import BATCH_ROWS
 from actors.inputs.texts import texts_and_problems, with_used_entries
 from actors.rows.shard_reader import ShardReader
 from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import Storage
 from actors.storage.stores import Stores
-from schemas.columns.input_columns import map_columns
-from schemas.spec.job_spec import InputSpec
-from tests.inputs.test_large_values import little_memory
+from tests.inputs.test_large_values import little_memory, opened
 from tests.support.in_process import job_spec, plan_for
 
 NUM_ROWS = 40_000
@@ -175,11 +173,6 @@ def test_a_dictionary_whose_place_the_footer_does_not_tell_is_not_unfolded(
 
     assert not footer.row_group(0).column(0).has_dictionary_page
     assert "text" in reading.dictionaries or reading.num_rows <= 64
-
-
-def opened(path: Path, *keep: str) -> InputFile:
-    """As a job reads it."""
-    return InputFile(path.open("rb"), map_columns(pq.read_schema(path), InputSpec(path="x", keep=[*keep])))
 
 
 def test_row_groups_of_both_kinds_follow_each_other(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from actors.inputs.texts import (
 from actors.inputs.value_sizes import size_problems, unfolded_bytes
 from actors.inputs.values import MAX_KEPT_VALUE_BYTES, as_kept, as_kind
 from schemas.columns.input_columns import map_columns
+from schemas.columns.input_schemas import InputSchemas
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RowError
 from schemas.spec.job_spec import InputSpec
@@ -160,7 +161,7 @@ def test_a_text_may_be_as_long_as_its_field_allows(field: str, most: int, in_dic
     values = pa.array([good, None, long, bad, b"", long], pa.binary()).view(pa.string())
     column = values.dictionary_encode() if in_dictionary else values
 
-    texts, problems = as_kind(column, field, column.type)
+    texts, problems = as_kind(column, field)
 
     shown = ["x" * most, None, "y" * SHOWN_BYTES, "\ufffd" * SHOWN_BYTES, "", "y" * SHOWN_BYTES]
     assert texts.to_pylist() == shown
@@ -230,7 +231,7 @@ def test_a_kept_text_may_be_longer_than_a_name() -> None:
     """Up to a megabyte; what is longer is cut, and its row fails."""
     column = pa.array(["x" * MAX_KEPT_BYTES, "y" * (MAX_KEPT_BYTES + 1)])
 
-    kept, problems = as_kept(column, "note", column.type)
+    kept, problems = as_kept(column, "note", column.type, column.type)
 
     assert kept.to_pylist() == ["x" * MAX_KEPT_BYTES, "y" * SHOWN_BYTES]
     assert [(row, each.code) for row, each in problems.items()] == [(1, "text_too_long")]
@@ -240,7 +241,7 @@ def test_each_invalid_value_is_told_to_its_own_row() -> None:
     """Values of another row are not quoted; the valid ones stay."""
     times = pa.array([1, 2 * 10**11, 3, 3 * 10**11], pa.int64()).view(pa.time64("us"))
 
-    kept, problems = as_kept(times, "when", times.type)
+    kept, problems = as_kept(times, "when", times.type, times.type)
 
     assert {row: ("2" if "200000000000" in each.message else "3") for row, each in problems.items()} == {
         1: "2",
@@ -254,7 +255,7 @@ def test_options_may_be_as_long_as_a_name() -> None:
     longest = "x" * (MAX_NAME_BYTES - 1)
     column = pa.array([[("a", longest)], [("a", longest + "x")], None], TEXTS_BY_NAME)
 
-    options, problems = as_kind(column, "scheduler_options", column.type)
+    options, problems = as_kind(column, "scheduler_options")
 
     assert options.to_pylist() == [f'{{"a":"{longest}"}}', None, None]
     assert [(row, each.code) for row, each in problems.items()] == [(1, "text_too_long")]
@@ -266,7 +267,7 @@ def test_a_value_that_is_too_large_hides_no_invalid_one() -> None:
     times = pa.array(np.append(np.zeros(num_times, np.int64), [1, 2 * 10**11])).view(pa.time64("us"))
     lists = pa.ListArray.from_arrays([0, num_times, num_times + 1, num_times + 2], times)
 
-    kept, problems = as_kept(lists, "when", lists.type)
+    kept, problems = as_kept(lists, "when", lists.type, lists.type)
 
     assert {row: each.code for row, each in problems.items()} == {0: "kept_too_large", 2: "invalid_value"}
     assert kept.is_valid().to_pylist() == [False, True, False]
@@ -304,7 +305,7 @@ def test_a_value_that_is_too_large_hides_no_invalid_one() -> None:
 )
 def test_a_column_of_any_usual_type_has_its_values(field: str, column: pa.Array, values: list[Any]) -> None:
     """In darkroom's own type for the field; a struct of two nulls is no image."""
-    found, problems = as_kind(column, field, column.type)
+    found, problems = as_kind(column, field)
 
     assert found.to_pylist() == values
     assert not problems
@@ -318,7 +319,9 @@ def test_rows_are_numbered_through_their_file(tmp_path: Path, statistics: bool) 
     table = pa.table({"row_id": [f"r{i}" for i in range(130)], "prompt": prompts})
     pq.write_table(table, path, row_group_size=50, write_statistics=statistics)
 
-    with InputFile(path.open("rb"), map_columns(table.schema, InputSpec(path="x"))) as file:
+    with InputFile(
+        path.open("rb"), map_columns(InputSchemas({"x": table.schema}), InputSpec(path="x"))
+    ) as file:
         groups = [file.row_group_of(row) for row in (0, 49, 50, 99, 100, 129)]
         decoded = next(file.decode_rows(57))
         later = list(file.read_rows(57))
@@ -349,7 +352,9 @@ def test_rows_of_which_nothing_is_to_be_read_come_in_batches_too(tmp_path: Path)
     table = pa.table({"prompt": ["x"] * 130})
     pq.write_table(table, path, row_group_size=50)
 
-    with InputFile(path.open("rb"), map_columns(table.schema, InputSpec(path="x"))) as file:
+    with InputFile(
+        path.open("rb"), map_columns(InputSchemas({"x": table.schema}), InputSpec(path="x"))
+    ) as file:
         batches = [*file.read_routing(batch_size=64)]
 
     assert [(part.first_row, part.num_rows) for part in batches] == [(0, 64), (64, 64), (128, 2)]
@@ -364,10 +369,10 @@ def test_numbers_of_low_precision_are_read_by_their_shortest_decimal(precision: 
         pa.array([value is not None for value in written]), column, pa.scalar(None, precision)
     )
 
-    values, problems = as_kind(column.slice(0, 5), "strength", precision)
+    values, problems = as_kind(column.slice(0, 5), "strength")
 
     assert (values.to_pylist(), problems) == (written, {})
-    assert as_kind(column.slice(2), "strength", precision)[0].to_pylist() == written[2:]
+    assert as_kind(column.slice(2), "strength")[0].to_pylist() == written[2:]
 
 
 IDS = [uuid.UUID(int=7), None, uuid.UUID(int=2**100)]
@@ -405,7 +410,7 @@ def test_a_type_that_means_the_same_is_read(
     """From the file on: an extension type by its storage, a UUID by its text, a view as what it shows."""
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({field: column}), path)
-    columns = map_columns(pq.read_schema(path), InputSpec(path="x"))
+    columns = map_columns(InputSchemas({"x": pq.read_schema(path)}), InputSpec(path="x"))
 
     with InputFile(path.open("rb"), columns) as file:
         (batch,) = file.read_rows(0)
@@ -429,7 +434,7 @@ def test_so_are_those_of_options(column_type: pa.DataType) -> None:
     column = pa.array([[] if row == [] else row for row in plain], column_type)
 
     for first in (0, 2):
-        values, problems = as_kind(column.slice(first), "scheduler_options", column_type)
+        values, problems = as_kind(column.slice(first), "scheduler_options")
 
         assert [None if text is None else json.loads(text) for text in values.to_pylist()] == rows[first:]
         assert problems == {}

@@ -20,6 +20,7 @@ from actors.rows.kept_columns import MAX_KEPT_BYTES, KeptCapacity, kept_bytes
 from actors.rows.shard_reader import ShardReader
 from actors.storage.stores import Stores
 from schemas.columns.input_columns import map_columns
+from schemas.columns.input_schemas import InputSchemas
 from schemas.spec.job_spec import InputSpec
 from tests.support.engines import GreyEngine
 from tests.support.in_process import Made, job_spec, make, plan_for, write_rows
@@ -60,7 +61,10 @@ def write_small(path: Path, columns: dict[str, Any], **options: Any) -> Path:
 
 def opened(path: Path, *keep: str) -> InputFile:
     """As a job reads it."""
-    return InputFile(open(path, "rb"), map_columns(pq.read_schema(path), InputSpec(path="x", keep=[*keep])))
+    return InputFile(
+        open(path, "rb"),
+        map_columns(InputSchemas({"x": pq.read_schema(path)}), InputSpec(path="x", keep=[*keep])),
+    )
 
 
 def codes(made: Made) -> dict[str | None, int]:

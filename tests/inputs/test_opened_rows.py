@@ -30,13 +30,26 @@ ROUTES: dict[str, Any] = {
     "cropped": {"task": "inpaint", "model": "sd", "padding_mask_crop": 0},
     "upscale": {"model": "x4"},
     "latent_upscale": {"model": "x2"},
-    "ldm3d_upscale": {"model": "rgbd-up"},
+    "ldm3d_upscale": {"model": "rgbd-up", "height": 32, "width": 64},
     "depth2img": {"model": "deep"},
     "filled": {"task": "text2img", "model": "sd", "then": ["inpaint"]},
     "mended": {"task": "img2img", "model": "sd", "then": ["inpaint"]},
     "mended-cropped": {"task": "img2img", "model": "sd", "then": ["cropped"]},
     "twice": {"task": "inpaint", "model": "sd", "then": ["cropped"]},
     "enlarged": {"task": "upscale", "model": "x4", "then": ["inpaint"]},
+    "resized": {"task": "inpaint", "model": "sd", "height": 64, "width": 32},
+    "resized-crop": {"task": "inpaint", "model": "sd", "height": 64, "width": 32, "padding_mask_crop": 0},
+    "resized-grown": {
+        "task": "inpaint",
+        "model": "sd",
+        "height": 64,
+        "width": 32,
+        "then": ["upscale", "img2img"],
+    },
+    "crop-grown": {"task": "inpaint", "model": "sd", "padding_mask_crop": 0, "then": ["upscale", "img2img"]},
+    "resized-long": {"task": "inpaint", "model": "sd", "height": 8, "width": 4_096, "then": ["upscale"]},
+    "late": {"task": "img2img", "model": "sd", "then": ["resized", "img2img"]},
+    "late-cropped": {"task": "img2img", "model": "sd", "then": ["resized-crop"]},
     "grown": {"task": "img2img", "model": "sd", "then": ["upscale", "latent_upscale"]},
 }
 SPEC = JobSpec.model_validate(
@@ -119,13 +132,26 @@ def test_an_image_to_paint_over_may_be_smaller_than_a_latent() -> None:
         ("grown", (64, 32), 16 * 64 * 32, None),
         ("grown", (64, 33), 16 * 64 * 32, "image_too_large"),
         ("ldm3d_upscale", (64, 33), 64 * 32, None),
+        ("ldm3d_upscale", (64, 33), 64 * 32 - 1, "image_too_large"),
+        # The size that the route sets counts, from that step on, and not the image's.
+        ("resized", (640, 330), 64 * 32, None),
+        ("resized", (8, 8), 64 * 32 - 1, "image_too_large"),
+        ("resized-grown", (8, 8), 16 * 64 * 32, None),
+        ("resized-grown", (8, 8), 16 * 64 * 32 - 1, "image_too_large"),
+        ("late", (40, 40), 64 * 32, None),
+        ("late", (40, 40), 64 * 32 - 1, "image_too_large"),
+        ("late", (80, 40), 64 * 32, "image_too_large"),
+        # A crop is pasted back into the image, which keeps its size.
+        ("resized-crop", (640, 330), 64 * 32, None),
+        ("crop-grown", (40, 40), 16 * 40 * 40, None),
+        ("crop-grown", (40, 40), 16 * 40 * 40 - 1, "image_too_large"),
     ],
 )
 def test_no_step_works_on_more_pixels_than_the_spec_allows(
     task: str, size: Size, max_pixels: int, expected: str | None
 ) -> None:
     """A chain grows in both directions; where height and width decide, the image's size does not count."""
-    images = {"image": size, "depth_map": size}
+    images = {"image": size, "depth_map": size, "mask_image": size}
 
     assert code(task, images, SizeLimits(max_pixels, "png")) == expected
 
@@ -141,13 +167,18 @@ def test_no_step_works_on_more_pixels_than_the_spec_allows(
         ("upscale", (8, 4_096), "webp", "image_too_large"),
         ("upscale", (16_376, 8), "jpeg", "image_too_large"),
         ("upscale", (16_376, 8), "png", None),
+        ("resized-long", (8, 8), "jpeg", None),
+        ("resized-long", (8, 8), "webp", "image_too_large"),
+        ("resized-crop", (16_384, 8), "webp", "image_too_large"),
     ],
 )
 def test_no_result_is_longer_than_its_file_can_hold(
     task: str, size: Size, image_format: str, expected: str | None
 ) -> None:
-    """An upscaler's is four times as long as the row's image."""
-    assert code(task, {"image": size}, SizeLimits(2**24, image_format)) == expected
+    """An upscaler's is four times as long as its image; a crop's is as long as the row's own image."""
+    images = {"image": size, "mask_image": size}
+
+    assert code(task, images, SizeLimits(2**24, image_format)) == expected
 
 
 @pytest.mark.parametrize(
@@ -156,6 +187,15 @@ def test_no_result_is_longer_than_its_file_can_hold(
         ("inpaint", (40, 24), (40, 24), {}, None),
         ("inpaint", (40, 24), (24, 40), {}, "mask_size"),
         ("inpaint", (40, 24), (40, 32), {"padding_mask_crop": 8}, "mask_size"),
+        # With a height and a width the image is resized as the mask is, unless the mask says where to crop.
+        ("resized", (40, 24), (24, 40), {}, None),
+        ("inpaint", (40, 24), (24, 40), {"height": 8, "width": 8}, None),
+        ("inpaint", (40, 24), (24, 40), {"height": 8}, "mask_size"),
+        ("resized-crop", (40, 24), (40, 24), {}, None),
+        ("resized-crop", (40, 24), (32, 64), {}, "mask_size"),
+        ("late", (40, 24), (24, 40), {}, None),
+        ("late-cropped", (70, 90), (64, 88), {}, None),
+        ("late-cropped", (70, 90), (32, 64), {}, "mask_size"),
         ("filled", None, (96, 40), {"width": 96, "height": 40}, None),
         ("filled", None, (40, 96), {"width": 96, "height": 40}, "mask_size"),
         ("filled", None, (128, 64), {"width": 96, "height": 40}, "mask_size"),

@@ -87,6 +87,27 @@ def test_an_input_that_was_moved_is_read_where_it_is_now(
     assert [shard.uri for shard in recorded] == [f"{begun.rows}/{name}.parquet" for name in "aabbb"]
 
 
+@pytest.mark.parametrize(("folder", "goes_on"), [("seed=2", False), ("other=2", True)])
+def test_a_folder_whose_name_is_read_keeps_it(
+    tmp_path: Path, begun: Begun, folder: str, goes_on: bool
+) -> None:
+    """Its rows would have other values now. The names of other folders are of no account."""
+    before = folder.replace("2", "1")
+    shutil.copytree(begun.rows, tmp_path / "in" / before)
+    spec = job_spec(
+        tmp_path / "in", tmp_path / "other", input={"path": str(tmp_path / "in"), "keep": ["note"]}
+    )
+    output = open_output(spec.output.path)
+    record = claim(output, *make_plan(make_survey(spec)))
+    (tmp_path / "in" / before).rename(tmp_path / "in" / folder)
+
+    if goes_on:
+        assert len(plan_of(record, make_survey(spec), output.path).files) == 2
+    else:
+        with pytest.raises(RefusedError, match=rf"{before}/a\.parquet is missing"):
+            plan_of(record, make_survey(spec), output.path)
+
+
 def change_a_byte(rows: Path) -> None:
     data = bytearray((rows / "b.parquet").read_bytes())
     data[20] ^= 1
@@ -169,5 +190,5 @@ def test_a_recorded_job_knows_its_columns(begun: Begun) -> None:
     plan = plan_of_record(begun.record)
 
     assert plan.job.columns.fields == {"prompt": "prompt"}
-    assert plan.job.columns.keep == ("note",)
+    assert [*plan.job.columns.keep] == ["note"]
     assert json.loads(begun.output.read(JOB_RECORD))["identity"]["columns"] == {"prompt": "prompt"}

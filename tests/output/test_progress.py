@@ -104,7 +104,7 @@ def report(worker: str, *, ok: int = 0, filtered: int = 0, failed: int = 0, **ch
         failed=failed,
         images=2 * ok,
         size_bytes=1,
-        error_codes={},
+        failures={},
         unforeseen={},
         seconds={"read": 1.5},
         models_loaded=(),

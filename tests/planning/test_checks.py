@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.images.image_uris import UriJudge
 from actors.images.spool import Spool
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import MAX_IMAGES_PER_ROW, MAX_SEED, check_batch
 from actors.rows.routing import ResolvedRoute, Router, Unroutable
 from actors.rows.row import Row, build_rows
 from schemas.columns.input_columns import map_columns
+from schemas.columns.input_schemas import InputSchemas
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RowError
 from schemas.job import NO_MODEL
@@ -27,6 +29,7 @@ from tests.support.checkpoints import model_card
 Values = dict[str, Any]
 
 IMAGE = {"bytes": b"not opened by these checks", "path": None}
+MASKED = {"image": IMAGE, "mask_image": IMAGE}
 TYPES = {
     "row_id": pa.string(),
     "task": pa.string(),
@@ -81,11 +84,17 @@ SPEC = JobSpec.model_validate(
             "latent_upscale": {"model": "x2"},
             "doubled": {"task": "text2img", "model": "sd", "then": ["latent_upscale"]},
             "vary": {"task": "variation", "model": "vary"},
+            "resized": {"task": "inpaint", "model": "sd", "height": 512, "width": 4096},
+            "square": {"task": "inpaint", "model": "sd", "height": 64},
+            "squared": {"task": "text2img", "model": "sd", "then": ["square", "latent_upscale"]},
         },
         "default_route": "text2img",
         "output": {"path": "out"},
     }
 )
+
+
+JUDGE = UriJudge("/in/rows.parquet")
 
 
 def input_file(rows: Sequence[Values], types: Mapping[str, pa.DataType] = TYPES) -> InputFile:
@@ -94,7 +103,7 @@ def input_file(rows: Sequence[Values], types: Mapping[str, pa.DataType] = TYPES)
     table = pa.table({name: pa.array([row.get(name) for row in rows], types[name]) for name in names})
     source = io.BytesIO()
     pq.write_table(table, source, row_group_size=3)
-    return InputFile(source, map_columns(table.schema, InputSpec(path="x")))
+    return InputFile(source, map_columns(InputSchemas({"x": table.schema}), InputSpec(path="x")))
 
 
 def problems_in(batches: Sequence[RowBatch]) -> dict[int, tuple[str, str]]:
@@ -102,7 +111,7 @@ def problems_in(batches: Sequence[RowBatch]) -> dict[int, tuple[str, str]]:
     return {
         batch.first_row + row: (problem.code, problem.message)
         for batch in batches
-        for row, problem in check_batch(batch, router, MODELS).problems.items()
+        for row, problem in check_batch(batch, router, MODELS, JUDGE).problems.items()
     }
 
 
@@ -114,7 +123,7 @@ def problem_of(row: Values, types: Mapping[str, pa.DataType] = TYPES) -> tuple[s
 def built(row: Values, types: Mapping[str, pa.DataType] = TYPES) -> Row:
     with input_file([row], types) as opened:
         (batch,) = opened.read_rows(0)
-        checked = check_batch(batch, Router(SPEC, MODELS), MODELS)
+        checked = check_batch(batch, Router(SPEC, MODELS), MODELS, JUDGE)
         return next(build_rows(checked, [0], file_name="f.parquet", first_index=0, job_seed=0, spool=Spool()))
 
 
@@ -138,6 +147,7 @@ GOOD: list[Values] = [
     {"prompt": "x", "height": 2048, "width": 2048},
     {"prompt": "x", "height": 2048, "width": 2048, "task": "large"},
     {"prompt": "x", "height": 512, "width": 512, "task": "larger"},
+    {"prompt": "x", "task": "squared", "mask_image": IMAGE, "height": 72, "width": 64},
     {"prompt": "x", "scheduler": "HeunDiscreteScheduler"},
     {"prompt": "x", "task": "img2img", "image": IMAGE, "strength": 0.1},
     {"prompt": "x", "task": "img2img", "image": IMAGE, "strength": 1.0, "num_inference_steps": 1},
@@ -245,7 +255,27 @@ BAD: list[tuple[Values, str, str]] = [
     (
         {"prompt": "x", "height": 1024, "width": 1024, "task": "larger"},
         "invalid_size",
-        "height 1024, width 1024, for a later step 4 times as wide: that is more than",
+        "step 3 (img2img) works on height 4096, width 4096: that is more than",
+    ),
+    (
+        {"prompt": "x", "task": "inpaint", **MASKED, "height": 4096, "width": 2048},
+        "invalid_size",
+        "height 4096, width 2048: that is more than the 4,194,304 pixels of input.max_pixels",
+    ),
+    (
+        {"prompt": "x", "task": "inpaint", **MASKED, "height": 60},
+        "invalid_size",
+        "height is 60, not a multiple",
+    ),
+    (
+        {"prompt": "x", "task": "squared", "mask_image": IMAGE, "height": 64, "width": 72},
+        "invalid_size",
+        "width is 72, not a multiple of 64, which step 3 (latent_upscale) requires; 64 would do",
+    ),
+    (
+        {"prompt": "x", "task": "resized", **MASKED, "height": 1032},
+        "invalid_size",
+        "height 1032, width 4096: that is more than",
     ),
     ({"prompt": "x", "height": 2**60 + 1}, "invalid_parameter", f"height is {2**60 + 1};"),
     (
@@ -264,9 +294,9 @@ BAD: list[tuple[Values, str, str]] = [
         "strength is 1.01;",
     ),
     (
-        {"prompt": "x", "scheduler": "EulerDiscrete"},
+        {"prompt": "x", "scheduler": "EulerDiscretes"},
         "invalid_scheduler",
-        "`EulerDiscrete` is not a scheduler for Stable Diffusion (did you mean `EulerDiscreteScheduler`?);",
+        "`EulerDiscretes` is not a scheduler for Stable Diffusion (did you mean `EulerDiscreteScheduler`?);",
     ),
 ]
 
@@ -304,11 +334,11 @@ def test_a_result_that_its_file_cannot_hold_is_found_before_it_is_made(
     with input_file([{"prompt": "x", "task": "large", "height": 64, "width": width}]) as opened:
         (batch,) = opened.read_rows(0)
 
-    problems = check_batch(batch, Router(spec, MODELS), MODELS).problems
+    problems = check_batch(batch, Router(spec, MODELS), MODELS, JUDGE).problems
 
     assert [str(problem) for problem in problems.values()] == [
-        f"invalid_size: width is {width}, and the last step's result is 4 times as large: a webp file has at "
-        "most 16,383 pixels a side; use output.format: png"
+        f"invalid_size: width of the last step's result is {4 * width}: a webp file has at most "
+        "16,383 pixels a side; use output.format: png"
     ] * refused
 
 
@@ -514,7 +544,7 @@ def test_a_row_without_a_problem_has_usable_values(rows: list[Values]) -> None:
     router = Router(SPEC, MODELS)
     with input_file(rows) as opened:
         for batch in opened.read_rows(0):
-            checked = check_batch(batch, router, MODELS)
+            checked = check_batch(batch, router, MODELS, JUDGE)
             wanted = list(range(batch.num_rows))
             for row in build_rows(checked, wanted, file_name="f", first_index=0, job_seed=0, spool=Spool()):
                 assert 0 <= row.seed <= MAX_SEED

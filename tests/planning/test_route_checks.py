@@ -15,7 +15,13 @@ MODELS = {
     "wide": model_card(size_factor=16),
     "refiner": model_card(family="sdxl-refiner", scheduler_settings=SETTINGS),
     "x4": model_card(family="upscale", max_noise_level=350),
+    "x2": model_card(family="latent-upscale"),
 }
+TO_DOUBLE: dict[str, Any] = {
+    "chain": {"task": "text2img", "model": "sd", "then": ["fill", "double"]},
+    "double": {"task": "latent_upscale", "model": "x2", "scheduler": "Euler"},
+}
+"""A chain whose last step needs multiples of 64."""
 FIRST: dict[str, Any] = {"task": "text2img", "model": "sd"}
 ZERO_SNR = {
     "scheduler": "DDIMScheduler",
@@ -58,6 +64,8 @@ def refusal(routes: dict[str, Any]) -> str:
         {"img2img": {"model": "sd", "strength": 0.5, **ZERO_SNR}},
         {"img2img": {"model": "refiner", "strength": 1.0, "denoising_start": 0.5, **ZERO_SNR}},
         {"text2img": {"model": "sd", **MANY_STEPS}},
+        TO_DOUBLE | {"fill": {"task": "inpaint", "model": "sd", "height": 128, "width": 64}},
+        TO_DOUBLE | {"fill": {"task": "inpaint", "model": "sd", "height": 72, "padding_mask_crop": 0}},
     ],
 )
 def test_a_route_that_fits_its_checkpoint_is_taken(routes: dict[str, Any]) -> None:
@@ -100,6 +108,10 @@ def test_a_route_that_fits_its_checkpoint_is_taken(routes: dict[str, Any]) -> No
         (
             {"text2img": {"model": "sd", **ZERO_SNR}, "img2img": {"model": "sd"}},
             "routes.text2img.scheduler_options: ",
+        ),
+        (
+            TO_DOUBLE | {"fill": {"task": "inpaint", "model": "sd", "height": 128, "width": 72}},
+            "routes.chain.then: `double` (latent_upscale) would be given a width of 72; it needs",
         ),
         ({"text2img": {"model": "sd"}, "upscale": {"model": "sd"}}, "routes.upscale: model `sd` (sd) does"),
     ],

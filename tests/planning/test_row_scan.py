@@ -13,6 +13,8 @@ from jobs.planning.row_ids import MAX_COMPARED, MAX_REPEATED, are_compared
 from jobs.planning.row_scan import RouteCount
 from jobs.planning.survey import make_survey
 from schemas.columns.input_columns import map_columns
+from schemas.columns.input_schemas import InputSchemas
+from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.spec.job_spec import InputSpec, JobSpec
 from tests.support.checkpoints import paper_checkpoint
 from tests.support.in_process import job_spec
@@ -108,6 +110,30 @@ def test_rows_of_later_batches_are_told_by_their_number_in_the_file(spec: JobSpe
     assert (sum(reported), max(reported)) == (NUM_ROWS + 3, BATCH_ROWS)
 
 
+def test_a_row_to_inpaint_is_counted_with_the_size_that_it_asks_for(spec: JobSpec) -> None:
+    """Where it has only one side, or none, the input image decides."""
+    write(
+        spec,
+        "1.parquet",
+        prompt=["p"] * 4,
+        task=["inpaint"] * 4,
+        image=pa.array([{"bytes": b"x", "path": None}] * 4, IMAGE_TYPE),
+        mask_image=pa.array([{"bytes": b"x", "path": None}] * 4, IMAGE_TYPE),
+        height=[None, 256, 256, None],
+        width=[None, 64, None, 64],
+    )
+    asking = JobSpec.model_validate(
+        spec.model_dump() | {"routes": {"inpaint": {"model": "sd"}}, "default_route": "inpaint"}
+    )
+
+    _, findings = make_plan(make_survey(asking))
+
+    assert [(count.size, count.rows, count.pixels) for count in findings.counts] == [
+        ("64x256", 1, 64 * 256),
+        ("input", 3, 512 * (512 + 256 + 64)),
+    ]
+
+
 def test_images_and_pixels_are_those_of_the_rows_that_can_be_generated(spec: JobSpec) -> None:
     """Each row's own number and size; a null means the route's, and the checkpoint's where it has none."""
     write(
@@ -148,8 +174,8 @@ def test_as_many_rows_as_allowed_may_have_an_earlier_rows_id(spec: JobSpec) -> N
 
 def test_ids_are_compared_up_to_a_number_of_rows() -> None:
     """And only where the input has ids."""
-    with_ids = map_columns(pa.schema([("row_id", pa.string())]), InputSpec(path="x"))
-    without_ids = map_columns(pa.schema([("prompt", pa.string())]), InputSpec(path="x"))
+    with_ids = map_columns(InputSchemas({"x": pa.schema([("row_id", pa.string())])}), InputSpec(path="x"))
+    without_ids = map_columns(InputSchemas({"x": pa.schema([("prompt", pa.string())])}), InputSpec(path="x"))
 
     assert are_compared(with_ids, MAX_COMPARED)
     assert not are_compared(with_ids, MAX_COMPARED + 1)

@@ -1,7 +1,7 @@
 """Facts about which column of the input becomes which field of a row."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,7 +9,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from schemas.columns.input_columns import FIELD_KINDS, ColumnMap, id_type, map_columns
+from schemas.columns.column_types import id_type
+from schemas.columns.fields import FIELD_KINDS, used_fields
+from schemas.columns.input_columns import ColumnMap, map_columns
+from schemas.columns.input_schemas import InputSchemas
 from schemas.columns.output_columns import IMAGE_TYPE, column_problems, output_schema
 from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import SpecError
@@ -21,7 +24,9 @@ LATER_ORDER = pa.struct([("path", pa.large_string()), ("bytes", pa.large_binary(
 
 
 def mapped(columns: dict[str, pa.DataType], /, **spec: object) -> ColumnMap:
-    return map_columns(pa.schema(list(columns.items())), InputSpec.model_validate({"path": "x", **spec}))
+    return map_columns(
+        InputSchemas({"x": pa.schema(list(columns.items()))}), InputSpec.model_validate({"path": "x", **spec})
+    )
 
 
 def refusal(columns: dict[str, pa.DataType], /, **spec: object) -> str:
@@ -62,11 +67,10 @@ def test_a_column_that_is_read_is_there_once(name: str) -> None:
     twice = pa.schema([("prompt", pa.string()), ("note", pa.string()), (name, pa.string())])
     spec = InputSpec(path="x", keep=["note"])
 
-    with pytest.raises(SpecError, match=f"the input has 2 columns of the name `{name}`"):
-        map_columns(twice, spec)
-    assert map_columns(pa.schema([*twice, ("x", pa.int8()), ("x", pa.int8())]).remove(2), spec).keep == (
-        "note",
-    )
+    with pytest.raises(SpecError, match=f"x has 2 columns of the name `{name}`"):
+        map_columns(InputSchemas({"x": twice}), spec)
+    unread = pa.schema([*twice, ("x", pa.int8()), ("x", pa.int8())]).remove(2)
+    assert [*map_columns(InputSchemas({"x": unread}), spec).keep] == ["note"]
 
 
 def test_the_spec_leaves_a_field_unread() -> None:
@@ -202,12 +206,38 @@ def test_every_usual_spelling_of_a_type_is_taken(field: str, arrow_type: pa.Data
     assert mapped({field: arrow_type}).fields == {field: field}
 
 
+@pytest.mark.parametrize("name", ["negativePrompt", "NegativePrompt", "Negative Prompt", "negative-prompt"])
+def test_a_name_may_be_written_in_any_usual_way(name: str) -> None:
+    assert mapped({"prompt": pa.string(), name: pa.string()}).recognised == {"negative_prompt": name}
+
+
+def test_a_guess_refuses_no_job() -> None:
+    """A foreign name whose column cannot fill its field is not that field."""
+    columns = {"prompt": pa.string(), "depth": pa.int64(), "steps": pa.string(), "key": pa.float64()}
+
+    assert mapped(columns).fields == {"prompt": "prompt"}
+
+
+def test_only_fields_that_a_route_can_use_are_read() -> None:
+    """A column of another job's field may have any type. Texts, ids, seeds and routes are for every job."""
+    columns = InputSchemas({"x": pa.schema([(name, pa.bool_()) for name in ("image", "strength", "cfg")])})
+    texts = InputSchemas(
+        {"x": pa.schema([("id", pa.string()), ("prompt_2", pa.string()), ("seed", pa.int8())])}
+    )
+    used = used_fields(job_of({"text2img": {"model": "sd"}}))
+
+    assert not map_columns(columns, InputSpec(path="x"), used).fields
+    assert {*map_columns(texts, InputSpec(path="x"), used).fields} == {"row_id", "prompt_2", "seed"}
+    assert {"image", "strength"} <= used_fields(job_of({"img2img": {"model": "sd"}}))
+    assert "depth_map" in used_fields(job_of({"own": {"task": "depth2img", "model": "sd"}}))
+
+
 def test_whole_numbers_with_nulls_from_pandas_are_taken() -> None:
     """pandas makes floats of whole numbers as soon as one is missing."""
     frame = pd.DataFrame({"prompt": ["a", "b"], "seed": [1, None], "num_inference_steps": [None, 20]})
     schema = pa.Table.from_pandas(frame).schema
 
-    found = map_columns(schema, InputSpec(path="x"))
+    found = map_columns(InputSchemas({"x": schema}), InputSpec(path="x"))
 
     assert schema.field("seed").type == pa.float64()
     assert set(found.fields) == {"prompt", "seed", "num_inference_steps"}
@@ -224,24 +254,28 @@ def test_ids_stay_numbers_where_64_bits_hold_them() -> None:
     assert set(changed) == {pa.string()}
 
 
+def job_of(routes: dict[str, Any], models: Collection[str] = ("sd",), keep: Sequence[str] = ()) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "version": 1,
+            "name": "columns",
+            "input": {"path": "x", "keep": [*keep]},
+            "models": {name: {"checkpoint": "a/b"} for name in models},
+            "routes": routes,
+            "output": {"path": "out"},
+        }
+    )
+
+
 def written(
     families: dict[str, str], routes: dict[str, Any], keep: dict[str, pa.DataType] | None = None
 ) -> pa.Schema:
     """The output's schema of a job with these models and routes."""
     kept = keep or {}
-    spec = JobSpec.model_validate(
-        {
-            "version": 1,
-            "name": "columns",
-            "input": {"path": "x", "keep": [*kept]},
-            "models": {name: {"checkpoint": "a/b"} for name in families},
-            "routes": routes,
-            "output": {"path": "out"},
-        }
-    )
+    spec = job_of(routes, models=families, keep=[*kept])
     models = {name: model_card(family=family) for name, family in families.items()}
     columns = pa.schema([("prompt", pa.string()), *kept.items()])
-    return output_schema(spec, models, map_columns(columns, spec.input), columns)
+    return output_schema(spec, models, map_columns(InputSchemas({"x": columns}), spec.input))
 
 
 def hugging_face(schema: pa.Schema) -> dict[str, Any]:

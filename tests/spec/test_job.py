@@ -3,6 +3,7 @@
 import pickle
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from schemas.columns.input_columns import ColumnMap
@@ -50,7 +51,10 @@ def job(columns: dict[str, str] | None = None, revision: str = "r2", **sections:
             "xl": model_card(checkpoint="c/d", revision=revision),
         },
         columns=ColumnMap(
-            fields=columns or {"prompt": "text", "negative_prompt": "not"}, recognised={}, keep=("note",)
+            fields=columns or {"prompt": "text", "negative_prompt": "not"},
+            recognised={},
+            keep={"note": pa.string()},
+            id_type=pa.string(),
         ),
         schema=b"",
     )

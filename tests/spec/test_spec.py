@@ -216,7 +216,7 @@ def test_a_value_that_does_not_fit_is_shown_beside_what_is_wanted(
         ),
         ("routes.text2img.scheduler=Eulr", "`Eulr` is not a scheduler"),
         (
-            "routes.text2img.scheduler=EulerDiscrete",
+            "routes.text2img.scheduler=EulerDiscretes",
             "(did you mean `EulerDiscreteScheduler`?); schedulers are DDIM",
         ),
         ("routes.text2img.steps=9", "unknown key; darkroom calls it `num_inference_steps`"),

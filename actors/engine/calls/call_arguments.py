@@ -97,7 +97,7 @@ def _inpaint(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
     # Without a size, diffusers 0.42.1 resizes to the model's own; its img2img rounds down like this.
     factor = pipeline.vae_scale_factor
     width, height = cohort.sizes["image"]
-    arguments |= {"width": width // factor * factor, "height": height // factor * factor}
+    arguments = {"width": width // factor * factor, "height": height // factor * factor} | arguments
     if arguments.get("padding_mask_crop") is not None:
         # diffusers 0.42.1 pastes the crop back for only one PIL image at a time.
         arguments |= {

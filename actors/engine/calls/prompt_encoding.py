@@ -10,7 +10,7 @@ from diffusers import StableDiffusionLatentUpscalePipeline
 
 from actors.engine.calls.prompt_weights import pieces_of, weighted_states
 from actors.engine.pipelines.pipeline_builder import pipeline_class
-from schemas.columns.input_columns import TEXT_FIELDS
+from schemas.columns.fields import TEXT_FIELDS
 
 Tokens = list[int]
 """The ids of a text's tokens, without those that begin and end a window."""

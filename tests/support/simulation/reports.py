@@ -19,7 +19,7 @@ def _fields(shard: Shard) -> dict[str, Any]:
         "failed": 0,
         "images": shard.num_rows,
         "size_bytes": 1,
-        "error_codes": {},
+        "failures": {},
         "unforeseen": {},
         "seconds": {},
         "models_loaded": (shard.model,),

@@ -13,6 +13,7 @@ from itertools import count
 from random import Random
 from unittest.mock import patch
 
+import pyarrow as pa
 from ray.exceptions import RayActorError
 
 from actors.parts.commit import PartIdentity, commit_part, probe
@@ -77,7 +78,7 @@ def job_of(shard_rows: int) -> Job:
         }
     )
     cards = {name: model_card(checkpoint=f"demo:{name}") for name in MODELS}
-    columns = ColumnMap(fields={"prompt": "prompt"}, recognised={}, keep=())
+    columns = ColumnMap(fields={"prompt": "prompt"}, recognised={}, keep={}, id_type=pa.string())
     return Job(spec=spec, models=cards, columns=columns, schema=b"")
 
 

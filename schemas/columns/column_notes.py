@@ -1,0 +1,64 @@
+"""What the plan says about the input's columns: which are read, as what, and which are not."""
+
+import re
+
+from schemas.columns.column_types import needed
+from schemas.columns.fields import FIELD_KINDS, used_fields
+from schemas.columns.input_columns import ColumnMap
+from schemas.columns.input_schemas import InputSchemas
+from schemas.spec.job_spec import JobSpec
+from schemas.wording.foreign_names import field_meant
+from schemas.wording.nearest import did_you_mean
+from schemas.wording.printable import listed
+
+_NAMES_PICTURE = re.compile(r"url|uri|path|file_?name", re.IGNORECASE)
+"""The name of a column that tells where a picture is, as sets that were scraped from the web have it."""
+
+
+def column_notes(found: InputSchemas, columns: ColumnMap, spec: JobSpec) -> list[str]:
+    """The notes, a line each. No column is read, or left unread, without a word."""
+    notes = [f"column `{column}` is read as `{field}`" for field, column in columns.recognised.items()]
+    notes += [
+        f"column `{column}` is read from the names of folders ({column}=...)"
+        for column in columns.columns()
+        if column in found.folder_types
+    ]
+    own = [field for field, column in columns.fields.items() if field == column]
+    notes.append(f"columns read: {listed(own)}" if own else "columns read: none by its own name")
+    unread = [name for name in found.names if name not in columns.columns()]
+    reasons = {name: _reason(name, found, columns, spec) for name in unread}
+    if unread:
+        # What may be a mistake comes first, because a long list is cut.
+        ordered = sorted(unread, key=lambda name: not reasons[name])
+        notes.append(f"columns not read: {listed([f'{name}{reasons[name]}' for name in ordered])}")
+    return notes + _size_note(found, columns, spec)
+
+
+def _size_note(found: InputSchemas, columns: ColumnMap, spec: JobSpec) -> list[str]:
+    """A note if the columns of sizes may be those of pictures that the rows name, as in scraped sets."""
+    sides = [
+        side for side in ("width", "height") if side in columns.fields and side not in spec.input.columns
+    ]
+    pictures = [name for name in found.names if _NAMES_PICTURE.search(name)]
+    if not sides or not pictures:
+        return []
+    return [
+        f"{' and '.join(sides)}: read as the size of the image to be made; if it is that of the picture in "
+        f"`{pictures[0]}`, set input.columns: {{{', '.join(f'{side}: null' for side in sides)}}}"
+    ]
+
+
+def _reason(column: str, found: InputSchemas, columns: ColumnMap, spec: JobSpec) -> str:
+    """Why a column with a telling name is not read, or the field that was perhaps meant; empty for others."""
+    field = field_meant(column, FIELD_KINDS)
+    if field is None:
+        return did_you_mean(column, FIELD_KINDS)
+    if field in spec.input.columns:
+        return ""
+    if field not in used_fields(spec):
+        return f" (no route of this job reads {'it' if field == column else f'`{field}`'})"
+    if field in columns.fields:
+        return f" (`{field}` is read from `{columns.fields[field]}`)"
+    if misfit := found.misfit(field, column):
+        return f" (it is {misfit}, and `{field}` needs {needed(field)})"
+    return f" (as the name of a folder it cannot be `{field}`)"
