@@ -27,7 +27,7 @@ from actors.images.spool import Spool
 from actors.rows.shard_reader import ShardReader
 from actors.storage.stores import Stores
 from benchmarks.race import surroundings
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from schemas.job import Job, Shard
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import size_text

@@ -71,7 +71,7 @@ def plan(
     from jobs.planning.plan import expected_bytes
     from jobs.planning.plan_text import check_rows, print_notes, print_plan, refuse_hopeless
     from jobs.planning.row_scan import MAX_EXAMPLES
-    from jobs.planning.survey import make_survey
+    from jobs.survey.survey import make_survey
 
     out = console()
     surveyed = make_survey(load_spec(spec, overrides or []))

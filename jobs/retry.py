@@ -1,8 +1,6 @@
 """`darkroom retry`: rows whose status is `failed` are generated again, and their parts are replaced."""
 
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 
 from rich.console import Console
 
@@ -14,15 +12,15 @@ from jobs.fleet.shard_loop import RunWatch, generate_shards
 from jobs.output.job_record import plan_of, require_record
 from jobs.output.lease import Lease
 from jobs.output.part_footers import read_footers
-from jobs.output.parts import PartFile, list_parts, output_totals
+from jobs.output.parts import Parts, list_parts
 from jobs.output.tally import Tally
-from jobs.planning.plan import Plan
-from jobs.planning.survey import make_survey
+from jobs.planning.plan import Plan, chosen_shards
 from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult
+from jobs.reports.summary import job_totals
 from jobs.signals import stopping_signals
+from jobs.survey.survey import make_survey
 from schemas.errors import SpecError
-from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
 from schemas.wording.nearest import did_you_mean
@@ -40,22 +38,23 @@ def retry_job(
     with stopping_signals():
         record = require_record(output)
         plan = plan_of(record, make_survey(spec), output.path)
-        parts = list(list_parts(output, record.num_shards))
-        shards = _shards_to_retry(plan, output, parts, tuple(only))
-        tally = Tally(rows_total=sum(shard.num_rows for shard in shards), rows_before=0)
-        dispatcher = _dispatcher(shards, spec.errors.max_attempts)
+        parts = list_parts(output, record.num_shards)
+        chosen = _shards_to_retry(output, parts, only)
+        num_rows = sum(shard.num_rows for shard in plan.shards() if chosen[shard.index])
+        tally = Tally(rows_total=num_rows, rows_before=0)
+        dispatcher = _dispatcher(plan, chosen, tuple(only))
         totals = None
-        if shards:
+        if any(chosen):
             with Lease(output) as lease:
-                console.print(f"retrying the failed rows of {counted(len(shards), 'part')}")
+                console.print(f"retrying the failed rows of {counted(sum(chosen), 'part')}")
                 generate_shards(plan, dispatcher, RunWatch(tally=tally, lease=lease), console, engine)
                 # A retry replaces parts and adds none, so a part that was missing is still missing.
-                if len(parts) == record.num_shards:
+                if parts.are_all:
                     lease.confirm(tally)
                     totals = finish(output, record, tally.figures())
         return RunResult(
             output=output.path,
-            totals=totals or output_totals(output, record.num_shards),
+            totals=totals or job_totals(output, record, list_parts(output, record.num_shards)),
             rows_tried=tally.rows,
             images_generated=tally.images,
             abandoned=tuple(dispatcher.abandoned),
@@ -63,29 +62,26 @@ def retry_job(
         )
 
 
-def _shards_to_retry(
-    plan: Plan, output: Output, parts: Sequence[PartFile], only: tuple[str, ...]
-) -> list[Shard]:
-    """The shards whose parts have failed rows with a code in `only`, or any failed rows if it is empty.
+def _shards_to_retry(output: Output, parts: Parts, only: Sequence[str]) -> bytearray:
+    """One byte per shard, 1 if its part has failed rows with a code in `only`, or any if it is empty.
 
     SpecError for a code that no part has.
     """
-    codes_of = {
-        part.index: footer.error_codes
-        for part, footer in zip(parts, read_footers(output, parts), strict=True)
-    }
-    every_code = sorted({code for codes in codes_of.values() for code in codes})
+    chosen = bytearray(parts.num_shards)
+    every_code: set[str] = set()
+    for part, footer in zip(parts, read_footers(output, parts), strict=True):
+        every_code.update(footer.error_codes)
+        chosen[part.index] = any(not only or code in only for code in footer.error_codes)
     for code in only:
         if code not in every_code:
-            choices = f"; the codes of failed rows are {', '.join(every_code)}" if every_code else ""
-            raise SpecError(f"--only {code}: no row failed with it{did_you_mean(code, every_code)}{choices}")
-    chosen = {index for index, codes in codes_of.items() if any(not only or code in only for code in codes)}
-    return [replace(shard, again=only) for shard in plan.shards() if shard.index in chosen]
+            choices = f"; the codes of failed rows are {', '.join(sorted(every_code))}" if every_code else ""
+            raise SpecError(
+                f"--only {code}: no row failed with it{did_you_mean(code, sorted(every_code))}{choices}"
+            )
+    return chosen
 
 
-def _dispatcher(shards: Sequence[Shard], max_attempts: int) -> Dispatcher:
-    """The dispatcher of these shards."""
-    by_model: defaultdict[str, list[Shard]] = defaultdict(list)
-    for shard in shards:
-        by_model[shard.model].append(shard)
-    return Dispatcher(by_model, max_attempts=max_attempts)
+def _dispatcher(plan: Plan, chosen: bytearray, only: tuple[str, ...]) -> Dispatcher:
+    """The dispatcher of the chosen shards (one byte per shard)."""
+    shards = chosen_shards(plan, lambda shard: bool(chosen[shard.index]), again=only)
+    return Dispatcher(shards, max_attempts=plan.job.spec.errors.max_attempts)

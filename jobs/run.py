@@ -1,9 +1,5 @@
 """`darkroom run`: the function that everything else serves."""
 
-from array import array
-from collections import defaultdict
-from dataclasses import dataclass
-
 from rich.console import Console
 
 from actors.parts.commit import probe
@@ -16,15 +12,15 @@ from jobs.fleet.shard_loop import RunWatch, generate_shards
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
 from jobs.output.job_record import JobRecord, claim, plan_of, read_record
 from jobs.output.lease import Lease
-from jobs.output.parts import done_shards, output_totals, still_missing
+from jobs.output.parts import done_shards, list_parts, output_totals, still_missing
 from jobs.output.tally import Abandoned, Tally
-from jobs.planning.plan import Plan, ShardFinder, expected_bytes
+from jobs.planning.plan import Plan, chosen_shards, expected_bytes
 from jobs.planning.plan_text import check_rows, print_notes, refuse_hopeless
-from jobs.planning.survey import Survey, make_survey
 from jobs.reports.finish import finish, is_finished
 from jobs.reports.run_result import RunResult
+from jobs.reports.summary import job_totals
 from jobs.signals import stopping_signals
-from schemas.job import Shard
+from jobs.survey.survey import Survey, make_survey
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
 
@@ -39,7 +35,7 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
         plan, record = _plan_and_record(surveyed, output, console)
         done = done_shards(output, record.num_shards)
         if all(done) and is_finished(output):
-            totals = output_totals(output, record.num_shards)
+            totals = job_totals(output, record, list_parts(output, record.num_shards))
             return RunResult(output=output.path, totals=totals)
         with Lease(output) as lease:
             tally, abandoned = _generate_missing(plan, output, done, lease, console, engine)
@@ -96,33 +92,12 @@ def _generate_missing(
 
 def _dispatcher(plan: Plan, done: bytearray) -> Dispatcher:
     """The dispatcher of the missing shards."""
-    missing: defaultdict[str, array[int]] = defaultdict(lambda: array("Q"))
-    working: set[str] = set()
-    for shard in plan.shards():
-        if done[shard.index]:
-            working.add(shard.model)
-        else:
-            missing[shard.model].append(shard.index)
-    finder = ShardFinder(plan)
+    missing = chosen_shards(plan, lambda shard: not done[shard.index])
     return Dispatcher(
-        {model: _MissingShards(indices, finder) for model, indices in missing.items()},
+        missing,
         max_attempts=plan.job.spec.errors.max_attempts,
-        working=working,
+        working=[model for model, shards in missing.items() if len(shards) < plan.num_shards_of(model)],
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _MissingShards:
-    """The shards without a part, of which only the indices are in memory."""
-
-    indices: "array[int]"
-    finder: ShardFinder
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int, /) -> Shard:
-        return self.finder.shard_at(self.indices[position])
 
 
 def _num_rows_done(plan: Plan, done: bytearray) -> int:

@@ -40,7 +40,8 @@ _PART_FILE = re.compile(r"^train-(\d{5,})-of-(\d{5,})\.parquet$")
 
 def shard_name(index: int, num_shards: int) -> str:
     """The name of a shard, and of its part without the ending; names sort as the shards do."""
-    return f"train-{index:05d}-of-{num_shards:05d}"
+    num_digits = max(5, len(str(num_shards - 1)))
+    return f"train-{index:0{num_digits}d}-of-{num_shards:05d}"
 
 
 def part_file(shard: str) -> str:

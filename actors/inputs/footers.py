@@ -1,4 +1,4 @@
-"""The footers of the input's Parquet files: bounded, and refused where a column is encrypted.
+"""The footers of Parquet files, read without the rest. An encrypted input is refused.
 
 pyarrow 26 ends the process when it is asked for the metadata of an encrypted column without its key. Its
 readers raise an error for the same column instead. They look at all columns before they read the first page.
@@ -6,12 +6,11 @@ readers raise an error for the same column instead. They look at all columns bef
 
 import io
 import os
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.storage.objects import Storage
+from actors.storage.objects import Storage, Tail
 from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import SpecError
 
@@ -20,6 +19,10 @@ MAX_FOOTER_BYTES = 16 << 20
 a megabyte at most."""
 FIRST_READ_BYTES = 64 << 10
 """The bytes from the end of a file that pyarrow reads first."""
+PART_FOOTER_BYTES = 16 << 10
+"""Room for the footer of a common part, which has one or two row groups of 5 kB each."""
+_FRAME_BYTES = 8
+"""What comes behind a footer: its length, and Parquet's name."""
 
 
 class _EncryptedError(Exception):
@@ -31,10 +34,12 @@ class _SealedError(Exception):
 
 
 class _FooterOnly(io.RawIOBase):
-    """A file that can be read until it is sealed."""
+    """A file of which only the end is known. That can be read until it is sealed."""
 
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
+    def __init__(self, tail: Tail) -> None:
+        self._source = io.BytesIO(tail.data)
+        self._start = tail.size_bytes - len(tail.data)
+        self._position = 0
         self._sealed = False
 
     def seal(self) -> None:
@@ -48,19 +53,22 @@ class _FooterOnly(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._source.seek(offset, whence)
+        if whence == io.SEEK_END:
+            self._position = self._start + self._source.seek(0, os.SEEK_END) + offset
+        else:
+            self._position = offset + (self._position if whence == io.SEEK_CUR else 0)
+        return self._position
 
     def tell(self) -> int:
-        return self._source.tell()
+        return self._position
 
     def read(self, size: int | None = -1) -> bytes:
-        if self._sealed:
+        if self._sealed or self._position < self._start:
             raise _SealedError
-        return self._source.read(-1 if size is None else size)
-
-    def close(self) -> None:
-        self._source.close()
-        super().close()
+        self._source.seek(self._position - self._start)
+        data = self._source.read(size)
+        self._position += len(data)
+        return data
 
 
 def read_footer(storage: Storage, uri: str) -> tuple[int, pa.Schema]:
@@ -68,7 +76,7 @@ def read_footer(storage: Storage, uri: str) -> tuple[int, pa.Schema]:
     try:
         with (
             parquet_errors_as(SpecError, f"input.path: {uri} is not a readable Parquet file"),
-            _with_bounded_footer(storage.open(uri)) as source,
+            _FooterOnly(_tail_with_footer(storage, uri, FIRST_READ_BYTES)) as source,
             # Without a buffer (buffer_size=0) it would read all columns before it looks at the first.
             pq.ParquetFile(source, buffer_size=1, pre_buffer=False) as parquet,
         ):
@@ -81,18 +89,43 @@ def read_footer(storage: Storage, uri: str) -> tuple[int, pa.Schema]:
         ) from error
 
 
-def _with_bounded_footer(source: BinaryIO) -> _FooterOnly:
-    """The file, which can be sealed after its footer was read; ArrowInvalid where the footer is too long."""
-    # These are the bytes that pyarrow reads first, so they are fetched once.
-    source.seek(max(0, source.seek(0, os.SEEK_END) - FIRST_READ_BYTES))
-    tail = source.read(FIRST_READ_BYTES)
-    if tail.endswith(b"PAR1") and (size := int.from_bytes(tail[-8:-4], "little")) > MAX_FOOTER_BYTES:
-        source.close()
-        raise pa.ArrowInvalid(
-            f"its footer has {size:,} bytes, and at most {MAX_FOOTER_BYTES:,} are read; "
-            "write it with larger row groups, or fewer columns"
-        )
-    return _FooterOnly(source)
+class FooterReader:
+    """Reads the footers of a job's parts. They are alike: each read is as long as the longest one so far."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._num_bytes = PART_FOOTER_BYTES
+
+    def read(self, uri: str) -> pq.FileMetaData:
+        """The footer of a Parquet file; pa.ArrowInvalid where it has none. Several threads may call this."""
+        tail = _tail_with_footer(self._storage, uri, self._num_bytes)
+        num_bytes = _framed_footer_bytes(tail)
+        self._num_bytes = max(self._num_bytes, num_bytes)
+        # pyarrow looks at nothing before the footer. What is not a Parquet file is handed over as it is.
+        return pq.read_metadata(io.BytesIO(tail.data[-num_bytes:]))
+
+
+def _tail_with_footer(storage: Storage, uri: str, num_bytes: int) -> Tail:
+    """The last `num_bytes` of a file, or more if its footer is longer; ArrowInvalid for too long a footer."""
+    while True:
+        tail = storage.read_tail(uri, num_bytes)
+        framed_bytes = _framed_footer_bytes(tail)
+        if (size := framed_bytes - _FRAME_BYTES) > MAX_FOOTER_BYTES:
+            raise pa.ArrowInvalid(
+                f"its footer has {size:,} bytes, and at most {MAX_FOOTER_BYTES:,} are read; "
+                "write it with larger row groups, or fewer columns"
+            )
+        # A part may be replaced between two reads, and the new one have a longer footer still.
+        if framed_bytes <= len(tail.data) or len(tail.data) == tail.size_bytes:
+            return tail
+        num_bytes = framed_bytes
+
+
+def _framed_footer_bytes(tail: Tail) -> int:
+    """The length of a footer with the frame behind it, as the frame tells; 0 for what is no Parquet file."""
+    if not tail.data.endswith((b"PAR1", b"PARE")):
+        return 0
+    return int.from_bytes(tail.data[-_FRAME_BYTES:-4], "little") + _FRAME_BYTES
 
 
 def _refuse_encrypted(source: _FooterOnly, parquet: pq.ParquetFile) -> None:

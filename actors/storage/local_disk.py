@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import PurePath
 from typing import BinaryIO
 
-from actors.storage.objects import Buffer, StoredObject, refuse_larger
+from actors.storage.objects import Buffer, ListedObject, StoredObject, Tail, refuse_larger
 from schemas.errors import DarkroomError, RefusedError, SpecError, StorageError
 
 _ETAG_SAMPLE_BYTES = 64 * 1024
@@ -37,6 +37,18 @@ class LocalStorage:
         objects = (self.stat(path) for path in sorted(self._walk(prefix)))
         return (stored for stored in objects if stored is not None)
 
+    def list_sizes(self, prefix: str) -> Iterator[ListedObject]:
+        for path in self._walk(prefix):
+            with _converted_errors(path):
+                try:
+                    status = os.stat(path)
+                except OSError as error:
+                    if error.errno in _ABSENT:
+                        continue
+                    raise
+            if stat.S_ISREG(status.st_mode):
+                yield ListedObject(uri=path, size_bytes=status.st_size)
+
     def _walk(self, root: str) -> Iterator[str]:
         """The paths of all files below a folder, except the temporary ones."""
         for folder, subfolders, files in os.walk(root, onerror=_raise_unless_absent):
@@ -60,15 +72,16 @@ class LocalStorage:
         with _converted_errors(uri):
             return _open_file(uri)
 
+    def read_tail(self, uri: str, num_bytes: int) -> Tail:
+        with _converted_errors(uri), _open_file(uri) as file:
+            size_bytes = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size_bytes - num_bytes))
+            return Tail(data=file.read(num_bytes), size_bytes=size_bytes)
+
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         with _converted_errors(uri), _open_file(uri) as file:
             refuse_larger(uri, os.fstat(file.fileno()).st_size, max_bytes)
             return file.read()
-
-    def read_range(self, stored: StoredObject, start: int, stop: int) -> bytes:
-        with _converted_errors(stored.uri), _open_file(stored.uri) as file:
-            file.seek(start)
-            return file.read(stop - start)
 
     def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
         with _converted_errors(uri, absent_is_failure=True), self._written(data) as temporary:

@@ -14,22 +14,43 @@ Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredObject:
-    """What a listing says about one object."""
+class ListedObject:
+    """What every listing says about one object."""
 
     uri: str
     """Normalised: `s3://bucket/key` or an absolute local path."""
     size_bytes: int
     """Length of the content."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject(ListedObject):
+    """What is known of one object without its content."""
+
     etag: str
     """A tag that changes when the content does. It can be compared only within one kind of store."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tail:
+    """The end of an object."""
+
+    data: bytes
+    size_bytes: int
+    """Length of the whole object."""
 
 
 class Storage(Protocol):
     """Objects by URI. Several threads may use it. Every URI must be one that `normalise` returned."""
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """All objects below the folder `prefix`, at any depth, sorted by URI. Nothing comes from a cache."""
+        """All objects below the folder `prefix`, at any depth, sorted by URI. Nothing comes from a cache.
+
+        On local disk both ends of every file are read, for its etag.
+        """
+
+    def list_sizes(self, prefix: str) -> Iterator[ListedObject]:
+        """The same objects, in any order: none is read, and those of an earlier page are not kept."""
 
     def stat(self, uri: str) -> StoredObject | None:
         """What is known of one object, or None where there is none."""
@@ -37,14 +58,17 @@ class Storage(Protocol):
     def open(self, uri: str) -> BinaryIO:
         """A seekable reader that uses bounded memory; FileNotFoundError where there is no object."""
 
+    def read_tail(self, uri: str, num_bytes: int) -> Tail:
+        """The last `num_bytes` of an object, or all of a shorter one, in one request.
+
+        FileNotFoundError where there is no object.
+        """
+
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         """The content of a small object; FileNotFoundError where there is none.
 
         `max_bytes` is for an object that anybody may have written: RefusedError where it is larger.
         """
-
-    def read_range(self, stored: StoredObject, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop` of an object that was listed."""
 
     def create(self, uri: str, data: Buffer, metadata: Mapping[str, str]) -> bool:
         """Write the object unless one exists; True if this call is known to have written it.

@@ -16,10 +16,11 @@ from urllib.parse import quote, unquote
 
 import s3fs
 
-from actors.storage.objects import Buffer, StoredObject, refuse_larger
+from actors.storage.objects import Buffer, ListedObject, StoredObject, Tail, refuse_larger
 from actors.storage.retries import repeat
 from actors.storage.s3_errors import (
     FOREIGN_ERRORS,
+    EmptyRangeError,
     PreconditionError,
     converted_error,
     trouble_of,
@@ -37,6 +38,8 @@ SLOWEST_UPLOAD_BYTES_PER_S = 4 * 2**20
 """One try of an upload may take `timeout_s`, and the time that its bytes need at this rate."""
 BLOCK_BYTES = 4 * 2**20
 """The size of the blocks in which an open file reads."""
+TAIL_BYTES = 64 * 2**10
+"""The end of a file, which is a block of its own: readers of a Parquet footer need no more."""
 CACHED_BLOCKS = 8
 """The most blocks that an open file has in memory. Parquet readers jump between a few columns."""
 MAX_RANGE_BYTES = 32 * 2**20
@@ -67,6 +70,9 @@ class S3Storage:
         # Not every store sorts by whole keys: SeaweedFS lists `a/c` before `a-b`.
         return iter(sorted(self._list_pages(prefix), key=lambda stored: stored.uri))
 
+    def list_sizes(self, prefix: str) -> Iterator[ListedObject]:
+        return self._list_pages(prefix)
+
     def _list_pages(self, folder: str) -> Iterator[StoredObject]:
         bucket, key = _split(folder)
         arguments = {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/" if key else ""}
@@ -94,6 +100,18 @@ class S3Storage:
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         return bytes(self._call("get_object", uri, _address(uri), max_bytes=max_bytes)["Body"])
+
+    def read_tail(self, uri: str, num_bytes: int) -> Tail:
+        try:
+            reply = self._call("get_object", uri, {**_address(uri), "Range": f"bytes=-{num_bytes}"})
+        except EmptyRangeError:  # S3's answer for an empty object
+            return Tail(data=b"", size_bytes=0)
+        # A store that knows no ranges sends the whole object.
+        size_bytes = int(reply.get("ContentRange", "").rpartition("/")[2] or reply["ContentLength"])
+        data = bytes(reply["Body"])[-num_bytes:]
+        if len(data) != min(num_bytes, size_bytes):
+            raise StorageError(f"{uri}: asked for the last {num_bytes} bytes, got {len(data)} bytes")
+        return Tail(data=data, size_bytes=size_bytes)
 
     def read_range(self, stored: StoredObject, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of an object; StorageError if it has changed since `stored` was made."""
@@ -249,17 +267,22 @@ class S3File(io.RawIOBase):
 
     def _from_block(self, size: int) -> memoryview:
         """At most `size` bytes, from the block at the current position. BufferedReader asks for the rest."""
-        number, offset = divmod(self._position, BLOCK_BYTES)
-        return memoryview(self._block(number))[offset : offset + size]
+        start = self._position - self._position % BLOCK_BYTES
+        tail = self._stored.size_bytes - TAIL_BYTES
+        if start not in self._blocks and self._position >= tail:
+            start = max(start, tail)
+        offset = self._position - start
+        return memoryview(self._block(start))[offset : offset + size]
 
-    def _block(self, number: int) -> bytes:
-        if number not in self._blocks:
-            stop = min((number + 1) * BLOCK_BYTES, self._stored.size_bytes)
+    def _block(self, start: int) -> bytes:
+        """The block that begins at `start`, and ends at the next multiple of BLOCK_BYTES."""
+        if start not in self._blocks:
+            stop = min(start - start % BLOCK_BYTES + BLOCK_BYTES, self._stored.size_bytes)
             if len(self._blocks) == CACHED_BLOCKS:
                 self._blocks.popitem(last=False)
-            self._blocks[number] = self._storage.read_range(self._stored, number * BLOCK_BYTES, stop)
-        self._blocks.move_to_end(number)
-        return self._blocks[number]
+            self._blocks[start] = self._storage.read_range(self._stored, start, stop)
+        self._blocks.move_to_end(start)
+        return self._blocks[start]
 
 
 def _split(uri: str) -> tuple[str, str]:

@@ -53,6 +53,10 @@ class PreconditionError(Exception):
     """The store answered 412: the object is not in the state that the request requires."""
 
 
+class EmptyRangeError(StorageError):
+    """The store answered 416: the object has none of the bytes that the request asks for."""
+
+
 def _status(error: BaseException) -> tuple[int, str]:
     """(HTTP status, S3 error code); (0, "") for an error that did not come from the store."""
     if not isinstance(error, ClientError):
@@ -87,6 +91,8 @@ def converted_error(operation: str, uri: str, error: Exception, deadline_s: floa
     status, code = _status(error)
     if status == 412:
         return PreconditionError(f"{uri}: {description}")
+    if status == 416:
+        return EmptyRangeError(f"{uri}: {description}")
     if status == 404 and code != "NoSuchBucket":
         return FileNotFoundError(uri)
     if status == 501:

@@ -23,7 +23,7 @@ from actors.worker import Worker
 from benchmarks.contenders.diffusers_loops import PlainDiffusers
 from benchmarks.workloads import Row, write_rows
 from jobs.planning.plan import Plan, make_plan
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from schemas.spec.job_spec import JobSpec, ModelSpec
 
 R0, R0B, R1, DARKROOM = "R0 one by one", "R0b grouped", "R1 engine", "darkroom"

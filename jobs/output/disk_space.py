@@ -34,8 +34,8 @@ def bytes_to_come(output: Output, num_shards: int) -> int:
     """
     if output.path.startswith(S3_SCHEME):
         return 0  # Not worth a listing: the size is used for local disks only.
-    sizes = [part.stored.size_bytes for part in list_parts(output, num_shards)]
-    return sum(sizes) * (num_shards - len(sizes)) // max(len(sizes), 1)
+    parts = list_parts(output, num_shards)
+    return parts.size_bytes * (num_shards - len(parts)) // max(len(parts), 1)
 
 
 def _nearest_folder(path: str) -> str:

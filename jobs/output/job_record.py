@@ -14,7 +14,8 @@ from actors.storage.output import Output
 from jobs.output.strict_json import parse_json
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
-from jobs.planning.survey import Survey, SurveyedFile
+from jobs.survey.input_paths import MAX_LISTED_BYTES
+from jobs.survey.survey import Survey, SurveyedFile
 from schemas.columns.folder_columns import folder_columns
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import RefusedError, SpecError
@@ -29,8 +30,8 @@ FORMAT = 1
 """The version of the output format that this darkroom writes and reads."""
 MAX_DIFFERENCES = 10
 """Differences that a refusal lists."""
-MAX_RECORD_BYTES = 64 << 20
-"""Room for a hundred thousand input files at 500 bytes each; more belong in fewer files or several jobs."""
+MAX_RECORD_BYTES = 4 * MAX_LISTED_BYTES
+"""Room for as many files as an input may have, also if the rows of each go to dozens of models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

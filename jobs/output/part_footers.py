@@ -1,15 +1,14 @@
 """The footers of parts and their row groups, read without reading a row."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from actors.storage.objects import Storage
+from actors.inputs.footers import FooterReader
 from actors.storage.output import Output
+from jobs.in_flight import map_in_flight
 from jobs.output.parts import FOOTERS_AT_ONCE, PartFile, totals_in
 from schemas.columns.output_columns import column_problems
 from schemas.columns.parquet_errors import parquet_errors_as
@@ -64,16 +63,15 @@ class PartFooter:
     """The number of failed rows by error_code."""
 
 
-def read_footers(output: Output, parts: Sequence[PartFile]) -> list[PartFooter]:
+def read_footers(output: Output, parts: Sequence[PartFile]) -> Iterator[PartFooter]:
     """The footers of these parts, in their order; RefusedError where a file is not a darkroom part."""
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        return list(pool.map(lambda part: _read_footer(output.storage, part.stored.uri), parts))
+    footers = FooterReader(output.storage)
+    return map_in_flight(lambda part: _read_footer(footers, part.uri), parts, at_once=FOOTERS_AT_ONCE)
 
 
-def _read_footer(storage: Storage, uri: str) -> PartFooter:
+def _read_footer(footers: FooterReader, uri: str) -> PartFooter:
     with parquet_errors_as(RefusedError, f"{uri} is not a darkroom part"):
-        with storage.open(uri) as file:
-            metadata = pq.read_metadata(file)
+        metadata = footers.read(uri)
         schema = metadata.schema.to_arrow_schema()
         for misfit in column_problems(schema):
             raise RefusedError(f"{uri} is not a darkroom part: {misfit}")

@@ -1,26 +1,29 @@
 """The parts that an output has: their names are parsed strictly, and only their footers are read."""
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, overload
 
-import pyarrow.parquet as pq
+import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from actors.storage.objects import StoredObject
+from actors.inputs.footers import FooterReader
 from actors.storage.output import Output
+from jobs.in_flight import map_in_flight
 from jobs.output.strict_json import parse_json
 from jobs.output.tally import Abandoned
 from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import RefusedError
 from schemas.job import StoredCount
-from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, PARTS_FOLDER, parse_part_file
+from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, PARTS_FOLDER, parse_part_file, shard_name
 from schemas.wording.amounts import counted
 
 FOOTERS_AT_ONCE = 16
 """Footers that are read at the same time."""
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +32,59 @@ class PartFile:
 
     index: int
     """The index of its shard."""
-    stored: StoredObject
+    uri: str
+    size_bytes: int
+
+
+class Parts(Sequence[PartFile]):
+    """The parts that an output has, in the order of their shards. Each takes 16 bytes of memory."""
+
+    def __init__(self, output: Output, num_shards: int, indices: Numbers, sizes: Numbers) -> None:
+        """`indices` and `sizes`: the shard's index and the size in bytes of each part, in any order."""
+        order = np.argsort(indices)
+        self._output = output
+        self.num_shards = num_shards
+        """All shards of the job, with or without a part."""
+        self._indices = indices[order]
+        self._sizes = sizes[order]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, position: int) -> PartFile: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> "Parts": ...
+
+    def __getitem__(self, position: int | slice) -> "PartFile | Parts":
+        if isinstance(position, slice):
+            chosen = self._indices[position], self._sizes[position]
+            return Parts(self._output, self.num_shards, *chosen)
+        index = int(self._indices[position])
+        uri = self._output.part_uri(shard_name(index, self.num_shards))
+        return PartFile(index=index, uri=uri, size_bytes=int(self._sizes[position]))
+
+    @property
+    def are_all(self) -> bool:
+        """Whether every shard has its part."""
+        return len(self) == self.num_shards
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all these parts together."""
+        return int(self._sizes.sum())
+
+    def has(self, index: int) -> bool:
+        """Whether the shard with this index has its part."""
+        position = np.searchsorted(self._indices, index)
+        return bool((self._indices[position : position + 1] == index).any())
+
+    def done(self) -> bytearray:
+        """One byte per shard, 1 if its part exists."""
+        done = np.zeros(self.num_shards, np.uint8)
+        done[self._indices] = 1
+        return bytearray(done)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,44 +132,52 @@ _COUNTS = TypeAdapter(_Counts)
 _ERROR_CODES = TypeAdapter(dict[str, StoredCount])
 
 
-def list_parts(output: Output, num_shards: int) -> Iterator[PartFile]:
+def list_parts(output: Output, num_shards: int) -> Parts:
     """The job's parts. Other files in `data/` do not belong to darkroom and are ignored.
 
     RefusedError where a part belongs to a job with another number of shards.
     """
-    folder = output.uri(PARTS_FOLDER)
-    for stored in output.storage.list(folder):
-        parsed = parse_part_file(stored.uri.removeprefix(f"{folder}/"))
-        if parsed is None:
-            continue
-        index, of = parsed
-        if of != num_shards or index >= num_shards:
-            raise RefusedError(
-                f"{stored.uri} is a part of another job: this job has {counted(num_shards, 'part')}"
-            )
-        yield PartFile(index=index, stored=stored)
+    indices, sizes = array("q"), array("q")
+    for stored in output.storage.list_sizes(output.uri(PARTS_FOLDER)):
+        index = part_index(output, num_shards, stored.uri)
+        if index is not None:
+            indices.append(index)
+            sizes.append(stored.size_bytes)
+    return Parts(output, num_shards, np.array(indices, np.int64), np.array(sizes, np.int64))
+
+
+def part_index(output: Output, num_shards: int, uri: str) -> int | None:
+    """The index of the shard whose part this object in `data/` is; None if it is not a part.
+
+    RefusedError where it is a part of a job with another number of shards, or has a second name of a part.
+    """
+    parsed = parse_part_file(uri.removeprefix(f"{output.uri(PARTS_FOLDER)}/"))
+    if parsed is None:
+        return None
+    index, of = parsed
+    if of != num_shards or index >= num_shards:
+        raise RefusedError(f"{uri} is a part of another job: this job has {counted(num_shards, 'part')}")
+    if uri != (right_uri := output.part_uri(shard_name(index, num_shards))):
+        raise RefusedError(f"{uri} is another name of the part {right_uri.rpartition('/')[2]}; move it away")
+    return index
 
 
 def done_shards(output: Output, num_shards: int) -> bytearray:
     """One byte per shard, 1 if its part exists: a million shards take a megabyte."""
-    done = bytearray(num_shards)
-    for part in list_parts(output, num_shards):
-        done[part.index] = 1
-    return done
+    return list_parts(output, num_shards).done()
 
 
 def totals_of(output: Output, parts: Iterable[PartFile]) -> Totals:
     """The sums over these parts, from their footers."""
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        return sum(pool.map(lambda part: _read_totals(output, part), parts), Totals())
+    footers = FooterReader(output.storage)
+    totals = map_in_flight(lambda part: _read_totals(footers, part), parts, at_once=FOOTERS_AT_ONCE)
+    return sum(totals, Totals())
 
 
-def _read_totals(output: Output, part: PartFile) -> Totals:
-    uri = part.stored.uri
-    not_a_part = parquet_errors_as(RefusedError, f"{uri} is not a darkroom part")
-    with not_a_part, output.storage.open(uri) as file:
-        footer = pq.read_metadata(file).metadata or {}
-    return replace(totals_in(footer, uri), size_bytes=part.stored.size_bytes)
+def _read_totals(footers: FooterReader, part: PartFile) -> Totals:
+    with parquet_errors_as(RefusedError, f"{part.uri} is not a darkroom part"):
+        footer = footers.read(part.uri).metadata or {}
+    return replace(totals_in(footer, part.uri), size_bytes=part.size_bytes)
 
 
 def totals_in(footer: Mapping[bytes, bytes], name: str) -> Totals:

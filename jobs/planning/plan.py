@@ -2,7 +2,8 @@
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -10,8 +11,9 @@ from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
 from actors.storage.stores import Stores
 from jobs.planning.prompt_signs import count_signs
 from jobs.planning.row_ids import find_repeated
+from jobs.planning.row_keys import RowKeys
 from jobs.planning.row_scan import MAX_EXAMPLES, Findings, ReportProgress, scan_files
-from jobs.planning.survey import Survey
+from jobs.survey.survey import Survey
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard
 
 
@@ -54,6 +56,17 @@ class Plan:
     def shards(self) -> Iterator[Shard]:
         """Every shard, in the order of the parts' names."""
         return map(ShardFinder(self).shard_at, range(self.num_shards))
+
+    def shards_by_file(self) -> Iterator[tuple[PlannedFile, dict[str, Iterator[Shard]]]]:
+        """Each input file with its shards by model, in the same order. Models without any are there too."""
+        finder, index = ShardFinder(self), 0
+        for file in self.files:
+            by_model: dict[str, Iterator[Shard]] = {}
+            for model in (*self.job.models, NO_MODEL):
+                end = index + self._num_shards_for(file.rows_by_model.get(model, 0))
+                by_model[model] = map(finder.shard_at, range(index, end))
+                index = end
+            yield file, by_model
 
     @property
     def shard_rows(self) -> int:
@@ -105,6 +118,36 @@ class ShardFinder:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenShards:
+    """Some shards of one model. Only their indices are in memory."""
+
+    indices: "array[int]"
+    finder: ShardFinder
+    again: tuple[str, ...] | None
+    """That of each shard."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int, /) -> Shard:
+        return replace(self.finder.shard_at(self.indices[position]), again=self.again)
+
+
+def chosen_shards(
+    plan: Plan, is_chosen: Callable[[Shard], bool], again: tuple[str, ...] | None = None
+) -> dict[str, ChosenShards]:
+    """The chosen shards by model, with this `again`; models without any are absent."""
+    finder = ShardFinder(plan)
+    indices: defaultdict[str, array[int]] = defaultdict(lambda: array("Q"))
+    for shard in filter(is_chosen, plan.shards()):
+        indices[shard.model].append(shard.index)
+    return {
+        model: ChosenShards(indices=of_model, finder=finder, again=again)
+        for model, of_model in indices.items()
+    }
+
+
 def _between(ordered: Sequence[int], start: int, stop: int) -> Sequence[int]:
     """The numbers from `start` up to, and without, `stop`."""
     return ordered[bisect_left(ordered, start) : bisect_left(ordered, stop)]
@@ -119,15 +162,18 @@ def make_plan(
     Some of the images that rows name by URI are fetched, to see whether they can be read.
     """
     job, stores = survey.job, Stores(survey.job.spec.errors.storage_deadline_s)
-    totals = scan_files(survey, stores, report, max_examples)
-    if totals.keys:
-        repeated = find_repeated(totals.keys, survey.files, job.columns, stores)
-        if repeated:
-            # A second scan is rare, and simpler than to subtract these rows from the counts.
-            totals = scan_files(survey, stores, lambda rows: None, max_examples, repeated)
-    looked_at = totals.pictures.look(job.spec.input.pictures, stores)
-    signs = count_signs(survey, stores)
-    findings = replace(totals.findings(), looked_at=looked_at, prompt_signs=signs)
+    with RowKeys(survey.num_rows if "row_id" in job.columns.fields else 0) as row_keys:
+        totals = scan_files(survey, stores, report, max_examples, {}, row_keys)
+        repeated = find_repeated(row_keys, survey.files, job.columns, stores)
+    if repeated:
+        # A second scan is rare, and simpler than to subtract these rows from the counts.
+        totals = scan_files(survey, stores, lambda rows: None, max_examples, repeated)
+    findings = replace(
+        totals.findings(),
+        ids_problem=row_keys.problem,
+        looked_at=totals.pictures.look(job.spec.input.pictures, stores),
+        prompt_signs=count_signs(survey, stores),
+    )
     return Plan(job=job, files=tuple(totals.files)), findings
 
 

@@ -11,7 +11,7 @@ from actors.checkpoints.component_files import bytes_shared
 from jobs.planning.plan import Plan, expected_bytes, make_plan
 from jobs.planning.readings import picture_lines, reading_lines
 from jobs.planning.row_scan import MAX_EXAMPLES, BadRow, Findings
-from jobs.planning.survey import Survey
+from jobs.survey.survey import Survey
 from schemas.errors import SpecError
 from schemas.job import NO_MODEL, Job
 from schemas.wording.amounts import counted, size_text

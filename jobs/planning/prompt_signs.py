@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from actors.inputs.input_file import BATCH_ROWS, InputFile, RowBatch
 from actors.storage.stores import Stores
-from jobs.planning.survey import Survey, SurveyedFile
+from jobs.survey.survey import Survey, SurveyedFile
 from schemas.columns.fields import TEXT_FIELDS
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import SpecError

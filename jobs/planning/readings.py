@@ -18,13 +18,20 @@ MAX_PICTURES = 5
 
 def reading_lines(plan: Plan, findings: Findings) -> list[str]:
     """What contradicts the names of folders, how each sampler's name is read, which signs of other tools the
-    prompts have, and what came of a look at some images."""
+    prompts have, what came of a look at some images, and why ids were not compared."""
     return [
         *findings.contradictions,
         *_sampler_lines(plan.job, findings),
         *_sign_lines(findings.prompt_signs, plan.num_rows),
         *picture_lines(findings.looked_at),
+        *_id_lines(findings),
     ]
+
+
+def _id_lines(findings: Findings) -> list[str]:
+    if not findings.ids_problem:
+        return []
+    return [f"row ids were not compared: {findings.ids_problem}. If rows share an id, all are generated"]
 
 
 def _sampler_lines(job: Job, findings: Findings) -> Iterator[str]:

@@ -1,58 +1,45 @@
-"""The search for row ids that occur more than once in the input. It takes only 8 bytes of memory per row."""
+"""The search for row ids that occur more than once in the input, by a number of 8 bytes for each row."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from actors.inputs.input_file import InputFile
 from actors.storage.stores import Stores
-from jobs.planning.survey import SurveyedFile
+from jobs.planning.row_keys import Keys, RowKeys
+from jobs.survey.survey import SurveyedFile
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import SpecError
 
-MAX_COMPARED = 10_000_000
-"""The most rows whose ids are compared. They take 80 MB and some seconds.
-
-The ids of a larger input are not compared.
-"""
 MAX_REPEATED = 10_000
 """The most rows that may have an earlier row's id. Each fails alone, and the job's record lists them.
 
 If there are more, the column does not identify rows, and the job is refused.
 """
 
-Keys = npt.NDArray[np.int64]
 Repeated = Mapping[int, str]
 """Rows of a file that have an earlier row's id, by row number, each with the place of the earlier row."""
 
 
-def are_compared(columns: ColumnMap, num_rows: int) -> bool:
-    """Whether the ids of this job's rows are compared."""
-    return "row_id" in columns.fields and num_rows <= MAX_COMPARED
-
-
-def id_keys(opened: InputFile) -> Keys:
-    """A number for each row of a file: equal ids have the same number, and different ids rarely do."""
-    keys = [_keys(ids) for _, ids in _ids(opened)]
-    return np.concatenate([np.empty(0, np.int64), *keys])
+def id_keys(opened: InputFile) -> Iterator[Keys]:
+    """A number for each row of a file, in batches: equal ids have the same, and different ids rarely do."""
+    return (_keys(ids) for _, ids in _ids(opened))
 
 
 def find_repeated(
-    keys: Sequence[Keys], files: Sequence[SurveyedFile], columns: ColumnMap, stores: Stores
+    row_keys: RowKeys, files: Sequence[SurveyedFile], columns: ColumnMap, stores: Stores
 ) -> Mapping[str, Repeated]:
     """The rows that have an earlier row's id, by the URI of their file.
 
-    `keys`: for each file, in order, the numbers that `id_keys` gave. SpecError where there are more such rows
-    than MAX_REPEATED.
+    `row_keys`: the numbers that `id_keys` gave. SpecError where there are more such rows than MAX_REPEATED.
     """
-    ordered = np.sort(np.concatenate([np.empty(0, np.int64), *keys]))
-    repetitions = ordered[1:][ordered[1:] == ordered[:-1]]
-    repeated_keys = np.unique(repetitions)[: MAX_REPEATED + 1]
+    repeated_keys, num_repetitions = row_keys.repeated(MAX_REPEATED + 1)
+    if not num_repetitions:
+        return {}
     first_rows: dict[object, str] = {}
     repeated: dict[str, dict[int, str]] = {}
     num_left = MAX_REPEATED
-    for uri, row, row_id in _rows_with(repeated_keys, keys, files, columns, stores):
+    for uri, row, row_id in _rows_with(repeated_keys, files, columns, stores):
         location = f"row {row} of {uri}"
         if row_id not in first_rows:
             first_rows[row_id] = location
@@ -61,7 +48,7 @@ def find_repeated(
             repeated.setdefault(uri, {})[row] = first_rows[row_id]
         else:
             raise SpecError(
-                f"{len(repetitions):,} rows have a `{columns.fields['row_id']}` that an earlier row has, "
+                f"{num_repetitions:,} rows have a `{columns.fields['row_id']}` that an earlier row has, "
                 f"{row_id} for instance ({first_rows[row_id]} and {location}). A row's outcome is found by "
                 "its id, so each row needs its own; name another column with input.columns: {row_id: ...}, "
                 "or ignore the ids with {row_id: null}: rows are then named after their file and number"
@@ -70,16 +57,10 @@ def find_repeated(
 
 
 def _rows_with(
-    searched_keys: Keys,
-    keys: Sequence[Keys],
-    files: Sequence[SurveyedFile],
-    columns: ColumnMap,
-    stores: Stores,
+    searched_keys: Keys, files: Sequence[SurveyedFile], columns: ColumnMap, stores: Stores
 ) -> Iterator[tuple[str, int, object]]:
     """(URI, row number, id) of each row with one of these keys. Different ids may have one key by chance."""
-    for file, file_keys in zip(files, keys, strict=True):
-        if not np.isin(file_keys, searched_keys).any():
-            continue
+    for file in files:
         uri = file.stored.uri
         with InputFile(stores.of(uri).open(uri), columns, uri) as opened:
             for first_row, ids in _ids(opened):

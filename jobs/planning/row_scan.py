@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,10 +14,12 @@ from actors.rows.checks import CheckedBatch, check_batch
 from actors.rows.routing import ResolvedRoute, Router
 from actors.rows.scheduler_checks import sampler_names
 from actors.storage.stores import Stores
+from jobs.in_flight import map_in_flight
 from jobs.planning.picture_sample import LookedAt, PictureSample
 from jobs.planning.prompt_signs import NO_SIGNS, PromptSigns
-from jobs.planning.row_ids import Keys, Repeated, are_compared, id_keys
-from jobs.planning.survey import Survey, SurveyedFile
+from jobs.planning.row_ids import Repeated, id_keys
+from jobs.planning.row_keys import RowKeys
+from jobs.survey.survey import Survey, SurveyedFile
 from schemas.errors import RowError, SpecError
 from schemas.job import Job, PlannedFile
 from schemas.wording.amounts import counted
@@ -77,6 +78,8 @@ class Findings:
     """The names in the rows' `scheduler` that are read as a class of another name."""
     prompt_signs: PromptSigns = NO_SIGNS
     """The signs of other tools in the prompts of some of the rows."""
+    ids_problem: str = ""
+    """Why the rows' ids could not be compared; empty if they were, or the input has none."""
 
 
 class _FileScan:
@@ -101,8 +104,6 @@ class _FileScan:
         self.pictures = PictureSample()
         self.contradictions: Mapping[str, str] = {}
         """By column, how it contradicts the name of the file's folder."""
-        self.keys: Keys | None = None
-        """The keys of the rows' ids, if ids are compared."""
 
     def planned_file(self) -> PlannedFile:
         """The file's entry in the plan."""
@@ -173,41 +174,41 @@ def scan_files(
     stores: Stores,
     report: ReportProgress,
     max_examples: int,
-    repeated: Mapping[str, Repeated] | None = None,
+    repeated: Mapping[str, Repeated],
+    row_keys: RowKeys | None = None,
 ) -> "ScanTotals":
     """The counts of all files' rows.
 
-    `repeated`: the rows with an earlier row's id, by the URI of their file. None: they are not known, and the
-    totals have the keys with which they are found.
+    `repeated`: the rows that are known to have an earlier row's id, by the URI of their file.
+    `row_keys`: gets the keys of the ids, with which such rows are found.
     """
     job = survey.job
     router = Router(job.spec, job.models)
     totals = ScanTotals(max_examples)
-    with_ids = repeated is None and are_compared(job.columns, survey.num_rows)
 
     def scan_file(file: SurveyedFile) -> _FileScan:
-        scan = _FileScan(file, (repeated or {}).get(file.stored.uri, {}), max_examples)
-        _scan(scan, job, router, stores, report, with_ids=with_ids)
+        scan = _FileScan(file, repeated.get(file.stored.uri, {}), max_examples)
+        _scan(scan, job, router, stores, report, row_keys)
         return scan
 
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        for scan in pool.map(scan_file, survey.files):
-            totals.add(scan)
+    for scan in map_in_flight(scan_file, survey.files, at_once=FILES_AT_ONCE):
+        totals.add(scan)
     return totals
 
 
 def _scan(
-    scan: _FileScan, job: Job, router: Router, stores: Stores, report: ReportProgress, *, with_ids: bool
+    scan: _FileScan, job: Job, router: Router, stores: Stores, report: ReportProgress, keys: RowKeys | None
 ) -> None:
     uri = scan.file.stored.uri
     if not scan.file.num_rows:  # Such a file may lack columns that all others have.
-        scan.keys = np.empty(0, np.int64) if with_ids else None
         return
     try:
         with InputFile(stores.of(uri).open(uri), job.columns, uri) as opened:
             _check_ids(opened, uri, job)
             scan.contradictions = opened.contradictions()
-            scan.keys = id_keys(opened) if with_ids else None
+            if keys and "row_id" in job.columns.fields:
+                for of_batch in id_keys(opened):
+                    keys.add(of_batch)
             judge = UriJudge(uri, job.spec.input.pictures)
             for batch in opened.read_for_checks():
                 scan.add(check_batch(batch, router, job.models, judge), job)
@@ -224,8 +225,6 @@ class ScanTotals:
     def __init__(self, max_examples: int) -> None:
         self._max_examples = max_examples
         self.files: list[PlannedFile] = []
-        self.keys: list[Keys] = []
-        """The keys of each file's ids, if ids are compared."""
         self._rows: Counter[_CountKey] = Counter()
         self._images: Counter[_CountKey] = Counter()
         self._pixels: Counter[_CountKey] = Counter()
@@ -239,7 +238,6 @@ class ScanTotals:
     def add(self, scan: _FileScan) -> None:
         """Add a file's counts."""
         self.files.append(scan.planned_file())
-        self.keys += [] if scan.keys is None else [scan.keys]
         self._rows += scan.rows
         self._images += scan.images
         self._pixels += scan.pixels

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from actors.storage.output import Output
-from jobs.output.job_record import JobRecord, require_record
+from jobs.output.job_record import require_record
 from jobs.output.part_footers import read_footers
 from jobs.output.parts import Totals, list_parts, totals_of
 from jobs.reports.even_choice import spread
 from jobs.reports.frames import IMAGE_BYTES, MAX_FOOTERS, Failure, Frame, sample_failures, sample_frames
-from jobs.reports.summary import Summary, read_summary
+from jobs.reports.summary import Summary, current_summary
 from models.demo_cache import RANDOM_KINDS
 from schemas.errors import RefusedError
 from schemas.output_layout import CONTACT_SHEET
@@ -67,9 +67,9 @@ def write_report(output: Output, *, max_images: int = 240) -> str:
 def make_sheet(output: Output, *, max_images: int, image_bytes: int = IMAGE_BYTES) -> Sheet:
     """The contact sheet of an output, for which about `image_bytes` of embedded images are read."""
     record = require_record(output)
-    parts = list(list_parts(output, record.num_shards))
-    summary = _current_summary(output, record, len(parts))
-    footers = read_footers(output, spread(parts, MAX_FOOTERS))
+    parts = list_parts(output, record.num_shards)
+    summary = current_summary(output, record, parts)
+    footers = list(read_footers(output, spread(parts, MAX_FOOTERS)))
     checkpoints = {name: model.checkpoint for name, model in record.spec.models.items()}
     return Sheet(
         name=record.name,
@@ -117,13 +117,6 @@ def _policy(template: str) -> str:
         f"default-src 'none'; img-src data:; script-src {script}; style-src {style}; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def _current_summary(output: Output, record: JobRecord, num_parts: int) -> Summary | None:
-    """The summary of the last finished run; None where there is none, or where it does not fit the parts."""
-    summary = read_summary(output)
-    current = summary and (summary.fingerprint, summary.shards) == (record.fingerprint, num_parts)
-    return summary if current else None
 
 
 def _last_run(summary: Summary) -> dict[str, Any]:

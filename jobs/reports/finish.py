@@ -1,15 +1,14 @@
 """The files that are written when a job is done: manifest, summary, dataset card, contact sheet, _SUCCESS."""
 
-import json
-
 from actors.storage.output import Output
 from jobs.output.job_record import JobRecord
-from jobs.output.parts import PartFile, Totals, list_parts, totals_of
+from jobs.output.parts import Totals, list_parts, totals_of
 from jobs.output.tally import RunFigures
 from jobs.reports.contact_sheet import write_report
+from jobs.reports.manifest import write_manifest
 from jobs.reports.summary import write_summary
 from schemas.errors import StorageError
-from schemas.output_layout import DATASET_CARD, MANIFEST, PARTS_FOLDER, PARTS_PATTERN, SUCCESS
+from schemas.output_layout import DATASET_CARD, PARTS_FOLDER, PARTS_PATTERN, SUCCESS
 from schemas.wording.amounts import counted
 
 
@@ -18,16 +17,17 @@ def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
 
     StorageError where parts that workers have written are not visible here.
     """
-    parts = list(list_parts(output, record.num_shards))
-    if len(parts) < record.num_shards:
+    parts = list_parts(output, record.num_shards)
+    if not parts.are_all:
         raise StorageError(
             f"{output.uri(PARTS_FOLDER)} has {len(parts):,} of {counted(record.num_shards, 'part')}, "
             "although workers have written them all: output.path must be a folder that every machine of the "
             "cluster shares, or an s3:// URI"
         )
     totals = totals_of(output, parts)
-    output.replace(MANIFEST, _manifest(output, parts))
     write_summary(output, record, totals, figures)
+    # After the summary: until both are written, `darkroom status` believes neither.
+    write_manifest(output, record.num_shards)
     output.replace(DATASET_CARD, _card(record, totals).encode())
     write_report(output)
     output.replace(SUCCESS, b"")
@@ -37,21 +37,6 @@ def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
 def is_finished(output: Output) -> bool:
     """Whether `finish` has written `_SUCCESS`."""
     return output.has(SUCCESS)
-
-
-def _manifest(output: Output, parts: list[PartFile]) -> bytes:
-    """The bytes of `_darkroom/manifest.jsonl`: one line per part."""
-    lines = [
-        json.dumps(
-            {
-                "part": part.stored.uri.removeprefix(f"{output.path}/"),
-                "size_bytes": part.stored.size_bytes,
-                "etag": part.stored.etag,
-            }
-        )
-        for part in parts
-    ]
-    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _card(record: JobRecord, totals: Totals) -> str:

@@ -5,8 +5,8 @@ from rich.console import Console
 from actors.storage.output import Output, open_output
 from jobs.output.job_record import require_record
 from jobs.output.lease import is_alive, read_lease
-from jobs.output.parts import Totals, list_parts, totals_of
-from jobs.reports.summary import read_summary
+from jobs.output.parts import Totals, list_parts
+from jobs.reports.summary import job_totals, read_summary
 from schemas.wording.amounts import counted, duration
 from schemas.wording.printable import escaped
 
@@ -15,14 +15,14 @@ def print_status(path: str, console: Console) -> None:
     """Print the parts that are done, the rows by status, and what is known about the driver."""
     output = open_output(path)
     record = require_record(output)
-    parts = list(list_parts(output, record.num_shards))
-    totals = totals_of(output, parts)
+    parts = list_parts(output, record.num_shards)
+    totals = job_totals(output, record, parts)
     num_rows = sum(file.num_rows for file in record.files)
     lines = [
         f"{record.name}: {len(parts):,} of {counted(record.num_shards, 'part')}, "
         f"{totals.rows:,} of {counted(num_rows, 'row')}",
         _outcomes(totals),
-        _driver(output, done=len(parts) == record.num_shards),
+        _driver(output, done=parts.are_all),
     ]
     for line in lines:
         console.print(escaped(line), highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -9,9 +10,10 @@ from pydantic import FiniteFloat, TypeAdapter
 
 from actors.storage.output import Output
 from jobs.output.job_record import JobRecord
-from jobs.output.parts import Totals
+from jobs.output.parts import Parts, Totals, totals_of
 from jobs.output.strict_json import parse_json
 from jobs.output.tally import RunFigures
+from jobs.reports.manifest import manifest_agrees
 from schemas.errors import RefusedError
 from schemas.job import StoredCount
 from schemas.output_layout import SUMMARY
@@ -37,6 +39,11 @@ class Summary:
     workers: StoredCount | None = None
     finished_at: str | None = None
     versions: Mapping[str, str] | None = None
+
+    def is_of(self, record: JobRecord, parts: Parts) -> bool:
+        """Whether it is that of this job and, as far as their number and size tell, of just these parts."""
+        counted = (self.fingerprint, self.shards, self.size_bytes)
+        return counted == (record.fingerprint, len(parts), parts.size_bytes)
 
     @property
     def totals(self) -> Totals:
@@ -64,6 +71,25 @@ def read_summary(output: Output) -> Summary | None:
         raise RefusedError(
             f"{error}. It is only a report: delete it and _SUCCESS, and run the job again, which writes both"
         ) from error
+
+
+def current_summary(output: Output, record: JobRecord, parts: Parts) -> Summary | None:
+    """The summary of the job that these parts are; None where it is not finished or parts have changed since.
+
+    The summary and the manifest are read, and no part. RefusedError where the summary is damaged.
+    """
+    summary = read_summary(output)
+    is_current = summary and summary.is_of(record, parts) and manifest_agrees(output, parts)
+    return summary if is_current else None
+
+
+def job_totals(output: Output, record: JobRecord, parts: Parts) -> Totals:
+    """The totals of these parts, from the summary if it is theirs, else from their footers."""
+    # A damaged summary is refused by what shows it. Here the parts say the same.
+    with suppress(RefusedError):
+        if summary := current_summary(output, record, parts):
+            return summary.totals
+    return totals_of(output, parts)
 
 
 def write_summary(output: Output, record: JobRecord, totals: Totals, figures: RunFigures) -> None:

@@ -1,8 +1,7 @@
 """`darkroom verify`: it reads an output again and checks that the output keeps the row contract."""
 
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -15,15 +14,16 @@ from actors.rows.row import derived_row_id
 from actors.storage.objects import Storage
 from actors.storage.output import Output, open_output
 from actors.storage.stores import Stores
+from jobs.in_flight import map_in_flight
 from jobs.output.job_record import JobRecord, plan_of_record, require_record
-from jobs.output.parts import FOOTERS_AT_ONCE, list_parts
+from jobs.output.parts import FOOTERS_AT_ONCE, Parts, list_parts
 from jobs.output.stored_images import read_image
 from jobs.planning.plan import Plan
 from jobs.verification.part_check import PartCheck, PartVerdict
 from schemas.columns.folder_columns import folder_columns
 from schemas.columns.output_columns import OPTIONAL_PART_COLUMNS, PART_COLUMNS, STATUSES, column_problems
 from schemas.errors import DarkroomError, RefusedError, RowError
-from schemas.job import NO_MODEL, PlannedFile, Shard
+from schemas.job import PlannedFile, Shard
 from schemas.output_layout import JOB_RECORD
 from schemas.wording.amounts import counted
 
@@ -42,18 +42,20 @@ def verify_output(path: str, console: Console) -> None:
     output = open_output(path)
     record = require_record(output)
     plan = plan_of_record(record)
-    stored_shards = {part.index for part in list_parts(output, record.num_shards)}
+    parts = list_parts(output, record.num_shards)
     stores = Stores(plan.job.spec.errors.storage_deadline_s)
-    verifier = _Verifier(output, record, plan, stored_shards)
+    verifier = _Verifier(output, record, plan, parts)
     rows: Counter[str] = Counter()
     images = withheld = 0
     faults = _input_faults(plan, stores)
-    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
-        for verdict in [] if faults else _map_ahead(pool, verifier.check, _expected_shards(plan, stores)):
-            rows += verdict.rows
-            images += verdict.images
-            withheld += verdict.withheld
-            faults += verdict.faults
+    num_faults = len(faults)
+    expected = () if faults else _expected_shards(plan, stores)
+    for verdict in map_in_flight(verifier.check, expected, at_once=PARTS_AT_ONCE):
+        rows += verdict.rows
+        images += verdict.images
+        withheld += verdict.withheld
+        num_faults += len(verdict.faults)
+        faults += verdict.faults[: max(0, MAX_SHOWN - len(faults))]
     counts = ", ".join(f"{rows[status]:,} {status}" for status in STATUSES)
     num_outcomes = sum(rows.values())
     console.print(
@@ -61,38 +63,26 @@ def verify_output(path: str, console: Console) -> None:
         f"exactly one outcome ({counts}); {counted(images, 'image')} "
         + ("decodes and matches its checksum" if images == 1 else "decode and match their checksums")
         + (f", {withheld:,} {'was' if withheld == 1 else 'were'} flagged and dropped" if withheld else "")
-        + f"; {len(stored_shards):,} of {counted(plan.num_shards, 'part')}",
+        + f"; {len(parts):,} of {counted(plan.num_shards, 'part')}",
         highlight=False,
         soft_wrap=True,
     )
     if faults:
         shown = "\n".join(f"  {fault}" for fault in faults[:MAX_SHOWN])
         raise DarkroomError(
-            f"{output.path} does not keep the row contract ({counted(len(faults), 'fault')}):\n{shown}"
+            f"{output.path} does not keep the row contract ({counted(num_faults, 'fault')}):\n{shown}"
         )
     console.print("verified", highlight=False)
-
-
-def _map_ahead(
-    pool: ThreadPoolExecutor,
-    check: Callable[[_ExpectedShard], PartVerdict],
-    expected: Iterator[_ExpectedShard],
-) -> Iterator[PartVerdict]:
-    """The results of `check`, in order. `pool.map` would consume all of `expected` before the first one."""
-    pending: deque[Future[PartVerdict]] = deque()
-    for shard in expected:
-        pending.append(pool.submit(check, shard))
-        if len(pending) > 2 * PARTS_AT_ONCE:
-            yield pending.popleft().result()
-    yield from (future.result() for future in pending)
 
 
 def _input_faults(plan: Plan, stores: Stores) -> list[str]:
     """The input files that are not as they were planned; without them no row can be verified."""
     columns = plan.job.columns.columns()
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        faults = pool.map(lambda file: _input_fault(stores.of(file.uri), file, columns), plan.files)
-        return [fault for fault in faults if fault]
+
+    def fault_of(file: PlannedFile) -> str:
+        return _input_fault(stores.of(file.uri), file, columns)
+
+    return [*filter(None, map_in_flight(fault_of, plan.files, at_once=FOOTERS_AT_ONCE))]
 
 
 def _input_fault(storage: Storage, file: PlannedFile, columns: Collection[str]) -> str:
@@ -116,14 +106,10 @@ def _input_fault(storage: Storage, file: PlannedFile, columns: Collection[str]) 
 
 def _expected_shards(plan: Plan, stores: Stores) -> Iterator[_ExpectedShard]:
     """Every shard with the row ids that its part must have. Only ids and routing columns are read."""
-    shards: dict[tuple[str, str], list[Shard]] = {}
-    for shard in plan.shards():
-        shards.setdefault((shard.uri, shard.model), []).append(shard)
     router = Router(plan.job.spec, plan.job.models)
     names = plan.file_names
-    for file in plan.files:
+    for file, upcoming in plan.shards_by_file():
         ids: defaultdict[str, list[Any]] = defaultdict(list)
-        upcoming = {model: iter(shards.get((file.uri, model), ())) for model in [*plan.job.models, NO_MODEL]}
         current = {model: next(upcoming[model], None) for model in upcoming}
         for model, row_id in _ids(plan, stores.of(file.uri), file.uri, names[file.uri], router):
             if (current_shard := current[model]) is None:
@@ -149,16 +135,16 @@ def _ids(plan: Plan, storage: Storage, uri: str, name: str, router: Router) -> I
 class _Verifier:
     """Checks parts. Several threads may call it."""
 
-    def __init__(self, output: Output, record: JobRecord, plan: Plan, stored_shards: set[int]) -> None:
+    def __init__(self, output: Output, record: JobRecord, plan: Plan, parts: Parts) -> None:
         self._output = output
         self._record = record
         self._router = Router(plan.job.spec, plan.job.models)
-        self._stored_shards = stored_shards
+        self._parts = parts
 
     def check(self, expected: _ExpectedShard) -> PartVerdict:
         """The result of comparing a part with the ids that it must have."""
         shard, ids = expected
-        if shard.index not in self._stored_shards:
+        if not self._parts.has(shard.index):
             faults = [f"{shard.name} is missing: run again"]
             return PartVerdict(rows=Counter(), images=0, withheld=0, faults=faults)
         uri = self._output.part_uri(shard.name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors.checkpoints.model_cards import read_card
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
 from tests.support.checkpoints import demo, paper_checkpoint

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from tests.support.checkpoints import paper_checkpoint
 from tests.support.engines import GreyEngine
 from tests.support.in_process import drawn_image, job_spec, make, outcomes_by_id, write_rows

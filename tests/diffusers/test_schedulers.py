@@ -22,7 +22,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retri
 from actors.engine.pipelines import pipeline_builder
 from actors.engine.quirks.clip_skip import enable_clip_skip
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from models import demo_cache
 from schemas.errors import RowError, SpecError
 from schemas.systems.sampler_names import NAMES, read_sampler

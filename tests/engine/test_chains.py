@@ -12,7 +12,7 @@ from PIL import Image
 
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.engine.quirks.ldm3d import LDM3DImageProcessor
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from schemas.errors import SpecError
 from tests.support.checkpoints import demo
 from tests.support.in_process import (

@@ -29,7 +29,7 @@ from demo.small_components import feature_extractor
 from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
 from jobs.planning.plan_text import print_plan
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import DarkroomError
 from schemas.spec.job_spec import JobSpec, ModelSpec

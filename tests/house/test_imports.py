@@ -48,7 +48,14 @@ HOUSE: Mapping[str, Order] = {
         "diffusers_engine",
     ),
     "jobs": order(
-        "signals planning", "output", "dispatch reports verification", "fleet", "run retry", "__main__"
+        "signals in_flight",
+        "survey",
+        "planning",
+        "output",
+        "dispatch reports verification",
+        "fleet",
+        "run retry",
+        "__main__",
     ),
 }
 """The rooms of each folder, the lowest first. A room imports lower ones, and none beside it."""

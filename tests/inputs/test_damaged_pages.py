@@ -14,7 +14,7 @@ import pytest
 
 from actors.inputs.input_file import InputFile
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from schemas.columns.input_columns import map_columns
 from schemas.columns.input_schemas import InputSchemas
 from schemas.errors import SpecError

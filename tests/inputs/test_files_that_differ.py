@@ -10,7 +10,7 @@ import pytest
 
 from jobs.planning.plan import make_plan
 from jobs.planning.row_scan import Findings
-from jobs.planning.survey import Survey, make_survey
+from jobs.survey.survey import Survey, make_survey
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 from tests.support.engines import GreyEngine

@@ -31,7 +31,7 @@ from actors.storage.output import open_output
 from actors.storage.uris import normalise
 from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from jobs.verification.verify import verify_output
 from schemas.errors import RowError, SpecError
 from schemas.spec.job_spec import JobSpec, ModelSpec

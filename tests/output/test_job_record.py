@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from jobs.output.job_record import (
     read_record,
 )
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import make_survey
+from jobs.survey import input_paths
+from jobs.survey.input_paths import ENTRY_BYTES
+from jobs.survey.survey import make_survey
 from schemas.errors import RefusedError, SpecError
 from schemas.output_layout import JOB_RECORD
 from schemas.spec.job_spec import JobSpec
@@ -192,3 +194,31 @@ def test_a_recorded_job_knows_its_columns(begun: Begun) -> None:
     assert plan.job.columns.fields == {"prompt": "prompt"}
     assert [*plan.job.columns.keep] == ["note"]
     assert json.loads(begun.output.read(JOB_RECORD))["identity"]["columns"] == {"prompt": "prompt"}
+
+
+def test_more_files_than_the_record_holds_are_refused_before_one_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their number is known when they are listed: these are no Parquet files."""
+    (tmp_path / "rows").mkdir()
+    for i in range(20):
+        (tmp_path / "rows" / f"{i}.parquet").write_bytes(b"")
+    file_bytes = len(f"{tmp_path}/rows/10.parquet") + 64 + ENTRY_BYTES
+    monkeypatch.setattr(input_paths, "MAX_LISTED_BYTES", 10 * file_bytes)
+
+    with pytest.raises(
+        SpecError, match=r"no room for 20 files \(about 10 with paths of this length\); put the rows"
+    ):
+        make_survey(job_spec(tmp_path / "rows", tmp_path / "out"))
+
+
+def test_the_record_has_room_for_the_files_of_the_survey(tmp_path: Path) -> None:
+    """What is counted for a file is not more than its entry takes, and not much less."""
+    spec = job_spec(write_rows(tmp_path / "in.parquet", [{"prompt": "x"}]), tmp_path / "out")
+    plan, _ = make_plan(make_survey(spec))
+    (file,) = plan.files
+    entry = json.dumps({"files": [asdict(file)]}, indent=2)
+
+    counted = len(file.uri) + len(file.etag) + ENTRY_BYTES
+
+    assert len(entry) / 2 < counted < len(entry)

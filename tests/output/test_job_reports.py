@@ -21,12 +21,12 @@ from jobs.output.lease import VALID_S
 from jobs.output.parts import Totals
 from jobs.output.tally import Abandoned, RunFigures, Tally
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import make_survey
 from jobs.reports.contact_sheet import make_sheet, write_report
 from jobs.reports.finish import finish, is_finished
 from jobs.reports.run_result import RunResult, print_result
 from jobs.reports.status import print_status
 from jobs.reports.summary import read_summary
+from jobs.survey.survey import make_survey
 from schemas.errors import RefusedError
 from schemas.job import Shard
 from schemas.output_layout import LEASE, SUMMARY

@@ -21,8 +21,8 @@ from jobs.__main__ import main
 from jobs.output.job_record import MAX_RECORD_BYTES, claim
 from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import make_survey
 from jobs.reports.finish import finish
+from jobs.survey.survey import make_survey
 from schemas.job import fingerprint_of
 from schemas.output_layout import JOB_RECORD, LEASE, SUMMARY
 from tests.support.in_process import job_spec, make, write_rows

@@ -6,7 +6,6 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
@@ -20,10 +19,11 @@ from rich.console import Console
 
 from actors.engine.engine import Engine
 from actors.storage.output import open_output
+from jobs.in_flight import map_in_flight
 from jobs.output.job_record import claim
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import make_survey
-from jobs.verification.verify import MAX_SHOWN, PARTS_AT_ONCE, _map_ahead, verify_output
+from jobs.survey.survey import make_survey
+from jobs.verification.verify import MAX_SHOWN, verify_output
 from schemas.errors import DarkroomError, RefusedError, SpecError
 from schemas.spec.job_spec import JobSpec
 from tests.support.engines import GreyEngine
@@ -137,20 +137,19 @@ def test_a_breach_is_found_in_whichever_part_it_is(many: JobSpec, part: int) -> 
     assert str(raised.value).count("of the input belongs") == min(num_rows, MAX_SHOWN)
 
 
-def test_verify_prepares_few_parts_ahead() -> None:
-    """The ids of a million parts at once would need gigabytes."""
-    num_prepared = count()
+def test_few_items_are_taken_ahead_of_the_results() -> None:
+    """The ids of a million parts at once, or what waits for their footers, would need gigabytes."""
+    num_taken = count()
 
-    def expected() -> Iterator[Any]:
-        yield from (next(num_prepared) for _ in range(100))
+    def items() -> Iterator[int]:
+        yield from (next(num_taken) for _ in range(100))
 
-    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
-        verdicts: Any = _map_ahead(pool, lambda shard: shard, expected())
-        first = next(verdicts)
-        num_ahead = next(num_prepared)
-        rest = [*verdicts]
+    results = map_in_flight(lambda item: item, items(), at_once=4)
+    first = next(results)
+    num_ahead = next(num_taken)
+    rest = [*results]
 
-    assert num_ahead <= 2 * PARTS_AT_ONCE + 1
+    assert num_ahead <= 2 * 4 + 1
     assert [first, *rest] == [number for number in range(101) if number != num_ahead]
 
 

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.storage.local_disk import LocalStorage
-from actors.storage.objects import StoredObject
+from actors.storage.objects import Tail
 from actors.storage.stores import Stores, open_storage
-from jobs.planning import folder_files
-from jobs.planning.input_paths import find_files, input_paths
+from jobs.survey import folder_files
+from jobs.survey.input_paths import find_files, input_paths
 from schemas.errors import SpecError
 from tests.support.in_process import job_spec
 from tests.support.s3.s3_server import S3Server
@@ -89,12 +89,14 @@ def test_of_many_files_of_one_ending_only_some_are_looked_at(
     looks: list[str] = []
 
     class Storage(LocalStorage):
-        def read_range(self, stored: StoredObject, start: int, stop: int) -> bytes:
-            looks.append(stored.uri)
-            return super().read_range(stored, start, stop)
+        def read_tail(self, uri: str, num_bytes: int) -> Tail:
+            looks.append(uri)
+            return super().read_tail(uri, num_bytes)
 
     for number in range(5):
-        (tmp_path / f"{number}.png").write_bytes(b"PAR1 begins it" if number == parquet_at else b"a picture")
+        (tmp_path / f"{number}.png").write_bytes(
+            b"it ends with PAR1" if number == parquet_at else b"a picture"
+        )
     storage = Storage(temp_dir=str(tmp_path / "tmp"))
 
     parquet, others = folder_files.split_parquet(storage.list(str(tmp_path)), storage)

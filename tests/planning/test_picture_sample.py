@@ -14,7 +14,7 @@ from jobs.planning.picture_sample import SAMPLE_SIZE, LookedAt, Picture
 from jobs.planning.plan import make_plan
 from jobs.planning.plan_text import check_rows, refuse_hopeless
 from jobs.planning.row_scan import Findings
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RowError, SpecError
 from schemas.spec.job_spec import JobSpec

@@ -24,11 +24,11 @@ from actors.storage.output import open_output
 from actors.storage.stores import Stores, open_storage
 from jobs.output import job_record
 from jobs.output.job_record import claim
-from jobs.planning.input_paths import find_files, input_paths
 from jobs.planning.plan import Plan, ShardFinder, make_plan
 from jobs.planning.plan_text import LARGE_PART_BYTES, MAX_ROUTE_LINES, print_plan, refuse_hopeless
 from jobs.planning.row_scan import Findings, RouteCount
-from jobs.planning.survey import make_survey
+from jobs.survey.input_paths import find_files, input_paths
+from jobs.survey.survey import make_survey
 from schemas.columns.input_columns import map_columns
 from schemas.columns.input_schemas import InputSchemas
 from schemas.columns.output_columns import IMAGE_TYPE
@@ -705,7 +705,7 @@ def test_a_plan_needs_neither_torch_nor_diffusers_nor_ray(spec: JobSpec) -> None
     code = (
         "import sys; from jobs.planning.plan_text import print_plan;"
         "from jobs.planning.plan import make_plan;"
-        "from jobs.planning.survey import make_survey; from rich.console import Console;"
+        "from jobs.survey.survey import make_survey; from rich.console import Console;"
         "from schemas.spec.job_spec import JobSpec;"
         "found = make_survey(JobSpec.model_validate_json(sys.stdin.read()));"
         "print_plan(*make_plan(found), Console());"
@@ -739,7 +739,7 @@ def test_a_million_rows_are_planned_in_little_memory(spec: JobSpec) -> None:
     )
     code = (
         "import resource, sys; from jobs.planning.plan import make_plan;"
-        "from jobs.planning.survey import make_survey;"
+        "from jobs.survey.survey import make_survey;"
         "from schemas.spec.job_spec import JobSpec;"
         "found = make_survey(JobSpec.model_validate_json(sys.stdin.read()));"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"

@@ -7,7 +7,7 @@ import pytest
 from jobs.planning.plan import make_plan
 from jobs.planning.prompt_signs import MAX_FILES, MAX_ROWS
 from jobs.planning.readings import reading_lines
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from tests.support.in_process import Record, job_spec, write_rows
 
 

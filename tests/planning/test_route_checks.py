@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from jobs.planning.route_checks import check_routes
+from jobs.survey.route_checks import check_routes
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 from tests.support.checkpoints import model_card

@@ -10,7 +10,7 @@ from actors.storage.uris import normalise
 from jobs.output.job_record import claim, plan_of, read_record
 from jobs.planning.plan import make_plan
 from jobs.planning.row_ids import MAX_REPEATED
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from schemas.errors import SpecError
 from tests.support.engines import GreyEngine
 from tests.support.in_process import Record, job_spec, make, outcomes, write_rows

@@ -9,13 +9,11 @@ import pytest
 
 from actors.inputs.input_file import BATCH_ROWS
 from jobs.planning.plan import make_plan
-from jobs.planning.row_ids import MAX_COMPARED, MAX_REPEATED, are_compared
+from jobs.planning.row_ids import MAX_REPEATED
 from jobs.planning.row_scan import RouteCount
-from jobs.planning.survey import make_survey
-from schemas.columns.input_columns import map_columns
-from schemas.columns.input_schemas import InputSchemas
+from jobs.survey.survey import make_survey
 from schemas.columns.output_columns import IMAGE_TYPE
-from schemas.spec.job_spec import InputSpec, JobSpec
+from schemas.spec.job_spec import JobSpec
 from tests.support.checkpoints import paper_checkpoint
 from tests.support.in_process import job_spec
 
@@ -170,13 +168,3 @@ def test_as_many_rows_as_allowed_may_have_an_earlier_rows_id(spec: JobSpec) -> N
 
     assert findings.num_bad == {"duplicate_row_id": MAX_REPEATED}
     assert plan.files[0].repeated == {"sd": [*range(MAX_REPEATED, 2 * MAX_REPEATED)]}
-
-
-def test_ids_are_compared_up_to_a_number_of_rows() -> None:
-    """And only where the input has ids."""
-    with_ids = map_columns(InputSchemas({"x": pa.schema([("row_id", pa.string())])}), InputSpec(path="x"))
-    without_ids = map_columns(InputSchemas({"x": pa.schema([("prompt", pa.string())])}), InputSpec(path="x"))
-
-    assert are_compared(with_ids, MAX_COMPARED)
-    assert not are_compared(with_ids, MAX_COMPARED + 1)
-    assert not are_compared(without_ids, 1)

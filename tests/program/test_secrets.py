@@ -15,8 +15,8 @@ from jobs.output.lease import Lease
 from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
 from jobs.planning.plan_text import print_plan
-from jobs.planning.survey import make_survey
 from jobs.reports.finish import finish
+from jobs.survey.survey import make_survey
 from schemas.spec.spec_file import load_spec
 from tests.support.canaries import CANARIES, leaks
 from tests.support.in_process import Record, drawn_image, job_spec, make, write_rows

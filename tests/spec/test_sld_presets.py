@@ -10,7 +10,7 @@ from diffusers.pipelines.deprecated.stable_diffusion_safe import SafetyConfig
 
 from actors.engine.quirks.clip_skip import enable_clip_skip
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from schemas.errors import SpecError
 from schemas.spec.spec_file import load_spec
 from schemas.systems.parameters import PARAMETERS, SLD_PRESETS

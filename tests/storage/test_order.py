@@ -12,8 +12,8 @@ from actors.storage.output import Output
 from jobs.output.job_record import claim
 from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import make_survey
 from jobs.reports.finish import finish, is_finished
+from jobs.survey.survey import make_survey
 from schemas.errors import StorageError
 from schemas.output_layout import OWN_FOLDER, SUCCESS, TEMPORARY_FOLDER
 from tests.support.engines import GreyEngine

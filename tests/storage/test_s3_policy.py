@@ -16,9 +16,9 @@ from actors.storage.stores import open_storage
 from jobs.output.job_record import claim
 from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
-from jobs.planning.survey import make_survey
 from jobs.reports.finish import finish
 from jobs.reports.status import print_status
+from jobs.survey.survey import make_survey
 from schemas.errors import StorageError
 from tests.support.engines import GreyEngine
 from tests.support.in_process import Record, job_spec, worker_for, write_rows

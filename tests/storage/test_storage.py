@@ -24,7 +24,7 @@ from botocore.exceptions import ClientError
 from fsspec.asyn import get_loop
 
 from actors.storage.local_disk import LocalStorage
-from actors.storage.objects import Storage, StoredObject
+from actors.storage.objects import Storage, StoredObject, Tail
 from actors.storage.output import open_output
 from actors.storage.s3 import (
     BLOCK_BYTES,
@@ -32,6 +32,7 @@ from actors.storage.s3 import (
     MAX_PUT_BYTES,
     MAX_RANGE_BYTES,
     SLOWEST_UPLOAD_BYTES_PER_S,
+    TAIL_BYTES,
     S3Storage,
 )
 from actors.storage.s3_errors import is_transient
@@ -107,6 +108,62 @@ def test_list_gives_objects_at_any_depth_sorted_by_uri(storage: Storage, folder:
     assert [stored.uri for stored in below] == expected
     assert [stored.size_bytes for stored in below] == [2] * 5
     assert everything == [join(folder, "data-b"), *expected]
+
+
+def test_sizes_are_listed_of_the_same_objects(storage: Storage, folder: str) -> None:
+    """In whatever order they come; what is no file is none of them."""
+    for name, size in {"data/b": 3, "data/a/x": 0, "data-b": 5}.items():
+        storage.create(join(folder, *name.split("/")), bytes(size), {})
+    if isinstance(storage, LocalStorage):
+        os.mkfifo(join(folder, "data", "pipe"))
+        os.symlink("nowhere", join(folder, "data", "link"))
+
+    listed = {stored.uri: stored.size_bytes for stored in storage.list_sizes(join(folder, "data"))}
+
+    assert listed == {join(folder, "data/b"): 3, join(folder, "data/a/x"): 0}
+    assert list(storage.list_sizes(join(folder, "nothing"))) == []
+
+
+@pytest.mark.parametrize("size", [0, 9, 10, 11, 100_000])
+def test_the_tail_of_an_object_is_its_last_bytes(storage: Storage, folder: str, size: int) -> None:
+    """Or all of it, and how long it is."""
+    content = os.urandom(size)
+    storage.create(join(folder, "a"), content, {})
+
+    tail = storage.read_tail(join(folder, "a"), 10)
+
+    assert tail == Tail(data=content[-10:], size_bytes=size)
+
+
+def test_nothing_has_no_tail(storage: Storage, folder: str) -> None:
+    """As it cannot be opened."""
+    with pytest.raises(FileNotFoundError):
+        storage.read_tail(join(folder, "a"), 10)
+
+
+def test_a_tail_takes_one_request(s3_faults: FaultProxy, faulty: Storage, s3_folder: str) -> None:
+    """For no more than its bytes: a reader of a footer is done with it."""
+    faulty.create(join(s3_folder, "a"), bytes(3 * BLOCK_BYTES), {})
+    s3_faults.calm()
+
+    faulty.read_tail(join(s3_folder, "a"), 10_000)
+
+    assert [line.split()[0] for line in s3_faults.requests] == ["GET"]
+    assert s3_faults.bytes_sent < 11_000
+
+
+def test_a_store_that_knows_no_ranges_gives_a_tail_too() -> None:
+    """It answers with the whole object."""
+    storage = WholeAnswers(timeout_s=1, deadline_s=1)
+
+    assert storage.read_tail("s3://bucket/a", 4) == Tail(data=b"tent", size_bytes=7)
+
+
+class WholeAnswers(S3Storage):
+    """A store of one object that does not look at ranges."""
+
+    def _call(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return {"Body": b"content", "ContentLength": 7}
 
 
 def test_a_folder_marker_is_not_listed(s3_env: object, s3_folder: str) -> None:
@@ -559,6 +616,23 @@ def test_an_opened_object_keeps_the_blocks_that_were_used_last() -> None:
     blocks = [start // BLOCK_BYTES for start, _ in storage.asked]
     assert blocks == [*range(CACHED_BLOCKS), CACHED_BLOCKS, 1]
     assert {stop - start for start, stop in storage.asked} == {BLOCK_BYTES}
+
+
+def test_the_end_of_an_opened_object_is_a_block_of_its_own() -> None:
+    """A footer takes 64 KiB, and not 4 MiB; with the block before it, nothing is fetched twice."""
+    content = os.urandom(2 * BLOCK_BYTES - 1)
+    footer, whole = Ranges(content), Ranges(content)
+
+    with footer.open("s3://bucket/a") as file:
+        file.seek(-TAIL_BYTES, os.SEEK_END)
+        tail = file.read()
+    with whole.open("s3://bucket/a") as file:
+        parts = [file.read(BLOCK_BYTES // 2) for _ in range(5)]
+
+    assert tail == content[-TAIL_BYTES:]
+    assert footer.asked == [(len(content) - TAIL_BYTES, len(content))]
+    assert b"".join(parts) == content
+    assert whole.asked == [(0, BLOCK_BYTES), (BLOCK_BYTES, len(content))]
 
 
 def test_a_long_read_is_several_requests() -> None:

@@ -24,7 +24,7 @@ from actors.storage.output import Output, open_output
 from actors.storage.stores import Stores
 from actors.worker import Worker
 from jobs.planning.plan import Plan, make_plan
-from jobs.planning.survey import make_survey
+from jobs.survey.survey import make_survey
 from jobs.verification.verify import verify_output
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.job import ShardReport

@@ -1,10 +1,14 @@
 """A recorder of side effects, with which tests say what comes before what."""
 
+import builtins
 import os
 import stat
 import weakref
-from collections.abc import Mapping
-from pathlib import PurePath
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -73,3 +77,18 @@ class RecordingStorage(LocalStorage):
     def replace(self, uri: str, data: bytes) -> None:
         super().replace(uri, data)
         self.written.append(PurePath(uri).name)
+
+
+@contextmanager
+def recorded_opens(folder: Path) -> Iterator[list[str]]:
+    """The list of the files below `folder` that are opened in the block, in order."""
+    opened: list[str] = []
+    own = builtins.open
+
+    def noting(file: Any, *arguments: Any, **options: Any) -> Any:
+        if str(file).startswith(f"{folder}/"):
+            opened.append(str(file))
+        return own(file, *arguments, **options)
+
+    with patch.object(builtins, "open", noting):
+        yield opened

@@ -92,6 +92,8 @@ class FaultProxy:
     """`METHOD /path` of every request, in the order of arrival."""
     answers: list[str] = field(default_factory=list)
     """`METHOD /path STATUS` of every request that the store has answered, even if the client got no reply."""
+    bytes_sent: int = 0
+    """The length of all replies that clients got."""
     faults: list[Fault] = field(default_factory=list)
     storm: Storm | None = None
     injected: Counter[str] = field(default_factory=Counter)
@@ -120,6 +122,7 @@ class FaultProxy:
         """Inject no more faults, and forget all requests."""
         self.release()
         self.storm = None
+        self.bytes_sent = 0
         for noted in (self.faults, self.requests, self.answers, self.injected):
             noted.clear()
 
@@ -193,6 +196,7 @@ async def _handle(
         if reply is None:
             _reset(writer)
         else:
+            proxy.bytes_sent += len(reply)
             writer.write(reply)
             await writer.drain()
     except (ConnectionError, asyncio.IncompleteReadError):

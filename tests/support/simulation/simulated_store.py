@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import BinaryIO, TypeVar
 
-from actors.storage.objects import Buffer, StoredObject
+from actors.storage.objects import Buffer, StoredObject, Tail
 from schemas.errors import StorageError
 from tests.support.simulation.simulated_time import Clock
 
@@ -98,6 +98,9 @@ class SimulatedStore:
             if version:
                 yield _stored(uri, version)
 
+    def list_sizes(self, prefix: str) -> Iterator[StoredObject]:
+        return self.list(prefix)
+
     def _as_of(self, uri: str, time_s: float | None) -> Version | None:
         if time_s is None:
             return self.now(uri)
@@ -110,6 +113,10 @@ class SimulatedStore:
 
     def open(self, uri: str) -> BinaryIO:
         return io.BytesIO(self.read(uri))
+
+    def read_tail(self, uri: str, num_bytes: int) -> Tail:
+        data = self.read(uri)
+        return Tail(data=data[-num_bytes:], size_bytes=len(data))
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         return self._get(uri).data

@@ -7,7 +7,6 @@ everything.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from itertools import count
 from random import Random
@@ -29,8 +28,8 @@ from jobs.output.job_record import claim, plan_of, read_record
 from jobs.output.parts import done_shards, list_parts, still_missing
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
-from jobs.planning.survey import Survey, SurveyedFile
 from jobs.reports.finish import is_finished
+from jobs.survey.survey import Survey, SurveyedFile
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DarkroomError, ReclaimedError, RefusedError, StorageError
 from schemas.job import NO_MODEL, FailedRows, Job, PlannedFile, Shard, ShardReport, WorkerProgress
@@ -452,7 +451,7 @@ class Driver:
             )
             for file in plan.files
         )
-        return plan_of(record, Survey(job=plan.job, files=files), OUTPUT), record.num_shards
+        return plan_of(record, Survey(job=plan.job, files=files, notes=()), OUTPUT), record.num_shards
 
     def finish(self, num_shards: int) -> None:
         """Do what `jobs.reports.finish.finish` does."""
@@ -499,16 +498,14 @@ class RetryDriver(Driver):
         plan, num_shards = self.settle()
         codes = () if simulation.calm else simulation.random.choice(((), (NO_MEMORY,), (CRASH,)))
         parts = [*list_parts(Output(store, OUTPUT), num_shards)]
-        indices = {
-            part.index
-            for part in parts
-            if any(_is_retried(code, codes) for code in decode(store.read(part.stored.uri)).values())
-        }
-        shards = [replace(shard, again=codes) for shard in plan.shards() if shard.index in indices]
+        chosen = bytearray(num_shards)
+        for part in parts:
+            outcomes = decode(store.read(part.uri))
+            chosen[part.index] = any(_is_retried(code, codes) for code in outcomes.values())
         simulation.log(
-            "generates rows of %s again, %s", counted(len(shards), "part"), codes or "all that failed"
+            "generates rows of %s again, %s", counted(sum(chosen), "part"), codes or "all that failed"
         )
-        if shards:
-            self.run_shards(retry._dispatcher(shards, plan.job.spec.errors.max_attempts))
+        if any(chosen):
+            self.run_shards(retry._dispatcher(plan, chosen, codes))
             if sum(1 for _ in list_parts(Output(store, OUTPUT), num_shards)) == num_shards:
                 self.finish(num_shards)

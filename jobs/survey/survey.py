@@ -1,7 +1,6 @@
 """The survey of a job: its input files and columns, and its checkpoints. Only footers are read, no rows."""
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,8 +12,9 @@ from actors.inputs.footers import read_footer
 from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
 from actors.storage.uris import join
-from jobs.planning.input_paths import InputPath, find_files, input_paths, normalised
-from jobs.planning.route_checks import check_routes
+from jobs.in_flight import map_in_flight
+from jobs.survey.input_paths import InputPath, find_files, input_paths, normalised
+from jobs.survey.route_checks import check_routes
 from schemas.columns.column_notes import column_notes
 from schemas.columns.column_types import needed
 from schemas.columns.fields import used_fields
@@ -87,12 +87,13 @@ def _read_footers(
 ) -> tuple[tuple[SurveyedFile, ...], InputSchemas]:
     """(files, schemas): each file's number of rows, and the columns of the files that have rows."""
     files, schemas = [], InputSchemas()
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        footers = pool.map(lambda file: read_footer(stores.of(file.uri), file.uri), stored)
-        for file, (num_rows, schema) in zip(stored, footers, strict=True):
-            files.append(SurveyedFile(stored=file, num_rows=num_rows))
-            if num_rows:  # Writers make null columns, or none, of no rows.
-                schemas.add(file.uri, schema)
+    footers = map_in_flight(
+        lambda file: read_footer(stores.of(file.uri), file.uri), stored, at_once=FOOTERS_AT_ONCE
+    )
+    for file, (num_rows, schema) in zip(stored, footers, strict=True):
+        files.append(SurveyedFile(stored=file, num_rows=num_rows))
+        if num_rows:  # Writers make null columns, or none, of no rows.
+            schemas.add(file.uri, schema)
     return tuple(files), schemas
 
 

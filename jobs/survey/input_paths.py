@@ -4,15 +4,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from actors.storage.objects import Storage, StoredObject
+from actors.storage.objects import ListedObject, Storage, StoredObject
 from actors.storage.stores import Stores
 from actors.storage.uris import S3_SCHEME, normalise
-from jobs.planning.folder_files import split_parquet
+from jobs.survey.folder_files import split_parquet
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
 from schemas.wording.printable import listed
 
+MAX_LISTED_BYTES = 64 << 20
+"""Room for the input's files in the job's record: about 200,000."""
+ENTRY_BYTES = 150
+"""What an entry of the record has besides the file's path and ETag, for rows of a single model."""
 _WILDCARDS = "*?["
 MAX_NAMED = 5
 """The files that a note about a folder names."""
@@ -52,7 +56,20 @@ def find_files(paths: Iterable[InputPath], stores: Stores) -> tuple[list[StoredO
         for file in files:
             _check_name(file.uri)
             files_by_uri[file.uri] = file
-    return [files_by_uri[uri] for uri in sorted(files_by_uri)], notes
+    files = [files_by_uri[uri] for uri in sorted(files_by_uri)]
+    _refuse_too_many(files)
+    return files, notes
+
+
+def _refuse_too_many(files: Sequence[StoredObject]) -> None:
+    """Raise SpecError for more files than the job's record can hold, before anything of them is read."""
+    num_bytes = sum(len(file.uri.encode()) + len(file.etag) + ENTRY_BYTES for file in files)
+    if num_bytes > MAX_LISTED_BYTES:
+        most = MAX_LISTED_BYTES * len(files) // num_bytes
+        raise SpecError(
+            f"input.path: the job's record has no room for {len(files):,} files (about {most:,} with paths "
+            "of this length); put the rows into fewer files, or into several jobs"
+        )
 
 
 def input_paths(spec: JobSpec, stores: Stores) -> list[InputPath]:
@@ -66,12 +83,12 @@ def _parse(path: str, storage: Storage) -> InputPath:
     if not signs or storage.stat(path):
         return InputPath(path)
     for index in signs:
-        if not any(True for _ in storage.list("/".join(names[: index + 1]))):
+        if not any(True for _ in storage.list_sizes("/".join(names[: index + 1]))):
             return InputPath("/".join(names[:index]), tuple(names[index:]))
     return InputPath(path)
 
 
-def _names(path: InputPath, others: Sequence[StoredObject]) -> str:
+def _names(path: InputPath, others: Sequence[ListedObject]) -> str:
     """How many files these are, and some of their names."""
     names = [file.uri.removeprefix(f"{path.name}/") for file in others]
     packed = any(".parquet." in name.lower() for name in names)
@@ -80,7 +97,7 @@ def _names(path: InputPath, others: Sequence[StoredObject]) -> str:
     )
 
 
-def _nothing_at(path: InputPath, others: Sequence[StoredObject]) -> str:
+def _nothing_at(path: InputPath, others: Sequence[ListedObject]) -> str:
     if others:
         return f"input.path: there is no Parquet file in {path}, only {_names(path, others)}"
     # Nobody means a `*` as part of a name.
@@ -114,14 +131,17 @@ def normalised(key: str, path: str) -> str:
         raise SpecError(f"{key}: {error}") from error
 
 
-def _expand(path: InputPath, storage: Storage) -> tuple[list[StoredObject], list[StoredObject]]:
+def _expand(path: InputPath, storage: Storage) -> tuple[list[StoredObject], list[ListedObject]]:
     """(files, others): the Parquet files at a path, and what else its folder has."""
     is_bucket = path.name.startswith(S3_SCHEME) and "/" not in path.name.removeprefix(S3_SCHEME)
     stored = None if is_bucket or path.pattern else storage.stat(path.name)
     if stored is not None:
         return [stored], []
-    included = [file for file in storage.list(path.name) if path.includes(file.uri)]
-    return (included, []) if path.pattern else split_parquet(included, storage)
+    listed_files = (file for file in storage.list_sizes(path.name) if path.includes(file.uri))
+    included = sorted(listed_files, key=lambda file: file.uri)
+    files, others = (included, []) if path.pattern else split_parquet(included, storage)
+    found = (file if isinstance(file, StoredObject) else storage.stat(file.uri) for file in files)
+    return [file for file in found if file], others
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:

@@ -1,16 +1,16 @@
-"""The Parquet files of a folder, by their names' endings or by their first bytes."""
+"""The Parquet files of a folder, by their names' endings or by their last bytes."""
 
 import posixpath
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from actors.storage.objects import Storage, StoredObject
+from actors.storage.objects import ListedObject, Storage
 
 ENDINGS = (".parquet", ".parq", ".pq")
 """The endings of Parquet files, in lower or upper case. Files with one of these are not looked at."""
 MAGIC = b"PAR1"
-"""The bytes with which a Parquet file begins."""
+"""The bytes with which a Parquet file begins and ends."""
 MAX_LOOKS = 256
 """The files of one ending that are looked at. If none of them is a Parquet file, the others are none either:
 a folder may have millions of pictures."""
@@ -18,31 +18,31 @@ LOOKS_AT_ONCE = 16
 
 
 def split_parquet(
-    files: Iterable[StoredObject], storage: Storage
-) -> tuple[list[StoredObject], list[StoredObject]]:
+    files: Iterable[ListedObject], storage: Storage
+) -> tuple[list[ListedObject], list[ListedObject]]:
     """(Parquet files, others): the files of a folder, each list in the order of the URIs."""
-    by_ending: defaultdict[str, list[StoredObject]] = defaultdict(list)
+    by_ending: defaultdict[str, list[ListedObject]] = defaultdict(list)
     for file in files:
         by_ending[posixpath.splitext(file.uri)[1].lower()].append(file)
-    parquet: list[StoredObject] = []
-    others: list[StoredObject] = []
+    parquet: list[ListedObject] = []
+    others: list[ListedObject] = []
 
-    def begins_with_magic(file: StoredObject) -> bool:
-        return file.size_bytes > len(MAGIC) and storage.read_range(file, 0, len(MAGIC)) == MAGIC
+    def ends_with_magic(file: ListedObject) -> bool:
+        return storage.read_tail(file.uri, len(MAGIC)).data == MAGIC
 
     with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
         for ending, alike in by_ending.items():
             if ending in ENDINGS:
                 parquet += alike
                 continue
-            looks = [*pool.map(begins_with_magic, alike[:MAX_LOOKS])]
+            looks = [*pool.map(ends_with_magic, alike[:MAX_LOOKS])]
             if any(looks):
-                looks += pool.map(begins_with_magic, alike[MAX_LOOKS:])
+                looks += pool.map(ends_with_magic, alike[MAX_LOOKS:])
             looks += [False] * (len(alike) - len(looks))
             for file, is_parquet in zip(alike, looks, strict=True):
                 (parquet if is_parquet else others).append(file)
     return sorted(parquet, key=_uri), sorted(others, key=_uri)
 
 
-def _uri(file: StoredObject) -> str:
+def _uri(file: ListedObject) -> str:
     return file.uri
