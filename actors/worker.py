@@ -24,15 +24,16 @@ class Worker:
 
     def __init__(self, job: Job, *, engine: Engine, stores: Stores, output: Output, num_threads: int) -> None:
         """`stores` read the input and the images that rows name; `num_threads` encode, and as many decode."""
+        pulse = Pulse()
         self._resources = Resources(
             job=job,
             engine=engine,
             output=output,
-            reader=ShardReader(job, stores),
+            reader=ShardReader(job, stores, pulse.beat),
             uris=ImageUris(stores, job.spec.input.pictures),
             schema=pa.ipc.read_schema(pa.py_buffer(job.schema)),
             footer=job_footer(job),
-            pulse=Pulse(),
+            pulse=pulse,
             device=ThreadPoolExecutor(1, thread_name_prefix="device"),
             decoders=ThreadPoolExecutor(num_threads, thread_name_prefix="decode"),
             encoders=ThreadPoolExecutor(num_threads, thread_name_prefix="encode"),

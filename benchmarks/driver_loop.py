@@ -12,7 +12,7 @@ import heapq
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -175,17 +175,24 @@ def job() -> Job:
     )
 
 
-def shards(num: int) -> Iterator[Shard]:
-    """The shards of one large file."""
-    for index in range(num):
-        yield Shard(
-            index=index,
-            num_shards=num,
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """The shards of one large file, each made when it is asked for."""
+
+    num: int
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, position: int, /) -> Shard:
+        return Shard(
+            index=position,
+            num_shards=self.num,
             uri="s3://bucket/in.parquet",
             etag="e",
             model=MODEL,
-            start=index * ROWS,
-            stop=(index + 1) * ROWS,
+            start=position * ROWS,
+            stop=(position + 1) * ROWS,
         )
 
 
@@ -203,7 +210,7 @@ class Measured:
 def measure(num_seats: int, num_shards: int, shard_s: tuple[float, float]) -> Measured:
     """Run a job of that many shards with that many workers."""
     ray = StandInRay(num_seats, shard_s)
-    dispatcher = Dispatcher({MODEL: shards(num_shards)}, {MODEL: num_shards}, max_attempts=3)
+    dispatcher = Dispatcher({MODEL: Shards(num_shards)}, max_attempts=3)
     started = job()
     tally, budget = Tally(rows_total=num_shards * ROWS, rows_before=0), Budget(started.spec.errors)
     size = Layout(num=num_seats, num_gpus=0, num_cpus=1)

@@ -1,8 +1,6 @@
 """`darkroom retry`: rows whose status is `failed` are generated again, and their parts are replaced."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -16,14 +14,13 @@ from jobs.output.lease import Lease
 from jobs.output.part_footers import read_footers
 from jobs.output.parts import Parts, list_parts
 from jobs.output.tally import Tally
-from jobs.planning.plan import Plan
+from jobs.planning.plan import Plan, chosen_shards
 from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult
 from jobs.reports.summary import job_totals
 from jobs.signals import stopping_signals
 from jobs.survey.survey import make_survey
 from schemas.errors import SpecError
-from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
 from schemas.wording.nearest import did_you_mean
@@ -86,13 +83,5 @@ def _shards_to_retry(output: Output, parts: Parts, only: Sequence[str]) -> bytea
 
 def _dispatcher(plan: Plan, chosen: bytearray, only: tuple[str, ...]) -> Dispatcher:
     """The dispatcher of the chosen shards (one byte per shard)."""
-    num_shards = Counter(shard.model for shard in plan.shards() if chosen[shard.index])
-    return Dispatcher(
-        {model: _chosen_shards(plan, chosen, only, model) for model in num_shards},
-        num_shards,
-        max_attempts=plan.job.spec.errors.max_attempts,
-    )
-
-
-def _chosen_shards(plan: Plan, chosen: bytearray, only: tuple[str, ...], model: str) -> Iterator[Shard]:
-    return (replace(shard, again=only) for shard in plan.shards_of(model) if chosen[shard.index])
+    shards = chosen_shards(plan, lambda shard: bool(chosen[shard.index]), again=only)
+    return Dispatcher(shards, max_attempts=plan.job.spec.errors.max_attempts)

@@ -1,8 +1,5 @@
 """`darkroom run`: the function that everything else serves."""
 
-from collections import Counter
-from collections.abc import Iterator
-
 from rich.console import Console
 
 from actors.parts.commit import probe
@@ -17,14 +14,13 @@ from jobs.output.job_record import JobRecord, claim, plan_of, read_record
 from jobs.output.lease import Lease
 from jobs.output.parts import done_shards, list_parts, output_totals, still_missing
 from jobs.output.tally import Abandoned, Tally
-from jobs.planning.plan import Plan, expected_bytes
+from jobs.planning.plan import Plan, chosen_shards, expected_bytes
 from jobs.planning.plan_text import check_rows, print_notes, refuse_hopeless
 from jobs.reports.finish import finish, is_finished
 from jobs.reports.run_result import RunResult
 from jobs.reports.summary import job_totals
 from jobs.signals import stopping_signals
 from jobs.survey.survey import Survey, make_survey
-from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
 
@@ -96,23 +92,12 @@ def _generate_missing(
 
 def _dispatcher(plan: Plan, done: bytearray) -> Dispatcher:
     """The dispatcher of the missing shards."""
-    missing: Counter[str] = Counter()
-    working: set[str] = set()
-    for shard in plan.shards():
-        if done[shard.index]:
-            working.add(shard.model)
-        else:
-            missing[shard.model] += 1
+    missing = chosen_shards(plan, lambda shard: not done[shard.index])
     return Dispatcher(
-        {model: _missing_shards(plan, done, model) for model in missing},
         missing,
         max_attempts=plan.job.spec.errors.max_attempts,
-        working=working,
+        working=[model for model, shards in missing.items() if len(shards) < plan.num_shards_of(model)],
     )
-
-
-def _missing_shards(plan: Plan, done: bytearray, model: str) -> Iterator[Shard]:
-    return (shard for shard in plan.shards_of(model) if not done[shard.index])
 
 
 def _num_rows_done(plan: Plan, done: bytearray) -> int:

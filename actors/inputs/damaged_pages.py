@@ -5,7 +5,7 @@ read between a damaged page and the next row group. The column is read row by ro
 The answer then follows from the file alone, wherever a reader began and whatever its batch size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -34,10 +34,12 @@ def is_damage(error: Exception) -> bool:
     return isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None)
 
 
-def find_damage(parquet: pq.ParquetFile, group: int, column: str, max_rows: int) -> Damage | None:
+def find_damage(
+    parquet: pq.ParquetFile, group: int, column: str, max_rows: int, beat: Callable[[], None]
+) -> Damage | None:
     """The damage to a column in a row group; None where the whole column can be read.
 
-    `max_rows`: the largest batch that may be read at once.
+    `max_rows`: the largest batch that may be read at once. `beat` is called for each batch.
     """
     num_rows = parquet.metadata.row_group(group).num_rows
     reason = "it has fewer values than rows"
@@ -45,6 +47,7 @@ def find_damage(parquet: pq.ParquetFile, group: int, column: str, max_rows: int)
         num_readable = 0
         try:
             for batch in _batches(parquet, group, column, batch_size):
+                beat()
                 num_readable += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             if not is_damage(error):
@@ -64,14 +67,28 @@ def find_damage(parquet: pq.ParquetFile, group: int, column: str, max_rows: int)
 
 
 def read_around(
-    parquet: pq.ParquetFile, group: int, column: str, batch_size: int, damage: Damage | None
+    parquet: pq.ParquetFile,
+    group: int,
+    column: str,
+    batch_size: int,
+    damage: Damage | None,
+    beat: Callable[[], None],
 ) -> Iterator[pa.Array]:
-    """A column of a row group in arrays of `batch_size` rows, with nulls in place of the lost rows."""
+    """A column of a row group in arrays of `batch_size` rows, with nulls in place of the lost rows.
+
+    `beat` is called for each batch that was read.
+    """
     num_rows = parquet.metadata.row_group(group).num_rows
     step, num_readable = (1, damage.num_readable) if damage else (batch_size, num_rows)
-    readable = (batch.column(0) for batch in islice(_batches(parquet, group, column, step), num_readable))
+    readable = _columns_of(islice(_batches(parquet, group, column, step), num_readable), beat)
     lost = pa.nulls(num_rows - num_readable, _type_of(parquet.schema_arrow, column))
     return _in_steps(chain(readable, [lost]), batch_size)
+
+
+def _columns_of(batches: Iterator[pa.RecordBatch], beat: Callable[[], None]) -> Iterator[pa.Array]:
+    for batch in batches:
+        beat()
+        yield batch.column(0)
 
 
 def _batches(parquet: pq.ParquetFile, group: int, column: str, batch_size: int) -> Iterator[pa.RecordBatch]:
@@ -88,13 +105,16 @@ def _type_of(schema: pa.Schema, column: str) -> pa.DataType:
 
 def _in_steps(arrays: Iterator[pa.Array], num_rows: int) -> Iterator[pa.Array]:
     waiting: list[pa.Array] = []
+    num_waiting = 0
     for array in arrays:
         waiting.append(array)
-        if sum(map(len, waiting)) >= num_rows:
+        num_waiting += len(array)
+        if num_waiting >= num_rows:
             waiting_rows = pa.concat_arrays(waiting)
             stop = len(waiting_rows) - len(waiting_rows) % num_rows
             yield from (waiting_rows.slice(start, num_rows) for start in range(0, stop, num_rows))
             waiting = [waiting_rows.slice(stop)]
+            num_waiting -= stop
     rest = pa.concat_arrays(waiting)
     if len(rest):
         yield rest

@@ -1,8 +1,9 @@
 """One Parquet file of the input, read in bounded batches, its columns in darkroom's names and types."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
@@ -11,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from actors.inputs.batch_sizes import dictionary_leaves, rebatched, rows_per_batch
+from actors.inputs.batch_sizes import rebatched
 from actors.inputs.damaged_pages import Damage, find_damage, is_damage, lost_row_problems, read_around
+from actors.inputs.dictionaries import Dictionaries, Reading, open_parquet
 from actors.inputs.footer_statistics import FooterStatistics
 from actors.inputs.texts import Problems, is_text
 from actors.inputs.values import as_kept, as_kind, is_present, presence
@@ -26,8 +28,9 @@ from schemas.wording.printable import shortened
 BATCH_ROWS = 16_384
 """Rows whose routing columns are read together: enough for numpy to be fast, and only a few megabytes."""
 
-_STREAM_BYTES = 1 << 20
-"""How much of a column chunk is read at a time. A whole chunk can have gigabytes."""
+CONVERTED_ROWS = 64
+"""Rows whose columns are all converted together. Texts in dictionaries are unfolded then: at most four
+megabytes of prompts, and 64 of kept texts."""
 
 _DAMAGE_ROWS = 1024
 """Rows that are read together to find damage."""
@@ -58,27 +61,41 @@ class RowBatch:
     for a text, its beginning instead."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedRows:
+    """Neighbouring rows of a file as pyarrow has read them. They are converted only where they are needed."""
+
+    first_row: int
+    """The number of the first of them in the file, from 0."""
+    num_rows: int
+    batch_from: Callable[[int], RowBatch]
+    """The batch that begins with this row of the file, which must be one of these rows."""
+
+
+def _already_converted(batch: RowBatch) -> DecodedRows:
+    return DecodedRows(first_row=batch.first_row, num_rows=batch.num_rows, batch_from=lambda _: batch)
+
+
 class InputFile:
     """An open Parquet file. Close it, or use it in a `with`."""
 
-    def __init__(self, source: BinaryIO, columns: ColumnMap, uri: str = "") -> None:
-        """`uri`: that of the file. The names of its folders may give columns that the file itself lacks."""
+    def __init__(
+        self, source: BinaryIO, columns: ColumnMap, uri: str = "", beat: Callable[[], None] = lambda: None
+    ) -> None:
+        """`uri`: that of the file. The names of its folders may give columns that the file itself lacks.
+
+        `beat` is called for each batch that was read.
+        """
         self._source = source
+        self._beat = beat
         self._columns = columns
         footer = pq.read_metadata(source)
         self._types = footer.schema.to_arrow_schema()
         folders = folder_columns(uri)
         self._folders = {name: folders[name] for name in folders if name not in self._types.names}
         self._overruled = {name: folders[name] for name in folders if name in self._types.names}
-        self._dictionaries = dictionary_leaves(footer, columns.columns())
-        self._parquet = pq.ParquetFile(
-            source,
-            metadata=footer,
-            read_dictionary=self._dictionaries,
-            buffer_size=_STREAM_BYTES,
-            pre_buffer=False,
-            page_checksum_verification=True,
-        )
+        self._dictionaries = Dictionaries(source, footer)
+        self._parquet = open_parquet(source, footer, [])
         sizes = [self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self._statistics = FooterStatistics(footer)
@@ -104,10 +121,15 @@ class InputFile:
         """The row group that holds a row."""
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
-    def read_routing(self, *, with_ids: bool = False, batch_size: int = BATCH_ROWS) -> Iterator[RowBatch]:
-        """Batches of all rows, with only the fields that decide a row's route, and its id if `with_ids`."""
+    def read_routing(
+        self, *, with_ids: bool = False, batch_size: int = BATCH_ROWS, first_row: int = 0
+    ) -> Iterator[RowBatch]:
+        """Batches with only the fields that decide a row's route, and its id if `with_ids`.
+
+        They have all rows from the start of `first_row`'s row group on.
+        """
         fields = ("row_id", "task", "model") if with_ids else ("task", "model")
-        return self._read(0, self._routing_columns(fields), batch_size)
+        return self._read(self.row_group_of(first_row), self._routing_columns(fields), batch_size)
 
     def read_ids(self) -> Iterator[RowBatch]:
         """Batches of all rows, with only their ids. The input must have a column of ids."""
@@ -126,9 +148,52 @@ class InputFile:
         columns = [self._columns.fields[field] for field in TEXT_FIELDS if field in self._columns.fields]
         return self._read(0, self._own(columns), BATCH_ROWS)
 
-    def read_rows(self, first_row: int, batch_size: int = 64) -> Iterator[RowBatch]:
-        """Batches with every needed column, from the start of `first_row`'s row group to the file's end."""
-        return self._read(self.row_group_of(first_row), self._own(self._columns.columns()), batch_size)
+    def read_rows(self, first_row: int, batch_size: int = CONVERTED_ROWS) -> Iterator[RowBatch]:
+        """Batches with every needed column, from `first_row` to the file's end."""
+        for decoded in self.decode_rows(first_row, batch_size):
+            row, end = max(first_row, decoded.first_row), decoded.first_row + decoded.num_rows
+            while row < end:
+                batch = decoded.batch_from(row)
+                yield batch
+                row = batch.first_row + batch.num_rows
+
+    def decode_rows(self, first_row: int, batch_size: int = CONVERTED_ROWS) -> Iterator[DecodedRows]:
+        """All rows with every needed column, from the start of `first_row`'s row group to the file's end.
+
+        `batch_size`: the rows that are converted together, at most. pyarrow 26 has no way to begin at a page,
+        although it knows whether a file has a page index. So the rows before the first that is needed are
+        decoded too, about five million texts a second.
+        """
+        group, columns = self.row_group_of(first_row), self._own(self._columns.columns())
+        row = int(self._starts[group])
+        if not columns:
+            yield from map(_already_converted, self._empty_batches(row, batch_size))
+            return
+        max_rows = batch_size if self._has_lists() else BATCH_ROWS
+        for batch, lost in rebatched(self._batches(group, columns, max_rows), batch_size):
+            yield DecodedRows(
+                first_row=row,
+                num_rows=batch.num_rows,
+                batch_from=partial(self._converted, batch, lost, row, batch_size),
+            )
+            row += batch.num_rows
+
+    def _has_lists(self) -> bool:
+        """Whether columns are nested, images aside: each slice of them has the values of all rows."""
+        fields = {column for field, column in self._columns.fields.items() if field not in IMAGE_FIELDS}
+        columns = fields.union(self._columns.keep)
+        types = (storage_type(self._types.field(name).type) for name in self._own(columns))
+        return any(map(pa.types.is_nested, types))
+
+    def _converted(
+        self, batch: pa.RecordBatch, lost: Problems, first_row: int, max_rows: int, row: int
+    ) -> RowBatch:
+        """At most `max_rows` rows of a batch that begins at `first_row`, from `row` on."""
+        start = row - first_row
+        rows = batch.slice(start, max_rows)
+        problems = {i: lost[start + i] for i in range(rows.num_rows) if start + i in lost}
+        arrays = dict(zip(rows.schema.names, rows.columns, strict=True))
+        return self._row_batch(arrays, row, rows.num_rows, problems, with_texts=True)
 
     def row_ids(self, rows: Sequence[int]) -> list[str]:
         """The ids of these rows, for a message: empty texts if the input has no ids."""
@@ -219,10 +284,12 @@ class InputFile:
 
     def _count_nulls(self, leaf: str) -> int:
         """The number of rows in which the leaf's column is null, counted by reading the leaf."""
-        batches = self._parquet.iter_batches(
-            self._rows_per_batch(BATCH_ROWS, [leaf]), columns=[leaf], use_threads=False
-        )
-        return sum(batch.column(0).null_count for batch in batches)
+        group, total = 0, 0
+        while group < self.metadata.num_row_groups:
+            reading = self._dictionaries.reading(group, [leaf], BATCH_ROWS)
+            total += sum(batch.column(0).null_count for batch in self._iterate(reading, [leaf]))
+            group = reading.groups.stop
+        return total
 
     def _read(
         self, first_group: int, columns: list[str], batch_size: int, *, with_texts: bool = True
@@ -231,24 +298,21 @@ class InputFile:
         if not columns:
             yield from self._empty_batches(row, batch_size)
             return
-        batches = self._batches(first_group, columns, self._rows_per_batch(batch_size, columns))
-        for batch, lost in rebatched(batches, batch_size):
+        for batch, lost in rebatched(self._batches(first_group, columns, batch_size), batch_size):
             arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
             yield self._row_batch(arrays, row, batch.num_rows, lost, with_texts=with_texts)
             row += batch.num_rows
 
     def _batches(
-        self, first_group: int, columns: list[str], batch_size: int
+        self, first_group: int, columns: list[str], max_rows: int
     ) -> Iterator[tuple[pa.RecordBatch, Problems]]:
         """(batch, problems) for each batch: the problems are those of rows that are lost to damaged pages."""
-        row, end = int(self._starts[first_group]), self.metadata.num_rows
-        while row < end:
-            group = self.row_group_of(row)
-            remaining_groups = list(range(group, self.metadata.num_row_groups))
+        row = int(self._starts[first_group])
+        while row < self.metadata.num_rows:
+            reading = self._dictionaries.reading(self.row_group_of(row), columns, max_rows)
+            end = int(self._starts[reading.groups.stop])
             try:
-                for batch in self._parquet.iter_batches(
-                    batch_size, row_groups=remaining_groups, columns=columns, use_threads=False
-                ):
+                for batch in self._iterate(reading, columns):
                     yield batch, {}
                     row += batch.num_rows
             except (pa.ArrowException, OSError) as error:
@@ -256,19 +320,33 @@ class InputFile:
                     raise
             if row < end:
                 group = self.row_group_of(row)
-                yield from self._around_damage(group, columns, batch_size, row - int(self._starts[group]))
+                yield from self._around_damage(group, columns, reading, row - int(self._starts[group]))
                 row = int(self._starts[group + 1])
 
+    def _iterate(self, reading: Reading, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        for batch in self._parquet_for(reading).iter_batches(
+            reading.num_rows, row_groups=[*reading.groups], columns=columns, use_threads=False
+        ):
+            self._beat()
+            yield batch
+
+    def _parquet_for(self, reading: Reading) -> pq.ParquetFile:
+        if not reading.dictionaries:
+            return self._parquet
+        return open_parquet(self._source, self.metadata, reading.dictionaries)
+
     def _around_damage(
-        self, group: int, columns: list[str], batch_size: int, first_row: int
+        self, group: int, columns: list[str], reading: Reading, first_row: int
     ) -> Iterator[tuple[pa.RecordBatch, Problems]]:
         """(batch, problems) for the rows of a damaged row group from its `first_row` on.
 
         Each column is read by itself, as far as its own damage allows.
         """
         damages = {column: self._damage(group, column) for column in columns}
+        parquet = self._parquet_for(reading)
         arrays = [
-            read_around(self._parquet, group, column, batch_size, damages[column]) for column in columns
+            read_around(parquet, group, column, reading.num_rows, damages[column], self._beat)
+            for column in columns
         ]
         damaged = [damage for damage in damages.values() if damage]
         names = [column if column in self._types.names else column.partition(".")[0] for column in columns]
@@ -281,15 +359,13 @@ class InputFile:
 
     def _damage(self, group: int, column: str) -> Damage | None:
         if (group, column) not in self._damages:
-            max_rows = self._rows_per_batch(_DAMAGE_ROWS, [column])
-            self._damages[group, column] = find_damage(self._parquet, group, column, max_rows)
+            reading = self._dictionaries.reading(group, [column], _DAMAGE_ROWS)
+            parquet = self._parquet_for(reading)
+            self._damages[group, column] = find_damage(parquet, group, column, reading.num_rows, self._beat)
         damage = self._damages[group, column]
         if damage and column in map(self._columns.fields.get, _ROUTING_FIELDS):
             raise pa.ArrowInvalid(damage.problem.message)
         return damage
-
-    def _rows_per_batch(self, max_rows: int, columns: list[str]) -> int:
-        return rows_per_batch(self.metadata, max_rows, columns, self._dictionaries)
 
     def _empty_batches(self, row: int, batch_size: int) -> Iterator[RowBatch]:
         while row < self.metadata.num_rows:
@@ -297,7 +373,7 @@ class InputFile:
             yield self._row_batch({}, row, num_rows, {}, with_texts=True)
             row += num_rows
 
-    def _own(self, columns: Sequence[str]) -> list[str]:
+    def _own(self, columns: Iterable[str]) -> list[str]:
         """Those of the columns that the file itself has."""
         return [column for column in columns if column not in self._folders]
 

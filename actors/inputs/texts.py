@@ -44,6 +44,7 @@ def texts_and_problems(array: pa.Array, name: str, max_bytes: int) -> tuple[pa.A
     """
     if not pa.types.is_dictionary(array.type):
         return _decoded(array.cast(pa.large_binary()), name, max_bytes)
+    array = with_used_entries(array)
     values, problems = _decoded(array.dictionary.cast(pa.large_binary()), name, max_bytes)
     rows: Problems = {}
     if problems:
@@ -51,6 +52,19 @@ def texts_and_problems(array: pa.Array, name: str, max_bytes: int) -> tuple[pa.A
         bad = np.flatnonzero(np.isin(entries, list(problems)))
         rows = {row: problems[int(entries[row])] for row in bad.tolist()}
     return values.take(array.indices), rows
+
+
+def with_used_entries(array: pa.DictionaryArray) -> pa.DictionaryArray:
+    """The same values, in a dictionary without the entries that no row refers to.
+
+    A batch has the dictionary of its whole row group. To judge all of it again in each batch would take
+    longer than everything else.
+    """
+    if len(array.dictionary) <= len(array):
+        return array
+    used = array.indices.unique().drop_null()
+    entries = pc.index_in(array.indices, used)
+    return pa.DictionaryArray.from_arrays(entries, array.dictionary.take(used))
 
 
 def _decoded(values: pa.Array, name: str, max_bytes: int) -> tuple[pa.Array, Problems]:

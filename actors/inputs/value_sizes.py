@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.inputs.texts import Problems
+from actors.inputs.texts import Problems, with_used_entries
 from schemas.errors import RowError
 
 Sizes = npt.NDArray[np.int64]
@@ -26,6 +26,7 @@ def unfolded_bytes(array: pa.Array) -> Sizes:
     if isinstance(array, pa.ExtensionArray):
         return unfolded_bytes(array.storage)
     if types.is_dictionary(kind):
+        array = with_used_entries(array)
         entries = np.append(unfolded_bytes(array.dictionary), 0)
         indices = array.indices.cast(pa.int64()).fill_null(len(entries) - 1)
         return np.asarray(entries[indices.to_numpy(zero_copy_only=False)], np.int64)

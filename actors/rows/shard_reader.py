@@ -1,23 +1,22 @@
 """The reader of shards: it turns a shard, which is a range of row numbers, back into its rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import Lock
 
 import numpy as np
-import numpy.typing as npt
 
 from actors.images.image_uris import UriJudge
 from actors.images.spool import Spool
+from actors.inputs.forward_reading import ForwardReading
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import check_batch
 from actors.rows.kept_columns import KeptCapacity, kept_bytes
+from actors.rows.routed_rows import RoutedRows, RowNumbers
 from actors.rows.routing import Router
 from actors.rows.row import Row, build_rows
 from actors.storage.stores import Stores
 from schemas.errors import RefusedError
 from schemas.job import Job, Shard
-
-RowNumbers = npt.NDArray[np.int64]
 
 
 class ShardReader:
@@ -26,9 +25,11 @@ class ShardReader:
     Several threads may call it; they read one after the other.
     """
 
-    def __init__(self, job: Job, stores: Stores) -> None:
+    def __init__(self, job: Job, stores: Stores, beat: Callable[[], None] = lambda: None) -> None:
+        """`beat` is called for each batch of rows that was read."""
         self._job = job
         self._stores = stores
+        self._beat = beat
         self._router = Router(job.spec, job.models)
         self._cursor: _Cursor | None = None
         self._lock = Lock()
@@ -56,7 +57,7 @@ class ShardReader:
 
     def _rows(self, shard: Shard, spool: Spool) -> list[Row]:
         cursor = self._cursor_for(shard)
-        row_numbers = cursor.rows_of(shard.model)[shard.start : shard.stop]
+        row_numbers = cursor.rows_of(shard)
         if len(row_numbers) != shard.num_rows:
             raise changed_input_error(shard.uri)
         rows: list[Row] = []
@@ -84,7 +85,8 @@ class ShardReader:
         if self._cursor is None or self._cursor.uri != shard.uri:
             self.close()
             self._refuse_changed(shard)
-            file = InputFile(self._stores.of(shard.uri).open(shard.uri), self._job.columns, shard.uri)
+            source = self._stores.of(shard.uri).open(shard.uri)
+            file = InputFile(source, self._job.columns, shard.uri, self._beat)
             judge = UriJudge(shard.uri, self._job.spec.input.pictures)
             self._cursor = _Cursor(shard.uri, file, self._router, judge)
         return self._cursor
@@ -99,59 +101,29 @@ def changed_input_error(uri: str) -> RefusedError:
 
 
 class _Cursor:
-    """An open input file, the model that each of its rows goes to, and the batch that was read last."""
+    """An open input file, the model that each of its rows goes to, and the rows that were read last."""
 
     def __init__(self, uri: str, file: InputFile, router: Router, judge: UriJudge) -> None:
         self.uri = uri
         self.judge = judge
         """Knows which URIs the file's rows may read."""
         self._file = file
-        self._rows_by_model = _rows_by_model(file, router)
-        self._reading: Iterator[RowBatch] = iter(())
-        self._batch: RowBatch | None = None
+        self._routed = RoutedRows(file, router)
+        self._reading = ForwardReading(file, file.decode_rows)
 
     def close(self) -> None:
         self._file.close()
 
-    def rows_of(self, model: str) -> RowNumbers:
-        """The ascending numbers of the file's rows that go to a model."""
-        return self._rows_by_model.get(model, np.empty(0, dtype=np.int64))
+    def rows_of(self, shard: Shard) -> RowNumbers:
+        """The ascending numbers of the shard's rows in the file."""
+        return self._routed.numbers(shard.model, shard.start, shard.stop)
 
     def batches(self, row_numbers: RowNumbers) -> Iterator[tuple[RowBatch, list[int]]]:
         """The batches with these rows of the file, each with the positions of the rows in the batch."""
         done = 0
         while done < len(row_numbers):
-            batch = self._seek(int(row_numbers[done]))
+            row = int(row_numbers[done])
+            batch = self._reading.rows_with(row).batch_from(row)
             end = int(np.searchsorted(row_numbers, batch.first_row + batch.num_rows))
             yield batch, (row_numbers[done:end] - batch.first_row).tolist()
             done = end
-
-    def _seek(self, row: int) -> RowBatch:
-        """The batch with this row.
-
-        Reading continues after the last batch, unless the row is before it or in a later row group.
-        """
-        batch = self._batch
-        if (
-            batch is None
-            or row < batch.first_row
-            or self._file.row_group_of(row) > self._file.row_group_of(batch.first_row + batch.num_rows)
-        ):
-            self._reading = self._file.read_rows(row)
-            batch = next(self._reading)
-        while row >= batch.first_row + batch.num_rows:
-            batch = next(self._reading)
-        self._batch = batch
-        return batch
-
-
-def _rows_by_model(file: InputFile, router: Router) -> dict[str, RowNumbers]:
-    rows: dict[str, list[RowNumbers]] = {}
-    for batch in file.read_routing():
-        positions, routes = router.resolve_batch(
-            batch.fields.get("task"), batch.fields.get("model"), batch.num_rows
-        )
-        for model in {route.model for route in routes}:
-            to_model = np.isin(positions, [i for i, route in enumerate(routes) if route.model == model])
-            rows.setdefault(model, []).append(np.flatnonzero(to_model) + batch.first_row)
-    return {model: np.concatenate(row_numbers) for model, row_numbers in rows.items()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from jobs.dispatch.poison import Search
-from jobs.dispatch.shard_queue import MAX_DYING_SHARDS, ShardQueue
+from jobs.dispatch.shard_queue import MAX_DYING_SHARDS, ShardQueue, Shards
 from jobs.dispatch.shard_record import Death, Doubt, Finish, Place, ShardRecord
 from jobs.output.tally import Abandoned
 from schemas.errors import DarkroomError
@@ -54,14 +54,13 @@ class Dispatcher:
 
     def __init__(
         self,
-        shards: Mapping[str, Iterator[Shard]],
-        num_shards: Mapping[str, int],
+        shards: Mapping[str, Shards],
         *,
         max_attempts: int,
         working: Collection[str] = (),
     ) -> None:
-        """`shards` and `num_shards` are by model; `working` are the models that already have a part."""
-        self._queues = {model: ShardQueue(shards[model], num_shards[model]) for model in shards}
+        """`shards` are by model; `working` are the models that already have a part."""
+        self._queues = {model: ShardQueue(of_model) for model, of_model in shards.items()}
         for model in self._queues.keys() & set(working):
             self._queues[model].works = True
         self._max_attempts = max_attempts
@@ -131,7 +130,9 @@ class Dispatcher:
         for model in self._models_for(taker, loaded):
             if in_flight and in_flight[-1].model != model:
                 return None  # two models in flight could push each other out of a small cache
-            taken = self._queues[model].take(lambda shard: self._fits(taker, shard), beside=bool(in_flight))
+            taken = self._queues[model].take(
+                worker, lambda shard: self._fits(taker, shard), beside=bool(in_flight)
+            )
             if taken:
                 taker.model = model
                 shard = self._with_instructions(taken, proven=taker.has_worked)

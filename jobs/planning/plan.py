@@ -1,8 +1,11 @@
 """The plan: every row routed and checked, and the output cut into shards, before anything is paid for."""
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
 from actors.storage.stores import Stores
@@ -44,7 +47,7 @@ class Plan:
     @property
     def num_shards(self) -> int:
         """The number of parts in the whole output."""
-        return sum(self._num_shards_for(rows) for file in self.files for rows in file.rows_by_model.values())
+        return sum(map(self.num_shards_in, self.files))
 
     def num_shards_of(self, model: str) -> int:
         """The number of parts of one model."""
@@ -52,51 +55,97 @@ class Plan:
 
     def shards(self) -> Iterator[Shard]:
         """Every shard, in the order of the parts' names."""
-        for _, by_model in self.shards_by_file():
-            for shards in by_model.values():
-                yield from shards
-
-    def shards_of(self, model: str) -> Iterator[Shard]:
-        """The shards of one model, in the same order."""
-        for _, by_model in self.shards_by_file():
-            yield from by_model[model]
+        return map(ShardFinder(self).shard_at, range(self.num_shards))
 
     def shards_by_file(self) -> Iterator[tuple[PlannedFile, dict[str, Iterator[Shard]]]]:
         """Each input file with its shards by model, in the same order. Models without any are there too."""
-        names, num_shards = self.file_names, self.num_shards
-        index = 0
+        finder, index = ShardFinder(self), 0
         for file in self.files:
-            by_model = {}
-            for model in [*self.job.models, NO_MODEL]:
-                by_model[model] = self._shards_in(file, model, index, num_shards, names[file.uri])
-                index += self._num_shards_for(file.rows_by_model.get(model, 0))
+            by_model: dict[str, Iterator[Shard]] = {}
+            for model in (*self.job.models, NO_MODEL):
+                end = index + self._num_shards_for(file.rows_by_model.get(model, 0))
+                by_model[model] = map(finder.shard_at, range(index, end))
+                index = end
             yield file, by_model
 
-    def _shards_in(
-        self, file: PlannedFile, model: str, index: int, num_shards: int, file_name: str
-    ) -> Iterator[Shard]:
-        """A file's shards of one model, of which the first has this index."""
-        rows, repeated = file.rows_by_model.get(model, 0), file.repeated.get(model, ())
-        for i, start in enumerate(range(0, rows, self._shard_rows)):
-            stop = min(start + self._shard_rows, rows)
-            yield Shard(
-                index=index + i,
-                num_shards=num_shards,
-                uri=file.uri,
-                file_name=file_name,
-                etag=file.etag,
-                model=model,
-                start=start,
-                stop=stop,
-                repeated=tuple(row - start for row in _between(repeated, start, stop)),
-            )
-
     @property
-    def _shard_rows(self) -> int:
+    def shard_rows(self) -> int:
+        """The number of rows of a shard that is not its file's last."""
         return self.job.spec.batching.shard_rows
 
+    def num_shards_in(self, file: PlannedFile) -> int:
+        """The number of parts of one file."""
+        return sum(map(self._num_shards_for, file.rows_by_model.values()))
+
     def _num_shards_for(self, rows: int) -> int:
-        return -(-rows // self._shard_rows)
+        return -(-rows // self.shard_rows)
+
+
+class ShardFinder:
+    """Finds the shards of a plan by their indices. It keeps one number and one name for each file."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._models = (*plan.job.models, NO_MODEL)
+        """The models in the order of their shards in each file."""
+        self._num_shards = plan.num_shards
+        self._names = plan.file_names
+        self._firsts = array("Q", accumulate(map(plan.num_shards_in, plan.files), initial=0))
+        """The index of each file's first shard, and the number of all shards."""
+
+    def shard_at(self, index: int) -> Shard:
+        """The shard with this index, which must be less than the number of shards."""
+        number = bisect_right(self._firsts, index) - 1
+        file, shard_rows = self._plan.files[number], self._plan.shard_rows
+        start = (index - self._firsts[number]) * shard_rows
+        for model in self._models:
+            rows = file.rows_by_model.get(model, 0)
+            if start < rows:
+                break
+            start -= -(-rows // shard_rows) * shard_rows
+        stop = min(start + shard_rows, rows)
+        repeated = _between(file.repeated.get(model, ()), start, stop)
+        return Shard(
+            index=index,
+            num_shards=self._num_shards,
+            uri=file.uri,
+            file_name=self._names[file.uri],
+            etag=file.etag,
+            model=model,
+            start=start,
+            stop=stop,
+            repeated=tuple(row - start for row in repeated),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenShards:
+    """Some shards of one model. Only their indices are in memory."""
+
+    indices: "array[int]"
+    finder: ShardFinder
+    again: tuple[str, ...] | None
+    """That of each shard."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int, /) -> Shard:
+        return replace(self.finder.shard_at(self.indices[position]), again=self.again)
+
+
+def chosen_shards(
+    plan: Plan, is_chosen: Callable[[Shard], bool], again: tuple[str, ...] | None = None
+) -> dict[str, ChosenShards]:
+    """The chosen shards by model, with this `again`; models without any are absent."""
+    finder = ShardFinder(plan)
+    indices: defaultdict[str, array[int]] = defaultdict(lambda: array("Q"))
+    for shard in filter(is_chosen, plan.shards()):
+        indices[shard.model].append(shard.index)
+    return {
+        model: ChosenShards(indices=of_model, finder=finder, again=again)
+        for model, of_model in indices.items()
+    }
 
 
 def _between(ordered: Sequence[int], start: int, stop: int) -> Sequence[int]:

@@ -427,8 +427,7 @@ def test_one_worker_loads_each_of_five_checkpoints_once(tmp_path: Path, capacity
     )
     plan = plan_for(spec)
     queues = {kind: [shard for shard in plan.shards() if shard.model == kind] for kind in kinds}
-    counts = {kind: len(shards) for kind, shards in queues.items()}
-    dispatcher = Dispatcher({kind: iter(queues[kind]) for kind in kinds}, counts, max_attempts=1)
+    dispatcher = Dispatcher(queues, max_attempts=1)
     engine = DiffusersEngine(model_cache(spec, capacity_bytes), spec)
     dispatcher.join("w")
 

@@ -1,6 +1,8 @@
 """Which shard goes to whom next, without Ray."""
 
-from collections.abc import Iterator
+import random
+from collections.abc import Mapping
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -19,12 +21,12 @@ def shard(index: int, model: str = "sd") -> Shard:
 
 def dispatcher(counts: dict[str, int], max_attempts: int = 3) -> Dispatcher:
     """A dispatcher over `counts` shards per model, numbered through."""
-    shards: dict[str, Iterator[Shard]] = {}
+    shards: dict[str, list[Shard]] = {}
     first = 0
     for model, count in counts.items():
-        shards[model] = iter([shard(first + i, model) for i in range(count)])
+        shards[model] = [shard(first + i, model) for i in range(count)]
         first += count
-    return Dispatcher(shards, counts, max_attempts=max_attempts)
+    return Dispatcher(shards, max_attempts=max_attempts)
 
 
 def test_a_worker_keeps_the_model_it_has_loaded() -> None:
@@ -113,6 +115,67 @@ def test_in_the_last_wave_each_worker_gets_one() -> None:
 
     assert given_out.next_for("a") is None
     assert given_out.next_for("b") is not None
+
+
+def generated(
+    given_out: Dispatcher, workers: list[str], under_way: Mapping[str, list[Shard]] | None = None
+) -> dict[str, list[int]]:
+    """The indices of the shards that each worker generates until none is left; which one ends is random."""
+    dice = random.Random(0)
+    held = {worker: [*(under_way or {}).get(worker, [])] for worker in workers}
+    by_worker: dict[str, list[int]] = {worker: [] for worker in workers}
+    while not given_out.finished:
+        for worker in workers:
+            while shard := given_out.next_for(worker):
+                held[worker].append(shard)
+        worker = dice.choice([worker for worker in workers if held[worker]])
+        done = held[worker].pop(0)
+        given_out.finish(worker, done)
+        by_worker[worker].append(done.index)
+    return by_worker
+
+
+def test_workers_generate_neighbouring_shards() -> None:
+    """So that few row groups are read by several of them, and each about once by one."""
+    num_shards, num_workers = 4_000, 10
+    given_out = dispatcher({"sd": num_shards})
+    workers = [f"w{i}" for i in range(num_workers)]
+    for worker in workers:
+        given_out.join(worker)
+
+    by_worker = generated(given_out, workers)
+
+    neighbours = sum(second == first + 1 for each in by_worker.values() for first, second in pairwise(each))
+    groups_read = sum(len({index // 100 for index in each}) for each in by_worker.values())
+    backward = sum(second < first for each in by_worker.values() for first, second in pairwise(each))
+    assert sorted(index for each in by_worker.values() for index in each) == [*range(num_shards)]
+    assert neighbours > 0.98 * num_shards
+    assert groups_read < 2.5 * num_shards / 100
+    assert backward <= 4 * num_workers
+
+
+def test_one_worker_goes_through_the_shards_in_their_order() -> None:
+    """Nobody has taken any of them, so it begins with the first."""
+    given_out = dispatcher({"sd": 50})
+    given_out.join("w")
+
+    assert generated(given_out, ["w"])["w"] == [*range(50)]
+
+
+@pytest.mark.parametrize("successor", ["a", "c"])
+def test_what_a_worker_leaves_of_its_neighbours_is_generated_by_others(successor: str) -> None:
+    """By the next process of its name from where it was, and at the end by whoever has time."""
+    given_out = dispatcher({"sd": 40})
+    for worker in ("a", "b"):
+        given_out.join(worker)
+    held = [shard for worker in "aabb" if (shard := given_out.next_for(worker))]
+    given_out.leave("a")
+    given_out.join(successor)
+
+    by_worker = generated(given_out, ["b", successor], {"b": held[2:]})
+
+    assert [shard.index for shard in held] == [0, 1, 21, 22]
+    assert sorted(index for each in by_worker.values() for index in each) == [*range(40)]
 
 
 def test_what_a_dead_worker_held_is_made_shard_by_shard() -> None:

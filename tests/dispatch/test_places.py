@@ -14,7 +14,7 @@ from tests.support.simulation.pool_run import ROWS, shard_of
 
 def dispatcher(num_shards: int, max_attempts: int = 3, *, num_nodes: int = 2) -> Dispatcher:
     shards = [shard_of(index, num_shards, "sd") for index in range(num_shards)]
-    made = Dispatcher({"sd": iter(shards)}, {"sd": num_shards}, max_attempts=max_attempts)
+    made = Dispatcher({"sd": shards}, max_attempts=max_attempts)
     made.num_nodes = num_nodes
     return made
 
@@ -147,7 +147,7 @@ def test_another_worker_tries_no_rows_that_a_retry_leaves_as_they_are(
 ) -> None:
     """A retry may be for some codes only."""
     shard = replace(shard_of(0, 1, "sd"), again=retried)
-    given_out = Dispatcher({"sd": iter([shard])}, {"sd": 1}, max_attempts=3)
+    given_out = Dispatcher({"sd": [shard]}, max_attempts=3)
     for worker in ("a", "b"):
         given_out.join(worker, "A")
     given_out.finish("a", taken(given_out, "a"), num_failed=1)

@@ -25,7 +25,7 @@ class Simulation:
         self, sizes: list[int], poison: Set[tuple[int, int]], *, workers: int = 1, max_attempts: int = 3
     ) -> None:
         shards = [shard(index, rows) for index, rows in enumerate(sizes)]
-        self.dispatcher = Dispatcher({"sd": iter(shards)}, {"sd": len(shards)}, max_attempts=max_attempts)
+        self.dispatcher = Dispatcher({"sd": shards}, max_attempts=max_attempts)
         self.poison = poison
         self.workers = [f"w{i}" for i in range(workers)]
         self.ready: set[str] = set()
@@ -207,7 +207,7 @@ def test_many_shards_with_a_poison_row_each_are_no_reason_to_stop(workers: int) 
 
 def test_a_rehearsal_has_its_worker_to_itself() -> None:
     """Another shard's death would be taken for its own."""
-    given_out = Dispatcher({"sd": iter(shard(index, 8) for index in range(9))}, {"sd": 9}, max_attempts=1)
+    given_out = Dispatcher({"sd": [shard(index, 8) for index in range(9)]}, max_attempts=1)
     given_out.join("a")
     given_out.join("b")
     first, beside = given_out.next_for("a"), given_out.next_for("b")
@@ -227,7 +227,7 @@ def test_a_rehearsal_has_its_worker_to_itself() -> None:
 
 def test_after_a_death_another_shard_shows_first_that_any_can_be_made() -> None:
     """A model that kills every worker is noticed after a handful of shards, not within the first."""
-    given_out = Dispatcher({"sd": iter(shard(index, 8) for index in range(9))}, {"sd": 9}, max_attempts=3)
+    given_out = Dispatcher({"sd": [shard(index, 8) for index in range(9)]}, max_attempts=3)
     given_out.join("w")
     dying = given_out.next_for("w")
     assert dying is not None
@@ -253,7 +253,7 @@ def test_rows_that_were_not_tried_alone_are_not_left_out_with_those_that_died() 
 def test_a_shard_of_which_nothing_was_generated_is_no_sign_of_life() -> None:
     """Shards of one row that kills end well without it; the next death still counts as one more in a row."""
     shards = [shard(index, 1) for index in range(MAX_DYING_SHARDS)]
-    job = Dispatcher({"sd": iter(shards)}, {"sd": len(shards)}, max_attempts=1, working=("sd",))
+    job = Dispatcher({"sd": shards}, max_attempts=1, working=("sd",))
     job.join("other")
     held = job.next_for("other")
 

@@ -210,7 +210,10 @@ def test_a_snapshot_has_what_was_generated_so_far(tmp_path: Path) -> None:
 
 
 def test_every_step_of_a_shard_can_be_seen_to_move(tmp_path: Path) -> None:
-    """Reading, opening each row, generating and encoding each image, whatever the engine counts."""
+    """Reading, opening each row, generating and encoding each image, whatever the engine counts.
+
+    Reading is a batch of the columns that route rows, one of all columns, and its end.
+    """
     rows = [{"row_id": i, "prompt": "x", "task": "img2img", "image": drawn_image()} for i in range(3)]
     plan = plan_of(tmp_path, rows)
     heartbeats: list[int] = []
@@ -223,8 +226,8 @@ def test_every_step_of_a_shard_can_be_seen_to_move(tmp_path: Path) -> None:
         run_with(worker, plan, OnDemand([]))
         end = worker.progress().heartbeats
 
-    assert heartbeats == [1 + 3, 1 + 3 + 1, 1 + 3 + 2]
-    assert end == 1 + 3 + 3 + 3
+    assert heartbeats == [3 + 3, 3 + 3 + 1, 3 + 3 + 2]
+    assert end == 3 + 3 + 3 + 3
 
 
 def test_the_seconds_of_a_report_are_those_of_each_stage_alone(tmp_path: Path) -> None:

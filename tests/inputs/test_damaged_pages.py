@@ -155,13 +155,14 @@ def test_what_is_lost_does_not_depend_on_who_reads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
 def test_no_row_is_lost_or_doubled_around_a_damaged_page(tmp_path: Path, batch_size: int) -> None:
     """However many rows are read together: each column ends at its own damage, and all rows come once."""
-    spec = write(tmp_path, "note", "image")
+    spec = write(tmp_path, "note", "image", "seed")
     path = Path(str(spec.input.path))
 
     with InputFile(
         path.open("rb"), map_columns(InputSchemas({"x": pq.read_schema(path)}), spec.input)
     ) as file:
         batches = list(file.read_rows(0, batch_size))
+        checked = list(file.read_for_checks(batch_size))
 
     assert [batch.first_row for batch in batches] == [
         sum(other.num_rows for other in batches[:i]) for i in range(len(batches))
@@ -171,7 +172,9 @@ def test_no_row_is_lost_or_doubled_around_a_damaged_page(tmp_path: Path, batch_s
     assert ids == [f"r{row:02d}" for row in range(NUM_ROWS)]
     assert notes == [None if row in LOST else f"note {row}" for row in range(NUM_ROWS)]
     assert [batch.first_row + row for batch in batches for row in sorted(batch.problems)] == LOST
-    assert max(batch.num_rows for batch in batches) <= batch_size
+    assert max(batch.num_rows for batch in [*batches, *checked]) <= batch_size
+    seeds = [seed for batch in checked for seed in batch.fields["seed"].to_pylist()]
+    assert seeds == [None if row in LOST else row for row in range(NUM_ROWS)]
 
 
 def test_a_plan_counts_the_rows_that_it_sees_lost(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Facts about how an input file is cut into batches: how many rows, and which problem is whose."""
 
+import io
 import json
 import uuid
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from actors.inputs.batch_sizes import BATCH_BYTES, dictionary_leaves, rebatched, rows_per_batch
+from actors.inputs.batch_sizes import BATCH_BYTES, rebatched
 from actors.inputs.damaged_pages import Damage, lost_row_problems
+from actors.inputs.dictionaries import Dictionaries
 from actors.inputs.input_file import InputFile
 from actors.inputs.texts import (
     MAX_KEPT_BYTES,
@@ -35,12 +37,12 @@ EIGHTH = BATCH_BYTES // 8 - 1000
 """The bytes of a value of which eight fill a batch, with a little room for what Parquet adds."""
 
 
-def footer_of(path: Path, tables: Sequence[pa.Table], **options: Any) -> pq.FileMetaData:
-    """The footer of a file with a row group for each table."""
+def dictionaries_of(path: Path, tables: Sequence[pa.Table], **options: Any) -> Dictionaries:
+    """The dictionaries of a file with a row group for each table."""
     with pq.ParquetWriter(path, tables[0].schema, compression="zstd", **options) as writer:
         for table in tables:
             writer.write_table(table)
-    return pq.read_metadata(path)
+    return Dictionaries(io.BytesIO(path.read_bytes()), pq.read_metadata(path))
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,7 @@ def footer_of(path: Path, tables: Sequence[pa.Table], **options: Any) -> pq.File
     [
         ([{"image": [b"x"] * 3}], {}, 64),
         ([{"image": [bytes(EIGHTH)] * 2}, {"image": [b"x"] * 20}], {"use_dictionary": False}, 8),
+        ([{"image": [b"x"] * 20}, {"image": [bytes(EIGHTH)] * 2}], {"use_dictionary": False}, 8),
         ([{"image": [bytes(BATCH_BYTES + 1)]}], {"use_dictionary": False}, 1),
         ([{"image": [np.zeros(EIGHTH // 8, np.int8)]}], {}, 8),
         ([{"image": [bytes(EIGHTH)] * 20}], {"use_dictionary": True, "data_page_size": 4 * EIGHTH}, 8),
@@ -58,18 +61,16 @@ def footer_of(path: Path, tables: Sequence[pa.Table], **options: Any) -> pq.File
         ),
         ([{"image": [{"bytes": bytes(EIGHTH), "path": None}] * 2}], {"use_dictionary": False}, 8),
     ],
-    ids=["small", "first group", "huge row", "zeros", "dictionary", "delta", "struct"],
+    ids=["small", "first group", "last group", "huge row", "zeros", "dictionary", "delta", "struct"],
 )
 def test_a_batch_has_as_many_rows_as_memory_has_room_for(
     tmp_path: Path, tables: list[dict[str, Any]], options: dict[str, Any], num_rows: int
 ) -> None:
-    """The largest rows of any row group decide, as they are in memory and not in the file."""
-    footer = footer_of(tmp_path / "in.parquet", [pa.table(table) for table in tables], **options)
+    """The largest rows of any of these row groups decide, as they are in memory and not in the file."""
+    found = dictionaries_of(tmp_path / "in.parquet", [pa.table(table) for table in tables], **options)
 
-    found = rows_per_batch(footer, 64, ["image"], [])
-
-    assert num_rows * 0.9 <= found <= num_rows
-    assert rows_per_batch(footer, 64, ["other"], []) == 64
+    assert num_rows * 0.9 <= found.reading(0, ["image"], 64).num_rows <= num_rows
+    assert found.reading(0, ["other"], 64).num_rows == 64
 
 
 def test_texts_and_lists_of_images_are_read_with_their_dictionary(tmp_path: Path) -> None:
@@ -78,11 +79,11 @@ def test_texts_and_lists_of_images_are_read_with_their_dictionary(tmp_path: Path
     table = pa.table({name: values * 300 for name, values in columns.items()})
     read = ["text", "image", "images", "number"]
 
-    footer = footer_of(tmp_path / "a.parquet", [table, table])
-    plain = footer_of(tmp_path / "b.parquet", [table], use_dictionary=["number"])
+    folded = dictionaries_of(tmp_path / "a.parquet", [table, table]).reading(0, read, 64)
+    plain = dictionaries_of(tmp_path / "b.parquet", [table], use_dictionary=["number"]).reading(0, read, 64)
 
-    assert dictionary_leaves(footer, read) == ["images.list.element", "text"]
-    assert dictionary_leaves(plain, read) == []
+    assert (folded.groups, folded.dictionaries) == (range(2), {"images.list.element", "text"})
+    assert (plain.groups, plain.dictionaries) == (range(1), set())
 
 
 def batch(*values: int, width: int = 8) -> pa.RecordBatch:
@@ -322,15 +323,17 @@ def test_rows_are_numbered_through_their_file(tmp_path: Path, statistics: bool) 
         path.open("rb"), map_columns(InputSchemas({"x": table.schema}), InputSpec(path="x"))
     ) as file:
         groups = [file.row_group_of(row) for row in (0, 49, 50, 99, 100, 129)]
+        decoded = next(file.decode_rows(57))
         later = list(file.read_rows(57))
         checked = list(file.read_for_checks(batch_size=64))
         ids = file.row_ids([129, 0, 64, 50, 49])
         nulls = file.num_nulls("prompt")
 
     assert groups == [0, 0, 1, 1, 2, 2]
-    assert [(part.first_row, part.num_rows) for part in later] == [(50, 64), (114, 16)]
+    assert (decoded.first_row, decoded.num_rows) == (50, 50)
+    assert [(part.first_row, part.num_rows) for part in later] == [(57, 43), (100, 30)]
     assert [text for part in later for text in part.fields["row_id"].to_pylist()] == [
-        f"r{i}" for i in range(50, 130)
+        f"r{i}" for i in range(57, 130)
     ]
     absent = [
         part.first_row + int(row)

@@ -1,7 +1,9 @@
 """Facts about reading a shard: each row has its own values, in whatever order shards are read."""
 
+import errno
 import io
 import random
+import tracemalloc
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -10,12 +12,15 @@ from pathlib import Path
 from threading import Event
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from actors.images.spool import Encoded, Spool, encoded_bytes
-from actors.inputs.input_file import BATCH_ROWS
+from actors.inputs.input_file import BATCH_ROWS, InputFile
+from actors.rows.routed_rows import RoutedRows
+from actors.rows.routing import Router
 from actors.rows.row import Row, derived_seed
 from actors.rows.shard_reader import ShardReader
 from actors.storage.local_disk import LocalStorage
@@ -196,6 +201,70 @@ def test_rows_are_found_behind_the_first_rows_that_are_routed_together(tmp_path:
         numbers = [i for i in range(num_rows) if models[i] == model][shard.start : shard.stop]
         assert [row.texts["prompt"] for row in read[shard.name]] == [f"p{i}" for i in numbers]
         assert [row.row_id for row in read[shard.name]] == [f"in.parquet#{i}" for i in numbers]
+
+
+@pytest.mark.parametrize(("group_rows", "in_dictionary"), [(70_000, True), (5_000, False)])
+def test_a_models_rows_are_found_anywhere_in_a_file_without_memory_for_each(
+    tmp_path: Path, group_rows: int, in_dictionary: bool
+) -> None:
+    """In any order of asking, over blocks of one model and of several, in row groups of other borders."""
+    num_rows = 200_000
+    models = np.array(["sd" if 50_000 <= i < 90_000 or i % 3 else "other" for i in range(num_rows)])
+    path = tmp_path / "in.parquet"
+    table = pa.table({"prompt": ["x"] * num_rows, "model": models})
+    pq.write_table(table, path, row_group_size=group_rows, use_dictionary=in_dictionary)
+    job = plan_for(job_spec(path, tmp_path / "out", models=MODELS)).job
+    dice = random.Random(0)
+    tracemalloc.start()
+
+    with InputFile(path.open("rb"), job.columns) as file:
+        before, _ = tracemalloc.get_traced_memory()
+        routed = RoutedRows(file, Router(job.spec, job.models))
+        after, _ = tracemalloc.get_traced_memory()
+        for _ in range(60):
+            model = dice.choice([*MODELS])
+            start = dice.randrange(num_rows // 2)
+            stop = start + dice.choice([0, 1, 100, 40_000, 150_000])
+            numbers = np.flatnonzero(models == model)[start:stop]
+            assert np.array_equal(routed.numbers(model, start, stop), numbers)
+        absent = routed.numbers("third", 0, 10)
+
+    tracemalloc.stop()
+    assert len(absent) == 0
+    assert after - before < num_rows // 4
+
+
+def test_reading_goes_on_after_a_disk_has_failed(tmp_path: Path) -> None:
+    """With the shard that failed, and in the file that is open."""
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"prompt": ["x"] * 3 * BATCH_ROWS}), path, row_group_size=BATCH_ROWS)
+    plan = plan_for(job_spec(path, tmp_path / "out", batching={"shard_rows": 10_000}))
+    failing: list[OSError] = []
+
+    class File(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if failing:
+                raise failing.pop()
+            return super().read(size) or b""
+
+    class Disk(LocalStorage):
+        def open(self, uri: str) -> BinaryIO:
+            return File(uri)  # type: ignore[return-value]
+
+    class Disks(Stores):
+        def of(self, uri: str) -> Storage:
+            return Disk(temp_dir=str(tmp_path))
+
+    shards = [*plan.shards()]
+    with closing(ShardReader(plan.job, Disks())) as reader:
+        rows = reader.read(shards[0], Spool())
+        failing.append(OSError(errno.EIO, "Input/output error"))
+        with pytest.raises(OSError, match="Input/output error"):
+            reader.read(shards[1], Spool())
+        for shard in shards[1:]:
+            rows += reader.read(shard, Spool())
+
+    assert [row.row_id for row in rows] == [f"in.parquet#{i}" for i in range(3 * BATCH_ROWS)]
 
 
 def test_a_derived_seed_never_changes() -> None:

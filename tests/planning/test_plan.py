@@ -24,7 +24,7 @@ from actors.storage.output import open_output
 from actors.storage.stores import Stores, open_storage
 from jobs.output import job_record
 from jobs.output.job_record import claim
-from jobs.planning.plan import Plan, make_plan
+from jobs.planning.plan import Plan, ShardFinder, make_plan
 from jobs.planning.plan_text import LARGE_PART_BYTES, MAX_ROUTE_LINES, print_plan, refuse_hopeless
 from jobs.planning.row_scan import Findings, RouteCount
 from jobs.survey.input_paths import find_files, input_paths
@@ -199,6 +199,9 @@ def test_every_row_of_every_file_is_in_exactly_one_shard(
     assert [shard.name for shard in shards] == sorted(shard.name for shard in shards)
     for model in ("sd", "xl", "fill", NO_MODEL):
         assert plan.num_shards_of(model) == sum(shard.model == model for shard in shards)
+    assert [ShardFinder(plan).shard_at(index) for index in range(len(shards))] == shards
+    with pytest.raises(IndexError):
+        ShardFinder(plan).shard_at(len(shards))
 
 
 def test_a_job_goes_on_with_its_shards_if_the_spec_names_its_models_in_another_order(spec: JobSpec) -> None:

@@ -456,7 +456,7 @@ def test_each_tick_is_counted_and_watched(tmp_path: Path) -> None:
     """The lease is renewed and the budget asked at each; reports and images under way are in the tally."""
     plan = plan_for(spec_of(tmp_path))
     shards = [*plan.shards()]
-    dispatcher = Dispatcher({"sd": iter(shards)}, {"sd": len(shards)}, max_attempts=1)
+    dispatcher = Dispatcher({"sd": shards}, max_attempts=1)
     watcher, tally = Watcher(), Tally(rows_total=18, rows_before=0)
     watch = RunWatch(tally=tally, lease=watcher, budget=watcher)  # type: ignore[arg-type]
     console = Console(file=io.StringIO())

@@ -1,6 +1,6 @@
 """Runs of the real pool over some shards, on a fake Ray whose workers a test describes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from ray.exceptions import RayTaskError
@@ -153,12 +153,12 @@ class Run:
 def dispatcher_of(counts: dict[str, int], max_attempts: int = 3) -> Dispatcher:
     """A dispatcher over `counts` shards by model, numbered through."""
     first, num = 0, sum(counts.values())
-    shards: dict[str, Iterator[Shard]] = {}
+    shards: dict[str, list[Shard]] = {}
     for model, count in counts.items():
         indices = range(first, first + count)
-        shards[model] = iter([shard_of(index, num, model) for index in indices])
+        shards[model] = [shard_of(index, num, model) for index in indices]
         first += count
-    return Dispatcher(shards, counts, max_attempts=max_attempts)
+    return Dispatcher(shards, max_attempts=max_attempts)
 
 
 def shard_of(index: int, num: int, model: str) -> Shard:

@@ -451,7 +451,7 @@ class Driver:
             )
             for file in plan.files
         )
-        return plan_of(record, Survey(job=plan.job, files=files), OUTPUT), record.num_shards
+        return plan_of(record, Survey(job=plan.job, files=files, notes=()), OUTPUT), record.num_shards
 
     def finish(self, num_shards: int) -> None:
         """Do what `jobs.reports.finish.finish` does."""
