@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,10 +183,14 @@ def test_a_row_that_no_part_has_is_refused(tmp_path: Path) -> None:
 
 def test_a_row_that_takes_its_worker_down_is_not_generated(tmp_path: Path) -> None:
     """Neither alone nor as company of another row."""
-    spec = made(tmp_path, ROWS[:2])
+    spec = made(tmp_path, ROWS[:3])
     change_part(spec, status="failed", error_code="worker_crash", image=None, image_sha256=None)
+    file = io.StringIO()
 
-    assert "equal: 2 images" in replayed(spec, "b")
+    with suppress(DarkroomError):  # The row was made in other company here, which can change its last bits.
+        replay_row(spec.output.path, "b", Console(file=file, width=300))
+
+    assert "generating it again with the 2 rows of its shard" in file.getvalue()
     with pytest.raises(RefusedError, match="it takes its worker down"):
         replayed(spec, "a")
 
