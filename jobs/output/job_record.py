@@ -151,7 +151,11 @@ def plan_of(record: JobRecord, survey: Survey, output: str) -> Plan:
 
     RefusedError, with the differences, where this spec, checkpoint or input is not the recorded one.
     """
-    differences = [*_differences(record.identity, survey.job.identity()), *_input_differences(record, survey)]
+    differences = [
+        *_differences(record.identity, survey.job.identity()),
+        *_checkpoint_differences(record, survey),
+        *_input_differences(record, survey),
+    ]
     if differences:
         shown = "\n  ".join(differences[:MAX_DIFFERENCES])
         num_more = len(differences) - MAX_DIFFERENCES
@@ -184,6 +188,19 @@ def _differences(recorded: object, present: object, key: str = "") -> list[str]:
 
 def _shown(value: object) -> str:
     return "not set" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _checkpoint_differences(record: JobRecord, survey: Survey) -> Iterator[str]:
+    """One line for each file of a checkpoint's folder that is missing, new or changed."""
+    for name in record.models.keys() & survey.job.models.keys():
+        recorded, present = record.models[name].files, survey.job.models[name].files
+        # A job of an older version, or one that went from the Hub to a folder, has nothing to compare.
+        for file in sorted(recorded.keys() | present.keys()) if recorded and present else ():
+            if recorded.get(file) != present.get(file):
+                change = (
+                    "is new" if file not in recorded else "is missing" if file not in present else "changed"
+                )
+                yield f"models.{name}: {file} {change}"
 
 
 def _input_differences(record: JobRecord, survey: Survey) -> list[str]:
