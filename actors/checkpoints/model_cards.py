@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RevisionNotFoundError
 
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder, location_for_workers
 from actors.checkpoints.hub import HUB_ERRORS, first_line, trouble_of
@@ -258,6 +258,11 @@ def _hub_reader(name: str, model: ModelSpec) -> tuple[str, ReadJson]:
             raise SpecError(
                 f"models.{name}.checkpoint: {model.checkpoint} is a repository of the Hub without {file}, so "
                 "it is no checkpoint in diffusers' format"
+            ) from error
+        except RevisionNotFoundError as error:
+            raise SpecError(
+                f"models.{name}.revision: {model.checkpoint} has no branch, tag or commit "
+                f"{model.revision} on the Hub"
             ) from error
         except (*HUB_ERRORS, HFValidationError) as error:
             if trouble := trouble_of(error):

@@ -2,6 +2,7 @@
 
 import json
 import posixpath
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from jobs.output.strict_json import parse_json
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
 from jobs.survey.input_paths import MAX_LISTED_BYTES
-from jobs.survey.survey import Survey, SurveyedFile
+from jobs.survey.survey import Survey, SurveyedFile, make_survey
 from schemas.columns.folder_columns import folder_columns
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import RefusedError, SpecError
@@ -60,6 +61,8 @@ class _Header:
     format: int
 
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+"""The revision in the card of a checkpoint on the Hub."""
 _HEADER = TypeAdapter(_Header)
 _RECORD = TypeAdapter(JobRecord)
 
@@ -146,6 +149,23 @@ def to_json(record: JobRecord) -> bytes:
     return json.dumps(values, indent=2, ensure_ascii=False).encode()
 
 
+def survey_of(spec: JobSpec, record: JobRecord | None) -> Survey:
+    """The survey of a job that is new (None), or has begun: then of the Hub's commits that it began with.
+
+    A branch may move in the meantime. The spec may name the commit then, or what it named before.
+    """
+    if record is None:
+        return make_survey(spec)
+    models, commits = dict(spec.models), {}
+    for name in models.keys() & record.models.keys():
+        commit, recorded, present = record.models[name].revision, record.spec.models[name], models[name]
+        same = present.checkpoint == recorded.checkpoint and present.revision in (recorded.revision, commit)
+        if same and _COMMIT.fullmatch(commit):
+            commits[name] = commit
+            models[name] = present.model_copy(update={"revision": recorded.revision})
+    return make_survey(spec.model_copy(update={"models": models}), commits)
+
+
 def plan_of(record: JobRecord, survey: Survey, output: str) -> Plan:
     """The recorded plan, with the input files at their present URIs.
 
@@ -168,7 +188,8 @@ def plan_of(record: JobRecord, survey: Survey, output: str) -> Plan:
     job = replace(survey.job, models={name: survey.job.models[name] for name in record.models})
     # The files may have moved: a Ray job unpacks its working directory into a new folder each time.
     files = zip(record.files, survey.files, strict=True)
-    return Plan(job=job, files=tuple(replace(planned, uri=file.stored.uri) for planned, file in files))
+    present = tuple(replace(planned, uri=file.stored.uri) for planned, file in files)
+    return Plan(job=job, files=present, first_uris=tuple(file.uri for file in record.files))
 
 
 def _differences(recorded: object, present: object, key: str = "") -> list[str]:

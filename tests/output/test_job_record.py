@@ -90,6 +90,25 @@ def test_an_input_that_was_moved_is_read_where_it_is_now(
     assert [shard.uri for shard in recorded] == [f"{begun.rows}/{name}.parquet" for name in "aabbb"]
 
 
+def test_rows_keep_their_names_where_folders_are_renamed(tmp_path: Path) -> None:
+    """The ids and seeds of rows without an id come from where their file was when the job began."""
+    for folder in ("one", "two"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        write_rows(tmp_path / "in" / folder / "rows.parquet", [{"prompt": folder}])
+    spec = job_spec(tmp_path / "in", tmp_path / "out")
+    output = open_output(spec.output.path)
+    record = claim(output, *make_plan(make_survey(spec)))
+    (tmp_path / "in" / "one").rename(tmp_path / "in" / "eins")
+
+    plan = plan_of(record, make_survey(spec), output.path)
+
+    assert [shard.file_name for shard in plan.shards()] == ["one/rows.parquet", "two/rows.parquet"]
+    assert [shard.uri.removeprefix(f"{tmp_path}/in/") for shard in plan.shards()] == [
+        "eins/rows.parquet",
+        "two/rows.parquet",
+    ]
+
+
 @pytest.mark.parametrize(("folder", "goes_on"), [("seed=2", False), ("other=2", True)])
 def test_a_folder_whose_name_is_read_keeps_it(
     tmp_path: Path, begun: Begun, folder: str, goes_on: bool
