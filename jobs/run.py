@@ -9,6 +9,7 @@ from jobs.dispatch.dispatcher import Dispatcher
 from jobs.fleet.budget import Budget
 from jobs.fleet.cluster import with_output_settled
 from jobs.fleet.shard_loop import RunWatch, generate_shards
+from jobs.output.content_hashes import with_hashes
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
 from jobs.output.job_record import JobRecord, claim, plan_of, read_record, survey_of
 from jobs.output.lease import Lease
@@ -68,7 +69,7 @@ def _plan_and_record(
         refuse_hopeless(surveyed, findings)
         refuse_full_disk(output.path, expected_bytes(findings, plan.job))
         probe(output)
-        record = claim(output, plan, findings)
+        record = claim(output, with_hashes(plan), findings)
     return plan_of(record, surveyed, output.path), record
 
 

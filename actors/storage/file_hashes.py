@@ -6,7 +6,7 @@ import os
 import re
 import time
 import uuid
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,10 @@ SETTLED_NS = 2_000_000_000
 
 The coarsest file systems (FAT) keep times in steps of two seconds.
 """
+BLOCK_BYTES = 1 << 20
+"""Bytes that are read at a time."""
+MAX_KNOWN = 10_000
+"""Files of which a process knows the hashes without looking into the cache."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -32,16 +36,28 @@ class _State(NamedTuple):
     inode: int
 
 
-def sha256_of(path: str) -> str:
+_known: dict[str, tuple[_State, str]] = {}
+"""The state and the hash of files, by path."""
+
+
+def sha256_of(path: str, beat: Callable[[], None] = lambda: None) -> str:
     """The hash of a file's content, in hexadecimal; OSError where it cannot be read.
 
-    A file that was hashed before on this machine, and has not changed since, is not read again.
+    A file that was hashed before on this machine, and has not changed since, is not read again. `beat` is
+    called now and then while a file is read.
     """
     path = os.path.realpath(path)
     state = _state_of(path)
-    if time.time_ns() - max(state.mtime_ns, state.ctime_ns) < SETTLED_NS:
-        return _hash(path)
-    return _hash_once(path, state)
+    is_settled = time.time_ns() - max(state.mtime_ns, state.ctime_ns) >= SETTLED_NS
+    digest = is_settled and (_known_here(path, state) or _kept(path, state))
+    if not digest:
+        digest = _hash(path, beat)
+        is_settled = is_settled and _state_of(path) == state
+        if is_settled and state.size >= KEPT_BYTES:
+            _keep(path, state, digest)
+    if is_settled:
+        _know(path, state, digest)
+    return digest
 
 
 def _state_of(path: str) -> _State:
@@ -49,25 +65,31 @@ def _state_of(path: str) -> _State:
     return _State(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
-@lru_cache(maxsize=4096)
-def _hash_once(path: str, state: _State) -> str:
-    if state.size < KEPT_BYTES:
-        return _hash(path)
-    if known := _kept(path, state):
-        return known
-    digest = _hash(path)
-    if _state_of(path) == state:
-        _keep(path, state, digest)
-    return digest
+def _hash(path: str, beat: Callable[[], None]) -> str:
+    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while num_bytes := file.readinto(block):
+            digest.update(block[:num_bytes])
+            beat()
+    return digest.hexdigest()
 
 
-def _hash(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _known_here(path: str, state: _State) -> str:
+    """The hash that this process knows of the file in this state; empty if it knows none."""
+    known_state, digest = _known.get(path, (None, ""))
+    return digest if known_state == state else ""
+
+
+def _know(path: str, state: _State, digest: str) -> None:
+    if len(_known) >= MAX_KNOWN:
+        _known.clear()
+    _known[path] = state, digest
 
 
 def _kept(path: str, state: _State) -> str:
     """The hash that a process kept of the file in this state; empty if none did."""
+    if state.size < KEPT_BYTES:
+        return ""
     try:
         kept = json.loads(_entry(path).read_bytes())
         if kept["path"] == path and kept["state"] == [*state] and _SHA256.fullmatch(kept["sha256"]):

@@ -12,6 +12,8 @@ from pydantic import FailFast, TypeAdapter
 
 from actors.storage.objects import StoredObject
 from actors.storage.output import Output
+from actors.storage.stores import Stores
+from jobs.output.content_hashes import changed_files
 from jobs.output.strict_json import parse_json
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
@@ -186,10 +188,21 @@ def plan_of(record: JobRecord, survey: Survey, output: str) -> Plan:
         )
     # Shards are numbered in the order of the models, so the recorded order counts, not the present one.
     job = replace(survey.job, models={name: survey.job.models[name] for name in record.models})
-    # The files may have moved: a Ray job unpacks its working directory into a new folder each time.
-    files = zip(record.files, survey.files, strict=True)
-    present = tuple(replace(planned, uri=file.stored.uri) for planned, file in files)
-    return Plan(job=job, files=present, first_uris=tuple(file.uri for file in record.files))
+    return Plan(
+        job=job, files=_present_files(record, survey), first_uris=tuple(file.uri for file in record.files)
+    )
+
+
+def _present_files(record: JobRecord, survey: Survey) -> tuple[PlannedFile, ...]:
+    """The recorded files where they are now, without hashes if the spec no longer asks for them.
+
+    They may have moved: a Ray job unpacks its working directory into a new folder each time.
+    """
+    has_hashes = survey.job.spec.input.hash == "whole"
+    return tuple(
+        replace(planned, uri=file.stored.uri, sha256=planned.sha256 if has_hashes else "")
+        for planned, file in zip(record.files, survey.files, strict=True)
+    )
 
 
 def _differences(recorded: object, present: object, key: str = "") -> list[str]:
@@ -231,7 +244,10 @@ def _input_differences(record: JobRecord, survey: Survey) -> list[str]:
     stored = [file.stored for file in survey.files]
     if contents == [(_content(file), _from_folders(file.uri, columns)) for file in stored]:
         pairs = zip(record.files, survey.files, strict=True)
-        return [line for planned, surveyed in pairs for line in _row_differences(planned, surveyed)]
+        lines = [line for planned, surveyed in pairs for line in _row_differences(planned, surveyed)]
+        stores = Stores(survey.job.spec.errors.storage_deadline_s)
+        changed = changed_files(_present_files(record, survey), stores)
+        return lines + [f"input: {uri} has changed (its size and its ends have not)" for uri in changed]
     recorded = {file.uri: file for file in record.files}
     present = {file.stored.uri: file.stored for file in survey.files}
     lines = [f"input: {uri} is missing" for uri in recorded if uri not in present]

@@ -113,6 +113,7 @@ class ShardFinder:
             uri=file.uri,
             file_name=self._names[file.uri],
             etag=file.etag,
+            sha256=file.sha256,
             model=model,
             start=start,
             stop=stop,
