@@ -9,7 +9,7 @@ from actors.worker_process import ENGINE
 from jobs.dispatch.dispatcher import Dispatcher
 from jobs.fleet.cluster import with_output_settled
 from jobs.fleet.shard_loop import RunWatch, generate_shards
-from jobs.output.job_record import plan_of, require_record
+from jobs.output.job_record import plan_of, require_record, survey_of
 from jobs.output.lease import Lease
 from jobs.output.part_footers import read_footers
 from jobs.output.parts import Parts, list_parts
@@ -19,7 +19,6 @@ from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult
 from jobs.reports.summary import job_totals
 from jobs.signals import stopping_signals
-from jobs.survey.survey import make_survey
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
@@ -37,7 +36,7 @@ def retry_job(
     output = open_output(spec.output.path, deadline_s=spec.errors.storage_deadline_s)
     with stopping_signals():
         record = require_record(output)
-        plan = plan_of(record, make_survey(spec), output.path)
+        plan = plan_of(record, survey_of(spec, record), output.path)
         parts = list_parts(output, record.num_shards)
         chosen = _shards_to_retry(output, parts, only)
         num_rows = sum(shard.num_rows for shard in plan.shards() if chosen[shard.index])

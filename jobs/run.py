@@ -9,8 +9,9 @@ from jobs.dispatch.dispatcher import Dispatcher
 from jobs.fleet.budget import Budget
 from jobs.fleet.cluster import with_output_settled
 from jobs.fleet.shard_loop import RunWatch, generate_shards
+from jobs.output.content_hashes import with_hashes
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
-from jobs.output.job_record import JobRecord, claim, plan_of, read_record
+from jobs.output.job_record import JobRecord, claim, plan_of, read_record, survey_of
 from jobs.output.lease import Lease
 from jobs.output.parts import done_shards, list_parts, output_totals, still_missing
 from jobs.output.tally import Abandoned, Tally
@@ -20,7 +21,7 @@ from jobs.reports.finish import finish, is_finished
 from jobs.reports.run_result import RunResult
 from jobs.reports.summary import job_totals
 from jobs.signals import stopping_signals
-from jobs.survey.survey import Survey, make_survey
+from jobs.survey.survey import Survey
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
 
@@ -30,9 +31,10 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
     spec = with_output_settled(spec)
     output = open_output(spec.output.path, deadline_s=spec.errors.storage_deadline_s)
     with stopping_signals():
-        surveyed = make_survey(spec)
+        record = read_record(output)
+        surveyed = survey_of(spec, record)
         print_notes(surveyed, console)
-        plan, record = _plan_and_record(surveyed, output, console)
+        plan, record = _plan_and_record(surveyed, record, output, console)
         done = done_shards(output, record.num_shards)
         if all(done) and is_finished(output):
             totals = job_totals(output, record, list_parts(output, record.num_shards))
@@ -55,18 +57,19 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
         )
 
 
-def _plan_and_record(surveyed: Survey, output: Output, console: Console) -> tuple[Plan, JobRecord]:
-    """The output's recorded plan and its record; a new output is planned and recorded first.
+def _plan_and_record(
+    surveyed: Survey, record: JobRecord | None, output: Output, console: Console
+) -> tuple[Plan, JobRecord]:
+    """The output's recorded plan and its record; an output without a record is planned and recorded first.
 
     RefusedError where this spec or input is not the recorded one.
     """
-    record = read_record(output)
     if record is None:
         plan, findings = check_rows(surveyed, console)
         refuse_hopeless(surveyed, findings)
         refuse_full_disk(output.path, expected_bytes(findings, plan.job))
         probe(output)
-        record = claim(output, plan, findings)
+        record = claim(output, with_hashes(plan), findings)
     return plan_of(record, surveyed, output.path), record
 
 

@@ -5,7 +5,6 @@ imports the builder of random weights, `demo.random_checkpoints`, but runs it in
 """
 
 import hashlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from models import trained_models
+from models.caches import cache_folder
 from models.whole_folder import all_or_nothing, refuse_used
 from schemas.errors import SpecError
 
@@ -64,7 +64,7 @@ def demo_folder(kind: str) -> Path:
     """The folder of a demo checkpoint in the cache. Another builder or library version has another folder."""
     check_kind(kind)
     digest = trained_models.digest() if kind in trained_models.KINDS else _digest()
-    return _cache_folder() / f"demo-{kind}-{digest}"
+    return cache_folder() / f"demo-{kind}-{digest}"
 
 
 def check_kind(kind: str) -> None:
@@ -133,10 +133,3 @@ def _digest() -> str:
     sources = b"".join((builder_folder() / name).read_bytes() for name in SOURCES)
     versions = [f"{name}={version(name)}" for name in ("diffusers", "transformers", "torch")]
     return hashlib.sha256(sources + "\n".join(versions).encode()).hexdigest()[:12]
-
-
-def _cache_folder() -> Path:
-    folder = os.environ.get("DARKROOM_CACHE")
-    if folder:
-        return Path(folder).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "darkroom"

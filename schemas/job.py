@@ -29,6 +29,8 @@ class PlannedFile:
     size_bytes: StoredCount
     etag: str
     """The store's fingerprint of the file's content. A worker that meets another one stops the job."""
+    sha256: str = ""
+    """The same for the hash of the whole content; empty on S3, or if `input.hash` is `ends`."""
     num_rows: StoredCount
     rows_by_model: Mapping[str, StoredCount]
     """The number of rows that are routed to each model. Rows that no model can take are under NO_MODEL."""
@@ -68,12 +70,13 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """Everything that determines the output, as JSON values.
 
-        These are the spec without `output.path`, `input.pictures`, `workers` and `errors`, the fields'
-        columns, and the models' revisions.
+        These are the spec without `output.path`, `input.pictures`, `input.hash`, `workers` and `errors`, the
+        fields' columns, and the models' revisions.
         """
         spec = self.spec.model_dump(mode="json", exclude={"workers", "errors"})
         spec["output"].pop("path")
         spec["input"].pop("pictures")
+        spec["input"].pop("hash")
         return {
             "spec": spec,
             "columns": dict(self.columns.fields),
@@ -104,6 +107,8 @@ class Shard:
     """The first row, counted from 0 among this file's rows of this model."""
     stop: int
     """The row after the last one, counted in the same way."""
+    sha256: str = ""
+    """The hash of the file's whole content when the job was planned; empty: only the etag is compared."""
     file_name: str = ""
     """The name with which the ids of this file's rows begin if the input has no ids."""
     repeated: tuple[int, ...] = ()

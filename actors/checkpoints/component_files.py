@@ -16,6 +16,7 @@ from huggingface_hub import HfApi, hf_hub_download
 
 from actors.checkpoints.checkpoint_folders import local_folder
 from actors.checkpoints.hub import HUB_ERRORS
+from actors.storage.file_hashes import sha256_of
 from schemas.spec.job_spec import ModelSpec
 
 ALLOW_PICKLES = "DARKROOM_ALLOW_PICKLES"
@@ -24,7 +25,6 @@ has no safetensors. It is not a key of the spec: whoever runs the machines decid
 SAFE, PICKLED = ".safetensors", ".bin"
 
 HUB_TIMEOUT_S = 10.0
-_BLOCK_BYTES = 1 << 20
 _SAVING_KEYS = ("transformers_version", "dtype", "torch_dtype")
 """Keys of a configuration that say how a component was saved, not what it is."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -59,9 +59,9 @@ class LocalFile:
         return self.path.stat().st_size
 
     def sha256(self) -> str:
-        """The content's hash. The whole file is read for it, which can be gigabytes.
+        """The content's hash. The whole file is read for it, which can be gigabytes, unless it was before.
 
-        Only a link into the Hub's cache need not be read: a large file there has its hash as its name
+        A link into the Hub's cache need never be read: a large file there has its hash as its name
         (huggingface_hub 2.4).
         """
         if self.path.is_symlink():
@@ -70,8 +70,7 @@ class LocalFile:
             blob = self.path.readlink()
             if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
                 return blob.name
-        stat = self.path.stat()
-        return _hash_once(str(self.path), stat.st_size, stat.st_mtime_ns)
+        return sha256_of(str(self.path))
 
     def read(self) -> bytes:
         return self.path.read_bytes()
@@ -225,12 +224,3 @@ def _is_weights(name: str, component: str, variant: str | None, ending: str) -> 
     # model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors
     file_variant = file.removesuffix(ending).partition(".")[2].partition("-")[0]
     return file_variant == (variant or "")
-
-
-@lru_cache(maxsize=1024)
-def _hash_once(file: str, size: int, mtime_ns: int) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while block := opened.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -8,14 +8,17 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RevisionNotFoundError
 
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder, location_for_workers
 from actors.checkpoints.hub import HUB_ERRORS, first_line, trouble_of
+from actors.storage.file_hashes import sha256_of
 from actors.storage.local_disk import LocalStorage
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec.job_spec import ModelSpec
@@ -29,6 +32,9 @@ text encoder."""
 
 MAX_SIDE, MAX_VAE_BLOCKS, MAX_TRAIN_TIMESTEPS = 8192, 8, 100_000
 """Limits that no real checkpoint reaches. A damaged or hostile one could otherwise ask for all memory."""
+
+HASHES_AT_ONCE = 4
+"""A checkpoint's files that are hashed at the same time."""
 
 MAX_CONFIG_BYTES = 16 << 20
 """The largest configuration file that is read. Published ones have a few kilobytes."""
@@ -61,7 +67,9 @@ def read_card(name: str, model: ModelSpec) -> ModelCard:
         read_json = _folder_reader(name, folder)
         read_json("model_index.json")  # A folder that is not a checkpoint is not searched.
         _check_files(name, folder)
-        return _card(name, model, read_json, _digest(folder), weight_bytes_on_disk(folder))
+        card = _card(name, model, read_json, revision="", weight_bytes=weight_bytes_on_disk(folder))
+        hashes = _hashes(name, folder)  # last, because it can take a while
+        return replace(card, revision=_digest(hashes), files=hashes)
     if Path(model.checkpoint).expanduser().is_file():
         raise SpecError(
             f"models.{name}.checkpoint: {model.checkpoint} is a file; darkroom reads folders as diffusers' "
@@ -207,13 +215,32 @@ def _check_files(name: str, folder: Path) -> None:
         raise SpecError(f"models.{name}.checkpoint: {path} is {kind}")
 
 
-def _digest(folder: Path) -> str:
-    """A hash of the folder's files: of their names, their sizes, and the two ends of their contents."""
-    digest = hashlib.sha256()
-    for stored in LocalStorage(temp_dir="").list(str(folder)):
-        name = Path(stored.uri).relative_to(folder)
-        digest.update(f"{name} {stored.etag}\n".encode())
-    return digest.hexdigest()[:16]
+def _hashes(name: str, folder: Path) -> dict[str, str]:
+    """By name, the SHA-256 of each file that the folder's pipeline can be loaded from.
+
+    Other files do not count: a README, or the checkpoints that a trainer saved on its way.
+    """
+    index = json.loads((folder / "model_index.json").read_bytes())
+    components = [part for part, entry in index.items() if isinstance(entry, list)]
+    paths = [folder / "model_index.json"]
+    paths += [path for part in components for path in (folder / part).rglob("*") if path.is_file()]
+    # A name need not be UTF-8, and the job's record is.
+    names = [path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode() for path in paths]
+    try:
+        with ThreadPoolExecutor(HASHES_AT_ONCE) as threads:
+            hashes = [*threads.map(sha256_of, map(str, paths))]
+    except OSError as error:
+        raise SpecError(
+            f"models.{name}.checkpoint: {error.filename} cannot be read ({error.strerror}); check its "
+            "permissions and the disk"
+        ) from error
+    return dict(sorted(zip(names, hashes, strict=True)))
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
+    """The revision of a folder with these files: a hash of their names and contents."""
+    lines = "".join(f"{name} {digest}\n" for name, digest in hashes.items())
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def weight_bytes_on_disk(folder: Path) -> int:
@@ -231,6 +258,11 @@ def _hub_reader(name: str, model: ModelSpec) -> tuple[str, ReadJson]:
             raise SpecError(
                 f"models.{name}.checkpoint: {model.checkpoint} is a repository of the Hub without {file}, so "
                 "it is no checkpoint in diffusers' format"
+            ) from error
+        except RevisionNotFoundError as error:
+            raise SpecError(
+                f"models.{name}.revision: {model.checkpoint} has no branch, tag or commit "
+                f"{model.revision} on the Hub"
             ) from error
         except (*HUB_ERRORS, HFValidationError) as error:
             if trouble := trouble_of(error):

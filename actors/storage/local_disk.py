@@ -6,11 +6,12 @@ import hashlib
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import PurePath
 from typing import BinaryIO
 
+from actors.storage.file_hashes import sha256_of
 from actors.storage.objects import Buffer, ListedObject, StoredObject, Tail, refuse_larger
 from schemas.errors import DarkroomError, RefusedError, SpecError, StorageError
 
@@ -67,6 +68,10 @@ class LocalStorage:
                 if error.errno in _ABSENT:
                     return None
                 raise
+
+    def content_hash(self, uri: str, beat: Callable[[], None] = lambda: None) -> str:
+        with _converted_errors(uri):
+            return sha256_of(uri, beat)
 
     def open(self, uri: str) -> BinaryIO:
         with _converted_errors(uri):
@@ -153,7 +158,7 @@ def _open_file(path: str) -> BinaryIO:
 
 
 def _stored_object(path: str, file: BinaryIO) -> StoredObject:
-    """A file as an object. The etag is a hash of the size and of both ends of the content.
+    """A file as an object. The etag is a hash of the size and of both ends of the content: it must be cheap.
 
     The mtime is not part of it, because it differs between copies on two nodes.
     """

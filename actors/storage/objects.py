@@ -4,7 +4,7 @@ Everything else rests on `create`: it writes a whole object or nothing, and exac
 writers of a URI is told that it has written the object.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -28,7 +28,8 @@ class StoredObject(ListedObject):
     """What is known of one object without its content."""
 
     etag: str
-    """A tag that changes when the content does. It can be compared only within one kind of store."""
+    """A tag that changes when the content does (on a disk: when its ends do). It can be compared only within
+    one kind of store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,13 @@ class Storage(Protocol):
 
     def stat(self, uri: str) -> StoredObject | None:
         """What is known of one object, or None where there is none."""
+
+    def content_hash(self, uri: str, beat: Callable[[], None] = lambda: None) -> str:
+        """The SHA-256 of a whole file on a disk; FileNotFoundError where there is none.
+
+        Empty for an object on S3, because its ETag is made of the whole content. An unchanged file is read
+        once on a machine, and `beat` is called now and then meanwhile.
+        """
 
     def open(self, uri: str) -> BinaryIO:
         """A seekable reader that uses bounded memory; FileNotFoundError where there is no object."""

@@ -2,6 +2,7 @@
 
 import json
 import posixpath
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
@@ -11,11 +12,13 @@ from pydantic import FailFast, TypeAdapter
 
 from actors.storage.objects import StoredObject
 from actors.storage.output import Output
+from actors.storage.stores import Stores
+from jobs.output.content_hashes import changed_files
 from jobs.output.strict_json import parse_json
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
 from jobs.survey.input_paths import MAX_LISTED_BYTES
-from jobs.survey.survey import Survey, SurveyedFile
+from jobs.survey.survey import Survey, SurveyedFile, make_survey
 from schemas.columns.folder_columns import folder_columns
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import RefusedError, SpecError
@@ -60,6 +63,8 @@ class _Header:
     format: int
 
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+"""The revision in the card of a checkpoint on the Hub."""
 _HEADER = TypeAdapter(_Header)
 _RECORD = TypeAdapter(JobRecord)
 
@@ -146,12 +151,33 @@ def to_json(record: JobRecord) -> bytes:
     return json.dumps(values, indent=2, ensure_ascii=False).encode()
 
 
+def survey_of(spec: JobSpec, record: JobRecord | None) -> Survey:
+    """The survey of a job that is new (None), or has begun: then of the Hub's commits that it began with.
+
+    A branch may move in the meantime. The spec may name the commit then, or what it named before.
+    """
+    if record is None:
+        return make_survey(spec)
+    models, commits = dict(spec.models), {}
+    for name in models.keys() & record.models.keys():
+        commit, recorded, present = record.models[name].revision, record.spec.models[name], models[name]
+        same = present.checkpoint == recorded.checkpoint and present.revision in (recorded.revision, commit)
+        if same and _COMMIT.fullmatch(commit):
+            commits[name] = commit
+            models[name] = present.model_copy(update={"revision": recorded.revision})
+    return make_survey(spec.model_copy(update={"models": models}), commits)
+
+
 def plan_of(record: JobRecord, survey: Survey, output: str) -> Plan:
     """The recorded plan, with the input files at their present URIs.
 
     RefusedError, with the differences, where this spec, checkpoint or input is not the recorded one.
     """
-    differences = [*_differences(record.identity, survey.job.identity()), *_input_differences(record, survey)]
+    differences = [
+        *_differences(record.identity, survey.job.identity()),
+        *_checkpoint_differences(record, survey),
+        *_input_differences(record, survey),
+    ]
     if differences:
         shown = "\n  ".join(differences[:MAX_DIFFERENCES])
         num_more = len(differences) - MAX_DIFFERENCES
@@ -162,9 +188,21 @@ def plan_of(record: JobRecord, survey: Survey, output: str) -> Plan:
         )
     # Shards are numbered in the order of the models, so the recorded order counts, not the present one.
     job = replace(survey.job, models={name: survey.job.models[name] for name in record.models})
-    # The files may have moved: a Ray job unpacks its working directory into a new folder each time.
-    files = zip(record.files, survey.files, strict=True)
-    return Plan(job=job, files=tuple(replace(planned, uri=file.stored.uri) for planned, file in files))
+    return Plan(
+        job=job, files=_present_files(record, survey), first_uris=tuple(file.uri for file in record.files)
+    )
+
+
+def _present_files(record: JobRecord, survey: Survey) -> tuple[PlannedFile, ...]:
+    """The recorded files where they are now, without hashes if the spec no longer asks for them.
+
+    They may have moved: a Ray job unpacks its working directory into a new folder each time.
+    """
+    has_hashes = survey.job.spec.input.hash == "whole"
+    return tuple(
+        replace(planned, uri=file.stored.uri, sha256=planned.sha256 if has_hashes else "")
+        for planned, file in zip(record.files, survey.files, strict=True)
+    )
 
 
 def _differences(recorded: object, present: object, key: str = "") -> list[str]:
@@ -186,6 +224,19 @@ def _shown(value: object) -> str:
     return "not set" if value is None else json.dumps(value, ensure_ascii=False)
 
 
+def _checkpoint_differences(record: JobRecord, survey: Survey) -> Iterator[str]:
+    """One line for each file of a checkpoint's folder that is missing, new or changed."""
+    for name in record.models.keys() & survey.job.models.keys():
+        recorded, present = record.models[name].files, survey.job.models[name].files
+        # A job of an older version, or one that went from the Hub to a folder, has nothing to compare.
+        for file in sorted(recorded.keys() | present.keys()) if recorded and present else ():
+            if recorded.get(file) != present.get(file):
+                change = (
+                    "is new" if file not in recorded else "is missing" if file not in present else "changed"
+                )
+                yield f"models.{name}: {file} {change}"
+
+
 def _input_differences(record: JobRecord, survey: Survey) -> list[str]:
     """One line for each input file that is missing, new or changed."""
     columns = survey.job.columns.columns()
@@ -193,7 +244,10 @@ def _input_differences(record: JobRecord, survey: Survey) -> list[str]:
     stored = [file.stored for file in survey.files]
     if contents == [(_content(file), _from_folders(file.uri, columns)) for file in stored]:
         pairs = zip(record.files, survey.files, strict=True)
-        return [line for planned, surveyed in pairs for line in _row_differences(planned, surveyed)]
+        lines = [line for planned, surveyed in pairs for line in _row_differences(planned, surveyed)]
+        stores = Stores(survey.job.spec.errors.storage_deadline_s)
+        changed = changed_files(_present_files(record, survey), stores)
+        return lines + [f"input: {uri} has changed (its size and its ends have not)" for uri in changed]
     recorded = {file.uri: file for file in record.files}
     present = {file.stored.uri: file.stored for file in survey.files}
     lines = [f"input: {uri} is missing" for uri in recorded if uri not in present]

@@ -23,6 +23,8 @@ class Plan:
 
     job: Job
     files: tuple[PlannedFile, ...]
+    first_uris: tuple[str, ...] = ()
+    """Where the files were when the job began, from which rows have their names; empty: where they are."""
 
     @property
     def num_rows(self) -> int:
@@ -34,9 +36,9 @@ class Plan:
         """By URI, the name with which the ids of a file's rows begin if the input has no ids.
 
         It is the file's name. If several files have one name, it is the path below the folder that all files
-        have in common, wherever that folder is.
+        have in common, wherever that folder is. A folder that is renamed later does not rename the rows.
         """
-        paths = [file.uri.split("/") for file in self.files]
+        paths = [uri.split("/") for uri in self.first_uris or [file.uri for file in self.files]]
         folder = 0
         if len({path[-1] for path in paths}) < len(paths):
             folder = next(i for i, names in enumerate(zip(*paths, strict=False)) if len({*names}) > 1)
@@ -111,6 +113,7 @@ class ShardFinder:
             uri=file.uri,
             file_name=self._names[file.uri],
             etag=file.etag,
+            sha256=file.sha256,
             model=model,
             start=start,
             stop=stop,

@@ -1,7 +1,8 @@
 """The survey of a job: its input files and columns, and its checkpoints. Only footers are read, no rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pyarrow as pa
 
@@ -56,8 +57,11 @@ class Survey:
         return sum(file.num_rows for file in self.files)
 
 
-def make_survey(spec: JobSpec) -> Survey:
-    """The survey of everything that a job needs; SpecError for what is missing or does not fit."""
+def make_survey(spec: JobSpec, commits: Mapping[str, str] = MappingProxyType({})) -> Survey:
+    """The survey of everything that a job needs; SpecError for what is missing or does not fit.
+
+    `commits`: by model, the commit of the Hub that is read, whatever commit its `revision` names by now.
+    """
     stores = Stores(spec.errors.storage_deadline_s)
     paths = input_paths(spec, stores)
     _check_output(spec, paths)
@@ -69,7 +73,10 @@ def make_survey(spec: JobSpec) -> Survey:
     _check_folders(columns, schemas, files)
     _check_columns(spec, columns, schemas)
     build_demo_checkpoints(spec.models.values())
-    models = {name: read_card(name, model) for name, model in spec.models.items()}
+    models = {
+        name: read_card(name, model.model_copy(update={"revision": commits.get(name, model.revision)}))
+        for name, model in spec.models.items()
+    }
     check_routes(spec, models)
     job = Job(
         spec=spec,

@@ -15,6 +15,7 @@ from actors.storage.objects import Storage
 from actors.storage.output import Output, open_output
 from actors.storage.stores import Stores
 from jobs.in_flight import map_in_flight
+from jobs.output.content_hashes import has_hash
 from jobs.output.job_record import JobRecord, plan_of_record, require_record
 from jobs.output.parts import FOOTERS_AT_ONCE, Parts, list_parts
 from jobs.output.stored_images import read_image
@@ -88,7 +89,7 @@ def _input_faults(plan: Plan, stores: Stores) -> list[str]:
 def _input_fault(storage: Storage, file: PlannedFile, columns: Collection[str]) -> str:
     """What is wrong with an input file; empty if it is as it was planned."""
     stored = storage.stat(file.uri)
-    if stored is None or stored.etag != file.etag:
+    if stored is None or stored.etag != file.etag or not has_hash(storage, file):
         state = "is gone" if stored is None else "has changed"
         return f"the input {file.uri} {state} since the job was planned"
     try:

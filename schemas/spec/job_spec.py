@@ -37,6 +37,9 @@ class InputSpec(StrictModel):
     """Input columns that are copied to the output."""
     pictures: list[str] = Field(default_factory=list)
     """More folders from which rows may name images: s3:// or absolute paths."""
+    hash: Literal["whole", "ends"] = "whole"
+    """How a changed local file is noticed. whole: by each byte of it; ends: by its size and by 64 KiB at both
+    ends, for inputs that would take too long to read. On S3 the ETag tells each change."""
     max_pixels: int = Field(default=2048 * 2048, ge=64 * 64, le=8192 * 8192)
     """The largest image, in pixels, that a model may work on: `height` x `width`, or the input image."""
 

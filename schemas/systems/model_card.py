@@ -1,7 +1,7 @@
 """The facts about a checkpoint that its configuration files tell."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from schemas.systems.schedulers import Setting
 
@@ -13,7 +13,7 @@ class ModelCard:
     checkpoint: str
     """The resolved checkpoint: the absolute path of a folder, a Hub repository, or demo:KIND."""
     revision: str
-    """The Hub's commit, or a digest of a local folder's files. The job's images depend on it."""
+    """The Hub's commit, or a digest of a local folder's `files`. The job's images depend on it."""
     family: str
     """The family, which decides what the checkpoint can do; see schemas/systems/system_table.py."""
     pipeline: str
@@ -38,3 +38,5 @@ class ModelCard:
     """The greatest `clip_skip` that leaves a layer of each text encoder. The default is for older records."""
     vae_factor: int = 1
     """Pixels per latent pixel, along one side. The default is for older records."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """By name, the SHA-256 of each file of a local folder; empty for a commit of the Hub."""

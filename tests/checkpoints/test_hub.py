@@ -15,12 +15,25 @@ from actors.engine.diffusers_engine import make_engine
 from actors.engine.pipelines.loaded_model import LoadedModel
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
-from schemas.errors import SpecError
-from schemas.spec.job_spec import ModelSpec
-from tests.support.checkpoints import demo
+from actors.storage.output import open_output
+from jobs.output.job_record import claim, plan_of, survey_of
+from jobs.planning.plan import make_plan
+from jobs.survey.survey import make_survey
+from schemas.errors import RefusedError, SpecError
+from schemas.spec.job_spec import JobSpec, ModelSpec
+from tests.support.checkpoints import demo, paper_checkpoint
 from tests.support.fake_hub import commit_of, put_in_cache, serve_hub
 from tests.support.in_process import job_spec, plan_for, read_output, worker_for
-from tests.support.running import Finished, Started, darkroom, text_rows, write_rows, write_spec
+from tests.support.running import (
+    Finished,
+    Started,
+    darkroom,
+    parts,
+    run_with,
+    text_rows,
+    write_rows,
+    write_spec,
+)
 
 CPU = torch.device("cpu")
 NOBODY = "http://127.0.0.1:1"
@@ -97,6 +110,86 @@ def test_workers_load_the_commit_that_was_planned(hub_cache: Path, tuned: Path, 
     planned = LoadedModel("sd", ModelSpec(checkpoint=str(tuned)), LoadOptions(device=CPU)).components
 
     assert torch.equal(loaded["unet"].conv_out.weight, planned["unet"].conv_out.weight)
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+@pytest.mark.parametrize("names_commit", [False, True])
+def test_a_job_goes_on_with_the_commit_that_it_began_with(
+    hub_cache: Path, tmp_path: Path, revision: str | None, names_commit: bool
+) -> None:
+    """Where a branch is now does not count, and its user may name the commit to be sure."""
+    first, second = (
+        paper_checkpoint(tmp_path / name, sample_size=size) for name, size in (("a", 32), ("b", 64))
+    )
+    put_in_cache(hub_cache, "studio/sd", first)
+    rows = write_rows(tmp_path / "rows.parquet", text_rows(1))
+
+    def spec(revision: str | None) -> JobSpec:
+        return job_spec(
+            rows, tmp_path / "out", models={"sd": {"checkpoint": "studio/sd", "revision": revision}}
+        )
+
+    output = open_output(str(tmp_path / "out"))
+    record = claim(output, *make_plan(survey_of(spec(revision), None)))
+    put_in_cache(hub_cache, "studio/sd", second)
+    present = spec(commit_of(first) if names_commit else revision)
+
+    plan = plan_of(record, survey_of(present, record), output.path)
+
+    assert plan.job.fingerprint == record.fingerprint
+    assert plan.job.models == record.models
+    assert plan.job.checkpoints["sd"].revision == commit_of(first)
+    assert make_survey(spec(revision)).job.models["sd"].revision == commit_of(second)
+
+
+@pytest.mark.parametrize("present", [{"checkpoint": "studio/other"}, {"revision": "other"}])
+def test_another_repository_or_branch_is_another_job(
+    hub_cache: Path, tmp_path: Path, present: dict[str, str]
+) -> None:
+    """The refusal says what differs, also where nobody published the recorded commit under that name."""
+    folder, other = (paper_checkpoint(tmp_path / name) for name in ("a", "b"))
+    put_in_cache(hub_cache, "studio/sd", folder)
+    put_in_cache(hub_cache, "studio/other", other)
+    (hub_cache / "models--studio--sd" / "refs" / "other").write_text(commit_of(folder))
+    rows = write_rows(tmp_path / "rows.parquet", text_rows(1))
+    output = open_output(str(tmp_path / "out"))
+    models = {"sd": {"checkpoint": "studio/sd"}}
+    record = claim(output, *make_plan(make_survey(job_spec(rows, tmp_path / "out", models=models))))
+    changed = job_spec(rows, tmp_path / "out", models={"sd": models["sd"] | present})
+
+    with pytest.raises(RefusedError, match=f"models.sd.{next(iter(present))}: was "):
+        plan_of(record, survey_of(changed, record), output.path)
+
+
+def test_a_job_is_resumed_after_its_branch_has_moved(tmp_path: Path) -> None:
+    """Also on a machine whose cache has neither commit, and as long as the Hub has the first."""
+    first, second = (paper_checkpoint(tmp_path / name) for name in ("a", "b"))
+    spec = write_spec(
+        tmp_path / "job.yaml",
+        write_rows(tmp_path / "rows.parquet", text_rows(2)),
+        tmp_path / "out",
+        models={"sd": {"checkpoint": "studio/sd"}},
+        routes={"text2img": {"model": "sd"}},
+        batching={"shard_rows": 1},
+    )
+    commits = [first]
+
+    with serve_hub({"studio/sd": commits}) as (address, _):
+        begun = run_with("quick", spec, **hub_env(tmp_path / "one", address))
+        parts(tmp_path / "out")[1].unlink()
+        commits.append(second)
+        resumed = run_with("quick", spec, **hub_env(tmp_path / "two", address))
+        parts(tmp_path / "out")[1].unlink()
+        commits.remove(first)
+        gone = run_with("quick", spec, **hub_env(tmp_path / "three", address))
+
+    assert (begun.code, resumed.code) == (0, 0), begun.err + resumed.err
+    assert "resuming: 1 of 2 parts already saved" in resumed.out
+    assert gone.code == 2
+    assert (
+        f"models.sd.revision: studio/sd has no branch, tag or commit {commit_of(first)} on the Hub"
+        in gone.err
+    )
 
 
 def test_a_relative_checkpoint_is_found_from_any_folder(

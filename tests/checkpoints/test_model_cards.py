@@ -55,6 +55,49 @@ def test_a_folders_revision_tells_its_files_their_names_and_their_contents(
     assert card_of(here).revision != before
 
 
+def a_readme(folder: Path) -> None:
+    (folder / "README.md").write_text("x")
+
+
+def a_checkpoint_of_the_training(folder: Path) -> None:
+    (folder / "checkpoint-500").mkdir()
+    (folder / "checkpoint-500" / "optimizer.bin").write_bytes(b"x")
+
+
+@pytest.mark.parametrize("change", [a_readme, a_checkpoint_of_the_training])
+def test_files_that_no_pipeline_is_loaded_from_do_not_count(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """A trainer leaves many gigabytes beside its result."""
+    folder = paper_checkpoint(tmp_path / "sd")
+    before = card_of(folder)
+
+    change(folder)
+
+    assert card_of(folder).revision == before.revision
+    assert [*before.files] == [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        UNET,
+        "vae/config.json",
+        VAE,
+    ]
+
+
+def test_one_byte_in_the_midst_of_the_weights_is_another_checkpoint(tmp_path: Path) -> None:
+    """A fine-tuned UNet has the size, and often both ends, of the one that it began with."""
+    folder = paper_checkpoint(tmp_path / "sd")
+    (folder / UNET).write_bytes(bytes(300_000))
+    before = card_of(folder)
+
+    (folder / UNET).write_bytes(bytes(150_000) + b"x" + bytes(149_999))
+
+    after = card_of(folder)
+    assert after.revision != before.revision
+    assert [name for name in after.files if after.files[name] != before.files[name]] == [UNET]
+
+
 @pytest.mark.parametrize(
     ("sample_size", "size"),
     [(64, (512, 512)), ([96, 64], (768, 512)), (1, (8, 8)), (1024, (8192, 8192)), (0, None), (1025, None)],

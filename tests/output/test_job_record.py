@@ -23,6 +23,7 @@ from jobs.planning.plan import make_plan
 from jobs.survey import input_paths
 from jobs.survey.input_paths import ENTRY_BYTES
 from jobs.survey.survey import make_survey
+from models.demo_cache import demo_checkpoint
 from schemas.errors import RefusedError, SpecError
 from schemas.output_layout import JOB_RECORD
 from schemas.spec.job_spec import JobSpec
@@ -87,6 +88,25 @@ def test_an_input_that_was_moved_is_read_where_it_is_now(
         (shard.name, shard.start, shard.stop) for shard in recorded
     ]
     assert [shard.uri for shard in recorded] == [f"{begun.rows}/{name}.parquet" for name in "aabbb"]
+
+
+def test_rows_keep_their_names_where_folders_are_renamed(tmp_path: Path) -> None:
+    """The ids and seeds of rows without an id come from where their file was when the job began."""
+    for folder in ("one", "two"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        write_rows(tmp_path / "in" / folder / "rows.parquet", [{"prompt": folder}])
+    spec = job_spec(tmp_path / "in", tmp_path / "out")
+    output = open_output(spec.output.path)
+    record = claim(output, *make_plan(make_survey(spec)))
+    (tmp_path / "in" / "one").rename(tmp_path / "in" / "eins")
+
+    plan = plan_of(record, make_survey(spec), output.path)
+
+    assert [shard.file_name for shard in plan.shards()] == ["one/rows.parquet", "two/rows.parquet"]
+    assert [shard.uri.removeprefix(f"{tmp_path}/in/") for shard in plan.shards()] == [
+        "eins/rows.parquet",
+        "two/rows.parquet",
+    ]
 
 
 @pytest.mark.parametrize(("folder", "goes_on"), [("seed=2", False), ("other=2", True)])
@@ -161,6 +181,39 @@ def test_a_job_whose_spec_has_changed_is_refused(
         plan_of(begun.record, make_survey(begun.spec(**sections)), begun.output.path)
 
     assert f"\n  {difference}" in str(raised.value)
+
+
+def change_weights(folder: Path) -> None:
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (change_weights, "unet/diffusion_pytorch_model.safetensors changed"),
+        (lambda folder: (folder / "vae" / "notes.txt").write_text("x"), "vae/notes.txt is new"),
+        (lambda folder: (folder / "scheduler" / "more.txt").unlink(), "scheduler/more.txt is missing"),
+    ],
+)
+def test_a_job_whose_checkpoint_has_changed_is_refused(
+    begun: Begun, tmp_path: Path, change: Callable[[Path], object], difference: str
+) -> None:
+    """The file is named, wherever in it the change is."""
+    folder = Path(shutil.copytree(demo_checkpoint("sd"), tmp_path / "sd"))
+    (folder / "scheduler" / "more.txt").write_text("x")
+    spec = begun.spec(models={"sd": {"checkpoint": str(folder)}})
+    output = open_output(str(tmp_path / "other"))
+    record = claim(output, *make_plan(make_survey(spec)))
+    assert plan_of(record, make_survey(spec), output.path).job.models == record.models
+
+    change(folder)
+
+    with pytest.raises(RefusedError) as raised:
+        plan_of(record, make_survey(spec), output.path)
+    assert f"\n  models.sd: {difference}\n" in str(raised.value)
 
 
 def test_a_refusal_lists_ten_differences_and_counts_the_rest(begun: Begun) -> None:

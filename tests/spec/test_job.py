@@ -39,6 +39,7 @@ OF_NO_ACCOUNT: dict[str, Any] = {
     "output": {"path": "elsewhere"},
     "workers": {"num": 7, "notice_s": 1},
     "errors": {"max_rate": 0.5, "max_attempts": 9},
+    "input": {"path": "rows", "keep": ["note"], "hash": "ends", "pictures": ["/pictures"]},
 }
 
 

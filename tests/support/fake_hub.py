@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
@@ -37,10 +37,11 @@ def put_in_cache(cache: Path, repository: str, folder: Path, *, weights: bool = 
 
 @contextmanager
 def serve_hub(
-    repositories: Mapping[str, Path], trouble: Callable[[int], int] = lambda number: 0
+    repositories: Mapping[str, Path | Sequence[Path]], trouble: Callable[[int], int] = lambda number: 0
 ) -> Iterator[tuple[str, list[str]]]:
     """Serve a Hub with these repositories; yield its address and the list of the requests that it answers.
 
+    A repository is a folder, or a list with one for each commit, the last of which all branches name.
     `trouble` says with which status the request of a number, from 0 on, is refused instead; 0: it is not.
     """
     requests: list[str] = []
@@ -53,9 +54,15 @@ def serve_hub(
                 return
             requests.append(f"{self.command} {self.path}")
             parts = unquote(urlsplit(self.path).path).strip("/").removeprefix("api/models/").split("/")
-            folder, rest = repositories.get("/".join(parts[:2])), parts[2:]
-            if folder is None:
+            repository, rest = repositories.get("/".join(parts[:2])), parts[2:]
+            if repository is None:
                 self.send_error(404)
+                return
+            commits = [repository] if isinstance(repository, Path) else repository
+            revision = rest[1] if len(rest) > 1 else "main"
+            folder = next((each for each in commits if commit_of(each) == revision), commits[-1])
+            if len(revision) == 40 and revision != commit_of(folder):
+                self._answer(b"", {"X-Error-Code": "RevisionNotFound"}, status=404)
             elif rest[:1] == ["resolve"]:
                 path = folder / "/".join(rest[2:])
                 if not path.is_file():
