@@ -169,7 +169,7 @@ class TestRun:
         assert (result.rows_tried, result.totals.ok) == (14, 14)
         assert not (output / "_SUCCESS").exists()
         with pytest.raises(BudgetError, match="missing parts: 1"):
-            judge(driver.spec.errors, result.totals, result.abandoned)
+            judge(driver.spec.errors, result)
 
         driver.before = lambda actor, shard: None
         assert driver.run().totals.ok == 18

@@ -12,7 +12,8 @@ from actors.storage.output import Output
 from jobs.output.job_record import claim
 from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
-from jobs.reports.finish import finish, is_finished
+from jobs.reports.finish import finish
+from jobs.reports.success import is_finished
 from jobs.survey.survey import make_survey
 from schemas.errors import StorageError
 from schemas.output_layout import OWN_FOLDER, SUCCESS, TEMPORARY_FOLDER
