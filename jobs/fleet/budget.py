@@ -66,7 +66,7 @@ def _lacking(errors: ErrorsSpec, result: RunResult) -> Iterator[str]:
         yield from _reasons(errors, lost)
         yield "`darkroom run` generates them"
     if kept:
-        yield f"Parts that keep their failed rows: {len(kept):,}"
+        yield f"parts that keep their failed rows: {len(kept):,}"
         yield from _reasons(errors, kept)
         yield "`darkroom retry` tries them again"
 

@@ -70,7 +70,7 @@ def read_summary(output: Output) -> Summary | None:
         return None
     except RefusedError as error:
         raise RefusedError(
-            f"{error}. It is only a report: delete it and _SUCCESS, and run the job again, which writes both"
+            f"{error}. It is only a report: run the job again, which writes it anew"
         ) from error
 
 

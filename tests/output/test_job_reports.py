@@ -195,7 +195,7 @@ def test_a_damaged_summary_is_refused_with_the_way_out(output: Output, record: J
     finish(output, record, figures())
     os.truncate(Path(output.path) / SUMMARY, 20)
 
-    with pytest.raises(RefusedError, match="It is only a report: delete it and _SUCCESS, and run the job"):
+    with pytest.raises(RefusedError, match="It is only a report: run the job again, which writes it anew"):
         status(output)
 
 

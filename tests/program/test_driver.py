@@ -394,10 +394,30 @@ class TestRetry:
         parts(output)[4].unlink()
         (output / "_SUCCESS").unlink()
 
-        failed.retry()
+        result = failed.retry()
 
         assert len(parts(output)) == 4
         assert not (output / "_SUCCESS").exists()
+        with pytest.raises(BudgetError, match=r"^missing parts: 1\. `darkroom run` generates them$"):
+            judge(failed.spec.errors, result)
+
+    def test_a_part_that_cannot_be_made_again_is_not_told_as_missing(
+        self, failed: InProcessDriver, output: Path
+    ) -> None:
+        """It stays as it was, and the job stays finished."""
+        failed.before = raise_a_bug
+
+        result = failed.retry()
+
+        assert (result.num_missing, result.totals.failed) == (0, 1)
+        assert (output / "_SUCCESS").exists()
+        with pytest.raises(BudgetError) as caught:
+            judge(failed.spec.errors, result)
+        assert str(caught.value) == (
+            "parts that keep their failed rows: 1. A part is left out after errors.max_attempts (3) "
+            "failures, or when its workers were taken away too often. The first is train-00001-of-00005: ValueError: a "
+            "bug. `darkroom retry` tries them again"
+        )
 
     def test_a_retry_that_was_succeeded_does_not_finish_the_job(
         self, failed: InProcessDriver, output: Path

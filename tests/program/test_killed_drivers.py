@@ -97,7 +97,7 @@ def tells_the_truth(output: Path) -> bool:
     finished = (output / SUCCESS).exists()
 
     assert f"{num_parts} of 3 parts" in told
-    assert f"{ok} rows ok, 0 filtered, {failed} failed" in told or f"{ok} row ok" in told
+    assert f"{ok} rows ok, 0 filtered, {failed} failed" in told
     assert (sheet.totals.ok, sheet.totals.failed) == (ok, failed)
     assert bool(sheet.last_run) == ("finished at" in told) == (finished and num_parts == 3)
     assert ("to write its reports" in told) == (num_parts == 3 and not finished)
@@ -111,16 +111,14 @@ def reports_agree(output: Path) -> None:
     summary = json.loads((output / SUMMARY).read_text())
     manifest = [json.loads(line) for line in (output / MANIFEST).read_text().splitlines()]
     storage = open_output(str(output)).storage
+    card, sheet = (output / DATASET_CARD).read_text(), (output / CONTACT_SHEET).read_text()
 
     assert (summary["ok"], summary["failed"]) == (ok, failed)
     assert [line["etag"] for line in manifest] == [
         stored.etag for part in parts(output) if (stored := storage.stat(str(part)))
     ]
-    assert (
-        f"{ok} rows ok, 0 filtered by a safety checker, {failed} failed"
-        in (output / DATASET_CARD).read_text()
-    )
-    assert f'"ok": {ok}, "filtered": 0, "failed": {failed}' in (output / CONTACT_SHEET).read_text()
+    assert f"{ok} rows ok, 0 filtered by a safety checker, {failed} failed" in card
+    assert f'"ok": {ok}, "filtered": 0, "failed": {failed}' in sheet
 
 
 def bury(output: Path) -> None:
@@ -143,7 +141,9 @@ def killed_at_each_write(
             command(driver)
             is_killed = False
         except Exception:
-            assert executioner.writes_left == 0
+            # Whatever becomes of the death in a process that goes on.
+            if executioner.writes_left:
+                raise
         executioner.writes_left = float("inf")
         bury(output)
         yield
