@@ -10,7 +10,7 @@ from pydantic import FiniteFloat, TypeAdapter
 
 from actors.storage.output import Output
 from jobs.output.job_record import JobRecord
-from jobs.output.parts import Parts, Totals, totals_of
+from jobs.output.parts import Parts, Totals
 from jobs.output.strict_json import parse_json
 from jobs.output.tally import RunFigures
 from jobs.reports.manifest import manifest_agrees
@@ -92,11 +92,6 @@ def reported_totals(output: Output, record: JobRecord, parts: Parts) -> Totals |
         if summary := current_summary(output, record, parts):
             return summary.totals
     return None
-
-
-def job_totals(output: Output, record: JobRecord, parts: Parts) -> Totals:
-    """The totals of these parts, from the summary if it is theirs, else from their footers."""
-    return reported_totals(output, record, parts) or totals_of(output, parts)
 
 
 def write_summary(output: Output, record: JobRecord, totals: Totals, figures: RunFigures) -> None:

@@ -415,8 +415,8 @@ class TestRetry:
             judge(failed.spec.errors, result)
         assert str(caught.value) == (
             "parts that keep their failed rows: 1. A part is left out after errors.max_attempts (3) "
-            "failures, or when its workers were taken away too often. The first is train-00001-of-00005: ValueError: a "
-            "bug. `darkroom retry` tries them again"
+            "failures, or when its workers were taken away too often. The first is train-00001-of-00005: "
+            "ValueError: a bug. `darkroom retry` tries them again"
         )
 
     def test_a_retry_that_was_succeeded_does_not_finish_the_job(
