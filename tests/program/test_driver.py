@@ -472,6 +472,34 @@ class SlowWorker:
         return report_of(shard)
 
 
+class Stopper(Watcher):
+    """Presses Ctrl-C when two shards are done and others are under way."""
+
+    def update(self, tally: Tally) -> None:
+        if tally.rows >= 2 * SHARD_ROWS and tally.images_unfinished:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_tells_what_is_saved_and_what_is_lost(tmp_path: Path) -> None:
+    """Rows of parts that were there before count as saved; images of shards under way are lost."""
+    plan = plan_for(spec_of(tmp_path))
+    dispatcher = Dispatcher({"sd": [*plan.shards()][1:]}, max_attempts=1)
+    tally, printed = Tally(rows_total=18, rows_before=SHARD_ROWS), io.StringIO()
+    watch = RunWatch(tally=tally, lease=Stopper())  # type: ignore[arg-type]
+
+    def drive() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            generate_shards(plan, dispatcher, watch, Console(file=printed, width=200), "")
+
+    on_fake_ray(drive, SlowWorker, num_cpus=1)
+
+    assert tally.images_unfinished in {3, 6}
+    assert printed.getvalue().splitlines()[-1] == (
+        f"interrupted: at least 12 of 18 rows saved, at most {tally.images_unfinished} images of unfinished "
+        "parts lost"
+    )
+
+
 def test_each_tick_is_counted_and_watched(tmp_path: Path) -> None:
     """The lease is renewed and the budget asked at each; reports and images under way are in the tally."""
     plan = plan_for(spec_of(tmp_path))
