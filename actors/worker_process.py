@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from importlib import import_module
 from typing import Any
 
-from actors.storage.output import open_output
+from actors.storage.output import Output, open_output
 from actors.storage.stores import Stores
 from actors.worker import Worker
 from schemas.errors import DeviceError, ReclaimedError, SpecError
@@ -24,6 +24,18 @@ ENGINE = "actors.engine.diffusers_engine:make_engine"
 
 EXIT_AFTER_S = 5.0
 """How long a process that must end waits for the driver to end it. Then it ends itself."""
+
+
+def build_worker(job: Job, output: Output, *, num_cpus: int, engine: str = ENGINE) -> Worker:
+    """A worker in this process that writes to `output`."""
+    module, _, function = engine.partition(":")
+    return Worker(
+        job,
+        engine=getattr(import_module(module), function)(job, num_cpus),
+        stores=Stores(job.spec.errors.storage_deadline_s),
+        output=output,
+        num_threads=num_cpus,
+    )
 
 
 class WorkerProcess:
@@ -75,16 +87,8 @@ class WorkerProcess:
         return self._worker
 
     def _build_worker(self) -> Worker:
-        module, _, function = self._engine.partition(":")
-        job, deadline_s = self._job, self._job.spec.errors.storage_deadline_s
-        output = open_output(job.spec.output.path, deadline_s=deadline_s)
-        worker = Worker(
-            job,
-            engine=getattr(import_module(module), function)(job, self._num_cpus),
-            stores=Stores(deadline_s),
-            output=output,
-            num_threads=self._num_cpus,
-        )
+        output = open_output(self._job.spec.output.path, deadline_s=self._job.spec.errors.storage_deadline_s)
+        worker = build_worker(self._job, output, num_cpus=self._num_cpus, engine=self._engine)
         if not output.has(JOB_RECORD):
             raise SpecError(
                 f"{output.uri(JOB_RECORD)}, which the driver has written, does not exist for a worker on "

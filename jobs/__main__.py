@@ -164,6 +164,21 @@ def verify(output: OutputPath) -> None:
 
 
 @app.command()
+def replay(
+    output: OutputPath,
+    row_id: Annotated[str, typer.Argument(help="The id of the row, as the column `row_id` has it.")],
+    alone: Annotated[
+        bool,
+        typer.Option("--alone", help="Generate the row without those of its shard: fast, less exact."),
+    ] = False,
+) -> None:
+    """Generate one row again, here and now, and compare it with the output, which is only read."""
+    from jobs.replay import replay_row
+
+    replay_row(output, row_id, console(), alone=alone)
+
+
+@app.command()
 def schema(
     path: Annotated[
         Path | None, typer.Argument(help="File to write; by default the schema is printed.")

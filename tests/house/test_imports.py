@@ -54,7 +54,7 @@ HOUSE: Mapping[str, Order] = {
         "output",
         "dispatch reports verification",
         "fleet",
-        "run retry",
+        "run retry replay",
         "__main__",
     ),
 }
