@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
 
 from actors.inputs.input_file import InputFile
 from actors.process import peak_rss_bytes
@@ -39,7 +40,7 @@ from jobs.planning.row_ids import id_keys
 from jobs.planning.row_keys import RowKeys
 from jobs.planning.row_scan import Findings
 from jobs.reports.finish import finish
-from jobs.reports.summary import job_totals
+from jobs.reports.summary import reported_totals
 from jobs.survey.survey import Survey, SurveyedFile, make_survey
 from schemas.columns.input_columns import ColumnMap
 from schemas.output_layout import PARTS_FOLDER, shard_name
@@ -180,12 +181,13 @@ def measure_parts(folder: str, num_parts: int) -> None:
         totals = output_totals(output, num_parts)
         assert totals.ok == num_parts * ROWS
     with step("begin a retry", store):
-        chosen = retry._shards_to_retry(output, list_parts(output, num_parts), ())
+        parts = list_parts(output, num_parts)
+        chosen = retry._shards_to_retry(output, plan, parts, (), Console())
         assert not any(chosen)
     with step("finish", store):
         finish(output, record, Tally(rows_total=plan.num_rows, rows_before=0).figures())
     with step("status, finished", store):
-        assert job_totals(output, require_record(output), list_parts(output, num_parts)) == totals
+        assert reported_totals(output, require_record(output), list_parts(output, num_parts)) == totals
 
 
 def planned(folder: str, num_parts: int) -> tuple[Survey, Plan]:

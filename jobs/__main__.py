@@ -93,7 +93,7 @@ def run(spec: SpecPath, overrides: Overrides = None) -> None:
     out = console()
     result = run_job(checked, out)
     print_result(result, out)
-    judge(checked.errors, result.totals, result.abandoned)
+    judge(checked.errors, result)
 
 
 @app.command()
@@ -114,7 +114,7 @@ def retry(
     out = console()
     result = retry_job(checked, out, only or [])
     print_result(result, out)
-    judge(checked.errors, result.totals, result.abandoned)
+    judge(checked.errors, result)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """`darkroom retry`: rows whose status is `failed` are generated again, and their parts are replaced."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
@@ -12,14 +13,16 @@ from jobs.fleet.shard_loop import RunWatch, generate_shards
 from jobs.output.job_record import plan_of, require_record, survey_of
 from jobs.output.lease import Lease
 from jobs.output.part_footers import read_footers
-from jobs.output.parts import Parts, list_parts
+from jobs.output.parts import Parts, list_parts, output_totals
 from jobs.output.tally import Tally
+from jobs.planning.known_failures import known_failures
 from jobs.planning.plan import Plan, chosen_shards
 from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult
-from jobs.reports.summary import job_totals
+from jobs.reports.success import unfinish
+from jobs.reports.summary import reported_totals
 from jobs.signals import stopping_signals
-from schemas.errors import SpecError
+from schemas.errors import FOUND_BY_PLAN, SpecError
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
 from schemas.wording.nearest import did_you_mean
@@ -28,7 +31,7 @@ from schemas.wording.nearest import did_you_mean
 def retry_job(
     spec: JobSpec, console: Console, only: Sequence[str] = (), *, engine: str = ENGINE
 ) -> RunResult:
-    """Generate the failed rows again: those with a code in `only`, or all if it is empty.
+    """Generate the failed rows again: those with a code in `only`, or all that may succeed if it is empty.
 
     Every other row stays as it is.
     """
@@ -38,22 +41,27 @@ def retry_job(
         record = require_record(output)
         plan = plan_of(record, survey_of(spec, record), output.path)
         parts = list_parts(output, record.num_shards)
-        chosen = _shards_to_retry(output, parts, only)
+        chosen = _shards_to_retry(output, plan, parts, only, console)
         num_rows = sum(shard.num_rows for shard in plan.shards() if chosen[shard.index])
         tally = Tally(rows_total=num_rows, rows_before=0)
         dispatcher = _dispatcher(plan, chosen, tuple(only))
-        totals = None
-        if any(chosen):
+        # An earlier driver may have been killed when it had replaced parts, and not yet written the reports.
+        totals = reported_totals(output, record, parts)
+        if any(chosen) or (parts.are_all and not totals):
             with Lease(output) as lease:
-                console.print(f"retrying the failed rows of {counted(sum(chosen), 'part')}")
-                generate_shards(plan, dispatcher, RunWatch(tally=tally, lease=lease), console, engine)
+                unfinish(output)
+                if any(chosen):
+                    console.print(f"retrying the failed rows of {counted(sum(chosen), 'part')}")
+                    generate_shards(plan, dispatcher, RunWatch(tally=tally, lease=lease), console, engine)
+                totals = None
                 # A retry replaces parts and adds none, so a part that was missing is still missing.
                 if parts.are_all:
                     lease.confirm(tally)
                     totals = finish(output, record, tally.figures())
         return RunResult(
             output=output.path,
-            totals=totals or job_totals(output, record, list_parts(output, record.num_shards)),
+            totals=totals or output_totals(output, record.num_shards),
+            num_missing=record.num_shards - len(parts),
             rows_tried=tally.rows,
             images_generated=tally.images,
             abandoned=tuple(dispatcher.abandoned),
@@ -61,23 +69,54 @@ def retry_job(
         )
 
 
-def _shards_to_retry(output: Output, parts: Parts, only: Sequence[str]) -> bytearray:
-    """One byte per shard, 1 if its part has failed rows with a code in `only`, or any if it is empty.
+def _shards_to_retry(
+    output: Output, plan: Plan, parts: Parts, only: Sequence[str], console: Console
+) -> bytearray:
+    """One byte per shard, 1 if its part has failed rows with a code in `only`.
 
-    SpecError for a code that no part has.
+    If `only` is empty: 1 if it has failed rows whose values alone do not explain the failure. The others are
+    printed. SpecError for a code that no part has.
     """
     chosen = bytearray(parts.num_shards)
     every_code: set[str] = set()
+    explicable: dict[int, Mapping[str, int]] = {}
+    """By shard, the failed rows of parts whose failures the plan may have found."""
     for part, footer in zip(parts, read_footers(output, parts), strict=True):
         every_code.update(footer.error_codes)
-        chosen[part.index] = any(not only or code in only for code in footer.error_codes)
+        if only:
+            chosen[part.index] = any(code in only for code in footer.error_codes)
+        elif footer.error_codes.keys() <= FOUND_BY_PLAN:
+            explicable |= {part.index: footer.error_codes} if footer.error_codes else {}
+        else:
+            chosen[part.index] = True
     for code in only:
         if code not in every_code:
             choices = f"; the codes of failed rows are {', '.join(sorted(every_code))}" if every_code else ""
             raise SpecError(
                 f"--only {code}: no row failed with it{did_you_mean(code, sorted(every_code))}{choices}"
             )
+    if explicable:
+        _choose_inexplicable(plan, explicable, chosen, console)
     return chosen
+
+
+def _choose_inexplicable(
+    plan: Plan, explicable: Mapping[int, Mapping[str, int]], chosen: bytearray, console: Console
+) -> None:
+    """Choose each of these shards that has failed rows which the plan does not explain; print the others."""
+    hopeless: Counter[str] = Counter()
+    for index, known in known_failures(plan, explicable).items():
+        chosen[index] = any(num_rows > known[code] for code, num_rows in explicable[index].items())
+        if not chosen[index]:
+            hopeless.update(explicable[index])
+    if hopeless:
+        codes = ", ".join(f"{count:,} {code}" for code, count in hopeless.most_common())
+        console.print(
+            f"not retried: {counted(hopeless.total(), 'row')} ({codes}). Their own values are at fault, so "
+            "they would fail again. Correct the rows and give them to a job with an output.path of its own; "
+            "--only CODE retries them all the same",
+            soft_wrap=True,
+        )
 
 
 def _dispatcher(plan: Plan, chosen: bytearray, only: tuple[str, ...]) -> Dispatcher:

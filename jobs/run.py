@@ -13,13 +13,14 @@ from jobs.output.content_hashes import with_hashes
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
 from jobs.output.job_record import JobRecord, claim, plan_of, read_record, survey_of
 from jobs.output.lease import Lease
-from jobs.output.parts import done_shards, list_parts, output_totals, still_missing
+from jobs.output.parts import Parts, list_parts, output_totals, still_missing
 from jobs.output.tally import Abandoned, Tally
 from jobs.planning.plan import Plan, chosen_shards, expected_bytes
 from jobs.planning.plan_text import check_rows, print_notes, refuse_hopeless
-from jobs.reports.finish import finish, is_finished
+from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult
-from jobs.reports.summary import job_totals
+from jobs.reports.success import unfinish
+from jobs.reports.summary import reported_totals
 from jobs.signals import stopping_signals
 from jobs.survey.survey import Survey
 from schemas.spec.job_spec import JobSpec
@@ -35,12 +36,12 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
         surveyed = survey_of(spec, record)
         print_notes(surveyed, console)
         plan, record = _plan_and_record(surveyed, record, output, console)
-        done = done_shards(output, record.num_shards)
-        if all(done) and is_finished(output):
-            totals = job_totals(output, record, list_parts(output, record.num_shards))
-            return RunResult(output=output.path, totals=totals)
+        parts = list_parts(output, record.num_shards)
+        if parts.are_all and (reported := reported_totals(output, record, parts)):
+            return RunResult(output=output.path, totals=reported)
         with Lease(output) as lease:
-            tally, abandoned = _generate_missing(plan, output, done, lease, console, engine)
+            unfinish(output)
+            tally, abandoned = _generate_missing(plan, output, parts, lease, console, engine)
             abandoned = still_missing(abandoned, output, record.num_shards)
             if abandoned:
                 totals = output_totals(output, record.num_shards)
@@ -50,6 +51,7 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
         return RunResult(
             output=output.path,
             totals=totals,
+            num_missing=len(abandoned),
             rows_tried=tally.rows,
             images_generated=tally.images,
             abandoned=tuple(abandoned),
@@ -74,12 +76,14 @@ def _plan_and_record(
 
 
 def _generate_missing(
-    plan: Plan, output: Output, done: bytearray, lease: Lease, console: Console, engine: str
+    plan: Plan, output: Output, parts: Parts, lease: Lease, console: Console, engine: str
 ) -> tuple[Tally, list[Abandoned]]:
-    """Generate the parts that are not `done` (one byte per shard); the tally, and the shards left out."""
+    """Generate the parts that do not exist yet; the tally, and the shards that were left out."""
+    done = parts.done()
     tally = Tally(rows_total=plan.num_rows, rows_before=_num_rows_done(plan, done))
     num_missing = len(done) - sum(done)
     if not num_missing:
+        console.print("all parts exist; writing the reports, which are missing or older than the parts")
         return tally, []
     if sum(done):
         refuse_full_disk(output.path, bytes_to_come(output, len(done)))

@@ -60,6 +60,17 @@ class RowError(DarkroomError):
 DEVICE_DEPENDENT = frozenset({"out_of_memory", "generation_error", "nonfinite_image"})
 """Codes of rows whose failure may be the machine's fault: another worker may be able to generate them."""
 
+FOUND_BY_PLAN = frozenset(
+    {
+        *("missing_task", "unknown_task", "unknown_model", "unsupported_task", "missing_prompt"),
+        *("missing_image", "missing_mask_image", "missing_depth_map", "duplicate_row_id", "invalid_text"),
+        *("text_too_long", "corrupt_page", "invalid_parameter", "invalid_size", "invalid_scheduler"),
+        *("disallowed_uri", "image_url", "image_as_text"),
+    }
+)
+"""Codes of rows whose values alone may show that they cannot be generated. For some of these codes there are
+also reasons that only a worker finds."""
+
 
 class DeviceError(Exception):
     """The process can no longer use its device (a CUDA fault), so it must end: as good as its death."""

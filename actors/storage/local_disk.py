@@ -133,6 +133,7 @@ class LocalStorage:
     def delete(self, uri: str) -> None:
         with _converted_errors(uri), suppress(FileNotFoundError):
             os.unlink(uri)
+            _sync_folder(uri)
 
     @contextmanager
     def _written(self, data: Buffer) -> Iterator[str]:

@@ -1,11 +1,10 @@
 """The error budget: stops a hopeless run early, and judges at the end whether too much has failed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from jobs.fleet.pool import Tick
-from jobs.output.parts import Totals
 from jobs.output.tally import Abandoned
-from jobs.reports.run_result import failure_lines
+from jobs.reports.run_result import RunResult, failure_lines
 from schemas.errors import BudgetError
 from schemas.job import FailedRows, merge_failed_rows
 from schemas.spec.job_spec import ErrorsSpec
@@ -45,18 +44,38 @@ class Budget:
             )
 
 
-def judge(errors: ErrorsSpec, totals: Totals, abandoned: tuple[Abandoned, ...]) -> None:
-    """Raise BudgetError if parts are missing, or if more rows failed than the spec allows."""
-    if abandoned:
-        first = abandoned[0]
-        raise BudgetError(
-            f"missing parts: {len(abandoned):,}. A part is left out after errors.max_attempts "
-            f"({errors.max_attempts}) failures, or when its workers were taken away too often. "
-            f"The first is {first.shard.name}: {first.reason.removesuffix('.')}. Run again to retry them"
-        )
+def judge(errors: ErrorsSpec, result: RunResult) -> None:
+    """Raise BudgetError if a part is missing or was left out, or if more rows failed than the spec allows."""
+    if result.num_missing or result.abandoned:
+        raise BudgetError(". ".join(_lacking(errors, result)))
+    totals = result.totals
     if totals.rows and totals.failed / totals.rows > errors.max_rate:
         codes = ", ".join(f"{count:,} {code}" for code, count in totals.error_codes)
         raise BudgetError(
             f"{totals.failed:,} of {counted(totals.rows, 'row')} failed ({codes}), more than errors.max_rate "
             f"({errors.max_rate:g}) allows; the output has the error_message of each"
         )
+
+
+def _lacking(errors: ErrorsSpec, result: RunResult) -> Iterator[str]:
+    """What the output lacks, why, and what to do, in sentences without their full stops."""
+    kept = [abandoned for abandoned in result.abandoned if abandoned.shard.again is not None]
+    lost = [abandoned for abandoned in result.abandoned if abandoned.shard.again is None]
+    if result.num_missing:
+        yield f"missing parts: {result.num_missing:,}"
+        yield from _reasons(errors, lost)
+        yield "`darkroom run` generates them"
+    if kept:
+        yield f"parts that keep their failed rows: {len(kept):,}"
+        yield from _reasons(errors, kept)
+        yield "`darkroom retry` tries them again"
+
+
+def _reasons(errors: ErrorsSpec, abandoned: list[Abandoned]) -> Iterator[str]:
+    """Why shards are left out, and the reason of the first."""
+    for first in abandoned[:1]:
+        yield (
+            f"A part is left out after errors.max_attempts ({errors.max_attempts}) failures, or when its "
+            "workers were taken away too often"
+        )
+        yield f"The first is {first.shard.name}: {first.reason.removesuffix('.')}"

@@ -10,7 +10,7 @@ from jobs.fleet.budget import Budget
 from jobs.fleet.cluster import connected
 from jobs.fleet.layout import lay_out
 from jobs.fleet.pool import WorkerPool
-from jobs.fleet.progress import display
+from jobs.fleet.progress import Display, display
 from jobs.output.lease import Lease
 from jobs.output.tally import Tally
 from jobs.planning.plan import Plan
@@ -39,15 +39,24 @@ def generate_shards(
     with connected():
         layout = lay_out(plan.job.spec.workers, dispatcher.num_waiting)
         console.print(layout.describe(), highlight=False)
-        tally = watch.tally
-        with display(console) as shown, WorkerPool(plan.job, layout, engine=engine) as pool:
-            shown.show(tally)
-            for tick in pool.run(dispatcher):
-                for report in tick.reports:
-                    tally.add(report)
-                num_images = sum(snapshot.images for snapshot in tick.unfinished)
-                tally.tick(num_images, tick.num_workers, tick.short_of, tick.waits_for)
-                shown.show(tally)
-                watch.lease.update(tally)
-                if watch.budget:
-                    watch.budget.watch(tick)
+        try:
+            with display(console) as shown, WorkerPool(plan.job, layout, engine=engine) as pool:
+                _follow(pool, dispatcher, watch, shown)
+        except KeyboardInterrupt:
+            console.print(watch.tally.interrupted_line(), highlight=False)
+            raise
+
+
+def _follow(pool: WorkerPool, dispatcher: Dispatcher, watch: RunWatch, shown: Display) -> None:
+    """Run the shards to the end; count and show what comes of them, tick by tick."""
+    tally = watch.tally
+    shown.show(tally)
+    for tick in pool.run(dispatcher):
+        for report in tick.reports:
+            tally.add(report)
+        num_images = sum(snapshot.images for snapshot in tick.unfinished)
+        tally.tick(num_images, tick.num_workers, tick.short_of, tick.waits_for)
+        shown.show(tally)
+        watch.lease.update(tally)
+        if watch.budget:
+            watch.budget.watch(tick)

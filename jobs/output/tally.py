@@ -130,6 +130,13 @@ class Tally:
             driver_peak_rss_bytes=peak_rss_bytes(),
         )
 
+    def interrupted_line(self) -> str:
+        """The work that is saved and lost if the run ends now, as one line for the terminal."""
+        saved, total = self.rows_before + self.rows, counted(self.rows_total, "row")
+        lost = counted(self.images_unfinished, "image")
+        # A worker may have written a part, and not have said so yet.
+        return f"interrupted: at least {saved:,} of {total} saved, at most {lost} of unfinished parts lost"
+
     def line(self) -> str:
         """The progress as one line for the terminal."""
         share = self.rows_done / self.rows_total if self.rows_total else 1.0

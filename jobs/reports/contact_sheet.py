@@ -51,10 +51,13 @@ class Sheet:
     failures: tuple[Failure, ...]
 
 
-def write_report(output: Output, *, max_images: int = 240) -> str:
-    """Write the contact sheet of an output, finished or not; its URI."""
+def write_report(output: Output, *, max_images: int = 240, summary: Summary | None = None) -> str:
+    """Write the contact sheet of an output, finished or not; its URI.
+
+    `summary`: that of a job which is being finished; None: the output's own, if it is that of its parts.
+    """
     try:
-        page = render(make_sheet(output, max_images=max_images))
+        page = render(make_sheet(output, max_images=max_images, summary=summary))
     except UnicodeDecodeError as error:
         raise RefusedError(
             f"a part of {output.path} has a text that is not valid UTF-8 ({error}); "
@@ -64,11 +67,16 @@ def write_report(output: Output, *, max_images: int = 240) -> str:
     return output.uri(CONTACT_SHEET)
 
 
-def make_sheet(output: Output, *, max_images: int, image_bytes: int = IMAGE_BYTES) -> Sheet:
-    """The contact sheet of an output, for which about `image_bytes` of embedded images are read."""
+def make_sheet(
+    output: Output, *, max_images: int, image_bytes: int = IMAGE_BYTES, summary: Summary | None = None
+) -> Sheet:
+    """The contact sheet of an output, for which about `image_bytes` of embedded images are read.
+
+    `summary` as in `write_report`.
+    """
     record = require_record(output)
     parts = list_parts(output, record.num_shards)
-    summary = current_summary(output, record, parts)
+    summary = summary or current_summary(output, record, parts)
     footers = list(read_footers(output, spread(parts, MAX_FOOTERS)))
     checkpoints = {name: model.checkpoint for name, model in record.spec.models.items()}
     return Sheet(

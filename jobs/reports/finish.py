@@ -6,7 +6,7 @@ from jobs.output.parts import Totals, list_parts, totals_of
 from jobs.output.tally import RunFigures
 from jobs.reports.contact_sheet import write_report
 from jobs.reports.manifest import write_manifest
-from jobs.reports.summary import write_summary
+from jobs.reports.summary import read_summary, write_summary
 from schemas.errors import StorageError
 from schemas.output_layout import DATASET_CARD, PARTS_FOLDER, PARTS_PATTERN, SUCCESS
 from schemas.wording.amounts import counted
@@ -15,6 +15,7 @@ from schemas.wording.amounts import counted
 def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
     """Write the reports of a finished job, and `_SUCCESS` last; the totals of the job.
 
+    `_SUCCESS` must not exist while a report may be older than the parts: `unfinish` is to be called first.
     StorageError where parts that workers have written are not visible here.
     """
     parts = list_parts(output, record.num_shards)
@@ -26,17 +27,11 @@ def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
         )
     totals = totals_of(output, parts)
     write_summary(output, record, totals, figures)
-    # After the summary: until both are written, `darkroom status` believes neither.
     write_manifest(output, record.num_shards)
     output.replace(DATASET_CARD, _card(record, totals).encode())
-    write_report(output)
+    write_report(output, summary=read_summary(output))
     output.replace(SUCCESS, b"")
     return totals
-
-
-def is_finished(output: Output) -> bool:
-    """Whether `finish` has written `_SUCCESS`."""
-    return output.has(SUCCESS)
 
 
 def _card(record: JobRecord, totals: Totals) -> str:

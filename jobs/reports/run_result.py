@@ -25,12 +25,14 @@ class RunResult:
     """The URI of the output."""
     totals: Totals
     """The totals of the whole job."""
+    num_missing: int = 0
+    """Parts that the output lacks."""
     rows_tried: int = 0
     """Rows that this run has generated or recorded as failed."""
     images_generated: int = 0
     """Images that this run has generated."""
     abandoned: tuple[Abandoned, ...] = ()
-    """Shards that this run has left out."""
+    """Shards that this run has left out. If it was a retry, their parts stay as they were."""
     failures: Mapping[str, FailedRows] = field(default_factory=dict)
     """The rows that failed in this run, by error_code."""
 
@@ -49,7 +51,7 @@ def print_result(result: RunResult, console: Console) -> None:
         f"{totals.failed:,} failed\n"
         f"{failed}"
         f"output: {result.output}"
-        + ("" if result.abandoned else f"\ncontact sheet: {result.output}/contact-sheet.html"),
+        + ("" if result.num_missing else f"\ncontact sheet: {result.output}/contact-sheet.html"),
         highlight=False,
         soft_wrap=True,
     )

@@ -5,8 +5,8 @@ from rich.console import Console
 from actors.storage.output import Output, open_output
 from jobs.output.job_record import require_record
 from jobs.output.lease import is_alive, read_lease
-from jobs.output.parts import Totals, list_parts
-from jobs.reports.summary import job_totals, read_summary
+from jobs.output.parts import Totals, list_parts, totals_of
+from jobs.reports.summary import Summary, current_summary
 from schemas.wording.amounts import counted, duration
 from schemas.wording.printable import escaped
 
@@ -16,13 +16,14 @@ def print_status(path: str, console: Console) -> None:
     output = open_output(path)
     record = require_record(output)
     parts = list_parts(output, record.num_shards)
-    totals = job_totals(output, record, parts)
+    summary = current_summary(output, record, parts)
+    totals = summary.totals if summary else totals_of(output, parts)
     num_rows = sum(file.num_rows for file in record.files)
     lines = [
         f"{record.name}: {len(parts):,} of {counted(record.num_shards, 'part')}, "
         f"{totals.rows:,} of {counted(num_rows, 'row')}",
         _outcomes(totals),
-        _driver(output, done=parts.are_all),
+        _driver(output, summary, are_all=parts.are_all),
     ]
     for line in lines:
         console.print(escaped(line), highlight=False, soft_wrap=True)
@@ -36,14 +37,17 @@ def _outcomes(totals: Totals) -> str:
     )
 
 
-def _driver(output: Output, *, done: bool) -> str:
-    """When the job was finished, or which driver is running and how far it is."""
-    summary = read_summary(output) if done else None
+def _driver(output: Output, summary: Summary | None, *, are_all: bool) -> str:
+    """When the job was finished, or which driver is running and how far it is.
+
+    `summary`: that of a finished job; `are_all`: whether all parts exist.
+    """
     if summary:
         return f"finished at {summary.finished_at or 'an unknown time'}"
     lease = read_lease(output)
     if lease is None or not is_alive(lease):
-        return "no driver is running; run the job again to resume"
+        aim = "write its reports, which are missing or older than the parts" if are_all else "resume"
+        return f"no driver is running; run the job again to {aim}"
     driver = f"the driver is process {lease.pid} on {lease.host}, last heard from {lease.age_s:.0f} s ago"
     if lease.rows_done is None:
         return driver

@@ -10,10 +10,11 @@ from pydantic import FiniteFloat, TypeAdapter
 
 from actors.storage.output import Output
 from jobs.output.job_record import JobRecord
-from jobs.output.parts import Parts, Totals, totals_of
+from jobs.output.parts import Parts, Totals
 from jobs.output.strict_json import parse_json
 from jobs.output.tally import RunFigures
 from jobs.reports.manifest import manifest_agrees
+from jobs.reports.success import is_finished
 from schemas.errors import RefusedError
 from schemas.job import StoredCount
 from schemas.output_layout import SUMMARY
@@ -69,7 +70,7 @@ def read_summary(output: Output) -> Summary | None:
         return None
     except RefusedError as error:
         raise RefusedError(
-            f"{error}. It is only a report: delete it and _SUCCESS, and run the job again, which writes both"
+            f"{error}. It is only a report: run the job again, which writes it anew"
         ) from error
 
 
@@ -78,18 +79,19 @@ def current_summary(output: Output, record: JobRecord, parts: Parts) -> Summary 
 
     The summary and the manifest are read, and no part. RefusedError where the summary is damaged.
     """
-    summary = read_summary(output)
+    # Without `_SUCCESS` a part may have been replaced by one of its size, which the manifest does not tell.
+    summary = read_summary(output) if is_finished(output) else None
     is_current = summary and summary.is_of(record, parts) and manifest_agrees(output, parts)
     return summary if is_current else None
 
 
-def job_totals(output: Output, record: JobRecord, parts: Parts) -> Totals:
-    """The totals of these parts, from the summary if it is theirs, else from their footers."""
+def reported_totals(output: Output, record: JobRecord, parts: Parts) -> Totals | None:
+    """The totals in the summary; None where a report is missing, damaged or older than these parts."""
     # A damaged summary is refused by what shows it. Here the parts say the same.
     with suppress(RefusedError):
         if summary := current_summary(output, record, parts):
             return summary.totals
-    return totals_of(output, parts)
+    return None
 
 
 def write_summary(output: Output, record: JobRecord, totals: Totals, figures: RunFigures) -> None:

@@ -11,6 +11,7 @@ from jobs.fleet.budget import Budget, judge
 from jobs.fleet.pool import Tick
 from jobs.output.parts import Totals, still_missing
 from jobs.output.tally import Abandoned
+from jobs.reports.run_result import RunResult
 from schemas.errors import BudgetError
 from schemas.job import FailedRows, ShardReport, ShardSnapshot
 from schemas.spec.job_spec import ErrorsSpec
@@ -101,7 +102,7 @@ def test_as_many_rows_may_fail_as_the_spec_allows(failed: int, enough: bool) -> 
     totals = Totals(ok=4 - failed, failed=failed)
 
     with nullcontext() if enough else pytest.raises(BudgetError, match=f"{failed} of 4 rows failed"):
-        judge(ErrorsSpec(max_rate=0.5), totals, ())
+        judge(ErrorsSpec(max_rate=0.5), RunResult(output="out", totals=totals))
 
 
 def test_a_part_that_came_after_all_is_not_told_as_missing(tmp_path: Path) -> None:

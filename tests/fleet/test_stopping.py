@@ -6,6 +6,7 @@ Real drivers, real Ray, real workers; the engine alone is a quick one, so that a
 import io
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -64,6 +65,11 @@ def test_ctrl_c_ends_a_job_within_seconds_and_running_it_again_makes_the_rest(
     assert stopped.err == "darkroom: interrupted; saved parts stay, run again to resume\n"
     assert 2 < len(made) < 40
     assert all(pq.read_table(part).num_rows == 4 for part in made)
+    told = re.search(
+        r"^interrupted: at least (\d+) of 160 rows saved, at most \d+ images? of", stopped.out, re.MULTILINE
+    )
+    assert told
+    assert 0 <= 4 * len(made) - int(told[1]) <= 16
     partial = darkroom("verify", output)
     assert partial.code == 1
     assert f"does not keep the row contract ({40 - len(made)} faults)" in partial.err

@@ -10,6 +10,7 @@ import pytest
 from jobs.planning.prompt_signs import SIGNS
 from models.demo_cache import KINDS
 from schemas.columns.fields import FIELD_KINDS
+from schemas.errors import FOUND_BY_PLAN
 from schemas.spec.job_spec import (
     BatchingSpec,
     ErrorsSpec,
@@ -48,6 +49,13 @@ def test_every_key_of_a_spec_is_documented(prefix: str, model: type) -> None:
     documented = set(re.findall(rf"^\| `{re.escape(prefix)}(\w+)`", SPEC_PAGE, re.MULTILINE))
 
     assert documented == set(model.model_fields)
+
+
+def test_the_codes_that_the_plan_finds_are_documented_as_such() -> None:
+    """`darkroom retry` looks at rows with these codes, and at no others, before it generates them again."""
+    found_by_plan = re.findall(r"^\| `(\w+)` \| plan(?:, worker)? \|", SPEC_PAGE, re.MULTILINE)
+
+    assert {*found_by_plan} == FOUND_BY_PLAN
 
 
 def test_every_default_is_documented_as_it_is() -> None:

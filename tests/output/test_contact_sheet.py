@@ -41,7 +41,7 @@ from jobs.reports.thumbnails import CRISP_SIDE, THUMBNAIL_BYTES, THUMBNAIL_SIDE
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RefusedError, RowError, SpecError
 from schemas.job import PlannedFile, fingerprint_of
-from schemas.output_layout import JOB_RECORD, SUMMARY
+from schemas.output_layout import JOB_RECORD, SUCCESS, SUMMARY
 from schemas.systems.system_table import SYSTEMS
 from tests.support.checkpoints import model_card
 from tests.support.in_process import job_spec
@@ -202,13 +202,14 @@ class ReportedOutput:
         self.storage.replace(join(self.root, JOB_RECORD), to_json(record))
 
     def write_summary(self, **changes: Any) -> None:
-        """Write the summary of the parts that are there, and their manifest."""
+        """Write the summary of the parts that are there, their manifest, and `_SUCCESS`."""
         output = Output(self.storage, self.root)
         write_manifest(output, self.num_shards)
         summary = {"ok": 0, "filtered": 0, "failed": 0, "images": 0, "error_codes": {}}
         summary["size_bytes"] = list_parts(output, self.num_shards).size_bytes
         summary |= {"fingerprint": FINGERPRINT, "shards": self.num_shards, "seconds": 9.0, "workers": 2}
         self.storage.replace(join(self.root, SUMMARY), json.dumps(summary | changes).encode())
+        self.storage.replace(join(self.root, SUCCESS), b"")
 
     def write_part(self, index: int, outcomes: Sequence[RowOutcome], *, embed_images: bool = True) -> str:
         part = build_part(

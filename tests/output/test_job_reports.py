@@ -22,9 +22,10 @@ from jobs.output.parts import Totals
 from jobs.output.tally import Abandoned, RunFigures, Tally
 from jobs.planning.plan import make_plan
 from jobs.reports.contact_sheet import make_sheet, write_report
-from jobs.reports.finish import finish, is_finished
+from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult, print_result
 from jobs.reports.status import print_status
+from jobs.reports.success import is_finished
 from jobs.reports.summary import read_summary
 from jobs.survey.survey import make_survey
 from schemas.errors import RefusedError
@@ -194,7 +195,7 @@ def test_a_damaged_summary_is_refused_with_the_way_out(output: Output, record: J
     finish(output, record, figures())
     os.truncate(Path(output.path) / SUMMARY, 20)
 
-    with pytest.raises(RefusedError, match="It is only a report: delete it and _SUCCESS, and run the job"):
+    with pytest.raises(RefusedError, match="It is only a report: run the job again, which writes it anew"):
         status(output)
 
 
@@ -213,7 +214,7 @@ def test_a_run_that_left_shards_out_names_no_contact_sheet(
 ) -> None:
     """The sheet is made when all parts are there."""
     printed = io.StringIO()
-    result = RunResult(output="out", totals=TOTALS, rows_tried=0, images_generated=0, abandoned=abandoned)
+    result = RunResult(output="out", totals=TOTALS, num_missing=len(abandoned), abandoned=abandoned)
 
     print_result(result, Console(file=printed, width=200))
 

@@ -20,10 +20,11 @@ from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
 from jobs.reports.manifest import write_manifest
 from jobs.reports.status import print_status
+from jobs.reports.success import unfinish
 from jobs.reports.summary import current_summary, write_summary
 from jobs.survey.survey import make_survey
 from schemas.errors import RefusedError
-from schemas.output_layout import MANIFEST, SUMMARY, parse_part_file, shard_name
+from schemas.output_layout import MANIFEST, SUCCESS, SUMMARY, parse_part_file, shard_name
 from tests.support.engines import GreyEngine
 from tests.support.in_process import job_spec, worker_for, write_rows
 from tests.support.s3.fault_proxy import FaultProxy
@@ -41,11 +42,12 @@ class Written:
     record: JobRecord
 
     def write_reports(self, **changes: int) -> None:
-        """Write the summary, with these counts changed, and the manifest."""
+        """Write the summary, with these counts changed, the manifest, and `_SUCCESS`."""
         parts = list_parts(self.output, NUM_PARTS)
         totals = replace(totals_of(self.output, parts), **changes)
         write_summary(self.output, self.record, totals, Tally(rows_total=1, rows_before=0).figures())
         write_manifest(self.output, NUM_PARTS)
+        self.output.replace(SUCCESS, b"")
 
     def status(self) -> list[str]:
         """The lines that `darkroom status` prints."""
@@ -161,8 +163,9 @@ def cut_manifest(output: Output) -> None:
         lambda output: output.replace(MANIFEST, b"[]\n"),
         lambda output: output.replace(MANIFEST, b'{"part": 1, "size_bytes": 1}\n'),
         lambda output: output.storage.delete(output.uri(MANIFEST)),
+        unfinish,
     ],
-    ids=["size", "sizes", "newer", "fewer", "more", "empty", "deep", "list", "number", "none"],
+    ids=["size", "sizes", "newer", "fewer", "more", "empty", "deep", "list", "number", "none", "success"],
 )
 def test_a_summary_of_other_parts_is_not_believed(written: Written, change: object) -> None:
     """The parts are counted instead."""

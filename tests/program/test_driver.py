@@ -169,7 +169,7 @@ class TestRun:
         assert (result.rows_tried, result.totals.ok) == (14, 14)
         assert not (output / "_SUCCESS").exists()
         with pytest.raises(BudgetError, match="missing parts: 1"):
-            judge(driver.spec.errors, result.totals, result.abandoned)
+            judge(driver.spec.errors, result)
 
         driver.before = lambda actor, shard: None
         assert driver.run().totals.ok == 18
@@ -394,10 +394,30 @@ class TestRetry:
         parts(output)[4].unlink()
         (output / "_SUCCESS").unlink()
 
-        failed.retry()
+        result = failed.retry()
 
         assert len(parts(output)) == 4
         assert not (output / "_SUCCESS").exists()
+        with pytest.raises(BudgetError, match=r"^missing parts: 1\. `darkroom run` generates them$"):
+            judge(failed.spec.errors, result)
+
+    def test_a_part_that_cannot_be_made_again_is_not_told_as_missing(
+        self, failed: InProcessDriver, output: Path
+    ) -> None:
+        """It stays as it was, and the job stays finished."""
+        failed.before = raise_a_bug
+
+        result = failed.retry()
+
+        assert (result.num_missing, result.totals.failed) == (0, 1)
+        assert (output / "_SUCCESS").exists()
+        with pytest.raises(BudgetError) as caught:
+            judge(failed.spec.errors, result)
+        assert str(caught.value) == (
+            "parts that keep their failed rows: 1. A part is left out after errors.max_attempts (3) "
+            "failures, or when its workers were taken away too often. The first is train-00001-of-00005: "
+            "ValueError: a bug. `darkroom retry` tries them again"
+        )
 
     def test_a_retry_that_was_succeeded_does_not_finish_the_job(
         self, failed: InProcessDriver, output: Path
@@ -450,6 +470,34 @@ class SlowWorker:
         self._clock.thread.sleep(10)
         self._shards.remove(shard)
         return report_of(shard)
+
+
+class Stopper(Watcher):
+    """Presses Ctrl-C when two shards are done and others are under way."""
+
+    def update(self, tally: Tally) -> None:
+        if tally.rows >= 2 * SHARD_ROWS and tally.images_unfinished:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_tells_what_is_saved_and_what_is_lost(tmp_path: Path) -> None:
+    """Rows of parts that were there before count as saved; images of shards under way are lost."""
+    plan = plan_for(spec_of(tmp_path))
+    dispatcher = Dispatcher({"sd": [*plan.shards()][1:]}, max_attempts=1)
+    tally, printed = Tally(rows_total=18, rows_before=SHARD_ROWS), io.StringIO()
+    watch = RunWatch(tally=tally, lease=Stopper())  # type: ignore[arg-type]
+
+    def drive() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            generate_shards(plan, dispatcher, watch, Console(file=printed, width=200), "")
+
+    on_fake_ray(drive, SlowWorker, num_cpus=1)
+
+    assert tally.images_unfinished in {3, 6}
+    assert printed.getvalue().splitlines()[-1] == (
+        f"interrupted: at least 12 of 18 rows saved, at most {tally.images_unfinished} images of unfinished "
+        "parts lost"
+    )
 
 
 def test_each_tick_is_counted_and_watched(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def main(engine: str, spec_path: str) -> None:
         spec, console = load_spec(Path(spec_path)), Console(width=140)
         result = run_job(spec, console, engine=f"tests.support.engines:{engine}")
         print_result(result, console)
-        judge(spec.errors, result.totals, result.abandoned)
+        judge(spec.errors, result)
 
 
 if __name__ == "__main__":

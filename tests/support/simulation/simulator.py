@@ -28,7 +28,7 @@ from jobs.output.job_record import claim, plan_of, read_record
 from jobs.output.parts import done_shards, list_parts, still_missing
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
-from jobs.reports.finish import is_finished
+from jobs.reports.success import is_finished
 from jobs.survey.survey import Survey, SurveyedFile
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DarkroomError, ReclaimedError, RefusedError, StorageError
