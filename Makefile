@@ -4,7 +4,7 @@ BIN := .venv/bin
 ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt mutants simulate soak clean
+.PHONY: help install demo test check fmt mutants simulate soak datasets clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
@@ -35,6 +35,18 @@ simulate: .venv/installed-test ## Run jobs in simulated time, and plant bugs tha
 
 soak: .venv/installed-test ## Run one job on a real store and a real Ray under all kinds of failures
 	@$(ACTIVATED) python -m tests.support.simulation.soak
+
+# Lists of images have another type since 4.0.
+OTHER_DATASETS := 3.6.0 4.0.0 4.4.0
+
+datasets: .venv/installed-test $(OTHER_DATASETS:%=.venv/datasets-%/installed) ## Open outputs with older releases of datasets
+	@$(ACTIVATED) DATASETS_PYTHONS=$(subst $() ,:,$(strip $(OTHER_DATASETS:%=.venv/datasets-%/bin/python))) \
+		python -m pytest tests/output/test_opened_elsewhere.py
+
+.venv/datasets-%/installed:
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet datasets==$* pillow
+	@touch $@
 
 clean: ## Remove .venv and the output of the demo
 	rm -rf .venv out

@@ -214,7 +214,10 @@ def write_ids(folder: str, num_ids: int) -> None:
 
 def measure_ids(folder: str, num_ids: int) -> None:
     """Print the line of an input of that many ids."""
-    stores, columns = Stores(), ColumnMap(fields={"row_id": "row_id"}, recognised={}, keep={}, id_type=pa.string())
+    stores, columns = (
+        Stores(),
+        ColumnMap(fields={"row_id": "row_id"}, recognised={}, keep={}, id_type=pa.string()),
+    )
     paths = sorted(map(str, Path(folder).glob("*.parquet")))[: -(-num_ids // IDS_PER_FILE)]
     stored = [stores.of(path).stat(path) for path in paths]
     files = [

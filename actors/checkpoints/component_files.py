@@ -144,6 +144,14 @@ def files_in(folder: Path) -> Files:
     return {path.relative_to(folder).as_posix(): LocalFile(path) for path in paths if path.is_file()}
 
 
+def loaded_bytes(folder: Path, variant: str | None) -> int:
+    """The size of the weights in a folder that diffusers would load.
+
+    Those of other variants and of other folders, such as a trainer's `checkpoint-500`, do not count.
+    """
+    return sum(component.size_bytes for component in components_with_weights(files_in(folder), variant))
+
+
 def bytes_shared(models: Mapping[str, ModelSpec]) -> int:
     """The bytes of weights that are not loaded twice, because another checkpoint has the very same component.
 

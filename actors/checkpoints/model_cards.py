@@ -17,6 +17,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RevisionNotFoundError
 
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder, location_for_workers
+from actors.checkpoints.component_files import loaded_bytes
 from actors.checkpoints.hub import HUB_ERRORS, first_line, trouble_of
 from actors.storage.file_hashes import sha256_of
 from actors.storage.local_disk import LocalStorage
@@ -67,9 +68,10 @@ def read_card(name: str, model: ModelSpec) -> ModelCard:
         read_json = _folder_reader(name, folder)
         read_json("model_index.json")  # A folder that is not a checkpoint is not searched.
         _check_files(name, folder)
-        card = _card(name, model, read_json, revision="", weight_bytes=weight_bytes_on_disk(folder))
+        card = _card(name, model, read_json, revision="")
         hashes = _hashes(name, folder)  # last, because it can take a while
-        return replace(card, revision=_digest(hashes), files=hashes)
+        weight_bytes = loaded_bytes(folder, model.variant)
+        return replace(card, revision=_digest(hashes), files=hashes, weight_bytes=weight_bytes)
     if Path(model.checkpoint).expanduser().is_file():
         raise SpecError(
             f"models.{name}.checkpoint: {model.checkpoint} is a file; darkroom reads folders as diffusers' "
@@ -78,10 +80,10 @@ def read_card(name: str, model: ModelSpec) -> ModelCard:
     if is_folder_name(model.checkpoint):
         raise SpecError(f"models.{name}.checkpoint: the folder {model.checkpoint} does not exist")
     revision, read_json = _hub_reader(name, model)
-    return _card(name, model, read_json, revision, weight_bytes=0)
+    return _card(name, model, read_json, revision)
 
 
-def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weight_bytes: int) -> ModelCard:
+def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str) -> ModelCard:
     index = read_json("model_index.json")
     pipeline = str(index.get("_class_name") or "checkpoint without `_class_name`")
     if pipeline not in {known for known, _ in FAMILIES}:
@@ -114,7 +116,7 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str, weigh
         size_factor=max(factor, LEAST_SIZE_FACTOR),
         height=height,
         width=width,
-        weight_bytes=weight_bytes,
+        weight_bytes=0,
         has_safety_checker=all(_has(index, part) for part in ("safety_checker", "feature_extractor")),
         max_clip_skip=min([32, *(num - pipeline.startswith(_XL) for num in num_layers)]),
         vae_factor=factor,
@@ -241,11 +243,6 @@ def _digest(hashes: Mapping[str, str]) -> str:
     """The revision of a folder with these files: a hash of their names and contents."""
     lines = "".join(f"{name} {digest}\n" for name, digest in hashes.items())
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
-
-
-def weight_bytes_on_disk(folder: Path) -> int:
-    """The size of a folder's safetensors files."""
-    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
 def _hub_reader(name: str, model: ModelSpec) -> tuple[str, ReadJson]:

@@ -31,6 +31,9 @@ TYPICAL_BYTES_PER_PIXEL = {"png": 1.5, "webp": 1.3, "jpeg": 0.5}
 """The encoded size that the plan's estimate assumes, by output.format. Drawings take about half of their 3
 bytes per pixel; noise takes more (2.4)."""
 
+TYPICAL_DEPTH_BYTES_PER_PIXEL = 1.5
+"""The same for depth maps, which have 2 bytes per pixel."""
+
 
 def encode(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], image_format: str) -> bytes:
     """An image or depth map as the bytes of a file: (height, width, 3) uint8 RGB, or (height, width) uint16.

@@ -106,7 +106,7 @@ def _footer(storage: Storage, uri: str) -> dict[bytes, bytes]:
 
 
 def probe(output: Output) -> None:
-    """Raise RefusedError if the output's store ignores the conditions of writes.
+    """Raise RefusedError if the output's store ignores the conditions of writes, or lacks what they need.
 
     Only the first of two writers may create an object, and an object may be replaced only if its etag is the
     one that the writer gives.
@@ -117,9 +117,11 @@ def probe(output: Output) -> None:
     storage.create(uri, first, {})
     created_twice = storage.create(uri, second, {})
     after_create = _read_or_none(storage, uri)
-    exchanged = storage.exchange(uri, second, {}, etag="0" * 32)
-    after_exchange = _read_or_none(storage, uri)
-    storage.delete(uri)
+    try:
+        exchanged = storage.exchange(uri, second, {}, etag="0" * 32)
+        after_exchange = _read_or_none(storage, uri)
+    finally:
+        storage.delete(uri)
     if created_twice or after_create != first:
         raise RefusedError(
             f"{output.path}: this store does not honour conditional writes (If-None-Match: *): a second "

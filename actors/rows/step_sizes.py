@@ -40,13 +40,18 @@ def result_size(system: System, parameters: Parameters, given: Size) -> Size:
     return height * system.scale, width * system.scale
 
 
+def result_sizes(route: ResolvedRoute, size: Size) -> list[Size]:
+    """The sizes of the results of all steps; `size` is that of the first step's."""
+    sizes = [size]
+    for step in route.then:
+        sizes.append(result_size(step.system, step.defaults, sizes[-1]))
+    return sizes
+
+
 def later_sizes(route: ResolvedRoute, size: Size) -> list[Size]:
     """The sizes at which the later steps work, and then that of the last result.
 
     `size` is that of the first step's result. The list has one size if there are no later steps.
     """
-    sizes = []
-    for step in route.then:
-        sizes.append(work_size(step.defaults, size))
-        size = result_size(step.system, step.defaults, size)
-    return [*sizes, size]
+    *given, last = result_sizes(route, size)
+    return [*(work_size(step.defaults, each) for step, each in zip(route.then, given, strict=True)), last]

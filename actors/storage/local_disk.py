@@ -20,8 +20,12 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """Errors of a path that leads to nothing."""
 _BLOCKED = (*_ABSENT, errno.EEXIST)
 """Errors that something other than a folder can cause where the path needs one."""
-_UNLINKABLE = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""Errors of file systems that lack an operation; which of them they give differs."""
+_UNLINKABLE = (errno.EXDEV, errno.EPERM, errno.EMLINK, *_UNSUPPORTED)
 """Errors of file systems between or on which no hard link can be made."""
+_UNLOCKABLE = (errno.ENOLCK, *_UNSUPPORTED)
+"""Errors of file systems without locks, such as NFS whose lock service does not run."""
 
 
 class LocalStorage:
@@ -125,7 +129,7 @@ class LocalStorage:
         folder = os.open(self._temp_dir, os.O_RDONLY)
         try:
             # The lock ends when the folder is closed, and also when the process dies.
-            fcntl.flock(folder, fcntl.LOCK_EX)
+            _lock(folder, self._temp_dir)
             yield
         finally:
             os.close(folder)
@@ -149,6 +153,19 @@ class LocalStorage:
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+def _lock(descriptor: int, path: str) -> None:
+    """Wait for the lock of an open folder; RefusedError where its file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _UNLOCKABLE:
+            raise
+        raise RefusedError(
+            f"{path}: this folder cannot be used for an output ({error.strerror}): parts are replaced under "
+            "a lock, so _darkroom/ must be on a file system that has file locks; choose another disk or s3://"
+        ) from error
 
 
 def _open_file(path: str) -> BinaryIO:
@@ -204,7 +221,8 @@ def _converted_error(path: str, error: OSError) -> DarkroomError:
     if error.errno in _UNLINKABLE and error.filename2:
         return RefusedError(
             f"{path}: this folder cannot be used for an output ({error.strerror}): parts are committed by "
-            "hard link, so data/ and _darkroom/ must be on one file system that has hard links"
+            "hard link, so data/ and _darkroom/ must be on one file system that has hard links; choose "
+            "another disk or s3://"
         )
     if error.errno in _BLOCKED:
         if obstacle := _first_non_folder(path, error):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
+from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL, TYPICAL_DEPTH_BYTES_PER_PIXEL
 from actors.storage.stores import Stores
 from jobs.planning.prompt_signs import count_signs
 from jobs.planning.row_ids import find_repeated
@@ -181,6 +181,10 @@ def make_plan(
 
 
 def expected_bytes(findings: Findings, job: Job) -> int:
-    """An estimate of the output's size in bytes, from the number of its pixels."""
+    """An estimate of the output's size in bytes, from the number of its pixels. Kept columns do not count."""
     pixels = sum(count.pixels for count in findings.counts)
-    return int(pixels * TYPICAL_BYTES_PER_PIXEL[job.spec.output.format])
+    depth_pixels = sum(count.depth_pixels for count in findings.counts)
+    return int(
+        pixels * TYPICAL_BYTES_PER_PIXEL[job.spec.output.format]
+        + depth_pixels * TYPICAL_DEPTH_BYTES_PER_PIXEL
+    )

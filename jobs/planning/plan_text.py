@@ -147,12 +147,17 @@ def _routes_table(findings: Findings) -> Table:
     commonest = sorted(findings.counts, key=lambda count: -count.rows)
     shown, others = set(commonest[:MAX_ROUTE_LINES]), commonest[MAX_ROUTE_LINES:]
     for count in (count for count in findings.counts if count in shown):
-        size = "the input's" if count.size == "input" else count.size
-        table.add_row(count.route, count.model, size, f"{count.rows:,}", f"{count.images:,}")
+        table.add_row(count.route, count.model, _shown(count.size), f"{count.rows:,}", f"{count.images:,}")
+        for step in count.then:
+            table.add_row(f"  then {step.route}", step.model, _shown(step.size))
     if others:
         rows, images = sum(count.rows for count in others), sum(count.images for count in others)
         table.add_row("others", "", f"{len(others):,} more", f"{rows:,}", f"{images:,}")
     return table
+
+
+def _shown(size: str) -> str:
+    return size.replace("input", "the input's")
 
 
 def _print_bad_rows(plan: Plan, findings: Findings, console: Console) -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.checks import CheckedBatch, check_batch
 from actors.rows.routing import ResolvedRoute, Router
 from actors.rows.scheduler_checks import sampler_names
+from actors.rows.step_sizes import Parameters, Size, result_size, result_sizes
 from actors.storage.stores import Stores
 from jobs.in_flight import map_in_flight
 from jobs.planning.picture_sample import LookedAt, PictureSample
@@ -22,6 +24,7 @@ from jobs.planning.row_keys import RowKeys
 from jobs.survey.survey import Survey, SurveyedFile
 from schemas.errors import RowError, SpecError
 from schemas.job import Job, PlannedFile
+from schemas.systems.model_card import ModelCard
 from schemas.wording.amounts import counted
 
 FILES_AT_ONCE = 4
@@ -31,8 +34,19 @@ MAX_EXAMPLES = 20
 Numbers = npt.NDArray[np.float64]
 ReportProgress = Callable[[int], None]
 """A function that is called with the number of rows that have just been checked."""
-_CountKey = tuple[str, str, str]
-"""(route, model, size): the rows that have these in common are counted together."""
+
+
+class StepSize(NamedTuple):
+    """A step of a route: what makes its images, and how large they are."""
+
+    route: str
+    model: str
+    size: str
+    """`512x512`, or `input` where the input image decides, or `4 x input`."""
+
+
+_CountKey = tuple[StepSize, ...]
+"""The steps of a route: the rows that have these in common are counted together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +68,16 @@ class RouteCount:
     route: str
     model: str
     size: str
-    """`512x512`, or `input` where the input image decides."""
+    """The size of the first step's images: `512x512`, or `input` where the input image decides."""
     rows: int
     images: int
     pixels: int
-    """The pixels of all these images together, computed with the model's own size where the input decides."""
+    """The pixels of all images that are stored, those of kept steps too. Where the input decides, the first
+    step's images count as if they had the model's own size."""
+    depth_pixels: int = 0
+    """The pixels of all depth maps that are stored."""
+    then: tuple[StepSize, ...] = ()
+    """The later steps of a chain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +115,7 @@ class _FileScan:
         self.rows: Counter[_CountKey] = Counter()
         self.images: Counter[_CountKey] = Counter()
         self.pixels: Counter[_CountKey] = Counter()
+        self.depth_pixels: Counter[_CountKey] = Counter()
         self.num_bad: Counter[str] = Counter()
         self.samplers: set[str] = set()
         self.examples: list[tuple[int, RowError]] = []
@@ -162,11 +182,14 @@ class _FileScan:
         for (height, width), num_rows, num_images in zip(
             sizes.T.astype(int).tolist(), rows_by_size, images_by_size, strict=True
         ):
-            has_size = height and width
-            key = (route.name, route.model, f"{width}x{height}" if has_size else "input")
+            own = {**route.defaults, "height": height or None, "width": width or None}
+            sizes_of_steps, key = _steps(route, own, card)
             self.rows[key] += num_rows
             self.images[key] += num_images
-            self.pixels[key] += num_images * (height or card.height) * (width or card.width)
+            stored = sizes_of_steps if route.keep_steps else sizes_of_steps[-1:]
+            self.pixels[key] += num_images * sum(map(_pixels, stored))
+            if route.steps[-1].system.gives_depth:
+                self.depth_pixels[key] += num_images * _pixels(sizes_of_steps[-1])
 
 
 def scan_files(
@@ -228,6 +251,7 @@ class ScanTotals:
         self._rows: Counter[_CountKey] = Counter()
         self._images: Counter[_CountKey] = Counter()
         self._pixels: Counter[_CountKey] = Counter()
+        self._depth_pixels: Counter[_CountKey] = Counter()
         self._num_bad: Counter[str] = Counter()
         self._samplers: set[str] = set()
         self._bad_rows: dict[str, list[BadRow]] = {}
@@ -241,6 +265,7 @@ class ScanTotals:
         self._rows += scan.rows
         self._images += scan.images
         self._pixels += scan.pixels
+        self._depth_pixels += scan.depth_pixels
         self._num_bad += scan.num_bad
         self.pictures.merge(scan.pictures)
         for column, text in scan.contradictions.items():
@@ -255,14 +280,14 @@ class ScanTotals:
         """The sums. Counts are sorted by route, model and size, and bad rows by error code."""
         counts = [
             RouteCount(
-                route=key[0],
-                model=key[1],
-                size=key[2],
-                rows=self._rows[key],
-                images=self._images[key],
-                pixels=self._pixels[key],
+                **first._asdict(),
+                rows=self._rows[first, *then],
+                images=self._images[first, *then],
+                pixels=self._pixels[first, *then],
+                depth_pixels=self._depth_pixels[first, *then],
+                then=tuple(then),
             )
-            for key in sorted(self._rows)
+            for first, *then in sorted(self._rows)
         ]
         bad_rows = [bad for code in sorted(self._bad_rows) for bad in self._bad_rows[code]]
         num_bad = dict(sorted(self._num_bad.items()))
@@ -293,6 +318,31 @@ def _name_examples(scan: _FileScan, opened: InputFile) -> None:
         BadRow(uri=scan.file.stored.uri, row=row, row_id=row_id, problem=problem)
         for (row, problem), row_id in zip(scan.examples, ids, strict=True)
     ]
+
+
+def _steps(route: ResolvedRoute, own: Parameters, card: ModelCard) -> tuple[list[Size], _CountKey]:
+    """The sizes of all steps' images, and the steps as the plan shows them; `own`: the first's parameters."""
+    # A model's own size is that of its results.
+    given = (card.height / route.system.scale, card.width / route.system.scale)
+    sizes = result_sizes(route, result_size(route.system, own, given))
+    # NaN is left where the input decides.
+    known = result_sizes(route, result_size(route.system, own, (np.nan, np.nan)))
+    labels = (_size_text(*each, given) for each in zip(sizes, known, strict=True))
+    steps = zip(route.steps, labels, strict=True)
+    return sizes, tuple(StepSize(step.name, step.model, label) for step, label in steps)
+
+
+def _size_text(size: Size, known: Size, given: tuple[float, float]) -> str:
+    grown = [
+        side / of_input for side, fixed, of_input in zip(size, known, given, strict=True) if np.isnan(fixed)
+    ]
+    if not grown:
+        return f"{size[1]:.0f}x{size[0]:.0f}"
+    return "input" if grown[0] == 1 else f"{grown[0]:g} x input"
+
+
+def _pixels(size: Size) -> int:
+    return int(size[0] * size[1])
 
 
 def _sides(batch: RowBatch, route: ResolvedRoute, side: str) -> Numbers:

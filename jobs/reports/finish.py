@@ -35,7 +35,10 @@ def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
 
 
 def _card(record: JobRecord, totals: Totals) -> str:
-    """The dataset card: its front matter is what `load_dataset(folder)` and the Hub read."""
+    """The dataset card: its front matter is what `load_dataset(folder)` and the Hub read.
+
+    It does not name columns: datasets takes a `dataset_info` for all of them, and the parts name theirs.
+    """
     models = "\n".join(f"- `{name}`: {model.checkpoint}" for name, model in record.spec.models.items())
     are_files = record.spec.output.images == "files"
     return f"""---
@@ -44,10 +47,6 @@ configs:
   data_files:
   - split: train
     path: {PARTS_PATTERN}
-dataset_info:
-  features:
-  - name: image
-    dtype: image
 tags:
 - darkroom
 - synthetic
@@ -64,6 +63,5 @@ Models:
 
 A failed row has a null `image`, an `error_code` and an `error_message`.
 {"Images are files of their own under `images/`." if are_files else "Images are inside the Parquet files."}
-Open it with `datasets.load_dataset("parquet", data_files="data/*.parquet")`, or look at
-`contact-sheet.html`.
+Open it with `datasets.load_dataset` and the path of this folder, or look at `contact-sheet.html`.
 """

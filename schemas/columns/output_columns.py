@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 
@@ -98,9 +97,7 @@ def output_schema(spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMa
                 "or leave it out"
             )
         fields.append(pa.field(name, arrow_type))
-    images = {"image", "depth"} & written
-    images |= {name for name in columns.keep if columns.keep[name] == IMAGE_TYPE}
-    return pa.schema(fields, metadata=_hugging_face(images, {"step_images"} & written))
+    return pa.schema(fields, metadata=_hugging_face(fields))
 
 
 def column_problems(schema: pa.Schema) -> list[str]:
@@ -132,9 +129,11 @@ def _used_parameters(systems: Sequence[System]) -> list[str]:
     return [name for name in PARAMETERS if name in taken and name not in ("height", "width")]
 
 
-def _hugging_face(images: set[str], lists: set[str]) -> dict[str, str]:
+def _hugging_face(fields: Sequence[pa.Field]) -> dict[str, str]:
     # Naming the image columns is enough. A type listed here that differs from the Arrow type is an error.
     image = {"_type": "Image"}
-    features: dict[str, Any] = dict.fromkeys(sorted(images), image)
-    features |= {name: {"_type": "List", "feature": image} for name in sorted(lists)}
-    return {"huggingface": json.dumps({"info": {"features": features}})}
+    # datasets 4 and later call a list `List`, which datasets 3 does not know, and read this as the same.
+    images = {"_type": "Sequence", "feature": image}
+    features = {field.name: image for field in fields if field.type == IMAGE_TYPE}
+    features |= {field.name: images for field in fields if field.type == pa.list_(IMAGE_TYPE)}
+    return {"huggingface": json.dumps({"info": {"features": dict(sorted(features.items()))}})}

@@ -31,7 +31,7 @@ class ModelCard:
     width: int
     """The width in pixels of an image whose row sets none."""
     weight_bytes: int
-    """The size of its weight files on disk; 0 if it is not known before the download."""
+    """The size of the weight files that are loaded; 0 if it is not known before the download."""
     has_safety_checker: bool
     """Whether the checkpoint comes with a safety checker."""
     max_clip_skip: int = 32

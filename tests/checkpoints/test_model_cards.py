@@ -98,6 +98,20 @@ def test_one_byte_in_the_midst_of_the_weights_is_another_checkpoint(tmp_path: Pa
     assert [name for name in after.files if after.files[name] != before.files[name]] == [UNET]
 
 
+def test_the_size_of_a_checkpoint_is_that_of_the_weights_that_are_loaded(tmp_path: Path) -> None:
+    """Not of a trainer's checkpoints beside them, of another variant, or of a file with all of them."""
+    folder = paper_checkpoint(tmp_path / "sd")
+    before = card_of(folder).weight_bytes
+    others = ("checkpoint-500/model.safetensors", "checkpoint-500/unet/model.safetensors")
+    for name in (*others, "checkpoint-500/config.json", "unet/model.fp16.safetensors", "all.safetensors"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes(1000))
+
+    card = card_of(folder)
+
+    assert before == card.weight_bytes == sum((folder / name).stat().st_size for name in (UNET, VAE)) > 0
+
+
 @pytest.mark.parametrize(
     ("sample_size", "size"),
     [(64, (512, 512)), ([96, 64], (768, 512)), (1, (8, 8)), (1024, (8192, 8192)), (0, None), (1025, None)],

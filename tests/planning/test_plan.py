@@ -685,6 +685,19 @@ def test_a_plan_lists_its_commonest_sizes_and_adds_up_the_others(spec: JobSpec) 
     assert [word for word in others.split() if word.isdigit()] == ["2", "3", "6"]
 
 
+def test_a_plan_shows_the_steps_of_a_chain_below_its_route(spec: JobSpec) -> None:
+    """Each with its model and the size of its images, the last of which are the result."""
+    poster = spec.model_dump()["routes"]["poster"] | {"then": ["img2img"]}
+    chained = change(spec, routes=spec.model_dump()["routes"] | {"poster": poster})
+    write_input(spec, prompt=["p"], task=["poster"])
+
+    lines = printed(*plan_of(chained))
+
+    (first,) = (number for number, line in enumerate(lines) if line.startswith("│ poster"))
+    assert lines[first].strip("│").split() == ["poster", "│", "xl", "│", "512x768", "│", "1", "│", "1"]
+    assert lines[first + 1].strip("│").split() == ["then", "img2img", "│", "sd", "│", "512x768", "│", "│"]
+
+
 @pytest.mark.parametrize(("num_bytes", "told"), [(LARGE_PART_BYTES, False), (LARGE_PART_BYTES + 10, True)])
 def test_parts_that_viewers_find_too_large_are_told_of(spec: JobSpec, num_bytes: int, told: bool) -> None:
     """The size of one part counts, and not that of the whole output."""

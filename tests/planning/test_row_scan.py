@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL, TYPICAL_DEPTH_BYTES_PER_PIXEL
 from actors.inputs.input_file import BATCH_ROWS
-from jobs.planning.plan import make_plan
+from jobs.planning.plan import expected_bytes, make_plan
 from jobs.planning.row_ids import MAX_REPEATED
 from jobs.planning.row_scan import RouteCount
 from jobs.survey.survey import make_survey
@@ -130,6 +131,55 @@ def test_a_row_to_inpaint_is_counted_with_the_size_that_it_asks_for(spec: JobSpe
         ("64x256", 1, 64 * 256),
         ("input", 3, 512 * (512 + 256 + 64)),
     ]
+
+
+def test_the_steps_of_a_chain_count_with_the_sizes_of_their_images(spec: JobSpec) -> None:
+    """Only the last is stored unless steps are kept. Where the input decides, a model's own size counts."""
+    folder = Path(spec.output.path).parent
+    upscaler = paper_checkpoint(folder / "x4", pipeline="StableDiffusionUpscalePipeline", channels=7)
+    rgbd = paper_checkpoint(folder / "rgbd", pipeline="StableDiffusionLDM3DPipeline")
+    chained = {
+        "large": {"task": "text2img", "model": "sd", "height": 64, "width": 96, "then": ["upscale"]},
+        "upscale": {"model": "x4"},
+        "redrawn": {"task": "img2img", "model": "sd", "then": ["upscale", "fill"]},
+        "fill": {"task": "inpaint", "model": "sd", "height": 40, "width": 48},
+        "deep": {"task": "ldm3d", "model": "rgbd", "height": 64, "width": 64},
+    }
+    chained |= {f"kept-{name}": chained[name] | {"keep_steps": True} for name in ("large", "redrawn")}
+    models = {"x4": {"checkpoint": str(upscaler)}, "rgbd": {"checkpoint": str(rgbd)}}
+    chains = JobSpec.model_validate(
+        spec.model_dump()
+        | {"models": spec.model_dump()["models"] | models, "routes": chained, "default_route": "large"}
+    )
+    tasks = ["large", "kept-large", "redrawn", "kept-redrawn", "deep"]
+    image = pa.array([{"bytes": b"x", "path": None}] * 5, IMAGE_TYPE)
+    images = [1, 2, 1, 3, 4]
+    write(
+        spec,
+        "1.parquet",
+        prompt=["p"] * 5,
+        task=tasks,
+        image=image,
+        mask_image=image,
+        num_images_per_prompt=images,
+    )
+
+    plan, findings = make_plan(make_survey(chains))
+
+    large, four_times, redrawn, filled = 64 * 96, 256 * 384, 512 * 512, 40 * 48
+    assert {count.route: (count.pixels, count.depth_pixels) for count in findings.counts} == {
+        "large": (four_times, 0),
+        "kept-large": (2 * (large + four_times), 0),
+        "redrawn": (filled, 0),
+        "kept-redrawn": (3 * (redrawn + 16 * redrawn + filled), 0),
+        "deep": (4 * 64 * 64, 4 * 64 * 64),
+    }
+    steps = {count.route: (count.size, *count.then) for count in findings.counts}
+    assert steps["large"] == ("96x64", ("upscale", "x4", "384x256"))
+    assert steps["redrawn"] == ("input", ("upscale", "x4", "4 x input"), ("fill", "sd", "48x40"))
+    in_png = sum(count.pixels for count in findings.counts) * TYPICAL_BYTES_PER_PIXEL["png"]
+    in_depth = 4 * 64 * 64 * TYPICAL_DEPTH_BYTES_PER_PIXEL
+    assert expected_bytes(findings, plan.job) == int(in_png + in_depth)
 
 
 def test_images_and_pixels_are_those_of_the_rows_that_can_be_generated(spec: JobSpec) -> None:

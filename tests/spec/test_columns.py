@@ -299,12 +299,17 @@ def test_the_output_has_a_column_for_whatever_a_row_may_have() -> None:
 
 
 def test_hugging_face_is_told_of_every_column_of_images() -> None:
-    """Of depth maps, and of images that are kept; another struct is none."""
-    keep = {"photo": IMAGE_TYPE, "other": LATER_ORDER, "note": pa.string()}
+    """Of depth maps, of the images of steps, and of images that are kept; another struct is none."""
+    keep = {"photo": IMAGE_TYPE, "photos": pa.list_(IMAGE_TYPE), "other": LATER_ORDER, "note": pa.string()}
 
-    schema = written({"rgbd": "ldm3d"}, {"ldm3d": {"model": "rgbd"}}, keep)
+    schema = written({"rgbd": "ldm3d"}, {"ldm3d": {"model": "rgbd", "keep_steps": True}}, keep)
 
-    assert hugging_face(schema) == {name: {"_type": "Image"} for name in ("depth", "image", "photo")}
+    # datasets 3 and later read `Sequence` as a list; `List` is what datasets 4 and later call it.
+    images = {"_type": "Sequence", "feature": {"_type": "Image"}}
+    assert hugging_face(schema) == {
+        **{name: {"_type": "Image"} for name in ("depth", "image", "photo")},
+        **dict.fromkeys(("photos", "step_images"), images),
+    }
     assert [schema.field(name).type for name in keep] == [*keep.values()]
     assert not column_problems(schema)
 

@@ -1,6 +1,9 @@
 """The commit protocol: one part per shard, whatever happens to requests and replies."""
 
+import errno
+import fcntl
 import io
+import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -207,6 +210,46 @@ def test_a_part_that_vanishes_during_its_commit_is_a_failure_of_the_storage(tmp_
 
     with pytest.raises(StorageError, match="says both that it exists and that it does not"):
         commit_part(storage, str(tmp_path / "part"), part(), IDENTITY, attempt="a")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL])
+def test_the_probe_refuses_a_disk_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Before anything is generated, with exit code 4 and that reason; nothing stays behind."""
+
+    def link(source: str, target: str) -> None:
+        raise OSError(number, os.strerror(number), source, None, target)
+
+    monkeypatch.setattr(os, "link", link)
+
+    with pytest.raises(
+        RefusedError, match=rf"\({os.strerror(number)}\): .* that has hard links; choose"
+    ) as refused:
+        probe(Output(open_storage(str(tmp_path)), str(tmp_path)))
+
+    assert refused.value.exit_code == 4
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_the_probe_refuses_a_disk_without_file_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As NFS without its lock service: `retry` could not replace a part there."""
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+    with pytest.raises(
+        RefusedError, match=rf"\({os.strerror(number)}\): .* that has file locks; choose"
+    ) as refused:
+        probe(Output(open_storage(str(tmp_path)), str(tmp_path)))
+
+    assert refused.value.exit_code == 4
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_the_probe_does_not_mind_lost_replies(s3_faults: FaultProxy, faulty: Storage, s3_folder: str) -> None:
