@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors.inputs.batch_sizes import rebatched
-from actors.inputs.damaged_pages import Damage, find_damage, is_damage, lost_row_problems, read_around
-from actors.inputs.dictionaries import Dictionaries, Reading, open_parquet
+from actors.inputs.column_reader import BATCH_ROWS, ColumnReader
+from actors.inputs.damaged_pages import is_damage
 from actors.inputs.footer_statistics import FooterStatistics
 from actors.inputs.texts import Problems, is_text
 from actors.inputs.values import as_kept, as_kind, is_present, presence
@@ -25,15 +25,9 @@ from schemas.columns.input_columns import ColumnMap
 from schemas.errors import RowError
 from schemas.wording.printable import shortened
 
-BATCH_ROWS = 16_384
-"""Rows whose routing columns are read together: enough for numpy to be fast, and only a few megabytes."""
-
 CONVERTED_ROWS = 64
 """Rows whose columns are all converted together. Texts in dictionaries are unfolded then: at most four
 megabytes of prompts, and 64 of kept texts."""
-
-_DAMAGE_ROWS = 1024
-"""Rows that are read together to find damage."""
 
 _ROUTING_FIELDS = ("row_id", "task", "model")
 """Fields that give a row its name and its route. A file in which one of them is damaged cannot be planned."""
@@ -86,20 +80,15 @@ class InputFile:
 
         `beat` is called for each batch that was read.
         """
-        self._source = source
-        self._beat = beat
         self._columns = columns
         footer = pq.read_metadata(source)
         self._types = footer.schema.to_arrow_schema()
         folders = folder_columns(uri)
         self._folders = {name: folders[name] for name in folders if name not in self._types.names}
         self._overruled = {name: folders[name] for name in folders if name in self._types.names}
-        self._dictionaries = Dictionaries(source, footer)
-        self._parquet = open_parquet(source, footer, [])
-        sizes = [self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups)]
-        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        whole = {columns.fields[field] for field in _ROUTING_FIELDS if field in columns.fields}
+        self._reader = ColumnReader(source, footer, beat, whole)
         self._statistics = FooterStatistics(footer)
-        self._damages: dict[tuple[int, str], Damage | None] = {}
 
     def __enter__(self) -> "InputFile":
         return self
@@ -109,17 +98,16 @@ class InputFile:
 
     def close(self) -> None:
         """Close the Parquet reader and the file."""
-        self._parquet.close(force=True)
-        self._source.close()
+        self._reader.close()
 
     @property
     def metadata(self) -> pq.FileMetaData:
         """The file's footer."""
-        return self._parquet.metadata
+        return self._reader.footer
 
     def row_group_of(self, row: int) -> int:
         """The row group that holds a row."""
-        return int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._reader.row_group_of(row)
 
     def read_routing(
         self, *, with_ids: bool = False, batch_size: int = BATCH_ROWS, first_row: int = 0
@@ -165,12 +153,12 @@ class InputFile:
         decoded too, about five million texts a second.
         """
         group, columns = self.row_group_of(first_row), self._own(self._columns.columns())
-        row = int(self._starts[group])
+        row = self._reader.first_row_of(group)
         if not columns:
             yield from map(_already_converted, self._empty_batches(row, batch_size))
             return
         max_rows = batch_size if self._has_lists() else BATCH_ROWS
-        for batch, lost in rebatched(self._batches(group, columns, max_rows), batch_size):
+        for batch, lost in rebatched(self._reader.batches(group, columns, max_rows), batch_size):
             yield DecodedRows(
                 first_row=row,
                 num_rows=batch.num_rows,
@@ -222,7 +210,7 @@ class InputFile:
         null_count = self._statistics.null_count(column)
         if null_count is not None:
             return null_count
-        return self._count_nulls(column)
+        return self._reader.count_nulls(column)
 
     def contradictions(self) -> dict[str, str]:
         """By column that the job reads: how the file's own values, which count, contradict its folder's name.
@@ -275,97 +263,24 @@ class InputFile:
         if no_bytes is None or not no_path:
             return False
         try:
-            absent = self._count_nulls(f"{column}.path")
+            absent = self._reader.count_nulls(f"{column}.path")
         except (pa.ArrowException, OSError) as error:
             if not is_damage(error):
                 raise
             return True
         return no_bytes > absent and no_path > absent
 
-    def _count_nulls(self, leaf: str) -> int:
-        """The number of rows in which the leaf's column is null, counted by reading the leaf."""
-        group, total = 0, 0
-        while group < self.metadata.num_row_groups:
-            reading = self._dictionaries.reading(group, [leaf], BATCH_ROWS)
-            total += sum(batch.column(0).null_count for batch in self._iterate(reading, [leaf]))
-            group = reading.groups.stop
-        return total
-
     def _read(
         self, first_group: int, columns: list[str], batch_size: int, *, with_texts: bool = True
     ) -> Iterator[RowBatch]:
-        row = int(self._starts[first_group])
+        row = self._reader.first_row_of(first_group)
         if not columns:
             yield from self._empty_batches(row, batch_size)
             return
-        for batch, lost in rebatched(self._batches(first_group, columns, batch_size), batch_size):
+        for batch, lost in rebatched(self._reader.batches(first_group, columns, batch_size), batch_size):
             arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
             yield self._row_batch(arrays, row, batch.num_rows, lost, with_texts=with_texts)
             row += batch.num_rows
-
-    def _batches(
-        self, first_group: int, columns: list[str], max_rows: int
-    ) -> Iterator[tuple[pa.RecordBatch, Problems]]:
-        """(batch, problems) for each batch: the problems are those of rows that are lost to damaged pages."""
-        row = int(self._starts[first_group])
-        while row < self.metadata.num_rows:
-            reading = self._dictionaries.reading(self.row_group_of(row), columns, max_rows)
-            end = int(self._starts[reading.groups.stop])
-            try:
-                for batch in self._iterate(reading, columns):
-                    yield batch, {}
-                    row += batch.num_rows
-            except (pa.ArrowException, OSError) as error:
-                if not is_damage(error):
-                    raise
-            if row < end:
-                group = self.row_group_of(row)
-                yield from self._around_damage(group, columns, reading, row - int(self._starts[group]))
-                row = int(self._starts[group + 1])
-
-    def _iterate(self, reading: Reading, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        for batch in self._parquet_for(reading).iter_batches(
-            reading.num_rows, row_groups=[*reading.groups], columns=columns, use_threads=False
-        ):
-            self._beat()
-            yield batch
-
-    def _parquet_for(self, reading: Reading) -> pq.ParquetFile:
-        if not reading.dictionaries:
-            return self._parquet
-        return open_parquet(self._source, self.metadata, reading.dictionaries)
-
-    def _around_damage(
-        self, group: int, columns: list[str], reading: Reading, first_row: int
-    ) -> Iterator[tuple[pa.RecordBatch, Problems]]:
-        """(batch, problems) for the rows of a damaged row group from its `first_row` on.
-
-        Each column is read by itself, as far as its own damage allows.
-        """
-        damages = {column: self._damage(group, column) for column in columns}
-        parquet = self._parquet_for(reading)
-        arrays = [
-            read_around(parquet, group, column, reading.num_rows, damages[column], self._beat)
-            for column in columns
-        ]
-        damaged = [damage for damage in damages.values() if damage]
-        names = [column if column in self._types.names else column.partition(".")[0] for column in columns]
-        done = 0
-        for step in zip(*arrays, strict=True):
-            batch = pa.RecordBatch.from_arrays(list(step), names).slice(max(0, first_row - done))
-            done += len(step[0])
-            if batch.num_rows:
-                yield batch, lost_row_problems(damaged, done - batch.num_rows, batch.num_rows)
-
-    def _damage(self, group: int, column: str) -> Damage | None:
-        if (group, column) not in self._damages:
-            reading = self._dictionaries.reading(group, [column], _DAMAGE_ROWS)
-            parquet = self._parquet_for(reading)
-            self._damages[group, column] = find_damage(parquet, group, column, reading.num_rows, self._beat)
-        damage = self._damages[group, column]
-        if damage and column in map(self._columns.fields.get, _ROUTING_FIELDS):
-            raise pa.ArrowInvalid(damage.problem.message)
-        return damage
 
     def _empty_batches(self, row: int, batch_size: int) -> Iterator[RowBatch]:
         while row < self.metadata.num_rows:

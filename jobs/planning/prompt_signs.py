@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.inputs.input_file import BATCH_ROWS, InputFile, RowBatch
+from actors.inputs.column_reader import BATCH_ROWS
+from actors.inputs.input_file import InputFile, RowBatch
 from actors.storage.stores import Stores
 from jobs.survey.survey import Survey, SurveyedFile
 from schemas.columns.fields import TEXT_FIELDS

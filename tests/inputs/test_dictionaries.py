@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.images.spool import Spool
+from actors.inputs.column_reader import BATCH_ROWS
 from actors.inputs.dictionaries import LOOK_BYTES, Dictionaries, Reading
-from actors.inputs.input_file import BATCH_ROWS
 from actors.inputs.texts import texts_and_problems, with_used_entries
 from actors.rows.shard_reader import ShardReader
 from actors.storage.local_disk import LocalStorage

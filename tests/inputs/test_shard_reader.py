@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.images.spool import Encoded, Spool, encoded_bytes
-from actors.inputs.input_file import BATCH_ROWS, InputFile
+from actors.inputs.column_reader import BATCH_ROWS
+from actors.inputs.input_file import InputFile
 from actors.rows.routed_rows import RoutedRows
 from actors.rows.routing import Router
 from actors.rows.row import Row, derived_seed

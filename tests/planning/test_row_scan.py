@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL, TYPICAL_DEPTH_BYTES_PER_PIXEL
-from actors.inputs.input_file import BATCH_ROWS
+from actors.inputs.column_reader import BATCH_ROWS
 from jobs.planning.plan import expected_bytes, make_plan
 from jobs.planning.row_ids import MAX_REPEATED
 from jobs.planning.row_scan import RouteCount
