@@ -76,7 +76,10 @@ def replay_row(
     for line in [*differences, *causes]:
         console.print(line, soft_wrap=True)
     if differences:
-        raise DarkroomError(f"row {row_id} is not what {output.path} has of it")
+        hint = ""
+        if is_alone and not record.spec.batching.exact:
+            hint = "; the rows of its shard can change its last bits, so leave out --alone"
+        raise DarkroomError(f"row {row_id} is not what {output.path} has of it{hint}")
     console.print(f"equal: {_summary(stored.records)}", soft_wrap=True)
 
 

@@ -112,7 +112,12 @@ def test_every_row_is_equal_where_nothing_has_changed(tmp_path: Path, exact: boo
 
 def test_a_row_can_be_generated_alone(tmp_path: Path) -> None:
     """It is the quick way: of the rows of its shard none is generated."""
-    assert "generating it again alone" in replayed(made(tmp_path, ROWS[:1]), "a", alone=True)
+    spec = made(tmp_path, ROWS[:1])
+
+    assert "generating it again alone" in replayed(spec, "a", alone=True)
+    change_part(spec, guidance_scale=5.5)
+    with pytest.raises(DarkroomError, match="so leave out --alone"):
+        replayed(spec, "a", alone=True)
 
 
 def test_a_changed_value_and_image_are_told(tmp_path: Path) -> None:
