@@ -33,7 +33,7 @@ from actors.storage.stores import Stores
 from benchmarks.race import surroundings
 from jobs import retry, run
 from jobs.output.job_record import claim, plan_of, require_record
-from jobs.output.parts import done_shards, list_parts, output_totals
+from jobs.output.parts import list_parts, output_totals
 from jobs.output.tally import Tally
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.row_ids import id_keys
@@ -175,7 +175,7 @@ def measure_parts(folder: str, num_parts: int) -> None:
     with step("begin a run", store):
         record = require_record(output)
         plan = plan_of(record, survey, OUTPUT)
-        assert sum(done_shards(output, num_parts)) == num_parts
+        assert sum(list_parts(output, num_parts).done()) == num_parts
         run._dispatcher(plan, bytearray(num_parts))
     with step("status, unfinished", store):
         totals = output_totals(output, num_parts)

@@ -46,14 +46,13 @@ def retry_job(
         tally = Tally(rows_total=num_rows, rows_before=0)
         dispatcher = _dispatcher(plan, chosen, tuple(only))
         # An earlier driver may have been killed when it had replaced parts, and not yet written the reports.
-        totals = reported_totals(output, record, parts)
+        totals = None if any(chosen) else reported_totals(output, record, parts)
         if any(chosen) or (parts.are_all and not totals):
             with Lease(output) as lease:
                 unfinish(output)
                 if any(chosen):
                     console.print(f"retrying the failed rows of {counted(sum(chosen), 'part')}")
                     generate_shards(plan, dispatcher, RunWatch(tally=tally, lease=lease), console, engine)
-                totals = None
                 # A retry replaces parts and adds none, so a part that was missing is still missing.
                 if parts.are_all:
                     lease.confirm(tally)

@@ -113,7 +113,7 @@ def _unreadable(
     batch: RowBatch, route: ResolvedRoute, on_route: RowMask, judge: UriJudge
 ) -> Iterator[tuple[int, RowError]]:
     """(row, problem) for each row of the route with an image whose URI it may not read."""
-    for field in (*route.needed_images(), *route.optional_images()):
+    for field in route.read_images():
         uris = batch.uris[field].to_pylist() if field in batch.uris else []
         for row in np.flatnonzero(on_route[: len(uris)]).tolist():
             if uris[row] is not None and (problem := judge.problem(uris[row])):

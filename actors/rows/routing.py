@@ -62,6 +62,10 @@ class ResolvedRoute:
             if name not in given
         ]
 
+    def read_images(self) -> list[str]:
+        """The image fields of a row that its steps read: those that it must bring, and the optional ones."""
+        return [*self.needed_images(), *self.optional_images()]
+
     def _steps_with_given_fields(self) -> "Iterator[tuple[ResolvedRoute, set[str]]]":
         """Each step, with the fields that the step before it gives."""
         given: set[str] = set()

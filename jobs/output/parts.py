@@ -81,7 +81,7 @@ class Parts(Sequence[PartFile]):
         return bool((self._indices[position : position + 1] == index).any())
 
     def done(self) -> bytearray:
-        """One byte per shard, 1 if its part exists."""
+        """One byte per shard, 1 if its part exists: a million shards take a megabyte."""
         done = np.zeros(self.num_shards, np.uint8)
         done[self._indices] = 1
         return bytearray(done)
@@ -162,11 +162,6 @@ def part_index(output: Output, num_shards: int, uri: str) -> int | None:
     return index
 
 
-def done_shards(output: Output, num_shards: int) -> bytearray:
-    """One byte per shard, 1 if its part exists: a million shards take a megabyte."""
-    return list_parts(output, num_shards).done()
-
-
 def totals_of(output: Output, parts: Iterable[PartFile]) -> Totals:
     """The sums over these parts, from their footers."""
     footers = FooterReader(output.storage)
@@ -199,8 +194,8 @@ def still_missing(abandoned: list[Abandoned], output: Output, num_shards: int) -
     """The abandoned shards that still have no part: a worker that counted as dead may have written one."""
     if not abandoned:
         return []
-    done = done_shards(output, num_shards)
-    return [left_out for left_out in abandoned if not done[left_out.shard.index]]
+    parts = list_parts(output, num_shards)
+    return [left_out for left_out in abandoned if not parts.has(left_out.shard.index)]
 
 
 def output_totals(output: Output, num_shards: int) -> Totals:

@@ -4,17 +4,13 @@ from collections import Counter
 from collections.abc import Container, Iterator
 
 import numpy as np
-import pyarrow as pa
 
-from actors.images.image_uris import UriJudge
-from actors.inputs.input_file import InputFile
-from actors.rows.checks import CheckedBatch, check_batch
+from actors.rows.checks import CheckedBatch
 from actors.rows.routing import Router
 from actors.storage.stores import Stores
 from jobs.in_flight import map_in_flight
 from jobs.planning.plan import Plan
-from jobs.planning.row_scan import FILES_AT_ONCE
-from schemas.errors import SpecError
+from jobs.planning.row_scan import FILES_AT_ONCE, checked_batches, opened_input
 from schemas.job import PlannedFile, Shard
 
 ShardCodes = dict[int, Counter[str]]
@@ -51,18 +47,12 @@ def _scan(plan: Plan, file: PlannedFile, shards: list[Shard], router: Router, st
     # A repeated id is what a worker looks at last.
     codes = {shard.index: Counter({"duplicate_row_id": len(shard.repeated)}) for shard in shards}
     num_before: Counter[str] = Counter()
-    judge = UriJudge(file.uri, plan.job.spec.input.pictures)
-    try:
-        with InputFile(stores.of(file.uri).open(file.uri), plan.job.columns, file.uri) as opened:
-            for batch in opened.read_for_checks():
-                checked_batch = check_batch(batch, router, plan.job.models, judge)
-                for model, number, code in _problems(checked_batch, num_before):
-                    if shard := by_start.get((model, number - number % plan.shard_rows)):
-                        codes[shard.index][code] += 1
-                        codes[shard.index]["duplicate_row_id"] -= number - shard.start in shard.repeated
-    # Any other ValueError would be a mistake of the checks, and not of the file.
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"input.path: {file.uri} cannot be read to its end: {error}") from error
+    with opened_input(file.uri, plan.job, stores) as opened:
+        for checked_batch in checked_batches(opened, file.uri, plan.job, router):
+            for model, number, code in _problems(checked_batch, num_before):
+                if shard := by_start.get((model, number - number % plan.shard_rows)):
+                    codes[shard.index][code] += 1
+                    codes[shard.index]["duplicate_row_id"] -= number - shard.start in shard.repeated
     return codes
 
 

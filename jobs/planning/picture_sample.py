@@ -77,7 +77,11 @@ class PictureSample:
         fit = np.ones(batch.num_rows, dtype=bool)
         fit[list(checked.problems)] = False
         for field, uris in batch.uris.items():
-            reading = [i for i, route in enumerate(checked.routes) if field in _images_of(route)]
+            reading = [
+                position
+                for position, route in enumerate(checked.routes)
+                if isinstance(route, ResolvedRoute) and field in route.read_images()
+            ]
             has_uri = uris.is_valid().to_numpy(zero_copy_only=False)
             rows = np.flatnonzero(has_uri & fit & np.isin(checked.route_positions, reading))
             ranks = draw.random(len(rows))
@@ -120,10 +124,3 @@ class PictureSample:
                 (picture, error) for picture, error in zip(pictures, errors, strict=True) if error
             ),
         )
-
-
-def _images_of(route: object) -> tuple[str, ...]:
-    """The image fields that a route reads."""
-    if not isinstance(route, ResolvedRoute):
-        return ()
-    return (*route.needed_images(), *route.optional_images())

@@ -1,7 +1,8 @@
 """The pass over all rows of the input: which route each row takes, and which rows cannot be generated."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -225,21 +226,34 @@ def _scan(
     uri = scan.file.stored.uri
     if not scan.file.num_rows:  # Such a file may lack columns that all others have.
         return
+    with opened_input(uri, job, stores) as opened:
+        _check_ids(opened, uri, job)
+        scan.contradictions = opened.contradictions()
+        if keys and "row_id" in job.columns.fields:
+            for of_batch in id_keys(opened):
+                keys.add(of_batch)
+        for checked_batch in checked_batches(opened, uri, job, router):
+            scan.add(checked_batch, job)
+            report(checked_batch.batch.num_rows)
+        _name_examples(scan, opened)
+
+
+@contextmanager
+def opened_input(uri: str, job: Job, stores: Stores) -> Iterator[InputFile]:
+    """The opened file of the input; SpecError where it cannot be read to its end."""
     try:
         with InputFile(stores.of(uri).open(uri), job.columns, uri) as opened:
-            _check_ids(opened, uri, job)
-            scan.contradictions = opened.contradictions()
-            if keys and "row_id" in job.columns.fields:
-                for of_batch in id_keys(opened):
-                    keys.add(of_batch)
-            judge = UriJudge(uri, job.spec.input.pictures)
-            for batch in opened.read_for_checks():
-                scan.add(check_batch(batch, router, job.models, judge), job)
-                report(batch.num_rows)
-            _name_examples(scan, opened)
+            yield opened
     # Any other ValueError would be a mistake of the checks, and not of the file.
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SpecError(f"input.path: {uri} cannot be read to its end: {error}") from error
+
+
+def checked_batches(opened: InputFile, uri: str, job: Job, router: Router) -> Iterator[CheckedBatch]:
+    """All rows of an opened file of the input, checked."""
+    judge = UriJudge(uri, job.spec.input.pictures)
+    for batch in opened.read_for_checks():
+        yield check_batch(batch, router, job.models, judge)
 
 
 class ScanTotals:

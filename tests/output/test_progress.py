@@ -12,7 +12,7 @@ import pytest
 from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.storage.output import Output, open_output
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
-from jobs.output.parts import Totals, done_shards, list_parts, output_totals
+from jobs.output.parts import Totals, list_parts, output_totals
 from jobs.output.stored_images import read_image
 from jobs.output.tally import Tally
 from schemas.errors import RowError, SpecError
@@ -57,7 +57,7 @@ def test_the_sums_of_an_output_are_those_of_all_its_parts(output: Output) -> Non
         error_codes=(("unknown_task", 4), ("invalid_size", 2), ("mask_size", 1)),
     )
     assert totals.rows == 17
-    assert [*done_shards(output, 4)] == [1, 1, 0, 1]
+    assert [*list_parts(output, 4).done()] == [1, 1, 0, 1]
 
 
 @pytest.mark.parametrize("num_shards", [3, 100_001])

@@ -25,7 +25,7 @@ from jobs.dispatch.shard_record import Death
 from jobs.fleet import pool
 from jobs.fleet.layout import lay_out
 from jobs.output.job_record import claim, plan_of, read_record
-from jobs.output.parts import done_shards, list_parts, still_missing
+from jobs.output.parts import list_parts, still_missing
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
 from jobs.reports.success import is_finished
@@ -425,7 +425,7 @@ class Driver:
         """Do what `jobs.run.run_job` does."""
         store = self.simulation.store
         plan, num_shards = self.settle()
-        self.done = done_shards(Output(store, OUTPUT), num_shards)
+        self.done = list_parts(Output(store, OUTPUT), num_shards).done()
         self.simulation.log("sees %d of %d parts", sum(self.done), num_shards)
         if all(self.done) and is_finished(Output(store, OUTPUT)):
             return
