@@ -240,21 +240,21 @@ class ShardRun:
 
     def _report(self, part: Part, *, committed: bool) -> ShardReport:
         logger.info(
-            "shard=%s committed=%s counts=%s images=%d seconds=%s",
-            *(self._shard.name, committed, part.counts, part.images, self._clock.seconds),
+            "shard=%s committed=%s made=%s seconds=%s",
+            *(self._shard.name, committed, part.made, self._clock.seconds),
         )
         return ShardReport(
             index=self._shard.index,
             committed=committed,
-            ok=part.counts["ok"],
-            filtered=part.counts["filtered"],
-            failed=part.counts["failed"],
-            images=part.images,
+            ok=part.made["ok"],
+            filtered=part.made["filtered"],
+            failed=part.made["failed"],
+            images=part.made["images"],
             size_bytes=len(part.data),
             failures=merge_failed_rows(
                 {outcome.problem.code: FailedRows(num_rows=1, message=outcome.problem.message)}
                 for outcome in self._outcomes
-                if outcome.problem
+                if outcome.problem and outcome.row.index not in self._unchanged
             ),
             unforeseen=self.progress.snapshot().unforeseen,
             seconds=self._clock.seconds,

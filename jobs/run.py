@@ -52,8 +52,7 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
             output=output.path,
             totals=totals,
             num_missing=len(abandoned),
-            rows_tried=tally.rows,
-            images_generated=tally.images,
+            run=tally.figures(),
             abandoned=tuple(abandoned),
             failures=tally.failures,
         )

@@ -181,7 +181,7 @@ def test_the_positions_of_a_shard_count_through_every_batch_in_which_it_is_read(
         [*crashed],
     ]
     assert first == dict.fromkeys(ids, "ok") | crashed | repeated
-    assert (report.ok, report.failed, failures(report)) == (129, 2, {})
+    assert (report.ok, report.failed, report.images, failures(report)) == (3, 0, 3, {})
     assert again == dict.fromkeys(ids, "ok") | repeated
 
 

@@ -53,6 +53,8 @@ IDENTITY: dict[str, Any] = {"columns": {}}
 FINGERPRINT = fingerprint_of(IDENTITY)
 CARD = model_card(checkpoint="somebody/stable-diffusion")
 
+LAST_RUN = {"rows": 4, "images": 3, "seconds": 9.0, "working_seconds": 6.0, "images_per_second": 0.5}
+
 NUM_FRAMES = 110
 """Rows of a part: three row groups of 33 rows, which are read 16 at a time, and one of eleven."""
 
@@ -207,7 +209,7 @@ class ReportedOutput:
         write_manifest(output, self.num_shards)
         summary = {"ok": 0, "filtered": 0, "failed": 0, "images": 0, "error_codes": {}}
         summary["size_bytes"] = list_parts(output, self.num_shards).size_bytes
-        summary |= {"fingerprint": FINGERPRINT, "shards": self.num_shards, "seconds": 9.0, "workers": 2}
+        summary |= {"fingerprint": FINGERPRINT, "shards": self.num_shards, "last_run": LAST_RUN}
         self.storage.replace(join(self.root, SUMMARY), json.dumps(summary | changes).encode())
         self.storage.replace(join(self.root, SUCCESS), b"")
 
@@ -513,14 +515,14 @@ def test_an_unfinished_output_tells_how_far_it_is(output: ReportedOutput) -> Non
     """Parts that are there are shown, and an old summary is not believed."""
     output.num_shards = 3
     output.write_job(rows_per_shard=10)
-    output.write_summary(ok=30, seconds=9.0)
+    output.write_summary(ok=30)
     output.write_part(1, [made(row(i), noise(16)) for i in range(10)])
 
     sheet = output.sheet()
 
     assert (sheet.num_parts, sheet.num_shards) == (1, 3)
     assert (sheet.totals.rows, sheet.num_rows) == (10, 30)
-    assert sheet.last_run == {}
+    assert (sheet.last_run, sheet.finished_at) == ("", "")
     assert len(sheet.frames) == 10
 
 
@@ -532,7 +534,7 @@ def test_the_summary_of_another_job_is_not_believed(output: ReportedOutput, chan
 
     sheet = output.sheet()
 
-    assert (sheet.totals.ok, sheet.last_run) == (1, {})
+    assert (sheet.totals.ok, sheet.last_run) == (1, "")
 
 
 def test_an_output_without_parts_has_a_sheet(output: ReportedOutput) -> None:
@@ -544,14 +546,18 @@ def test_an_output_without_parts_has_a_sheet(output: ReportedOutput) -> None:
 
 
 def test_a_finished_output_tells_of_its_last_run(output: ReportedOutput) -> None:
-    """Seconds, rate and workers come from the summary; what it does not know is left out."""
+    """As the summary has it; a summary of before this was recorded says nothing of it."""
     output.write_part(0, [made(row(0), noise(16))])
-    output.write_summary(ok=5, images=1, error_codes={}, images_per_second=None)
-
+    output.write_summary(ok=5, images=7, error_codes={}, finished_at="2026-11-30T14:39:57+00:00")
     sheet = output.sheet()
+    output.write_summary(last_run=None)
 
-    assert sheet.last_run == {"seconds": 9.0, "workers": 2}
-    assert sheet.totals.ok == 5
+    older = output.sheet()
+
+    assert sheet.last_run == "generated 3 images in 6 s (0.5 images/s)"
+    assert sheet.finished_at == "2026-11-30T14:39:57+00:00"
+    assert (sheet.totals.ok, sheet.totals.images) == (5, 7)
+    assert older.last_run == ""
 
 
 def test_a_folder_without_a_job_has_no_sheet(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.storage.output import Output, open_output
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
-from jobs.output.parts import Totals, list_parts, output_totals
+from jobs.output.figures import Totals
+from jobs.output.parts import list_parts, output_totals
 from jobs.output.stored_images import read_image
 from jobs.output.tally import Tally
 from schemas.errors import RowError, SpecError
