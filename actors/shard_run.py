@@ -191,13 +191,13 @@ class ShardRun:
 
     def _finished(self, outcome: RowOutcome, generated: Generated) -> FinishedImage:
         sample, pixels, depth = generated.sample, generated.pixels, generated.depth
-        name = f"{outcome.row.index:06d}-{sample.image_index}"
+        name, row_id = f"{outcome.row.index:06d}-{sample.image_index}", outcome.row.row_id
         return FinishedImage(
             image_index=sample.image_index,
-            image=None if pixels is None else self._images.write(name, pixels),
-            depth=None if depth is None else self._images.write_depth(f"{name}-depth", depth),
+            image=None if pixels is None else self._images.write(name, row_id, pixels),
+            depth=None if depth is None else self._images.write_depth(f"{name}-depth", row_id, depth),
             steps=tuple(
-                self._images.write(f"{name}-step{step}", image)
+                self._images.write(f"{name}-step{step}", row_id, image)
                 for step, image in enumerate(sample.step_images)
             ),
             width=None if pixels is None else pixels.shape[1],

@@ -47,7 +47,7 @@ class StoredImage:
 
     data: bytes
     path: str
-    """The file's name inside the part, or its URI if it is an object of its own."""
+    """The file's name inside the part, or, for an object of its own, its path below the output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,9 @@ from schemas.errors import StorageError
 from schemas.output_layout import DATASET_CARD, PARTS_FOLDER, PARTS_PATTERN, SUCCESS
 from schemas.wording.amounts import counted
 
+_IMAGES_INSIDE = "Images are inside the Parquet files."
+_IMAGE_FILES = "Images are files of their own under `images/`. Their paths begin in this folder, so be in it to open them."
+
 
 def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
     """Write the reports of a finished job, and `_SUCCESS` last; the totals of the job.
@@ -62,6 +65,6 @@ Models:
 
 A failed row has a null `image`, an `error_code` and an `error_message`.
 A safety checker has flagged the filtered rows.
-{"Images are files of their own under `images/`." if are_files else "Images are inside the Parquet files."}
+{_IMAGE_FILES if are_files else _IMAGES_INSIDE}
 Open it with `datasets.load_dataset` and the path of this folder, or look at `contact-sheet.html`.
 """

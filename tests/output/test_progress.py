@@ -204,6 +204,7 @@ def test_an_image_of_its_own_is_found_where_the_output_is_now(output: Output) ->
 
     for root in (output.path, "s3://old/images/out", "/elsewhere"):
         assert read_image(output, f"{root}/images/shard/a.png") == b"image"
+    assert read_image(output, "images/shard/a.png") == b"image"
 
 
 @pytest.mark.parametrize(

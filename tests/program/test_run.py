@@ -229,12 +229,14 @@ def test_an_input_that_was_moved_is_the_same_input(over_budget: Ran, tmp_path: P
 def test_images_as_files_are_objects_that_the_parts_name(over_budget: Ran) -> None:
     """One file per image, and no other; `verify` reads and checks them."""
     named = [row["image"]["path"] for row in output_rows(over_budget.output) if row["image"]]
-    there = [str(path) for path in (over_budget.output / "images").rglob("*.png")]
+    images = (over_budget.output / "images").rglob("*.png")
+    there = [str(path.relative_to(over_budget.output)) for path in images]
 
     verified = darkroom("verify", over_budget.output)
 
     assert len(named) == 6
     assert sorted(there) == sorted(named)
+    assert [path.split("/")[2][:17] for path in sorted(named)] == [f"00000{i}-0-row-000{i}" for i in range(6)]
     assert verified.code == 0, verified.err
     assert "6 images decode and match their checksums" in verified.out
 
