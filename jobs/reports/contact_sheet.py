@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from actors.rows.routing import Router
 from actors.storage.output import Output
 from jobs.output.figures import Totals, generated_text
 from jobs.output.job_record import require_record
@@ -83,6 +84,7 @@ def make_sheet(
     parts = list_parts(output, record.num_shards)
     summary = summary or current_summary(output, record, parts)
     totals = summary.totals if summary else totals_of(output, parts)
+    router = Router(record.spec, record.models)
     footers = list(read_footers(output, spread(parts, MAX_FOOTERS)))
     checkpoints = {name: model.checkpoint for name, model in record.spec.models.items()}
     return Sheet(
@@ -99,7 +101,7 @@ def make_sheet(
         size=size_text(totals.size_bytes),
         finished_at=(summary and summary.finished_at) or "",
         last_run=generated_text(summary.last_run) if summary and summary.last_run else "",
-        frames=tuple(sample_frames(output, footers, max_images, image_bytes)),
+        frames=tuple(sample_frames(output, router, footers, max_images, image_bytes)),
         failures=tuple(sample_failures(output.storage, footers)),
     )
 

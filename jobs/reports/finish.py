@@ -12,7 +12,7 @@ from schemas.output_layout import DATASET_CARD, PARTS_FOLDER, PARTS_PATTERN, SUC
 from schemas.wording.amounts import counted
 
 _IMAGES_INSIDE = "Images are inside the Parquet files."
-_IMAGE_FILES = "Images are files of their own under `images/`. Their paths begin in this folder, so be in it to open them."
+_IMAGE_FILES = "Images are files of their own under `images/`; the paths of images begin in this folder."
 
 
 def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:

@@ -219,7 +219,7 @@ def test_a_footer_tells_what_a_row_group_weighs_and_which_columns_are_lines_of_t
     flat, deep = footer_of(tmp_path, in_groups_of_two(built(outcomes).data)).groups
 
     assert 0 < flat.image_bytes < 5_000 < deep.image_bytes
-    assert flat.image_columns == deep.image_columns == ("image", "depth")
+    assert flat.image_columns == deep.image_columns == ("image", "depth", "step_images")
     assert {*SCHEMA.names} - {*deep.columns} == {"image", "depth", "step_images", "note"}
 
 
