@@ -36,7 +36,7 @@ class Summary:
     size_bytes: StoredCount
     error_codes: Mapping[str, StoredCount]
     last_run: RunFigures | None = None
-    """The last run that generated an image."""
+    """The last run that generated an image; None if that is not known."""
     finished_at: str | None = None
     """When the summary was written."""
 
@@ -96,9 +96,10 @@ def reported_totals(output: Output, record: JobRecord, parts: Parts) -> Totals |
 def write_summary(output: Output, record: JobRecord, totals: Totals, figures: RunFigures) -> None:
     """Write the totals of the whole job, and the figures of the last run that generated an image.
 
-    `figures`: those of this run; if it has generated no image, the summary keeps the run that it has.
+    `figures`: those of this run. If it has generated no image, the summary keeps the run that it has. If it
+    has none, this run is written if it has tried any row: one that was killed has left no figures.
     """
-    run = figures if figures.images else _recorded_run(output, record) or figures
+    run = figures if figures.images else _recorded_run(output, record) or (figures if figures.rows else None)
     summary = {
         "name": record.name,
         "fingerprint": record.fingerprint,
@@ -106,7 +107,7 @@ def write_summary(output: Output, record: JobRecord, totals: Totals, figures: Ru
         **asdict(totals),
         "error_codes": dict(totals.error_codes),
         "shards": record.num_shards,
-        "last_run": asdict(run),
+        "last_run": run and asdict(run),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     output.replace(SUMMARY, json.dumps(summary, indent=2).encode())

@@ -196,7 +196,19 @@ def test_the_run_of_another_job_is_not_taken_over(driver: InProcessDriver) -> No
 
     seen = shown(driver, driver.run())
 
-    assert seen.summary["last_run"]["images"] == 0
+    assert seen.summary["last_run"] is None
+    assert "the last run" not in seen.status
+    assert seen.sheet["last_run"] == ""
+
+
+def test_a_job_whose_rows_all_fail_has_the_figures_of_its_run(driver: InProcessDriver) -> None:
+    """It has generated no image, and no other run has."""
+    driver.engine = lambda: NaNEngine(0)
+
+    result = driver.run()
+
+    assert (result.run.rows, result.run.failed, result.run.images) == (10, 10, 0)
+    assert_equal_everywhere(driver, shown(driver, result), result.run)
 
 
 def test_failures_of_this_run_are_told_from_those_of_all_runs(driver: InProcessDriver) -> None:

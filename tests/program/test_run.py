@@ -154,6 +154,33 @@ def test_status_and_report_tell_of_a_finished_job(demo: Ran) -> None:
     assert report.out == f"{demo.output}/contact-sheet.html\n"
 
 
+def test_terminal_status_summary_card_and_sheet_have_the_same_figures(demo: Ran) -> None:
+    """What the run printed is what everything else says, in its words or in its numbers."""
+    out = demo.finished.out
+    said = re.search(r"^(generated (\d+) images? in .*? \((.*?) images/s\)); total: (.*)$", out, re.MULTILINE)
+    assert said
+    generated, num_images, rate, outcomes = said.groups()
+
+    status = darkroom("status", demo.output).out
+    summary = json.loads((demo.output / "_darkroom" / "summary.json").read_text())
+    card, page = ((demo.output / name).read_text() for name in ("README.md", "contact-sheet.html"))
+    sheet = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+
+    assert outcomes == "39 rows ok, 0 filtered, 1 failed (1 invalid_image); 40 images"
+    assert int(num_images) == 40
+    assert f"\n40 of 40 rows (100%) · {rate} images/s · " in out
+    assert f"\n{outcomes}\nfinished at {summary['finished_at']}; the last run {generated}\n" in status
+    assert f"40 rows, generated with darkroom: {outcomes}.\n" in card
+    assert (sheet["last_run"], sheet["finished_at"]) == (generated, summary["finished_at"])
+    run = summary["last_run"]
+    assert (run["rows"], run["failed"], run["images"]) == (40, 1, 40)
+    assert run["images_per_second"] == pytest.approx(run["images"] / run["working_seconds"])
+    assert f"{run['images_per_second']:.1f}" == rate
+    for name in ("ok", "filtered", "failed", "images", "size_bytes"):
+        assert summary[name] == sheet["totals"][name], name
+    assert summary["size_bytes"] == sum(part.stat().st_size for part in parts(demo.output))
+
+
 def test_a_second_run_finds_nothing_to_do_and_starts_no_ray(demo: Ran) -> None:
     """The listing of `data/` decides, so this is quick."""
     before = [part.stat().st_mtime_ns for part in parts(demo.output)]
