@@ -32,8 +32,9 @@ from actors.storage.s3 import S3Storage
 from actors.storage.stores import Stores
 from benchmarks.race import surroundings
 from jobs import retry, run
-from jobs.output.job_record import claim, plan_of, require_record
+from jobs.output.job_record import claim, require_record
 from jobs.output.parts import list_parts, output_totals
+from jobs.output.resumption import plan_of
 from jobs.output.tally import Tally
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.row_ids import id_keys

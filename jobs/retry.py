@@ -10,10 +10,11 @@ from actors.worker_process import ENGINE
 from jobs.dispatch.dispatcher import Dispatcher
 from jobs.fleet.cluster import with_output_settled
 from jobs.fleet.shard_loop import RunWatch, generate_shards
-from jobs.output.job_record import plan_of, require_record, survey_of
+from jobs.output.job_record import require_record
 from jobs.output.lease import Lease
 from jobs.output.part_footers import read_footers
 from jobs.output.parts import Parts, list_parts, output_totals
+from jobs.output.resumption import plan_of, survey_of
 from jobs.output.tally import Tally
 from jobs.planning.known_failures import known_failures
 from jobs.planning.plan import Plan, chosen_shards

@@ -11,9 +11,10 @@ from jobs.fleet.cluster import with_output_settled
 from jobs.fleet.shard_loop import RunWatch, generate_shards
 from jobs.output.content_hashes import with_hashes
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
-from jobs.output.job_record import JobRecord, claim, plan_of, read_record, survey_of
+from jobs.output.job_record import JobRecord, claim, read_record
 from jobs.output.lease import Lease
 from jobs.output.parts import Parts, list_parts, output_totals, still_missing
+from jobs.output.resumption import plan_of, survey_of
 from jobs.output.tally import Abandoned, Tally
 from jobs.planning.plan import Plan, chosen_shards, expected_bytes
 from jobs.planning.plan_text import check_rows, print_notes, refuse_hopeless

@@ -10,15 +10,8 @@ from typing import Any
 import pytest
 
 from actors.storage.output import Output, open_output
-from jobs.output.job_record import (
-    MAX_DIFFERENCES,
-    MAX_RECORD_BYTES,
-    JobRecord,
-    claim,
-    plan_of,
-    plan_of_record,
-    read_record,
-)
+from jobs.output.job_record import MAX_RECORD_BYTES, JobRecord, claim, plan_of_record, read_record
+from jobs.output.resumption import MAX_DIFFERENCES, plan_of
 from jobs.planning.plan import make_plan
 from jobs.survey import input_paths
 from jobs.survey.input_paths import ENTRY_BYTES

@@ -22,7 +22,7 @@ from actors.rows.routing import Router
 from actors.storage.objects import StoredObject
 from actors.storage.output import open_output
 from actors.storage.stores import Stores, open_storage
-from jobs.output import job_record
+from jobs.output import resumption
 from jobs.output.job_record import claim
 from jobs.planning.plan import Plan, ShardFinder, make_plan
 from jobs.planning.plan_text import LARGE_PART_BYTES, MAX_ROUTE_LINES, print_plan, refuse_hopeless
@@ -212,7 +212,7 @@ def test_a_job_goes_on_with_its_shards_if_the_spec_names_its_models_in_another_o
     record = claim(output, plan, findings)
     reordered = change(spec, models=dict(reversed(spec.models.items())))
 
-    resumed = job_record.plan_of(record, make_survey(reordered), output.path)
+    resumed = resumption.plan_of(record, make_survey(reordered), output.path)
 
     assert [*resumed.shards()] == [*plan.shards()]
     assert [shard.model for shard in resumed.shards()] == ["sd", "xl", "xl", "fill"]

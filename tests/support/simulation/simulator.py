@@ -24,8 +24,9 @@ from jobs.dispatch.dispatcher import Dispatcher
 from jobs.dispatch.shard_record import Death
 from jobs.fleet import pool
 from jobs.fleet.layout import lay_out
-from jobs.output.job_record import claim, plan_of, read_record
+from jobs.output.job_record import claim, read_record
 from jobs.output.parts import list_parts, still_missing
+from jobs.output.resumption import plan_of
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
 from jobs.reports.success import is_finished
