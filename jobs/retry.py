@@ -41,7 +41,7 @@ def retry_job(
     with stopping_signals():
         record = require_record(output)
         plan = plan_of(record, survey_of(spec, record), output.path)
-        parts = list_parts(output, record.num_shards)
+        parts = list_parts(output, record.shard_names)
         chosen = _shards_to_retry(output, plan, parts, only, console)
         num_rows = sum(shard.num_rows for shard in plan.shards() if chosen[shard.index])
         tally = Tally(rows_total=num_rows, rows_before=0)
@@ -60,7 +60,7 @@ def retry_job(
                     totals = finish(output, record, tally.figures())
         return RunResult(
             output=output.path,
-            totals=totals or output_totals(output, record.num_shards),
+            totals=totals or output_totals(output, record.shard_names),
             num_missing=record.num_shards - len(parts),
             rows_tried=tally.rows,
             images_generated=tally.images,

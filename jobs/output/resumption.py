@@ -3,8 +3,10 @@
 import json
 import posixpath
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
@@ -42,15 +44,17 @@ def survey_of(spec: JobSpec, record: JobRecord | None) -> Survey:
     return make_survey(spec.model_copy(update={"models": models}), commits)
 
 
-def plan_of(record: JobRecord, survey: Survey, output: str) -> Plan:
+def plan_of(record: JobRecord, survey: Survey, output: str, *, extends: bool = False) -> Plan:
     """The recorded plan, with the input files at their present URIs.
 
     RefusedError, with the differences, where this spec, checkpoint or input is not the recorded one.
+    `extends`: the input may have further files, which are not in the plan.
     """
+    found = find_recorded(record, survey)
     differences = [
         *_differences(record.identity, survey.job.identity()),
         *_checkpoint_differences(record, survey),
-        *_input_differences(record, survey),
+        *_input_differences(record, survey, found, extends=extends),
     ]
     if differences:
         shown = "\n  ".join(differences[:MAX_DIFFERENCES])
@@ -59,23 +63,57 @@ def plan_of(record: JobRecord, survey: Survey, output: str) -> Plan:
             f"{output} belongs to another job, or this job has changed since it began:\n  {shown}"
             + (f"\n  and {num_more} more" if num_more > 0 else "")
             + "\nUndo the change to continue this job, or choose another output.path for a new job."
+            + ("" if extends or not found.new else " `darkroom run --extend` generates new files' rows too.")
         )
     # Shards are numbered in the order of the models, so the recorded order counts, not the present one.
     job = replace(survey.job, models={name: survey.job.models[name] for name in record.models})
     return Plan(
-        job=job, files=_present_files(record, survey), first_uris=tuple(file.uri for file in record.files)
+        job=job,
+        files=_present_files(record, survey, found),
+        first_uris=tuple(file.uri for file in record.files),
+        nums_of_files=record.nums_of_files,
     )
 
 
-def _present_files(record: JobRecord, survey: Survey) -> tuple[PlannedFile, ...]:
-    """The recorded files where they are now, without hashes if the spec no longer asks for them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundFiles:
+    """The input's files, compared with those of a record by name, size, etag and the columns of folders."""
 
-    They may have moved: a Ray job unpacks its working directory into a new folder each time.
+    recorded: tuple[SurveyedFile | None, ...]
+    """For each recorded file, the file that it is now; None if there is no such file.
+
+    It may have moved: a Ray job unpacks its working directory into a new folder each time.
     """
+    new: tuple[SurveyedFile, ...]
+    """The files that are no recorded ones."""
+
+
+def find_recorded(record: JobRecord, survey: Survey) -> FoundFiles:
+    """The files of the survey that the record has, wherever they are now, and the others."""
+    columns = survey.job.columns.columns()
+    left: defaultdict[_Content, dict[str, SurveyedFile]] = defaultdict(dict)
+    for file in survey.files:
+        left[_content(file.stored, columns)][file.stored.uri] = file
+    contents = [_content(file, columns) for file in record.files]
+    # A file that is where it was is that file, although others may look like it.
+    found = [left[content].pop(file.uri, None) for content, file in zip(contents, record.files, strict=True)]
+    moved = {content: iter([*files.values()]) for content, files in left.items()}
+    recorded = tuple(
+        file or next(moved[content], None) for content, file in zip(contents, found, strict=True)
+    )
+    known = {file.stored.uri for file in recorded if file}
+    return FoundFiles(
+        recorded=recorded, new=tuple(file for file in survey.files if file.stored.uri not in known)
+    )
+
+
+def _present_files(record: JobRecord, survey: Survey, found: FoundFiles) -> tuple[PlannedFile, ...]:
+    """The recorded files where they are now, without hashes if the spec no longer asks for them."""
     has_hashes = survey.job.spec.input.hash == "whole"
     return tuple(
         replace(planned, uri=file.stored.uri, sha256=planned.sha256 if has_hashes else "")
-        for planned, file in zip(record.files, survey.files, strict=True)
+        for planned, file in zip(record.files, found.recorded, strict=True)
+        if file
     )
 
 
@@ -111,26 +149,23 @@ def _checkpoint_differences(record: JobRecord, survey: Survey) -> Iterator[str]:
                 yield f"models.{name}: {file} {change}"
 
 
-def _input_differences(record: JobRecord, survey: Survey) -> list[str]:
-    """One line for each input file that is missing, new or changed."""
-    columns = survey.job.columns.columns()
-    contents = [(_content(file), _from_folders(file.uri, columns)) for file in record.files]
-    stored = [file.stored for file in survey.files]
-    if contents == [(_content(file), _from_folders(file.uri, columns)) for file in stored]:
-        pairs = zip(record.files, survey.files, strict=True)
-        lines = [line for planned, surveyed in pairs for line in _row_differences(planned, surveyed)]
+def _input_differences(record: JobRecord, survey: Survey, found: FoundFiles, *, extends: bool) -> list[str]:
+    """One line for each input file that is missing or changed, or new, unless the job `extends` to those."""
+    pairs = [*zip(record.files, found.recorded, strict=True)]
+    missing = {planned.uri: planned for planned, surveyed in pairs if not surveyed}
+    new = {file.stored.uri: file.stored for file in found.new}
+    lines = [f"input: {uri} is missing" for uri in missing if uri not in new]
+    if not extends:
+        lines += [f"input: {uri} is new" for uri in new if uri not in missing]
+    for uri in missing.keys() & new.keys():
+        before, now = missing[uri], new[uri]
+        sizes = f"was {counted(before.size_bytes, 'byte')}, is now {counted(now.size_bytes, 'byte')}"
+        lines.append(f"input: {uri} has changed ({sizes})")
+    if not lines:
+        lines = [line for planned, file in pairs if file for line in _row_differences(planned, file)]
         stores = Stores(survey.job.spec.errors.storage_deadline_s)
-        changed = changed_files(_present_files(record, survey), stores)
-        return lines + [f"input: {uri} has changed (its size and its ends have not)" for uri in changed]
-    recorded = {file.uri: file for file in record.files}
-    present = {file.stored.uri: file.stored for file in survey.files}
-    lines = [f"input: {uri} is missing" for uri in recorded if uri not in present]
-    lines += [f"input: {uri} is new" for uri in present if uri not in recorded]
-    for uri in recorded.keys() & present.keys():
-        before, now = recorded[uri], present[uri]
-        if (before.size_bytes, before.etag) != (now.size_bytes, now.etag):
-            sizes = f"was {counted(before.size_bytes, 'byte')}, is now {counted(now.size_bytes, 'byte')}"
-            lines.append(f"input: {uri} has changed ({sizes})")
+        changed = changed_files(_present_files(record, survey, found), stores)
+        lines += [f"input: {uri} has changed (its size and its ends have not)" for uri in changed]
     return lines
 
 
@@ -142,11 +177,17 @@ def _row_differences(planned: PlannedFile, surveyed: SurveyedFile) -> list[str]:
     return [f"input: {planned.uri} has {present}, not the {planned.num_rows:,} of {JOB_RECORD}"]
 
 
-def _content(file: PlannedFile | StoredObject) -> tuple[str, int, str]:
-    """The file's name, size and ETag: equal for the same content, wherever it is."""
-    return posixpath.basename(file.uri), file.size_bytes, file.etag
+class _Content(NamedTuple):
+    """What is equal for the same content, wherever the file is."""
+
+    name: str
+    size_bytes: int
+    etag: str
+    from_folders: tuple[tuple[str, str | None], ...]
+    """The values of columns that the names of its folders give."""
 
 
-def _from_folders(uri: str, columns: Collection[str]) -> dict[str, str | None]:
-    """The values of those columns that the names of a file's folders give."""
-    return {name: value for name, value in folder_columns(uri).items() if name in columns}
+def _content(file: PlannedFile | StoredObject, columns: Collection[str]) -> _Content:
+    """The file's content; `columns`: those that the job reads."""
+    from_folders = ((name, value) for name, value in folder_columns(file.uri).items() if name in columns)
+    return _Content(posixpath.basename(file.uri), file.size_bytes, file.etag, tuple(sorted(from_folders)))

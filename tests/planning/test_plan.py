@@ -34,6 +34,7 @@ from schemas.columns.input_schemas import InputSchemas
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import SpecError
 from schemas.job import NO_MODEL, Job, PlannedFile
+from schemas.output_layout import shard_name
 from schemas.spec.job_spec import InputSpec, JobSpec
 from tests.support.checkpoints import paper_checkpoint
 from tests.support.running import ROOT
@@ -194,7 +195,7 @@ def test_every_row_of_every_file_is_in_exactly_one_shard(
         for row in range(rows)
     )
     assert [shard.index for shard in shards] == list(range(plan.num_shards))
-    assert {shard.num_shards for shard in shards} <= {plan.num_shards}
+    assert [shard.name for shard in shards] == [shard_name(i, len(shards)) for i in range(plan.num_shards)]
     assert all(1 <= shard.num_rows <= shard_rows for shard in shards)
     assert [shard.name for shard in shards] == sorted(shard.name for shard in shards)
     for model in ("sd", "xl", "fill", NO_MODEL):
