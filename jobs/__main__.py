@@ -125,6 +125,7 @@ def submit(
     wait: Annotated[
         bool, typer.Option("--wait", help="Print the job's log until it ends, and exit with its exit code.")
     ] = False,
+    extend: Extend = False,
     overrides: Overrides = None,
 ) -> None:
     """Run a job on a Ray cluster, through `ray job submit`. Input and output should be URIs."""
@@ -132,7 +133,9 @@ def submit(
     from jobs.fleet.submit import submit_job
 
     refuse_relative_output(load_spec(spec, overrides or []))
-    code = submit_job(spec, overrides or [], address, console(), wait=wait)
+    options = [argument for override in overrides or [] for argument in ("--set", override)]
+    options += ["--extend"] if extend else []
+    code = submit_job(spec, options, address, console(), wait=wait)
     if code:
         raise typer.Exit(code)
 

@@ -82,6 +82,8 @@ def prepare(
         record = _record(_NewRows(survey=surveyed), record, output, console)
     elif extend and (new := _added_rows(surveyed, record, output)):
         record = _record(new, record, output, console)
+    elif extend:
+        console.print("the input has no files that are new to the job")
     return plan_of(record, surveyed, output.path), record
 
 

@@ -69,13 +69,14 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """Everything that determines the output, as JSON values.
 
-        These are the spec without `name`, `output.path`, `input.pictures`, `input.hash`, `workers` and
-        `errors`, the fields' columns, and the models' revisions.
+        These are the spec without `name`, `input.path`, `input.pictures`, `input.hash`, `output.path`,
+        `workers` and `errors`, the fields' columns, and the models' revisions. The files of the input, which
+        may come to be more, are compared by their content.
         """
         spec = self.spec.model_dump(mode="json", exclude={"name", "workers", "errors"})
         spec["output"].pop("path")
-        spec["input"].pop("pictures")
-        spec["input"].pop("hash")
+        for key in ("path", "pictures", "hash"):
+            spec["input"].pop(key)
         return {
             "spec": spec,
             "columns": dict(self.columns.fields),

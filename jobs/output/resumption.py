@@ -4,7 +4,7 @@ import json
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -57,14 +57,8 @@ def plan_of(record: JobRecord, survey: Survey, output: str, *, extends: bool = F
         *_input_differences(record, survey, found, extends=extends),
     ]
     if differences:
-        shown = "\n  ".join(differences[:MAX_DIFFERENCES])
-        num_more = len(differences) - MAX_DIFFERENCES
-        raise RefusedError(
-            f"{output} belongs to another job, or this job has changed since it began:\n  {shown}"
-            + (f"\n  and {num_more} more" if num_more > 0 else "")
-            + "\nUndo the change to continue this job, or choose another output.path for a new job."
-            + ("" if extends or not found.new else " `darkroom run --extend` generates new files' rows too.")
-        )
+        has_only_grown = not extends and len(differences) == len(found.new) and None not in found.recorded
+        raise RefusedError(_refusal(output, differences, has_only_grown=has_only_grown))
     # Shards are numbered in the order of the models, so the recorded order counts, not the present one.
     job = replace(survey.job, models={name: survey.job.models[name] for name in record.models})
     return Plan(
@@ -73,6 +67,22 @@ def plan_of(record: JobRecord, survey: Survey, output: str, *, extends: bool = F
         first_uris=tuple(file.uri for file in record.files),
         nums_of_files=record.nums_of_files,
     )
+
+
+def _refusal(output: str, differences: Sequence[str], *, has_only_grown: bool) -> str:
+    """The message about these differences; `has_only_grown`: they are new files of the input, and no more."""
+    if has_only_grown:
+        what = "is of this job, but the input has further files by now"
+        ways_out = (
+            "To make them part of the job, run it with --extend. To leave it as it was, take the files away."
+        )
+    else:
+        what = "belongs to another job, or this job has changed since it began"
+        ways_out = "Undo the change to continue this job, or choose another output.path for a new job."
+    shown = "\n  ".join(differences[:MAX_DIFFERENCES])
+    num_more = len(differences) - MAX_DIFFERENCES
+    more = f"\n  and {num_more} more" if num_more > 0 else ""
+    return f"{output} {what}:\n  {shown}{more}\n{ways_out}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
