@@ -23,9 +23,12 @@ from jobs.planning.row_scan import MAX_EXAMPLES
 from jobs.reports.success import unfinish
 from jobs.survey.survey import Survey, SurveyedFile
 from schemas.columns.parquet_errors import parquet_errors_as
-from schemas.errors import RefusedError
+from schemas.errors import RefusedError, StorageError
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
+
+PLAN_DEADLINE_S = 20.0
+"""How long a plan repeats requests for an output that it cannot reach. It can be made without it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +48,12 @@ def show_plan(
 
     Then raise what would end such a run before it generates.
     """
-    output = open_output(spec.output.path, deadline_s=spec.errors.storage_deadline_s)
-    record = read_record(output)
+    output = open_output(spec.output.path, deadline_s=PLAN_DEADLINE_S)
+    record = None
+    try:
+        record = read_record(output)
+    except StorageError as error:  # Who plans may have no right to read what the job will write.
+        console.print(f"not known whether this job has begun: {error}", soft_wrap=True)
     surveyed = survey_of(spec, record)
     print_notes(surveyed, console)
     new = None

@@ -22,6 +22,7 @@ from schemas.output_layout import MAX_EXTENSIONS, SUCCESS, record_file
 from tests.support.engines import NaNEngine, NoiseEngine
 from tests.support.in_process import Record, job_spec, printed_by_verify
 from tests.support.running import output_rows, parts, write_rows
+from tests.support.s3.s3_server import S3Server
 from tests.support.side_effects import Executioner
 from tests.support.simulation.in_process_driver import InProcessDriver
 
@@ -377,3 +378,36 @@ def test_a_job_of_a_thousand_rows_grows_three_times(tmp_path: Path, monkeypatch:
         assert before.items() <= job.parts().items()
     assert "1,660 of 1,660 input rows have exactly one outcome" in printed_by_verify(job.driver.spec)
     assert len({row["row_id"] for row in output_rows(job.output)}) == 1660
+
+
+def test_a_job_on_s3_grows(s3_env: S3Server, s3_folder: str, tmp_path: Path) -> None:
+    """As on disk: the record of the extension is created, and the old parts stay what they are."""
+    job = Growing(tmp_path)
+    job.add_prompts("a.parquet", 3)
+    storage = open_output(s3_folder).storage
+    changed = job.driver.spec.output.model_copy(update={"path": s3_folder})
+    job.driver.spec = job.driver.spec.model_copy(update={"output": changed})
+    job.driver.run()
+    (old,) = storage.list(f"{s3_folder}/data")
+    job.add_prompts("b.parquet", 2)
+
+    result = job.driver.run(extend=True)
+
+    assert result.totals.ok == 5
+    assert next(iter(storage.list(f"{s3_folder}/data"))) == old
+    assert "5 of 5 input rows have exactly one outcome" in printed_by_verify(job.driver.spec)
+
+
+def test_a_plan_is_made_without_the_right_to_read_the_output(
+    growing: Growing, s3_env: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says what it does not know for that."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr("jobs.preparation.PLAN_DEADLINE_S", 0.1)
+    output = growing.driver.spec.output.model_copy(update={"path": "s3://out/elsewhere"})
+    growing.driver.spec = growing.driver.spec.model_copy(update={"output": output})
+
+    planned = growing.plan()
+
+    assert "not known whether this job has begun: " in planned
+    assert "6 rows in 1 file become 2 parts" in planned
