@@ -28,6 +28,7 @@ from jobs.fleet.layout import Layout
 from jobs.output.tally import Tally
 from schemas.columns.input_columns import ColumnMap
 from schemas.job import Job, Shard, ShardReport, WorkerProgress
+from schemas.output_layout import shard_name
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import size_text
 
@@ -187,7 +188,7 @@ class Shards:
     def __getitem__(self, position: int, /) -> Shard:
         return Shard(
             index=position,
-            num_shards=self.num,
+            name=shard_name(position, self.num),
             uri="s3://bucket/in.parquet",
             etag="e",
             model=MODEL,

@@ -29,6 +29,7 @@ from actors.storage.stores import Stores
 from benchmarks.race import surroundings
 from jobs.survey.survey import make_survey
 from schemas.job import Job, Shard
+from schemas.output_layout import shard_name
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import size_text
 
@@ -131,7 +132,7 @@ def shards_from(path: Path, etag: str, first_row: int, num_rows: int) -> Iterato
     for index in range(first, first + NUM_SHARDS):
         yield Shard(
             index=index,
-            num_shards=num_rows // ROWS,
+            name=shard_name(index, num_rows // ROWS),
             uri=str(path),
             etag=etag,
             model="sd",

@@ -32,8 +32,9 @@ from actors.storage.s3 import S3Storage
 from actors.storage.stores import Stores
 from benchmarks.race import surroundings
 from jobs import retry, run
-from jobs.output.job_record import claim, plan_of, require_record
+from jobs.output.job_record import claim, require_record
 from jobs.output.parts import list_parts, output_totals
+from jobs.output.resumption import plan_of
 from jobs.output.tally import Tally
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.row_ids import id_keys
@@ -43,7 +44,7 @@ from jobs.reports.finish import finish
 from jobs.reports.summary import reported_totals
 from jobs.survey.survey import Survey, SurveyedFile, make_survey
 from schemas.columns.input_columns import ColumnMap
-from schemas.output_layout import PARTS_FOLDER, shard_name
+from schemas.output_layout import PARTS_FOLDER, ShardNames, shard_name
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import size_text
 
@@ -175,19 +176,22 @@ def measure_parts(folder: str, num_parts: int) -> None:
     with step("begin a run", store):
         record = require_record(output)
         plan = plan_of(record, survey, OUTPUT)
-        assert sum(list_parts(output, num_parts).done()) == num_parts
+        assert sum(list_parts(output, ShardNames([num_parts])).done()) == num_parts
         run._dispatcher(plan, bytearray(num_parts))
     with step("status, unfinished", store):
-        totals = output_totals(output, num_parts)
+        totals = output_totals(output, ShardNames([num_parts]))
         assert totals.ok == num_parts * ROWS
     with step("begin a retry", store):
-        parts = list_parts(output, num_parts)
+        parts = list_parts(output, ShardNames([num_parts]))
         chosen = retry._shards_to_retry(output, plan, parts, (), Console())
         assert not any(chosen)
     with step("finish", store):
         finish(output, record, Tally(rows_total=plan.num_rows, rows_before=0).figures())
     with step("status, finished", store):
-        assert reported_totals(output, require_record(output), list_parts(output, num_parts)) == totals
+        assert (
+            reported_totals(output, require_record(output), list_parts(output, ShardNames([num_parts])))
+            == totals
+        )
 
 
 def planned(folder: str, num_parts: int) -> tuple[Survey, Plan]:

@@ -42,6 +42,10 @@ Overrides = Annotated[
         "--set", help="Override a key of the spec, for example --set seed=7.", metavar="KEY.KEY=VALUE"
     ),
 ]
+Extend = Annotated[
+    bool,
+    typer.Option("--extend", help="Files that are new in the input since the job began become part of it."),
+]
 OutputPath = Annotated[str, typer.Argument(help="A job's output folder, local or s3://.", metavar="OUTPUT")]
 
 
@@ -63,27 +67,22 @@ def plan(
         int | None,
         typer.Option("--bad-rows", min=1, help="Bad rows to list of each kind; default 20.", metavar="N"),
     ] = None,
+    extend: Extend = False,
     overrides: Overrides = None,
 ) -> None:
-    """Check every input row; show routes, shards and output size. Needs no GPU and loads no checkpoint."""
-    from actors.storage.uris import normalise
-    from jobs.output.disk_space import refuse_full_disk
-    from jobs.planning.plan import expected_bytes
-    from jobs.planning.plan_text import check_rows, print_notes, print_plan, refuse_hopeless
-    from jobs.planning.row_scan import MAX_EXAMPLES
-    from jobs.survey.survey import make_survey
+    """Check every input row; show routes, shards and output size. Needs no GPU and loads no checkpoint.
 
-    out = console()
-    surveyed = make_survey(load_spec(spec, overrides or []))
-    print_notes(surveyed, out)
-    checked, findings = check_rows(surveyed, out, bad_rows or MAX_EXAMPLES)
-    print_plan(checked, findings, out)
-    refuse_hopeless(surveyed, findings, listed=True)
-    refuse_full_disk(normalise(checked.job.spec.output.path), expected_bytes(findings, checked.job))
+    If the output exists, this ends as `run` would: refused where the job or its input has changed.
+    """
+    from jobs.planning.row_scan import MAX_EXAMPLES
+    from jobs.preparation import show_plan
+
+    checked = load_spec(spec, overrides or [])
+    show_plan(checked, console(), extend=extend, max_examples=bad_rows or MAX_EXAMPLES)
 
 
 @app.command()
-def run(spec: SpecPath, overrides: Overrides = None) -> None:
+def run(spec: SpecPath, extend: Extend = False, overrides: Overrides = None) -> None:
     """Run a job, or resume it, on the Ray cluster at RAY_ADDRESS or on this machine."""
     from jobs.fleet.budget import judge
     from jobs.reports.run_result import print_result
@@ -91,7 +90,7 @@ def run(spec: SpecPath, overrides: Overrides = None) -> None:
 
     checked = load_spec(spec, overrides or [])
     out = console()
-    result = run_job(checked, out)
+    result = run_job(checked, out, extend=extend)
     print_result(result, out)
     judge(checked.errors, result)
 
@@ -126,6 +125,7 @@ def submit(
     wait: Annotated[
         bool, typer.Option("--wait", help="Print the job's log until it ends, and exit with its exit code.")
     ] = False,
+    extend: Extend = False,
     overrides: Overrides = None,
 ) -> None:
     """Run a job on a Ray cluster, through `ray job submit`. Input and output should be URIs."""
@@ -133,7 +133,9 @@ def submit(
     from jobs.fleet.submit import submit_job
 
     refuse_relative_output(load_spec(spec, overrides or []))
-    code = submit_job(spec, overrides or [], address, console(), wait=wait)
+    options = [argument for override in overrides or [] for argument in ("--set", override)]
+    options += ["--extend"] if extend else []
+    code = submit_job(spec, options, address, console(), wait=wait)
     if code:
         raise typer.Exit(code)
 

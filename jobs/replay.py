@@ -92,7 +92,7 @@ def _summary(records: Sequence[Record]) -> str:
 
 def find_row(output: Output, record: JobRecord, row_id: str) -> StoredRow:
     """The row with this id; SpecError if no part has it. Ids are read, part by part, until it is found."""
-    parts = list_parts(output, record.num_shards)
+    parts = list_parts(output, record.shard_names)
 
     def find(part: PartFile) -> StoredRow | None:
         return _find_in(output, part, row_id)

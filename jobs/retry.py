@@ -10,10 +10,11 @@ from actors.worker_process import ENGINE
 from jobs.dispatch.dispatcher import Dispatcher
 from jobs.fleet.cluster import with_output_settled
 from jobs.fleet.shard_loop import RunWatch, generate_shards
-from jobs.output.job_record import plan_of, require_record, survey_of
+from jobs.output.job_record import require_record
 from jobs.output.lease import Lease
 from jobs.output.part_footers import read_footers
 from jobs.output.parts import Parts, list_parts, output_totals
+from jobs.output.resumption import plan_of, survey_of
 from jobs.output.tally import Tally
 from jobs.planning.known_failures import known_failures
 from jobs.planning.plan import Plan, chosen_shards
@@ -40,7 +41,7 @@ def retry_job(
     with stopping_signals():
         record = require_record(output)
         plan = plan_of(record, survey_of(spec, record), output.path)
-        parts = list_parts(output, record.num_shards)
+        parts = list_parts(output, record.shard_names)
         chosen, num_rows = _shards_to_retry(output, plan, parts, only, console)
         tally = Tally(rows_total=num_rows, rows_before=0)
         dispatcher = _dispatcher(plan, chosen, tuple(only))
@@ -60,7 +61,7 @@ def retry_job(
                     totals = finish(output, record, tally.figures())
         return RunResult(
             output=output.path,
-            totals=totals or output_totals(output, record.num_shards),
+            totals=totals or output_totals(output, record.shard_names),
             num_missing=record.num_shards - len(parts),
             run=tally.figures(),
             abandoned=tuple(dispatcher.abandoned),

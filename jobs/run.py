@@ -2,49 +2,51 @@
 
 from rich.console import Console
 
-from actors.parts.commit import probe
 from actors.storage.output import Output, open_output
 from actors.worker_process import ENGINE
 from jobs.dispatch.dispatcher import Dispatcher
 from jobs.fleet.budget import Budget
 from jobs.fleet.cluster import with_output_settled
 from jobs.fleet.shard_loop import RunWatch, generate_shards
-from jobs.output.content_hashes import with_hashes
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
-from jobs.output.job_record import JobRecord, claim, plan_of, read_record, survey_of
+from jobs.output.job_record import read_record
 from jobs.output.lease import Lease
 from jobs.output.parts import Parts, list_parts, output_totals, still_missing
+from jobs.output.resumption import survey_of
 from jobs.output.tally import Abandoned, Tally
-from jobs.planning.plan import Plan, chosen_shards, expected_bytes
-from jobs.planning.plan_text import check_rows, print_notes, refuse_hopeless
+from jobs.planning.plan import Plan, chosen_shards
+from jobs.planning.plan_text import print_notes
+from jobs.preparation import prepare
 from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult
 from jobs.reports.success import unfinish
 from jobs.reports.summary import reported_totals
 from jobs.signals import stopping_signals
-from jobs.survey.survey import Survey
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
 
 
-def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResult:
-    """Generate every row of the input that has no outcome yet, and return what came of it."""
+def run_job(spec: JobSpec, console: Console, *, extend: bool = False, engine: str = ENGINE) -> RunResult:
+    """Generate every row of the job that has no outcome yet, and return what came of it.
+
+    `extend`: files that are new in the input since the job began become part of the job.
+    """
     spec = with_output_settled(spec)
     output = open_output(spec.output.path, deadline_s=spec.errors.storage_deadline_s)
     with stopping_signals():
         record = read_record(output)
         surveyed = survey_of(spec, record)
         print_notes(surveyed, console)
-        plan, record = _plan_and_record(surveyed, record, output, console)
-        parts = list_parts(output, record.num_shards)
+        plan, record = prepare(surveyed, record, output, console, extend=extend)
+        parts = list_parts(output, record.shard_names)
         if parts.are_all and (reported := reported_totals(output, record, parts)):
             return RunResult(output=output.path, totals=reported)
         with Lease(output) as lease:
             unfinish(output)
             tally, abandoned = _generate_missing(plan, output, parts, lease, console, engine)
-            abandoned = still_missing(abandoned, output, record.num_shards)
+            abandoned = still_missing(abandoned, output, record.shard_names)
             if abandoned:
-                totals = output_totals(output, record.num_shards)
+                totals = output_totals(output, record.shard_names)
             else:
                 lease.confirm(tally)
                 totals = finish(output, record, tally.figures())
@@ -58,22 +60,6 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
         )
 
 
-def _plan_and_record(
-    surveyed: Survey, record: JobRecord | None, output: Output, console: Console
-) -> tuple[Plan, JobRecord]:
-    """The output's recorded plan and its record; an output without a record is planned and recorded first.
-
-    RefusedError where this spec or input is not the recorded one.
-    """
-    if record is None:
-        plan, findings = check_rows(surveyed, console)
-        refuse_hopeless(surveyed, findings)
-        refuse_full_disk(output.path, expected_bytes(findings, plan.job))
-        probe(output)
-        record = claim(output, with_hashes(plan), findings)
-    return plan_of(record, surveyed, output.path), record
-
-
 def _generate_missing(
     plan: Plan, output: Output, parts: Parts, lease: Lease, console: Console, engine: str
 ) -> tuple[Tally, list[Abandoned]]:
@@ -85,7 +71,7 @@ def _generate_missing(
         console.print("all parts exist; writing the reports, which are missing or older than the parts")
         return tally, []
     if sum(done):
-        refuse_full_disk(output.path, bytes_to_come(output, len(done)))
+        refuse_full_disk(output.path, bytes_to_come(output, plan.shard_names))
         console.print(
             f"resuming: {sum(done):,} of {counted(len(done), 'part')} already saved, "
             f"{num_missing:,} left to generate"

@@ -10,7 +10,6 @@ from pydantic import Field
 
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DEVICE_DEPENDENT
-from schemas.output_layout import shard_name
 from schemas.spec.job_spec import JobSpec, ModelSpec
 from schemas.systems.model_card import ModelCard
 
@@ -70,13 +69,14 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """Everything that determines the output, as JSON values.
 
-        These are the spec without `output.path`, `input.pictures`, `input.hash`, `workers` and `errors`, the
-        fields' columns, and the models' revisions.
+        These are the spec without `name`, `input.path`, `input.pictures`, `input.hash`, `output.path`,
+        `workers` and `errors`, the fields' columns, and the models' revisions. The files of the input, which
+        may come to be more, are compared by their content.
         """
-        spec = self.spec.model_dump(mode="json", exclude={"workers", "errors"})
+        spec = self.spec.model_dump(mode="json", exclude={"name", "workers", "errors"})
         spec["output"].pop("path")
-        spec["input"].pop("pictures")
-        spec["input"].pop("hash")
+        for key in ("path", "pictures", "hash"):
+            spec["input"].pop(key)
         return {
             "spec": spec,
             "columns": dict(self.columns.fields),
@@ -96,7 +96,8 @@ class Shard:
 
     index: int
     """The shard's position among all shards of the job, from 0."""
-    num_shards: int
+    name: str
+    """The name of the shard, and of its part without the ending; names sort as the shards do."""
     uri: str
     """The URI of the input file."""
     etag: str
@@ -125,11 +126,6 @@ class Shard:
 
     None: there is no part yet, and all rows are generated.
     """
-
-    @property
-    def name(self) -> str:
-        """The name of the shard, and of its part without the ending; names sort as the shards do."""
-        return shard_name(self.index, self.num_shards)
 
     @property
     def num_rows(self) -> int:

@@ -21,12 +21,14 @@ STOP_WAIT_S = 30
 """Seconds between the SIGTERM and the SIGKILL of `ray job stop`: time to end the workers and the lease."""
 
 
-def submit_job(spec: Path, overrides: Sequence[str], address: str, console: Console, *, wait: bool) -> int:
+def submit_job(spec: Path, options: Sequence[str], address: str, console: Console, *, wait: bool) -> int:
     """Ship the repository to the cluster and run the spec there; the driver's exit code if `wait`, else 0.
+
+    `options`: those of `darkroom run`.
 
     SpecError where the cluster cannot be reached or does not take the job.
     """
-    command = entrypoint(spec, overrides)
+    command = entrypoint(spec, options)
     refuse_large_folder(ROOT)
     runtime_env = {
         "working_dir": str(ROOT),
@@ -47,12 +49,11 @@ def submit_job(spec: Path, overrides: Sequence[str], address: str, console: Cons
     return follow(client, job_id)
 
 
-def entrypoint(spec: Path, overrides: Sequence[str]) -> str:
+def entrypoint(spec: Path, options: Sequence[str]) -> str:
     """The command that the cluster runs in its copy of the repository; SpecError for a spec outside it."""
     path = spec.resolve()
     if not path.is_relative_to(ROOT):
         raise SpecError(f"{spec} is outside {ROOT}, the folder that the cluster gets; copy it into configs/")
-    options = [argument for override in overrides for argument in ("--set", override)]
     return shlex.join(["python", "-m", "jobs", "run", str(path.relative_to(ROOT)), *options])
 
 

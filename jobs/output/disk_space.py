@@ -7,6 +7,7 @@ from actors.storage.output import Output
 from actors.storage.uris import S3_SCHEME
 from jobs.output.parts import list_parts
 from schemas.errors import SpecError
+from schemas.output_layout import ShardNames
 from schemas.wording.amounts import size_text
 
 
@@ -27,15 +28,15 @@ def refuse_full_disk(path: str, needed_bytes: int) -> None:
         )
 
 
-def bytes_to_come(output: Output, num_shards: int) -> int:
+def bytes_to_come(output: Output, names: ShardNames) -> int:
     """The expected size of a local output's missing parts: the mean size of its parts, times their number.
 
     0 for an output on S3.
     """
     if output.path.startswith(S3_SCHEME):
         return 0  # Not worth a listing: the size is used for local disks only.
-    parts = list_parts(output, num_shards)
-    return parts.size_bytes * (num_shards - len(parts)) // max(len(parts), 1)
+    parts = list_parts(output, names)
+    return parts.size_bytes * (names.num_shards - len(parts)) // max(len(parts), 1)
 
 
 def _nearest_folder(path: str) -> str:

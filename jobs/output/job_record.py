@@ -1,29 +1,30 @@
 """The job that owns an output: `_darkroom/job.json`, written once and compared by every later run."""
 
 import json
-import posixpath
-import re
-from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import FailFast, TypeAdapter
 
-from actors.storage.objects import StoredObject
 from actors.storage.output import Output
-from actors.storage.stores import Stores
-from jobs.output.content_hashes import changed_files
+from jobs.in_flight import map_in_flight
 from jobs.output.strict_json import parse_json
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
 from jobs.survey.input_paths import MAX_LISTED_BYTES
-from jobs.survey.survey import Survey, SurveyedFile, make_survey
-from schemas.columns.folder_columns import folder_columns
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import RefusedError, SpecError
 from schemas.job import NO_MODEL, Job, PlannedFile, StoredCount, fingerprint_of
-from schemas.output_layout import JOB_RECORD
+from schemas.output_layout import (
+    JOB_RECORD,
+    MAX_EXTENSIONS,
+    OWN_FOLDER,
+    ShardNames,
+    parse_record_file,
+    record_file,
+)
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.model_card import ModelCard
 from schemas.wording.amounts import counted
@@ -31,15 +32,15 @@ from schemas.wording.printable import listed
 
 FORMAT = 1
 """The version of the output format that this darkroom writes and reads."""
-MAX_DIFFERENCES = 10
-"""Differences that a refusal lists."""
+RECORDS_AT_ONCE = 16
+"""Records of extensions that are read at the same time."""
 MAX_RECORD_BYTES = 4 * MAX_LISTED_BYTES
 """Room for as many files as an input may have, also if the rows of each go to dozens of models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobRecord:
-    """The content of `_darkroom/job.json`: enough to resume, report on and verify an output."""
+class StoredRecord:
+    """The content of `_darkroom/job.json`, or of `job-x0001.json`, which has what an extension adds."""
 
     name: str
     fingerprint: str
@@ -56,6 +57,64 @@ class JobRecord:
     """By error_code, the number of rows that the plan found to be invalid."""
 
 
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """The job that owns an output, with all of its extensions: enough to resume, report on and verify it."""
+
+    stored: tuple[StoredRecord, ...]
+    """The record with which the job began, and that of each extension."""
+
+    @property
+    def name(self) -> str:
+        """The name that the job has by now."""
+        return self.spec.name
+
+    @property
+    def spec(self) -> JobSpec:
+        """The spec of the last extension: the images are those of the first, but its input may be further."""
+        return self.stored[-1].spec
+
+    @property
+    def fingerprint(self) -> str:
+        """The job's fingerprint, which no extension changes."""
+        return self.stored[0].fingerprint
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Everything that determines the images."""
+        return self.stored[0].identity
+
+    @property
+    def models(self) -> Mapping[str, ModelCard]:
+        """What each model's checkpoint was recognised as, in the order in which shards are numbered."""
+        return self.stored[0].models
+
+    @property
+    def files(self) -> tuple[PlannedFile, ...]:
+        """All input files: those with which the job began, and then those of each extension."""
+        return tuple(file for stored in self.stored for file in stored.files)
+
+    @property
+    def nums_of_files(self) -> tuple[int, ...]:
+        """How many files the job began with, and how many each extension has added."""
+        return tuple(len(stored.files) for stored in self.stored)
+
+    @property
+    def shard_names(self) -> ShardNames:
+        """The names of all shards."""
+        return ShardNames([stored.num_shards for stored in self.stored])
+
+    @property
+    def num_shards(self) -> int:
+        """The number of all shards."""
+        return self.shard_names.num_shards
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows in all input files."""
+        return sum(file.num_rows for file in self.files)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Header:
     """The key that job.json has in every format."""
@@ -63,20 +122,40 @@ class _Header:
     format: int
 
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-"""The revision in the card of a checkpoint on the Hub."""
 _HEADER = TypeAdapter(_Header)
-_RECORD = TypeAdapter(JobRecord)
+_RECORD = TypeAdapter(StoredRecord)
 
 
 def read_record(output: Output) -> JobRecord | None:
-    """The record of the job that owns an output; None where no job has begun.
+    """The record of the job that owns an output, with all extensions; None where no job has begun.
 
-    RefusedError where the record has another format, is damaged or contradicts itself.
+    RefusedError where a record is missing, has another format, is damaged or contradicts itself.
     """
-    uri = output.uri(JOB_RECORD)
+    if (first := _read(output, JOB_RECORD)) is None:
+        return None
+    files = (record_file(number) for number in range(1, _num_extensions(output) + 1))
+    extensions = [*map_in_flight(lambda file: _read(output, file), files, at_once=RECORDS_AT_ONCE)]
+    record = JobRecord((first, *filter(None, extensions)))
+    for number, extension in enumerate(extensions, 1):
+        uri = output.uri(record_file(number))
+        if extension is None:
+            raise RefusedError(f"{uri} is missing, although a later extension of the job is there")
+        if extension.fingerprint != record.fingerprint:
+            raise RefusedError(f"{uri} is of another job than {JOB_RECORD}; it was damaged or changed since")
+    return record
+
+
+def _num_extensions(output: Output) -> int:
+    """The number of the last extension that has a record; 0 if the job was not extended."""
+    uris = (stored.uri for stored in output.storage.list_sizes(output.uri(OWN_FOLDER)))
+    return max((parse_record_file(uri.removeprefix(f"{output.path}/")) or 0 for uri in uris), default=0)
+
+
+def _read(output: Output, file: str) -> StoredRecord | None:
+    """The record in this file of an output; None where there is none."""
+    uri = output.uri(file)
     try:
-        data = output.read(JOB_RECORD, MAX_RECORD_BYTES)
+        data = output.read(file, MAX_RECORD_BYTES)
     except FileNotFoundError:
         return None
     recorded_format = parse_json(data, _HEADER, uri).format
@@ -88,7 +167,7 @@ def read_record(output: Output) -> JobRecord | None:
     return record
 
 
-def _contradictions(record: JobRecord) -> Iterator[str]:
+def _contradictions(record: StoredRecord) -> Iterator[str]:
     """Contradictions between the record's own values, each as one phrase."""
     if record.name != record.spec.name:
         yield f"`name` is not that of `spec`, {record.spec.name}"
@@ -104,7 +183,7 @@ def _contradictions(record: JobRecord) -> Iterator[str]:
             yield f"`rows_by_model` of {file.uri} do not add up to its {counted(file.num_rows, 'row')}"
         if unknown := file.rows_by_model.keys() - {*record.models, NO_MODEL}:
             yield f"`rows_by_model` of {file.uri} names {listed(sorted(unknown))}, which `models` does not"
-    if record.num_shards != (num_shards := plan_of_record(record).num_shards):
+    if record.num_shards != (num_shards := plan_of_record(JobRecord((record,))).num_shards):
         yield f"`num_shards` is {record.num_shards:,}, but `files` gives {num_shards:,}"
 
 
@@ -120,12 +199,16 @@ def require_record(output: Output) -> JobRecord:
     return record
 
 
-def claim(output: Output, plan: Plan, findings: Findings) -> JobRecord:
+def claim(output: Output, plan: Plan, findings: Findings, extended: JobRecord | None = None) -> JobRecord:
     """Create the output's record for this job, and return the record that the output then has.
 
-    Another driver may have created its record first; that one is returned then.
+    `extended`: the record to which the plan adds an extension. Another driver may have created its record
+    first; that one is returned then. SpecError where the record could not be read back.
     """
-    record = JobRecord(
+    number = len(extended.stored) if extended else 0
+    if number > MAX_EXTENSIONS:
+        raise SpecError(f"the job was extended {MAX_EXTENSIONS:,} times, which is the most that it can be")
+    record = StoredRecord(
         name=plan.job.spec.name,
         fingerprint=plan.job.fingerprint,
         identity=plan.job.identity(),
@@ -141,141 +224,14 @@ def claim(output: Output, plan: Plan, findings: Findings) -> JobRecord:
             f"input.path: the plan of {counted(len(plan.files), 'file')} has {len(data):,} bytes; at most "
             f"{MAX_RECORD_BYTES:,} can be read back; put the rows into fewer files, or into several jobs"
         )
-    output.storage.create(output.uri(JOB_RECORD), data, {"job": record.fingerprint})
+    output.storage.create(output.uri(record_file(number)), data, {"job": record.fingerprint})
     return require_record(output)
 
 
-def to_json(record: JobRecord) -> bytes:
-    """The bytes of `_darkroom/job.json` for this record."""
+def to_json(record: StoredRecord) -> bytes:
+    """The bytes of the file with this record."""
     values = {"format": FORMAT, **asdict(record), "spec": record.spec.model_dump(mode="json")}
     return json.dumps(values, indent=2, ensure_ascii=False).encode()
-
-
-def survey_of(spec: JobSpec, record: JobRecord | None) -> Survey:
-    """The survey of a job that is new (None), or has begun: then of the Hub's commits that it began with.
-
-    A branch may move in the meantime. The spec may name the commit then, or what it named before.
-    """
-    if record is None:
-        return make_survey(spec)
-    models, commits = dict(spec.models), {}
-    for name in models.keys() & record.models.keys():
-        commit, recorded, present = record.models[name].revision, record.spec.models[name], models[name]
-        same = present.checkpoint == recorded.checkpoint and present.revision in (recorded.revision, commit)
-        if same and _COMMIT.fullmatch(commit):
-            commits[name] = commit
-            models[name] = present.model_copy(update={"revision": recorded.revision})
-    return make_survey(spec.model_copy(update={"models": models}), commits)
-
-
-def plan_of(record: JobRecord, survey: Survey, output: str) -> Plan:
-    """The recorded plan, with the input files at their present URIs.
-
-    RefusedError, with the differences, where this spec, checkpoint or input is not the recorded one.
-    """
-    differences = [
-        *_differences(record.identity, survey.job.identity()),
-        *_checkpoint_differences(record, survey),
-        *_input_differences(record, survey),
-    ]
-    if differences:
-        shown = "\n  ".join(differences[:MAX_DIFFERENCES])
-        num_more = len(differences) - MAX_DIFFERENCES
-        raise RefusedError(
-            f"{output} belongs to another job, or this job has changed since it began:\n  {shown}"
-            + (f"\n  and {num_more} more" if num_more > 0 else "")
-            + "\nUndo the change to continue this job, or choose another output.path for a new job."
-        )
-    # Shards are numbered in the order of the models, so the recorded order counts, not the present one.
-    job = replace(survey.job, models={name: survey.job.models[name] for name in record.models})
-    return Plan(
-        job=job, files=_present_files(record, survey), first_uris=tuple(file.uri for file in record.files)
-    )
-
-
-def _present_files(record: JobRecord, survey: Survey) -> tuple[PlannedFile, ...]:
-    """The recorded files where they are now, without hashes if the spec no longer asks for them.
-
-    They may have moved: a Ray job unpacks its working directory into a new folder each time.
-    """
-    has_hashes = survey.job.spec.input.hash == "whole"
-    return tuple(
-        replace(planned, uri=file.stored.uri, sha256=planned.sha256 if has_hashes else "")
-        for planned, file in zip(record.files, survey.files, strict=True)
-    )
-
-
-def _differences(recorded: object, present: object, key: str = "") -> list[str]:
-    """One line for each key in which two identities differ."""
-    if isinstance(recorded, dict) and isinstance(present, dict):
-        return [
-            line
-            for name in dict.fromkeys([*recorded, *present])
-            for line in _differences(
-                recorded.get(name), present.get(name), f"{key}.{name}" if key else str(name)
-            )
-        ]
-    if recorded == present:
-        return []
-    return [f"{key.removeprefix('spec.')}: was {_shown(recorded)}, is now {_shown(present)}"]
-
-
-def _shown(value: object) -> str:
-    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _checkpoint_differences(record: JobRecord, survey: Survey) -> Iterator[str]:
-    """One line for each file of a checkpoint's folder that is missing, new or changed."""
-    for name in record.models.keys() & survey.job.models.keys():
-        recorded, present = record.models[name].files, survey.job.models[name].files
-        # A job of an older version, or one that went from the Hub to a folder, has nothing to compare.
-        for file in sorted(recorded.keys() | present.keys()) if recorded and present else ():
-            if recorded.get(file) != present.get(file):
-                change = (
-                    "is new" if file not in recorded else "is missing" if file not in present else "changed"
-                )
-                yield f"models.{name}: {file} {change}"
-
-
-def _input_differences(record: JobRecord, survey: Survey) -> list[str]:
-    """One line for each input file that is missing, new or changed."""
-    columns = survey.job.columns.columns()
-    contents = [(_content(file), _from_folders(file.uri, columns)) for file in record.files]
-    stored = [file.stored for file in survey.files]
-    if contents == [(_content(file), _from_folders(file.uri, columns)) for file in stored]:
-        pairs = zip(record.files, survey.files, strict=True)
-        lines = [line for planned, surveyed in pairs for line in _row_differences(planned, surveyed)]
-        stores = Stores(survey.job.spec.errors.storage_deadline_s)
-        changed = changed_files(_present_files(record, survey), stores)
-        return lines + [f"input: {uri} has changed (its size and its ends have not)" for uri in changed]
-    recorded = {file.uri: file for file in record.files}
-    present = {file.stored.uri: file.stored for file in survey.files}
-    lines = [f"input: {uri} is missing" for uri in recorded if uri not in present]
-    lines += [f"input: {uri} is new" for uri in present if uri not in recorded]
-    for uri in recorded.keys() & present.keys():
-        before, now = recorded[uri], present[uri]
-        if (before.size_bytes, before.etag) != (now.size_bytes, now.etag):
-            sizes = f"was {counted(before.size_bytes, 'byte')}, is now {counted(now.size_bytes, 'byte')}"
-            lines.append(f"input: {uri} has changed ({sizes})")
-    return lines
-
-
-def _row_differences(planned: PlannedFile, surveyed: SurveyedFile) -> list[str]:
-    """One line if the numbers of rows differ, which only a changed record can cause: the content is equal."""
-    if planned.num_rows == surveyed.num_rows:
-        return []
-    present = counted(surveyed.num_rows, "row")
-    return [f"input: {planned.uri} has {present}, not the {planned.num_rows:,} of {JOB_RECORD}"]
-
-
-def _content(file: PlannedFile | StoredObject) -> tuple[str, int, str]:
-    """The file's name, size and ETag: equal for the same content, wherever it is."""
-    return posixpath.basename(file.uri), file.size_bytes, file.etag
-
-
-def _from_folders(uri: str, columns: Collection[str]) -> dict[str, str | None]:
-    """The values of those columns that the names of a file's folders give."""
-    return {name: value for name, value in folder_columns(uri).items() if name in columns}
 
 
 def plan_of_record(record: JobRecord) -> Plan:
@@ -288,4 +244,4 @@ def plan_of_record(record: JobRecord) -> Plan:
         id_type=pa.null(),
     )
     job = Job(spec=record.spec, models=record.models, columns=columns, schema=b"")
-    return Plan(job=job, files=record.files)
+    return Plan(job=job, files=record.files, nums_of_files=record.nums_of_files)

@@ -18,7 +18,7 @@ from jobs.output.tally import Abandoned
 from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import RefusedError
 from schemas.job import StoredCount
-from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, PARTS_FOLDER, parse_part_file, shard_name
+from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, PARTS_FOLDER, ShardNames, parse_part_file
 from schemas.wording.amounts import counted
 
 FOOTERS_AT_ONCE = 16
@@ -39,12 +39,11 @@ class PartFile:
 class Parts(Sequence[PartFile]):
     """The parts that an output has, in the order of their shards. Each takes 16 bytes of memory."""
 
-    def __init__(self, output: Output, num_shards: int, indices: Numbers, sizes: Numbers) -> None:
+    def __init__(self, output: Output, names: ShardNames, indices: Numbers, sizes: Numbers) -> None:
         """`indices` and `sizes`: the shard's index and the size in bytes of each part, in any order."""
         order = np.argsort(indices)
         self._output = output
-        self.num_shards = num_shards
-        """All shards of the job, with or without a part."""
+        self._names = names
         self._indices = indices[order]
         self._sizes = sizes[order]
 
@@ -60,10 +59,15 @@ class Parts(Sequence[PartFile]):
     def __getitem__(self, position: int | slice) -> "PartFile | Parts":
         if isinstance(position, slice):
             chosen = self._indices[position], self._sizes[position]
-            return Parts(self._output, self.num_shards, *chosen)
+            return Parts(self._output, self._names, *chosen)
         index = int(self._indices[position])
-        uri = self._output.part_uri(shard_name(index, self.num_shards))
+        uri = self._output.part_uri(self._names.name(index))
         return PartFile(index=index, uri=uri, size_bytes=int(self._sizes[position]))
+
+    @property
+    def num_shards(self) -> int:
+        """The number of all shards of the job, with or without a part."""
+        return self._names.num_shards
 
     @property
     def are_all(self) -> bool:
@@ -103,32 +107,33 @@ _COUNTS = TypeAdapter(_Counts)
 _ERROR_CODES = TypeAdapter(dict[str, StoredCount])
 
 
-def list_parts(output: Output, num_shards: int) -> Parts:
+def list_parts(output: Output, names: ShardNames) -> Parts:
     """The job's parts. Other files in `data/` do not belong to darkroom and are ignored.
 
-    RefusedError where a part belongs to a job with another number of shards.
+    `names`: those of the job's shards. RefusedError where there is a part that has none of them.
     """
     indices, sizes = array("q"), array("q")
     for stored in output.storage.list_sizes(output.uri(PARTS_FOLDER)):
-        index = part_index(output, num_shards, stored.uri)
+        index = part_index(output, names, stored.uri)
         if index is not None:
             indices.append(index)
             sizes.append(stored.size_bytes)
-    return Parts(output, num_shards, np.array(indices, np.int64), np.array(sizes, np.int64))
+    return Parts(output, names, np.array(indices, np.int64), np.array(sizes, np.int64))
 
 
-def part_index(output: Output, num_shards: int, uri: str) -> int | None:
+def part_index(output: Output, names: ShardNames, uri: str) -> int | None:
     """The index of the shard whose part this object in `data/` is; None if it is not a part.
 
-    RefusedError where it is a part of a job with another number of shards, or has a second name of a part.
+    RefusedError where it is a part of a job with other shards, or has a second name of a part.
     """
     parsed = parse_part_file(uri.removeprefix(f"{output.uri(PARTS_FOLDER)}/"))
     if parsed is None:
         return None
-    index, of = parsed
-    if of != num_shards or index >= num_shards:
-        raise RefusedError(f"{uri} is a part of another job: this job has {counted(num_shards, 'part')}")
-    if uri != (right_uri := output.part_uri(shard_name(index, num_shards))):
+    index = names.index_of(parsed)
+    if index is None:
+        num_parts = counted(names.num_shards, "part")
+        raise RefusedError(f"{uri} is a part of another job: this job has {num_parts}, and none of this name")
+    if uri != (right_uri := output.part_uri(names.name(index))):
         raise RefusedError(f"{uri} is another name of the part {right_uri.rpartition('/')[2]}; move it away")
     return index
 
@@ -161,14 +166,14 @@ def _entry(footer: Mapping[bytes, bytes], key: bytes, adapter: TypeAdapter[Entry
     return parse_json(data, adapter, f"`{key.decode()}` in the footer of {name}")
 
 
-def still_missing(abandoned: list[Abandoned], output: Output, num_shards: int) -> list[Abandoned]:
+def still_missing(abandoned: list[Abandoned], output: Output, names: ShardNames) -> list[Abandoned]:
     """The abandoned shards that still have no part: a worker that counted as dead may have written one."""
     if not abandoned:
         return []
-    parts = list_parts(output, num_shards)
+    parts = list_parts(output, names)
     return [left_out for left_out in abandoned if not parts.has(left_out.shard.index)]
 
 
-def output_totals(output: Output, num_shards: int) -> Totals:
+def output_totals(output: Output, names: ShardNames) -> Totals:
     """The sums over all of an output's parts."""
-    return totals_of(output, list_parts(output, num_shards))
+    return totals_of(output, list_parts(output, names))

@@ -5,16 +5,17 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL, TYPICAL_DEPTH_BYTES_PER_PIXEL
 from actors.storage.stores import Stores
 from jobs.planning.prompt_signs import count_signs
 from jobs.planning.row_ids import find_repeated
 from jobs.planning.row_keys import RowKeys
-from jobs.planning.row_scan import MAX_EXAMPLES, Findings, ReportProgress, scan_files
-from jobs.survey.survey import Survey
+from jobs.planning.row_scan import MAX_EXAMPLES, Findings, ReportProgress, add_keys, scan_files
+from jobs.survey.survey import Survey, SurveyedFile
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard
+from schemas.output_layout import ShardNames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,9 @@ class Plan:
     job: Job
     files: tuple[PlannedFile, ...]
     first_uris: tuple[str, ...] = ()
-    """Where the files were when the job began, from which rows have their names; empty: where they are."""
+    """Where the files were when they were recorded, which names rows; empty: where they are."""
+    nums_of_files: tuple[int, ...] = ()
+    """How many files the job began with, and how many each extension has added; empty: no extension."""
 
     @property
     def num_rows(self) -> int:
@@ -36,15 +39,27 @@ class Plan:
         """By URI, the name with which the ids of a file's rows begin if the input has no ids.
 
         It is the file's name. If several files have one name, it is the path below the folder that all files
-        have in common, wherever that folder is. A folder that is renamed later does not rename the rows.
+        have in common, wherever that folder is. A folder that is renamed later does not rename the rows, nor
+        does an extension: if one of its names is taken, all of them get `x0001/` before them.
         """
-        paths = [uri.split("/") for uri in self.first_uris or [file.uri for file in self.files]]
-        folder = 0
-        if len({path[-1] for path in paths}) < len(paths):
-            folder = next(i for i, names in enumerate(zip(*paths, strict=False)) if len({*names}) > 1)
-        return {
-            file.uri: "/".join(path[folder or -1 :]) for file, path in zip(self.files, paths, strict=True)
-        }
+        uris = self.first_uris or [file.uri for file in self.files]
+        names: dict[str, None] = {}
+        for extension, (first, end) in enumerate(pairwise(self._firsts())):
+            added = _names_of(uris[first:end])
+            while not names.keys().isdisjoint(added):
+                added = [f"x{extension:04d}/{name}" for name in added]
+            names |= dict.fromkeys(added)
+        return {file.uri: name for file, name in zip(self.files, names, strict=True)}
+
+    @property
+    def shard_names(self) -> ShardNames:
+        """The names of all shards."""
+        bounds = pairwise(self._firsts())
+        return ShardNames([sum(map(self.num_shards_in, self.files[first:end])) for first, end in bounds])
+
+    def _firsts(self) -> list[int]:
+        """The position of the first file of the job and of each extension, and the number of all files."""
+        return [*accumulate(self.nums_of_files or [len(self.files)], initial=0)]
 
     @property
     def num_shards(self) -> int:
@@ -90,8 +105,8 @@ class ShardFinder:
         self._plan = plan
         self._models = (*plan.job.models, NO_MODEL)
         """The models in the order of their shards in each file."""
-        self._num_shards = plan.num_shards
-        self._names = plan.file_names
+        self._names = plan.shard_names
+        self._file_names = plan.file_names
         self._firsts = array("Q", accumulate(map(plan.num_shards_in, plan.files), initial=0))
         """The index of each file's first shard, and the number of all shards."""
 
@@ -109,9 +124,9 @@ class ShardFinder:
         repeated = _between(file.repeated.get(model, ()), start, stop)
         return Shard(
             index=index,
-            num_shards=self._num_shards,
+            name=self._names.name(index),
             uri=file.uri,
-            file_name=self._names[file.uri],
+            file_name=self._file_names[file.uri],
             etag=file.etag,
             sha256=file.sha256,
             model=model,
@@ -151,24 +166,40 @@ def chosen_shards(
     }
 
 
+def _names_of(uris: Sequence[str]) -> list[str]:
+    """The names of files that come to a job together, by which rows without ids are named."""
+    paths = [uri.split("/") for uri in uris]
+    folder = 0
+    if len({path[-1] for path in paths}) < len(paths):
+        folder = next(i for i, names in enumerate(zip(*paths, strict=False)) if len({*names}) > 1)
+    return ["/".join(path[folder or -1 :]) for path in paths]
+
+
 def _between(ordered: Sequence[int], start: int, stop: int) -> Sequence[int]:
     """The numbers from `start` up to, and without, `stop`."""
     return ordered[bisect_left(ordered, start) : bisect_left(ordered, stop)]
 
 
 def make_plan(
-    survey: Survey, report: ReportProgress = lambda rows: None, max_examples: int = MAX_EXAMPLES
+    survey: Survey,
+    report: ReportProgress = lambda rows: None,
+    max_examples: int = MAX_EXAMPLES,
+    earlier: Sequence[SurveyedFile] = (),
 ) -> tuple[Plan, Findings]:
     """The plan, and what its pass over all rows found. Only the columns that this needs are read, and the
     first texts of a few files.
 
-    Some of the images that rows name by URI are fetched, to see whether they can be read.
+    Some of the images that rows name by URI are fetched, to see whether they can be read. `earlier`: the
+    files that the job has already; only their ids are read, because no row may have one of these again.
     """
     job, stores = survey.job, Stores(survey.job.spec.errors.storage_deadline_s)
-    with RowKeys(survey.num_rows if "row_id" in job.columns.fields else 0) as row_keys:
+    num_rows = survey.num_rows + sum(file.num_rows for file in earlier)
+    with RowKeys(num_rows if "row_id" in job.columns.fields else 0) as row_keys:
+        if earlier:
+            add_keys(row_keys, earlier, job, stores)
         totals = scan_files(survey, stores, report, max_examples, {}, row_keys)
-        repeated = find_repeated(row_keys, survey.files, job.columns, stores)
-    if repeated:
+        repeated = find_repeated(row_keys, [*earlier, *survey.files], job.columns, stores)
+    if any(file.stored.uri in repeated for file in survey.files):
         # A second scan is rare, and simpler than to subtract these rows from the counts.
         totals = scan_files(survey, stores, lambda rows: None, max_examples, repeated)
     findings = replace(

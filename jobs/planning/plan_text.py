@@ -11,7 +11,7 @@ from actors.checkpoints.component_files import bytes_shared
 from jobs.planning.plan import Plan, expected_bytes, make_plan
 from jobs.planning.readings import picture_lines, reading_lines
 from jobs.planning.row_scan import MAX_EXAMPLES, BadRow, Findings
-from jobs.survey.survey import Survey
+from jobs.survey.survey import Survey, SurveyedFile
 from schemas.errors import SpecError
 from schemas.job import NO_MODEL, Job
 from schemas.wording.amounts import counted, size_text
@@ -25,15 +25,22 @@ MAX_ROUTE_LINES = 30
 """The most lines of the table of routes. Rows may have any number of sizes; the commonest are listed."""
 
 
-def check_rows(surveyed: Survey, console: Console, max_examples: int = MAX_EXAMPLES) -> tuple[Plan, Findings]:
+def check_rows(
+    surveyed: Survey,
+    console: Console,
+    max_examples: int = MAX_EXAMPLES,
+    earlier: Sequence[SurveyedFile] = (),
+) -> tuple[Plan, Findings]:
     """The plan, and what its pass over all rows found. On a terminal, a bar shows the progress.
 
-    What it reads in its own way is printed.
+    What it reads in its own way is printed. `earlier`: the files that the job has already.
     """
     columns = (TextColumn("checking rows"), BarColumn(30), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=surveyed.num_rows)
-        planned, findings = make_plan(surveyed, lambda rows: progress.advance(task, rows), max_examples)
+        planned, findings = make_plan(
+            surveyed, lambda rows: progress.advance(task, rows), max_examples, earlier
+        )
     _print_lines(reading_lines(planned, findings), console)
     return planned, findings
 
@@ -44,6 +51,8 @@ def refuse_hopeless(surveyed: Survey, findings: Findings, *, listed: bool = Fals
     The message names some of the rows, unless they are `listed` already.
     """
     num_bad, allowed = sum(findings.num_bad.values()), surveyed.job.spec.errors.max_rate
+    if not surveyed.num_rows:  # A job can be extended by files that have no rows.
+        return
     if num_bad / surveyed.num_rows <= allowed:
         _refuse_unreadable(surveyed, findings, num_bad)
         return

@@ -1,7 +1,7 @@
 """The pass over all rows of the input: which route each row takes, and which rows cannot be generated."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -218,6 +218,18 @@ def scan_files(
     for scan in map_in_flight(scan_file, survey.files, at_once=FILES_AT_ONCE):
         totals.add(scan)
     return totals
+
+
+def add_keys(row_keys: RowKeys, files: Iterable[SurveyedFile], job: Job, stores: Stores) -> None:
+    """Add the keys of the ids, if the input has ids, of files of which nothing else is read."""
+
+    def add(file: SurveyedFile) -> None:
+        with opened_input(file.stored.uri, job, stores) as opened:
+            for keys in id_keys(opened):
+                row_keys.add(keys)
+
+    if "row_id" in job.columns.fields:
+        deque(map_in_flight(add, (file for file in files if file.num_rows), at_once=FILES_AT_ONCE), maxlen=0)
 
 
 def _scan(

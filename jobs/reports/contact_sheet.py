@@ -81,7 +81,7 @@ def make_sheet(
     `summary` as in `write_report`.
     """
     record = require_record(output)
-    parts = list_parts(output, record.num_shards)
+    parts = list_parts(output, record.shard_names)
     summary = summary or current_summary(output, record, parts)
     totals = summary.totals if summary else totals_of(output, parts)
     router = Router(record.spec, record.models)
@@ -93,7 +93,7 @@ def make_sheet(
         fingerprint=record.fingerprint,
         checkpoints=checkpoints,
         random_models=tuple(name for name, checkpoint in checkpoints.items() if checkpoint in _RANDOM),
-        num_rows=sum(file.num_rows for file in record.files),
+        num_rows=record.num_rows,
         num_shards=record.num_shards,
         num_parts=len(parts),
         num_searched=len(footers),

@@ -21,7 +21,7 @@ def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
     `_SUCCESS` must not exist while a report may be older than the parts: `unfinish` is to be called first.
     StorageError where parts that workers have written are not visible here.
     """
-    parts = list_parts(output, record.num_shards)
+    parts = list_parts(output, record.shard_names)
     if not parts.are_all:
         raise StorageError(
             f"{output.uri(PARTS_FOLDER)} has {len(parts):,} of {counted(record.num_shards, 'part')}, "
@@ -30,7 +30,7 @@ def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
         )
     totals = totals_of(output, parts)
     write_summary(output, record, totals, figures)
-    write_manifest(output, record.num_shards)
+    write_manifest(output, record.shard_names)
     output.replace(DATASET_CARD, _card(record, totals).encode())
     write_report(output, summary=read_summary(output))
     output.replace(SUCCESS, b"")

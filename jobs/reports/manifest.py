@@ -7,17 +7,17 @@ from itertools import zip_longest
 
 from actors.storage.output import Output
 from jobs.output.parts import Parts, part_index
-from schemas.output_layout import MANIFEST, PARTS_FOLDER
+from schemas.output_layout import MANIFEST, PARTS_FOLDER, ShardNames
 
 MAX_LINE_BYTES = 4096
 """Ten times what a line needs."""
 
 
-def write_manifest(output: Output, num_shards: int) -> None:
+def write_manifest(output: Output, names: ShardNames) -> None:
     """Write the name, size and etag of every part, in the order of the shards."""
     lines = io.BytesIO()
     for stored in output.storage.list(output.uri(PARTS_FOLDER)):
-        if part_index(output, num_shards, stored.uri) is not None:
+        if part_index(output, names, stored.uri) is not None:
             name = stored.uri.removeprefix(f"{output.path}/")
             line = {"part": name, "size_bytes": stored.size_bytes, "etag": stored.etag}
             lines.write(json.dumps(line).encode() + b"\n")

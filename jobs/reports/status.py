@@ -16,13 +16,12 @@ def print_status(path: str, console: Console) -> None:
     """Print the parts that are done, the rows by status, and what is known about the driver."""
     output = open_output(path)
     record = require_record(output)
-    parts = list_parts(output, record.num_shards)
+    parts = list_parts(output, record.shard_names)
     summary = current_summary(output, record, parts)
     totals = summary.totals if summary else totals_of(output, parts)
-    num_rows = sum(file.num_rows for file in record.files)
     lines = [
         f"{record.name}: {len(parts):,} of {counted(record.num_shards, 'part')}, "
-        f"{totals.rows:,} of {counted(num_rows, 'row')}",
+        f"{totals.rows:,} of {counted(record.num_rows, 'row')}",
         outcomes_text(totals),
         _driver(output, summary, are_all=parts.are_all),
     ]

@@ -43,7 +43,7 @@ class Summary:
     def is_of(self, record: JobRecord, parts: Parts) -> bool:
         """Whether it is that of this job and, as far as their number and size tell, of just these parts."""
         counted = (self.fingerprint, self.shards, self.size_bytes)
-        return counted == (record.fingerprint, len(parts), parts.size_bytes)
+        return parts.are_all and counted == (record.fingerprint, len(parts), parts.size_bytes)
 
     @property
     def totals(self) -> Totals:

@@ -43,7 +43,7 @@ def verify_output(path: str, console: Console) -> None:
     output = open_output(path)
     record = require_record(output)
     plan = plan_of_record(record)
-    parts = list_parts(output, record.num_shards)
+    parts = list_parts(output, record.shard_names)
     stores = Stores(plan.job.spec.errors.storage_deadline_s)
     verifier = _Verifier(output, record, plan, parts)
     rows: Counter[str] = Counter()

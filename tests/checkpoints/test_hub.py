@@ -16,7 +16,8 @@ from actors.engine.pipelines.loaded_model import LoadedModel
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
 from actors.storage.output import open_output
-from jobs.output.job_record import claim, plan_of, survey_of
+from jobs.output.job_record import claim
+from jobs.output.resumption import plan_of, survey_of
 from jobs.planning.plan import make_plan
 from jobs.survey.survey import make_survey
 from schemas.errors import RefusedError, SpecError

@@ -11,11 +11,18 @@ from hypothesis import strategies as st
 from jobs.dispatch.dispatcher import Dispatcher
 from schemas.errors import DarkroomError
 from schemas.job import Shard
+from schemas.output_layout import shard_name
 
 
 def shard(index: int, model: str = "sd") -> Shard:
     return Shard(
-        index=index, num_shards=1000, uri="in.parquet", etag="e", model=model, start=index, stop=index + 1
+        index=index,
+        name=shard_name(index, 1000),
+        uri="in.parquet",
+        etag="e",
+        model=model,
+        start=index,
+        stop=index + 1,
     )
 
 

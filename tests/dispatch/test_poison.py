@@ -12,10 +12,13 @@ from jobs.dispatch.poison import MAX_ALONE, Search
 from jobs.dispatch.shard_queue import MAX_DYING_SHARDS
 from schemas.errors import DarkroomError
 from schemas.job import Shard
+from schemas.output_layout import shard_name
 
 
 def shard(index: int, rows: int) -> Shard:
-    return Shard(index=index, num_shards=100, uri="in.parquet", etag="e", model="sd", start=0, stop=rows)
+    return Shard(
+        index=index, name=shard_name(index, 100), uri="in.parquet", etag="e", model="sd", start=0, stop=rows
+    )
 
 
 class Simulation:

@@ -15,6 +15,7 @@ from jobs.output.tally import Abandoned
 from jobs.reports.run_result import RunResult
 from schemas.errors import BudgetError
 from schemas.job import FailedRows, ShardReport, ShardSnapshot
+from schemas.output_layout import ShardNames
 from schemas.spec.job_spec import ErrorsSpec
 from tests.support.in_process import job_spec, plan_for
 from tests.support.running import text_rows, write_rows
@@ -118,6 +119,6 @@ def test_a_part_that_came_after_all_is_not_told_as_missing(tmp_path: Path) -> No
     part.parent.mkdir(parents=True)
     part.touch()
 
-    left = still_missing(abandoned, open_output(str(tmp_path / "out")), len(abandoned))
+    left = still_missing(abandoned, open_output(str(tmp_path / "out")), ShardNames([len(abandoned)]))
 
     assert left == [abandoned[0], *abandoned[2:]]

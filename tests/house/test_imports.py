@@ -53,7 +53,7 @@ HOUSE: Mapping[str, Order] = {
         "planning",
         "output",
         "dispatch reports verification",
-        "fleet",
+        "fleet preparation",
         "run retry replay",
         "__main__",
     ),

@@ -33,7 +33,7 @@ from actors.storage.objects import Storage, Tail
 from actors.storage.output import Output
 from actors.storage.stores import open_storage
 from actors.storage.uris import join
-from jobs.output.job_record import JobRecord, to_json
+from jobs.output.job_record import StoredRecord, to_json
 from jobs.output.parts import list_parts
 from jobs.reports.contact_sheet import Sheet, make_sheet, render, write_report
 from jobs.reports.even_choice import share, spread
@@ -43,7 +43,7 @@ from jobs.reports.thumbnails import CRISP_SIDE, THUMBNAIL_BYTES, THUMBNAIL_SIDE
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RefusedError, RowError, SpecError
 from schemas.job import PlannedFile, fingerprint_of
-from schemas.output_layout import JOB_RECORD, SUCCESS, SUMMARY
+from schemas.output_layout import JOB_RECORD, SUCCESS, SUMMARY, ShardNames
 from schemas.systems.system_table import SYSTEMS
 from tests.support.checkpoints import model_card
 from tests.support.in_process import job_spec
@@ -213,7 +213,7 @@ class ReportedOutput:
         file = PlannedFile(
             uri="/in", size_bytes=1, etag="", num_rows=num_rows, rows_by_model={next(iter(models)): num_rows}
         )
-        record = JobRecord(
+        record = StoredRecord(
             name=spec.name,
             fingerprint=FINGERPRINT,
             identity=IDENTITY,
@@ -228,9 +228,9 @@ class ReportedOutput:
     def write_summary(self, **changes: Any) -> None:
         """Write the summary of the parts that are there, their manifest, and `_SUCCESS`."""
         output = Output(self.storage, self.root)
-        write_manifest(output, self.num_shards)
+        write_manifest(output, ShardNames([self.num_shards]))
         summary = {"ok": 0, "filtered": 0, "failed": 0, "images": 0, "error_codes": {}}
-        summary["size_bytes"] = list_parts(output, self.num_shards).size_bytes
+        summary["size_bytes"] = list_parts(output, ShardNames([self.num_shards])).size_bytes
         summary |= {"fingerprint": FINGERPRINT, "shards": self.num_shards, "last_run": LAST_RUN}
         self.storage.replace(join(self.root, SUMMARY), json.dumps(summary | changes).encode())
         self.storage.replace(join(self.root, SUCCESS), b"")

@@ -17,7 +17,8 @@ from actors.rows.shard_reader import ShardReader
 from actors.storage.output import open_output
 from actors.storage.stores import Stores
 from jobs.output.content_hashes import with_hashes
-from jobs.output.job_record import JobRecord, claim, plan_of, read_record
+from jobs.output.job_record import JobRecord, claim, read_record
+from jobs.output.resumption import plan_of
 from jobs.planning.plan import Plan, make_plan
 from jobs.survey.survey import make_survey
 from jobs.verification.verify import verify_output

@@ -25,7 +25,7 @@ from jobs.reports.success import unfinish
 from jobs.reports.summary import current_summary, write_summary
 from jobs.survey.survey import make_survey
 from schemas.errors import RefusedError
-from schemas.output_layout import MANIFEST, SUCCESS, SUMMARY, parse_part_file, shard_name
+from schemas.output_layout import MANIFEST, SUCCESS, SUMMARY, ShardNames, parse_part_file, shard_name
 from tests.support.engines import GreyEngine
 from tests.support.in_process import job_spec, worker_for, write_rows
 from tests.support.s3.fault_proxy import FaultProxy
@@ -44,10 +44,10 @@ class Written:
 
     def write_reports(self, **changes: int) -> None:
         """Write the summary, with these counts changed, the manifest, and `_SUCCESS`."""
-        parts = list_parts(self.output, NUM_PARTS)
+        parts = list_parts(self.output, ShardNames([NUM_PARTS]))
         totals = replace(totals_of(self.output, parts), **changes)
         write_summary(self.output, self.record, totals, Tally(rows_total=1, rows_before=0).figures())
-        write_manifest(self.output, NUM_PARTS)
+        write_manifest(self.output, ShardNames([NUM_PARTS]))
         self.output.replace(SUCCESS, b"")
 
     def status(self) -> list[str]:
@@ -115,7 +115,7 @@ def test_status_of_a_finished_job_reads_no_part(
 def test_parts_are_listed_without_opening_them(written: Written, tmp_path: Path) -> None:
     """Their names and sizes say enough; an etag would take both ends of each."""
     with recorded_opens(tmp_path) as opened:
-        parts = list_parts(written.output, NUM_PARTS)
+        parts = list_parts(written.output, ShardNames([NUM_PARTS]))
 
     assert (len(parts), parts.are_all) == (NUM_PARTS, True)
     assert opened == []
@@ -130,21 +130,21 @@ def test_a_summary_counts_as_long_as_its_parts_are_there(written: Written) -> No
 
 def shrink_a_part(output: Output) -> None:
     """As a retry does that was interrupted."""
-    uri = list_parts(output, NUM_PARTS)[3].uri
+    uri = list_parts(output, ShardNames([NUM_PARTS]))[3].uri
     output.storage.replace(uri, (data := output.storage.read(uri))[:4] + data[5:])
 
 
 def swap_sizes(output: Output) -> None:
     """Two parts with other sizes, of which the sum is what it was."""
     shrink_a_part(output)
-    uri = list_parts(output, NUM_PARTS)[4].uri
+    uri = list_parts(output, ShardNames([NUM_PARTS]))[4].uri
     output.storage.replace(uri, (data := output.storage.read(uri))[:4] + b"x" + data[4:])
 
 
 def list_a_shrunk_part(output: Output) -> None:
     """The manifest is newer than the summary."""
     shrink_a_part(output)
-    write_manifest(output, NUM_PARTS)
+    write_manifest(output, ShardNames([NUM_PARTS]))
 
 
 def cut_manifest(output: Output) -> None:
@@ -176,7 +176,10 @@ def test_a_summary_of_other_parts_is_not_believed(written: Written, change: obje
     change(written.output)
 
     assert written.status()[1] == "20 rows ok, 0 filtered, 0 failed; 20 images"
-    assert current_summary(written.output, written.record, list_parts(written.output, NUM_PARTS)) is None
+    assert (
+        current_summary(written.output, written.record, list_parts(written.output, ShardNames([NUM_PARTS])))
+        is None
+    )
 
 
 def test_a_summary_from_before_a_crash_is_not_believed(written: Written) -> None:
@@ -197,7 +200,7 @@ def test_it_is_known_which_parts_are_missing(written: Written) -> None:
     for index in (0, 3, 19):
         written.output.storage.delete(written.output.part_uri(shard_name(index, NUM_PARTS)))
 
-    parts = list_parts(written.output, NUM_PARTS)
+    parts = list_parts(written.output, ShardNames([NUM_PARTS]))
 
     assert [index for index in range(NUM_PARTS) if not parts.has(index)] == [0, 3, 19]
     assert [index for index, is_done in enumerate(parts.done()) if not is_done] == [0, 3, 19]
@@ -209,7 +212,7 @@ def test_a_part_has_one_name(written: Written) -> None:
     written.output.storage.replace(written.output.uri("data/train-000003-of-00020.parquet"), b"")
 
     with pytest.raises(RefusedError, match=r"is another name of the part train-00003-of-00020\.parquet"):
-        list_parts(written.output, NUM_PARTS)
+        list_parts(written.output, ShardNames([NUM_PARTS]))
 
 
 class ManyParts(LocalStorage):
@@ -231,12 +234,12 @@ class ManyParts(LocalStorage):
 def test_what_adds_up_very_many_parts_takes_little_memory(written: Written) -> None:
     """16 bytes for each, and a few footers: 20,000 that wait for their turn take 40 MB."""
     num_parts = 20_000
-    part = Path(list_parts(written.output, NUM_PARTS)[0].uri)
+    part = Path(list_parts(written.output, ShardNames([NUM_PARTS]))[0].uri)
     output = Output(ManyParts(part, num_parts), "/nowhere")
-    totals_of(output, list_parts(output, num_parts)[:100])
+    totals_of(output, list_parts(output, ShardNames([num_parts]))[:100])
 
     tracemalloc.start()
-    parts = list_parts(output, num_parts)
+    parts = list_parts(output, ShardNames([num_parts]))
     totals = totals_of(output, parts)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -255,5 +258,5 @@ def test_names_of_parts_sort_as_their_shards_do(num_shards: int) -> None:
     names = [shard_name(index, num_shards) for index in indices]
 
     assert sorted(names) == names
-    assert [parse_part_file(f"{name}.parquet") for name in names] == [(i, num_shards) for i in indices]
+    assert [parse_part_file(f"{name}.parquet") for name in names] == [(0, i, num_shards) for i in indices]
     assert shard_name(0, min(num_shards, 100_000)) == f"train-00000-of-{min(num_shards, 100_000):05d}"

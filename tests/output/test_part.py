@@ -25,6 +25,7 @@ from jobs.output.parts import PartFile
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RefusedError, RowError
 from schemas.job import Shard
+from schemas.output_layout import shard_name
 from schemas.spec.job_spec import OutputSpec
 from schemas.systems.system_table import SYSTEMS
 
@@ -224,7 +225,9 @@ def test_a_footer_tells_what_a_row_group_weighs_and_which_columns_are_lines_of_t
 
 
 def shard(index: int, **changes: Any) -> Shard:
-    plain = Shard(index=index, num_shards=5, uri="/in.parquet", etag="", model="sd", start=0, stop=9)
+    plain = Shard(
+        index=index, name=shard_name(index, 5), uri="/in.parquet", etag="", model="sd", start=0, stop=9
+    )
     return replace(plain, **changes)
 
 

@@ -18,7 +18,7 @@ from jobs.output.stored_images import read_image
 from jobs.output.tally import Tally
 from schemas.errors import RowError, SpecError
 from schemas.job import ShardReport
-from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, part_file, shard_name
+from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, ShardNames, part_file, shard_name
 from tests.support.s3.quick_waits import QuickWaits
 
 
@@ -47,7 +47,7 @@ def test_the_sums_of_an_output_are_those_of_all_its_parts(output: Output) -> Non
         write_part(output, 3, 4, failed=4, unknown_task=4),
     ]
 
-    totals = output_totals(output, 4)
+    totals = output_totals(output, ShardNames([4]))
 
     assert totals == Totals(
         ok=7,
@@ -58,7 +58,7 @@ def test_the_sums_of_an_output_are_those_of_all_its_parts(output: Output) -> Non
         error_codes=(("unknown_task", 4), ("invalid_size", 2), ("mask_size", 1)),
     )
     assert totals.rows == 17
-    assert [*list_parts(output, 4).done()] == [1, 1, 0, 1]
+    assert [*list_parts(output, ShardNames([4])).done()] == [1, 1, 0, 1]
 
 
 @pytest.mark.parametrize("num_shards", [3, 100_001])
@@ -72,15 +72,15 @@ def test_other_files_in_data_are_not_parts(output: Output, num_shards: int) -> N
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
 
-    assert [part.index for part in list_parts(output, num_shards)] == [0, num_shards - 1]
+    assert [part.index for part in list_parts(output, ShardNames([num_shards]))] == [0, num_shards - 1]
 
 
 def test_the_room_that_a_job_still_needs_is_that_of_its_missing_parts(output: Output) -> None:
     """Each counted as large as those that are there are on average."""
-    nothing_yet = bytes_to_come(output, 10)
+    nothing_yet = bytes_to_come(output, ShardNames([10]))
     sizes = [write_part(output, index, 10) for index in (0, 4, 9)]
 
-    needed = bytes_to_come(output, 10)
+    needed = bytes_to_come(output, ShardNames([10]))
 
     assert nothing_yet == 0
     assert needed == sum(sizes) * 7 // 3

@@ -22,7 +22,7 @@ from actors.rows.routing import Router
 from actors.storage.objects import StoredObject
 from actors.storage.output import open_output
 from actors.storage.stores import Stores, open_storage
-from jobs.output import job_record
+from jobs.output import resumption
 from jobs.output.job_record import claim
 from jobs.planning.plan import Plan, ShardFinder, make_plan
 from jobs.planning.plan_text import LARGE_PART_BYTES, MAX_ROUTE_LINES, print_plan, refuse_hopeless
@@ -34,6 +34,7 @@ from schemas.columns.input_schemas import InputSchemas
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import SpecError
 from schemas.job import NO_MODEL, Job, PlannedFile
+from schemas.output_layout import shard_name
 from schemas.spec.job_spec import InputSpec, JobSpec
 from tests.support.checkpoints import paper_checkpoint
 from tests.support.running import ROOT
@@ -194,7 +195,7 @@ def test_every_row_of_every_file_is_in_exactly_one_shard(
         for row in range(rows)
     )
     assert [shard.index for shard in shards] == list(range(plan.num_shards))
-    assert {shard.num_shards for shard in shards} <= {plan.num_shards}
+    assert [shard.name for shard in shards] == [shard_name(i, len(shards)) for i in range(plan.num_shards)]
     assert all(1 <= shard.num_rows <= shard_rows for shard in shards)
     assert [shard.name for shard in shards] == sorted(shard.name for shard in shards)
     for model in ("sd", "xl", "fill", NO_MODEL):
@@ -212,7 +213,7 @@ def test_a_job_goes_on_with_its_shards_if_the_spec_names_its_models_in_another_o
     record = claim(output, plan, findings)
     reordered = change(spec, models=dict(reversed(spec.models.items())))
 
-    resumed = job_record.plan_of(record, make_survey(reordered), output.path)
+    resumed = resumption.plan_of(record, make_survey(reordered), output.path)
 
     assert [*resumed.shards()] == [*plan.shards()]
     assert [shard.model for shard in resumed.shards()] == ["sd", "xl", "xl", "fill"]

@@ -7,7 +7,8 @@ import pytest
 from actors.storage.output import Output
 from actors.storage.stores import open_storage
 from actors.storage.uris import normalise
-from jobs.output.job_record import claim, plan_of, read_record
+from jobs.output.job_record import claim, read_record
+from jobs.output.resumption import plan_of
 from jobs.planning.plan import make_plan
 from jobs.planning.row_ids import MAX_REPEATED
 from jobs.survey.survey import make_survey

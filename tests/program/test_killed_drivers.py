@@ -2,54 +2,27 @@
 
 import io
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
-from actors.storage.local_disk import LocalStorage
 from actors.storage.output import open_output
 from jobs.output.figures import Totals
 from jobs.reports.contact_sheet import make_sheet, write_report
 from jobs.reports.run_result import RunResult
 from jobs.reports.status import print_status
-from schemas.output_layout import CONTACT_SHEET, DATASET_CARD, LEASE, MANIFEST, SUCCESS, SUMMARY
+from schemas.output_layout import CONTACT_SHEET, DATASET_CARD, MANIFEST, SUCCESS, SUMMARY
 from tests.support.engines import NaNEngine, NoiseEngine
 from tests.support.in_process import job_spec, printed_by_verify
 from tests.support.running import output_rows, parts, text_rows, write_rows
+from tests.support.side_effects import Executioner
 from tests.support.simulation.in_process_driver import InProcessDriver
 
 NUM_ROWS = 5
 """In three parts."""
-NOBODY = 2**31 - 1
-"""The id of a process that no machine has."""
 Command = Callable[[InProcessDriver], RunResult]
-
-
-class KilledError(Exception):
-    """The process is killed: it writes nothing more."""
-
-
-class Executioner:
-    """Kills the driver and its workers before one of their writes."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.writes_left: float = float("inf")
-        """How many writes are still done."""
-        for name in ("create", "replace", "exchange", "delete"):
-            monkeypatch.setattr(LocalStorage, name, self._limited(getattr(LocalStorage, name)))
-
-    def _limited(self, write: Callable[..., Any]) -> Callable[..., Any]:
-        def limited(*arguments: Any, **options: Any) -> Any:
-            if self.writes_left <= 0:
-                raise KilledError
-            self.writes_left -= 1
-            return write(*arguments, **options)
-
-        return limited
 
 
 @pytest.fixture
@@ -121,36 +94,6 @@ def reports_agree(output: Path) -> None:
     assert f'"ok": {ok}, "filtered": 0, "failed": {failed}' in sheet
 
 
-def bury(output: Path) -> None:
-    """Make the lease that of a process which is dead."""
-    lease = json.loads((output / LEASE).read_text())
-    (output / LEASE).write_text(json.dumps(lease | {"pid": NOBODY}))
-
-
-def killed_at_each_write(
-    driver: InProcessDriver, output: Path, executioner: Executioner, command: Command
-) -> Iterator[None]:
-    """The output as it was before the command, and in which the command was killed before its n-th write."""
-    before, num_writes, is_killed = output.with_name("before"), 0, True
-    shutil.copytree(output, before)
-    while is_killed:
-        shutil.rmtree(output)
-        shutil.copytree(before, output)
-        executioner.writes_left = num_writes
-        try:
-            command(driver)
-            is_killed = False
-        except Exception:
-            # Whatever becomes of the death in a process that goes on.
-            if executioner.writes_left:
-                raise
-        executioner.writes_left = float("inf")
-        bury(output)
-        yield
-        num_writes += 1
-    assert num_writes > 8
-
-
 def run(driver: InProcessDriver) -> RunResult:
     return driver.run()
 
@@ -164,7 +107,7 @@ def test_a_retry_may_be_killed_at_any_time(
     driver: InProcessDriver, output: Path, executioner: Executioner, heal: Command
 ) -> None:
     """`status`, `report` and `verify` say what the parts are, and the next driver writes the reports."""
-    for _ in killed_at_each_write(driver, output, executioner, retry):
+    for _ in executioner.killing_at_each_write(output, lambda: retry(driver), least=8):
         if tells_the_truth(output):
             reports_agree(output)
         write_report(open_output(str(output)))
@@ -191,7 +134,7 @@ def test_a_run_may_be_killed_at_any_time(
     prepare(output)
     if prepare is not lose_a_part:
         driver.engine = lambda: NaNEngine(0)
-    for _ in killed_at_each_write(driver, output, executioner, run):
+    for _ in executioner.killing_at_each_write(output, lambda: run(driver), least=8):
         num_parts, *_ = outcomes(output)
         if tells_the_truth(output) and num_parts == 3:
             reports_agree(output)

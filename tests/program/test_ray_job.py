@@ -221,7 +221,8 @@ def test_submit_runs_the_job_and_ends_with_its_exit_code(cluster: Cluster, tmp_p
     paths = ("--set", f"output.path={output}", "--set", f"input.path={rows}")
     options = ("--address", cluster.dashboard, *paths)
 
-    done = darkroom("submit", "configs/demo.yaml", "--wait", *options, **TOKEN)
+    # --extend passes through; a job that has not begun begins with it.
+    done = darkroom("submit", "configs/demo.yaml", "--wait", "--extend", *options, **TOKEN)
     refused = darkroom("submit", "configs/demo.yaml", "--wait", *options, "--set", "seed=1", **TOKEN)
 
     assert done.code == 0, done.err

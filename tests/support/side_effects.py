@@ -1,10 +1,12 @@
-"""A recorder of side effects, with which tests say what comes before what."""
+"""Side effects, recorded, so that tests say what comes before what; and drivers killed before one of them."""
 
 import builtins
+import json
 import os
+import shutil
 import stat
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,6 +16,10 @@ import pytest
 
 from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import Buffer
+from schemas.output_layout import LEASE
+
+NOBODY = 2**31 - 1
+"""The id of a process that no machine has."""
 
 
 def record_system_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -92,3 +98,64 @@ def recorded_opens(folder: Path) -> Iterator[list[str]]:
 
     with patch.object(builtins, "open", noting):
         yield opened
+
+
+class KilledError(Exception):
+    """The process is killed: it writes nothing more."""
+
+
+class Executioner:
+    """Kills the driver and its workers before one of their writes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._writes_left: float = float("inf")
+        """How many writes are still done."""
+        for name in ("create", "replace", "exchange", "delete"):
+            monkeypatch.setattr(LocalStorage, name, self._limited(getattr(LocalStorage, name)))
+
+    def _limited(self, write: Callable[..., Any]) -> Callable[..., Any]:
+        def limited(*arguments: Any, **options: Any) -> Any:
+            if self._writes_left <= 0:
+                raise KilledError
+            self._writes_left -= 1
+            return write(*arguments, **options)
+
+        return limited
+
+    def kills(self, output: Path, command: Callable[[], object], num_writes: int) -> bool:
+        """Whether the command, which writes to this output, is killed after this number of writes."""
+        self._writes_left = num_writes
+        try:
+            command()
+            return False
+        except Exception:
+            # Whatever becomes of the death in a process that goes on.
+            if self._writes_left:
+                raise
+            return True
+        finally:
+            self._writes_left = float("inf")
+            _bury(output)
+
+    def killing_at_each_write(
+        self, output: Path, command: Callable[[], object], *, least: int
+    ) -> Iterator[None]:
+        """The output as it was before the command, and in which the command was killed before its n-th write.
+
+        The last time it has come to its end. `least`: how many writes it has at least.
+        """
+        before, num_writes, is_killed = output.with_name("before"), 0, True
+        shutil.copytree(output, before)
+        while is_killed:
+            shutil.rmtree(output)
+            shutil.copytree(before, output)
+            is_killed = self.kills(output, command, num_writes)
+            yield
+            num_writes += 1
+        assert num_writes > least
+
+
+def _bury(output: Path) -> None:
+    """Make the lease that of a process which is dead."""
+    lease = json.loads((output / LEASE).read_text())
+    (output / LEASE).write_text(json.dumps(lease | {"pid": NOBODY}))

@@ -72,9 +72,9 @@ class InProcessDriver:
         """What the drivers printed."""
         return self._printed.getvalue()
 
-    def run(self) -> RunResult:
+    def run(self, *, extend: bool = False) -> RunResult:
         """Do what `darkroom run` does."""
-        return self._on_fake_ray(lambda console: run_job(self.spec, console))
+        return self._on_fake_ray(lambda console: run_job(self.spec, console, extend=extend))
 
     def retry(self, *only: str) -> RunResult:
         """Do what `darkroom retry` does."""

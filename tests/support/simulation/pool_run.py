@@ -10,6 +10,7 @@ from jobs.fleet.layout import Layout
 from jobs.fleet.pool import Tick, WorkerPool
 from schemas.errors import DarkroomError
 from schemas.job import Job, Shard, ShardReport, ShardSnapshot, WorkerProgress
+from schemas.output_layout import shard_name
 from tests.support.simulation.fake_ray import Actor, FakeRay, installed
 from tests.support.simulation.reports import report_of
 from tests.support.simulation.simulated_time import Clock, Process
@@ -165,7 +166,7 @@ def shard_of(index: int, num: int, model: str) -> Shard:
     start = index * ROWS
     return Shard(
         index=index,
-        num_shards=num,
+        name=shard_name(index, num),
         uri="s3://bucket/in.parquet",
         etag="e",
         model=model,

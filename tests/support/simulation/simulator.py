@@ -24,8 +24,9 @@ from jobs.dispatch.dispatcher import Dispatcher
 from jobs.dispatch.shard_record import Death
 from jobs.fleet import pool
 from jobs.fleet.layout import lay_out
-from jobs.output.job_record import claim, plan_of, read_record
+from jobs.output.job_record import claim, read_record
 from jobs.output.parts import list_parts, still_missing
+from jobs.output.resumption import plan_of
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
 from jobs.reports.success import is_finished
@@ -33,7 +34,7 @@ from jobs.survey.survey import Survey, SurveyedFile
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DarkroomError, ReclaimedError, RefusedError, StorageError
 from schemas.job import NO_MODEL, FailedRows, Job, PlannedFile, Shard, ShardReport, WorkerProgress
-from schemas.output_layout import MANIFEST, SUCCESS
+from schemas.output_layout import MANIFEST, SUCCESS, ShardNames
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
 from tests.support.checkpoints import model_card
@@ -425,14 +426,14 @@ class Driver:
         """Do what `jobs.run.run_job` does."""
         store = self.simulation.store
         plan, num_shards = self.settle()
-        self.done = list_parts(Output(store, OUTPUT), num_shards).done()
+        self.done = list_parts(Output(store, OUTPUT), ShardNames([num_shards])).done()
         self.simulation.log("sees %d of %d parts", sum(self.done), num_shards)
         if all(self.done) and is_finished(Output(store, OUTPUT)):
             return
         if not all(self.done):
             dispatcher = run._dispatcher(plan, self.done)
             self.run_shards(dispatcher)
-            missing = still_missing(dispatcher.abandoned, Output(store, OUTPUT), num_shards)
+            missing = still_missing(dispatcher.abandoned, Output(store, OUTPUT), ShardNames([num_shards]))
             self.abandoned = [lost.shard for lost in missing]
         if not self.abandoned:
             self.finish(num_shards)
@@ -456,7 +457,7 @@ class Driver:
     def finish(self, num_shards: int) -> None:
         """Do what `jobs.reports.finish.finish` does."""
         store = self.simulation.store
-        parts = [*list_parts(Output(store, OUTPUT), num_shards)]
+        parts = [*list_parts(Output(store, OUTPUT), ShardNames([num_shards]))]
         if len(parts) < num_shards:
             raise StorageError(f"{len(parts)} of {num_shards} parts")
         store.replace(join(OUTPUT, MANIFEST), b"")
@@ -497,7 +498,7 @@ class RetryDriver(Driver):
         simulation, store = self.simulation, self.simulation.store
         plan, num_shards = self.settle()
         codes = () if simulation.calm else simulation.random.choice(((), (NO_MEMORY,), (CRASH,)))
-        parts = [*list_parts(Output(store, OUTPUT), num_shards)]
+        parts = [*list_parts(Output(store, OUTPUT), ShardNames([num_shards]))]
         chosen = bytearray(num_shards)
         for part in parts:
             outcomes = decode(store.read(part.uri))
@@ -507,5 +508,5 @@ class RetryDriver(Driver):
         )
         if any(chosen):
             self.run_shards(retry._dispatcher(plan, chosen, codes))
-            if sum(1 for _ in list_parts(Output(store, OUTPUT), num_shards)) == num_shards:
+            if sum(1 for _ in list_parts(Output(store, OUTPUT), ShardNames([num_shards]))) == num_shards:
                 self.finish(num_shards)

@@ -30,7 +30,7 @@ from jobs.reports.summary import read_summary
 from jobs.survey.survey import make_survey
 from schemas.errors import RefusedError
 from schemas.job import Shard
-from schemas.output_layout import LEASE, SUMMARY
+from schemas.output_layout import LEASE, SUMMARY, shard_name
 from tests.support.engines import GreyEngine
 from tests.support.in_process import Record, job_spec, make, write_rows
 from tests.support.side_effects import RecordingStorage
@@ -48,7 +48,7 @@ SECOND: list[Record] = [
     {"prompt": "d"},
     {"prompt": "flagged"},
 ]
-SHARD = Shard(index=1, num_shards=5, uri="in.parquet", etag="", model="sd", start=2, stop=4)
+SHARD = Shard(index=1, name=shard_name(1, 5), uri="in.parquet", etag="", model="sd", start=2, stop=4)
 TOTALS = Totals(
     ok=3, filtered=2, failed=4, images=5, error_codes=(("missing_prompt", 3), ("invalid_size", 1))
 )
