@@ -191,13 +191,13 @@ class ShardRun:
 
     def _finished(self, outcome: RowOutcome, generated: Generated) -> FinishedImage:
         sample, pixels, depth = generated.sample, generated.pixels, generated.depth
-        name = f"{outcome.row.index:06d}-{sample.image_index}"
+        name, row_id = f"{outcome.row.index:06d}-{sample.image_index}", outcome.row.row_id
         return FinishedImage(
             image_index=sample.image_index,
-            image=None if pixels is None else self._images.write(name, pixels),
-            depth=None if depth is None else self._images.write_depth(f"{name}-depth", depth),
+            image=None if pixels is None else self._images.write(name, row_id, pixels),
+            depth=None if depth is None else self._images.write_depth(f"{name}-depth", row_id, depth),
             steps=tuple(
-                self._images.write(f"{name}-step{step}", image)
+                self._images.write(f"{name}-step{step}", row_id, image)
                 for step, image in enumerate(sample.step_images)
             ),
             width=None if pixels is None else pixels.shape[1],
@@ -240,21 +240,21 @@ class ShardRun:
 
     def _report(self, part: Part, *, committed: bool) -> ShardReport:
         logger.info(
-            "shard=%s committed=%s counts=%s images=%d seconds=%s",
-            *(self._shard.name, committed, part.counts, part.images, self._clock.seconds),
+            "shard=%s committed=%s made=%s seconds=%s",
+            *(self._shard.name, committed, part.made, self._clock.seconds),
         )
         return ShardReport(
             index=self._shard.index,
             committed=committed,
-            ok=part.counts["ok"],
-            filtered=part.counts["filtered"],
-            failed=part.counts["failed"],
-            images=part.images,
+            ok=part.made["ok"],
+            filtered=part.made["filtered"],
+            failed=part.made["failed"],
+            images=part.made["images"],
             size_bytes=len(part.data),
             failures=merge_failed_rows(
                 {outcome.problem.code: FailedRows(num_rows=1, message=outcome.problem.message)}
                 for outcome in self._outcomes
-                if outcome.problem
+                if outcome.problem and outcome.row.index not in self._unchanged
             ),
             unforeseen=self.progress.snapshot().unforeseen,
             seconds=self._clock.seconds,

@@ -42,8 +42,7 @@ def retry_job(
         record = require_record(output)
         plan = plan_of(record, survey_of(spec, record), output.path)
         parts = list_parts(output, record.shard_names)
-        chosen = _shards_to_retry(output, plan, parts, only, console)
-        num_rows = sum(shard.num_rows for shard in plan.shards() if chosen[shard.index])
+        chosen, num_rows = _shards_to_retry(output, plan, parts, only, console)
         tally = Tally(rows_total=num_rows, rows_before=0)
         dispatcher = _dispatcher(plan, chosen, tuple(only))
         # An earlier driver may have been killed when it had replaced parts, and not yet written the reports.
@@ -52,7 +51,9 @@ def retry_job(
             with Lease(output) as lease:
                 unfinish(output)
                 if any(chosen):
-                    console.print(f"retrying the failed rows of {counted(sum(chosen), 'part')}")
+                    console.print(
+                        f"retrying {counted(num_rows, 'failed row')} of {counted(sum(chosen), 'part')}"
+                    )
                     generate_shards(plan, dispatcher, RunWatch(tally=tally, lease=lease), console, engine)
                 # A retry replaces parts and adds none, so a part that was missing is still missing.
                 if parts.are_all:
@@ -62,8 +63,7 @@ def retry_job(
             output=output.path,
             totals=totals or output_totals(output, record.shard_names),
             num_missing=record.num_shards - len(parts),
-            rows_tried=tally.rows,
-            images_generated=tally.images,
+            run=tally.figures(),
             abandoned=tuple(dispatcher.abandoned),
             failures=tally.failures,
         )
@@ -71,18 +71,24 @@ def retry_job(
 
 def _shards_to_retry(
     output: Output, plan: Plan, parts: Parts, only: Sequence[str], console: Console
-) -> bytearray:
-    """One byte per shard, 1 if its part has failed rows with a code in `only`.
+) -> tuple[bytearray, int]:
+    """One byte per shard, 1 if its part has failed rows with a code in `only`; the number of these rows.
 
-    If `only` is empty: 1 if it has failed rows whose values alone do not explain the failure. The others are
-    printed. SpecError for a code that no part has.
+    If `only` is empty: 1 if it has failed rows whose values alone do not explain the failure, and the number
+    of all failed rows of these parts. The others are printed. SpecError for a code that no part has.
     """
     chosen = bytearray(parts.num_shards)
+    num_rows: dict[int, int] = {}
+    """By shard, the failed rows that would be generated again."""
     every_code: set[str] = set()
     explicable: dict[int, Mapping[str, int]] = {}
     """By shard, the failed rows of parts whose failures the plan may have found."""
     for part, footer in zip(parts, read_footers(output, parts), strict=True):
         every_code.update(footer.error_codes)
+        if footer.error_codes:
+            num_rows[part.index] = sum(
+                n for code, n in footer.error_codes.items() if not only or code in only
+            )
         if only:
             chosen[part.index] = any(code in only for code in footer.error_codes)
         elif footer.error_codes.keys() <= FOUND_BY_PLAN:
@@ -97,7 +103,7 @@ def _shards_to_retry(
             )
     if explicable:
         _choose_inexplicable(plan, explicable, chosen, console)
-    return chosen
+    return chosen, sum(number for index, number in num_rows.items() if chosen[index])
 
 
 def _choose_inexplicable(

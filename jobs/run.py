@@ -54,8 +54,7 @@ def run_job(spec: JobSpec, console: Console, *, extend: bool = False, engine: st
             output=output.path,
             totals=totals,
             num_missing=len(abandoned),
-            rows_tried=tally.rows,
-            images_generated=tally.images,
+            run=tally.figures(),
             abandoned=tuple(abandoned),
             failures=tally.failures,
         )

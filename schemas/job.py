@@ -157,7 +157,7 @@ class ShardSnapshot:
     """The results so far of a shard that is not committed."""
 
     images: int = 0
-    """The number of images that were generated."""
+    """The number of images that were generated, with those that a safety checker withholds."""
     unforeseen: Mapping[str, FailedRows] = field(default_factory=dict)
     """The rows that failed although the plan found nothing wrong with them, by error_code."""
 
@@ -197,9 +197,9 @@ class ShardReport:
     ok: int
     filtered: int
     failed: int
-    """The numbers of input rows with each outcome: `ok`, `filtered` and `failed`."""
+    """The numbers of input rows to which this attempt gave each outcome, without rows that a retry leaves."""
     images: int
-    """The number of images in the part."""
+    """The number of images that this attempt stored for these rows."""
     size_bytes: int
     """The size of the part."""
     failures: Mapping[str, FailedRows]

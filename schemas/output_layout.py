@@ -2,7 +2,7 @@
 
 data/train-00012-of-00400.parquet           one part: the rows of one shard
 data/train-x0001-00003-of-00020.parquet     one part of the first extension of the job
-images/train-00012-of-00400/HASH-NAME.png   one image, if output.images is `files`
+images/train-00012-of-00400/ROW-ID-HASH.png one image, if output.images is `files`
 _darkroom/job.json                          the job to which the output belongs
 _darkroom/job-x0001.json                    the first extension of that job: further input files
 _darkroom/driver.json                       the lease: which driver runs the job, and how far it is
@@ -43,6 +43,9 @@ ERROR_CODES_KEY = b"darkroom.error_codes"
 MODELS_KEY = b"darkroom.models"
 VERSIONS_KEY = b"darkroom.versions"
 
+_ID_CHARACTERS = 64
+"""Characters of a row's id in the name of its image's object."""
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _PART_FILE = re.compile(r"^train-(?:x(\d{4,})-)?(\d{5,})-of-(\d{5,})\.parquet$")
 _EXTENSION_RECORD = re.compile(rf"^{OWN_FOLDER}/job-x(\d{{4,}})\.json$")
 
@@ -113,10 +116,25 @@ def parse_part_file(name: str) -> PartFileName | None:
     return match and PartFileName(int(match[1] or 0), int(match[2]), int(match[3]))
 
 
-def image_file(shard: str, content_hash: str, name: str) -> str:
+def image_file(shard: str, name: str, row_id: str | int, content_hash: str, ending: str) -> str:
     """The path of an image that is an object of its own, relative to the output.
 
-    The path contains the hash of the content, so a part that names it is right whichever attempt
-    wrote the object.
+    `name` tells it from all others of the shard; the id is there for people, as far as it is safe in any
+    file system. The path contains the hash of the content, so a part that names it is right whichever
+    attempt wrote the object.
     """
-    return f"{IMAGES_FOLDER}/{shard}/{content_hash}-{name}"
+    readable = _readable(str(row_id))
+    return f"{IMAGES_FOLDER}/{shard}/{name}{readable and f'-{readable}'}-{content_hash}.{ending}"
+
+
+def _readable(row_id: str) -> str:
+    """The id in ASCII letters, digits, `.`, `_` and `-`; of a long one its two ends."""
+    readable = _UNSAFE.sub("_", row_id).strip("._-")
+    half = _ID_CHARACTERS // 2
+    return readable if len(readable) <= _ID_CHARACTERS else f"{readable[:half]}_{readable[1 - half :]}"
+
+
+def output_of_image(part: str, path: str) -> str | None:
+    """The output whose image this path is, if one of its parts names it; else None."""
+    folder, _, name = part.rpartition(f"/{PARTS_FOLDER}/")
+    return folder if parse_part_file(name) and path.startswith(f"{IMAGES_FOLDER}/") else None

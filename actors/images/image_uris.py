@@ -9,6 +9,7 @@ from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.storage.stores import Stores
 from actors.storage.uris import S3_SCHEME, normalise, not_a_place
 from schemas.errors import RowError, SpecError
+from schemas.output_layout import IMAGES_FOLDER, output_of_image
 
 _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^\x00-\x1f\x7f:?%]+")
 """A file's name that means itself in every kind of URI."""
@@ -87,19 +88,22 @@ class UriJudge:
 def resolve(uri: str, beside: str, folders: Sequence[str] = ()) -> str:
     """The normalised URI that a row's URI means; RowError where the row may not read it.
 
-    `beside`: the URI of the row's input file. A relative path begins in its folder.
+    `beside`: the URI of the row's input file. A relative path begins in its folder; that of an image of an
+    output, which a part of it names, begins in the output.
     """
     if not uri:
         raise RowError("disallowed_uri", "the image's path is empty")
     if error := not_a_place(uri):
         raise error
-    folder = posixpath.dirname(beside)
+    own_output = output_of_image(beside, uri)
+    folder = posixpath.dirname(beside) if own_output is None else own_output
     relative = "://" not in uri and "::" not in uri and not uri.startswith(("/", "~"))
     try:
         resolved = normalise(posixpath.join(folder, uri) if relative else uri)
     except SpecError as error:
         raise RowError("disallowed_uri", str(error)) from error
-    own = _bucket(beside) if beside.startswith(S3_SCHEME) else folder
+    own = folder if own_output is None else f"{own_output}/{IMAGES_FOLDER}"
+    own = _bucket(beside) if beside.startswith(S3_SCHEME) else own
     roots = [own, *folders]
     if not resolved.startswith(S3_SCHEME):
         # A link can lead anywhere, so what counts is its target.

@@ -18,24 +18,21 @@ class ImageWriter:
         self._spec = spec
         self._output = output
 
-    def write(self, name: str, pixels: Pixels) -> StoredImage:
-        """An image, encoded in the format of the spec."""
-        return self._write(name, pixels, self._spec.format)
+    def write(self, name: str, row_id: str | int, pixels: Pixels) -> StoredImage:
+        """An image, encoded in the format of the spec. `name` tells it from all others of the shard."""
+        return self._write(name, row_id, pixels, self._spec.format)
 
-    def write_depth(self, name: str, depth: Depth) -> StoredImage:
+    def write_depth(self, name: str, row_id: str | int, depth: Depth) -> StoredImage:
         """A depth map, encoded as a PNG whatever the spec says: no other format has sixteen bits."""
-        return self._write(name, depth, "png")
+        return self._write(name, row_id, depth, "png")
 
-    def _write(self, name: str, pixels: Pixels | Depth, image_format: str) -> StoredImage:
-        data = encode(pixels, image_format)
-        file_name = f"{self._shard.name}-{name}.{MEDIA_ENDINGS[image_format]}"
-        path = file_name if self._spec.images == "parquet" else self._create(file_name, data)
-        return StoredImage(data=data, path=path)
-
-    def _create(self, file_name: str, data: bytes) -> str:
-        """The URI of the image's own object. The object is created now, unless this is a rehearsal."""
+    def _write(self, name: str, row_id: str | int, pixels: Pixels | Depth, image_format: str) -> StoredImage:
+        data, ending = encode(pixels, image_format), MEDIA_ENDINGS[image_format]
+        if self._spec.images == "parquet":
+            return StoredImage(data=data, path=f"{self._shard.name}-{name}.{ending}")
         content_hash = hashlib.sha256(data).hexdigest()[:16]
-        uri = self._output.uri(image_file(self._shard.name, content_hash, file_name))
+        path = image_file(self._shard.name, name, row_id, content_hash, ending)
+        # A rehearsal writes nothing.
         if self._shard.rehearse is None:
-            self._output.storage.create(uri, data, {})
-        return uri
+            self._output.storage.create(self._output.uri(path), data, {})
+        return StoredImage(data=data, path=path)

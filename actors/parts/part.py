@@ -47,7 +47,7 @@ class StoredImage:
 
     data: bytes
     path: str
-    """The file's name inside the part, or its URI if it is an object of its own."""
+    """The file's name inside the part, or, for an object of its own, its path below the output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +82,10 @@ class Part:
     """An encoded part that is not written anywhere yet."""
 
     data: bytes
-    counts: Mapping[str, int]
-    """The number of input rows by status: ok, filtered, failed."""
     error_codes: Mapping[str, int]
     """The number of failed rows by error code."""
-    images: int
-    """The number of images in the part."""
+    made: Mapping[str, int]
+    """Input rows that are ok, filtered and failed, and their images, without rows that stay unchanged."""
 
 
 def build_part(
@@ -104,24 +102,31 @@ def build_part(
     `unchanged`: the records of rows that stay as an earlier part has them, by position in the shard. They
     count instead of the rows' outcomes.
     """
-    rows = [
-        [*((unchanged or {}).get(outcome.row.index) or _records(outcome, schema, embed_images))]
+    unchanged = unchanged or {}
+    made = [
+        [*_records(outcome, schema, embed_images)]
         for outcome in outcomes
+        if outcome.row.index not in unchanged
     ]
-    counts = Counter({"ok": 0, "filtered": 0, "failed": 0})
-    counts.update(map(_status, rows))
+    fresh = iter(made)
+    rows = [unchanged.get(outcome.row.index) or next(fresh) for outcome in outcomes]
     error_codes = Counter(row[0]["error_code"] for row in rows if row[0]["status"] == "failed")
-    records = [record for row in rows for record in row]
-    images = sum(record["image"] is not None for record in records)
     metadata = {
         **(schema.metadata or {}),
         **identity.footer(),
-        COUNTS_KEY: json.dumps({**counts, "images": images}).encode(),
+        COUNTS_KEY: json.dumps(_counts(rows)).encode(),
         ERROR_CODES_KEY: json.dumps(dict(sorted(error_codes.items()))).encode(),
         **{key: value.encode() for key, value in footer.items()},
     }
-    data = _write(records, schema.with_metadata(metadata))
-    return Part(data=data, counts=dict(counts), error_codes=dict(error_codes), images=images)
+    data = _write([record for row in rows for record in row], schema.with_metadata(metadata))
+    return Part(data=data, error_codes=dict(error_codes), made=_counts(made))
+
+
+def _counts(rows: Sequence[Sequence[Record]]) -> dict[str, int]:
+    """The number of input rows by status (ok, filtered, failed), and of their images."""
+    counts = Counter({"ok": 0, "filtered": 0, "failed": 0})
+    counts.update(map(_status, rows))
+    return {**counts, "images": sum(record["image"] is not None for row in rows for record in row)}
 
 
 def _status(row: Sequence[Record]) -> str:

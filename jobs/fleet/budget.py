@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from jobs.fleet.pool import Tick
+from jobs.output.figures import codes_text
 from jobs.output.tally import Abandoned
 from jobs.reports.run_result import RunResult, failure_lines
 from schemas.errors import BudgetError
@@ -50,10 +51,10 @@ def judge(errors: ErrorsSpec, result: RunResult) -> None:
         raise BudgetError(". ".join(_lacking(errors, result)))
     totals = result.totals
     if totals.rows and totals.failed / totals.rows > errors.max_rate:
-        codes = ", ".join(f"{count:,} {code}" for code, count in totals.error_codes)
         raise BudgetError(
-            f"{totals.failed:,} of {counted(totals.rows, 'row')} failed ({codes}), more than errors.max_rate "
-            f"({errors.max_rate:g}) allows; the output has the error_message of each"
+            f"{totals.failed:,} of {counted(totals.rows, 'row')} failed ({codes_text(totals.error_codes)}), "
+            f"more than errors.max_rate ({errors.max_rate:g}) allows; the output has the error_message of "
+            "each"
         )
 
 

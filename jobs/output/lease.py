@@ -211,7 +211,7 @@ def _state(tally: Tally) -> dict[str, Any]:
     return {
         "rows_done": round(tally.rows_done),
         "rows_total": tally.rows_total,
-        "images_per_second": round(tally.images_per_second, 2),
+        "images_per_second": tally.images_per_second,
         "seconds_left": tally.seconds_left,
         "failed": tally.failed,
         "workers": tally.num_workers,

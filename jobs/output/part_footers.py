@@ -14,6 +14,13 @@ from schemas.columns.output_columns import column_problems
 from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import RefusedError
 
+_IMAGE_LEAVES = {
+    "image": "image.bytes",
+    "depth": "depth.bytes",
+    "step_images": "step_images.list.element.bytes",
+}
+"""Parquet's name of the bytes of each column that is shown as images."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowGroup:
@@ -91,7 +98,7 @@ def _groups(uri: str, footer: Any, columns: tuple[str, ...]) -> Iterator[RowGrou
     for index in range(footer.num_row_groups):
         group = footer.row_group(index)
         chunks = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
-        image_columns = tuple(name for name in ("image", "depth") if f"{name}.bytes" in chunks)
+        image_columns = tuple(name for name, leaf in _IMAGE_LEAVES.items() if leaf in chunks)
         if group.num_rows:
             yield RowGroup(
                 uri=uri,
@@ -100,7 +107,7 @@ def _groups(uri: str, footer: Any, columns: tuple[str, ...]) -> Iterator[RowGrou
                 first_row=first_row,
                 num_rows=group.num_rows,
                 image_columns=image_columns,
-                image_bytes=sum(chunks[f"{name}.bytes"].total_compressed_size for name in image_columns),
+                image_bytes=sum(chunks[_IMAGE_LEAVES[name]].total_compressed_size for name in image_columns),
                 columns=columns,
                 kinds=tuple(_min_and_max(chunks[name]) for name in ("model", "task", "status")),
             )

@@ -1,7 +1,6 @@
 """The parts that an output has: their names are parsed strictly, and only their footers are read."""
 
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar, overload
@@ -13,6 +12,7 @@ from pydantic import TypeAdapter
 from actors.inputs.footers import FooterReader
 from actors.storage.output import Output
 from jobs.in_flight import map_in_flight
+from jobs.output.figures import Totals
 from jobs.output.strict_json import parse_json
 from jobs.output.tally import Abandoned
 from schemas.columns.parquet_errors import parquet_errors_as
@@ -89,35 +89,6 @@ class Parts(Sequence[PartFile]):
         done = np.zeros(self.num_shards, np.uint8)
         done[self._indices] = 1
         return bytearray(done)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Totals:
-    """Sums over parts: input rows by status, images and bytes."""
-
-    ok: int = 0
-    filtered: int = 0
-    failed: int = 0
-    images: int = 0
-    size_bytes: int = 0
-    error_codes: tuple[tuple[str, int], ...] = ()
-    """(error_code, number of failed rows), the most frequent code first."""
-
-    @property
-    def rows(self) -> int:
-        """Input rows with an outcome."""
-        return self.ok + self.filtered + self.failed
-
-    def __add__(self, other: "Totals") -> "Totals":
-        codes = Counter(dict(self.error_codes)) + Counter(dict(other.error_codes))
-        return Totals(
-            ok=self.ok + other.ok,
-            filtered=self.filtered + other.filtered,
-            failed=self.failed + other.failed,
-            images=self.images + other.images,
-            size_bytes=self.size_bytes + other.size_bytes,
-            error_codes=tuple(codes.most_common()),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

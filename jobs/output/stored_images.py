@@ -9,10 +9,11 @@ from schemas.output_layout import IMAGES_FOLDER
 def read_image(output: Output, uri: str) -> bytes:
     """The bytes of an image that is an object of its own.
 
-    The object is looked up by name in this output, because the output may have been copied since the part was
-    written. RowError where it cannot be read, or is not an image of this output: a part may name anything.
+    `uri`: its path below the output, or its whole URI, as in the parts of earlier versions. The object is
+    looked up by name in this output, which may have been copied since. RowError where it cannot be read, or
+    is not an image of this output: a part may name anything.
     """
-    name = uri.rpartition(f"/{IMAGES_FOLDER}/")[2]
+    name = f"/{uri}".rpartition(f"/{IMAGES_FOLDER}/")[2]
     if not name or ".." in name.split("/"):
         raise RowError("disallowed_uri", f"{uri} is not an image of this output")
     image_uri = output.uri(f"{IMAGES_FOLDER}/{name}")

@@ -1,4 +1,4 @@
-"""The counts of a run: its progress, and its figures at the end."""
+"""The counts of a run while it goes on, from which its figures are taken at the end."""
 
 import time
 from collections import Counter
@@ -6,30 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from actors.process import peak_rss_bytes
+from jobs.output.figures import RunFigures, rate_text
 from schemas.job import FailedRows, Shard, ShardReport, merge_failed_rows
 from schemas.wording.amounts import counted, duration
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunFigures:
-    """The time and memory that a run took; no part depends on them."""
-
-    seconds: float
-    images: int
-    images_per_second: float
-    """The rate since the first worker was ready."""
-    workers: int
-    """Workers that were ready at the end."""
-    seconds_by_stage: dict[str, float]
-    """Sums over all shards: reading, waiting for the device, generating, encoding and writing."""
-    checkpoint_loads: int
-    """Sum over all workers: with memory for all models of the job, at most one per model and worker."""
-    worker_cpu_seconds: float
-    """Sum over all workers."""
-    worker_peak_rss_bytes: int
-    """Peak memory of the largest worker."""
-    driver_cpu_seconds: float
-    driver_peak_rss_bytes: int
 
 
 @dataclass(slots=True)
@@ -37,17 +16,17 @@ class Tally:
     """The counts of a run so far."""
 
     rows_total: int
-    """Rows of the whole job, or of the shards that a retry runs."""
+    """Rows of the whole job, or the failed rows that a retry generates again."""
     rows_before: int
     """Rows whose parts existed when this run began."""
     rows: int = 0
-    """Rows of shards that this run has finished."""
+    """Rows that this run has given an outcome, in shards that it has finished."""
     images: int = 0
-    """Images of shards that this run has finished."""
+    """Images that this run has stored for these rows."""
     images_unfinished: int = 0
     """Images so far of shards that are not finished."""
     failed: int = 0
-    """Failed rows of shards that this run has finished."""
+    """Those of `rows` that failed."""
     num_workers: int = 0
     """Workers that are ready now."""
     short_of: str = ""
@@ -63,6 +42,8 @@ class Tally:
     begun: float = field(default_factory=time.monotonic)
     working_since: float | None = None
     """When the first worker was ready: the rate excludes the time in which Ray starts."""
+    ticked: float | None = None
+    """The time of the last tick. Every duration ends there, so what is shown last is what is recorded."""
 
     def add(self, report: ShardReport) -> None:
         """Count a finished shard."""
@@ -82,8 +63,9 @@ class Tally:
         self.images_unfinished = images_unfinished
         self.num_workers = num_workers
         self.short_of, self.waits_for = short_of, waits_for
+        self.ticked = time.monotonic()
         if self.working_since is None and num_workers:
-            self.working_since = time.monotonic()
+            self.working_since = self.ticked
 
     @property
     def images_generated(self) -> int:
@@ -97,15 +79,20 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """Seconds since this run began."""
-        return time.monotonic() - self.begun
+        """Seconds from the beginning of this run to the last tick."""
+        return 0.0 if self.ticked is None else self.ticked - self.begun
+
+    @property
+    def working_seconds(self) -> float:
+        """Seconds from the tick at which the first worker was ready to the last one; 0 before that."""
+        if self.working_since is None or self.ticked is None:
+            return 0.0
+        return self.ticked - self.working_since
 
     @property
     def images_per_second(self) -> float:
         """Images per second since the first worker was ready; 0 before that."""
-        if self.working_since is None:
-            return 0.0
-        return self.images_generated / max(time.monotonic() - self.working_since, 0.1)
+        return self.images_generated / self.working_seconds if self.working_seconds else 0.0
 
     @property
     def seconds_left(self) -> float | None:
@@ -113,13 +100,16 @@ class Tally:
         num_rows = self.rows_done - self.rows_before
         if num_rows <= 0 or self.working_since is None:
             return None
-        return (self.rows_total - self.rows_done) * (time.monotonic() - self.working_since) / num_rows
+        return (self.rows_total - self.rows_done) * self.working_seconds / num_rows
 
     def figures(self) -> RunFigures:
-        """The figures for the summary, taken when the run is done."""
+        """The figures of this run, taken when it is done."""
         return RunFigures(
-            seconds=self.seconds,
+            rows=self.rows,
+            failed=self.failed,
             images=self.images,
+            seconds=self.seconds,
+            working_seconds=self.working_seconds,
             images_per_second=self.images_per_second,
             workers=self.num_workers,
             seconds_by_stage={name: round(seconds, 2) for name, seconds in self.seconds_by_stage.items()},
@@ -140,10 +130,12 @@ class Tally:
     def line(self) -> str:
         """The progress as one line for the terminal."""
         share = self.rows_done / self.rows_total if self.rows_total else 1.0
+        # The rows of unfinished parts are an estimate, and failures of earlier runs are not counted.
+        about, scope = "about " * bool(self.images_unfinished), " in this run" * bool(self.rows_before)
         return (
-            f"{self.rows_done:,.0f} of {counted(self.rows_total, 'row')} ({share:.0%}) · "
-            f"{self.images_per_second:.1f} images/s · {_time_left(self)} · "
-            f"{self.failed:,} failed · {counted(self.num_workers, 'worker')}"
+            f"{about}{self.rows_done:,.0f} of {counted(self.rows_total, 'row')} ({share:.0%}) · "
+            f"{rate_text(self.images_per_second)} · {_time_left(self)} · "
+            f"{self.failed:,} failed{scope} · {counted(self.num_workers, 'worker')}"
             f"{self.waits_for and f' · {self.waits_for}'}"
         )
 

@@ -8,18 +8,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from actors.rows.routing import Router
 from actors.storage.output import Output
+from jobs.output.figures import Totals, generated_text
 from jobs.output.job_record import require_record
 from jobs.output.part_footers import read_footers
-from jobs.output.parts import Totals, list_parts, totals_of
+from jobs.output.parts import list_parts, totals_of
 from jobs.reports.even_choice import spread
 from jobs.reports.frames import IMAGE_BYTES, MAX_FOOTERS, Failure, Frame, sample_failures, sample_frames
 from jobs.reports.summary import Summary, current_summary
 from models.demo_cache import RANDOM_KINDS
 from schemas.errors import RefusedError
 from schemas.output_layout import CONTACT_SHEET
+from schemas.wording.amounts import size_text
 from schemas.wording.printable import escaped
 
 _RANDOM = {f"demo:{kind}" for kind in RANDOM_KINDS}
@@ -45,8 +47,12 @@ class Sheet:
     num_searched: int
     """Parts whose footers were read for failed rows."""
     totals: Totals
-    last_run: Mapping[str, Any]
-    """`seconds`, `images_per_second`, `workers`, `finished_at`, `versions`; empty without a summary."""
+    size: str
+    """`totals.size_bytes` as text."""
+    finished_at: str
+    """When the summary was written; empty where the job is not finished."""
+    last_run: str
+    """What the last run has generated; empty if that is not known."""
     frames: tuple[Frame, ...]
     failures: tuple[Failure, ...]
 
@@ -77,6 +83,8 @@ def make_sheet(
     record = require_record(output)
     parts = list_parts(output, record.shard_names)
     summary = summary or current_summary(output, record, parts)
+    totals = summary.totals if summary else totals_of(output, parts)
+    router = Router(record.spec, record.models)
     footers = list(read_footers(output, spread(parts, MAX_FOOTERS)))
     checkpoints = {name: model.checkpoint for name, model in record.spec.models.items()}
     return Sheet(
@@ -89,9 +97,11 @@ def make_sheet(
         num_shards=record.num_shards,
         num_parts=len(parts),
         num_searched=len(footers),
-        totals=summary.totals if summary else totals_of(output, parts),
-        last_run=_last_run(summary) if summary else {},
-        frames=tuple(sample_frames(output, footers, max_images, image_bytes)),
+        totals=totals,
+        size=size_text(totals.size_bytes),
+        finished_at=(summary and summary.finished_at) or "",
+        last_run=generated_text(summary.last_run) if summary and summary.last_run else "",
+        frames=tuple(sample_frames(output, router, footers, max_images, image_bytes)),
         failures=tuple(sample_failures(output.storage, footers)),
     )
 
@@ -125,10 +135,3 @@ def _policy(template: str) -> str:
         f"default-src 'none'; img-src data:; script-src {script}; style-src {style}; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def _last_run(summary: Summary) -> dict[str, Any]:
-    """The values of `Sheet.last_run` that the summary has."""
-    values = asdict(summary)
-    names = ("seconds", "images_per_second", "workers", "finished_at", "versions")
-    return {name: values[name] for name in names if values[name] is not None}

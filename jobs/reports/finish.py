@@ -1,15 +1,18 @@
 """The files that are written when a job is done: manifest, summary, dataset card, contact sheet, _SUCCESS."""
 
 from actors.storage.output import Output
+from jobs.output.figures import RunFigures, Totals, outcomes_text
 from jobs.output.job_record import JobRecord
-from jobs.output.parts import Totals, list_parts, totals_of
-from jobs.output.tally import RunFigures
+from jobs.output.parts import list_parts, totals_of
 from jobs.reports.contact_sheet import write_report
 from jobs.reports.manifest import write_manifest
 from jobs.reports.summary import read_summary, write_summary
 from schemas.errors import StorageError
 from schemas.output_layout import DATASET_CARD, PARTS_FOLDER, PARTS_PATTERN, SUCCESS
 from schemas.wording.amounts import counted
+
+_IMAGES_INSIDE = "Images are inside the Parquet files."
+_IMAGE_FILES = "Images are files of their own under `images/`; the paths of images begin in this folder."
 
 
 def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
@@ -54,14 +57,14 @@ tags:
 
 # {record.name}
 
-{counted(totals.images, "image")} for {counted(totals.rows, "row")}, generated with darkroom: \
-{counted(totals.ok, "row")} ok, {totals.filtered:,} filtered by a safety checker, {totals.failed:,} failed.
+{counted(totals.rows, "row")}, generated with darkroom: {outcomes_text(totals)}.
 
 Models:
 
 {models}
 
 A failed row has a null `image`, an `error_code` and an `error_message`.
-{"Images are files of their own under `images/`." if are_files else "Images are inside the Parquet files."}
+A safety checker has flagged the filtered rows.
+{_IMAGE_FILES if are_files else _IMAGES_INSIDE}
 Open it with `datasets.load_dataset` and the path of this folder, or look at `contact-sheet.html`.
 """

@@ -12,11 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.rows.routing import Router
 from actors.storage.objects import Storage
 from actors.storage.output import Output
 from jobs.output.part_footers import PartFooter, RowGroup
+from jobs.reports.chain_steps import ChainStep, chain_steps
 from jobs.reports.even_choice import by_key, share
-from jobs.reports.thumbnails import Thumbnails, text, thumbnails_of
+from jobs.reports.thumbnails import Thumbnails, id_text, text, thumbnails_of
 from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import RefusedError
 from schemas.systems.parameters import PARAMETERS
@@ -29,14 +31,17 @@ IMAGE_BYTES = 256 << 20
 """Embedded images that are read over all groups. A group is read from its start, so this limits its rows."""
 MAX_ROWS_PER_GROUP = 512
 """The first rows of a group that may be shown; also the rows that are read at once."""
-MAX_FAILED_PARTS = 16
+MAX_FAILED_PARTS = 256
 """Parts that are read for failed rows."""
-MAX_FAILURES = 50
-"""Failed rows that are shown."""
+MAX_FAILURES = 2000
+"""Failed rows that are shown; with FAILURE_TEXT they take a few megabytes of the page at most."""
+FAILURE_TEXT = 300
+"""Characters of each text of a failed row."""
 FILTERED_SHARE = 10
 """One frame in this many may be of a withheld image, because such a frame shows nothing."""
 
 GROUPS_AT_ONCE = 4
+FAILED_PARTS_AT_ONCE = 16
 THUMBNAILS_AT_ONCE = 8
 ROWS_AT_ONCE = 16
 """Rows of one group whose images are in memory together."""
@@ -56,6 +61,7 @@ OWN_COLUMNS = frozenset(
         "nsfw",
         "image_sha256",
         "depth_sha256",
+        "step_images",
     }
 )
 """The columns of a part that are neither parameters nor kept columns."""
@@ -85,6 +91,8 @@ class Frame:
     """The depth map as a data: URI, with eight of its sixteen bits; None where the system gives none."""
     problem: str
     """Why the image cannot be opened; else empty."""
+    steps: tuple[ChainStep, ...]
+    """The steps of the row's chain; empty for a row of one step."""
     place: str
     """The part's file name and the row in it, counted from 0."""
 
@@ -116,7 +124,7 @@ class _Candidate:
 
 
 def sample_frames(
-    output: Output, footers: Sequence[PartFooter], max_images: int, image_bytes: int
+    output: Output, router: Router, footers: Sequence[PartFooter], max_images: int, image_bytes: int
 ) -> Iterator[Frame]:
     """At most `max_images` frames in the order of the output, chosen evenly over models, tasks and parts.
 
@@ -134,7 +142,7 @@ def sample_frames(
         rows = _choose([candidate for of_group in candidates for candidate in of_group], max_images)
         chosen_groups = sorted(rows, key=lambda group: (group.uri, group.index))
         for frames in pool.map(
-            lambda group: _frames_of(output, group, rows[group], thumbnail_pool), chosen_groups
+            lambda group: _frames_of(output, router, group, rows[group], thumbnail_pool), chosen_groups
         ):
             yield from frames
 
@@ -169,7 +177,11 @@ def _choose(candidates: Sequence[_Candidate], max_images: int) -> dict[RowGroup,
 
 
 def _frames_of(
-    output: Output, group: RowGroup, rows: Sequence[int], thumbnail_pool: ThreadPoolExecutor
+    output: Output,
+    router: Router,
+    group: RowGroup,
+    rows: Sequence[int],
+    thumbnail_pool: ThreadPoolExecutor,
 ) -> list[Frame]:
     """The frames of these rows, in ascending order.
 
@@ -184,7 +196,9 @@ def _frames_of(
         records = _records(batch.take(pa.array(in_batch, pa.int64())))
         all_thumbnails = thumbnail_pool.map(lambda record: thumbnails_of(output, record), records)
         for row, record, thumbnails in zip(in_batch, records, all_thumbnails, strict=True):
-            frames.append(_frame(record, thumbnails, _location(group, first + row)))
+            route = router.resolve(record["task"], record["model"])
+            steps = chain_steps(route, record, thumbnails.steps)
+            frames.append(_frame(record, thumbnails, steps, _location(group, first + row)))
         if first + batch.num_rows > rows[-1]:
             break
     return frames
@@ -227,10 +241,17 @@ def _read_batches(
             first += batch.num_rows
 
 
-def _frame(record: Mapping[str, Any], thumbnails: Thumbnails, location: str) -> Frame:
-    texts = {name: text(value) for name, value in record.items() if value is not None}
+def _frame(
+    record: Mapping[str, Any], thumbnails: Thumbnails, steps: tuple[ChainStep, ...], location: str
+) -> Frame:
+    # The text of an image would be all of its bytes.
+    texts = {
+        name: text(value)
+        for name, value in record.items()
+        if value is not None and name not in ("image", "depth", "step_images")
+    }
     return Frame(
-        row_id=texts.get("row_id", ""),
+        row_id=id_text(record["row_id"]),
         image_index=record["image_index"] or 0,
         task=texts.get("task", ""),
         model=texts.get("model", ""),
@@ -245,6 +266,7 @@ def _frame(record: Mapping[str, Any], thumbnails: Thumbnails, location: str) -> 
         thumbnail=thumbnails.thumbnail,
         depth=thumbnails.depth,
         problem=thumbnails.problem,
+        steps=steps,
         place=location,
     )
 
@@ -258,8 +280,9 @@ def sample_failures(storage: Storage, footers: Sequence[PartFooter]) -> list[Fai
     chosen = sorted(set(share(with_code, MAX_FAILED_PARTS)))
     if not chosen:
         return []
-    per_code = -(-MAX_FAILURES // len(chosen))
-    with ThreadPoolExecutor(GROUPS_AT_ONCE) as pool:
+    num_failed = sum(sum(footer.error_codes.values()) for footer in footers)
+    per_code = MAX_FAILURES if num_failed <= MAX_FAILURES else -(-MAX_FAILURES // len(chosen))
+    with ThreadPoolExecutor(FAILED_PARTS_AT_ONCE) as pool:
         by_part = pool.map(lambda i: list(_failures_of(storage, footers[i], per_code)), chosen)
         by_code = by_key((failure.error_code, failure) for failures in by_part for failure in failures)
     return share(by_code, MAX_FAILURES)
@@ -279,7 +302,8 @@ def _failures_of(storage: Storage, footer: PartFooter, per_code: int) -> Iterato
 
 
 def _failure(record: Mapping[str, Any], location: str) -> Failure:
-    texts = {name: text(value) for name, value in record.items() if value is not None}
+    texts = {name: text(value, FAILURE_TEXT) for name, value in record.items() if value is not None}
+    texts["row_id"] = id_text(record["row_id"], FAILURE_TEXT)
     columns = (name for name in FAILURE_COLUMNS if name != "status")
     return Failure(**{name: texts.get(name, "") for name in columns}, place=location)
 

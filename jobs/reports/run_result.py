@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from jobs.output.parts import Totals
+from jobs.output.figures import RunFigures, Totals, generated_text, outcomes_text
 from jobs.output.tally import Abandoned
 from schemas.job import FailedRows
 from schemas.wording.amounts import counted
@@ -27,10 +27,8 @@ class RunResult:
     """The totals of the whole job."""
     num_missing: int = 0
     """Parts that the output lacks."""
-    rows_tried: int = 0
-    """Rows that this run has generated or recorded as failed."""
-    images_generated: int = 0
-    """Images that this run has generated."""
+    run: RunFigures = field(default_factory=RunFigures)
+    """What this run has done."""
     abandoned: tuple[Abandoned, ...] = ()
     """Shards that this run has left out. If it was a retry, their parts stay as they were."""
     failures: Mapping[str, FailedRows] = field(default_factory=dict)
@@ -40,16 +38,13 @@ class RunResult:
 def print_result(result: RunResult, console: Console) -> None:
     """Print what the run has generated, the totals, and where the output and its contact sheet are."""
     totals = result.totals
-    generated = (
-        f"generated {counted(result.images_generated, 'image')}"
-        if result.rows_tried or result.abandoned
-        else "nothing to do"
-    )
+    generated = generated_text(result.run) if result.run.rows or result.abandoned else "nothing to do"
     failed = "".join(f"{line}\n" for line in failure_lines(result.failures, MAX_CODES))
+    # The total counts the failed rows of earlier runs too.
+    scope = f"{result.run.failed:,} failed in this run:\n" if 0 < result.run.failed < totals.failed else ""
     console.print(
-        f"{generated}; total: {counted(totals.ok, 'row')} ok, {totals.filtered:,} filtered, "
-        f"{totals.failed:,} failed\n"
-        f"{failed}"
+        f"{generated}; total: {outcomes_text(totals)}\n"
+        f"{scope}{failed}"
         f"output: {result.output}"
         + ("" if result.num_missing else f"\ncontact sheet: {result.output}/contact-sheet.html"),
         highlight=False,

@@ -3,9 +3,10 @@
 from rich.console import Console
 
 from actors.storage.output import Output, open_output
+from jobs.output.figures import generated_text, outcomes_text, rate_text
 from jobs.output.job_record import require_record
 from jobs.output.lease import is_alive, read_lease
-from jobs.output.parts import Totals, list_parts, totals_of
+from jobs.output.parts import list_parts, totals_of
 from jobs.reports.summary import Summary, current_summary
 from schemas.wording.amounts import counted, duration
 from schemas.wording.printable import escaped
@@ -21,19 +22,11 @@ def print_status(path: str, console: Console) -> None:
     lines = [
         f"{record.name}: {len(parts):,} of {counted(record.num_shards, 'part')}, "
         f"{totals.rows:,} of {counted(record.num_rows, 'row')}",
-        _outcomes(totals),
+        outcomes_text(totals),
         _driver(output, summary, are_all=parts.are_all),
     ]
     for line in lines:
         console.print(escaped(line), highlight=False, soft_wrap=True)
-
-
-def _outcomes(totals: Totals) -> str:
-    codes = ", ".join(f"{count:,} {code}" for code, count in totals.error_codes)
-    return (
-        f"{counted(totals.images, 'image')}; {counted(totals.ok, 'row')} ok, {totals.filtered:,} filtered, "
-        f"{totals.failed:,} failed" + (f" ({codes})" if codes else "")
-    )
 
 
 def _driver(output: Output, summary: Summary | None, *, are_all: bool) -> str:
@@ -42,7 +35,8 @@ def _driver(output: Output, summary: Summary | None, *, are_all: bool) -> str:
     `summary`: that of a finished job; `are_all`: whether all parts exist.
     """
     if summary:
-        return f"finished at {summary.finished_at or 'an unknown time'}"
+        run = f"; the last run {generated_text(summary.last_run)}" if summary.last_run else ""
+        return f"finished at {summary.finished_at or 'an unknown time'}{run}"
     lease = read_lease(output)
     if lease is None or not is_alive(lease):
         aim = "write its reports, which are missing or older than the parts" if are_all else "resume"
@@ -52,7 +46,7 @@ def _driver(output: Output, summary: Summary | None, *, are_all: bool) -> str:
         return driver
     left = lease.seconds_left
     return (
-        f"{driver}: {counted(lease.rows_done, 'row')} done, {lease.images_per_second:.1f} images/s"
+        f"{driver}: about {counted(lease.rows_done, 'row')} done, {rate_text(lease.images_per_second)}"
         + (f", {duration(left)} left" if left is not None else "")
         + f", {counted(lease.workers, 'worker')}"
     )

@@ -1,4 +1,4 @@
-"""`_darkroom/summary.json`: the totals and rates of a finished job."""
+"""`_darkroom/summary.json`: the totals of a finished job, and the figures of the last run for it."""
 
 import json
 from collections.abc import Mapping
@@ -6,13 +6,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from pydantic import FiniteFloat, TypeAdapter
+from pydantic import TypeAdapter
 
 from actors.storage.output import Output
+from jobs.output.figures import RunFigures, Totals
 from jobs.output.job_record import JobRecord
-from jobs.output.parts import Parts, Totals
+from jobs.output.parts import Parts
 from jobs.output.strict_json import parse_json
-from jobs.output.tally import RunFigures
 from jobs.reports.manifest import manifest_agrees
 from jobs.reports.success import is_finished
 from schemas.errors import RefusedError
@@ -35,11 +35,10 @@ class Summary:
     images: StoredCount
     size_bytes: StoredCount
     error_codes: Mapping[str, StoredCount]
-    seconds: FiniteFloat | None = None
-    images_per_second: FiniteFloat | None = None
-    workers: StoredCount | None = None
+    last_run: RunFigures | None = None
+    """The last run that generated an image; None if that is not known."""
     finished_at: str | None = None
-    versions: Mapping[str, str] | None = None
+    """When the summary was written."""
 
     def is_of(self, record: JobRecord, parts: Parts) -> bool:
         """Whether it is that of this job and, as far as their number and size tell, of just these parts."""
@@ -95,7 +94,12 @@ def reported_totals(output: Output, record: JobRecord, parts: Parts) -> Totals |
 
 
 def write_summary(output: Output, record: JobRecord, totals: Totals, figures: RunFigures) -> None:
-    """Write the totals of the whole job, and the figures of the run that finished it."""
+    """Write the totals of the whole job, and the figures of the last run that generated an image.
+
+    `figures`: those of this run. If it has generated no image, the summary keeps the run that it has. If it
+    has none, this run is written if it has tried any row: one that was killed has left no figures.
+    """
+    run = figures if figures.images else _recorded_run(output, record) or (figures if figures.rows else None)
     summary = {
         "name": record.name,
         "fingerprint": record.fingerprint,
@@ -103,10 +107,16 @@ def write_summary(output: Output, record: JobRecord, totals: Totals, figures: Ru
         **asdict(totals),
         "error_codes": dict(totals.error_codes),
         "shards": record.num_shards,
-        "seconds": round(figures.seconds, 1),
-        "images_per_second": round(figures.images_per_second, 2),
-        "workers": figures.workers,
-        "last_run": asdict(figures),
+        "last_run": run and asdict(run),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     output.replace(SUMMARY, json.dumps(summary, indent=2).encode())
+
+
+def _recorded_run(output: Output, record: JobRecord) -> RunFigures | None:
+    """The run that the present summary has, whichever parts it is of; None if it has none of this job."""
+    with suppress(RefusedError):
+        summary = read_summary(output)
+        if summary and summary.fingerprint == record.fingerprint:
+            return summary.last_run
+    return None

@@ -20,10 +20,23 @@ CRISP_SIDE = 128
 """Images up to this side are stored without loss if they fit, and the page enlarges them pixel by pixel."""
 THUMBNAIL_BYTES = 20_000
 """A thumbnail's size. Noise takes ten times what a photograph takes; its quality is lowered until it fits."""
+STEP_SIDE = 160
+STEP_BYTES = 6_000
+"""Both limits for an image of a chain's earlier step."""
 QUALITIES = (80, 60, 30, 5)
 """WebP qualities, tried in this order until a thumbnail fits."""
 MAX_TEXT = 2000
 """Characters of one text on the page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thumbnail:
+    """An image of a chain's earlier step."""
+
+    uri: str | None
+    """The image as a data: URI; None where it cannot be opened."""
+    size: tuple[int, int] | None
+    """Width and height of the stored image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,16 +47,24 @@ class Thumbnails:
     """The image as a data: URI; None where the row has none."""
     depth: str | None = None
     """The depth map as a data: URI; None where the row has none."""
+    steps: tuple[Thumbnail, ...] = ()
+    """The images of a chain's earlier steps, if the row has them."""
     problem: str = ""
     """Why the images cannot be opened; else empty."""
 
 
-def text(value: object) -> str:
-    """The text that the page shows for a value, cut after MAX_TEXT characters."""
+def text(value: object, most: int = MAX_TEXT) -> str:
+    """The text that the page shows for a value, cut after so many characters."""
     if isinstance(value, float):
         return f"{value:.6g}"
     shown = str(value)
-    return shown if len(shown) <= MAX_TEXT else f"{shown[:MAX_TEXT]}… ({len(shown):,} characters)"
+    return shown if len(shown) <= most else f"{shown[:most]}… ({len(shown):,} characters)"
+
+
+def id_text(row_id: object, most: int = MAX_TEXT) -> str:
+    """The text that the page has for a row's id; of a longer one the two ends, which tell it from others."""
+    shown, half = str(row_id), most // 2
+    return shown if len(shown) <= most else f"{shown[:half]}…{shown[-half:]}"
 
 
 def thumbnails_of(output: Output, record: Mapping[str, Any]) -> Thumbnails:
@@ -52,6 +73,7 @@ def thumbnails_of(output: Output, record: Mapping[str, Any]) -> Thumbnails:
         return Thumbnails(
             thumbnail=_thumbnail_of(output, "image", record["image"]),
             depth=_thumbnail_of(output, "depth_map", record.get("depth")),
+            steps=tuple(_step_of(output, image) for image in record.get("step_images") or ()),
         )
     except RowError as error:
         return Thumbnails(problem=text(error.message))
@@ -61,23 +83,38 @@ def _thumbnail_of(output: Output, kind: str, image: Mapping[str, Any] | None) ->
     """An image's thumbnail as a data: URI; None for no image. RowError where the image cannot be opened."""
     if image is None:
         return None
+    decoded = _decoded(output, kind, image)
+    decoded = _in_eight_bits(decoded) if decoded.mode == "I;16" else decoded
+    return _thumbnail(decoded, THUMBNAIL_SIDE, THUMBNAIL_BYTES)
+
+
+def _step_of(output: Output, image: Mapping[str, Any]) -> Thumbnail:
+    """The thumbnail of an earlier step's image. One that cannot be opened does not hide the result."""
+    try:
+        decoded = _decoded(output, "image", image)
+    except RowError:
+        return Thumbnail(uri=None, size=None)
+    size = decoded.size
+    return Thumbnail(uri=_thumbnail(decoded, STEP_SIDE, STEP_BYTES), size=size)
+
+
+def _decoded(output: Output, kind: str, image: Mapping[str, Any]) -> Image.Image:
     source = ImageSource(data=image["bytes"], uri=image["path"])
-    decoded = open_image(kind, source, lambda uri: read_image(output, uri)).decode()
-    return _thumbnail(_in_eight_bits(decoded) if decoded.mode == "I;16" else decoded)
+    return open_image(kind, source, lambda uri: read_image(output, uri)).decode()
 
 
 def _in_eight_bits(depth: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(depth) >> 8).astype(np.uint8))
 
 
-def _thumbnail(image: Image.Image) -> str:
+def _thumbnail(image: Image.Image, side: int, size_bytes: int) -> str:
     """The image as a data: URI. It is scaled down in place, and stored with the best quality that fits."""
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     lossless = ({"lossless": True},) if max(image.size) <= CRISP_SIDE else ()
     data = b""
     for options in (*lossless, *({"quality": quality} for quality in QUALITIES)):
         data = _webp(image, **options)
-        if len(data) <= THUMBNAIL_BYTES:
+        if len(data) <= size_bytes:
             break
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
 

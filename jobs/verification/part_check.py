@@ -11,7 +11,8 @@ from PIL import Image
 
 from actors.images.input_images import FORMATS
 from actors.rows.routing import AnyRoute, ResolvedRoute, Router
-from jobs.output.parts import Totals, totals_in
+from jobs.output.figures import Totals
+from jobs.output.parts import totals_in
 from schemas.columns.output_columns import NEVER_NULL, STATUSES
 from schemas.errors import DarkroomError, RefusedError
 from schemas.output_layout import JOB_KEY, SHARD_KEY

@@ -155,7 +155,8 @@ def test_each_image_of_a_row_and_each_of_its_steps_is_an_object_of_its_own(tmp_p
     assert len(paths) == len(set(paths)) == 2 * 3 * 3
     # Depth maps too, which have no column here.
     assert len([path for path in (tmp_path / "out" / "images").rglob("*") if path.is_file()]) == 2 * 3 * 4
-    assert {image_of({"image": {"bytes": Path(path).read_bytes()}}).size for path in paths} == {SIZE[::-1]}
+    stored = [(tmp_path / "out" / path).read_bytes() for path in paths]
+    assert {image_of({"image": {"bytes": data}}).size for data in stored} == {SIZE[::-1]}
     assert {(row["height"], row["width"]) for row in made.rows} == {SIZE}
 
 
@@ -181,7 +182,7 @@ def test_the_positions_of_a_shard_count_through_every_batch_in_which_it_is_read(
         [*crashed],
     ]
     assert first == dict.fromkeys(ids, "ok") | crashed | repeated
-    assert (report.ok, report.failed, failures(report)) == (129, 2, {})
+    assert (report.ok, report.failed, report.images, failures(report)) == (3, 0, 3, {})
     assert again == dict.fromkeys(ids, "ok") | repeated
 
 

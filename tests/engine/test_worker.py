@@ -231,14 +231,14 @@ def test_the_resolved_parameters_stand_in_the_output(tmp_path: Path) -> None:
 
 
 def test_files_mode_writes_one_object_per_image(tmp_path: Path) -> None:
-    """The part holds their URIs; the objects are the very bytes that the checksums tell."""
+    """The part holds their paths below the output; the objects are the very bytes that the checksums tell."""
     output = {"path": str(tmp_path / "out"), "images": "files", "format": "webp"}
     spec = job_spec(write_rows(tmp_path / "in.parquet", MIXED[:4]), tmp_path / "out", output=output)
 
     made = make(spec)
 
     ok = [row for row in made.rows if row["status"] == "ok"]
-    files = [Path(row["image"]["path"]) for row in ok]
+    files = [tmp_path / "out" / row["image"]["path"] for row in ok]
     assert all(row["image"]["bytes"] is None for row in ok)
     assert [hashlib.sha256(file.read_bytes()).hexdigest() for file in files] == [
         row["image_sha256"] for row in ok

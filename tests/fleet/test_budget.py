@@ -9,7 +9,8 @@ import pytest
 from actors.storage.output import open_output
 from jobs.fleet.budget import Budget, judge
 from jobs.fleet.pool import Tick
-from jobs.output.parts import Totals, still_missing
+from jobs.output.figures import Totals
+from jobs.output.parts import still_missing
 from jobs.output.tally import Abandoned
 from jobs.reports.run_result import RunResult
 from schemas.errors import BudgetError

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import shutil
+import subprocess
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -53,6 +55,10 @@ IDENTITY: dict[str, Any] = {"columns": {}}
 FINGERPRINT = fingerprint_of(IDENTITY)
 CARD = model_card(checkpoint="somebody/stable-diffusion")
 
+LAST_RUN = {"rows": 4, "images": 3, "seconds": 9.0, "working_seconds": 6.0, "images_per_second": 0.5}
+
+FAMILIES = {"x4": "upscale"}
+"""The family of each model that is not a Stable Diffusion 1."""
 NUM_FRAMES = 110
 """Rows of a part: three row groups of 33 rows, which are read 16 at a time, and one of eleven."""
 
@@ -77,6 +83,7 @@ SCHEMA = pa.schema(
         ("error_message", pa.string()),
         ("image_sha256", pa.string()),
         ("depth_sha256", pa.string()),
+        ("step_images", pa.list_(IMAGE_TYPE)),
         ("category", pa.string()),
         ("reference", IMAGE_TYPE),
     ]
@@ -154,6 +161,20 @@ class Markup(HTMLParser):
         """Of the first element of this kind with just these attributes."""
         return self.texts[self.elements.index((wanted, attributes))]
 
+    def text_of(self, element_id: str) -> str:
+        """The text of the element with this id, up to the next tag."""
+        return next(
+            text
+            for (_, attributes), text in zip(self.elements, self.texts, strict=True)
+            if attributes.get("id") == element_id
+        )
+
+    @property
+    def all_text(self) -> str:
+        """The page's text outside of scripts and styles."""
+        texts = zip(self.tags, self.texts, strict=True)
+        return "".join(text for tag, text in texts if tag not in ("script", "style"))
+
     def island(self) -> dict[str, Any]:
         """The sheet inside the page."""
         return dict(json.loads(self.text("script", id="sheet", type="application/json")))
@@ -176,7 +197,9 @@ class ReportedOutput:
     def name(self, index: int) -> str:
         return f"train-{index:05d}-of-{self.num_shards:05d}"
 
-    def write_job(self, *, rows_per_shard: int = 1, **checkpoints: str) -> None:
+    def write_job(
+        self, *, rows_per_shard: int = 1, routes: dict[str, Any] | None = None, **checkpoints: str
+    ) -> None:
         models = checkpoints or {"sd": CARD.checkpoint}
         num_rows = self.num_shards * rows_per_shard
         spec = job_spec(
@@ -185,6 +208,7 @@ class ReportedOutput:
             name="sheet-test",
             models={name: {"checkpoint": place} for name, place in models.items()},
             batching={"shard_rows": rows_per_shard},
+            **({"routes": routes} if routes else {}),
         )
         file = PlannedFile(
             uri="/in", size_bytes=1, etag="", num_rows=num_rows, rows_by_model={next(iter(models)): num_rows}
@@ -194,7 +218,7 @@ class ReportedOutput:
             fingerprint=FINGERPRINT,
             identity=IDENTITY,
             spec=spec,
-            models=dict.fromkeys(models, CARD),
+            models={name: replace(CARD, family=FAMILIES.get(name, "sd")) for name in models},
             files=(file,),
             num_shards=self.num_shards,
             num_bad={},
@@ -207,7 +231,7 @@ class ReportedOutput:
         write_manifest(output, ShardNames([self.num_shards]))
         summary = {"ok": 0, "filtered": 0, "failed": 0, "images": 0, "error_codes": {}}
         summary["size_bytes"] = list_parts(output, ShardNames([self.num_shards])).size_bytes
-        summary |= {"fingerprint": FINGERPRINT, "shards": self.num_shards, "seconds": 9.0, "workers": 2}
+        summary |= {"fingerprint": FINGERPRINT, "shards": self.num_shards, "last_run": LAST_RUN}
         self.storage.replace(join(self.root, SUMMARY), json.dumps(summary | changes).encode())
         self.storage.replace(join(self.root, SUCCESS), b"")
 
@@ -513,14 +537,14 @@ def test_an_unfinished_output_tells_how_far_it_is(output: ReportedOutput) -> Non
     """Parts that are there are shown, and an old summary is not believed."""
     output.num_shards = 3
     output.write_job(rows_per_shard=10)
-    output.write_summary(ok=30, seconds=9.0)
+    output.write_summary(ok=30)
     output.write_part(1, [made(row(i), noise(16)) for i in range(10)])
 
     sheet = output.sheet()
 
     assert (sheet.num_parts, sheet.num_shards) == (1, 3)
     assert (sheet.totals.rows, sheet.num_rows) == (10, 30)
-    assert sheet.last_run == {}
+    assert (sheet.last_run, sheet.finished_at) == ("", "")
     assert len(sheet.frames) == 10
 
 
@@ -532,7 +556,7 @@ def test_the_summary_of_another_job_is_not_believed(output: ReportedOutput, chan
 
     sheet = output.sheet()
 
-    assert (sheet.totals.ok, sheet.last_run) == (1, {})
+    assert (sheet.totals.ok, sheet.last_run) == (1, "")
 
 
 def test_an_output_without_parts_has_a_sheet(output: ReportedOutput) -> None:
@@ -544,14 +568,18 @@ def test_an_output_without_parts_has_a_sheet(output: ReportedOutput) -> None:
 
 
 def test_a_finished_output_tells_of_its_last_run(output: ReportedOutput) -> None:
-    """Seconds, rate and workers come from the summary; what it does not know is left out."""
+    """As the summary has it; a summary of before this was recorded says nothing of it."""
     output.write_part(0, [made(row(0), noise(16))])
-    output.write_summary(ok=5, images=1, error_codes={}, images_per_second=None)
-
+    output.write_summary(ok=5, images=7, error_codes={}, finished_at="2026-11-30T14:39:57+00:00")
     sheet = output.sheet()
+    output.write_summary(last_run=None)
 
-    assert sheet.last_run == {"seconds": 9.0, "workers": 2}
-    assert sheet.totals.ok == 5
+    older = output.sheet()
+
+    assert sheet.last_run == "generated 3 images in 6 s (0.5 images/s)"
+    assert sheet.finished_at == "2026-11-30T14:39:57+00:00"
+    assert (sheet.totals.ok, sheet.totals.images) == (5, 7)
+    assert older.last_run == ""
 
 
 def test_a_folder_without_a_job_has_no_sheet(tmp_path: Path) -> None:
@@ -797,3 +825,145 @@ def test_sharing_fills_up_from_those_that_have_more() -> None:
     in_doubt = share({"many": range(10, 50), "few": [1, 2, 3]}, 5)
     assert Counter(len(str(item)) for item in in_doubt) == {1: 3, 2: 2}
     assert share({}, 5) == []
+
+
+def stored(data: bytes, path: str = "step.png") -> StoredImage:
+    return StoredImage(data=data, path=path)
+
+
+def of_chain(row: Row, *steps: bytes, side: int) -> RowOutcome:
+    """A row whose result has this side, with the images of its earlier steps."""
+    outcome = made(row, noise(side), side=side)
+    return RowOutcome(row, images=[replace(outcome.images[0], steps=tuple(map(stored, steps)))])
+
+
+CHAINS: dict[str, Any] = {
+    "poster": {"task": "text2img", "model": "sd", "then": ["touch-up", "upscale"], "keep_steps": True},
+    "touch-up": {"task": "img2img", "model": "sd", "strength": 0.4},
+    "upscale": {"model": "x4"},
+    "text2img": {"model": "sd"},
+}
+
+
+def write_chains(output: ReportedOutput, *outcomes: RowOutcome) -> Sheet:
+    output.write_job(rows_per_shard=len(outcomes), routes=CHAINS, sd="a/b", x4="a/x4")
+    output.write_part(0, outcomes)
+    return output.sheet()
+
+
+def test_a_chain_is_shown_as_its_steps(output: ReportedOutput) -> None:
+    """In their order, each with its task, its model, and the size and the image of its result."""
+    poster = row(0, route=route("poster", "sd"))
+
+    (frame,) = write_chains(output, of_chain(poster, noise(16, 1), noise(24, 2), side=96)).frames
+
+    assert [(step.route, step.task, step.model) for step in frame.steps] == [
+        ("poster", "text2img", "sd"),
+        ("touch-up", "img2img", "sd"),
+        ("upscale", "upscale", "x4"),
+    ]
+    assert [(step.width, step.height) for step in frame.steps] == [(16, 16), (24, 24), (96, 96)]
+    assert [opened(step.thumbnail).size for step in frame.steps[:2]] == [(16, 16), (24, 24)]
+    assert frame.steps[2].thumbnail is None
+    assert opened(frame.thumbnail).size == (96, 96)
+
+
+def test_a_chain_without_the_images_of_its_steps_has_their_sizes(output: ReportedOutput) -> None:
+    """As far as the last one's size tells them; a row of one step has no steps."""
+    poster, single = row(0, route=route("poster", "sd")), row(1)
+
+    chain, plain = write_chains(output, of_chain(poster, side=96), made(single, noise(16))).frames
+
+    assert [(step.width, step.height) for step in chain.steps] == [(24, 24), (24, 24), (96, 96)]
+    assert [step.thumbnail for step in chain.steps] == [None] * 3
+    assert plain.steps == ()
+
+
+def test_a_damaged_image_of_a_step_does_not_hide_the_result(output: ReportedOutput) -> None:
+    """Its step is there without it."""
+    poster = row(0, route=route("poster", "sd"))
+
+    (frame,) = write_chains(output, of_chain(poster, b"no image", noise(24), side=96)).frames
+
+    assert [step.thumbnail is None for step in frame.steps] == [True, False, True]
+    assert (frame.thumbnail is None, frame.problem) == (False, "")
+
+
+def test_all_of_a_few_thousand_failed_rows_are_on_the_page(output: ReportedOutput) -> None:
+    """Wherever they are: most in one part, and one in each of others."""
+    output.num_shards = 12
+    output.write_job(rows_per_shard=1500)
+    output.write_part(0, [failed(row(i), "common") for i in range(1500)])
+    for index in range(1, 12):
+        output.write_part(index, [failed(row(index), f"rare-{index % 3}")])
+
+    sheet = output.sheet()
+
+    assert len(sheet.failures) == sheet.totals.failed == 1511
+    assert Counter(failure.error_code for failure in sheet.failures) == dict(sheet.totals.error_codes)
+
+
+def test_a_long_id_and_a_long_reason_do_not_fill_the_page(output: ReportedOutput) -> None:
+    """Of an id its ends stay, which tell it from others."""
+    long_id = f"first{'x' * 10_000}last"
+    output.write_part(
+        0, [made(row(0, row_id=long_id), noise(16)), failed(row(1, row_id=long_id), message="y" * 10_000)]
+    )
+
+    (frame,), (failure,) = output.sheet().frames, output.sheet().failures
+
+    for shown in (frame.row_id, failure.row_id):
+        assert shown.startswith("firstxx")
+        assert shown.endswith("xxlast")
+        assert len(shown) <= 2001
+    assert failure.error_message.endswith("y… (10,000 characters)")
+    assert len(failure.error_message) < 350
+
+
+@cache
+def chromium() -> str:
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+
+
+def in_browser(page: Path, fragment: str) -> Markup:
+    """The page as a browser has it after its script has run with this fragment of the address, offline."""
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=5000")
+    ran = subprocess.run(
+        [chromium(), *options, f"--user-data-dir={page.parent / 'profile'}", f"{page.as_uri()}#{fragment}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return Markup(ran.stdout)
+
+
+@pytest.mark.skipif(not chromium(), reason="no Chromium on this machine")
+def test_a_browser_finds_chains_and_every_failed_row(output: ReportedOutput, tmp_path: Path) -> None:
+    """By words of their ids, steps and reasons; numbers tell what is on the page and what there is."""
+    poster = row(0, route=route("poster", "sd"), row_id=f"<b>first{'x' * 100}last")
+    failures = [failed(row(i), "mask_size" if i % 2 else "invalid_image") for i in range(1, 61)]
+    write_chains(output, of_chain(poster, noise(16), noise(16), side=64), *failures)
+    output.write_summary(
+        ok=1,
+        failed=70,
+        images=9,
+        error_codes={"mask_size": 40, "invalid_image": 30},
+        finished_at="2026-11-30",
+    )
+    page = tmp_path / "page.html"
+    page.write_text(render(output.sheet()), encoding="utf-8")
+
+    whole, upscaled, masks, one = (
+        in_browser(page, fragment) for fragment in ("", "q=x4", "error=mask_size", "q=row-37")
+    )
+
+    assert whole.text_of("count") == "On this page: 1 frame of 9 images, 60 of 70 failed rows."
+    assert "the last run generated 3 images in 6 s (0.5 images/s)" in whole.all_text
+    assert f"<b>first{'x' * 12}…{'x' * 16}last" in whole.all_text
+    assert "poster (text2img) · sd · 16\u00d716" in whole.all_text
+    assert "upscale · x4 · 64\u00d764" in whole.all_text
+    assert "Shown here: 60 of 70. With Python, all of them: " in whole.all_text
+    assert upscaled.text_of("count") == "Found on this page: 1 of 1 frame, 0 of 60 failed rows."
+    assert masks.text_of("count") == "Found on this page: 0 of 1 frame, 30 of 60 failed rows."
+    assert one.text_of("count") == "Found on this page: 0 of 1 frame, 1 of 60 failed rows."

@@ -76,7 +76,7 @@ def test_new_files_are_generated_and_the_old_parts_stay(growing: Growing) -> Non
     result = growing.driver.run(extend=True)
 
     assert [shard.index for shard in growing.driver.given] == [2, 3]
-    assert (result.images_generated, result.totals.ok) == (5, 11)
+    assert (result.run.images, result.totals.ok) == (5, 11)
     added = ["train-x0001-00000-of-00002.parquet", "train-x0001-00001-of-00002.parquet"]
     assert [*growing.parts()] == [*before, *added]
     assert before.items() <= growing.parts().items()

@@ -14,8 +14,9 @@ from rich.console import Console
 from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import ListedObject, Tail
 from actors.storage.output import Output, open_output
+from jobs.output.figures import Totals
 from jobs.output.job_record import JobRecord, claim
-from jobs.output.parts import Totals, list_parts, totals_of
+from jobs.output.parts import list_parts, totals_of
 from jobs.output.tally import Tally
 from jobs.planning.plan import make_plan
 from jobs.reports.manifest import write_manifest
@@ -105,7 +106,7 @@ def test_status_of_a_finished_job_reads_no_part(
 
     lines = written.status()
 
-    assert lines[1] == "20 images; 20 rows ok, 0 filtered, 0 failed"
+    assert lines[1] == "20 rows ok, 0 filtered, 0 failed; 20 images"
     assert lines[2].startswith("finished at 2")
     assert s3_faults.count("GET", "/data/train-") == 0
     assert s3_faults.bytes_sent < NUM_PARTS * 1_000 + 20_000
@@ -124,7 +125,7 @@ def test_a_summary_counts_as_long_as_its_parts_are_there(written: Written) -> No
     """What it says is then not looked for in the parts."""
     written.write_reports(ok=7)
 
-    assert written.status()[1] == "20 images; 7 rows ok, 0 filtered, 0 failed"
+    assert written.status()[1] == "7 rows ok, 0 filtered, 0 failed; 20 images"
 
 
 def shrink_a_part(output: Output) -> None:
@@ -174,7 +175,7 @@ def test_a_summary_of_other_parts_is_not_believed(written: Written, change: obje
 
     change(written.output)
 
-    assert written.status()[1] == "20 images; 20 rows ok, 0 filtered, 0 failed"
+    assert written.status()[1] == "20 rows ok, 0 filtered, 0 failed; 20 images"
     assert (
         current_summary(written.output, written.record, list_parts(written.output, ShardNames([NUM_PARTS])))
         is None
@@ -191,7 +192,7 @@ def test_a_summary_from_before_a_crash_is_not_believed(written: Written) -> None
     written.output.replace(MANIFEST, manifest)
 
     assert json.loads(written.output.read(SUMMARY))["ok"] == 7
-    assert written.status()[1] == "20 images; 20 rows ok, 0 filtered, 0 failed"
+    assert written.status()[1] == "20 rows ok, 0 filtered, 0 failed; 20 images"
 
 
 def test_it_is_known_which_parts_are_missing(written: Written) -> None:

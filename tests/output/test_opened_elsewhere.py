@@ -97,12 +97,12 @@ def output(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder / "out"
 
 
-def decoded(value: Any) -> Any:
+def decoded(value: Any, output: Path) -> Any:
     """The value of a part, with an open image in place of each image's bytes or path."""
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-        return Image.open(io.BytesIO(value["bytes"]) if value["bytes"] else value["path"])
+        return Image.open(io.BytesIO(value["bytes"]) if value["bytes"] else output / value["path"])
     if isinstance(value, list):
-        return [decoded(inner) for inner in value]
+        return [decoded(inner, output) for inner in value]
     return value
 
 
@@ -115,7 +115,7 @@ def test_hugging_face_opens_an_output_by_its_folder_alone(output: Path, python: 
     """As by the names of its parts, streamed or not: the same rows, and every image as an image."""
     expected = in_order(
         [
-            {name: dataset_rows.plain(decoded(value)) for name, value in row.items()}
+            {name: dataset_rows.plain(decoded(value, output)) for name, value in row.items()}
             for row in output_rows(output)
         ]
     )
@@ -125,6 +125,8 @@ def test_hugging_face_opens_an_output_by_its_folder_alone(output: Path, python: 
 
     ran = subprocess.run(
         [python, "-P", dataset_rows.__file__, str(output)],
+        # The paths of images that are files begin there.
+        cwd=output,
         env=clean_env(python, HF_DATASETS_OFFLINE="1"),
         capture_output=True,
         text=True,

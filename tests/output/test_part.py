@@ -138,10 +138,9 @@ def test_a_row_is_filtered_if_one_of_its_images_is(tmp_path: Path) -> None:
 
     part = built(outcomes)
 
-    assert part.counts == {"ok": 1, "filtered": 2, "failed": 0}
-    assert part.images == 4
+    assert part.made == {"ok": 1, "filtered": 2, "failed": 0, "images": 4}
     footer = pq.read_schema(io.BytesIO(part.data)).metadata[b"darkroom.counts"]
-    assert json.loads(footer) == {"ok": 1, "filtered": 2, "failed": 0, "images": 4}
+    assert json.loads(footer) == part.made
 
 
 def test_a_row_that_fails_has_no_image_and_no_size() -> None:
@@ -156,9 +155,8 @@ def test_a_row_that_fails_has_no_image_and_no_size() -> None:
     assert (record["status"], record["error_code"]) == ("failed", "generation_error")
     assert (record["image"], record["image_sha256"], record["width"], record["height"]) == (None,) * 4
     assert (record["image_index"], record["seed"]) == (0, 300)
-    assert part.counts == {"ok": 1, "filtered": 0, "failed": 1}
+    assert part.made == {"ok": 1, "filtered": 0, "failed": 1, "images": 1}
     assert part.error_codes == {"generation_error": 1}
-    assert part.images == 1
 
 
 def test_a_full_row_group_is_ended_whatever_fills_it() -> None:
@@ -222,7 +220,7 @@ def test_a_footer_tells_what_a_row_group_weighs_and_which_columns_are_lines_of_t
     flat, deep = footer_of(tmp_path, in_groups_of_two(built(outcomes).data)).groups
 
     assert 0 < flat.image_bytes < 5_000 < deep.image_bytes
-    assert flat.image_columns == deep.image_columns == ("image", "depth")
+    assert flat.image_columns == deep.image_columns == ("image", "depth", "step_images")
     assert {*SCHEMA.names} - {*deep.columns} == {"image", "depth", "step_images", "note"}
 
 
@@ -244,7 +242,7 @@ def grey(level: int) -> Any:
 def test_no_two_images_of_an_output_have_one_name(tmp_path: Path) -> None:
     """Whoever unpacks a data set into a folder keeps them all."""
     stored = [
-        writer(tmp_path, index, format="webp").write(name, grey(1))
+        writer(tmp_path, index, format="webp").write(name, "r", grey(1))
         for index in (3, 4)
         for name in ("000007-0", "000007-1")
     ]
@@ -258,16 +256,54 @@ def test_no_two_images_of_an_output_have_one_name(tmp_path: Path) -> None:
 def test_an_image_of_its_own_is_named_after_its_content(tmp_path: Path) -> None:
     """Two attempts at a shard may differ: each part names the objects of its own attempt."""
     first, second, again = (
-        writer(tmp_path, images="files").write("000007-0", grey(level)) for level in (1, 2, 1)
+        writer(tmp_path, images="files").write("000007-0", "r", grey(level)) for level in (1, 2, 1)
     )
 
     assert first.path != second.path
     assert first.path == again.path
     for image in (first, second):
-        path = Path(image.path)
+        path = tmp_path / image.path
         assert path.read_bytes() == image.data
         assert path.parent == tmp_path / "images" / "train-00003-of-00005"
-        assert path.name.startswith(hashlib.sha256(image.data).hexdigest()[:16])
+        assert path.name == f"000007-0-r-{hashlib.sha256(image.data).hexdigest()[:16]}.png"
+
+
+@pytest.mark.parametrize(
+    ("row_id", "readable"),
+    [
+        ("harbour-0042_b.1", "-harbour-0042_b.1"),
+        (-7, "-7"),
+        ("../../etc/passwd", "-etc_passwd"),
+        ("a/b\\c:d*e?f%2Fg\0h\n", "-a_b_c_d_e_f_2Fg_h"),
+        ("rows/1.parquet#17", "-rows_1.parquet_17"),
+        ("..", ""),
+        ("絵\ud800", ""),
+        ("ß é", ""),
+        ("", ""),
+        ("first" + "x" * 10_000 + "last", f"-first{'x' * 27}_{'x' * 27}last"),
+    ],
+)
+def test_the_name_of_an_image_has_the_rows_id_whatever_it_is(
+    tmp_path: Path, row_id: str | int, readable: str
+) -> None:
+    """In ASCII that every file system takes. Its row's number and its content tell it from others."""
+    stored = writer(tmp_path, images="files").write("000007-0", row_id, grey(1))
+
+    content_hash = hashlib.sha256(stored.data).hexdigest()[:16]
+    assert stored.path == f"images/train-00003-of-00005/000007-0{readable}-{content_hash}.png"
+    assert (tmp_path / stored.path).read_bytes() == stored.data
+    assert len(Path(stored.path).name) < 128
+
+
+def test_ids_that_look_alike_have_images_of_their_own(tmp_path: Path) -> None:
+    """Also on a file system that takes `A` and `a` for one, and if the images are equal."""
+    ids = ["a", "A", "a/", "a?", "é", "e", "絵", "画"]
+
+    stored = [
+        writer(tmp_path, images="files").write(f"{i:06d}-0", row_id, grey(1)) for i, row_id in enumerate(ids)
+    ]
+
+    assert len({image.path.lower() for image in stored}) == len(ids)
 
 
 @pytest.mark.parametrize("image_format", ["jpeg", "webp"])
@@ -275,7 +311,7 @@ def test_a_depth_map_is_a_png_whatever_the_images_are(tmp_path: Path, image_form
     """No other format has sixteen bits."""
     depth = np.arange(128, dtype=np.uint16).reshape(8, 16) * 500
 
-    stored = writer(tmp_path, format=image_format).write_depth("000007-0-depth", depth)
+    stored = writer(tmp_path, format=image_format).write_depth("000007-0-depth", "r", depth)
 
     assert stored.data.startswith(b"\x89PNG")
     assert stored.path.endswith(".png")
@@ -293,7 +329,10 @@ OUTCOMES = [
     [((), [0, 1]), (("out_of_memory",), [0, 1, 3, 4]), (("out_of_memory", "missing_prompt"), [0, 1, 3])],
 )
 def test_a_retry_leaves_every_other_row_as_it_is(retried_codes: Sequence[str], unchanged: list[int]) -> None:
-    """All its records with all their columns, to the nanosecond, however the part is cut into row groups."""
+    """All its records with all their columns, to the nanosecond, however the part is cut into row groups.
+
+    What the attempt has made is told without them.
+    """
     part = built(OUTCOMES)
     many_groups = changed(part.data, "row_id", table_of(part.data)["row_id"].to_pylist(), row_group_size=1)
 
@@ -303,7 +342,8 @@ def test_a_retry_leaves_every_other_row_as_it_is(retried_codes: Sequence[str], u
 
         assert [*records] == unchanged
         expected = [outcome if i in unchanged else ok(ROWS[i]) for i, outcome in enumerate(OUTCOMES)]
-        assert again == built(expected)
+        assert (again.data, again.error_codes) == (built(expected).data, built(expected).error_codes)
+        assert again.made == built([ok(each) for i, each in enumerate(ROWS) if i not in unchanged]).made
 
 
 @pytest.mark.parametrize(

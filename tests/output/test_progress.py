@@ -12,7 +12,8 @@ import pytest
 from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.storage.output import Output, open_output
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
-from jobs.output.parts import Totals, list_parts, output_totals
+from jobs.output.figures import Totals
+from jobs.output.parts import list_parts, output_totals
 from jobs.output.stored_images import read_image
 from jobs.output.tally import Tally
 from schemas.errors import RowError, SpecError
@@ -203,6 +204,7 @@ def test_an_image_of_its_own_is_found_where_the_output_is_now(output: Output) ->
 
     for root in (output.path, "s3://old/images/out", "/elsewhere"):
         assert read_image(output, f"{root}/images/shard/a.png") == b"image"
+    assert read_image(output, "images/shard/a.png") == b"image"
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_without_a_row_that_may_succeed_no_worker_is_started(driver: InProcessDr
 
     result = driver.retry()
 
-    assert (driver.given, result.rows_tried) == ([], 0)
+    assert (driver.given, result.run.rows) == ([], 0)
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
     assert f"not retried: {HOPELESS}" in driver.printed
     with pytest.raises(BudgetError, match=r"^missing parts: 2\. `darkroom run` generates them$"):

@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 
 from jobs.__main__ import app, main
-from jobs.output.parts import Totals
+from jobs.output.figures import RunFigures, Totals
 from jobs.reports.run_result import RunResult, print_result
 from models.demo_cache import KINDS
 from tests.support.checkpoints import paper_checkpoint
@@ -444,19 +444,18 @@ def test_a_mistaken_command_ends_with_code_2(desk: Desk, arguments: tuple[str, .
 
 
 @pytest.mark.parametrize(
-    ("rows_tried", "images_generated", "says"),
+    ("rows", "images", "says"),
     [
-        (0, 0, "nothing to do; total"),
-        (3, 0, "generated 0 images; total"),
-        (3, 2, "generated 2 images; total"),
+        (0, 0, "nothing to do; total: 0 rows ok"),
+        (3, 0, "generated 0 images in 5 s; total: 0 rows ok"),
+        (3, 2, "generated 2 images in 5 s (0.4 images/s); total: 0 rows ok"),
     ],
 )
-def test_a_run_tells_what_it_has_made(rows_tried: int, images_generated: int, says: str) -> None:
+def test_a_run_tells_what_it_has_made(rows: int, images: int, says: str) -> None:
     """A run whose rows all failed has done something."""
     printed = io.StringIO()
-    result = RunResult(
-        output="out", totals=Totals(), rows_tried=rows_tried, images_generated=images_generated, abandoned=()
-    )
+    run = RunFigures(rows=rows, images=images, working_seconds=5.0, images_per_second=images / 5)
+    result = RunResult(output="out", totals=Totals(), run=run)
 
     print_result(result, Console(file=printed))
 

@@ -83,7 +83,7 @@ class TestRun:
         result = driver.run()
 
         assert indices(driver.given) == [0, 1, 2, 3, 4]
-        assert (result.rows_tried, result.images_generated, result.abandoned) == (18, 18, ())
+        assert (result.run.rows, result.run.images, result.abandoned) == (18, 18, ())
         assert (result.totals.rows, result.totals.ok) == (18, 18)
         assert (output / "_SUCCESS").exists()
         assert row_ids(output) == [row["row_id"] for row in text_rows(18)]
@@ -98,7 +98,7 @@ class TestRun:
         result = driver.run()
 
         assert driver.given == []
-        assert (result.rows_tried, result.images_generated, result.totals.ok) == (0, 0, 18)
+        assert (result.run.rows, result.run.images, result.totals.ok) == (0, 0, 18)
         assert written_at(output.rglob("*")) == before
 
     def test_a_job_that_was_killed_while_finishing_is_finished_without_a_worker(
@@ -112,7 +112,7 @@ class TestRun:
         result = driver.run()
 
         assert driver.given == []
-        assert (result.rows_tried, result.totals.ok) == (0, 18)
+        assert (result.run.rows, result.totals.ok) == (0, 18)
         assert (output / "_SUCCESS").exists()
 
     def test_only_missing_parts_are_generated(self, driver: InProcessDriver, output: Path) -> None:
@@ -128,7 +128,7 @@ class TestRun:
         result = driver.run()
 
         assert indices(driver.given) == [1, 4]
-        assert (result.rows_tried, result.totals.ok) == (6, 18)
+        assert (result.run.rows, result.totals.ok) == (6, 18)
         assert before.items() <= written_at(parts(output)).items()
         assert "resuming: 3 of 5 parts already saved, 2 left to generate" in driver.printed
         assert driver.printed.count("18 of 18 rows (100%)") == 2
@@ -166,7 +166,7 @@ class TestRun:
 
         assert [(lost.shard.index, lost.reason) for lost in result.abandoned] == [(1, "ValueError: a bug")]
         assert indices(driver.given).count(1) == 2
-        assert (result.rows_tried, result.totals.ok) == (14, 14)
+        assert (result.run.rows, result.totals.ok) == (14, 14)
         assert not (output / "_SUCCESS").exists()
         with pytest.raises(BudgetError, match="missing parts: 1"):
             judge(driver.spec.errors, result)

@@ -154,6 +154,33 @@ def test_status_and_report_tell_of_a_finished_job(demo: Ran) -> None:
     assert report.out == f"{demo.output}/contact-sheet.html\n"
 
 
+def test_terminal_status_summary_card_and_sheet_have_the_same_figures(demo: Ran) -> None:
+    """What the run printed is what everything else says, in its words or in its numbers."""
+    out = demo.finished.out
+    said = re.search(r"^(generated (\d+) images? in .*? \((.*?) images/s\)); total: (.*)$", out, re.MULTILINE)
+    assert said
+    generated, num_images, rate, outcomes = said.groups()
+
+    status = darkroom("status", demo.output).out
+    summary = json.loads((demo.output / "_darkroom" / "summary.json").read_text())
+    card, page = ((demo.output / name).read_text() for name in ("README.md", "contact-sheet.html"))
+    sheet = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+
+    assert outcomes == "39 rows ok, 0 filtered, 1 failed (1 invalid_image); 40 images"
+    assert int(num_images) == 40
+    assert f"\n40 of 40 rows (100%) · {rate} images/s · " in out
+    assert f"\n{outcomes}\nfinished at {summary['finished_at']}; the last run {generated}\n" in status
+    assert f"40 rows, generated with darkroom: {outcomes}.\n" in card
+    assert (sheet["last_run"], sheet["finished_at"]) == (generated, summary["finished_at"])
+    run = summary["last_run"]
+    assert (run["rows"], run["failed"], run["images"]) == (40, 1, 40)
+    assert run["images_per_second"] == pytest.approx(run["images"] / run["working_seconds"])
+    assert f"{run['images_per_second']:.1f}" == rate
+    for name in ("ok", "filtered", "failed", "images", "size_bytes"):
+        assert summary[name] == sheet["totals"][name], name
+    assert summary["size_bytes"] == sum(part.stat().st_size for part in parts(demo.output))
+
+
 def test_a_second_run_finds_nothing_to_do_and_starts_no_ray(demo: Ran) -> None:
     """The listing of `data/` decides, so this is quick."""
     before = [part.stat().st_mtime_ns for part in parts(demo.output)]
@@ -229,12 +256,14 @@ def test_an_input_that_was_moved_is_the_same_input(over_budget: Ran, tmp_path: P
 def test_images_as_files_are_objects_that_the_parts_name(over_budget: Ran) -> None:
     """One file per image, and no other; `verify` reads and checks them."""
     named = [row["image"]["path"] for row in output_rows(over_budget.output) if row["image"]]
-    there = [str(path) for path in (over_budget.output / "images").rglob("*.png")]
+    images = (over_budget.output / "images").rglob("*.png")
+    there = [str(path.relative_to(over_budget.output)) for path in images]
 
     verified = darkroom("verify", over_budget.output)
 
     assert len(named) == 6
     assert sorted(there) == sorted(named)
+    assert [path.split("/")[2][:17] for path in sorted(named)] == [f"00000{i}-0-row-000{i}" for i in range(6)]
     assert verified.code == 0, verified.err
     assert "6 images decode and match their checksums" in verified.out
 

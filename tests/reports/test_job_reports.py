@@ -16,10 +16,10 @@ from rich.console import Console
 from actors.engine.engine import Generated
 from actors.rows.opened_rows import OpenedRow
 from actors.storage.output import Output
+from jobs.output.figures import RunFigures, Totals, outcomes_text
 from jobs.output.job_record import JobRecord, claim
 from jobs.output.lease import VALID_S
-from jobs.output.parts import Totals
-from jobs.output.tally import Abandoned, RunFigures, Tally
+from jobs.output.tally import Abandoned, Tally
 from jobs.planning.plan import make_plan
 from jobs.reports.contact_sheet import make_sheet, write_report
 from jobs.reports.finish import finish
@@ -115,13 +115,13 @@ def test_status_counts_the_rows_of_every_part_and_file(output: Output, record: J
 
     assert partly == [
         "test: 3 of 5 parts, 6 of 9 rows",
-        "4 images; 3 rows ok, 1 filtered, 2 failed (1 invalid_size, 1 missing_prompt)",
+        "3 rows ok, 1 filtered, 2 failed (1 invalid_size, 1 missing_prompt); 4 images",
         "no driver is running; run the job again to resume",
     ]
     done = status(output)
     assert done[:2] == [
         "test: 5 of 5 parts, 9 of 9 rows",
-        "5 images; 3 rows ok, 2 filtered, 4 failed (3 missing_prompt, 1 invalid_size)",
+        "3 rows ok, 2 filtered, 4 failed (3 missing_prompt, 1 invalid_size); 5 images",
     ]
     assert done[2].startswith("finished at 2")
 
@@ -139,7 +139,7 @@ def test_status_tells_of_a_driver_only_while_it_lives(output: Output, record: Jo
 
     assert before == gone == "no driver is running; run the job again to resume"
     assert living == (
-        "the driver is process 7 on far, last heard from 3 s ago: 1,200 rows done, 2.5 images/s, "
+        "the driver is process 7 on far, last heard from 3 s ago: about 1,200 rows done, 2.5 images/s, "
         "2 h 5 min left, 3 workers"
     )
 
@@ -167,7 +167,7 @@ def test_the_reports_of_a_finished_job_count_every_part(output: Output, record: 
     assert (sheet.num_rows, sheet.num_parts, sheet.num_shards, len(sheet.failures)) == (9, 5, 5, 4)
     assert sheet.totals == totals
     card = (Path(output.path) / "README.md").read_text()
-    assert "5 images for 9 rows, generated with darkroom: 3 rows ok, 2 filtered by a safety" in card
+    assert f"9 rows, generated with darkroom: {outcomes_text(TOTALS)}.\n" in card
 
 
 def test_reports_come_before_success_and_the_sheet_after_the_summary_that_it_shows(
@@ -202,10 +202,10 @@ def test_a_damaged_summary_is_refused_with_the_way_out(output: Output, record: J
 @pytest.mark.parametrize(
     ("abandoned", "lines"),
     [
-        ((), ["nothing to do; total: 3 rows ok, 2 filtered, 4 failed", "output: out"]),
+        ((), [f"nothing to do; total: {outcomes_text(TOTALS)}", "output: out"]),
         (
             (Abandoned(shard=SHARD, reason="lost"),),
-            ["generated 0 images; total: 3 rows ok, 2 filtered, 4 failed", "output: out"],
+            [f"generated 0 images; total: {outcomes_text(TOTALS)}", "output: out"],
         ),
     ],
 )
