@@ -87,7 +87,11 @@ class WorkerProcess:
         return self._worker
 
     def _build_worker(self) -> Worker:
-        output = open_output(self._job.spec.output.path, deadline_s=self._job.spec.errors.storage_deadline_s)
+        output = open_output(
+            self._job.spec.output.path,
+            deadline_s=self._job.spec.errors.storage_deadline_s,
+            in_pieces=self._job.in_pieces,
+        )
         worker = build_worker(self._job, output, num_cpus=self._num_cpus, engine=self._engine)
         if not output.has(JOB_RECORD):
             raise SpecError(

@@ -11,6 +11,7 @@ from jobs.dispatch.dispatcher import Dispatcher
 from jobs.fleet.cluster import with_output_settled
 from jobs.fleet.shard_loop import RunWatch, generate_shards
 from jobs.output.job_record import plan_of, require_record, survey_of
+from jobs.output.large_parts import for_store
 from jobs.output.lease import Lease
 from jobs.output.part_footers import read_footers
 from jobs.output.parts import Parts, list_parts, output_totals
@@ -52,7 +53,8 @@ def retry_job(
                 unfinish(output)
                 if any(chosen):
                     console.print(f"retrying the failed rows of {counted(sum(chosen), 'part')}")
-                    generate_shards(plan, dispatcher, RunWatch(tally=tally, lease=lease), console, engine)
+                    watch = RunWatch(tally=tally, lease=lease)
+                    generate_shards(for_store(plan, output), dispatcher, watch, console, engine)
                 # A retry replaces parts and adds none, so a part that was missing is still missing.
                 if parts.are_all:
                     lease.confirm(tally)

@@ -12,10 +12,11 @@ from jobs.fleet.shard_loop import RunWatch, generate_shards
 from jobs.output.content_hashes import with_hashes
 from jobs.output.disk_space import bytes_to_come, refuse_full_disk
 from jobs.output.job_record import JobRecord, claim, plan_of, read_record, survey_of
+from jobs.output.large_parts import for_store, refuse_large_parts
 from jobs.output.lease import Lease
 from jobs.output.parts import Parts, list_parts, output_totals, still_missing
 from jobs.output.tally import Abandoned, Tally
-from jobs.planning.plan import Plan, chosen_shards, expected_bytes
+from jobs.planning.plan import Plan, chosen_shards, expected_bytes, largest_part
 from jobs.planning.plan_text import check_rows, print_notes, refuse_hopeless
 from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult
@@ -71,6 +72,7 @@ def _plan_and_record(
         refuse_hopeless(surveyed, findings)
         refuse_full_disk(output.path, expected_bytes(findings, plan.job))
         probe(output)
+        refuse_large_parts(output, largest_part(findings, plan.job))
         record = claim(output, with_hashes(plan), findings)
     return plan_of(record, surveyed, output.path), record
 
@@ -93,7 +95,7 @@ def _generate_missing(
         )
     dispatcher = _dispatcher(plan, done)
     watch = RunWatch(tally=tally, lease=lease, budget=Budget(plan.job.spec.errors))
-    generate_shards(plan, dispatcher, watch, console, engine)
+    generate_shards(for_store(plan, output), dispatcher, watch, console, engine)
     return tally, dispatcher.abandoned
 
 

@@ -30,6 +30,8 @@ def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
     write_manifest(output, record.num_shards)
     output.replace(DATASET_CARD, _card(record, totals).encode())
     write_report(output, summary=read_summary(output))
+    # All parts exist, so whoever still writes one does it in vain.
+    output.storage.drop_unfinished(output.path)
     output.replace(SUCCESS, b"")
     return totals
 

@@ -52,6 +52,7 @@ STORM: dict[str, tuple[FaultKind, ...]] = {
     "GET": ("500", "503", "reset", "delay", "truncate"),
     "HEAD": ("500", "503", "reset", "delay"),
     "DELETE": ("500", "503", "reset", "lost_reply"),
+    "POST": ("500", "503", "reset", "lost_reply", "delay"),
 }
 """The faults of a bad network and a failing store, by the method of the request.
 
