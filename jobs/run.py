@@ -16,7 +16,7 @@ from jobs.output.large_parts import for_store, refuse_large_parts
 from jobs.output.lease import Lease
 from jobs.output.parts import Parts, list_parts, output_totals, still_missing
 from jobs.output.tally import Abandoned, Tally
-from jobs.planning.plan import Plan, chosen_shards, expected_bytes, largest_part
+from jobs.planning.plan import LargestPart, Plan, chosen_shards, expected_bytes, largest_part
 from jobs.planning.plan_text import check_rows, print_notes, refuse_hopeless
 from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult
@@ -36,12 +36,14 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
         record = read_record(output)
         surveyed = survey_of(spec, record)
         print_notes(surveyed, console)
-        plan, record = _plan_and_record(surveyed, record, output, console)
+        plan, record, largest = _plan_and_record(surveyed, record, output, console)
         parts = list_parts(output, record.num_shards)
         if parts.are_all and (reported := reported_totals(output, record, parts)):
             return RunResult(output=output.path, totals=reported)
         with Lease(output) as lease:
             unfinish(output)
+            if not parts.are_all:
+                plan = for_store(plan, output, largest)
             tally, abandoned = _generate_missing(plan, output, parts, lease, console, engine)
             abandoned = still_missing(abandoned, output, record.num_shards)
             if abandoned:
@@ -62,19 +64,22 @@ def run_job(spec: JobSpec, console: Console, *, engine: str = ENGINE) -> RunResu
 
 def _plan_and_record(
     surveyed: Survey, record: JobRecord | None, output: Output, console: Console
-) -> tuple[Plan, JobRecord]:
+) -> tuple[Plan, JobRecord, LargestPart | None]:
     """The output's recorded plan and its record; an output without a record is planned and recorded first.
 
-    RefusedError where this spec or input is not the recorded one.
+    Then there is an estimate of its largest part, too. RefusedError where this spec or input is not the
+    recorded one.
     """
+    largest = None
     if record is None:
         plan, findings = check_rows(surveyed, console)
         refuse_hopeless(surveyed, findings)
         refuse_full_disk(output.path, expected_bytes(findings, plan.job))
         probe(output)
-        refuse_large_parts(output, largest_part(findings, plan.job))
+        largest = largest_part(findings, plan.job)
+        refuse_large_parts(output, largest)
         record = claim(output, with_hashes(plan), findings)
-    return plan_of(record, surveyed, output.path), record
+    return plan_of(record, surveyed, output.path), record, largest
 
 
 def _generate_missing(
@@ -95,7 +100,7 @@ def _generate_missing(
         )
     dispatcher = _dispatcher(plan, done)
     watch = RunWatch(tally=tally, lease=lease, budget=Budget(plan.job.spec.errors))
-    generate_shards(for_store(plan, output), dispatcher, watch, console, engine)
+    generate_shards(plan, dispatcher, watch, console, engine)
     return tally, dispatcher.abandoned
 
 

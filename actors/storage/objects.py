@@ -12,6 +12,11 @@ from schemas.errors import RefusedError
 
 MAX_PUT_BYTES = 5 * 2**30
 """The size of the largest object that S3 takes in one request."""
+IN_PIECES_FROM_BYTES = 512 * 2**20
+"""The size from which an object is uploaded to S3 in pieces, if the store can be trusted with that.
+
+One request for more could not often be repeated before the deadline.
+"""
 
 Buffer = bytes | bytearray | memoryview
 

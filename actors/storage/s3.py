@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote
 import s3fs
 
 from actors.storage.objects import (
+    IN_PIECES_FROM_BYTES,
     MAX_PUT_BYTES,
     Buffer,
     ListedObject,
@@ -26,7 +27,7 @@ from actors.storage.objects import (
     Tail,
     refuse_larger,
 )
-from actors.storage.pieces import drop_all, uploaded
+from actors.storage.pieces import HASTY_STORES, drop_all, one_wins, uploaded
 from actors.storage.retries import repeat
 from actors.storage.s3_errors import (
     FOREIGN_ERRORS,
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IN_PIECES_FROM_BYTES = 512 * 2**20
-"""The size from which an object is uploaded in pieces, where the store honours the condition of the last
-request. One request for more could not often be repeated before the deadline."""
 SLOWEST_UPLOAD_BYTES_PER_S = 4 * 2**20
 """One try of an upload may take `timeout_s`, and the time that its bytes need at this rate."""
 BLOCK_BYTES = 4 * 2**20
@@ -185,8 +183,8 @@ class S3Storage:
         if size > MAX_PUT_BYTES:
             raise SpecError(
                 f"{uri}: the part has {size / 2**30:.1f} GiB, and this store takes at most "
-                f"{MAX_PUT_BYTES / 2**30:.0f} GiB, because it does not honour the condition with which an "
-                "upload in pieces is completed; lower batching.shard_rows"
+                f"{MAX_PUT_BYTES / 2**30:.0f} GiB, because it cannot be trusted with a conditional upload in "
+                "pieces; lower batching.shard_rows"
             )
         return self._write_if(uri, partial(self._put, uri, data, Metadata=_ascii(metadata)), etag)
 
@@ -225,27 +223,33 @@ class S3Storage:
     def takes_pieces(self, uri: str) -> bool:
         if self._in_pieces is None:
             try:
-                self._in_pieces = self._refuses_pieces(uri)
+                try:
+                    self._in_pieces = self._keeps_conditions(uri)
+                finally:
+                    self.delete(uri)
             except (DarkroomError, FileNotFoundError, UploadGoneError) as error:
                 logger.warning("objects are not uploaded in pieces: %s", error)
                 self._in_pieces = False
         return self._in_pieces
 
-    def _refuses_pieces(self, uri: str) -> bool:
+    def _keeps_conditions(self, uri: str) -> bool:
         """Whether the store completes no upload whose condition is not met; `uri` is a new name."""
         first, second = b"first", b"second"
         self.create(uri, first, {})
-        try:
-            for untrue in (_condition(None), _condition("0" * 32)):
-                with uploaded(self._call, uri, _address(uri), second, {}) as complete:
-                    try:
-                        complete(**untrue)
-                    except PreconditionError:
-                        continue
-                    return False
-            return self.read(uri) == first
-        finally:
-            self.delete(uri)
+        headers = self._head(uri)["ResponseMetadata"]["HTTPHeaders"]
+        if headers.get("server", "").startswith(HASTY_STORES):
+            return False
+        for untrue in (_condition(None), _condition("0" * 32)):
+            with uploaded(self._call, uri, _address(uri), second, {}) as complete:
+                try:
+                    complete(**untrue)
+                except PreconditionError:
+                    continue
+                return False
+        if self.read(uri) != first:
+            return False
+        self.delete(uri)
+        return one_wins(self._call, uri, _address(uri))
 
     def drop_unfinished(self, folder: str) -> None:
         bucket, key = _split(folder)

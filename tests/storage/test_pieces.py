@@ -16,7 +16,9 @@ import actors.storage.s3
 from actors.parts.commit import commit_part, takes_pieces
 from actors.storage.objects import Storage, StoredObject
 from actors.storage.output import Output
+from actors.storage.pieces import one_wins
 from actors.storage.s3 import MAX_UPLOADS, S3Storage
+from actors.storage.s3_errors import PreconditionError
 from actors.storage.stores import open_storage
 from actors.storage.uris import join
 from jobs.output.large_parts import refuse_large_parts
@@ -49,7 +51,8 @@ def uri(s3_folder: str) -> str:
 
 @pytest.fixture
 def large(s3_faults: FaultProxy, s3_folder: str) -> S3Storage:
-    """A storage behind the fault proxy that writes large objects in pieces."""
+    """A storage behind the fault proxy, and an orderly store, that writes large objects in pieces."""
+    s3_faults.orderly = True
     return S3Storage(timeout_s=5, deadline_s=30, in_pieces=True)
 
 
@@ -243,7 +246,7 @@ def test_a_store_that_lists_no_uploads_is_left_alone(
     s3_faults: FaultProxy, large: Storage, s3_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing depends on it, and nobody waits for it."""
-    monkeypatch.setattr(actors.storage.pieces, "DROP_WITHIN_S", 0.1)
+    monkeypatch.setattr(actors.storage.pieces, "DROP_WITHIN_S", 2)
     s3_faults.inject("503", method="GET", key="uploads", count=1000)
 
     large.drop_unfinished(s3_folder)
@@ -289,11 +292,15 @@ class CarelessOfExchanges(Careless):
     ignored = ("complete_multipart_upload", "IfMatch")
 
 
+@pytest.mark.parametrize("kind", [None, "lost_reply"])
 def test_a_store_that_keeps_its_word_takes_pieces(
-    s3_faults: FaultProxy, faulty: Storage, s3_folder: str
+    s3_faults: FaultProxy, faulty: Storage, s3_folder: str, kind: FaultKind | None
 ) -> None:
     """It is asked once, and nothing stays of it."""
+    s3_faults.orderly = True
     output = Output(faulty, s3_folder)
+    if kind:
+        s3_faults.inject(kind, method="POST", key=COMPLETION, count=5)
 
     answer = takes_pieces(output)
     num_requests = len(s3_faults.requests)
@@ -305,11 +312,28 @@ def test_a_store_that_keeps_its_word_takes_pieces(
     assert uploads(s3_folder) == []
 
 
-@pytest.mark.parametrize("kind", [Careless, CarelessOfCreations, CarelessOfExchanges])
+class Hasty(S3Storage):
+    """A store that looks at the condition of a completion, and writes later."""
+
+    def __init__(self, **limits: float) -> None:
+        super().__init__(**limits)
+        self._all_have_looked = threading.Barrier(actors.storage.pieces.NUM_WRITERS)
+
+    def _call(self, operation: str, uri: str, arguments: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+        if operation == "complete_multipart_upload" and "IfNoneMatch" in arguments:
+            if self.stat(uri):
+                raise PreconditionError(uri)
+            self._all_have_looked.wait(60)
+            arguments = {name: value for name, value in arguments.items() if name != "IfNoneMatch"}
+        return super()._call(operation, uri, arguments, **options)
+
+
+@pytest.mark.parametrize("kind", [Careless, CarelessOfCreations, CarelessOfExchanges, Hasty])
 def test_a_store_that_ignores_the_condition_of_a_completion_gets_no_pieces(
-    s3_env: object, s3_folder: str, uri: str, kind: type[Careless]
+    s3_faults: FaultProxy, s3_folder: str, uri: str, kind: type[S3Storage]
 ) -> None:
     """Two workers could overwrite each other's parts; one request writes up to 5 GiB there."""
+    s3_faults.orderly = True
     storage = kind(timeout_s=30, deadline_s=60)
 
     assert not takes_pieces(Output(storage, s3_folder))
@@ -319,21 +343,46 @@ def test_a_store_that_ignores_the_condition_of_a_completion_gets_no_pieces(
     assert uploads(s3_folder) == []
 
 
+@pytest.mark.parametrize(("num_conflicts", "answer"), [(10, True), (100_000, False)])
+def test_a_conflict_is_no_proof_against_a_store(
+    s3_faults: FaultProxy, large: S3Storage, s3_folder: str, num_conflicts: int, answer: bool
+) -> None:
+    """AWS may answer so to who loses a race. If nobody ever wins, the store does not know pieces."""
+    s3_faults.inject("409", method="POST", key=COMPLETION, count=num_conflicts)
+    bucket, _, folder = s3_folder.removeprefix("s3://").partition("/")
+
+    assert one_wins(large._call, s3_folder, {"Bucket": bucket, "Key": f"{folder}/a"}) == answer
+    assert uploads(s3_folder) == []
+
+
+def test_a_store_that_is_known_to_be_hasty_is_not_asked(s3_faults: FaultProxy, s3_folder: str) -> None:
+    """SeaweedFS passes some races by chance."""
+    storage = open_storage(s3_folder)
+
+    assert not takes_pieces(Output(storage, s3_folder))
+    assert s3_faults.count("POST") == 0
+    assert [*storage.list(s3_folder)] == []
+
+
 @pytest.mark.parametrize("key", ["?uploads", COMPLETION])
 def test_a_store_that_knows_no_pieces_gets_none(
     s3_faults: FaultProxy, faulty: Storage, s3_folder: str, key: str
 ) -> None:
     """Whatever it answers to such requests."""
+    s3_faults.orderly = True
     s3_faults.inject("404", method="POST", key=key, count=10)
 
     assert not takes_pieces(Output(faulty, s3_folder))
     assert [*faulty.list(s3_folder)] == []
 
 
-def test_a_job_of_parts_too_large_for_its_store_is_refused(s3_env: object, s3_folder: str) -> None:
+def test_a_job_of_parts_too_large_for_its_store_is_refused(
+    s3_faults: FaultProxy, faulty: Storage, s3_folder: str
+) -> None:
     """Before anything is generated, with the number of rows that fit; what the store can take is not."""
+    s3_faults.orderly = True
     careless = Output(Careless(timeout_s=30, deadline_s=60), s3_folder)
-    honest = Output(open_storage(s3_folder), s3_folder)
+    honest = Output(faulty, s3_folder)
     too_large = LargestPart(rows=4000, size_bytes=8 << 30)
 
     with pytest.raises(SpecError, match=r"of 4,000 rows .* 8\.6 GB.*batching\.shard_rows=2500$"):
