@@ -25,13 +25,13 @@ def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
             "although workers have written them all: output.path must be a folder that every machine of the "
             "cluster shares, or an s3:// URI"
         )
+    # Whoever still writes a part does it in vain.
+    output.storage.drop_unfinished(output.path)
     totals = totals_of(output, parts)
     write_summary(output, record, totals, figures)
     write_manifest(output, record.num_shards)
     output.replace(DATASET_CARD, _card(record, totals).encode())
     write_report(output, summary=read_summary(output))
-    # All parts exist, so whoever still writes one does it in vain.
-    output.storage.drop_unfinished(output.path)
     output.replace(SUCCESS, b"")
     return totals
 

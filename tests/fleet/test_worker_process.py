@@ -18,6 +18,7 @@ from actors.worker_process import EXIT_AFTER_S, WorkerProcess
 from jobs.planning.plan import Plan
 from schemas.errors import DeviceError, ReclaimedError, SpecError, StorageError
 from schemas.job import Job, ShardReport
+from schemas.output_layout import JOB_RECORD
 from tests.support.engines import NoiseEngine
 from tests.support.in_process import job_spec, plan_for
 from tests.support.running import parts, text_rows, write_rows
@@ -123,6 +124,21 @@ def threads() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(3) as pool:
         yield pool
         HeldEngine.let_go.set()
+
+
+def test_a_worker_is_told_what_the_driver_knows_of_the_store(
+    s3_faults: FaultProxy, plan: Plan, start: Start, s3_folder: str
+) -> None:
+    """It asks the store for nothing that a worker may not do."""
+    output = plan.job.spec.output.model_copy(update={"path": s3_folder})
+    open_storage(s3_folder).create(f"{s3_folder}/{JOB_RECORD}", b"", {})
+    for in_pieces in (True, False):
+        spec = plan.job.spec.model_copy(update={"output": output})
+        process = made_ready(start(replace(plan.job, spec=spec, in_pieces=in_pieces)))
+        storage = process._ready_worker._resources.output.storage
+
+        assert storage.takes_pieces(f"{s3_folder}/probe") == in_pieces
+    assert s3_faults.count("POST") == 0
 
 
 def made_ready(process: WorkerProcess) -> WorkerProcess:

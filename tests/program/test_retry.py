@@ -130,6 +130,24 @@ def test_a_part_that_was_replaced_meanwhile_is_left_alone(tmp_path: Path) -> Non
     assert read_output(plan, []).rows == again(plan).rows
 
 
+def test_a_part_is_not_read_as_a_whole(tmp_path: Path) -> None:
+    """It may have gigabytes: one row group after the other comes, in requests that are short."""
+    spec, _ = begun(tmp_path)
+    plan = plan_for(spec)
+
+    class ByRanges(LocalStorage):
+        """It opens parts, and does not read them."""
+
+        def read(self, uri: str, max_bytes: int | None = None) -> bytes:
+            raise AssertionError(uri)
+
+    output = Output(ByRanges(temp_dir=f"{spec.output.path}/_darkroom/tmp"), spec.output.path)
+    with worker_for(plan, output=output) as worker:
+        report = worker.run(replace(next(plan.shards()), again=()))
+
+    assert report.committed
+
+
 def test_a_part_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
     """Somebody took it away: the job is stopped, and nothing is guessed."""
     spec, _ = begun(tmp_path)

@@ -21,10 +21,11 @@ from actors.storage.s3 import MAX_UPLOADS, S3Storage
 from actors.storage.s3_errors import PreconditionError
 from actors.storage.stores import open_storage
 from actors.storage.uris import join
-from jobs.output.large_parts import refuse_large_parts
+from jobs.output.large_parts import for_store, refuse_large_parts
 from jobs.planning.plan import LargestPart
 from schemas.errors import SpecError, StorageError
 from tests.storage.test_commit import IDENTITY, part, row_of
+from tests.support.in_process import job_spec, plan_for, write_rows
 from tests.support.running import wait_until
 from tests.support.s3.fault_proxy import FaultKind, FaultProxy
 
@@ -503,3 +504,33 @@ def test_a_large_object_at_a_store_without_ranges_is_not_read_into_memory(s3_env
     with pytest.raises(StorageError, match="asked for a range of at most"):
         storage.read(uri)
     assert storage.read(uri + "2") == LARGE[:100]
+
+
+@pytest.mark.parametrize(
+    ("images", "size_bytes", "is_asked"),
+    [
+        ("parquet", 256 << 20, False),
+        ("parquet", (256 << 20) + 1, True),
+        ("parquet", None, True),
+        ("files", None, False),
+    ],
+)
+def test_workers_are_told_to_write_in_pieces_only_if_a_part_may_be_large(
+    s3_faults: FaultProxy,
+    faulty: Storage,
+    s3_folder: str,
+    tmp_path: Path,
+    images: str,
+    size_bytes: int | None,
+    is_asked: bool,
+) -> None:
+    """Twice the estimate counts. Of a job that goes on there is none, so its store is asked."""
+    s3_faults.orderly = True
+    rows = write_rows(tmp_path / "rows.parquet", [{"row_id": "a", "prompt": "x"}])
+    spec = job_spec(rows, tmp_path, output={"path": s3_folder, "images": images})
+    largest = None if size_bytes is None else LargestPart(rows=1, size_bytes=size_bytes)
+
+    plan = for_store(plan_for(spec), Output(faulty, s3_folder), largest)
+
+    assert plan.job.in_pieces == is_asked
+    assert bool(s3_faults.requests) == is_asked
