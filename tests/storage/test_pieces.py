@@ -16,7 +16,7 @@ import actors.storage.s3
 from actors.parts.commit import commit_part, takes_pieces
 from actors.storage.objects import Storage, StoredObject
 from actors.storage.output import Output
-from actors.storage.pieces import one_wins
+from actors.storage.pieces import DROP_WITHIN_S, one_wins
 from actors.storage.s3 import MAX_UPLOADS, S3Storage
 from actors.storage.s3_errors import PreconditionError
 from actors.storage.stores import open_storage
@@ -28,6 +28,7 @@ from tests.storage.test_commit import IDENTITY, part, row_of
 from tests.support.in_process import job_spec, plan_for, write_rows
 from tests.support.running import wait_until
 from tests.support.s3.fault_proxy import FaultKind, FaultProxy
+from tests.support.s3.quick_waits import QuickWaits
 
 PIECE_BYTES = 5 << 20
 """The smallest that stores take."""
@@ -200,8 +201,9 @@ def test_an_upload_that_fails_is_dropped(
     s3_faults: FaultProxy, s3_folder: str, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be paid for, and no listing of objects shows it."""
-    storage = S3Storage(timeout_s=5, deadline_s=2, in_pieces=True)
+    storage = S3Storage(timeout_s=30, deadline_s=60, in_pieces=True)
     s3_faults.inject("503", method="PUT", key="partNumber=2", count=1000)
+    QuickWaits(monkeypatch)
 
     with pytest.raises(StorageError, match="upload_part did not succeed"):
         storage.create(uri, LARGE, {})
@@ -244,15 +246,17 @@ def test_uploads_of_writers_that_are_gone_are_dropped(
 
 
 def test_a_store_that_lists_no_uploads_is_left_alone(
-    s3_faults: FaultProxy, large: Storage, s3_folder: str, monkeypatch: pytest.MonkeyPatch
+    s3_faults: FaultProxy, s3_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing depends on it, and nobody waits for it."""
-    monkeypatch.setattr(actors.storage.pieces, "DROP_WITHIN_S", 2)
     s3_faults.inject("503", method="GET", key="uploads", count=1000)
+    storage = S3Storage(timeout_s=30, deadline_s=900)
+    waits = QuickWaits(monkeypatch)
 
-    large.drop_unfinished(s3_folder)
+    storage.drop_unfinished(s3_folder)
 
-    assert s3_faults.injected["503"] >= 1
+    assert s3_faults.injected["503"] == len(waits.seconds) + 1
+    assert sum(waits.seconds) < DROP_WITHIN_S
 
 
 def test_old_temporary_files_are_dropped_from_a_disk(tmp_path: Path) -> None:
