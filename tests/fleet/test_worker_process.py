@@ -1,7 +1,9 @@
 """A worker's process told to end: what it finishes, what it gives back, and when it ends by itself."""
 
 import os
+import shutil
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from actors.checkpoints.checkpoint_folders import local_folder
 from actors.engine.engine import Generated
 from actors.rows.opened_rows import OpenedRow
 from actors.storage.stores import open_storage
@@ -139,6 +142,43 @@ def test_a_worker_is_told_what_the_driver_knows_of_the_store(
 
         assert storage.takes_pieces(f"{s3_folder}/probe") == in_pieces
     assert s3_faults.count("POST") == 0
+
+
+@pytest.mark.parametrize("change", ["changed", "missing", "new", "no folder"])
+def test_a_worker_whose_checkpoint_is_not_the_drivers_does_not_start(
+    plan: Plan, start: Start, tmp_path: Path, change: str
+) -> None:
+    """The same path on another machine may be another copy, under the same fingerprint."""
+    name, card = next(iter(plan.job.models.items()))
+    copy = tmp_path / "copy"
+    folder = local_folder(plan.job.checkpoints[name])
+    assert folder is not None
+    shutil.copytree(folder, copy)
+    job = replace(plan.job, models={**plan.job.models, name: replace(card, checkpoint=str(copy))})
+    made_ready(start(job))
+    file = copy / "unet" / "config.json"
+    if change == "changed":
+        file.write_bytes(file.read_bytes() + b" ")
+    elif change == "missing":
+        file.unlink()
+    elif change == "new":
+        (file := copy / "unet" / "more.json").touch()
+    else:
+        shutil.rmtree(file := copy)
+
+    with pytest.raises(SpecError, match=f"{file} .*on {socket.gethostname()}") as refused:
+        start(job).ready()
+
+    assert name in str(refused.value)
+
+
+def test_a_worker_builds_a_demo_that_its_machine_lacks(plan: Plan, start: Start) -> None:
+    """A demo is not a copy of the driver's, and nothing of it is compared."""
+    name, card = next(iter(plan.job.models.items()))
+    assert card.checkpoint.startswith("demo:")
+    models = {**plan.job.models, name: replace(card, files={"unet/config.json": "0"})}
+
+    made_ready(start(replace(plan.job, models=models)))
 
 
 def made_ready(process: WorkerProcess) -> WorkerProcess:
