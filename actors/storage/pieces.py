@@ -171,4 +171,4 @@ def drop_all(request: Request, uri: str, bucket: str, prefix: str) -> None:
             arguments["KeyMarker"] = page["NextKeyMarker"]
             arguments["UploadIdMarker"] = page["NextUploadIdMarker"]
     except (DarkroomError, FileNotFoundError) as error:
-        logger.warning("unfinished uploads were not looked for: %s", error)
+        logger.info("unfinished uploads were not looked for: %s", error)

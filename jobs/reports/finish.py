@@ -8,7 +8,14 @@ from jobs.reports.contact_sheet import write_report
 from jobs.reports.manifest import write_manifest
 from jobs.reports.summary import read_summary, write_summary
 from schemas.errors import StorageError
-from schemas.output_layout import DATASET_CARD, PARTS_FOLDER, PARTS_PATTERN, SUCCESS
+from schemas.output_layout import (
+    DATASET_CARD,
+    IMAGES_FOLDER,
+    OWN_FOLDER,
+    PARTS_FOLDER,
+    PARTS_PATTERN,
+    SUCCESS,
+)
 from schemas.wording.amounts import counted
 
 
@@ -26,7 +33,8 @@ def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
             "cluster shares, or an s3:// URI"
         )
     # Whoever still writes a part does it in vain.
-    output.storage.drop_unfinished(output.path)
+    for folder in (PARTS_FOLDER, IMAGES_FOLDER, OWN_FOLDER):
+        output.storage.drop_unfinished(output.uri(folder))
     totals = totals_of(output, parts)
     write_summary(output, record, totals, figures)
     write_manifest(output, record.num_shards)

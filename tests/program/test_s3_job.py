@@ -36,9 +36,10 @@ def mixed_input(store: Storage, tmp_path_factory: pytest.TempPathFactory) -> str
 def on_s3(
     store: Storage, s3_only: dict[str, str], mixed_input: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Finished:
-    """A job from S3 to s3://out/mixed, where an upload of a writer that was killed stays."""
+    """A job from S3 to s3://out/mixed, where uploads of a killed writer and of somebody else stay."""
     assert isinstance(store, S3Storage)
     store._call("create_multipart_upload", "s3://out", {"Bucket": "out", "Key": "mixed/data/part"})
+    store._call("create_multipart_upload", "s3://out", {"Bucket": "out", "Key": "mixed/other/file"})
     spec = write_spec(
         tmp_path_factory.mktemp("spec") / "job.yaml", mixed_input, "s3://out/mixed", workers={"num": 1}
     )
@@ -55,7 +56,7 @@ def test_a_job_reads_its_rows_and_images_from_s3_and_writes_there(
 
     assert isinstance(store, S3Storage)
     uploads = store._call("list_multipart_uploads", "s3://out", {"Bucket": "out", "Prefix": "mixed/"})
-    assert "Uploads" not in uploads
+    assert [upload["Key"] for upload in uploads["Uploads"]] == ["mixed/other/file"]
     verified = darkroom("verify", "s3://out/mixed", **s3_only)
     status = darkroom("status", "s3://out/mixed", **s3_only)
 
