@@ -106,7 +106,7 @@ class ShardRun:
         stored = output.storage.stat(uri)
         if stored is None:
             raise RefusedError(f"{uri}, of which rows are to be generated again, is gone")
-        return _CommittedPart(etag=stored.etag, data=output.storage.read(uri))
+        return _CommittedPart(uri=uri, etag=stored.etag)
 
     def _read_rows(self, replaced: "_CommittedPart | None") -> list[OpenedRow]:
         """The rows that are to be generated, with their images opened; every row gets its outcome."""
@@ -115,7 +115,9 @@ class ShardRun:
         self._resources.pulse.beat()
         if replaced:
             keep = self._job.columns.keep
-            self._unchanged = unchanged_records(replaced.data, rows, shard.again or (), keep)
+            # Where it is another part by now, it will not be replaced.
+            with self._resources.output.storage.open(replaced.uri) as part:
+                self._unchanged = unchanged_records(part, rows, shard.again or (), keep)
         first, end = shard.rehearse or (0, shard.num_rows)
         self._outcomes = [
             RowOutcome(row, problem=row.problem or _known_problem(row, shard)) for row in rows[first:end]
@@ -283,8 +285,8 @@ def _known_problem(row: Row, shard: Shard) -> RowError | None:
 class _CommittedPart:
     """A stored part, some rows of which are generated again."""
 
+    uri: str
     etag: str
-    data: bytes
 
 
 class _ShardProgress:

@@ -14,7 +14,7 @@ from actors.parts.part import job_footer
 from actors.rows.shard_reader import ShardReader
 from actors.shard_run import Pulse, Resources, ShardRun
 from actors.storage.output import Output
-from actors.storage.retries import long_wait
+from actors.storage.retries import long_wait, num_answers
 from actors.storage.stores import Stores
 from schemas.job import Job, Shard, ShardReport, WorkerProgress
 
@@ -54,7 +54,7 @@ class Worker:
         resources = self._resources
         return WorkerProgress(
             unfinished={index: run.progress.snapshot() for index, run in [*self._runs.items()]},
-            heartbeats=resources.pulse.heartbeats + resources.engine.heartbeats,
+            heartbeats=resources.pulse.heartbeats + resources.engine.heartbeats + num_answers(),
             leaving=resources.pulse.leaving,
             waits_for=long_wait(),
         )

@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from importlib import import_module
 from typing import Any
 
+from actors.checkpoints.model_cards import refuse_other_files
 from actors.storage.output import Output, open_output
 from actors.storage.stores import Stores
 from actors.worker import Worker
@@ -54,7 +55,7 @@ class WorkerProcess:
         signal.signal(signal.SIGTERM, self._leave)
 
     def ready(self) -> bool:
-        """True once the worker is built; SpecError where it does not see the driver's output."""
+        """True once the worker is built; SpecError where it does not see the driver's output or files."""
         self._worker = self._build_worker()
         if self._leaving:
             raise ReclaimedError("asked to end before it was ready")
@@ -87,7 +88,13 @@ class WorkerProcess:
         return self._worker
 
     def _build_worker(self) -> Worker:
-        output = open_output(self._job.spec.output.path, deadline_s=self._job.spec.errors.storage_deadline_s)
+        output = open_output(
+            self._job.spec.output.path,
+            deadline_s=self._job.spec.errors.storage_deadline_s,
+            in_pieces=self._job.in_pieces,
+        )
+        for name, card in self._job.models.items():
+            refuse_other_files(name, card)
         worker = build_worker(self._job, output, num_cpus=self._num_cpus, engine=self._engine)
         if not output.has(JOB_RECORD):
             raise SpecError(

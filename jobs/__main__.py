@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from actors.storage.file_hashes import tell_of_hashing
 from jobs.signals import Interrupted
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec.spec_file import load_spec
@@ -217,7 +218,9 @@ def console() -> Console:
     """The console that commands print to: as wide as the terminal, or 140 columns for a log."""
     width = None if Console().is_terminal else 140
     # Without markup, names and paths with brackets are printed unchanged.
-    return Console(width=width, markup=False, highlight=False)
+    out = Console(width=width, markup=False, highlight=False)
+    tell_of_hashing(lambda line: out.print(escaped(line), soft_wrap=True))
+    return out
 
 
 def _bounded(message: str) -> str:

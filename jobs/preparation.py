@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import pyarrow as pa
 from rich.console import Console
@@ -11,13 +12,13 @@ from rich.console import Console
 from actors.inputs.footers import FooterReader
 from actors.parts.commit import probe
 from actors.storage.output import Output, open_output
+from jobs.output.capacity import bytes_to_come, refuse_full_disk, refuse_large_parts
 from jobs.output.content_hashes import with_hashes
-from jobs.output.disk_space import bytes_to_come, refuse_full_disk
 from jobs.output.job_record import JobRecord, claim, read_record
 from jobs.output.lease import Lease
 from jobs.output.parts import list_parts
 from jobs.output.resumption import find_recorded, plan_of, survey_of
-from jobs.planning.plan import Plan, expected_bytes
+from jobs.planning.plan import LargestPart, Plan, expected_bytes, largest_part
 from jobs.planning.plan_text import check_rows, print_notes, print_plan, refuse_hopeless
 from jobs.planning.row_scan import MAX_EXAMPLES
 from jobs.reports.success import unfinish
@@ -39,6 +40,15 @@ class _NewRows:
     """The survey of their files alone."""
     earlier: tuple[SurveyedFile, ...] = ()
     """The files that the record has."""
+
+
+class Prepared(NamedTuple):
+    """A job that can be run."""
+
+    plan: Plan
+    record: JobRecord
+    largest: LargestPart | None
+    """An estimate of its largest part; None for a job that has begun before."""
 
 
 def show_plan(
@@ -79,34 +89,44 @@ def show_plan(
 
 def prepare(
     surveyed: Survey, record: JobRecord | None, output: Output, console: Console, *, extend: bool = False
-) -> tuple[Plan, JobRecord]:
-    """The output's recorded plan and its record, which is written first if the output has none.
+) -> Prepared:
+    """The plan and the record of a job; rows that have none are recorded first.
 
-    `extend`: new files of the input are recorded too. RefusedError where this spec or input is not the
-    recorded one, or another driver is at work on an output that is to be extended.
+    These are all rows of a job that has not begun and, if it is to `extend`, those of the input's new files.
+    RefusedError where this spec or input is not the recorded one, or another driver is at work on an output
+    that is to be extended.
     """
+    largest = None
     if record is None:
-        record = _record(_NewRows(survey=surveyed), record, output, console)
+        record, largest = _record(_NewRows(survey=surveyed), record, output, console)
     elif extend and (new := _added_rows(surveyed, record, output)):
-        record = _record(new, record, output, console)
+        record, _ = _record(new, record, output, console)
     elif extend:
         console.print("the input has no files that are new to the job")
-    return plan_of(record, surveyed, output.path), record
+    return Prepared(plan_of(record, surveyed, output.path), record, largest)
 
 
-def _record(new: _NewRows, record: JobRecord | None, output: Output, console: Console) -> JobRecord:
-    """The record of the output, with the new rows; SpecError where they should not be generated."""
+def _record(
+    new: _NewRows, record: JobRecord | None, output: Output, console: Console
+) -> tuple[JobRecord, LargestPart]:
+    """The record of the output with the new rows, and an estimate of the largest part that they become.
+
+    SpecError where they should not be generated.
+    """
     plan, findings = check_rows(new.survey, console, earlier=new.earlier)
     refuse_hopeless(new.survey, findings)
     refuse_full_disk(output.path, expected_bytes(findings, plan.job))
-    plan = with_hashes(plan)
     if record is None:
         probe(output)
-        return claim(output, plan, findings)
+    largest = largest_part(findings, plan.job)
+    refuse_large_parts(output, largest)
+    plan = with_hashes(plan)
+    if record is None:
+        return claim(output, plan, findings), largest
     with Lease(output):
         # No report is to be believed that is older than the new rows.
         unfinish(output)
-        return claim(output, plan, findings, record)
+        return claim(output, plan, findings, record), largest
 
 
 def _added_rows(surveyed: Survey, record: JobRecord, output: Output) -> _NewRows | None:

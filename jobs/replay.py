@@ -125,9 +125,22 @@ def _find_in(output: Output, part: PartFile, row_id: str) -> StoredRow | None:
             part=part,
             schema=schema,
             position=sum(begins[:first]),
-            records=file.read().slice(first, ids.count(row_id)).to_pylist(),
+            records=_records(file, first, first + ids.count(row_id)),
             left_out=frozenset(i for i, code in enumerate(codes) if code == "worker_crash"),
         )
+
+
+def _records(file: pq.ParquetFile, start: int, stop: int) -> list[Record]:
+    """The records `start` to `stop` of a part, of which no other row groups are read."""
+    records: list[Record] = []
+    first = 0
+    for group in range(file.num_row_groups):
+        end = first + file.metadata.row_group(group).num_rows
+        if first < stop and start < end:
+            offset = max(start - first, 0)
+            records += file.read_row_group(group).slice(offset, stop - first - offset).to_pylist()
+        first = end
+    return records
 
 
 def _job_of(plan: Plan, stored: StoredRow) -> Job:

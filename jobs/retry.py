@@ -10,6 +10,7 @@ from actors.worker_process import ENGINE
 from jobs.dispatch.dispatcher import Dispatcher
 from jobs.fleet.cluster import with_output_settled
 from jobs.fleet.shard_loop import RunWatch, generate_shards
+from jobs.output.capacity import for_store
 from jobs.output.job_record import require_record
 from jobs.output.lease import Lease
 from jobs.output.part_footers import read_footers
@@ -54,7 +55,8 @@ def retry_job(
                     console.print(
                         f"retrying {counted(num_rows, 'failed row')} of {counted(sum(chosen), 'part')}"
                     )
-                    generate_shards(plan, dispatcher, RunWatch(tally=tally, lease=lease), console, engine)
+                    watch = RunWatch(tally=tally, lease=lease)
+                    generate_shards(for_store(plan, output), dispatcher, watch, console, engine)
                 # A retry replaces parts and adds none, so a part that was missing is still missing.
                 if parts.are_all:
                     lease.confirm(tally)

@@ -8,7 +8,7 @@ from jobs.dispatch.dispatcher import Dispatcher
 from jobs.fleet.budget import Budget
 from jobs.fleet.cluster import with_output_settled
 from jobs.fleet.shard_loop import RunWatch, generate_shards
-from jobs.output.disk_space import bytes_to_come, refuse_full_disk
+from jobs.output.capacity import bytes_to_come, for_store, refuse_full_disk
 from jobs.output.job_record import read_record
 from jobs.output.lease import Lease
 from jobs.output.parts import Parts, list_parts, output_totals, still_missing
@@ -37,12 +37,14 @@ def run_job(spec: JobSpec, console: Console, *, extend: bool = False, engine: st
         record = read_record(output)
         surveyed = survey_of(spec, record)
         print_notes(surveyed, console)
-        plan, record = prepare(surveyed, record, output, console, extend=extend)
+        plan, record, largest = prepare(surveyed, record, output, console, extend=extend)
         parts = list_parts(output, record.shard_names)
         if parts.are_all and (reported := reported_totals(output, record, parts)):
             return RunResult(output=output.path, totals=reported)
         with Lease(output) as lease:
             unfinish(output)
+            if not parts.are_all:
+                plan = for_store(plan, output, largest)
             tally, abandoned = _generate_missing(plan, output, parts, lease, console, engine)
             abandoned = still_missing(abandoned, output, record.shard_names)
             if abandoned:

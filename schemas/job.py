@@ -49,6 +49,8 @@ class Job:
     columns: ColumnMap
     schema: bytes
     """The output's Arrow schema, serialised."""
+    in_pieces: bool = False
+    """Whether the output's store takes large parts in pieces, as the driver has found out."""
 
     @property
     def checkpoints(self) -> dict[str, ModelSpec]:

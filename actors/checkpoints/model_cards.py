@@ -7,6 +7,7 @@ by its name.
 import hashlib
 import json
 import re
+import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -237,6 +238,31 @@ def _hashes(name: str, folder: Path) -> dict[str, str]:
             "permissions and the disk"
         ) from error
     return dict(sorted(zip(names, hashes, strict=True)))
+
+
+def refuse_other_files(name: str, card: ModelCard) -> None:
+    """Raise SpecError if the checkpoint's folder on this machine has other files than the card's.
+
+    A folder of the same path on another machine can be another copy, which makes other images. Nothing is
+    compared of a checkpoint on the Hub, whose commit is fixed, or of a demo, which each machine builds.
+    """
+    if not card.files or not is_folder_name(card.checkpoint):
+        return
+    folder, host = Path(card.checkpoint), socket.gethostname()
+    try:
+        present = _hashes(name, folder)
+    except (OSError, ValueError) as error:
+        raise SpecError(
+            f"models.{name}.checkpoint: {folder} cannot be read on {host} ({error}); every machine needs a "
+            "copy of the driver's folder, or a folder that they share"
+        ) from error
+    for file in sorted(card.files.keys() | present.keys()):
+        if card.files.get(file) != present.get(file):
+            difference = "is missing" if file not in present else "is not the driver's"
+            raise SpecError(
+                f"models.{name}.checkpoint: {folder / file} on {host} {difference}: images of this machine "
+                "would differ; copy the driver's folder to every machine, or use a folder that they share"
+            )
 
 
 def _digest(hashes: Mapping[str, str]) -> str:

@@ -136,6 +136,11 @@ def probe(output: Output) -> None:
         )
 
 
+def takes_pieces(output: Output) -> bool:
+    """Whether a part of any size can be committed here. The store is asked once, in a few requests."""
+    return output.storage.takes_pieces(output.uri(f"{OWN_FOLDER}/probe-{uuid.uuid4().hex}"))
+
+
 _STORES = (
     "Stores that work: AWS S3, Cloudflare R2, MinIO, SeaweedFS and local disks; `rclone serve s3` and others "
     "that ignore the headers do not"

@@ -1,8 +1,7 @@
 """The rows of a part that stay as they are when `darkroom retry` generates others again."""
 
-import io
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,18 +13,13 @@ from schemas.wording.amounts import counted
 
 
 def unchanged_records(
-    part: bytes, rows: Sequence[Row], retried_codes: Collection[str], kept_columns: Collection[str]
+    part: BinaryIO, rows: Sequence[Row], retried_codes: Collection[str], kept_columns: Collection[str]
 ) -> Mapping[int, list[Record]]:
     """The records of rows that stay, by position in the shard; RefusedError if the part has other rows.
 
     All rows stay except those that failed with one of `retried_codes`. If this is empty, every code counts.
     """
-    table = pq.ParquetFile(io.BytesIO(part), page_checksum_verification=True).read()
-    columns = [
-        _slices(column) if name in kept_columns else column.to_pylist()
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    ]
-    records = [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
+    records = [*_records(part, kept_columns)]
     unchanged: dict[int, list[Record]] = {}
     start = 0
     for row in rows:
@@ -39,6 +33,19 @@ def unchanged_records(
     if start != len(records):
         raise RefusedError(f"the part has {counted(len(records) - start, 'more row')} than its shard")
     return unchanged
+
+
+def _records(part: BinaryIO, kept_columns: Collection[str]) -> Iterator[Record]:
+    """The records of a part, of which one row group at a time is in memory a second time."""
+    with pq.ParquetFile(part, page_checksum_verification=True) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            columns = [
+                _slices(column) if name in kept_columns else column.to_pylist()
+                for name, column in zip(table.column_names, table.columns, strict=True)
+            ]
+            for values in zip(*columns, strict=True):
+                yield dict(zip(table.column_names, values, strict=True))
 
 
 def _slices(column: pa.ChunkedArray) -> list[Any]:

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import stat
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ from actors.storage.file_hashes import sha256_of
 from actors.storage.objects import Buffer, ListedObject, StoredObject, Tail, refuse_larger
 from schemas.errors import DarkroomError, RefusedError, SpecError, StorageError
 
+UNFINISHED_S = 3600.0
+"""The age, in seconds, from which a temporary file is nobody's."""
 _ETAG_SAMPLE_BYTES = 64 * 1024
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """Errors of a path that leads to nothing."""
@@ -138,6 +141,15 @@ class LocalStorage:
         with _converted_errors(uri), suppress(FileNotFoundError):
             os.unlink(uri)
             _sync_folder(uri)
+
+    def takes_pieces(self, uri: str) -> bool:
+        return True
+
+    def drop_unfinished(self, folder: str) -> None:
+        with suppress(OSError), os.scandir(self._temp_dir) as entries:
+            for entry in entries:
+                if time.time() - entry.stat().st_mtime > UNFINISHED_S:
+                    os.unlink(entry)
 
     @contextmanager
     def _written(self, data: Buffer) -> Iterator[str]:

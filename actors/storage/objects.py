@@ -10,6 +10,14 @@ from typing import BinaryIO, Protocol
 
 from schemas.errors import RefusedError
 
+MAX_PUT_BYTES = 5 * 2**30
+"""The size of the largest object that S3 takes in one request."""
+IN_PIECES_FROM_BYTES = 512 * 2**20
+"""The size from which an object is uploaded to S3 in pieces, if the store can be trusted with that.
+
+One request for more could not often be repeated before the deadline.
+"""
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -99,6 +107,19 @@ class Storage(Protocol):
 
     def delete(self, uri: str) -> None:
         """Remove the object if there is one."""
+
+    def takes_pieces(self, uri: str) -> bool:
+        """Whether an object of any size can be written, under the same conditions as a small one.
+
+        Where only the store can tell, it is asked once, with an object that nobody else has, at `uri`; then
+        large objects are uploaded in pieces.
+        """
+
+    def drop_unfinished(self, folder: str) -> None:
+        """Remove what writes below a folder that were interrupted have left, as far as possible.
+
+        Nobody may be writing there, except what may also be lost.
+        """
 
 
 def refuse_larger(uri: str, size_bytes: int, max_bytes: int | None) -> None:

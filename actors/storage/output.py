@@ -37,10 +37,10 @@ class Output:
         return self.storage.stat(self.uri(name)) is not None
 
 
-def open_output(path: str, *, deadline_s: float = 900.0) -> Output:
+def open_output(path: str, *, deadline_s: float = 900.0, in_pieces: bool | None = None) -> Output:
     """The output at a path from a spec or a command line; SpecError where the path cannot be used.
 
-    `deadline_s`: how long requests are repeated, in seconds.
+    `deadline_s`: how long requests are repeated, in seconds. `in_pieces`: as for `open_storage`.
     """
     folder = normalise(path)
-    return Output(open_storage(folder, deadline_s=deadline_s), folder)
+    return Output(open_storage(folder, deadline_s=deadline_s, in_pieces=in_pieces), folder)

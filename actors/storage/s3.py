@@ -7,33 +7,45 @@ commit into various OSErrors, and waits for ever for a server that stops reading
 
 import asyncio
 import io
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, unquote
 
 import s3fs
 
-from actors.storage.objects import Buffer, ListedObject, StoredObject, Tail, refuse_larger
+from actors.storage.objects import (
+    IN_PIECES_FROM_BYTES,
+    MAX_PUT_BYTES,
+    Buffer,
+    ListedObject,
+    StoredObject,
+    Tail,
+    refuse_larger,
+)
+from actors.storage.pieces import HASTY_STORES, drop_all, one_wins, uploaded
 from actors.storage.retries import repeat
 from actors.storage.s3_errors import (
     FOREIGN_ERRORS,
+    ChangedError,
     EmptyRangeError,
     PreconditionError,
+    UploadGoneError,
     converted_error,
     trouble_of,
 )
 from actors.storage.uris import S3_SCHEME
-from schemas.errors import SpecError, StorageError
+from schemas.errors import DarkroomError, SpecError, StorageError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-MAX_PUT_BYTES = 5 * 2**30
-"""S3's limit for one PUT. A part is never a multipart upload, because some stores ignore the condition on its
-last step."""
+logger = logging.getLogger(__name__)
+
 SLOWEST_UPLOAD_BYTES_PER_S = 4 * 2**20
 """One try of an upload may take `timeout_s`, and the time that its bytes need at this rate."""
 BLOCK_BYTES = 4 * 2**20
@@ -43,18 +55,24 @@ TAIL_BYTES = 64 * 2**10
 CACHED_BLOCKS = 8
 """The most blocks that an open file has in memory. Parquet readers jump between a few columns."""
 MAX_RANGE_BYTES = 32 * 2**20
-"""The longest ranged GET, so that one try of it needs less than `timeout_s`."""
+"""The longest reply that is read, so that one try of it needs less than `timeout_s`."""
+MAX_CHANGES = 10
+"""How often an object may change while it is read as a whole."""
 
 MAX_WRONG_ANSWERS = 10
 """How often a store may wrongly say that the condition of a write is not met."""
+MAX_UPLOADS = 3
+"""How often the pieces of an object are uploaded, if the store loses them."""
 
 
 class S3Storage:
     """Objects in buckets. Every request is repeated until it is answered or `deadline_s` has passed."""
 
-    def __init__(self, *, timeout_s: float, deadline_s: float) -> None:
+    def __init__(self, *, timeout_s: float, deadline_s: float, in_pieces: bool | None = None) -> None:
+        """`in_pieces`: what `takes_pieces` has found out about the store, or None."""
         self._timeout_s = timeout_s
         self._deadline_s = deadline_s
+        self._in_pieces = in_pieces
         self._fs: Any = s3fs.S3FileSystem(
             skip_instance_cache=True,
             use_listings_cache=False,
@@ -75,7 +93,7 @@ class S3Storage:
 
     def _list_pages(self, folder: str) -> Iterator[StoredObject]:
         bucket, key = _split(folder)
-        arguments = {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/" if key else ""}
+        arguments = {"Bucket": bucket, "Prefix": _prefix(key)}
         while True:
             page = self._call("list_objects_v2", folder, arguments)
             for entry in page.get("Contents", []):
@@ -102,7 +120,20 @@ class S3Storage:
         return io.BufferedReader(S3File(self, stored), buffer_size=64 * 1024)
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
-        return bytes(self._call("get_object", uri, _address(uri), max_bytes=max_bytes)["Body"])
+        for _ in range(MAX_CHANGES):
+            reply = self._call("get_object", uri, _address(uri))
+            stored = _stored_object(uri, int(reply["ContentLength"]), reply.get("ETag", ""))
+            refuse_larger(uri, stored.size_bytes, max_bytes)
+            if reply["Body"] is not None:
+                return bytes(reply["Body"])
+            with suppress(ChangedError):
+                return b"".join(self._ranges(stored))
+        raise StorageError(f"{uri}: changed {MAX_CHANGES} times while it was being read")
+
+    def _ranges(self, stored: StoredObject) -> Iterator[bytes]:
+        """All bytes of an object in order, as long as it is the one that `stored` describes."""
+        for start in range(0, stored.size_bytes, MAX_RANGE_BYTES):
+            yield self.read_range(stored, start, min(start + MAX_RANGE_BYTES, stored.size_bytes))
 
     def read_tail(self, uri: str, num_bytes: int) -> Tail:
         try:
@@ -111,13 +142,13 @@ class S3Storage:
             return Tail(data=b"", size_bytes=0)
         # A store that knows no ranges sends the whole object.
         size_bytes = int(reply.get("ContentRange", "").rpartition("/")[2] or reply["ContentLength"])
-        data = bytes(reply["Body"])[-num_bytes:]
+        data = _body(uri, reply)[-num_bytes:]
         if len(data) != min(num_bytes, size_bytes):
             raise StorageError(f"{uri}: asked for the last {num_bytes} bytes, got {len(data)} bytes")
         return Tail(data=data, size_bytes=size_bytes)
 
     def read_range(self, stored: StoredObject, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop` of an object; StorageError if it has changed since `stored` was made."""
+        """Bytes `start` to `stop` of an object; ChangedError if it has changed since `stored` was made."""
         arguments = {
             **_address(stored.uri),
             "Range": f"bytes={start}-{stop - 1}",
@@ -125,11 +156,12 @@ class S3Storage:
         }
         try:
             reply = self._call("get_object", stored.uri, arguments)
-        except PreconditionError as error:
-            raise StorageError(
-                f"{stored.uri}: changed while it was being read; inputs must not change"
-            ) from error
-        body = bytes(reply["Body"])
+        except (PreconditionError, EmptyRangeError) as error:
+            raise ChangedError(stored.uri) from error
+        # Some stores do not look at the condition of a read.
+        if reply.get("ETag", "").strip('"') not in ("", stored.etag):
+            raise ChangedError(stored.uri)
+        body = _body(stored.uri, reply)
         if len(body) != stop - start:
             raise StorageError(f"{stored.uri}: asked for bytes {start} to {stop}, got {len(body)} bytes")
         return body
@@ -145,20 +177,83 @@ class S3Storage:
 
         The condition: the present object has this etag or, for None, there is no object.
         """
-        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
+        size = memoryview(data).nbytes
+        if size > IN_PIECES_FROM_BYTES and self._in_pieces:
+            return self._upload_if(uri, data, metadata, etag)
+        if size > MAX_PUT_BYTES:
+            raise SpecError(
+                f"{uri}: the part has {size / 2**30:.1f} GiB, and this store takes at most "
+                f"{MAX_PUT_BYTES / 2**30:.0f} GiB, because it cannot be trusted with a conditional upload in "
+                "pieces; lower batching.shard_rows"
+            )
+        return self._write_if(uri, partial(self._put, uri, data, Metadata=_ascii(metadata)), etag)
+
+    def _upload_if(self, uri: str, data: Buffer, metadata: Mapping[str, str], etag: str | None) -> bool:
+        """What `_put_if` does, in pieces."""
+        for _ in range(MAX_UPLOADS):
+            with (
+                suppress(UploadGoneError),
+                uploaded(self._call, uri, _address(uri), data, _ascii(metadata)) as complete,
+            ):
+                return self._write_if(uri, complete, etag)
+            if not self._has_etag(uri, etag):
+                return False  # An upload is gone, too, after it was completed and the reply lost.
+        raise StorageError(f"{uri}: its pieces were lost {MAX_UPLOADS} times before they could be joined")
+
+    def _write_if(self, uri: str, write: Callable[..., None], etag: str | None) -> bool:
+        """Whether `write`, which is called with the condition that `_put_if` describes, has done it."""
         for _ in range(MAX_WRONG_ANSWERS):
             try:
-                self._put(uri, data, Metadata=_ascii(metadata), **condition)
+                write(**_condition(etag))
                 return True
             except (PreconditionError, FileNotFoundError):
-                stored = self.stat(uri)
                 # A gateway or a stale copy can answer wrongly: the answer counts only if `stat` confirms it.
-                if (stored and stored.etag) != etag:
+                if not self._has_etag(uri, etag):
                     return False
         raise StorageError(
             f"{uri}: the store refused {MAX_WRONG_ANSWERS} times to write it because it exists already or "
             "has changed (412), which is not true"
         )
+
+    def _has_etag(self, uri: str, etag: str | None) -> bool:
+        """Whether the object has this etag or, for None, does not exist."""
+        stored = self.stat(uri)
+        return (stored and stored.etag) == etag
+
+    def takes_pieces(self, uri: str) -> bool:
+        if self._in_pieces is None:
+            try:
+                try:
+                    self._in_pieces = self._keeps_conditions(uri)
+                finally:
+                    self.delete(uri)
+            except (DarkroomError, FileNotFoundError, UploadGoneError) as error:
+                logger.warning("objects are not uploaded in pieces: %s", error)
+                self._in_pieces = False
+        return self._in_pieces
+
+    def _keeps_conditions(self, uri: str) -> bool:
+        """Whether the store completes no upload whose condition is not met; `uri` is a new name."""
+        first, second = b"first", b"second"
+        self.create(uri, first, {})
+        headers = self._head(uri)["ResponseMetadata"]["HTTPHeaders"]
+        if headers.get("server", "").startswith(HASTY_STORES):
+            return False
+        for untrue in (_condition(None), _condition("0" * 32)):
+            with uploaded(self._call, uri, _address(uri), second, {}) as complete:
+                try:
+                    complete(**untrue)
+                except PreconditionError:
+                    continue
+                return False
+        if self.read(uri) != first:
+            return False
+        self.delete(uri)
+        return one_wins(self._call, uri, _address(uri))
+
+    def drop_unfinished(self, folder: str) -> None:
+        bucket, key = _split(folder)
+        drop_all(self._call, folder, bucket, _prefix(key))
 
     def metadata(self, uri: str) -> dict[str, str]:
         return {name.lower(): unquote(value) for name, value in self._head(uri).get("Metadata", {}).items()}
@@ -174,16 +269,8 @@ class S3Storage:
         return self._call("head_object", uri, _address(uri))
 
     def _put(self, uri: str, data: Buffer, **headers: Any) -> None:
-        size = memoryview(data).nbytes
-        if size > MAX_PUT_BYTES:
-            raise SpecError(
-                f"{uri}: the part has {size / 2**30:.1f} GiB, and S3 accepts at most "
-                f"{MAX_PUT_BYTES / 2**30:.0f} GiB in the one request that commits it; "
-                "lower batching.shard_rows"
-            )
         body = data if isinstance(data, bytes) else bytes(data)
-        timeout_s = self._timeout_s + size / SLOWEST_UPLOAD_BYTES_PER_S
-        self._call("put_object", uri, {**_address(uri), "Body": body, **headers}, timeout_s=timeout_s)
+        self._call("put_object", uri, {**_address(uri), "Body": body, **headers}, num_bytes=len(body))
 
     def _call(
         self,
@@ -191,25 +278,27 @@ class S3Storage:
         uri: str,
         arguments: Mapping[str, Any],
         *,
-        timeout_s: float | None = None,
-        max_bytes: int | None = None,
+        num_bytes: int = 0,
+        deadline_s: float | None = None,
     ) -> dict[str, Any]:
-        """The reply to a request, after as many tries as it takes.
+        """The reply to a request, after as many tries as it takes; a body that is too long is None.
 
-        FileNotFoundError where the object does not exist, PreconditionError for a 412, RefusedError for a
-        body of more than `max_bytes`; StorageError at the deadline, or at once if another try cannot help.
+        FileNotFoundError where the object does not exist, PreconditionError for a 412, UploadGoneError for
+        an upload that has to be begun again; StorageError at the deadline, or at once if another try cannot
+        help.
         """
-        deadline = time.monotonic() + self._deadline_s
+        deadline_s = min(deadline_s or self._deadline_s, self._deadline_s)
+        deadline = time.monotonic() + deadline_s
+        timeout_s = self._timeout_s + num_bytes / SLOWEST_UPLOAD_BYTES_PER_S
 
         def try_once() -> dict[str, Any]:
             left_s = max(0.001, deadline - time.monotonic())
-            request = self._request(operation, uri, arguments, max_bytes)
-            return self._try(request, min(timeout_s or self._timeout_s, left_s))
+            return self._try(self._request(operation, arguments), min(timeout_s, left_s))
 
         try:
-            return repeat(try_once, f"{operation} {uri}", trouble_of=trouble_of, deadline_s=self._deadline_s)
+            return repeat(try_once, f"{operation} {uri}", trouble_of=trouble_of, deadline_s=deadline_s)
         except FOREIGN_ERRORS as error:
-            raise converted_error(operation, uri, error, self._deadline_s) from error
+            raise converted_error(operation, uri, error, deadline_s) from error
 
     def _try(self, request: Coroutine[Any, Any, dict[str, Any]], timeout_s: float) -> dict[str, Any]:
         future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(request, timeout_s), self._fs.loop)
@@ -219,15 +308,13 @@ class S3Storage:
             # After an interrupt the request would otherwise go on.
             future.cancel()
 
-    async def _request(
-        self, operation: str, uri: str, arguments: Mapping[str, Any], max_bytes: int | None
-    ) -> dict[str, Any]:
+    async def _request(self, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         client = await self._fs.set_session()
         reply: dict[str, Any] = await getattr(client, operation)(**arguments)
         if "Body" in reply:
             async with reply["Body"] as body:
-                refuse_larger(uri, int(reply["ContentLength"]), max_bytes)
-                reply["Body"] = await body.read()
+                is_short = int(reply["ContentLength"]) <= MAX_RANGE_BYTES
+                reply["Body"] = await body.read() if is_short else None
         return reply
 
 
@@ -292,6 +379,26 @@ def _split(uri: str) -> tuple[str, str]:
     """(bucket, key) of a URI."""
     bucket, _, key = uri.removeprefix(S3_SCHEME).partition("/")
     return bucket, key
+
+
+def _prefix(key: str) -> str:
+    """How the keys of all objects below a folder begin."""
+    return f"{key.rstrip('/')}/" if key else ""
+
+
+def _condition(etag: str | None) -> dict[str, str]:
+    """The condition that the object has this etag or, for None, does not exist."""
+    return {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
+
+
+def _body(uri: str, reply: Mapping[str, Any]) -> bytes:
+    """The body of a reply; StorageError where it was too long to be read, as from a store without ranges."""
+    if reply["Body"] is None:
+        raise StorageError(
+            f"{uri}: asked for a range of at most {MAX_RANGE_BYTES:,} bytes, and the store answered with "
+            f"{int(reply['ContentLength']):,} bytes"
+        )
+    return bytes(reply["Body"])
 
 
 def _address(uri: str) -> dict[str, str]:

@@ -53,8 +53,19 @@ class PreconditionError(Exception):
     """The store answered 412: the object is not in the state that the request requires."""
 
 
+class UploadGoneError(Exception):
+    """An upload in pieces does not exist any more, or has to be begun again."""
+
+
 class EmptyRangeError(StorageError):
     """The store answered 416: the object has none of the bytes that the request asks for."""
+
+
+class ChangedError(StorageError):
+    """An object is another one than when its reader began."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(f"{uri}: changed while it was being read; inputs must not change")
 
 
 def _status(error: BaseException) -> tuple[int, str]:
@@ -71,7 +82,17 @@ def is_transient(error: BaseException) -> bool:
     if not isinstance(error, ClientError):
         return isinstance(error, _TRANSIENT_ERRORS)
     status, code = _status(error)
+    # botocore makes 500 of any error that a store sends after it has begun to answer with 200.
+    if code == "PreconditionFailed" or _is_upload_gone(error):
+        return False
     return (status >= 500 and status != 501) or status in _TRANSIENT_STATUSES or code in _TRANSIENT_CODES
+
+
+def _is_upload_gone(error: ClientError) -> bool:
+    """Whether an upload has to be begun again. AWS wants that after a conflict at its completion."""
+    status, code = _status(error)
+    is_conflict = status == 409 or code == "ConditionalRequestConflict"
+    return code == "NoSuchUpload" or (is_conflict and error.operation_name == "CompleteMultipartUpload")
 
 
 def trouble_of(error: BaseException) -> str:
@@ -89,7 +110,9 @@ def converted_error(operation: str, uri: str, error: Exception, deadline_s: floa
             "again to resume"
         )
     status, code = _status(error)
-    if status == 412:
+    if isinstance(error, ClientError) and _is_upload_gone(error):
+        return UploadGoneError(f"{uri}: {description}")
+    if status == 412 or code == "PreconditionFailed":
         return PreconditionError(f"{uri}: {description}")
     if status == 416:
         return EmptyRangeError(f"{uri}: {description}")

@@ -26,17 +26,19 @@ class Stores:
         return self._opened[root]
 
 
-def open_storage(uri: str, *, timeout_s: float = 60.0, deadline_s: float = 900.0) -> Storage:
+def open_storage(
+    uri: str, *, timeout_s: float = 60.0, deadline_s: float = 900.0, in_pieces: bool | None = None
+) -> Storage:
     """A new storage that holds `uri`; SpecError where the URI cannot be used.
 
     One try of a request may take `timeout_s`, and more for a large upload. A request is repeated until
     `deadline_s` has passed, then it raises StorageError. Both only matter for S3: a local disk answers or
-    fails at once.
+    fails at once. `in_pieces`: what `takes_pieces` has said of the same place, so that it is not asked again.
     """
     root = normalise(uri)
     if root.startswith(S3_SCHEME):
         # Deferred: it loads botocore and aiohttp, which takes most of a second that local jobs do not need.
         from actors.storage.s3 import S3Storage
 
-        return S3Storage(timeout_s=timeout_s, deadline_s=deadline_s)
+        return S3Storage(timeout_s=timeout_s, deadline_s=deadline_s, in_pieces=in_pieces)
     return LocalStorage(temp_dir=join(root, OWN_FOLDER, TEMPORARY_FOLDER))

@@ -6,13 +6,21 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL, TYPICAL_DEPTH_BYTES_PER_PIXEL
 from actors.storage.stores import Stores
 from jobs.planning.prompt_signs import count_signs
 from jobs.planning.row_ids import find_repeated
 from jobs.planning.row_keys import RowKeys
-from jobs.planning.row_scan import MAX_EXAMPLES, Findings, ReportProgress, add_keys, scan_files
+from jobs.planning.row_scan import (
+    MAX_EXAMPLES,
+    Findings,
+    ReportProgress,
+    RouteCount,
+    add_keys,
+    scan_files,
+)
 from jobs.survey.survey import Survey, SurveyedFile
 from schemas.job import NO_MODEL, Job, PlannedFile, Shard
 from schemas.output_layout import ShardNames
@@ -213,9 +221,36 @@ def make_plan(
 
 def expected_bytes(findings: Findings, job: Job) -> int:
     """An estimate of the output's size in bytes, from the number of its pixels. Kept columns do not count."""
-    pixels = sum(count.pixels for count in findings.counts)
-    depth_pixels = sum(count.depth_pixels for count in findings.counts)
-    return int(
-        pixels * TYPICAL_BYTES_PER_PIXEL[job.spec.output.format]
-        + depth_pixels * TYPICAL_DEPTH_BYTES_PER_PIXEL
-    )
+    return int(sum(_image_bytes(count, job) for count in findings.counts))
+
+
+def _image_bytes(count: RouteCount, job: Job) -> float:
+    """An estimate of the size in bytes of all images of these rows."""
+    of_images = count.pixels * TYPICAL_BYTES_PER_PIXEL[job.spec.output.format]
+    return of_images + count.depth_pixels * TYPICAL_DEPTH_BYTES_PER_PIXEL
+
+
+class LargestPart(NamedTuple):
+    """An estimate of the part that has the most bytes."""
+
+    rows: int
+    size_bytes: int
+
+
+def largest_part(findings: Findings, job: Job) -> LargestPart:
+    """The part that has the rows with the largest images, if they are neighbours, of any one model.
+
+    Its size is 0 if images are objects of their own.
+    """
+    largest = LargestPart(0, 0)
+    if job.spec.output.images == "files":
+        return largest
+    for model in {count.model for count in findings.counts}:
+        counts = [count for count in findings.counts if count.model == model and count.rows]
+        num_rows, size_bytes = 0, 0.0
+        for count in sorted(counts, key=lambda count: -_image_bytes(count, job) / count.rows):
+            taken = min(count.rows, job.spec.batching.shard_rows - num_rows)
+            num_rows += taken
+            size_bytes += _image_bytes(count, job) * taken / count.rows
+        largest = max(largest, LargestPart(num_rows, int(size_bytes)), key=lambda part: part.size_bytes)
+    return largest

@@ -8,7 +8,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from actors.checkpoints.component_files import bytes_shared
-from jobs.planning.plan import Plan, expected_bytes, make_plan
+from actors.storage.objects import MAX_PUT_BYTES
+from actors.storage.uris import S3_SCHEME
+from jobs.planning.plan import Plan, expected_bytes, largest_part, make_plan
 from jobs.planning.readings import picture_lines, reading_lines
 from jobs.planning.row_scan import MAX_EXAMPLES, BadRow, Findings
 from jobs.survey.survey import Survey, SurveyedFile
@@ -195,8 +197,15 @@ def _print_output(plan: Plan, findings: Findings, console: Console) -> None:
         + f"); about {size_text(total_bytes)} of {spec.output.format} in {spec.output.path}",
         soft_wrap=True,
     )
-    if total_bytes / max(plan.num_shards, 1) > LARGE_PART_BYTES:
+    if spec.output.images == "parquet" and total_bytes / max(plan.num_shards, 1) > LARGE_PART_BYTES:
         console.print(
             f"parts will be about {size_text(total_bytes // plan.num_shards)} each; viewers work best with "
             f"parts below {size_text(LARGE_PART_BYTES)}: lower batching.shard_rows",
+        )
+    largest_bytes = largest_part(findings, plan.job).size_bytes
+    if spec.output.path.startswith(S3_SCHEME) and largest_bytes > MAX_PUT_BYTES:
+        console.print(
+            f"the largest part may have {size_text(largest_bytes)}: more than {size_text(MAX_PUT_BYTES)} can "
+            "be stored only where the store takes conditional uploads in pieces, which `run` tests first",
+            soft_wrap=True,
         )

@@ -8,7 +8,14 @@ from jobs.reports.contact_sheet import write_report
 from jobs.reports.manifest import write_manifest
 from jobs.reports.summary import read_summary, write_summary
 from schemas.errors import StorageError
-from schemas.output_layout import DATASET_CARD, PARTS_FOLDER, PARTS_PATTERN, SUCCESS
+from schemas.output_layout import (
+    DATASET_CARD,
+    IMAGES_FOLDER,
+    OWN_FOLDER,
+    PARTS_FOLDER,
+    PARTS_PATTERN,
+    SUCCESS,
+)
 from schemas.wording.amounts import counted
 
 _IMAGES_INSIDE = "Images are inside the Parquet files."
@@ -28,6 +35,9 @@ def finish(output: Output, record: JobRecord, figures: RunFigures) -> Totals:
             "although workers have written them all: output.path must be a folder that every machine of the "
             "cluster shares, or an s3:// URI"
         )
+    # Whoever still writes a part does it in vain.
+    for folder in (PARTS_FOLDER, IMAGES_FOLDER, OWN_FOLDER):
+        output.storage.drop_unfinished(output.uri(folder))
     totals = totals_of(output, parts)
     write_summary(output, record, totals, figures)
     write_manifest(output, record.shard_names)

@@ -22,6 +22,7 @@ from actors.shard_run import MAX_WAITING_BYTES, ShardRun
 from actors.storage.local_disk import LocalStorage
 from actors.storage.objects import Storage
 from actors.storage.output import open_output
+from actors.storage.retries import repeat
 from actors.storage.stores import Stores
 from actors.worker import Worker
 from jobs.planning.plan import Plan
@@ -220,15 +221,30 @@ def test_every_step_of_a_shard_can_be_seen_to_move(tmp_path: Path) -> None:
     heartbeats: list[int] = []
 
     def generated(sample: Sample) -> Generated:
-        heartbeats.append(worker.progress().heartbeats)
+        heartbeats.append(worker.progress().heartbeats - before)
         return Generated(sample=sample, pixels=drawn(1), nsfw=None)
 
     with worker_for(plan, ScriptedEngine(generated), num_threads=1) as worker:
+        before = worker.progress().heartbeats
         run_with(worker, plan, OnDemand([]))
-        end = worker.progress().heartbeats
+        end = worker.progress().heartbeats - before
 
     assert heartbeats == [3 + 3, 3 + 3 + 1, 3 + 3 + 2]
     assert end == 3 + 3 + 3 + 3
+
+
+def test_every_answer_of_a_store_can_be_seen_too(tmp_path: Path) -> None:
+    """A part of gigabytes takes longer than a worker may stand still, and each of its pieces is a step."""
+    plan = plan_of(tmp_path, [{"row_id": 1, "prompt": "x"}])
+
+    with worker_for(
+        plan, ScriptedEngine(lambda sample: Generated(sample=sample, pixels=None, nsfw=None))
+    ) as worker:
+        before = worker.progress().heartbeats
+        repeat(lambda: None, "upload_part", trouble_of=str, deadline_s=1)
+        after = worker.progress().heartbeats
+
+    assert after > before
 
 
 def test_the_seconds_of_a_report_are_those_of_each_stage_alone(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A worker's process told to end: what it finishes, what it gives back, and when it ends by itself."""
 
 import os
+import shutil
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from actors.checkpoints.checkpoint_folders import local_folder
 from actors.engine.engine import Generated
 from actors.rows.opened_rows import OpenedRow
 from actors.storage.stores import open_storage
@@ -18,6 +21,7 @@ from actors.worker_process import EXIT_AFTER_S, WorkerProcess
 from jobs.planning.plan import Plan
 from schemas.errors import DeviceError, ReclaimedError, SpecError, StorageError
 from schemas.job import Job, ShardReport
+from schemas.output_layout import JOB_RECORD
 from tests.support.engines import NoiseEngine
 from tests.support.in_process import job_spec, plan_for
 from tests.support.running import parts, text_rows, write_rows
@@ -123,6 +127,58 @@ def threads() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(3) as pool:
         yield pool
         HeldEngine.let_go.set()
+
+
+def test_a_worker_is_told_what_the_driver_knows_of_the_store(
+    s3_faults: FaultProxy, plan: Plan, start: Start, s3_folder: str
+) -> None:
+    """It asks the store for nothing that a worker may not do."""
+    output = plan.job.spec.output.model_copy(update={"path": s3_folder})
+    open_storage(s3_folder).create(f"{s3_folder}/{JOB_RECORD}", b"", {})
+    for in_pieces in (True, False):
+        spec = plan.job.spec.model_copy(update={"output": output})
+        process = made_ready(start(replace(plan.job, spec=spec, in_pieces=in_pieces)))
+        storage = process._ready_worker._resources.output.storage
+
+        assert storage.takes_pieces(f"{s3_folder}/probe") == in_pieces
+    assert s3_faults.count("POST") == 0
+
+
+@pytest.mark.parametrize("change", ["changed", "missing", "new", "no folder"])
+def test_a_worker_whose_checkpoint_is_not_the_drivers_does_not_start(
+    plan: Plan, start: Start, tmp_path: Path, change: str
+) -> None:
+    """The same path on another machine may be another copy, under the same fingerprint."""
+    name, card = next(iter(plan.job.models.items()))
+    copy = tmp_path / "copy"
+    folder = local_folder(plan.job.checkpoints[name])
+    assert folder is not None
+    shutil.copytree(folder, copy)
+    job = replace(plan.job, models={**plan.job.models, name: replace(card, checkpoint=str(copy))})
+    made_ready(start(job))
+    file = copy / "unet" / "config.json"
+    if change == "changed":
+        file.write_bytes(file.read_bytes() + b" ")
+    elif change == "missing":
+        file.unlink()
+    elif change == "new":
+        (file := copy / "unet" / "more.json").touch()
+    else:
+        shutil.rmtree(file := copy)
+
+    with pytest.raises(SpecError, match=f"{file} .*on {socket.gethostname()}") as refused:
+        start(job).ready()
+
+    assert name in str(refused.value)
+
+
+def test_a_worker_builds_a_demo_that_its_machine_lacks(plan: Plan, start: Start) -> None:
+    """A demo is not a copy of the driver's, and nothing of it is compared."""
+    name, card = next(iter(plan.job.models.items()))
+    assert card.checkpoint.startswith("demo:")
+    models = {**plan.job.models, name: replace(card, files={"unet/config.json": "0"})}
+
+    made_ready(start(replace(plan.job, models=models)))
 
 
 def made_ready(process: WorkerProcess) -> WorkerProcess:

@@ -11,7 +11,7 @@ import pytest
 
 from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.storage.output import Output, open_output
-from jobs.output.disk_space import bytes_to_come, refuse_full_disk
+from jobs.output.capacity import bytes_to_come, refuse_full_disk
 from jobs.output.figures import Totals
 from jobs.output.parts import list_parts, output_totals
 from jobs.output.stored_images import read_image

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL
+from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL, TYPICAL_DEPTH_BYTES_PER_PIXEL
 from actors.inputs.input_file import InputFile
 from actors.rows.routing import Router
 from actors.storage.objects import StoredObject
@@ -24,7 +25,7 @@ from actors.storage.output import open_output
 from actors.storage.stores import Stores, open_storage
 from jobs.output import resumption
 from jobs.output.job_record import claim
-from jobs.planning.plan import Plan, ShardFinder, make_plan
+from jobs.planning.plan import Plan, ShardFinder, largest_part, make_plan
 from jobs.planning.plan_text import LARGE_PART_BYTES, MAX_ROUTE_LINES, print_plan, refuse_hopeless
 from jobs.planning.row_scan import Findings, RouteCount
 from jobs.survey.input_paths import find_files, input_paths
@@ -711,6 +712,60 @@ def test_parts_that_viewers_find_too_large_are_told_of(spec: JobSpec, num_bytes:
 
     assert any("about 1.5 GB of png" in line for line in lines)
     assert any("parts will be about 500.0 MB each" in line for line in lines) == told
+
+
+def size_of(rows: int, bytes_per_row: int, model: str = "sd", depth_bytes: int = 0) -> RouteCount:
+    """A count of rows whose images have about this size."""
+    return RouteCount(
+        route="text2img",
+        model=model,
+        size="input",
+        rows=rows,
+        images=rows,
+        pixels=int(rows * bytes_per_row / TYPICAL_BYTES_PER_PIXEL["png"]),
+        depth_pixels=int(rows * depth_bytes / TYPICAL_DEPTH_BYTES_PER_PIXEL),
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "largest"),
+    [
+        ([], (0, 0)),
+        ([size_of(1, 3000)], (1, 3000)),
+        ([size_of(5, 3000), size_of(1, 6000), size_of(9, 300)], (2, 9000)),
+        ([size_of(5, 3000), size_of(1, 9000, "xl"), size_of(1, 1500, "xl")], (2, 10_500)),
+        ([size_of(5, 3000, depth_bytes=1500)], (2, 9000)),
+    ],
+)
+def test_the_largest_part_has_the_largest_rows_of_one_model(
+    spec: JobSpec, counts: list[RouteCount], largest: tuple[int, int]
+) -> None:
+    """As many of them as a part has, which are two."""
+    write_input(spec, prompt=["p"] * 5)
+    plan, _ = plan_of(spec)
+    findings = Findings(counts=tuple(counts), bad_rows=(), num_bad={})
+    files = spec.model_copy(update={"output": spec.output.model_copy(update={"images": "files"})})
+
+    assert largest_part(findings, plan.job) == largest
+    assert largest_part(findings, replace(plan.job, spec=files)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "num_bytes", "told"),
+    [("s3://out/a", 6 << 30, True), ("s3://out/a", 5 << 29, False), ("/out/a", 6 << 30, False)],
+)
+def test_a_plan_tells_of_parts_that_not_every_store_takes(
+    spec: JobSpec, path: str, num_bytes: int, told: bool
+) -> None:
+    """The store itself is not asked by a plan, which writes nothing."""
+    write_input(spec, prompt=["p"] * 5)
+    plan, _ = plan_of(spec)
+    on_s3 = spec.model_copy(update={"output": spec.output.model_copy(update={"path": path})})
+    plan = replace(plan, job=replace(plan.job, spec=on_s3))
+
+    lines = printed(plan, Findings(counts=(size_of(2, num_bytes // 2),), bad_rows=(), num_bad={}))
+
+    assert any("the largest part may have 6.4 GB: more than 5.4 GB can" in line for line in lines) == told
 
 
 def test_a_plan_needs_neither_torch_nor_diffusers_nor_ray(spec: JobSpec) -> None:

@@ -18,9 +18,9 @@ from rich.console import Console
 
 from actors.storage.output import open_output
 from jobs import replay
-from jobs.output.job_record import claim
+from jobs.output.job_record import claim, require_record
 from jobs.planning.plan import make_plan
-from jobs.replay import replay_row
+from jobs.replay import find_row, replay_row
 from jobs.survey.survey import make_survey
 from jobs.verification.row_comparison import environment_differences, image_difference
 from schemas.errors import DarkroomError, RefusedError, SpecError
@@ -108,6 +108,21 @@ def test_every_row_is_equal_where_nothing_has_changed(tmp_path: Path, exact: boo
         "bad": "equal: the row is failed again",
     }
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("rows_per_group", [1, 2, 4])
+def test_a_row_is_found_in_any_row_group(tmp_path: Path, rows_per_group: int) -> None:
+    """Also one whose images lie in two of them; a part may have many, and no other ones are read."""
+    spec = made(tmp_path)
+    (path,) = Path(spec.output.path, "data").iterdir()
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=rows_per_group)
+    output = open_output(spec.output.path)
+    record = require_record(output)
+
+    for row_id in ("a", "b", "c", "d", "bad"):
+        expected = [each for each in table.to_pylist() if each["row_id"] == row_id]
+        assert find_row(output, record, row_id).records == expected
 
 
 def test_a_row_can_be_generated_alone(tmp_path: Path) -> None:

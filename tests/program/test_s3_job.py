@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from actors.storage.objects import Storage
+from actors.storage.s3 import S3Storage
 from tests.support.running import (
     Finished,
     Record,
@@ -32,8 +33,13 @@ def mixed_input(store: Storage, tmp_path_factory: pytest.TempPathFactory) -> str
 
 
 @pytest.fixture(scope="module")
-def on_s3(s3_only: dict[str, str], mixed_input: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A job from S3 to s3://out/mixed."""
+def on_s3(
+    store: Storage, s3_only: dict[str, str], mixed_input: str, tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
+    """A job from S3 to s3://out/mixed, where uploads of a killed writer and of somebody else stay."""
+    assert isinstance(store, S3Storage)
+    store._call("create_multipart_upload", "s3://out", {"Bucket": "out", "Key": "mixed/data/part"})
+    store._call("create_multipart_upload", "s3://out", {"Bucket": "out", "Key": "mixed/other/file"})
     spec = write_spec(
         tmp_path_factory.mktemp("spec") / "job.yaml", mixed_input, "s3://out/mixed", workers={"num": 1}
     )
@@ -48,6 +54,9 @@ def test_a_job_reads_its_rows_and_images_from_s3_and_writes_there(
     assert "total: 12 rows ok, 0 filtered, 0 failed" in on_s3.out
     assert row_ids(download(store, "s3://out/mixed", tmp_path)) == [row["row_id"] for row in text_rows(12)]
 
+    assert isinstance(store, S3Storage)
+    uploads = store._call("list_multipart_uploads", "s3://out", {"Bucket": "out", "Prefix": "mixed/"})
+    assert [upload["Key"] for upload in uploads["Uploads"]] == ["mixed/other/file"]
     verified = darkroom("verify", "s3://out/mixed", **s3_only)
     status = darkroom("status", "s3://out/mixed", **s3_only)
 

@@ -2,12 +2,21 @@
 
 import hashlib
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from actors.storage import file_hashes
-from actors.storage.file_hashes import KEPT_BYTES, sha256_of
+from actors.storage.file_hashes import (
+    BLOCK_BYTES,
+    KEPT_BYTES,
+    TELL_AFTER_S,
+    TELL_EVERY_S,
+    sha256_of,
+    tell_of_hashing,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -125,3 +134,53 @@ def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, cache: P
     path = large_file(tmp_path)
 
     assert sha256_of(str(path)) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a program is told of the hashing of its files."""
+    monkeypatch.setattr(file_hashes, "_reading", file_hashes._Reading())
+    lines: list[str] = []
+    tell_of_hashing(lines.append)
+    return lines
+
+
+def slow_clock(monkeypatch: pytest.MonkeyPatch, seconds_per_block: float) -> Callable[[], float]:
+    """Let each block of a file take so long. Returns the clock."""
+    now = 1000.0
+
+    def monotonic() -> float:
+        nonlocal now
+        now += seconds_per_block
+        return now
+
+    monkeypatch.setattr(time, "monotonic", monotonic)
+    return monotonic
+
+
+def test_long_hashing_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]) -> None:
+    """After two seconds of it, and every ten seconds then: gigabytes of weights take a while."""
+    num_blocks = 100
+    path = large_file(tmp_path, num_blocks * BLOCK_BYTES)
+    slow_clock(monkeypatch, 0.25)
+
+    sha256_of(str(path))
+
+    num_after_first = (num_blocks * 0.25 - TELL_AFTER_S) / TELL_EVERY_S
+    assert len(told) == 1 + int(num_after_first)
+    assert told[0] == f"hashing files, which is done once: 9.4 MB read, now {path}"
+
+
+@pytest.mark.parametrize("seconds_per_block", [0.01, 5.0])
+def test_short_hashing_is_not_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str], seconds_per_block: float
+) -> None:
+    """Nor the time between small files, which goes into something else."""
+    slow_clock(monkeypatch, seconds_per_block)
+
+    for number in range(20):
+        path = tmp_path / str(number)
+        path.write_bytes(b"x")
+        sha256_of(str(path))
+
+    assert told == []

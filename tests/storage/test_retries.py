@@ -2,7 +2,7 @@
 
 import pytest
 
-from actors.storage.retries import WORTH_TELLING_S, long_wait, repeat
+from actors.storage.retries import WORTH_TELLING_S, long_wait, num_answers, repeat
 from tests.support.s3.quick_waits import QuickWaits
 
 
@@ -66,3 +66,20 @@ def test_an_error_that_will_not_pass_is_raised_at_once_and_forgotten() -> None:
         repeat(ask, "a request", trouble_of=trouble_of, deadline_s=900)
 
     assert long_wait() == ""
+
+
+def test_only_a_request_that_succeeds_is_progress() -> None:
+    """One that fails for ever must not pass for a worker that moves."""
+    before = num_answers()
+
+    with pytest.raises(BusyError):
+        repeat(failing, "put_object", trouble_of=trouble_of, deadline_s=0)
+    after_failure = num_answers()
+    repeat(lambda: 42, "put_object", trouble_of=trouble_of, deadline_s=1)
+
+    assert after_failure == before
+    assert num_answers() != before
+
+
+def failing() -> int:
+    raise BusyError("busy")

@@ -24,12 +24,11 @@ from botocore.exceptions import ClientError
 from fsspec.asyn import get_loop
 
 from actors.storage.local_disk import LocalStorage
-from actors.storage.objects import Storage, StoredObject, Tail
+from actors.storage.objects import MAX_PUT_BYTES, Storage, StoredObject, Tail
 from actors.storage.output import open_output
 from actors.storage.s3 import (
     BLOCK_BYTES,
     CACHED_BLOCKS,
-    MAX_PUT_BYTES,
     MAX_RANGE_BYTES,
     SLOWEST_UPLOAD_BYTES_PER_S,
     TAIL_BYTES,

@@ -12,7 +12,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
@@ -52,6 +52,7 @@ STORM: dict[str, tuple[FaultKind, ...]] = {
     "GET": ("500", "503", "reset", "delay", "truncate"),
     "HEAD": ("500", "503", "reset", "delay"),
     "DELETE": ("500", "503", "reset", "lost_reply"),
+    "POST": ("500", "503", "reset", "lost_reply", "delay"),
 }
 """The faults of a bad network and a failing store, by the method of the request.
 
@@ -98,6 +99,12 @@ class FaultProxy:
     storm: Storm | None = None
     injected: Counter[str] = field(default_factory=Counter)
     """How often each kind of fault was injected."""
+    orderly: bool = False
+    """Whether uploads in pieces are completed one after the other, and the store has no name.
+
+    SeaweedFS 4.48 lets several win a race.
+    """
+    _completing: asyncio.Lock = field(default_factory=asyncio.Lock)
     holding: bool = False
     """Whether requests with the fault `hold` are still held back."""
 
@@ -217,7 +224,11 @@ async def _reply(
         return None
     while fault == "hold" and proxy.holding:
         await asyncio.sleep(POLL_S)
-    reply = await _forward(target, head, body)
+    is_completion = head.startswith(b"POST ") and b"uploadId=" in head.partition(b"\r\n")[0]
+    async with proxy._completing if proxy.orderly and is_completion else nullcontext():
+        reply = await _forward(target, head, body)
+    if proxy.orderly:
+        reply = reply.replace(b"\r\nServer: SeaweedFS", b"\r\nServer: ", 1)
     request = b" ".join(head.split(b" ", 2)[:2] + reply.split(b" ", 2)[1:2])
     proxy.answers.append(request.decode())
     if fault == "lost_reply":
