@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from models.caches import cache_folder
 from tests.support.running import ROOT, Started
 
 RAY = ("-m", "ray.scripts.scripts")
@@ -80,8 +81,9 @@ class RayNodes:
     @property
     def env(self) -> dict[str, str]:
         """The environment of a driver that uses this cluster."""
-        # The home folder is that of the head, where `ray up` puts the autoscaler's configuration.
-        home = {"HOME": self._folder} if self._node_types else {}
+        # The home folder is that of the head, where `ray up` puts the autoscaler's configuration. The demo
+        # checkpoints stay where they are.
+        home = {"HOME": self._folder, "DARKROOM_CACHE": str(cache_folder())} if self._node_types else {}
         return {"RAY_ADDRESS": f"127.0.0.1:{self._port}"} | home
 
     def add(self, num_cpus: int = 1, num_gpus: int = 0, **env: str) -> Started:
