@@ -99,6 +99,12 @@ def _build(folders: Mapping[str, Path], seed: int) -> str:
 
 def _build_random(folders: Mapping[str, Path], seed: int) -> str:
     """Build checkpoints in a process of its own; return the last line of its errors, or an empty text."""
+    try:
+        # Before the builder takes seconds to import torch.
+        for folder in folders.values():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
     targets = [str(argument) for kind, folder in folders.items() for argument in (kind, folder.absolute())]
     command = [sys.executable, "-m", "demo.random_checkpoints", str(seed), *targets]
     try:

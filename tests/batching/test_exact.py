@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from actors.engine.diffusers_engine import DiffusersEngine
+from actors.engine.pipelines.model_cache import ModelCache
 from tests.support.in_process import Made, Record, job_spec, make, model_cache, write_rows
 from tests.support.pipelines.plain_diffusers import (
     MODELS,
@@ -13,6 +14,7 @@ from tests.support.pipelines.plain_diffusers import (
     VARIED,
     distances,
     expected,
+    loaded_models,
     reference,
     row,
 )
@@ -23,27 +25,35 @@ pytestmark = pytest.mark.filterwarnings("ignore:Safety checker disabled:UserWarn
 MIXED = [*ROWS, *VARIED[::4]]
 
 
-def made_exactly(folder: Path, rows: list[Record], **batching: int) -> Made:
+@pytest.fixture(scope="module")
+def models() -> ModelCache:
+    """The models of this file's jobs."""
+    return loaded_models()
+
+
+def made_exactly(models: ModelCache, folder: Path, rows: list[Record], **batching: int) -> Made:
     path = write_rows(folder / "rows.parquet", rows)
-    return make(
-        job_spec(path, folder / "out", models=MODELS, routes=ROUTES, batching={"exact": True} | batching)
-    )
+    exactly = {"exact": True} | batching
+    spec = job_spec(path, folder / "out", models=MODELS, routes=ROUTES, batching=exactly)
+    return make(spec, DiffusersEngine(models, spec))
 
 
 @pytest.mark.parametrize("shard_rows", [1, 3, 256])
-def test_every_row_of_every_system_has_the_bits_of_a_plain_call(tmp_path: Path, shard_rows: int) -> None:
+def test_every_row_of_every_system_has_the_bits_of_a_plain_call(
+    models: ModelCache, tmp_path: Path, shard_rows: int
+) -> None:
     """Images and depth maps alike, mixed in one job with all others, whatever its shards are."""
-    made = made_exactly(tmp_path, MIXED, shard_rows=shard_rows)
+    made = made_exactly(models, tmp_path, MIXED, shard_rows=shard_rows)
 
     found = {each["row_id"]: distances(made.row(each["row_id"]), expected(each["row_id"])) for each in MIXED}
     assert found == dict.fromkeys(found, (0, 0))
 
 
-def test_rows_that_could_share_a_call_have_one_each(tmp_path: Path) -> None:
+def test_rows_that_could_share_a_call_have_one_each(models: ModelCache, tmp_path: Path) -> None:
     """Equal parameters tempt nobody, and the third image of a row is that of the third seed."""
     rows = [row(f"sd-{seed}", "sd", "text2img", seed=seed) for seed in range(4)]
 
-    made = made_exactly(tmp_path, [*rows, rows[1] | {"row_id": "three", "num_images_per_prompt": 3}])
+    made = made_exactly(models, tmp_path, [*rows, rows[1] | {"row_id": "three", "num_images_per_prompt": 3}])
 
     for seed, values in enumerate(rows):
         assert distances(made.row(f"sd-{seed}"), reference(values)) == (0, 0)

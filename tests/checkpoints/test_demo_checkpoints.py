@@ -580,11 +580,26 @@ def test_the_demo_meets_every_system() -> None:
 def test_a_cache_that_cannot_be_written_is_the_specs_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message says which folder, and what the builder said."""
+    """The message says which folder and why, and no builder is started for it."""
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(subprocess, "run", None)
 
     with pytest.raises(SpecError, match=r"cannot build demo:sd as .*/file/demo-sd-.*: FileExistsError"):
+        demo_checkpoint("sd")
+
+
+def test_a_builder_that_fails_is_told_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever becomes of the process that builds; here it is a shell."""
+    failing = tmp_path / "python"
+    failing.write_text("#!/bin/sh\necho Traceback >&2\necho 'OSError: no space left' >&2\nexit 1\n")
+    failing.chmod(0o700)
+    monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "executable", str(failing))
+
+    with pytest.raises(SpecError, match=r"cannot build demo:sd as .*: OSError: no space left$"):
         demo_checkpoint("sd")
 
 

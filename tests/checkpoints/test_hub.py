@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import diffusers
@@ -13,20 +13,19 @@ import torch
 from actors.checkpoints.component_files import LocalFile, bytes_shared, components_with_weights, files_in
 from actors.engine.diffusers_engine import make_engine
 from actors.engine.pipelines.loaded_model import LoadedModel
-from actors.engine.pipelines.loading import LoadOptions
+from actors.engine.pipelines.loading import LoadOptions, on_this_machine
 from actors.engine.pipelines.model_cache import ModelCache
 from actors.storage.output import open_output
 from jobs.output.job_record import claim
 from jobs.output.resumption import plan_of, survey_of
 from jobs.planning.plan import make_plan
 from jobs.survey.survey import make_survey
-from schemas.errors import RefusedError, SpecError
+from schemas.errors import RefusedError, SpecError, StorageError
 from schemas.spec.job_spec import JobSpec, ModelSpec
 from tests.support.checkpoints import demo, paper_checkpoint
 from tests.support.fake_hub import commit_of, put_in_cache, serve_hub
 from tests.support.in_process import job_spec, plan_for, read_output, worker_for
 from tests.support.running import (
-    Finished,
     Started,
     darkroom,
     parts,
@@ -58,6 +57,21 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "hub"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def use_hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """What lets this process use the Hub at an address, as `hub_env` lets another one."""
+
+    def use(address: str) -> None:
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
+
+    yield use
+    huggingface_hub.close_session()
 
 
 def size_of(folder: Path, components: Sequence[str]) -> int:
@@ -286,7 +300,9 @@ def test_a_repository_without_safetensors_is_refused_by_the_plan(
     assert way_out in planned.err
 
 
-def test_a_worker_downloads_what_it_loads_and_no_more(tmp_path: Path, tuned: Path) -> None:
+def test_a_worker_downloads_what_it_loads_and_no_more(
+    tmp_path: Path, tuned: Path, use_hub: Callable[[str], None]
+) -> None:
     """The variant where there is one, no pickles, no file that holds all, no checker that is off; and what
     is compared with other checkpoints is what was loaded."""
     published = tmp_path / "published"
@@ -303,20 +319,15 @@ def test_a_worker_downloads_what_it_loads_and_no_more(tmp_path: Path, tuned: Pat
         published / "all.safetensors",
     ):
         other.write_bytes(b"not needed")
-    load = (
-        "import torch; from actors.engine.pipelines.loaded_model import LoadedModel\n"
-        "from actors.engine.pipelines.loading import LoadOptions\n"
-        "from schemas.spec.job_spec import ModelSpec\n"
-        "options = LoadOptions(device=torch.device('cpu'), with_checker=False)\n"
-        "LoadedModel('sd', ModelSpec(checkpoint='studio/sd', variant='fp16'), options)"
+    spec, options = (
+        ModelSpec(checkpoint="studio/sd", variant="fp16"),
+        LoadOptions(device=CPU, with_checker=False),
     )
 
-    with (
-        serve_hub({"studio/sd": published}) as (address, asked),
-    ):
-        finished = run_python(load, hub_env(tmp_path, address))
+    with serve_hub({"studio/sd": published}) as (address, asked):
+        use_hub(address)
+        LoadedModel("sd", spec, options)
 
-    assert finished.code == 0, finished.err
     fetched = [request.partition("/resolve/")[2].partition("/")[2] for request in asked if "GET" in request]
     weights = {name for name in fetched if name.endswith((".safetensors", ".bin"))}
     assert weights == {
@@ -330,49 +341,61 @@ def test_a_worker_downloads_what_it_loads_and_no_more(tmp_path: Path, tuned: Pat
     ]
 
 
-LOAD = (
-    "import torch; from actors.engine.pipelines.loading import LoadOptions, on_this_machine\n"
-    "from schemas.spec.job_spec import ModelSpec\n"
-    "options = LoadOptions(device=torch.device('cpu'), deadline_s={deadline_s})\n"
-    "on_this_machine('sd', ModelSpec(checkpoint='studio/sd', revision='{revision}'), options)"
-)
+LOAD = """
+import torch
+from actors.engine.pipelines.loading import LoadOptions, on_this_machine
+from schemas.spec.job_spec import ModelSpec
+print("ready", flush=True)
+options = LoadOptions(device=torch.device("cpu"), deadline_s=120)
+on_this_machine("sd", ModelSpec(checkpoint="studio/sd", revision="{revision}"), options)
+"""
 
 
 def test_workers_of_one_machine_outlast_the_hubs_trouble_and_download_each_file_once(
-    tmp_path: Path, tuned: Path
+    tmp_path: Path, tuned: Path, use_hub: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     """At first they are refused in ways that pass, more often than the Hub's client tries again."""
-    load = LOAD.format(deadline_s=120, revision=commit_of(tuned))
+    revision = commit_of(tuned)
+    spec, options = (
+        ModelSpec(checkpoint="studio/sd", revision=revision),
+        LoadOptions(device=CPU, deadline_s=120),
+    )
 
     with (
         serve_hub({"studio/sd": tuned}, lambda number: (503, 429)[number % 2] if number < 16 else 0) as (
             address,
             asked,
         ),
-        Started("-c", load, **hub_env(tmp_path, address)) as first,
-        Started("-c", load, **hub_env(tmp_path, address)) as second,
+        Started("-c", LOAD.format(revision=revision), **hub_env(tmp_path, address)) as other,
     ):
-        ended = [started.wait() for started in (first, second)]
+        use_hub(address)
+        other.wait_until(lambda: "ready" in other.out())
+        on_this_machine("sd", spec, options)
+        ended = other.wait()
 
-    assert [finished.code for finished in ended] == [0, 0], ended
+    assert ended.code == 0, ended.err
     fetched = [request for request in asked if request.startswith("GET") and ".safetensors" in request]
     assert len(fetched) == len(set(fetched)) == 3
-    assert "retry attempt=1" in ended[0].err + ended[1].err
+    assert "retry attempt=1" in ended.err + caplog.text
 
 
 def test_a_hub_in_lasting_trouble_is_the_storages_fault_and_a_missing_repository_the_specs(
-    tmp_path: Path, tuned: Path
+    tuned: Path, use_hub: Callable[[str], None]
 ) -> None:
     """The first is tried until the deadline, the second once."""
-    with serve_hub({"studio/sd": tuned}, lambda number: 503) as (address, _):
-        away = run_python(LOAD.format(deadline_s=3, revision=commit_of(tuned)), hub_env(tmp_path, address))
-    with serve_hub({}) as (address, asked):
-        missing = run_python(
-            LOAD.format(deadline_s=60, revision=commit_of(tuned)), hub_env(tmp_path, address)
-        )
+    spec = ModelSpec(checkpoint="studio/sd", revision=commit_of(tuned))
 
-    assert "StorageError: studio/sd could not be downloaded within 3 s: Server error '503" in away.err
-    assert "SpecError: models.sd: studio/sd cannot be downloaded" in missing.err
+    with serve_hub({"studio/sd": tuned}, lambda number: 503) as (address, _):
+        use_hub(address)
+        with pytest.raises(
+            StorageError, match=r"^studio/sd could not be downloaded within 3 s: Server error '503"
+        ):
+            on_this_machine("sd", spec, LoadOptions(device=CPU, deadline_s=3))
+    with serve_hub({}) as (address, asked):
+        use_hub(address)
+        with pytest.raises(SpecError, match=r"^models\.sd: studio/sd cannot be downloaded"):
+            on_this_machine("sd", spec, LoadOptions(device=CPU, deadline_s=60))
+
     assert len(asked) < 5
 
 
@@ -398,8 +421,3 @@ def test_a_plan_says_whether_the_hub_or_the_repository_is_at_fault(tmp_path: Pat
 def hub_env(folder: Path, address: str) -> dict[str, str]:
     """The environment of a program that may use the Hub at this address, with a cache in this folder."""
     return {"HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address}
-
-
-def run_python(code: str, env: dict[str, str]) -> Finished:
-    with Started("-c", code, **env) as started:
-        return started.wait()

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.quirks.compiling import COMPILED, ladder
 from schemas.errors import SpecError
 from schemas.spec.job_spec import BatchingSpec
+from tests.support.checkpoints import demo
 from tests.support.in_process import image_of, job_spec, make, model_cache, write_rows
 
 ROWS = [
@@ -30,17 +32,33 @@ def test_exact_and_compiled_exclude_each_other() -> None:
         BatchingSpec(exact=True, compile=True)
 
 
+def few_blocks(folder: Path) -> Path:
+    """demo:sd with a UNet of one resolution: each kind of its blocks has few shapes, and is compiled soon."""
+    pipeline = StableDiffusionPipeline.from_pretrained(demo("sd"), use_safetensors=True)
+    torch.manual_seed(0)
+    pipeline.unet = UNet2DConditionModel.from_config(
+        pipeline.unet.config,
+        block_out_channels=[32],
+        down_block_types=["CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D"],
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 def test_compiled_blocks_make_the_same_images(tmp_path: Path) -> None:
     """Within 2 of 255; and every block of the UNet is compiled, for one shape here."""
+    model = {"models": {"sd": {"checkpoint": str(few_blocks(tmp_path / "sd"))}}}
     spec = job_spec(
         write_rows(tmp_path / "rows.parquet", ROWS),
         tmp_path / "compiled",
         batching={"max_batch_rows": 1, "compile": True},
+        **model,
     )
     models = model_cache(spec)
     torch._dynamo.utils.counters.clear()
     compiled = make(spec, DiffusersEngine(models, spec))
-    plain = make(job_spec(tmp_path / "rows.parquet", tmp_path / "plain"))
+    plain = make(job_spec(tmp_path / "rows.parquet", tmp_path / "plain", **model))
 
     for row in ROWS:
         one, other = (

@@ -4,7 +4,8 @@ import pytest
 
 from actors.engine.batching.merged_modules import CallCount
 from actors.engine.diffusers_engine import DiffusersEngine
-from tests.support.in_process import Made, job_spec, make, model_cache, write_rows
+from actors.engine.pipelines.model_cache import ModelCache
+from tests.support.in_process import Made, job_spec, make, write_rows
 from tests.support.pipelines.plain_diffusers import (
     DEPTH_LEVELS,
     LEVELS,
@@ -13,6 +14,7 @@ from tests.support.pipelines.plain_diffusers import (
     VARIED,
     distances,
     expected,
+    loaded_models,
 )
 
 # What Safe says of every call without guidance.
@@ -21,14 +23,22 @@ pytestmark = pytest.mark.filterwarnings("ignore:Safety checker disabled:UserWarn
 Merged = tuple[Made, dict[str, CallCount]]
 
 
+@pytest.fixture(scope="module")
+def models() -> ModelCache:
+    """The models of this file's jobs."""
+    return loaded_models()
+
+
 @pytest.fixture(scope="module", params=[1, 3, 256], ids=lambda rows: f"{rows}-row-shards")
-def merged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Merged:
+def merged(
+    models: ModelCache, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Merged:
     """All of them in one job, and what went through the modules."""
     folder = tmp_path_factory.mktemp("merged")
     path = write_rows(folder / "rows.parquet", VARIED)
     shards = {"shard_rows": request.param}
     spec = job_spec(path, folder / "out", models=MODELS, routes=ROUTES, batching=shards)
-    engine = DiffusersEngine(model_cache(spec), spec)
+    engine = DiffusersEngine(models, spec)
     return make(spec, engine), engine.counts
 
 

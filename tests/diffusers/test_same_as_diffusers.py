@@ -1,16 +1,12 @@
 """What darkroom makes is what a plain diffusers call with the row's seed makes."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
-import torch
 
-from actors.engine.quirks.clip_skip import enable_clip_skip
-from tests.support.checkpoints import sd_checkpoint, sdxl_checkpoint
 from tests.support.in_process import (
     Made,
     Record,
@@ -22,29 +18,7 @@ from tests.support.in_process import (
     mask,
     write_rows,
 )
-
-LEVELS = 2
-"""Of 255: a row's company in a batch may move it this far, no further."""
-
-PASSED_ON = (
-    "negative_prompt",
-    "guidance_scale",
-    "num_inference_steps",
-    "strength",
-    "height",
-    "width",
-    "eta",
-    "clip_skip",
-)
-
-CLASSES = {
-    ("sd", "text2img"): diffusers.StableDiffusionPipeline,
-    ("sd", "img2img"): diffusers.StableDiffusionImg2ImgPipeline,
-    ("sd", "inpaint"): diffusers.StableDiffusionInpaintPipeline,
-    ("xl", "text2img"): diffusers.StableDiffusionXLPipeline,
-    ("xl", "img2img"): diffusers.StableDiffusionXLImg2ImgPipeline,
-    ("xl", "inpaint"): diffusers.StableDiffusionXLInpaintPipeline,
-}
+from tests.support.pipelines.plain_diffusers import LEVELS, Values, reference
 
 IMG2IMG = {"task": "img2img", "prompt": "a hill", "seed": 9, "image": drawn_image()}
 INPAINT = {"task": "inpaint", "prompt": "a moon", "seed": 2, "image": drawn_image(), "mask_image": mask()}
@@ -71,37 +45,21 @@ ROWS: list[Record] = [
 ]
 
 
-def reference(folder: Path, family: str, row: Record) -> np.ndarray:
+@cache
+def references(family: str) -> dict[str, Values]:
+    """Every row by plain diffusers."""
+    return {row["row_id"]: plain(family, row) for row in ROWS}
+
+
+def plain(family: str, row: Record) -> Values:
     """The row's image by a plain call of its pipeline, alone."""
-    pipeline = CLASSES[family, row["task"]].from_pretrained(folder, use_safetensors=True)
-    pipeline.set_progress_bar_config(disable=True)
-    # Without this, Stable Diffusion's own pipelines raise under transformers 5.23.
-    enable_clip_skip(pipeline.text_encoder)
-    arguments: dict[str, Any] = {"num_inference_steps": 2} | {
-        name: row[name] for name in PASSED_ON if row.get(name) is not None
-    }
-    for field in ("image", "mask_image"):
-        if row.get(field):
-            arguments[field] = image_of({"image": row[field]})
-    if row.get("scheduler"):
-        cls = getattr(diffusers, row["scheduler"])
-        pipeline.scheduler = cls.from_config(pipeline.scheduler.config)
-    generator = torch.Generator("cpu").manual_seed(row["seed"])
-    made = pipeline(row["prompt"], generator=generator, **arguments).images[0]
-    return np.asarray(made, dtype=np.int16)
+    return reference({"model": family, "num_inference_steps": 2} | row)[0]
 
 
-@pytest.fixture(scope="module", params=["sd", "xl"])
+@pytest.fixture(scope="module", params=["sd", "sdxl"])
 def family(request: pytest.FixtureRequest) -> str:
     """Both kinds of checkpoint."""
     return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def references(family: str) -> dict[str, np.ndarray]:
-    """Every row by plain diffusers."""
-    folder = sd_checkpoint() if family == "sd" else sdxl_checkpoint()
-    return {row["row_id"]: reference(folder, family, row) for row in ROWS}
 
 
 @pytest.fixture(scope="module", params=[1, 4, 256], ids=lambda rows: f"{rows}-row-shards")
@@ -113,7 +71,7 @@ def made(
     spec = job_spec(
         write_rows(folder / "rows.parquet", ROWS),
         folder / "out",
-        models={"m": {"checkpoint": f"demo:{'sd' if family == 'sd' else 'sdxl'}"}},
+        models={"m": {"checkpoint": f"demo:{family}"}},
         routes={
             task: {"model": "m", "num_inference_steps": 2} for task in ("text2img", "img2img", "inpaint")
         },
@@ -123,16 +81,15 @@ def made(
 
 
 @pytest.mark.parametrize("row_id", [row["row_id"] for row in ROWS])
-def test_a_row_is_what_a_plain_diffusers_call_gives(
-    made: Made, references: dict[str, np.ndarray], row_id: str
-) -> None:
+def test_a_row_is_what_a_plain_diffusers_call_gives(made: Made, family: str, row_id: str) -> None:
     """Whatever its company and its shard's size, no pixel is more than two levels away."""
     row = made.row(row_id)
 
     assert row["status"] == "ok", row["error_message"]
     ours = np.asarray(image_of(row), dtype=np.int16)
-    assert ours.shape == references[row_id].shape
-    assert np.abs(ours - references[row_id]).max() <= LEVELS
+    expected = references(family)[row_id]
+    assert ours.shape == expected.shape
+    assert np.abs(ours - expected).max() <= LEVELS
 
 
 def test_rows_that_differ_make_images_that_differ(made: Made) -> None:
@@ -159,11 +116,10 @@ ALIKE: list[Record] = [
 
 def test_the_texts_of_rows_in_one_call_stay_with_their_rows(family: str, tmp_path: Path) -> None:
     """A second prompt that is missing is the row's own first one, not that of the call's first row."""
-    folder = sd_checkpoint() if family == "sd" else sdxl_checkpoint()
     spec = job_spec(
         write_rows(tmp_path / "rows.parquet", ALIKE),
         tmp_path / "out",
-        models={"m": {"checkpoint": f"demo:{'sd' if family == 'sd' else 'sdxl'}"}},
+        models={"m": {"checkpoint": f"demo:{family}"}},
         routes={"text2img": {"model": "m", "num_inference_steps": 2}},
     )
 
@@ -171,7 +127,7 @@ def test_the_texts_of_rows_in_one_call_stay_with_their_rows(family: str, tmp_pat
 
     for row in ALIKE:
         ours = np.asarray(image_of(made.row(row["row_id"])), dtype=np.int16)
-        assert np.abs(ours - reference(folder, family, row)).max() <= LEVELS, row["row_id"]
+        assert np.abs(ours - plain(family, row)).max() <= LEVELS, row["row_id"]
 
 
 def test_long_prompts_of_rows_in_one_call_stay_with_their_rows(family: str, tmp_path: Path) -> None:
@@ -182,7 +138,7 @@ def test_long_prompts_of_rows_in_one_call_stay_with_their_rows(family: str, tmp_
             job_spec(
                 write_rows(tmp_path / f"{rows}.parquet", long),
                 tmp_path / str(rows),
-                models={"m": {"checkpoint": f"demo:{'sd' if family == 'sd' else 'sdxl'}"}},
+                models={"m": {"checkpoint": f"demo:{family}"}},
                 routes={"text2img": {"model": "m", "num_inference_steps": 2}},
                 batching={"shard_rows": rows},
                 long_prompts="chunk",

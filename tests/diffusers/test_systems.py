@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from actors.engine.diffusers_engine import DiffusersEngine
+from actors.engine.pipelines.model_cache import ModelCache
 from schemas.systems.system_table import SYSTEMS
 from tests.support.in_process import Made, Record, encoded, image_of, job_spec, make, write_rows
 from tests.support.pipelines.plain_diffusers import (
@@ -20,19 +22,29 @@ from tests.support.pipelines.plain_diffusers import (
     ROWS,
     distances,
     expected,
+    loaded_models,
     reference,
     row,
     system_of,
 )
 
 
+@pytest.fixture(scope="module")
+def models() -> ModelCache:
+    """The models of this file's jobs."""
+    return loaded_models()
+
+
 @pytest.fixture(scope="module", params=[3, 256], ids=lambda rows: f"{rows}-row-shards")
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(
+    models: ModelCache, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Made:
     """All rows mixed in one job."""
     folder = tmp_path_factory.mktemp("systems")
     path = write_rows(folder / "rows.parquet", ROWS)
     shards = {"shard_rows": request.param}
-    return make(job_spec(path, folder / "out", models=MODELS, routes=ROUTES, batching=shards))
+    spec = job_spec(path, folder / "out", models=MODELS, routes=ROUTES, batching=shards)
+    return make(spec, DiffusersEngine(models, spec))
 
 
 @pytest.mark.parametrize("row_id", [each["row_id"] for each in ROWS])
@@ -68,13 +80,14 @@ OTHERS: dict[str, Record] = {
 """Other images for some of ROWS: the two rows can share a call."""
 
 
-def test_the_images_of_rows_in_one_call_stay_with_their_rows(tmp_path: Path) -> None:
+def test_the_images_of_rows_in_one_call_stay_with_their_rows(models: ModelCache, tmp_path: Path) -> None:
     """Images, masks and depth maps: no row gets those of the call's first row, nor of its last."""
     bases = [each for each in ROWS if each["row_id"] in OTHERS]
     others = [each | OTHERS[each["row_id"]] | {"row_id": f"{each['row_id']}-other"} for each in bases]
     path = write_rows(tmp_path / "in.parquet", [*bases, *others])
 
-    made = make(job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES))
+    spec = job_spec(path, tmp_path / "out", models=MODELS, routes=ROUTES)
+    made = make(spec, DiffusersEngine(models, spec))
 
     plain = {each["row_id"]: expected(each["row_id"]) for each in bases}
     plain |= {each["row_id"]: reference(each) for each in others}

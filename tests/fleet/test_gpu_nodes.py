@@ -22,7 +22,7 @@ def spec_of(folder: Path, num_rows: int, num_gpus: float | str) -> Path:
         folder / "job.yaml",
         write_rows(folder / "rows.parquet", text_rows(num_rows)),
         folder / "out",
-        batching={"shard_rows": 4},
+        batching={"shard_rows": 2},
         workers={"num_gpus": num_gpus},
     )
 
@@ -31,7 +31,7 @@ def test_every_gpu_that_joins_gets_its_workers_and_the_head_keeps_none(
     head: RayNodes, tmp_path: Path
 ) -> None:
     """First there is the head alone; then a machine with two GPUs joins, and one with many CPUs."""
-    spec = spec_of(tmp_path, 400, num_gpus="auto")
+    spec = spec_of(tmp_path, 100, num_gpus="auto")
 
     with start_with("slow_until_told", spec, **head.env) as run:
         run.wait_until(lambda: len(head.workers()) == 4)
@@ -43,7 +43,7 @@ def test_every_gpu_that_joins_gets_its_workers_and_the_head_keeps_none(
         finished = run.wait()
 
     assert finished.code == 0, finished.err
-    assert_whole(tmp_path / "out", text_rows(400))
+    assert_whole(tmp_path / "out", text_rows(100))
     assert with_cpus.pids(WORKER) == []
 
 
@@ -54,7 +54,7 @@ def test_workers_fill_the_gpus_of_the_one_machine_that_has_some(
     head: RayNodes, tmp_path: Path, num_gpus: float | str, size: str
 ) -> None:
     """Machines without GPUs have most of the CPUs."""
-    spec = spec_of(tmp_path, 400, num_gpus)
+    spec = spec_of(tmp_path, 100, num_gpus)
     with_gpus = head.started[1]
 
     with start_with("slow_until_told", spec, **head.env) as run:
@@ -65,7 +65,7 @@ def test_workers_fill_the_gpus_of_the_one_machine_that_has_some(
         finished = run.wait()
 
     assert finished.code == 0, finished.err
-    assert_whole(tmp_path / "out", text_rows(400))
+    assert_whole(tmp_path / "out", text_rows(100))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_machines_are_started_for_the_shards_and_none_is_used_on_the_head(
     growing: RayNodes, tmp_path: Path, num_gpus: float | str, size: str
 ) -> None:
     """Ray's own autoscaler starts them."""
-    spec = spec_of(tmp_path, 400, num_gpus)
+    spec = spec_of(tmp_path, 100, num_gpus)
 
     with start_with("slow_until_told", spec, **growing.env) as run:
         run.wait_until(lambda: size in run.out())
@@ -98,7 +98,7 @@ def test_machines_are_started_for_the_shards_and_none_is_used_on_the_head(
         finished = run.wait()
 
     assert finished.code == 0, finished.err
-    assert_whole(tmp_path / "out", text_rows(400))
+    assert_whole(tmp_path / "out", text_rows(100))
 
 
 def node_type_of(pid: int) -> str:

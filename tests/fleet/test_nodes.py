@@ -26,9 +26,9 @@ DRAINED_WITHIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2"}
 
 
 def job(folder: Path, rows: list[Record], **sections: Any) -> Path:
-    """A spec of shards of four rows whose deaths are searched for at once."""
+    """A spec of shards of two rows whose deaths are searched for at once."""
     written = write_rows(folder / "rows.parquet", rows)
-    defaults = {"batching": {"shard_rows": 4}, "workers": {"num": "auto"}, "errors": {"max_attempts": 1}}
+    defaults = {"batching": {"shard_rows": 2}, "workers": {"num": "auto"}, "errors": {"max_attempts": 1}}
     return write_spec(folder / "job.yaml", written, folder / "out", **defaults | sections)
 
 
@@ -36,7 +36,7 @@ def test_a_job_uses_a_machine_that_joins_and_outlives_one_that_is_lost(
     nodes: RayNodes, tmp_path: Path
 ) -> None:
     """Without notice: all of the machine's processes are gone at once. Its shards are made elsewhere."""
-    rows, output = text_rows(600), tmp_path / "out"
+    rows, output = text_rows(150), tmp_path / "out"
     spec = job(tmp_path, rows, errors={"max_attempts": 3})
 
     with start_with("slow_until_told", spec, **nodes.env) as run:
@@ -59,7 +59,7 @@ def test_a_job_uses_a_machine_that_joins_and_outlives_one_that_is_lost(
 
 def test_a_machine_that_is_told_to_end_costs_its_shards_nothing(nodes: RayNodes, tmp_path: Path) -> None:
     """SIGTERM to a node's first process, as Kubernetes sends it, and to another's raylet, as systemd does."""
-    rows, output = text_rows(600), tmp_path / "out"
+    rows, output = text_rows(150), tmp_path / "out"
     spec = job(tmp_path, rows)
     pod, machine = nodes.add(**DRAINED_WITHIN), nodes.add()
 
@@ -97,7 +97,7 @@ def test_a_job_whose_workers_fit_on_no_machine_says_what_it_waits_for(
 
 def test_a_worker_that_is_told_to_end_finishes_what_it_is_at(nodes: RayNodes, tmp_path: Path) -> None:
     """Its shard is made, the one that waits behind it goes to another worker, and no death is counted."""
-    rows, output = text_rows(600), tmp_path / "out"
+    rows, output = text_rows(150), tmp_path / "out"
     spec = job(tmp_path, rows, workers={"num": 1})
 
     with start_with("slow_until_told", spec, **nodes.env) as run:
@@ -120,6 +120,7 @@ def test_a_worker_that_has_no_time_to_finish_drops_its_shard(nodes: RayNodes, tm
     spec = job(
         tmp_path,
         rows,
+        batching={"shard_rows": 4},
         output={"path": str(output), "images": "files"},
         workers={"num": 1, "notice_s": 0.2},
     )
@@ -137,15 +138,25 @@ def test_a_worker_that_has_no_time_to_finish_drops_its_shard(nodes: RayNodes, tm
     assert_whole(output, rows)
 
 
-# Last, because Ray takes some seconds to see that the broken machine is gone.
+@pytest.fixture(scope="module")
+def breaks(nodes: RayNodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A machine joins whose workers fail as this file says."""
+    file = tmp_path_factory.mktemp("broken") / "how"
+    nodes.add(**{BROKEN: str(file)})
+    return file
+
+
+# Last, because the broken machine stays.
 @pytest.mark.parametrize(
     "how", ["cannot start", "raises", "loses its device", "dies", "makes no image", "reaches no storage"]
 )
-def test_a_machine_that_is_broken_costs_one_machine(nodes: RayNodes, tmp_path: Path, how: str) -> None:
+def test_a_machine_that_is_broken_costs_one_machine(
+    nodes: RayNodes, breaks: Path, tmp_path: Path, how: str
+) -> None:
     """It is named with its worker or for itself; the other one generates every row."""
-    rows = text_rows(400)
+    rows = text_rows(100)
     spec = job(tmp_path, rows)
-    broken = nodes.add(**{BROKEN: how})
+    breaks.write_text(how)
     host = re.escape(socket.gethostname())
     named = (
         rf"machine={host} is left out: 3 shards or starts in a row failed there|"
@@ -156,7 +167,6 @@ def test_a_machine_that_is_broken_costs_one_machine(nodes: RayNodes, tmp_path: P
         run.wait_until(lambda: re.search(named, run.err()))
         hurry(tmp_path / "rows.parquet")
         finished = run.wait()
-    broken.kill_all()
 
     assert finished.code == 0, finished.err
     assert_whole(tmp_path / "out", rows)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from models.caches import cache_folder
 from tests.support.running import ROOT, Started
 
 RAY = ("-m", "ray.scripts.scripts")
@@ -24,7 +25,11 @@ _DEAD_IS_SEEN_SOON = {
 
 A node that only answers slowly still has Ray's usual ten seconds for each check.
 """
+_NO_IDLE_WORKERS = {"RAY_prestart_worker_first_driver": "0"}
+"""A setting with which no node starts a Python for each CPU in advance.
 
+None of these would become a worker of darkroom's, because they lack the driver's code.
+"""
 
 _HEAD: dict[str, Any] = {"resources": {}, "max_workers": 0}
 _NOTHING_TO_DO: dict[str, Any] = {
@@ -59,9 +64,9 @@ class RayNodes:
             stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
             self._port, client_port = free_ports(2)
             self._running = stack.enter_context(ExitStack())
-            ports = ("--port", self._port, "--ray-client-server-port", client_port)
             head = ("--head", "--num-cpus", self._head_cpus, "--num-gpus", 0, "--temp-dir", self._folder)
-            autoscaler, env = self._autoscaler() if self._node_types else ((), {})
+            ports = ("--port", self._port, "--ray-client-server-port", client_port)
+            autoscaler, env = self._autoscaler() if self._node_types else (("--no-monitor",), {})
             self._start(
                 *(*head, *ports, "--include-dashboard=false", *autoscaler), **_DEAD_IS_SEEN_SOON, **env
             )
@@ -76,8 +81,9 @@ class RayNodes:
     @property
     def env(self) -> dict[str, str]:
         """The environment of a driver that uses this cluster."""
-        # The home folder is that of the head, where `ray up` puts the autoscaler's configuration.
-        home = {"HOME": self._folder} if self._node_types else {}
+        # The home folder is that of the head, where `ray up` puts the autoscaler's configuration. The demo
+        # checkpoints stay where they are.
+        home = {"HOME": self._folder, "DARKROOM_CACHE": str(cache_folder())} if self._node_types else {}
         return {"RAY_ADDRESS": f"127.0.0.1:{self._port}"} | home
 
     def add(self, num_cpus: int = 1, num_gpus: int = 0, **env: str) -> Started:
@@ -121,9 +127,8 @@ class RayNodes:
         return ("--autoscaling-config", str(path)), env
 
     def _start(self, *options: object, **env: str) -> Started:
-        started = Started(
-            *(*RAY, "start", "--block", "--dashboard-agent-listen-port", 0, *options), **self._env | env
-        )
+        start = ("start", "--block", "--dashboard-agent-listen-port", 0, "--include-log-monitor=false")
+        started = Started(*RAY, *start, *options, **_NO_IDLE_WORKERS | self._env | env)
         node = self._running.enter_context(started)
         self.started.append(node)
         node.wait_until(lambda: "Ray runtime started" in node.out())

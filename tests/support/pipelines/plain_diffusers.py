@@ -2,6 +2,7 @@
 
 import io
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -10,12 +11,13 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from actors.engine.pipelines.model_cache import ModelCache
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.engine.quirks.clip_skip import enable_clip_skip
 from actors.engine.quirks.ldm3d import LDM3DImageProcessor
 from schemas.systems.system_table import System, find_system
 from tests.support.checkpoints import demo
-from tests.support.in_process import Record, drawn_image, encoded, image_of, mask
+from tests.support.in_process import Record, drawn_image, encoded, image_of, job_spec, mask, model_cache
 
 Values = npt.NDArray[np.int32]
 
@@ -157,6 +159,11 @@ ROUTES: Record = {
     task: {"model": next(each["model"] for each in ROWS if each["task"] == task), "num_inference_steps": 4}
     for task in TASKS
 }
+
+
+def loaded_models() -> ModelCache:
+    """A cache for MODELS, which several jobs of one kind can share: to load them takes as long as a job."""
+    return model_cache(job_spec(Path("rows"), Path("out"), models=MODELS, routes=ROUTES))
 
 
 def system_of(values: Record) -> System:
