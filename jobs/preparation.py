@@ -18,7 +18,7 @@ from jobs.output.job_record import JobRecord, claim, read_record
 from jobs.output.lease import Lease
 from jobs.output.parts import list_parts
 from jobs.output.resumption import find_recorded, plan_of, survey_of
-from jobs.planning.plan import LargestPart, Plan, expected_bytes, largest_part
+from jobs.planning.plan import Plan, expected_bytes, largest_part
 from jobs.planning.plan_text import check_rows, print_notes, print_plan, refuse_hopeless
 from jobs.planning.row_scan import MAX_EXAMPLES
 from jobs.reports.success import unfinish
@@ -47,8 +47,8 @@ class Prepared(NamedTuple):
 
     plan: Plan
     record: JobRecord
-    largest: LargestPart | None
-    """An estimate of its largest part; None for a job that has begun before."""
+    largest_bytes: int
+    """An estimate of the largest part of the rows that were recorded now; 0 if there are none."""
 
 
 def show_plan(
@@ -96,20 +96,20 @@ def prepare(
     RefusedError where this spec or input is not the recorded one, or another driver is at work on an output
     that is to be extended.
     """
-    largest = None
+    largest_bytes = 0
     if record is None:
-        record, largest = _record(_NewRows(survey=surveyed), record, output, console)
+        record, largest_bytes = _record(_NewRows(survey=surveyed), record, output, console)
     elif extend and (new := _added_rows(surveyed, record, output)):
-        record, _ = _record(new, record, output, console)
+        record, largest_bytes = _record(new, record, output, console)
     elif extend:
         console.print("the input has no files that are new to the job")
-    return Prepared(plan_of(record, surveyed, output.path), record, largest)
+    return Prepared(plan_of(record, surveyed, output.path), record, largest_bytes)
 
 
 def _record(
     new: _NewRows, record: JobRecord | None, output: Output, console: Console
-) -> tuple[JobRecord, LargestPart]:
-    """The record of the output with the new rows, and an estimate of the largest part that they become.
+) -> tuple[JobRecord, int]:
+    """The record of the output with the new rows; an estimate of their largest part's size, in bytes.
 
     SpecError where they should not be generated.
     """
@@ -122,11 +122,11 @@ def _record(
     refuse_large_parts(output, largest)
     plan = with_hashes(plan)
     if record is None:
-        return claim(output, plan, findings), largest
+        return claim(output, plan, findings), largest.size_bytes
     with Lease(output):
         # No report is to be believed that is older than the new rows.
         unfinish(output)
-        return claim(output, plan, findings, record), largest
+        return claim(output, plan, findings, record), largest.size_bytes
 
 
 def _added_rows(surveyed: Survey, record: JobRecord, output: Output) -> _NewRows | None:

@@ -55,8 +55,9 @@ def retry_job(
                     console.print(
                         f"retrying {counted(num_rows, 'failed row')} of {counted(sum(chosen), 'part')}"
                     )
+                    plan = for_store(plan, output, parts.largest_bytes)
                     watch = RunWatch(tally=tally, lease=lease)
-                    generate_shards(for_store(plan, output), dispatcher, watch, console, engine)
+                    generate_shards(plan, dispatcher, watch, console, engine)
                 # A retry replaces parts and adds none, so a part that was missing is still missing.
                 if parts.are_all:
                     lease.confirm(tally)

@@ -37,14 +37,14 @@ def run_job(spec: JobSpec, console: Console, *, extend: bool = False, engine: st
         record = read_record(output)
         surveyed = survey_of(spec, record)
         print_notes(surveyed, console)
-        plan, record, largest = prepare(surveyed, record, output, console, extend=extend)
+        plan, record, largest_bytes = prepare(surveyed, record, output, console, extend=extend)
         parts = list_parts(output, record.shard_names)
         if parts.are_all and (reported := reported_totals(output, record, parts)):
             return RunResult(output=output.path, totals=reported)
         with Lease(output) as lease:
             unfinish(output)
             if not parts.are_all:
-                plan = for_store(plan, output, largest)
+                plan = for_store(plan, output, max(largest_bytes, parts.largest_bytes))
             tally, abandoned = _generate_missing(plan, output, parts, lease, console, engine)
             abandoned = still_missing(abandoned, output, record.shard_names)
             if abandoned:

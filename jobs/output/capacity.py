@@ -64,12 +64,13 @@ def refuse_large_parts(output: Output, largest: LargestPart) -> None:
     )
 
 
-def for_store(plan: Plan, output: Output, largest: LargestPart | None = None) -> Plan:
+def for_store(plan: Plan, output: Output, largest_bytes: int) -> Plan:
     """The plan, whose workers are told whether the output's store takes large parts in pieces.
 
-    The store is not asked if all parts are small. `largest`: an estimate, if there is one.
+    The store is not asked if all parts are small. `largest_bytes`: how large the largest may be, as far as
+    estimates or other parts tell; 0 if that is not known.
     """
-    is_small = largest is not None and largest.size_bytes * MAX_ERROR <= IN_PIECES_FROM_BYTES
+    is_small = 0 < largest_bytes * MAX_ERROR <= IN_PIECES_FROM_BYTES
     has_images = plan.job.spec.output.images == "parquet"
     in_pieces = has_images and not is_small and takes_pieces(output)
     return replace(plan, job=replace(plan.job, in_pieces=in_pieces))

@@ -79,6 +79,11 @@ class Parts(Sequence[PartFile]):
         """The size of all these parts together."""
         return int(self._sizes.sum())
 
+    @property
+    def largest_bytes(self) -> int:
+        """The size of the largest of these parts; 0 if there are none."""
+        return int(self._sizes.max(initial=0))
+
     def has(self, index: int) -> bool:
         """Whether the shard with this index has its part."""
         position = np.searchsorted(self._indices, index)

@@ -75,6 +75,15 @@ def test_other_files_in_data_are_not_parts(output: Output, num_shards: int) -> N
     assert [part.index for part in list_parts(output, ShardNames([num_shards]))] == [0, num_shards - 1]
 
 
+def test_the_largest_part_of_an_output(output: Output) -> None:
+    """By its size; 0 where there is no part."""
+    assert list_parts(output, ShardNames([4])).largest_bytes == 0
+
+    sizes = [write_part(output, 0, 4, ok=1), write_part(output, 2, 4, ok=123456, failed=7)]
+
+    assert list_parts(output, ShardNames([4])).largest_bytes == max(sizes) > min(sizes)
+
+
 def test_the_room_that_a_job_still_needs_is_that_of_its_missing_parts(output: Output) -> None:
     """Each counted as large as those that are there are on average."""
     nothing_yet = bytes_to_come(output, ShardNames([10]))

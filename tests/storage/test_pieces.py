@@ -515,8 +515,8 @@ def test_a_large_object_at_a_store_without_ranges_is_not_read_into_memory(s3_env
     [
         ("parquet", 256 << 20, False),
         ("parquet", (256 << 20) + 1, True),
-        ("parquet", None, True),
-        ("files", None, False),
+        ("parquet", 0, True),
+        ("files", 0, False),
     ],
 )
 def test_workers_are_told_to_write_in_pieces_only_if_a_part_may_be_large(
@@ -525,16 +525,15 @@ def test_workers_are_told_to_write_in_pieces_only_if_a_part_may_be_large(
     s3_folder: str,
     tmp_path: Path,
     images: str,
-    size_bytes: int | None,
+    size_bytes: int,
     is_asked: bool,
 ) -> None:
-    """Twice the estimate counts. Of a job that goes on there is none, so its store is asked."""
+    """Twice the estimate counts. If there is none, the store is asked."""
     s3_faults.orderly = True
     rows = write_rows(tmp_path / "rows.parquet", [{"row_id": "a", "prompt": "x"}])
     spec = job_spec(rows, tmp_path, output={"path": s3_folder, "images": images})
-    largest = None if size_bytes is None else LargestPart(rows=1, size_bytes=size_bytes)
 
-    plan = for_store(plan_for(spec), Output(faulty, s3_folder), largest)
+    plan = for_store(plan_for(spec), Output(faulty, s3_folder), size_bytes)
 
     assert plan.job.in_pieces == is_asked
     assert bool(s3_faults.requests) == is_asked
