@@ -13,7 +13,9 @@ from tests.support.in_process import Record, drawn_image, job_spec, mask, write_
 from tests.support.pipelines.plain_diffusers import ROWS, depth_map, system_of
 
 STEPS = (4, 6)
-"""So many that schedulers with a memory of four steps have filled it."""
+"""The numbers of steps for all schedulers: after four of them, each scheduler's memory is full."""
+FEW_STEPS = (2, 3)
+"""The numbers of steps for schedulers without a memory."""
 CHECKED = "sd-safety"
 """The demo checkpoint with a safety checker."""
 
@@ -65,7 +67,7 @@ def scheduler_rows(steps: Iterable[int] = STEPS) -> list[Record]:
     ]
 
 
-def system_rows(steps: Iterable[int] = STEPS) -> list[Record]:
+def system_rows(steps: Iterable[int] = FEW_STEPS) -> list[Record]:
     """Rows of every system, named by checkpoint and task; depth2img with and without a depth map."""
     systems: dict[str, Record] = {}
     for row in ROWS:
@@ -96,21 +98,20 @@ def _text2img(model: str = "sd", prompt: str = "a fox") -> Record:
     return {"model": model, "task": "text2img", "seed": 7, "height": SIDE, "width": SIDE} | texts
 
 
-_TWO = (2, 3)
 FEATURES: Mapping[str, tuple[list[Record], Record]] = {
-    "a prompt": (twice("sd", _text2img(), _TWO), {}),
-    "a prompt of 3 windows": (twice("sd", _text2img(prompt=_LONG), _TWO), {"long_prompts": "chunk"}),
-    "a weighted prompt": (twice("sd", _text2img(prompt=_WEIGHTED), _TWO), {"prompt_weights": "compel"}),
-    "XL: a prompt": (twice("xl", _text2img("sdxl"), _TWO), {}),
+    "a prompt": (twice("sd", _text2img(), FEW_STEPS), {}),
+    "a prompt of 3 windows": (twice("sd", _text2img(prompt=_LONG), FEW_STEPS), {"long_prompts": "chunk"}),
+    "a weighted prompt": (twice("sd", _text2img(prompt=_WEIGHTED), FEW_STEPS), {"prompt_weights": "compel"}),
+    "XL: a prompt": (twice("xl", _text2img("sdxl"), FEW_STEPS), {}),
     "XL: a prompt of 3 windows": (
-        twice("xl", _text2img("sdxl", _LONG), _TWO),
+        twice("xl", _text2img("sdxl", _LONG), FEW_STEPS),
         {"long_prompts": "chunk"},
     ),
     "XL: a weighted prompt": (
-        twice("xl", _text2img("sdxl", _WEIGHTED), _TWO),
+        twice("xl", _text2img("sdxl", _WEIGHTED), FEW_STEPS),
         {"prompt_weights": "compel"},
     ),
-    "a safety checker": (twice("checked", _text2img(CHECKED), _TWO), {}),
+    "a safety checker": (twice("checked", _text2img(CHECKED), FEW_STEPS), {}),
     "a chain that passes latents on, with keep_steps": (
         twice("fine", _text2img("sdxl") | {"task": "fine"}, (5, 6)),
         {
@@ -123,7 +124,7 @@ FEATURES: Mapping[str, tuple[list[Record], Record]] = {
         },
     ),
     "a chain that passes images on": (
-        twice("again", _text2img() | {"task": "again"}, _TWO),
+        twice("again", _text2img() | {"task": "again"}, FEW_STEPS),
         {
             "routes": {
                 "again": {"task": "text2img", "model": "sd", "then": ["smaller"]},

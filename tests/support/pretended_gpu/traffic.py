@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 from tests.support.pretended_gpu.audited_run import Audited
 from tests.support.pretended_gpu.device_events import DeviceEvent, Kind, Stage
-from tests.support.pretended_gpu.device_jobs import STEPS, TASKS
+from tests.support.pretended_gpu.device_jobs import FEW_STEPS, STEPS, TASKS
 
 Rows = Mapping[str, Sequence[str]]
 """The cells of a table, by the name that each row begins with."""
 
-_STEP = ("waits a row-step", "copies a row-step", "kernels a row-step", "waits a row", "copies a row")
-SYSTEM_HEAD = ("checkpoint and task", *_STEP, "waits an image", "copies an image")
+_STEP = ("step waits", "step copies", "step kernels", "row waits", "row copies")
+SYSTEM_HEAD = ("checkpoint and task", *_STEP, "image waits", "image copies")
 SCHEDULER_HEAD = ("scheduler: text2img / img2img / inpaint", *_STEP)
-FEATURE_HEAD = ("a row with", "waits outside the loop", "copies outside the loop")
+FEATURE_HEAD = ("a row with", "waits", "copies")
 SYSTEM_FIELDS = (
     *("step_waits", "step_copies", "step_kernels", "row_waits", "row_copies", "image_waits", "image_copies"),
 )
@@ -70,7 +70,7 @@ def _count(events: Iterable[DeviceEvent], kind: Kind, stage: Stage) -> int:
 
 def system_cells(audited: Audited) -> Rows:
     """The table of systems."""
-    counts = {name: traffic(audited, name) for name in _names(audited)}
+    counts = {name: traffic(audited, name, FEW_STEPS) for name in _names(audited)}
     return {
         name: [_number(getattr(count, field)) for field in SYSTEM_FIELDS] for name, count in counts.items()
     }
