@@ -1,4 +1,4 @@
-"""Copies to a device that nobody waits for, shown on torch's device without memory: there is no GPU here."""
+"""Copies to a device that nobody waits for, shown on torch's device without memory and on a pretended GPU."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,9 @@ from diffusers import DDIMScheduler
 
 from actors.engine.quirks.async_transfers import on_host, transfers_in_background
 from actors.engine.quirks.host_timesteps import keep_on_host
+from tests.support.pretended_gpu.device_events import Kind
+from tests.support.pretended_gpu.device_tensor import DEVICE
+from tests.support.pretended_gpu.pretended_cuda import pretended_gpu
 
 META = torch.device("meta")
 TOKENS = torch.arange(6)
@@ -43,6 +46,17 @@ def test_other_conversions_are_torchs_own() -> None:
     assert not hasattr(cast, "on_host")
     assert not hasattr(twice, "on_host")
     assert torch.Tensor.to is plain
+
+
+@pytest.mark.parametrize("source", [torch.arange(6).reshape(2, 3).T, torch.ones(1).expand(4)])
+def test_a_copy_to_a_gpu_starts_from_pinned_memory(source: torch.Tensor) -> None:
+    """Of a tensor that was expanded too, which torch does not pin: timesteps are, for the rows of a call."""
+    with pretended_gpu() as gpu, torch.inference_mode():
+        with transfers_in_background(DEVICE):
+            moved = source.to(DEVICE)
+
+        assert [event.kind for event in gpu.log.events] == [Kind.COPY]
+        assert moved.tolist() == source.tolist()
 
 
 def test_it_ends_with_an_error_too() -> None:

@@ -25,7 +25,7 @@ def transfers_in_background(device: torch.device) -> Iterator[None]:
             return plain(self, *args, **kwargs)
         # Only from pinned memory does a copy run beside the device's work. Its allocator keeps it
         # until the copy has ended.
-        source = self.pin_memory() if device.type == "cuda" else self
+        source = _pinnable(self).pin_memory() if device.type == "cuda" else self
         moved = plain(source, *args, **{**kwargs, "non_blocking": True})
         if not self.is_floating_point():
             moved.on_host = self  # type: ignore[attr-defined]
@@ -42,6 +42,11 @@ def on_host(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in the host's memory. A copy that `transfers_in_background` made is not waited for."""
     source: torch.Tensor | None = getattr(tensor, "on_host", None)
     return tensor.cpu() if source is None else source
+
+
+def _pinnable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy if it was expanded: torch 2.13 refuses to pin memory with its strides."""
+    return tensor.contiguous() if 0 in tensor.stride() else tensor
 
 
 def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
