@@ -1,10 +1,9 @@
-"""What comes before generation: which rows an output has no record of, their plan, and the record.
+"""What comes before a run: which rows an output has no record of, and their plan.
 
 `darkroom plan` shows it, and `darkroom run` acts by it.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import pyarrow as pa
 from rich.console import Console
@@ -14,14 +13,12 @@ from actors.parts.commit import probe
 from actors.storage.output import Output, open_output
 from jobs.output.capacity import bytes_to_come, refuse_full_disk, refuse_large_parts
 from jobs.output.content_hashes import with_hashes
-from jobs.output.job_record import JobRecord, claim, read_record
-from jobs.output.lease import Lease
+from jobs.output.job_record import JobRecord, read_record
 from jobs.output.parts import list_parts
 from jobs.output.resumption import find_recorded, plan_of, survey_of
 from jobs.planning.plan import Plan, expected_bytes, largest_part
 from jobs.planning.plan_text import check_rows, print_notes, print_plan, refuse_hopeless
-from jobs.planning.row_scan import MAX_EXAMPLES
-from jobs.reports.success import unfinish
+from jobs.planning.row_scan import MAX_EXAMPLES, Findings
 from jobs.survey.survey import Survey, SurveyedFile
 from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import RefusedError, StorageError
@@ -42,13 +39,14 @@ class _NewRows:
     """The files that the record has."""
 
 
-class Prepared(NamedTuple):
-    """A job that can be run."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewPlan:
+    """A plan of rows that an output has no record of. They can be generated, as far as is known."""
 
     plan: Plan
-    record: JobRecord
+    findings: Findings
     largest_bytes: int
-    """An estimate of the largest part of the rows that were recorded now; 0 if there are none."""
+    """An estimate of the size of the largest part."""
 
 
 def show_plan(
@@ -87,32 +85,22 @@ def show_plan(
         refuse_full_disk(output.path, bytes_to_come(output, record.shard_names))
 
 
-def prepare(
+def plan_new_rows(
     surveyed: Survey, record: JobRecord | None, output: Output, console: Console, *, extend: bool = False
-) -> Prepared:
-    """The plan and the record of a job; rows that have none are recorded first.
+) -> NewPlan | None:
+    """The plan of the rows that have no record: all rows of a job that has not begun, and those of the
+    input's new files of one that is to be extended. None where there are none.
 
-    These are all rows of a job that has not begun and, if it is to `extend`, those of the input's new files.
-    RefusedError where this spec or input is not the recorded one, or another driver is at work on an output
-    that is to be extended.
+    SpecError where they should not be generated. RefusedError where the store cannot keep an output, or
+    anything but new files is not as it was recorded.
     """
-    largest_bytes = 0
+    new = None
     if record is None:
-        record, largest_bytes = _record(_NewRows(survey=surveyed), record, output, console)
-    elif extend and (new := _added_rows(surveyed, record, output)):
-        record, largest_bytes = _record(new, record, output, console)
-    elif extend:
+        new = _NewRows(survey=surveyed)
+    elif extend and not (new := _added_rows(surveyed, record, output)):
         console.print("the input has no files that are new to the job")
-    return Prepared(plan_of(record, surveyed, output.path), record, largest_bytes)
-
-
-def _record(
-    new: _NewRows, record: JobRecord | None, output: Output, console: Console
-) -> tuple[JobRecord, int]:
-    """The record of the output with the new rows; an estimate of their largest part's size, in bytes.
-
-    SpecError where they should not be generated.
-    """
+    if not new:
+        return None
     plan, findings = check_rows(new.survey, console, earlier=new.earlier)
     refuse_hopeless(new.survey, findings)
     refuse_full_disk(output.path, expected_bytes(findings, plan.job))
@@ -120,13 +108,7 @@ def _record(
         probe(output)
     largest = largest_part(findings, plan.job)
     refuse_large_parts(output, largest)
-    plan = with_hashes(plan)
-    if record is None:
-        return claim(output, plan, findings), largest.size_bytes
-    with Lease(output):
-        # No report is to be believed that is older than the new rows.
-        unfinish(output)
-        return claim(output, plan, findings, record), largest.size_bytes
+    return NewPlan(plan=with_hashes(plan), findings=findings, largest_bytes=largest.size_bytes)
 
 
 def _added_rows(surveyed: Survey, record: JobRecord, output: Output) -> _NewRows | None:

@@ -9,19 +9,21 @@ from jobs.fleet.budget import Budget
 from jobs.fleet.cluster import with_output_settled
 from jobs.fleet.shard_loop import RunWatch, generate_shards
 from jobs.output.capacity import bytes_to_come, for_store, refuse_full_disk
-from jobs.output.job_record import read_record
+from jobs.output.figures import Totals
+from jobs.output.job_record import JobRecord, claim, read_record, require_record
 from jobs.output.lease import Lease
 from jobs.output.parts import Parts, list_parts, output_totals, still_missing
-from jobs.output.resumption import survey_of
+from jobs.output.resumption import plan_of, survey_of
 from jobs.output.tally import Abandoned, Tally
 from jobs.planning.plan import Plan, chosen_shards
 from jobs.planning.plan_text import print_notes
-from jobs.preparation import prepare
+from jobs.preparation import plan_new_rows
 from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult
 from jobs.reports.success import unfinish
 from jobs.reports.summary import reported_totals
 from jobs.signals import stopping_signals
+from jobs.survey.survey import Survey
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
 
@@ -37,13 +39,17 @@ def run_job(spec: JobSpec, console: Console, *, extend: bool = False, engine: st
         record = read_record(output)
         surveyed = survey_of(spec, record)
         print_notes(surveyed, console)
-        plan, record, largest_bytes = prepare(surveyed, record, output, console, extend=extend)
-        parts = list_parts(output, record.shard_names)
-        if parts.are_all and (reported := reported_totals(output, record, parts)):
-            return RunResult(output=output.path, totals=reported)
+        new = plan_new_rows(surveyed, record, output, console, extend=extend)
+        if record and not new and (totals := _finished(record, surveyed, output)):
+            return RunResult(output=output.path, totals=totals)
         with Lease(output) as lease:
+            # No report is to be believed that is older than the rows and parts that come now.
             unfinish(output)
+            record = claim(output, new.plan, new.findings, record) if new else require_record(output)
+            plan = plan_of(record, surveyed, output.path)
+            parts = list_parts(output, record.shard_names)
             if not parts.are_all:
+                largest_bytes = new.largest_bytes if new else 0
                 plan = for_store(plan, output, max(largest_bytes, parts.largest_bytes))
             tally, abandoned = _generate_missing(plan, output, parts, lease, console, engine)
             abandoned = still_missing(abandoned, output, record.shard_names)
@@ -60,6 +66,13 @@ def run_job(spec: JobSpec, console: Console, *, extend: bool = False, engine: st
             abandoned=tuple(abandoned),
             failures=tally.failures,
         )
+
+
+def _finished(record: JobRecord, surveyed: Survey, output: Output) -> Totals | None:
+    """The totals of a job that is finished; None if it is not. RefusedError if the job has changed."""
+    plan_of(record, surveyed, output.path)
+    parts = list_parts(output, record.shard_names)
+    return reported_totals(output, record, parts) if parts.are_all else None
 
 
 def _generate_missing(
