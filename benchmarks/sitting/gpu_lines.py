@@ -21,6 +21,8 @@ from benchmarks.sitting.gpu_cases import Case
 
 LABELS = ("model", "dtype", "compile", "workload")
 FIGURES = ("images/s", "TFLOP per image", "share of the limit", "GPU busy", "waits per image", "most from")
+MAX_ROUNDS = 5
+"""How often a contender runs at most, where the budget allows that."""
 WATCHING = 3
 """How many times as long a run may take with the profiler."""
 COLUMNS = (*LABELS, "contender", *FIGURES)
@@ -119,11 +121,14 @@ class Sitting:
         needed = self._costs.get(key, 0) * tflop
         if needed > (left := self._budget.left_s):
             raise _TooLongError(f"it takes about {needed:.0f} s, and {left:.0f} s are left")
-        # Half a share: some lines take longer than theirs. The last line uses what is left.
-        until = left - left / (2 * self._lines_left - 1)
+        # Half a share: some lines take longer than theirs.
+        until = left - left / (2 * self._lines_left)
         warm = _seconds(lane.warm, case.device)
-        while not measured.seconds or self._budget.left_s - (1 + WATCHING) * measured.seconds[-1] > until:
-            measured.seconds.append(_seconds(lane.run, case.device))
+        num_rows = len(lane.rows)
+        for _ in range(MAX_ROUNDS):
+            measured.seconds.append(_seconds(lane.run, case.device, num_rows))
+            if self._budget.left_s - (1 + WATCHING) * measured.seconds[-1] < until:
+                break
         if WATCHING * measured.seconds[-1] > self._budget.left_s:
             raise _TooLongError("no time is left to watch it")
         begun = time.perf_counter()
@@ -136,11 +141,14 @@ class _TooLongError(Exception):
     """A line needs more time than is left."""
 
 
-def _seconds(run: Run, device: torch.device) -> float:
+def _seconds(run: Run, device: torch.device, num_rows: int | None = None) -> float:
+    """How long a run takes; RuntimeError if it does not generate `num_rows` images."""
     synchronize(device)
     begun = time.perf_counter()
-    run()
+    num_images = run()
     synchronize(device)
+    if num_rows not in (None, num_images):
+        raise RuntimeError(f"{num_images} of {num_rows} rows were generated")
     return time.perf_counter() - begun
 
 
