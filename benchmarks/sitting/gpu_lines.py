@@ -12,10 +12,10 @@ import torch
 
 from benchmarks.contenders.local_contenders import DARKROOM, Run
 from benchmarks.contenders.noise_free import HEADER, cells, line
-from benchmarks.device.budget import Budget, OutOfTime
 from benchmarks.device.built_model import BuiltModel
 from benchmarks.device.gpu_watch import Watched, watch
 from benchmarks.device.limits import synchronize
+from benchmarks.device.time_budget import Budget, OutOfTime
 from benchmarks.sitting.gpu_bench import Bench, Lane, free, names
 from benchmarks.sitting.gpu_cases import Case
 

@@ -7,8 +7,8 @@ import time
 import torch
 from diffusers.utils.logging import disable_progress_bar
 
-from benchmarks.device.budget import Budget
 from benchmarks.device.limits import matrix_rate
+from benchmarks.device.time_budget import Budget
 from benchmarks.race import surroundings
 from benchmarks.sitting.gpu_cases import cases
 from benchmarks.sitting.gpu_lines import Sitting

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.device.budget import Budget, OutOfTime
+from benchmarks.device.time_budget import Budget, OutOfTime
 from benchmarks.parity.device_checks import Check, verdict_of
 from benchmarks.sitting.gpu_bench import CONTENDERS
 from benchmarks.sitting.gpu_cases import MODELS, Case, cases, typical

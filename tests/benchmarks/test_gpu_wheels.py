@@ -50,7 +50,7 @@ def from_name(name, known=metadata.Distribution.from_name):
         raise metadata.PackageNotFoundError(name)
     return known(name)
 
-assert {"ray", "s3fs", "rich", "scipy"} <= modules, modules
+assert {"ray", "s3fs", "scipy", "accelerate"} <= modules, modules
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 metadata.Distribution.from_name = from_name
 
