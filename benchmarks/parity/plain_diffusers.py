@@ -168,9 +168,10 @@ def system_of(values: Record) -> System:
 
 
 @cache
-def expected(row_id: str) -> Expected:
+def expected(row_id: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Expected:
     """What plain diffusers generates for a row of ROWS or VARIED; each row is generated once per process."""
-    return reference(next(each for each in (*ROWS, *VARIED) if each["row_id"] == row_id))
+    values = next(each for each in (*ROWS, *VARIED) if each["row_id"] == row_id)
+    return reference(values, device, dtype)
 
 
 def reference(values: Record, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Expected:
