@@ -66,7 +66,7 @@ def generated(rows: Sequence[Record], device: str, dtype: str, **batching: Any) 
         folder = Path(name)
         plan = planned(rows, folder, dtype, **batching)
         spec = plan.job.spec
-        # As in make_engine of actors/engine/diffusers_engine.py, except that the caller chooses the device.
+        # Not channels_last: plain diffusers does not use it, and another memory format gives other bits.
         options = LoadOptions(device=torch.device(device))
         engine = DiffusersEngine(ModelCache(spec.models, options, CAPACITY_BYTES), spec)
         output = open_output(spec.output.path)
