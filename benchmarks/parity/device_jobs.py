@@ -66,8 +66,9 @@ def generated(rows: Sequence[Record], device: str, dtype: str, **batching: Any) 
         folder = Path(name)
         plan = planned(rows, folder, dtype, **batching)
         spec = plan.job.spec
-        # Not channels_last: plain diffusers does not use it, and another memory format gives other bits.
-        options = LoadOptions(device=torch.device(device))
+        # As in make_engine of actors/engine/diffusers_engine.py, except that the caller chooses the device.
+        channels_last = device == "cuda" and not spec.batching.exact
+        options = LoadOptions(device=torch.device(device), channels_last=channels_last)
         engine = DiffusersEngine(ModelCache(spec.models, options, CAPACITY_BYTES), spec)
         output = open_output(spec.output.path)
         with Worker(plan.job, engine=engine, stores=Stores(), output=output, num_threads=4) as worker:
