@@ -32,7 +32,7 @@ def median_rates(contenders: Mapping[str, Contender], rounds: int) -> dict[str, 
     return {name: median(measured[1:]) for name, measured in rates.items()}
 
 
-def surroundings() -> str:
-    """The machine and the versions of Python and the libraries, as one line."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "ray"))
+def surroundings(*libraries: str) -> str:
+    """The machine and the versions of Python and of the libraries with these names, as one line."""
+    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
     return f"{platform.machine()}, Python {sys.version.split()[0]}, {versions}"

@@ -5,8 +5,10 @@ figure is the median of the rounds. The second table has figures that are the sa
 calls of the modules in one run, and their batch sizes. The last table has whole jobs, from the command to the
 output's last byte.
 
-    python -m benchmarks.throughput                 # small models with random weights, on a CPU
-    python -m benchmarks.throughput --gpu --help    # full-size architectures, on a GPU
+The models are small, with random weights, and run on a CPU. benchmarks/gpu.py measures models of the
+published sizes on a GPU.
+
+    python -m benchmarks.throughput
 
 docs/benchmarks.md explains what each contender does, and what the figures do not show.
 """
@@ -20,10 +22,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu, whole_job
+from benchmarks import whole_job
 from benchmarks.contenders.local_contenders import DARKROOM, R0, R0B, R1, Darkroom, Setting, in_process
+from benchmarks.contenders.noise_free import HEADER, cells, line
 from benchmarks.contenders.ray_data import RayDataJob, local_ray, steady
-from benchmarks.noise_free import HEADER, cells, line
 from benchmarks.race import Contender, median_rates, surroundings, timed
 from benchmarks.workloads import DIFFERENT, EQUAL, WORKLOADS, Row
 from models.demo_cache import demo_checkpoint
@@ -107,9 +109,6 @@ def print_cost_of_variety(lanes: Lanes, options: argparse.Namespace) -> None:
 def main() -> None:
     """Print the tables."""
     options = arguments()
-    if options.gpu is not None:
-        gpu.main(options.gpu)
-        return
     logging.disable(logging.WARNING)
     torch.set_num_threads(options.threads)
     setting = Setting(
@@ -121,7 +120,8 @@ def main() -> None:
         batch_rows=options.batch,
     )
     print(
-        f"{surroundings()}; {counted(options.threads, 'torch thread')}, {counted(options.rows, 'row')} of "
+        f"{surroundings('torch', 'diffusers', 'ray')}; "
+        f"{counted(options.threads, 'torch thread')}, {counted(options.rows, 'row')} of "
         f"{SIDE}x{SIDE} pixels and {counted(options.steps, 'step')} on average, "
         f"median of {counted(options.rounds, 'round')}\n"
     )
@@ -156,11 +156,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--job-rows", type=int, default=256, help="rows of a whole job (%(default)s)")
     parser.add_argument(
         "--job-rounds", type=int, default=3, help="rounds of whole jobs; 0 leaves them out (%(default)s)"
-    )
-    parser.add_argument(
-        "--gpu",
-        nargs=argparse.REMAINDER,
-        help="run the benchmark for GPUs; all options after this one are its own (--gpu --help)",
     )
     return parser.parse_args()
 

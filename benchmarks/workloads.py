@@ -86,6 +86,12 @@ def sizes(num_rows: int, side: int, mean_steps: int) -> list[Row]:
     return [row | {"width": side * (2 + i % 2) // 2} for i, row in enumerate(rows)]
 
 
+def few_steps(num_rows: int, side: int, mean_steps: int) -> list[Row]:
+    """Equal rows for a model that is distilled to a few steps: LCM's scheduler, and no guidance."""
+    steps = {"num_inference_steps": mean_steps, "guidance_scale": 1.0, "scheduler": "LCMScheduler"}
+    return [_row(i, side) | steps for i in range(num_rows)]
+
+
 EQUAL, DIFFERENT = "equal rows", "every row different"
 WORKLOADS: dict[str, Callable[[int, int, int], list[Row]]] = {
     EQUAL: equal,

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -28,18 +27,9 @@ CLASSES = {
 class PlainDiffusers:
     """Loops over plain diffusers calls with one set of weights; Pillow encodes each image after its call."""
 
-    def __init__(
-        self,
-        checkpoint: Path,
-        family: str,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        compiled: bool = False,
-    ) -> None:
+    def __init__(self, text2img: Any, family: str, *, compiled: bool = False) -> None:
         self._classes = CLASSES[family]
-        text2img = self._classes["text2img"].from_pretrained(checkpoint, use_safetensors=True, dtype=dtype)
-        self._pipelines = {"text2img": text2img.to(device)}
+        self._pipelines = {"text2img": text2img}
         self._published_config = text2img.scheduler.config
         self._schedulers: dict[str, Any] = {}
         if compiled:

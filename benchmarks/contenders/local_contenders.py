@@ -16,11 +16,13 @@ from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
 from actors.images.spool import Spool
 from actors.rows.opened_rows import OpenedRow, open_row
+from actors.rows.routing import size_limits
 from actors.rows.shard_reader import ShardReader
 from actors.storage.output import open_output
 from actors.storage.stores import Stores
 from actors.worker import Worker
-from benchmarks.contenders.diffusers_loops import PlainDiffusers
+from benchmarks.contenders.diffusers_loops import CLASSES, PlainDiffusers
+from benchmarks.device.built_model import BuiltModel, BuiltModels
 from benchmarks.workloads import Row, write_rows
 from jobs.planning.plan import Plan, make_plan
 from jobs.survey.survey import make_survey
@@ -50,11 +52,17 @@ class Setting:
     batch_rows: int
     """The value of `max_batch_rows`, and the largest batch of the loop that groups rows."""
     compiled: bool = False
+    built: BuiltModel | None = None
+    """The model in memory, if its weights are not in the checkpoint's files."""
 
     def plain(self) -> PlainDiffusers:
         """The loops of plain diffusers, with their own copy of the weights."""
-        dtype = getattr(torch, self.dtype)
-        return PlainDiffusers(self.checkpoint, self.family, self.device, dtype, compiled=self.compiled)
+        if self.built:
+            text2img = self.built.copied()
+        else:
+            cls, dtype = CLASSES[self.family]["text2img"], getattr(torch, self.dtype)
+            text2img = cls.from_pretrained(self.checkpoint, use_safetensors=True, dtype=dtype).to(self.device)
+        return PlainDiffusers(text2img, self.family, compiled=self.compiled)
 
     def plan(self, path: Path, output: Path) -> Plan:
         """darkroom's plan for a file of rows, with all rows in one shard."""
@@ -87,7 +95,11 @@ class Darkroom:
         on_gpu = setting.device.type == "cuda"
         # As in make_engine of actors/engine/diffusers_engine.py, except that the caller chooses the device.
         options = LoadOptions(device=setting.device, channels_last=on_gpu)
-        self.models = ModelCache({MODEL: spec}, options, CAPACITY_BYTES)
+        self.models: Any = (
+            BuiltModels(MODEL, setting.built, spec, options)
+            if setting.built
+            else ModelCache({MODEL: spec}, options, CAPACITY_BYTES)
+        )
         self.counts: dict[str, CallCount] = {}
         """The counts of module calls in the last run, by the kind of module."""
         self._setting = setting
@@ -98,10 +110,15 @@ class Darkroom:
         return weight_bytes(self.models.get(MODEL).components) / 1e6
 
     def in_memory(self, plan: Plan) -> Run:
-        """A run of the engine alone: from rows in memory to pixels in memory."""
-        rows = [*_opened(plan)]
+        """A run of the engine alone: from rows in memory to pixels in memory.
+
+        The first run opens the rows.
+        """
+        rows: list[OpenedRow] = []
 
         def run() -> int:
+            if not rows:
+                rows.extend(_opened(plan))
             with ThreadPoolExecutor(self._setting.num_threads) as decoders:
                 results = self._engine(plan).generate(rows, decoders)
                 return sum(result.problem is None for result in results)
@@ -154,7 +171,7 @@ def _opened(plan: Plan) -> Iterator[OpenedRow]:
             yield open_row(
                 row,
                 None,  # type: ignore[arg-type]  # Images are in the rows.
-                max_pixels=plan.job.spec.input.max_pixels,
+                limits=size_limits(plan.job.spec),
                 vae_factor=plan.job.models[row.route.model].vae_factor,
             )
     reader.close()

@@ -3,9 +3,6 @@
 They are as fast as the published models.
 """
 
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +15,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from demo import random_checkpoints
 from demo import small_components as parts
-from models.demo_cache import demo_folder
 
 # Values of the published config.json files that differ from the class defaults (diffusers 0.42.1).
 SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768}
@@ -67,26 +64,27 @@ VOCABULARY = 49408
 """Rows of the published embedding tables; the demo's tokenizer uses only the first rows."""
 
 
-def full_size_checkpoint(name: str, device: torch.device) -> Path:
-    """The folder of the float16 checkpoint `sd15` or `sdxl`; the first call builds it, on the device."""
-    folder = demo_folder("sd").with_name(f"full-size-{name}")
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(0)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            unfinished = Path(scratch, "checkpoint")
-            BUILDERS[name](device).save_pretrained(unfinished)
-            os.rename(unfinished, folder)
-    return folder
+def full_size_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+    """`sd15` or `sdxl`, built on the device."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return BUILDERS[name](device).to(dtype=dtype)
+
+
+def tiny_pipeline(kind: str, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+    """The demo's small model of this kind."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return random_checkpoints.BUILDERS[kind]().to(device, dtype)
 
 
 def _sd15(device: torch.device) -> DiffusionPipeline:
     tokenizer = parts.tokenizer()
     with device:
         modules = {
-            "vae": AutoencoderKL(**VAE, sample_size=512).half(),
+            "vae": AutoencoderKL(**VAE, sample_size=512),
             "text_encoder": _text_encoder(CLIPTextModel, tokenizer, CLIP_L),
-            "unet": UNet2DConditionModel(**SD15_UNET).half(),
+            "unet": UNet2DConditionModel(**SD15_UNET),
         }
     return StableDiffusionPipeline(
         **modules,
@@ -102,10 +100,10 @@ def _sdxl(device: torch.device) -> DiffusionPipeline:
     tokenizer, tokenizer_2 = parts.tokenizer(), parts.tokenizer(pad_token="!")
     with device:
         modules = {
-            "vae": AutoencoderKL(**VAE, sample_size=1024, scaling_factor=0.13025, force_upcast=True).half(),
+            "vae": AutoencoderKL(**VAE, sample_size=1024, scaling_factor=0.13025, force_upcast=True),
             "text_encoder": _text_encoder(CLIPTextModel, tokenizer, CLIP_L),
             "text_encoder_2": _text_encoder(CLIPTextModelWithProjection, tokenizer_2, OPENCLIP_BIGG),
-            "unet": UNet2DConditionModel(**SDXL_UNET).half(),
+            "unet": UNet2DConditionModel(**SDXL_UNET),
         }
     return StableDiffusionXLPipeline(
         **modules,
@@ -121,4 +119,4 @@ BUILDERS = {"sd15": _sd15, "sdxl": _sdxl}
 
 def _text_encoder(architecture: type[Any], tokenizer: CLIPTokenizer, sizes: dict[str, Any]) -> Any:
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return architecture(CLIPTextConfig(vocab_size=VOCABULARY, **sizes, **tokens)).half()
+    return architecture(CLIPTextConfig(vocab_size=VOCABULARY, **sizes, **tokens))

@@ -1,6 +1,5 @@
 """How a run uses the device: how long the device works, and how often the host waits for it."""
 
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -49,16 +48,11 @@ class Watched:
         return f"{line} ({number} of {self.waits.total()})"
 
 
-def watch(run: Callable[[], int], device: torch.device) -> Watched:
-    """The measurements of a run, which is executed twice: once to time it and once with the profiler.
+def watch(run: Callable[[], int], seconds: float, device: torch.device) -> Watched:
+    """The measurements of a run, which takes `seconds` without the profiler and is executed once with it.
 
     The profiler makes the host slower, but not the kernels.
     """
-    synchronize(device)
-    begun = time.perf_counter()
-    run()
-    synchronize(device)
-    seconds = time.perf_counter() - begun
     kinds = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
     with profile(activities=kinds) as profiler:
         with counted_waits(device) as waits:

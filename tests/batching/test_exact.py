@@ -6,18 +6,17 @@ import pytest
 
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.pipelines.model_cache import ModelCache
-from tests.support.in_process import Made, Record, job_spec, make, model_cache, write_rows
-from tests.support.pipelines.plain_diffusers import (
+from benchmarks.parity.plain_diffusers import (
     MODELS,
     ROUTES,
     ROWS,
     VARIED,
     distances,
     expected,
-    loaded_models,
     reference,
     row,
 )
+from tests.support.in_process import Made, Record, job_spec, loaded_models, make, model_cache, write_rows
 
 # What Safe says of every call without guidance.
 pytestmark = pytest.mark.filterwarnings("ignore:Safety checker disabled:UserWarning")

@@ -11,17 +11,9 @@ import torch
 
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.pipelines.model_cache import ModelCache
+from benchmarks.parity.plain_diffusers import LEVELS, MODELS, ROUTES, VARIED, Expected, distances, reference
 from schemas.spec.job_spec import JobSpec
 from tests.support.in_process import Made, job_spec, make, model_cache, outcomes_by_id, write_rows
-from tests.support.pipelines.plain_diffusers import (
-    LEVELS,
-    MODELS,
-    ROUTES,
-    VARIED,
-    Expected,
-    distances,
-    reference,
-)
 
 COMPANY = [each for each in VARIED if each["model"] == "sd"]
 """Five tasks, each with three numbers of steps, guidances and schedulers."""

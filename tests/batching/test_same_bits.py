@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.parity.plain_diffusers import IMAGE, MODELS, ROUTES, VARIED, row
 from jobs.planning.plan import Plan
 from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec
@@ -25,7 +26,6 @@ from tests.support.in_process import (
     worker_for,
     write_rows,
 )
-from tests.support.pipelines.plain_diffusers import IMAGE, MODELS, ROUTES, VARIED, row
 from tests.support.running import ROOT
 
 FLAT = encoded(Image.fromarray(np.full((64, 64), 500, np.uint16)))

@@ -5,8 +5,7 @@ import pytest
 from actors.engine.batching.merged_modules import CallCount
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.pipelines.model_cache import ModelCache
-from tests.support.in_process import Made, job_spec, make, write_rows
-from tests.support.pipelines.plain_diffusers import (
+from benchmarks.parity.plain_diffusers import (
     DEPTH_LEVELS,
     LEVELS,
     MODELS,
@@ -14,8 +13,8 @@ from tests.support.pipelines.plain_diffusers import (
     VARIED,
     distances,
     expected,
-    loaded_models,
 )
+from tests.support.in_process import Made, job_spec, loaded_models, make, write_rows
 
 # What Safe says of every call without guidance.
 pytestmark = pytest.mark.filterwarnings("ignore:Safety checker disabled:UserWarning")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.parity.plain_diffusers import LEVELS, Values, reference
 from tests.support.in_process import (
     Made,
     Record,
@@ -18,7 +19,6 @@ from tests.support.in_process import (
     mask,
     write_rows,
 )
-from tests.support.pipelines.plain_diffusers import LEVELS, Values, reference
 
 IMG2IMG = {"task": "img2img", "prompt": "a hill", "seed": 9, "image": drawn_image()}
 INPAINT = {"task": "inpaint", "prompt": "a moon", "seed": 2, "image": drawn_image(), "mask_image": mask()}

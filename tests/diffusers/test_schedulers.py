@@ -21,6 +21,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retri
 
 from actors.engine.pipelines import pipeline_builder
 from actors.engine.quirks.clip_skip import enable_clip_skip
+from benchmarks.parity.plain_diffusers import depth_map
 from jobs.planning.plan import make_plan
 from jobs.survey.survey import make_survey
 from models import demo_cache
@@ -37,7 +38,6 @@ from schemas.systems.schedulers import (
 )
 from tests.support.checkpoints import demo
 from tests.support.in_process import Made, Record, drawn_image, image_of, job_spec, make, mask, write_rows
-from tests.support.pipelines.plain_diffusers import depth_map
 from tests.support.running import ROOT
 
 LEVELS = 2

@@ -9,9 +9,7 @@ from PIL import Image
 
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.pipelines.model_cache import ModelCache
-from schemas.systems.system_table import SYSTEMS
-from tests.support.in_process import Made, Record, encoded, image_of, job_spec, make, write_rows
-from tests.support.pipelines.plain_diffusers import (
+from benchmarks.parity.plain_diffusers import (
     DEPTH,
     DEPTH_LEVELS,
     IMAGE,
@@ -22,10 +20,20 @@ from tests.support.pipelines.plain_diffusers import (
     ROWS,
     distances,
     expected,
-    loaded_models,
     reference,
     row,
     system_of,
+)
+from schemas.systems.system_table import SYSTEMS
+from tests.support.in_process import (
+    Made,
+    Record,
+    encoded,
+    image_of,
+    job_spec,
+    loaded_models,
+    make,
+    write_rows,
 )
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.engine.quirks.ldm3d import LDM3DImageProcessor
+from benchmarks.parity.plain_diffusers import depth_map
 from jobs.survey.survey import make_survey
 from schemas.errors import SpecError
 from tests.support.checkpoints import demo
@@ -28,7 +29,6 @@ from tests.support.in_process import (
     plan_for,
     write_rows,
 )
-from tests.support.pipelines.plain_diffusers import depth_map
 
 LEVELS = 2
 MODELS = {

@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from rich.console import Console
 
 from actors.engine.diffusers_engine import DiffusersEngine
@@ -23,6 +22,12 @@ from actors.engine.pipelines.model_cache import ModelCache
 from actors.storage.output import Output, open_output
 from actors.storage.stores import Stores
 from actors.worker import Worker
+from benchmarks.parity.drawn_images import drawn_image as drawn_image
+from benchmarks.parity.drawn_images import encoded as encoded
+from benchmarks.parity.drawn_images import image_of as image_of
+from benchmarks.parity.drawn_images import mask as mask
+from benchmarks.parity.plain_diffusers import MODELS
+from benchmarks.parity.plain_diffusers import ROUTES as ALL_ROUTES
 from jobs.planning.plan import Plan, make_plan
 from jobs.survey.survey import make_survey
 from jobs.verification.verify import verify_output
@@ -83,6 +88,11 @@ def model_cache(spec: JobSpec, capacity_bytes: int = 10**9) -> ModelCache:
     return ModelCache(spec.models, options, capacity_bytes)
 
 
+def loaded_models() -> ModelCache:
+    """A cache for MODELS, which several jobs of one kind can share: to load them takes as long as a job."""
+    return model_cache(job_spec(Path("rows"), Path("out"), models=MODELS, routes=ALL_ROUTES))
+
+
 def worker_for(
     plan: Plan, engine: Engine | None = None, *, num_threads: int = 2, output: Output | None = None
 ) -> Worker:
@@ -110,34 +120,6 @@ def read_output(plan: Plan, reports: list[ShardReport]) -> Made:
     files = sorted((Path(plan.job.spec.output.path) / "data").iterdir())
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     return Made(plan=plan, reports=reports, parts=[file.read_bytes() for file in files], rows=rows)
-
-
-def image_of(row: Record) -> Image.Image:
-    """The decoded image of an output row."""
-    return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
-
-
-def drawn_image(
-    size: tuple[int, int] = (64, 64), colour: str = "teal", mode: str = "RGB", image_format: str = "PNG"
-) -> Record:
-    """A drawn image as an HF image struct."""
-    image = Image.linear_gradient("L").resize(size).convert("RGB")
-    image.paste(colour, (size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2))
-    return encoded(image.convert(mode), image_format)
-
-
-def mask(size: tuple[int, int] = (64, 64)) -> Record:
-    """A mask as an HF image struct: the right half is to be painted."""
-    image = Image.new("L", size, 0)
-    image.paste(255, (size[0] // 2, 0, size[0], size[1]))
-    return encoded(image)
-
-
-def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> Record:
-    """The image as an HF image struct."""
-    file = io.BytesIO()
-    image.save(file, image_format, **options)
-    return {"bytes": file.getvalue(), "path": None}
 
 
 def png_of(width: int, height: int) -> bytes:

@@ -2,7 +2,6 @@
 
 import io
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -11,13 +10,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from actors.engine.pipelines.model_cache import ModelCache
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.engine.quirks.clip_skip import enable_clip_skip
 from actors.engine.quirks.ldm3d import LDM3DImageProcessor
+from benchmarks.parity.drawn_images import Record, drawn_image, encoded, image_of, mask
+from models.demo_cache import build_missing, demo_folder
 from schemas.systems.system_table import System, find_system
-from tests.support.checkpoints import demo
-from tests.support.in_process import Record, drawn_image, encoded, image_of, job_spec, mask, model_cache
 
 Values = npt.NDArray[np.int32]
 
@@ -161,11 +159,6 @@ ROUTES: Record = {
 }
 
 
-def loaded_models() -> ModelCache:
-    """A cache for MODELS, which several jobs of one kind can share: to load them takes as long as a job."""
-    return model_cache(job_spec(Path("rows"), Path("out"), models=MODELS, routes=ROUTES))
-
-
 def system_of(values: Record) -> System:
     """The system that generates the row."""
     family = {"sd2": "sd", "ldm3d-4c": "ldm3d"}.get(values["model"], values["model"])
@@ -175,14 +168,15 @@ def system_of(values: Record) -> System:
 
 
 @cache
-def expected(row_id: str) -> Expected:
+def expected(row_id: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Expected:
     """What plain diffusers generates for a row of ROWS or VARIED; each row is generated once per process."""
-    return reference(next(each for each in (*ROWS, *VARIED) if each["row_id"] == row_id))
+    values = next(each for each in (*ROWS, *VARIED) if each["row_id"] == row_id)
+    return reference(values, device, dtype)
 
 
-def reference(values: Record) -> Expected:
+def reference(values: Record, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Expected:
     """The row's image and depth map from a plain call of its pipeline with this row alone."""
-    pipeline, published = _pipeline(values["model"], system_of(values).pipeline)
+    pipeline, published = _pipeline(values["model"], system_of(values).pipeline, device, dtype)
     cls = getattr(diffusers, values["scheduler"]) if values.get("scheduler") else type(published)
     pipeline.scheduler = cls.from_config(published.config)
     generator = torch.Generator("cpu").manual_seed(values["seed"])
@@ -193,10 +187,13 @@ def reference(values: Record) -> Expected:
 
 
 @cache
-def _pipeline(kind: str, name: str) -> tuple[Any, Any]:
+def _pipeline(kind: str, name: str, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """The pipeline of a kind of checkpoint, and the scheduler that it is published with."""
     cls = pipeline_class(name)
-    pipeline = cls.from_pretrained(demo(kind), use_safetensors=True, **LOADED_WITH.get(kind, {}))
+    build_missing(KINDS)  # All of them in one process, whose imports take longest.
+    pipeline = cls.from_pretrained(
+        demo_folder(kind), use_safetensors=True, dtype=dtype, **LOADED_WITH.get(kind, {})
+    ).to(device)
     pipeline.set_progress_bar_config(disable=True)
     enable_clip_skip(getattr(pipeline, "text_encoder", None))
     if name == "StableDiffusionLDM3DPipeline":

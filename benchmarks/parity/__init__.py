@@ -1,0 +1,1 @@
+"""Rows of every system, and what plain diffusers generates for them."""

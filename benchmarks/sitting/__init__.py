@@ -1,0 +1,1 @@
+"""A benchmark of a GPU in one sitting: the lines of its table, within a budget of time."""
