@@ -9,8 +9,8 @@ import torch
 from tests.support.in_process import Record
 from tests.support.pretended_gpu.audited_run import Audited, audit, models_on_device
 from tests.support.pretended_gpu.device_events import Kind
-from tests.support.pretended_gpu.device_jobs import FEATURES, scheduler_rows, spec_on_device, system_rows
 from tests.support.pretended_gpu.pretended_cuda import pretended_gpu
+from tests.support.pretended_gpu.pretended_jobs import FEATURES, scheduler_rows, spec_on_device, system_rows
 from tests.support.pretended_gpu.traffic import (
     FEATURE_HEAD,
     SCHEDULER_HEAD,

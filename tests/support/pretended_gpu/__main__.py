@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 
 from tests.support.pretended_gpu.audited_run import audit, models_on_device
-from tests.support.pretended_gpu.device_jobs import FEATURES, scheduler_rows, spec_on_device, system_rows
 from tests.support.pretended_gpu.pretended_cuda import pretended_gpu
+from tests.support.pretended_gpu.pretended_jobs import FEATURES, scheduler_rows, spec_on_device, system_rows
 from tests.support.pretended_gpu.traffic import (
     FEATURE_HEAD,
     SCHEDULER_HEAD,

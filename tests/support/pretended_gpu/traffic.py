@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tests.support.pretended_gpu.audited_run import Audited
 from tests.support.pretended_gpu.device_events import DeviceEvent, Kind, Stage
-from tests.support.pretended_gpu.device_jobs import FEW_STEPS, STEPS, TASKS
+from tests.support.pretended_gpu.pretended_jobs import FEW_STEPS, STEPS, TASKS
 
 Rows = Mapping[str, Sequence[str]]
 """The cells of a table, by the name that each row begins with."""
