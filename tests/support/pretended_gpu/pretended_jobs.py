@@ -6,11 +6,11 @@ Each job has its rows twice, with two numbers of steps: what a row-step asks for
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.parity.plain_diffusers import ROWS, depth_map, system_of
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.schedulers import SCHEDULERS
 from tests.support.in_process import Record, drawn_image, job_spec, mask, write_rows
-from tests.support.pipelines.plain_diffusers import ROWS, depth_map, system_of
 
 STEPS = (4, 6)
 """The numbers of steps for all schedulers: after four of them, each scheduler's memory is full."""
