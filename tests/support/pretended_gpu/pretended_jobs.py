@@ -74,8 +74,8 @@ def system_rows(steps: Iterable[int] = FEW_STEPS) -> list[Record]:
         given = " with depth_map" if row["task"] == "depth2img" and row.get("depth_map") else ""
         systems.setdefault(f"{row['model']} {row['task']}{given}", row)
     rows: list[Record] = []
-    for name, row in systems.items():
-        row |= _small(row)
+    for name, own in systems.items():
+        row = own | _small(own)
         # Without a memory, unlike the scheduler that most demo checkpoints are published with.
         scheduler = None if row["task"] == "latent_upscale" else "DDIMScheduler"
         # No step is left out.
