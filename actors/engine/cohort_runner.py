@@ -23,7 +23,7 @@ from actors.engine.engine import Generated
 from actors.engine.pipelines.loaded_model import LoadedModel
 from actors.engine.quirks.async_transfers import transfers_in_background
 from actors.engine.quirks.compiling import compile_blocks, is_compiler_error, ladder
-from actors.engine.quirks.host_timesteps import keep_on_host
+from actors.engine.quirks.host_schedules import keep_on_host
 from actors.engine.quirks.torch_errors import is_fatal, problem_of
 from actors.engine.samples import Sample
 from actors.images.encoding import Pixels

@@ -1,13 +1,21 @@
-"""Copies to a device that nobody waits for, shown on torch's device without memory: there is no GPU here."""
+"""The host does not wait for the device, shown on torch's device without memory: there is no GPU here."""
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
 from actors.engine.quirks.async_transfers import on_host, transfers_in_background
-from actors.engine.quirks.host_timesteps import keep_on_host
+from actors.engine.quirks.host_schedules import keep_on_host
+from schemas.systems.schedulers import SCHEDULERS
+from tests.support.operations import Operations
+
+# diffusers 0.42.1 hands torch tensors to numpy 2; a worker only logs that.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
 
 META = torch.device("meta")
 TOKENS = torch.arange(6)
@@ -65,6 +73,22 @@ def test_on_a_cpu_nothing_is_different() -> None:
     assert torch.equal(on_host(TOKENS), TOKENS)
 
 
+def test_numbers_are_copied_without_waiting_too() -> None:
+    """`torch.tensor` with a device is a copy from the host for which torch waits."""
+    plain = torch.tensor
+
+    with transfers_in_background(META):
+        moved = torch.tensor([1, 2], device=META)
+        half = torch.tensor([0.5], dtype=torch.float16, device="meta")
+        kept = torch.tensor([1.5])
+
+    assert moved.device == half.device == META
+    assert on_host(moved).tolist() == [1, 2]
+    assert half.dtype == torch.float16
+    assert kept.tolist() == [1.5]
+    assert torch.tensor is plain
+
+
 def test_timesteps_stay_on_the_host_whatever_device_a_pipeline_asks_for() -> None:
     """Shown on torch's device without memory: there is no GPU here."""
     scheduler, plain = DDIMScheduler(), DDIMScheduler()
@@ -75,3 +99,135 @@ def test_timesteps_stay_on_the_host_whatever_device_a_pipeline_asks_for() -> Non
 
     assert scheduler.timesteps.device.type == "cpu"
     assert scheduler.timesteps.tolist() == plain.timesteps.tolist()
+
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+NOISY = [name for name in SCHEDULERS if hasattr(getattr(diffusers, name), "add_noise")]
+
+
+def pair(name: str, num_inference_steps: int = 6, **options: Any) -> tuple[Any, Any]:
+    """A scheduler of diffusers, and one whose numbers are kept on the host."""
+    plain = getattr(diffusers, name)(**BETAS, **options)
+    kept = copy.deepcopy(plain)
+    keep_on_host(kept)
+    for scheduler in (plain, kept):
+        scheduler.set_timesteps(num_inference_steps)
+    return plain, kept
+
+
+def seeded(dtype: torch.dtype, rows: int = 2) -> torch.Tensor:
+    return torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(rows)).to(dtype)
+
+
+@pytest.mark.parametrize("name", NOISY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("begin", [None, 2])
+def test_added_noise_is_that_of_diffusers_to_the_bit(
+    name: str, dtype: torch.dtype, begin: int | None
+) -> None:
+    """At the beginning of an image-to-image call, and at the timesteps of inpainting."""
+    plain, kept = pair(name)
+    samples, noise = seeded(dtype), seeded(dtype) / 3
+    if begin is not None and hasattr(plain, "set_begin_index"):
+        plain.set_begin_index(begin)
+        kept.set_begin_index(begin)
+
+    for first in (2, 4):
+        timesteps = plain.timesteps[first : first + 1].repeat(2)
+        assert torch.equal(
+            kept.add_noise(samples, noise, timesteps), plain.add_noise(samples, noise, timesteps)
+        )
+
+
+def test_rows_with_timesteps_of_their_own_get_noise_of_their_own() -> None:
+    """No pipeline asks for that, but it is what add_noise promises."""
+    plain, kept = pair("EulerDiscreteScheduler")
+    samples, noise = seeded(torch.float32), seeded(torch.float32) / 3
+
+    timesteps = plain.timesteps[[1, 4]]
+
+    assert torch.equal(kept.add_noise(samples, noise, timesteps), plain.add_noise(samples, noise, timesteps))
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_noise_is_added_on_the_device_by_three_kernels(name: str) -> None:
+    """The noise levels stay where they are, so later steps find their numbers on the host."""
+    _, kept = pair(name)
+    samples = seeded(torch.float16).to(META)
+
+    with Operations("meta") as operations:
+        kept.add_noise(samples, samples, kept.timesteps[2:3])
+
+    assert len(operations.names) <= 3
+    assert {value.device.type for value in vars(kept).values() if isinstance(value, torch.Tensor)} == {"cpu"}
+
+
+UNIPC: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "order 1": {"solver_order": 1},
+    "order 3": {"solver_order": 3},
+    "bh1": {"solver_type": "bh1", "final_sigmas_type": "sigma_min"},
+    "noise": {"predict_x0": False, "final_sigmas_type": "sigma_min"},
+    "v": {"prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    "karras": {"use_karras_sigmas": True},
+    "not corrected at first": {"disable_corrector": [0, 1]},
+    "full order at the end": {"lower_order_final": False, "final_sigmas_type": "sigma_min"},
+}
+
+
+def run_on(scheduler: Any, dtype: torch.dtype, first: int = 0) -> torch.Tensor:
+    """What a loop makes with a smooth function in the UNet's place, from the step `first` on."""
+    sample = seeded(dtype)
+    for timestep in scheduler.timesteps[first:]:
+        output = torch.tanh(sample.float() * 1.3 + float(timestep) / 1000).to(dtype)
+        sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
+    return sample
+
+
+@pytest.mark.parametrize("options", UNIPC.values(), ids=UNIPC)
+@pytest.mark.parametrize("num_inference_steps", [1, 2, 3, 20])
+def test_unipcs_steps_are_those_of_diffusers(options: dict[str, Any], num_inference_steps: int) -> None:
+    """But for the last bits of float32: a sum of weighted tensors is rounded in another order."""
+    plain, kept = pair("UniPCMultistepScheduler", num_inference_steps, **options)
+
+    expected = run_on(plain, torch.float32)
+
+    assert torch.isfinite(expected).all()
+    assert (run_on(kept, torch.float32) - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
+
+
+def test_unipc_begins_in_the_middle_as_diffusers_does() -> None:
+    """With the first order again, as there are no outputs before."""
+    plain, kept = pair("UniPCMultistepScheduler", 8)
+    for scheduler in (plain, kept):
+        scheduler.set_begin_index(3)
+
+    expected = run_on(plain, torch.float32, first=3)
+
+    assert (run_on(kept, torch.float32, first=3) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_unipc_in_half_precision_is_as_near_to_the_truth(dtype: torch.dtype) -> None:
+    """As diffusers' own steps, whose results differ from these by the rounding of the format."""
+    plain, kept = pair("UniPCMultistepScheduler", 20)
+    truth = run_on(copy.deepcopy(plain), torch.float32)
+
+    own, ours = ((run_on(scheduler, dtype).float() - truth).abs().max() for scheduler in (plain, kept))
+
+    assert ours <= 2 * own
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_computes_its_numbers_on_the_host(order: int) -> None:
+    """The device gets sums of latents alone: with order 2 ten kernels a step instead of a hundred."""
+    _, kept = pair("UniPCMultistepScheduler", solver_order=order, lower_order_final=False)
+    sample = seeded(torch.float16).to(META)
+    counts = []
+
+    for timestep in kept.timesteps[:5]:
+        with Operations("meta") as operations:
+            kept.step(sample, timestep, sample)
+        counts.append(len(operations.names))
+
+    assert max(counts) <= 6 + 2 * order
