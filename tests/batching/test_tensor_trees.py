@@ -10,7 +10,7 @@ from diffusers.utils import BaseOutput
 from transformers.utils import ModelOutput
 
 from actors.engine.batching import tensor_trees
-from tests.support.operations import Operations
+from tests.support.pipelines.operations import Operations
 
 
 @dataclass

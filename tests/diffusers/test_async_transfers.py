@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from actors.engine.quirks.async_transfers import on_host, transfers_in_background
 from actors.engine.quirks.host_schedules import keep_on_host
 from schemas.systems.schedulers import SCHEDULERS
-from tests.support.operations import Operations
+from tests.support.pipelines.operations import Operations
 
 # diffusers 0.42.1 hands torch tensors to numpy 2; a worker only logs that.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
