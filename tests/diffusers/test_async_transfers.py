@@ -1,6 +1,7 @@
 """The host does not wait for the device, shown on torch's device without memory: there is no GPU here."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -231,3 +232,59 @@ def test_unipc_computes_its_numbers_on_the_host(order: int) -> None:
         counts.append(len(operations.names))
 
     assert max(counts) <= 6 + 2 * order
+
+
+STEPS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        name.removesuffix("Scheduler"): (name, {}) for name in SCHEDULERS if name != "UniPCMultistepScheduler"
+    },
+    "DDIM with v": ("DDIMScheduler", {"prediction_type": "v_prediction"}),
+    "DDIM to the end": (
+        "DDIMScheduler",
+        {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+    ),
+    "DDIM trailing": (
+        "DDIMScheduler",
+        {"clip_sample": False, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    ),
+    "DPM++ SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "DPM++ 3": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+}
+
+
+@pytest.mark.parametrize(("name", "options"), STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_are_those_of_diffusers_to_the_bit(
+    name: str, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Whatever of its numbers is remembered; UniPC's are sums in another order."""
+    plain, kept = pair(name, 7, **options)
+
+    for _ in range(2):
+        expected, result = (run_with_noise(scheduler, dtype) for scheduler in (plain, kept))
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+        plain.set_timesteps(7)
+        kept.set_timesteps(7)
+
+
+@pytest.mark.parametrize("arguments", [{"eta": 0.5}, {"use_clipped_model_output": True}, {"eta": 0.0}])
+def test_ddims_step_takes_all_arguments(arguments: dict[str, Any]) -> None:
+    """Rows with `eta` get its noise."""
+    plain, kept = pair("DDIMScheduler", clip_sample=False)
+
+    expected, result = (run_with_noise(scheduler, torch.float32, **arguments) for scheduler in (plain, kept))
+
+    assert torch.equal(result, expected)
+    assert inspect.signature(kept.step) == inspect.signature(plain.step)
+
+
+def run_with_noise(scheduler: Any, dtype: torch.dtype, **arguments: Any) -> torch.Tensor:
+    """What a loop makes with a smooth function in the UNet's place, and noise from a seed."""
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        arguments["generator"] = torch.Generator().manual_seed(3)
+    sample = seeded(dtype) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        seen = scheduler.scale_model_input(sample, timestep)
+        output = torch.tanh(seen.float() * 1.3 + float(timestep) / 1000).to(dtype)
+        sample = scheduler.step(output, timestep, sample, return_dict=False, **arguments)[0]
+    return sample

@@ -5,9 +5,24 @@ from functools import cache, wraps
 from typing import Any
 
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import (
+    DDIMParallelScheduler,
+    DDIMScheduler,
+    DDPMParallelScheduler,
+    DDPMScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 
-from actors.engine.quirks.unipc import UPDATES
+from actors.engine.quirks.host_steps import UNIPC_UPDATES, ddim_step
+
+_READ_TABLES = (DDIMParallelScheduler, DDPMParallelScheduler, DDPMScheduler, PNDMScheduler)
+"""Classes whose `step` uses its timestep for looking up in tables alone."""
+
+
+_AlphaSigma = tuple[torch.Tensor, torch.Tensor]
+_MAX_REMEMBERED = 100_000
+"""How many noise levels a class remembers; a schedule has at most a thousand."""
 
 
 def keep_on_host(scheduler: Any) -> None:
@@ -27,8 +42,14 @@ def _on_host(cls: Any) -> Any:
     members = {"__module__": cls.__module__, "set_timesteps": _without_device(cls.set_timesteps)}
     if hasattr(cls, "add_noise"):
         members["add_noise"] = _with_numbers(cls.add_noise)
+    if issubclass(cls, _READ_TABLES):
+        members["step"] = _with_plain_timestep(cls.step)
+    if hasattr(cls, "_sigma_to_alpha_sigma_t"):
+        members["_sigma_to_alpha_sigma_t"] = _remembered(cls._sigma_to_alpha_sigma_t)
+    if issubclass(cls, DDIMScheduler):
+        members["step"] = ddim_step
     if issubclass(cls, UniPCMultistepScheduler):
-        members |= UPDATES
+        members |= UNIPC_UPDATES
     return type(cls.__name__, (cls,), members)
 
 
@@ -38,6 +59,38 @@ def _without_device(set_timesteps: Callable[..., None]) -> Callable[..., None]:
         set_timesteps(self, *args, device="cpu", **kwargs)
 
     return on_host
+
+
+def _with_plain_timestep(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A `step` that gets its timestep as a plain number, with which look-ups are several times quicker."""
+
+    @wraps(step)
+    def with_number(self: Any, model_output: torch.Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        number = timestep.item() if isinstance(timestep, torch.Tensor) else timestep
+        return step(self, model_output, number, *args, **kwargs)
+
+    return with_number
+
+
+def _remembered(convert: Callable[..., _AlphaSigma]) -> Callable[..., _AlphaSigma]:
+    """A `_sigma_to_alpha_sigma_t` that remembers its results.
+
+    The DPM-Solvers of diffusers 0.42.1 ask four times a step for what they have asked for in the step before.
+    """
+    results: dict[tuple[bool, float], _AlphaSigma] = {}
+
+    @wraps(convert)
+    def remembered(self: Any, sigma: torch.Tensor) -> _AlphaSigma:
+        if sigma.ndim or sigma.dtype != torch.float32:
+            return convert(self, sigma)
+        key = bool(self.config.use_flow_sigmas), sigma.item()
+        if key not in results:
+            if len(results) >= _MAX_REMEMBERED:
+                results.clear()
+            results[key] = convert(self, sigma)
+        return results[key]
+
+    return remembered
 
 
 def _with_numbers(add_noise: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
