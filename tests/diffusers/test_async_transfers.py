@@ -74,6 +74,25 @@ def test_on_a_cpu_nothing_is_different() -> None:
     assert torch.equal(on_host(TOKENS), TOKENS)
 
 
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda tensor: tensor.to(META, torch.float16),
+        lambda tensor: tensor.to(device="meta", dtype=torch.float16),
+        lambda tensor: tensor.to(torch.empty(1, device=META, dtype=torch.float16)),
+    ],
+)
+def test_a_tensor_is_converted_before_it_is_pinned(move: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Otherwise it is copied from memory that is not pinned, and the host waits."""
+    values = torch.ones(3)
+
+    with transfers_in_background(META), Operations("cpu") as operations:
+        moved = move(values)
+
+    assert (moved.device, moved.dtype) == (META, torch.float16)
+    assert operations.names.count("aten::_to_copy") == 2
+
+
 def test_numbers_are_copied_without_waiting_too() -> None:
     """`torch.tensor` with a device is a copy from the host for which torch waits."""
     plain = torch.tensor

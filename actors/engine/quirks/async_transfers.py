@@ -26,9 +26,12 @@ def transfers_in_background(target: torch.device) -> Iterator[None]:
     def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.device.type != "cpu" or _device_of(args, kwargs) != target.type:
             return plain(self, *args, **kwargs)
+        # torch 2.13 converts a tensor on the host first, into memory that is not pinned.
+        dtype = _dtype_of(args, kwargs)
+        source = self if dtype in (None, self.dtype) else plain(self, dtype)
         # Only from pinned memory does a copy run beside the device's work. Its allocator keeps it
         # until the copy has ended.
-        source = self.pin_memory() if target.type == "cuda" else self
+        source = source.pin_memory() if target.type == "cuda" else source
         moved = plain(source, *args, **{**kwargs, "non_blocking": True})
         if not self.is_floating_point():
             moved.on_host = self  # type: ignore[attr-defined]
@@ -63,4 +66,14 @@ def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
             return torch.device(target).type
         if isinstance(target, int) and not isinstance(target, bool):
             return "cuda"
+    return None
+
+
+def _dtype_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.dtype | None:
+    """The dtype in the arguments of `tensor.to`; None if they name only a device."""
+    for target in (*args, kwargs.get("dtype"), kwargs.get("other")):
+        if isinstance(target, torch.Tensor):
+            return target.dtype
+        if isinstance(target, torch.dtype):
+            return target
     return None
