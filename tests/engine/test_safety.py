@@ -598,23 +598,24 @@ def test_a_check_begins_when_its_images_have_arrived_and_a_batch_is_full() -> No
     assert (checks.count.batches, checks.count.rows_run) == (3, 7)
 
 
-def test_images_are_prepared_for_the_checker_on_the_decoders_threads(
-    flags_one: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_are_prepared_for_the_checker_on_the_decoders_threads() -> None:
     """It takes milliseconds an image, in which the engine's thread would give the device nothing to do."""
     threads: set[str] = set()
-    plain = SafetyChecker.features
+    extract = feature_extractor()
 
-    def features(self: SafetyChecker, images: Sequence[Pixels]) -> torch.Tensor:
+    def noting(images: Sequence[Image.Image], **options: Any) -> Any:
         threads.add(threading.current_thread().name)
-        return plain(self, images)
+        return extract(images, **options)
 
-    monkeypatch.setattr(SafetyChecker, "features", features)
+    network = StableDiffusionSafetyChecker.from_pretrained(demo("sd-safety"), subfolder="safety_checker")
+    with ThreadPoolExecutor(1, "decoder") as decoders, torch.inference_mode():
+        checks = SafetyChecks(SafetyChecker(network, noting), DEVICE, decoders, max_rows=4)
+        check = checks.add(SlowDevice(1).images)
 
-    make(flagging_spec(tmp_path, flags_one))
+        checks.advance(max_arriving=0)
 
-    assert threads
-    assert threading.current_thread().name not in threads
+    assert check.verdicts() == [False]
+    assert threads == {"decoder_0"}
 
 
 def test_an_image_for_which_the_checker_fails_costs_its_row_alone(
