@@ -266,6 +266,8 @@ def depth_estimator() -> DPTForDepthEstimation:
     for layer in (*model.neck.modules(), *model.head.modules()):
         if isinstance(layer, torch.nn.Conv2d):
             layer.weight.mul_(8)
+    # The last activation makes everything below 0 equal, which would be no depth at all.
+    model.head.head[4].bias.fill_(0.25)
     return _sharpen_attention(model)
 
 
