@@ -7,7 +7,7 @@ until it has: the program is right, but the GPU is idle. Neither shows on a CPU,
 A `DeviceTensor` wraps a plain tensor of the CPU, which has its values. To torch, its device is `cuda:0`. Each
 operation on it is handed to `dispatch_rules`, which refuse what a GPU would refuse, note what a GPU would be
 waited for, and let the CPU compute the values. `device_events` says what is noted. `pretended_cuda` replaces
-the functions of `torch.cuda` that ask for a driver. `audited_run` runs whole jobs, those of `device_jobs`,
+the functions of `torch.cuda` that ask for a driver. `audited_run` runs whole jobs, those of `pretended_jobs`,
 and `traffic` counts what they asked for. `python -m tests.support.pretended_gpu` prints the counts.
 
 What it cannot know:

@@ -6,11 +6,11 @@ Each job has its rows twice, with two numbers of steps: what a row-step asks for
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.parity.plain_diffusers import ROWS, depth_map, system_of
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.schedulers import SCHEDULERS
 from tests.support.in_process import Record, drawn_image, job_spec, mask, write_rows
-from tests.support.pipelines.plain_diffusers import ROWS, depth_map, system_of
 
 STEPS = (4, 6)
 """The numbers of steps for all schedulers: after four of them, each scheduler's memory is full."""
@@ -74,8 +74,8 @@ def system_rows(steps: Iterable[int] = FEW_STEPS) -> list[Record]:
         given = " with depth_map" if row["task"] == "depth2img" and row.get("depth_map") else ""
         systems.setdefault(f"{row['model']} {row['task']}{given}", row)
     rows: list[Record] = []
-    for name, row in systems.items():
-        row |= _small(row)
+    for name, own in systems.items():
+        row = own | _small(own)
         # Without a memory, unlike the scheduler that most demo checkpoints are published with.
         scheduler = None if row["task"] == "latent_upscale" else "DDIMScheduler"
         # No step is left out.
