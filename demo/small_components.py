@@ -249,21 +249,26 @@ def _vision_config() -> CLIPVisionConfig:
 
 def depth_estimator() -> DPTForDepthEstimation:
     """A dense prediction transformer whose depth map depends on the image."""
-    return _sharpen_attention(
-        DPTForDepthEstimation(
-            DPTConfig(
-                image_size=VISION_SIZE,
-                patch_size=8,
-                hidden_size=TEXT_WIDTH,
-                intermediate_size=2 * TEXT_WIDTH,
-                num_hidden_layers=4,
-                num_attention_heads=4,
-                backbone_out_indices=[0, 1, 2, 3],
-                neck_hidden_sizes=[8, 8, 16, 16],
-                fusion_hidden_size=16,
-            )
+    model = DPTForDepthEstimation(
+        DPTConfig(
+            image_size=VISION_SIZE,
+            patch_size=8,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8, 8, 16, 16],
+            fusion_hidden_size=16,
         )
     )
+    # Each fresh convolution makes its input several times smaller: in float16 the depths would all be 0.
+    for layer in (*model.neck.modules(), *model.head.modules()):
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.weight.mul_(8)
+    # The last activation makes everything below 0 equal, which would be no depth at all.
+    model.head.head[4].bias.fill_(0.25)
+    return _sharpen_attention(model)
 
 
 def depth_processor() -> DPTImageProcessorPil:

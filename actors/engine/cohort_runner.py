@@ -3,7 +3,9 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,16 +16,17 @@ from actors.engine.batching.batcher import Batcher, Outcome
 from actors.engine.batching.merge_points import find_merge_points
 from actors.engine.batching.merged_modules import CallCount
 from actors.engine.calls.call_arguments import DecodedSample, check_images, check_steps, pipeline_arguments
-from actors.engine.calls.chains import combined_verdict, decode_latents
+from actors.engine.calls.chains import combined_verdict, decoded_images
 from actors.engine.calls.decode_ahead import DecodeAhead, Decoding
 from actors.engine.calls.outputs import ImageOutput, PendingOutputs, pending_outputs
 from actors.engine.calls.prompt_reader import check_texts
+from actors.engine.calls.safety_checks import MODULE, Check, SafetyChecks
 from actors.engine.cohorts import Cohort
 from actors.engine.engine import Generated
 from actors.engine.pipelines.loaded_model import LoadedModel
 from actors.engine.quirks.async_transfers import transfers_in_background
 from actors.engine.quirks.compiling import compile_blocks, is_compiler_error, ladder
-from actors.engine.quirks.host_timesteps import keep_on_host
+from actors.engine.quirks.host_schedules import keep_on_host
 from actors.engine.quirks.torch_errors import is_fatal, problem_of
 from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
@@ -41,8 +44,8 @@ class _CallResult:
     """What a cohort's call returned."""
 
     outputs: PendingOutputs
-    flags: Sequence[bool | None]
-    """For each image the safety checker's verdict; None without a checker."""
+    judged: PendingOutputs | None
+    """The images that the safety checker judges; None without a checker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,30 +74,18 @@ class CohortCall:
             keep_on_host(pipeline.scheduler)
         output = pipeline(**pipeline_arguments(self.cohort, self.decoded, pipeline))
         outputs = pending_outputs(output, gives_latents=self.cohort.passes_latents_on)
-        return _CallResult(outputs=outputs, flags=self._flags(outputs, pipeline))
-
-    def _flags(self, outputs: PendingOutputs, pipeline: Any) -> Sequence[bool | None]:
-        """The safety checker's verdict on each image.
-
-        Latents that go on are decoded for it, because the next model may have no checker.
-        """
-        checker = self.model.safety_checker
-        if checker is None:
-            return [None] * len(self.decoded)
-        return checker.flags([_pixels(output, pipeline) for output in outputs.get()])
+        judged = None if self.model.safety_checker is None else outputs
+        if judged and self.cohort.passes_latents_on:
+            # Latents that go on are decoded for the checker, because the next model may have none.
+            images = decoded_images(pipeline, output.images)
+            judged = pending_outputs(SimpleNamespace(images=images), gives_latents=False)
+        return _CallResult(outputs=outputs, judged=judged)
 
     def halves(self) -> Iterator["CohortCall"]:
         """Two calls, each for one half of the samples."""
         middle = len(self.decoded) // 2
         for decoded in (self.decoded[:middle], self.decoded[middle:]):
             yield replace(self, decoded=decoded)
-
-
-def _pixels(output: ImageOutput, pipeline: Any) -> Pixels:
-    if output.pixels is not None:
-        return output.pixels
-    assert output.latents is not None, "an output has pixels or latents"
-    return decode_latents(pipeline, output.latents)
 
 
 class CohortRunner:
@@ -116,28 +107,29 @@ class CohortRunner:
         self._waiting: deque[CohortCall] = deque()
         """Calls that come next: a new one, or the halves of one that failed."""
         self._failed: deque[Generated] = deque()
-        self._arriving: deque[tuple[CohortCall, _CallResult]] = deque()
-        """Calls whose outputs are on their way from the device."""
+        self._arriving: deque[tuple[CohortCall, PendingOutputs, Check | None]] = deque()
+        """Calls whose outputs are on their way from the device, or being judged."""
+        self._checks: SafetyChecks | None = None
+        if model.safety_checker is not None:
+            max_rows = 1 if exact else batching.max_batch_rows
+            self._checks = SafetyChecks(model.safety_checker, model.device, cohorts.decoders, max_rows)
 
     @property
     def counts(self) -> dict[str, CallCount]:
-        """The counts of each merge point, by its name."""
-        return self._batcher.counts
+        """The counts of each merge point and of the safety checker, by their names."""
+        return self._batcher.counts | ({MODULE: self._checks.count} if self._checks else {})
 
     @torch.inference_mode()
     def run(self) -> Iterator[Generated]:
         """Yield the result of every sample of the cohorts."""
-        for outcome in self._outcomes():
-            self._take(outcome)
-            yield from self._finished(MAX_ARRIVING)
-        yield from self._finished(0)
+        with nullcontext() if self._exact else transfers_in_background(self._model.device):
+            for outcome in self._outcomes():
+                self._take(outcome)
+                yield from self._finished(MAX_ARRIVING)
+            yield from self._finished(0)
 
     def _outcomes(self) -> Iterator[Outcome[CohortCall]]:
-        if self._exact:
-            yield from one_by_one(self._next)
-            return
-        with transfers_in_background(self._model.device):
-            yield from self._batcher.run(self._next)
+        return one_by_one(self._next) if self._exact else self._batcher.run(self._next)
 
     def _next(self) -> CohortCall | None:
         """The next call, for those samples that can be generated; None if there is no call for now."""
@@ -173,7 +165,9 @@ class CohortRunner:
         """
         call, error = outcome.call, outcome.error
         if error is None:
-            self._arriving.append((call, outcome.value))
+            result: _CallResult = outcome.value
+            check = self._checks.add(result.judged) if self._checks and result.judged else None
+            self._arriving.append((call, result.outputs, check))
         elif is_compiler_error(error):
             raise SpecError(f"batching.compile: torch.compile does not work here: {error}") from error
         elif isinstance(error, DarkroomError) and not isinstance(error, RowError):
@@ -192,10 +186,22 @@ class CohortRunner:
         """
         while self._failed:
             yield self._failed.popleft()
-        while self._arriving and (len(self._arriving) > max_arriving or self._arriving[0][1].outputs.ready):
-            call, result = self._arriving.popleft()
-            for decoded, output, flag in zip(call.decoded, result.outputs.get(), result.flags, strict=True):
-                yield _generated(decoded, output, flag)
+        if self._checks:
+            self._checks.advance(max_arriving)
+        while self._arriving and self._is_due(*self._arriving[0][1:], max_arriving):
+            call, outputs, check = self._arriving.popleft()
+            flags: Sequence[Any] = check.verdicts() if check else [None] * call.rows
+            for decoded, output, flag in zip(call.decoded, outputs.get(), flags, strict=True):
+                if isinstance(flag, Exception):
+                    yield _failure(decoded[0], problem_of(flag))
+                else:
+                    yield _generated(decoded, output, flag)
+
+    def _is_due(self, outputs: PendingOutputs, check: Check | None, max_arriving: int) -> bool:
+        """Whether the first of the results is ready, or has to be waited for."""
+        if check is not None:
+            return check.ready or not max_arriving
+        return outputs.ready or len(self._arriving) > max_arriving
 
 
 def one_by_one(next_call: Callable[[], CohortCall | None]) -> Iterator[Outcome[CohortCall]]:

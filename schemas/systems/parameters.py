@@ -17,6 +17,9 @@ from schemas.systems.schedulers import Setting, options_text
 ParameterValue = int | float | str | tuple[int, int]
 """A pair is (height, width), or (top, left)."""
 
+MAX_SIZE = 65_504
+"""The largest number of a pair, which is float16's: XL's pipelines cast these conditions to their dtype."""
+
 Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 _SLD_NUMBERS = (
@@ -166,7 +169,7 @@ def _read_bounds(name: str) -> Bounds:
     return Bounds(
         kind=kind,
         minimum=float(str(lows[0])) if lows else (0 if pair else float("-inf")),
-        maximum=float(str(highs[0])) if highs else (65_536 if pair else float("inf")),
+        maximum=float(str(highs[0])) if highs else (MAX_SIZE if pair else float("inf")),
         choices=tuple(str(choice) for text in texts for choice in get_args(text)),
     )
 

@@ -10,6 +10,7 @@ from diffusers.utils import BaseOutput
 from transformers.utils import ModelOutput
 
 from actors.engine.batching import tensor_trees
+from tests.support.pipelines.operations import Operations
 
 
 @dataclass
@@ -141,3 +142,14 @@ def test_sizes_count_every_tensor() -> None:
 def test_a_number_has_no_rows() -> None:
     """It is neither joined nor split."""
     assert [*tensor_trees.leading_sizes({"a": numbered(3), "b": (torch.tensor(1.0),)})] == [3, None]
+
+
+def test_chosen_rows_are_joined_from_slices(structure: Callable[[int], Any]) -> None:
+    """A list as an index would be copied to the device, and the host would wait until that is done."""
+    tree = structure(4)
+
+    with Operations() as operations:
+        chosen = tensor_trees.select(tree, [2, 0])
+
+    assert_equal(chosen, tensor_trees.join([tensor_trees.select(tree, slice(i, i + 1)) for i in (2, 0)]))
+    assert {name for name in operations.names if "index" in name} == set()

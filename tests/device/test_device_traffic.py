@@ -40,9 +40,6 @@ JOBS: Mapping[str, Mapping[str, tuple[Sequence[Record], Record]]] = {
 }
 """The jobs of each dtype: their rows, and what their spec says beside models and routes."""
 CASES = [(dtype, job) for dtype, jobs in JOBS.items() for job in jobs]
-TOLERATED = "nonfinite_image"
-TOO_LARGE_FOR_FLOAT16 = {"depth2img"}
-"""Tasks whose images are not finite in float16: of demo:depth2img, not of the device."""
 
 pytestmark = [
     # What Safe says of every call without guidance, and diffusers 0.42.1 of itself.
@@ -77,12 +74,7 @@ def test_no_tensor_of_the_host_meets_one_of_the_device(audits: Audits, dtype: st
     """Every system, scheduler and feature gives its images, as it would not with a mixture."""
     rows = audits[dtype, job].made.rows
 
-    failed = {
-        row["row_id"]: row["error_message"] for row in rows if row["error_code"] not in (None, TOLERATED)
-    }
-    assert failed == {}
-    not_finite = {row["task"] for row in rows if row["error_code"] == TOLERATED}
-    assert not_finite <= (TOO_LARGE_FOR_FLOAT16 if dtype == "float16" else set())
+    assert {row["row_id"]: row["error_message"] for row in rows if row["error_code"]} == {}
 
 
 def test_the_traffic_of_each_system_is_the_documented_one(audits: Audits) -> None:
@@ -108,7 +100,7 @@ def test_bfloat16_waits_as_often_as_float16(audits: Audits, job: str) -> None:
     rows = {row["row_id"] for row in audits["bfloat16", job].made.rows}
     half, brain = (_waits_by_row(audits[dtype, job], rows) for dtype in JOBS)
 
-    assert half
+    assert rows
     assert half == brain
 
 

@@ -1,16 +1,25 @@
 """Copies to a device that nobody waits for, shown on torch's device without memory and on a pretended GPU."""
 
+import copy
+import inspect
 from collections.abc import Callable
+from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
 from actors.engine.quirks.async_transfers import on_host, transfers_in_background
-from actors.engine.quirks.host_timesteps import keep_on_host
+from actors.engine.quirks.host_schedules import keep_on_host
+from schemas.systems.schedulers import SCHEDULERS
+from tests.support.pipelines.operations import Operations
 from tests.support.pretended_gpu.device_events import Kind
 from tests.support.pretended_gpu.device_tensor import DEVICE
 from tests.support.pretended_gpu.pretended_cuda import pretended_gpu
+
+# diffusers 0.42.1 hands torch tensors to numpy 2; a worker only logs that.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
 
 META = torch.device("meta")
 TOKENS = torch.arange(6)
@@ -79,6 +88,41 @@ def test_on_a_cpu_nothing_is_different() -> None:
     assert torch.equal(on_host(TOKENS), TOKENS)
 
 
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda tensor: tensor.to(META, torch.float16),
+        lambda tensor: tensor.to(device="meta", dtype=torch.float16),
+        lambda tensor: tensor.to(torch.empty(1, device=META, dtype=torch.float16)),
+    ],
+)
+def test_a_tensor_is_converted_before_it_is_pinned(move: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Otherwise it is copied from memory that is not pinned, and the host waits."""
+    values = torch.ones(3)
+
+    with transfers_in_background(META), Operations("cpu") as operations:
+        moved = move(values)
+
+    assert (moved.device, moved.dtype) == (META, torch.float16)
+    assert operations.names.count("aten::_to_copy") == 2
+
+
+def test_numbers_are_copied_without_waiting_too() -> None:
+    """`torch.tensor` with a device is a copy from the host for which torch waits."""
+    plain = torch.tensor
+
+    with transfers_in_background(META):
+        moved = torch.tensor([1, 2], device=META)
+        half = torch.tensor([0.5], dtype=torch.float16, device="meta")
+        kept = torch.tensor([1.5])
+
+    assert moved.device == half.device == META
+    assert on_host(moved).tolist() == [1, 2]
+    assert half.dtype == torch.float16
+    assert kept.tolist() == [1.5]
+    assert torch.tensor is plain
+
+
 def test_timesteps_stay_on_the_host_whatever_device_a_pipeline_asks_for() -> None:
     """Shown on torch's device without memory: there is no GPU here."""
     scheduler, plain = DDIMScheduler(), DDIMScheduler()
@@ -89,3 +133,191 @@ def test_timesteps_stay_on_the_host_whatever_device_a_pipeline_asks_for() -> Non
 
     assert scheduler.timesteps.device.type == "cpu"
     assert scheduler.timesteps.tolist() == plain.timesteps.tolist()
+
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+NOISY = [name for name in SCHEDULERS if hasattr(getattr(diffusers, name), "add_noise")]
+
+
+def pair(name: str, num_inference_steps: int = 6, **options: Any) -> tuple[Any, Any]:
+    """A scheduler of diffusers, and one whose numbers are kept on the host."""
+    plain = getattr(diffusers, name)(**BETAS, **options)
+    kept = copy.deepcopy(plain)
+    keep_on_host(kept)
+    for scheduler in (plain, kept):
+        scheduler.set_timesteps(num_inference_steps)
+    return plain, kept
+
+
+def seeded(dtype: torch.dtype, rows: int = 2) -> torch.Tensor:
+    return torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(rows)).to(dtype)
+
+
+@pytest.mark.parametrize("name", NOISY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("begin", [None, 2])
+def test_added_noise_is_that_of_diffusers_to_the_bit(
+    name: str, dtype: torch.dtype, begin: int | None
+) -> None:
+    """At the beginning of an image-to-image call, and at the timesteps of inpainting."""
+    plain, kept = pair(name)
+    samples, noise = seeded(dtype), seeded(dtype) / 3
+    if begin is not None and hasattr(plain, "set_begin_index"):
+        plain.set_begin_index(begin)
+        kept.set_begin_index(begin)
+
+    for first in (2, 4):
+        timesteps = plain.timesteps[first : first + 1].repeat(2)
+        assert torch.equal(
+            kept.add_noise(samples, noise, timesteps), plain.add_noise(samples, noise, timesteps)
+        )
+
+
+def test_rows_with_timesteps_of_their_own_get_noise_of_their_own() -> None:
+    """No pipeline asks for that, but it is what add_noise promises."""
+    plain, kept = pair("EulerDiscreteScheduler")
+    samples, noise = seeded(torch.float32), seeded(torch.float32) / 3
+
+    timesteps = plain.timesteps[[1, 4]]
+
+    assert torch.equal(kept.add_noise(samples, noise, timesteps), plain.add_noise(samples, noise, timesteps))
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_noise_is_added_on_the_device_by_three_kernels(name: str) -> None:
+    """The noise levels stay where they are, so later steps find their numbers on the host."""
+    _, kept = pair(name)
+    samples = seeded(torch.float16).to(META)
+
+    with Operations("meta") as operations:
+        kept.add_noise(samples, samples, kept.timesteps[2:3])
+
+    assert len(operations.names) <= 3
+    assert {value.device.type for value in vars(kept).values() if isinstance(value, torch.Tensor)} == {"cpu"}
+
+
+UNIPC: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "order 1": {"solver_order": 1},
+    "order 3": {"solver_order": 3},
+    "bh1": {"solver_type": "bh1", "final_sigmas_type": "sigma_min"},
+    "noise": {"predict_x0": False, "final_sigmas_type": "sigma_min"},
+    "v": {"prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    "karras": {"use_karras_sigmas": True},
+    "not corrected at first": {"disable_corrector": [0, 1]},
+    "full order at the end": {"lower_order_final": False, "final_sigmas_type": "sigma_min"},
+}
+
+
+def run_on(scheduler: Any, dtype: torch.dtype, first: int = 0) -> torch.Tensor:
+    """What a loop makes with a smooth function in the UNet's place, from the step `first` on."""
+    sample = seeded(dtype)
+    for timestep in scheduler.timesteps[first:]:
+        output = torch.tanh(sample.float() * 1.3 + float(timestep) / 1000).to(dtype)
+        sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
+    return sample
+
+
+@pytest.mark.parametrize("options", UNIPC.values(), ids=UNIPC)
+@pytest.mark.parametrize("num_inference_steps", [1, 2, 3, 20])
+def test_unipcs_steps_are_those_of_diffusers(options: dict[str, Any], num_inference_steps: int) -> None:
+    """But for the last bits of float32: a sum of weighted tensors is rounded in another order."""
+    plain, kept = pair("UniPCMultistepScheduler", num_inference_steps, **options)
+
+    expected = run_on(plain, torch.float32)
+
+    assert torch.isfinite(expected).all()
+    assert (run_on(kept, torch.float32) - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
+
+
+def test_unipc_begins_in_the_middle_as_diffusers_does() -> None:
+    """With the first order again, as there are no outputs before."""
+    plain, kept = pair("UniPCMultistepScheduler", 8)
+    for scheduler in (plain, kept):
+        scheduler.set_begin_index(3)
+
+    expected = run_on(plain, torch.float32, first=3)
+
+    assert (run_on(kept, torch.float32, first=3) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_unipc_in_half_precision_is_as_near_to_the_truth(dtype: torch.dtype) -> None:
+    """As diffusers' own steps, whose results differ from these by the rounding of the format."""
+    plain, kept = pair("UniPCMultistepScheduler", 20)
+    truth = run_on(copy.deepcopy(plain), torch.float32)
+
+    own, ours = ((run_on(scheduler, dtype).float() - truth).abs().max() for scheduler in (plain, kept))
+
+    assert ours <= 2 * own
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_computes_its_numbers_on_the_host(order: int) -> None:
+    """The device gets sums of latents alone: with order 2 ten kernels a step instead of a hundred."""
+    _, kept = pair("UniPCMultistepScheduler", solver_order=order, lower_order_final=False)
+    sample = seeded(torch.float16).to(META)
+    counts = []
+
+    for timestep in kept.timesteps[:5]:
+        with Operations("meta") as operations:
+            kept.step(sample, timestep, sample)
+        counts.append(len(operations.names))
+
+    assert max(counts) <= 6 + 2 * order
+
+
+STEPS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        name.removesuffix("Scheduler"): (name, {}) for name in SCHEDULERS if name != "UniPCMultistepScheduler"
+    },
+    "DDIM with v": ("DDIMScheduler", {"prediction_type": "v_prediction"}),
+    "DDIM to the end": (
+        "DDIMScheduler",
+        {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+    ),
+    "DDIM trailing": (
+        "DDIMScheduler",
+        {"clip_sample": False, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    ),
+    "DPM++ SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "DPM++ 3": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+}
+
+
+@pytest.mark.parametrize(("name", "options"), STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_are_those_of_diffusers_to_the_bit(
+    name: str, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Whatever of its numbers is remembered; UniPC's are sums in another order."""
+    plain, kept = pair(name, 7, **options)
+
+    for _ in range(2):
+        expected, result = (run_with_noise(scheduler, dtype) for scheduler in (plain, kept))
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+        plain.set_timesteps(7)
+        kept.set_timesteps(7)
+
+
+@pytest.mark.parametrize("arguments", [{"eta": 0.5}, {"use_clipped_model_output": True}, {"eta": 0.0}])
+def test_ddims_step_takes_all_arguments(arguments: dict[str, Any]) -> None:
+    """Rows with `eta` get its noise."""
+    plain, kept = pair("DDIMScheduler", clip_sample=False)
+
+    expected, result = (run_with_noise(scheduler, torch.float32, **arguments) for scheduler in (plain, kept))
+
+    assert torch.equal(result, expected)
+    assert inspect.signature(kept.step) == inspect.signature(plain.step)
+
+
+def run_with_noise(scheduler: Any, dtype: torch.dtype, **arguments: Any) -> torch.Tensor:
+    """What a loop makes with a smooth function in the UNet's place, and noise from a seed."""
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        arguments["generator"] = torch.Generator().manual_seed(3)
+    sample = seeded(dtype) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        seen = scheduler.scale_model_input(sample, timestep)
+        output = torch.tanh(seen.float() * 1.3 + float(timestep) / 1000).to(dtype)
+        sample = scheduler.step(output, timestep, sample, return_dict=False, **arguments)[0]
+    return sample

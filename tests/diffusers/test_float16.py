@@ -1,5 +1,6 @@
-"""Half precision: VAEs that would overflow run in float32, also with several calls under way."""
+"""Half precision: what would overflow is kept in float32, or divided."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -8,10 +9,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from actors.engine.calls.call_arguments import depth_values
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.pipelines.loaded_model import LoadedModel
 from actors.engine.pipelines.loading import LoadOptions
+from benchmarks.parity.plain_diffusers import depth_map
+from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.spec.job_spec import JobSpec, ModelSpec
 from tests.support.checkpoints import demo, sdxl_checkpoint
 from tests.support.in_process import (
@@ -19,6 +24,7 @@ from tests.support.in_process import (
     Made,
     Record,
     drawn_image,
+    encoded,
     image_of,
     job_spec,
     make,
@@ -116,3 +122,58 @@ def test_a_vae_that_overflows_in_float16_is_not_in_float16(
 def mean_difference(one: Made, other: Made, row_id: str) -> float:
     first, second = (np.asarray(image_of(made.row(row_id)), dtype=np.int16) for made in (one, other))
     return float(np.abs(first - second).mean())
+
+
+def with_depth(folder: Path, dtype: str, depth: Record | None) -> Made:
+    """A picture from a drawn one and this depth map; without one, the checkpoint estimates the depth."""
+    row = {"row_id": "deep", "prompt": "a fox", "seed": 1, "image": drawn_image(), "depth_map": depth}
+    spec = job_spec(
+        write_rows(folder / "deep.parquet", [row], {"depth_map": IMAGE_TYPE}),
+        folder / dtype,
+        models={"sd": {"checkpoint": "demo:depth2img", "dtype": dtype}},
+        routes={"depth2img": {"model": "sd", "num_inference_steps": 2}},
+        default_route="depth2img",
+    )
+    return make(spec)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "depth",
+    [
+        depth_map(),
+        encoded(Image.fromarray(np.linspace(60_000, 60_003, 64 * 64).reshape(64, 64).astype("u2"))),
+    ],
+    ids=["all depths of 16 bits", "few depths far off"],
+)
+def test_half_precision_holds_every_depth_map(tmp_path: Path, dtype: str, depth: Record) -> None:
+    """float16 ends at 65504, and both formats have one number for 60,000 to 60,003."""
+    half, single = (with_depth(tmp_path, each, depth) for each in (dtype, "float32"))
+
+    assert half.row("deep")["status"] == "ok", half.row("deep")["error_message"]
+    assert mean_difference(half, single, "deep") < {"float16": 2, "bfloat16": 8}[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_holds_an_estimated_depth(tmp_path: Path, dtype: str) -> None:
+    """The demo's estimator gives depths of a size that a real one's could have, not 0 in float16."""
+    half, single = (with_depth(tmp_path, each, None) for each in (dtype, "float32"))
+
+    assert half.row("deep")["status"] == "ok", half.row("deep")["error_message"]
+    assert mean_difference(half, single, "deep") < {"float16": 2, "bfloat16": 8}[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_divided_depth_map_is_equal_to_the_bit(dtype: torch.dtype) -> None:
+    """Where plain diffusers can use the map: through the pipeline's own resizing and normalizing."""
+    pipeline = diffusers.StableDiffusionDepth2ImgPipeline.from_pretrained(
+        demo("depth2img"), use_safetensors=True, dtype=dtype
+    )
+    depth = Image.open(io.BytesIO(depth_map((40, 56))["bytes"]))
+    undivided = torch.from_numpy(np.asarray(depth).astype(np.float32))
+
+    def normalized(values: torch.Tensor) -> torch.Tensor:
+        image = Image.new("RGB", (64, 64))
+        return pipeline.prepare_depth_map(image, values[None], 1, False, dtype, DEVICE)
+
+    assert torch.equal(normalized(depth_values(depth, dtype)), normalized(undivided))

@@ -38,12 +38,12 @@ def result_of(number: int, copied: Copy) -> tuple[Any, Any]:
     sample = SimpleNamespace(nsfw=None, number=number)
     pixels = torch.arange(12, dtype=torch.uint8).reshape(1, 2, 2, 3) + number
     outputs: Any = PendingOutputs(pixels=pixels, finite=torch.ones(1, dtype=torch.bool), copied=copied)  # type: ignore[arg-type]
-    return SimpleNamespace(decoded=[(sample, {})]), SimpleNamespace(outputs=outputs, flags=[None])
+    return SimpleNamespace(decoded=[(sample, {})], rows=1), SimpleNamespace(outputs=outputs, judged=None)
 
 
 def runner() -> CohortRunner:
     """A runner of a model without modules."""
-    model: Any = SimpleNamespace(components={}, device=DEVICE)
+    model: Any = SimpleNamespace(components={}, device=DEVICE, safety_checker=None)
     ahead: Any = DecodeAhead(iter(()), decoders=None)  # type: ignore[arg-type]
     return CohortRunner(model, ahead, BatchingSpec(exact=True), exact=True)
 

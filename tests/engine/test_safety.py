@@ -2,12 +2,15 @@
 
 import io
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from diffusers.pipelines.deprecated.stable_diffusion_safe.safety_checker import (
@@ -18,12 +21,16 @@ from PIL import Image
 from rich.console import Console
 
 from actors.engine.calls.chains import withhold
+from actors.engine.calls.outputs import PendingOutputs
+from actors.engine.calls.safety_checks import SafetyChecks
 from actors.engine.diffusers_engine import DiffusersEngine
 from actors.engine.engine import Generated
 from actors.engine.pipelines.loaded_model import LoadedModel
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.pipeline_builder import pipeline_class
+from actors.engine.pipelines.safety_checker import SafetyChecker
 from actors.engine.samples import Sample
+from actors.images.encoding import Pixels
 from actors.storage.output import open_output
 from demo.small_components import feature_extractor
 from jobs.output.job_record import claim
@@ -513,3 +520,122 @@ def test_an_image_that_should_have_been_withheld_is_found(
 
     with pytest.raises(DarkroomError, match=fault):
         printed_by_verify(spec)
+
+
+def one_batch(checker: SafetyChecker, images: list[npt.NDArray[np.uint8]]) -> list[bool]:
+    """The verdicts on images that are judged together."""
+    with torch.inference_mode():
+        pooled = checker.checker.vision_model(checker.features(images))[1]
+        return checker.flags(checker.distances(pooled).numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_verdicts_are_those_of_the_checkers_own_forward(dtype: torch.dtype) -> None:
+    """Thresholds in the midst of the images' distances, so that special care decides for some."""
+    noise = np.random.default_rng(1).integers(0, 256, (40, 48, 64, 3)).astype(np.uint8)
+    images = [*(noise // 8 * np.arange(1, 9)[:5].repeat(8)[:, None, None, None]).astype(np.uint8)]
+    own = StableDiffusionSafetyChecker.from_pretrained(demo("sd-safety"), subfolder="safety_checker").to(
+        dtype
+    )
+    wrapped = SafetyChecker(own, feature_extractor())
+    with torch.inference_mode():
+        distances = wrapped.distances(own.vision_model(wrapped.features(images))[1])
+    num_care = len(own.special_care_embeds)
+    own.special_care_embeds_weights.data[:] = distances[:, :num_care].quantile(0.8, dim=0)
+    own.concept_embeds_weights.data[:] = distances[:, num_care:].amax(dim=0) - 0.0002
+    checker = SafetyChecker(own, feature_extractor())
+
+    flags = one_batch(checker, images)
+
+    features = checker.features(images)
+    assert flags == own(clip_input=features, images=[np.zeros(0) for _ in images])[1]
+    assert 0 < sum(flags) < len(flags)
+
+
+class SlowDevice:
+    """The copy of a call's images that arrives when it is waited for."""
+
+    def __init__(self, number: int) -> None:
+        self.waited_for = False
+        pixels = torch.full((1, 64, 64, 3), 20 * number, dtype=torch.uint8)
+        self.images = PendingOutputs(pixels=pixels, finite=torch.ones(1, dtype=torch.bool), copied=self)  # type: ignore[arg-type]
+
+    def query(self) -> bool:
+        """Whether the images have arrived."""
+        return self.waited_for
+
+    def synchronize(self) -> None:
+        """Wait for them."""
+        self.waited_for = True
+
+
+def test_a_check_begins_when_its_images_have_arrived_and_a_batch_is_full() -> None:
+    """Until then nobody waits. The batches depend on the order of the calls alone."""
+    checker = SafetyChecker(
+        StableDiffusionSafetyChecker.from_pretrained(demo("sd-safety"), subfolder="safety_checker"),
+        feature_extractor(),
+    )
+    devices = [SlowDevice(number) for number in range(7)]
+    with ThreadPoolExecutor(1) as decoders, torch.inference_mode():
+        checks = SafetyChecks(checker, DEVICE, decoders, max_rows=3)
+        begun = [checks.add(device.images) for device in devices]
+
+        checks.advance(max_arriving=7)
+        assert not any(device.waited_for for device in devices)
+        assert not any(check.ready for check in begun)
+
+        for device in devices[:4]:
+            device.synchronize()
+        checks.advance(max_arriving=7)
+        decoders.submit(int).result()
+        checks.advance(max_arriving=7)
+        assert [check.ready for check in begun] == [True] * 3 + [False] * 4
+        assert not any(device.waited_for for device in devices[4:])
+
+        checks.advance(max_arriving=0)
+
+    assert [len(check.verdicts()) for check in begun] == [1] * 7
+    assert (checks.count.batches, checks.count.rows_run) == (3, 7)
+
+
+def test_images_are_prepared_for_the_checker_on_the_decoders_threads() -> None:
+    """It takes milliseconds an image, in which the engine's thread would give the device nothing to do."""
+    threads: set[str] = set()
+    extract = feature_extractor()
+
+    def noting(images: Sequence[Image.Image], **options: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return extract(images, **options)
+
+    network = StableDiffusionSafetyChecker.from_pretrained(demo("sd-safety"), subfolder="safety_checker")
+    with ThreadPoolExecutor(1, "decoder") as decoders, torch.inference_mode():
+        checks = SafetyChecks(SafetyChecker(network, noting), DEVICE, decoders, max_rows=4)
+        check = checks.add(SlowDevice(1).images)
+
+        checks.advance(max_arriving=0)
+
+    assert check.verdicts() == [False]
+    assert threads == {"decoder_0"}
+
+
+def test_an_image_for_which_the_checker_fails_costs_its_row_alone(
+    flags_one: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails: here the preparation of one image."""
+    plain = SafetyChecker.features
+    calls: list[int] = []
+
+    def features(self: SafetyChecker, images: Sequence[Pixels]) -> torch.Tensor:
+        calls.append(len(images))
+        if len(calls) == 1:
+            raise ValueError("no features")
+        return plain(self, images)
+
+    monkeypatch.setattr(SafetyChecker, "features", features)
+    rows = [row | {"guidance_scale": 5.0 + number} for number, row in enumerate(ROWS)]
+
+    made = make(flagging_spec(tmp_path, flags_one, rows), num_threads=1)
+
+    codes = [row["error_code"] for row in made.rows]
+    assert codes.count("generation_error") == 1
+    assert codes.count(None) == len(ROWS) - 1

@@ -393,7 +393,7 @@ def test_the_greatest_seed_leaves_room_for_a_rows_images() -> None:
 
 def test_a_pair_is_two_whole_numbers_within_bounds() -> None:
     """Each row's own pair is looked at, whatever stands before it; a null is none."""
-    pairs = [None, [0, 65536], [1], [8, 9], [1, 2, 3], [None, 5], [5, -1], [65537, 5], [], None, [7, 7]]
+    pairs = [None, [0, 65504], [1], [8, 9], [1, 2, 3], [None, 5], [5, -1], [65505, 5], [], None, [7, 7]]
     rows = [{"prompt": "x", "task": "poster", "original_size": pair} for pair in pairs]
 
     with input_file(rows, TYPES | {"original_size": pa.list_(pa.int64())}) as opened:

@@ -82,7 +82,7 @@ def test_a_route_and_a_row_have_the_same_bounds(name: str) -> None:
     """They include their ends, and the next number beyond is refused in a route as in a row."""
     bounds = PARAMETERS[name]
     if bounds.kind == "pair of whole numbers":
-        assert (bounds.minimum, bounds.maximum) == (0, 65_536)
+        assert (bounds.minimum, bounds.maximum) == (0, 65_504)
         return
     whole = bounds.kind == "whole number"
     low, high = (int(end) if whole else end for end in (bounds.minimum, bounds.maximum))

@@ -9,7 +9,7 @@ from actors.engine.batching.merged_modules import MergePoint
 
 # The VAE's two halves, and not its `encode` and `decode`, which wrap results in objects that have no rows.
 _ENCODERS = ("text_encoder", "text_encoder_2", "image_encoder", "depth_estimator", "vae.encoder")
-_DECODERS = ("vae.decoder", "safety_checker.vision_model")
+_DECODERS = ("vae.decoder",)
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 

@@ -47,7 +47,10 @@ def join(values: Sequence[Any]) -> Any:
 def select(value: Any, rows: slice | Sequence[int]) -> Any:
     """A tree of the same structure with only these rows: views if `rows` is a slice, otherwise copies."""
     if isinstance(value, torch.Tensor):
-        return value[rows]
+        if isinstance(rows, slice):
+            return value[rows]
+        # A list as an index would be copied to the tensor's device first, and the host would wait for that.
+        return torch.cat([value[row : row + 1] for row in rows])
     return _rebuilt(value, lambda key: select(value[key], rows))
 
 

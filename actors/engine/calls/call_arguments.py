@@ -110,9 +110,21 @@ def _inpaint(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
 
 def _depth2img(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
     if "depth_map" in arguments:
-        maps = [torch.from_numpy(np.asarray(depth).astype(np.float32)) for depth in arguments["depth_map"]]
+        maps = [depth_values(depth, pipeline.unet.dtype) for depth in arguments["depth_map"]]
         arguments["depth_map"] = torch.stack(maps)
     return arguments
+
+
+def depth_values(depth: Image.Image, dtype: torch.dtype) -> torch.Tensor:
+    """The values of a depth map, (height, width) in [0, 1): of its depths only their ratios matter.
+
+    diffusers 0.42.1 casts them to `dtype` before it divides them by their range, and float16 ends at 65504.
+    65536 is a power of two: in float32 and bfloat16 the result is that of undivided depths to the bit.
+    If the cast would make all depths equal, which gives NaN, they begin at 0 instead.
+    """
+    values = torch.from_numpy(np.asarray(depth).astype(np.float32)) / 65536
+    low, high = values.aminmax()
+    return values - low if low.to(dtype) == high.to(dtype) else values
 
 
 ARGUMENTS: dict[str, Callable[[Arguments, Cohort, Any], Arguments]] = {

@@ -31,11 +31,17 @@ def _step_result(image: Image.Image) -> StepResult:
 @torch.inference_mode()
 def decode_latents(pipeline: Any, latents: torch.Tensor) -> Pixels:
     """One row's latents, decoded to an image by the pipeline's own VAE."""
-    vae = pipeline.vae
-    scaled = latents[None].to(vae.dtype) / vae.config.scaling_factor
-    image = pipeline.image_processor.postprocess(vae.decode(scaled).sample, output_type="pt")
-    pixels: Pixels = (image[0].float() * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    image = decoded_images(pipeline, latents[None])[0]
+    pixels: Pixels = (image.float() * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     return pixels
+
+
+def decoded_images(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
+    """The images of latents (N, channels, height, width), on the device: (N, 3, height, width) in [0, 1]."""
+    vae = pipeline.vae
+    decoded = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    images: torch.Tensor = pipeline.image_processor.postprocess(decoded, output_type="pt")
+    return images
 
 
 Flagged = Literal["drop", "black", "keep"]

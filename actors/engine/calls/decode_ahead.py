@@ -30,7 +30,7 @@ class DecodeAhead:
 
     def __init__(self, cohorts: Iterator[Cohort], decoders: Executor) -> None:
         self._cohorts = cohorts
-        self._decoders = decoders
+        self.decoders = decoders
         self._begun: deque[Decoding] = deque()
 
     def next(self) -> Decoding | None:
@@ -44,7 +44,7 @@ class DecodeAhead:
 
     def _begin(self, cohort: Cohort) -> Decoding:
         samples = [
-            (sample, {field: self._decoders.submit(image.decode) for field, image in sample.images.items()})
+            (sample, {field: self.decoders.submit(image.decode) for field, image in sample.images.items()})
             for sample in cohort.samples
         ]
         # Four bytes a pixel, and a little for each sample, so that cohorts without images are limited too.

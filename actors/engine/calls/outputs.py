@@ -76,7 +76,7 @@ def pending_outputs(output: Any, *, gives_latents: bool) -> PendingOutputs:
     if depth is not None:
         values["finite"] &= _finite(depth)
         values["depth"] = (depth.float() * 65535).round().to(torch.int32)
-    copied = None if images.device.type != "cuda" else _begin_copies(values, images.device)
+    copied = begin_copies(values, images.device)
     return PendingOutputs(latents=images if gives_latents else None, copied=copied, **values)
 
 
@@ -84,8 +84,13 @@ def _finite(values: torch.Tensor) -> torch.Tensor:
     return torch.isfinite(values).flatten(1).all(dim=1)
 
 
-def _begin_copies(values: dict[str, torch.Tensor], device: torch.device) -> torch.cuda.Event:
-    """Replace the values by copies in the host's memory, which are complete once the event has happened."""
+def begin_copies(values: dict[str, torch.Tensor], device: torch.device) -> torch.cuda.Event | None:
+    """Replace the values by copies in the host's memory, which are complete once the event has happened.
+
+    On a CPU the values stay, and there is no event.
+    """
+    if device.type != "cuda":
+        return None
     stream = _copy_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -76,10 +76,49 @@ class _Provider(EmbeddingsProvider):  # type: ignore[misc]  # compel has no type
         )
         self._state = state
 
-    def _encode_token_ids_to_embeddings(self, token_ids: Any, attention_mask: Any = None) -> Any:
-        return self._state(
-            self.text_encoder, self.text_encoder(token_ids, attention_mask, output_hidden_states=True)
-        )
+    def build_weighted_embedding_tensor(
+        self,
+        token_ids: torch.Tensor,
+        per_token_weights: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        device: Any = None,
+    ) -> torch.Tensor:
+        """compel's own, with the arguments in the host's memory: compel asks the device whether all are 1."""
+        length = self.max_token_count
+        windows = [slice(start, start + length) for start in range(0, len(token_ids), length)]
+        states = [
+            self._weighted(
+                token_ids[window],
+                per_token_weights[window],
+                None if attention_mask is None else attention_mask[window],
+            )
+            for window in windows
+        ]
+        return torch.cat(states, dim=1)
+
+    def _weighted(
+        self, token_ids: torch.Tensor, weights: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The weighted state of one window."""
+        # A mask of ones is the same as none, but transformers 5.23 asks the device for it.
+        state = self._encoded(token_ids, None if mask is None or mask.all() else mask)
+        if (weights == 1).all():
+            return state
+        factors, empty = weights[:, None].to(state.device), self.empty_z
+        return torch.where(factors == 1, state, empty + (state - empty) * factors)
+
+    @property
+    def empty_z(self) -> torch.Tensor:
+        """The state of an empty window."""
+        num_signs = len(self.bos_sequence) + len(self.eos_sequence)
+        padding = [self.tokenizer.pad_token_id] * (self.max_token_count - num_signs)
+        return self._encoded(torch.tensor([*self.bos_sequence, *self.eos_sequence, *padding]))
+
+    def _encoded(self, token_ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        device = self.text_encoder.device
+        # Moved last: only then does the row cache know on the host what was moved.
+        tokens, mask = token_ids[None].to(device), None if mask is None else mask[None].to(device)
+        return self._state(self.text_encoder, self.text_encoder(tokens, mask, output_hidden_states=True))
 
 
 def weighted_states(
@@ -88,12 +127,12 @@ def weighted_states(
     """The weighted hidden states of texts, (texts, num_windows * 77, width)."""
     provider = _Provider(tokenizer, encoder, cut=num_windows == 1, state=state)
     length = num_windows * tokenizer.model_max_length
-    return torch.cat([_weighted(provider, text, length, encoder.device) for text in texts])
+    return torch.cat([_weighted(provider, text, length) for text in texts])
 
 
-def _weighted(provider: _Provider, text: str, length: int, device: torch.device) -> torch.Tensor:
+def _weighted(provider: _Provider, text: str, length: int) -> torch.Tensor:
     pieces, weights = zip(*parse(text), strict=True)
-    state = provider.get_embeddings_for_weighted_prompt_fragments([[*pieces]], [[*weights]], device=device)
+    state = provider.get_embeddings_for_weighted_prompt_fragments([[*pieces]], [[*weights]], device="cpu")
     empty = provider.empty_z
     missing = max(0, length - state.shape[1]) // empty.shape[1]
     filled: torch.Tensor = torch.cat([state, *[empty] * missing], dim=1)

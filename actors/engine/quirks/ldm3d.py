@@ -55,7 +55,7 @@ class LDM3DImageProcessor:
 
 def _denormalize(image: torch.Tensor, do_denormalize: Sequence[bool] | None) -> torch.Tensor:
     values: torch.Tensor = VaeImageProcessor.denormalize(image)
-    if do_denormalize is None:
+    if do_denormalize is None or all(do_denormalize):
         return values
     chosen = torch.tensor(do_denormalize, device=image.device).view(-1, 1, 1, 1)
     return torch.where(chosen, values, image)
