@@ -77,12 +77,12 @@ def show_plan(
         refuse_full_disk(output.path, expected_bytes(findings, plan.job))
     elif record:
         plan_of(record, surveyed, output.path)
-        num_parts = len(list_parts(output, record.shard_names))
+        parts = list_parts(output, record.shard_names)
         console.print(
-            f"{output.path} is of this job, and has {num_parts:,} of {counted(record.num_shards, 'part')}",
+            f"{output.path} is of this job, and has {len(parts):,} of {counted(record.num_shards, 'part')}",
             soft_wrap=True,
         )
-        refuse_full_disk(output.path, bytes_to_come(output, record.shard_names))
+        refuse_full_disk(output.path, bytes_to_come(parts))
 
 
 def plan_new_rows(

@@ -86,7 +86,7 @@ def _generate_missing(
         console.print("all parts exist; writing the reports, which are missing or older than the parts")
         return tally, []
     if sum(done):
-        refuse_full_disk(output.path, bytes_to_come(output, plan.shard_names))
+        refuse_full_disk(output.path, bytes_to_come(parts))
         console.print(
             f"resuming: {sum(done):,} of {counted(len(done), 'part')} already saved, "
             f"{num_missing:,} left to generate"

@@ -8,10 +8,9 @@ from actors.parts.commit import takes_pieces
 from actors.storage.objects import IN_PIECES_FROM_BYTES, MAX_PUT_BYTES
 from actors.storage.output import Output
 from actors.storage.uris import S3_SCHEME
-from jobs.output.parts import list_parts
+from jobs.output.parts import Parts
 from jobs.planning.plan import LargestPart, Plan
 from schemas.errors import SpecError
-from schemas.output_layout import ShardNames
 from schemas.wording.amounts import counted, size_text
 
 MAX_ERROR = 2
@@ -35,15 +34,9 @@ def refuse_full_disk(path: str, needed_bytes: int) -> None:
         )
 
 
-def bytes_to_come(output: Output, names: ShardNames) -> int:
-    """The expected size of a local output's missing parts: the mean size of its parts, times their number.
-
-    0 for an output on S3.
-    """
-    if output.path.startswith(S3_SCHEME):
-        return 0  # Not worth a listing: the size is used for local disks only.
-    parts = list_parts(output, names)
-    return parts.size_bytes * (names.num_shards - len(parts)) // max(len(parts), 1)
+def bytes_to_come(parts: Parts) -> int:
+    """The expected size of the missing parts: the mean size of those that exist, times their number."""
+    return parts.size_bytes * (parts.num_shards - len(parts)) // max(len(parts), 1)
 
 
 def refuse_large_parts(output: Output, largest: LargestPart) -> None:

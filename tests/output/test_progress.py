@@ -86,10 +86,10 @@ def test_the_largest_part_of_an_output(output: Output) -> None:
 
 def test_the_room_that_a_job_still_needs_is_that_of_its_missing_parts(output: Output) -> None:
     """Each counted as large as those that are there are on average."""
-    nothing_yet = bytes_to_come(output, ShardNames([10]))
+    nothing_yet = bytes_to_come(list_parts(output, ShardNames([10])))
     sizes = [write_part(output, index, 10) for index in (0, 4, 9)]
 
-    needed = bytes_to_come(output, ShardNames([10]))
+    needed = bytes_to_come(list_parts(output, ShardNames([10])))
 
     assert nothing_yet == 0
     assert needed == sum(sizes) * 7 // 3
