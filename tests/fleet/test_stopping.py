@@ -288,7 +288,7 @@ def test_a_worker_that_does_not_see_the_output_stops_the_job(nodes: RayNodes, tm
     record = tmp_path / "out" / "_darkroom" / "job.json"
 
     with start_with("quick", spec, **nodes.env) as run:
-        run.wait_until((tmp_path / "out" / "_darkroom" / "driver.json").exists)
+        run.wait_until(record.exists)
         record.unlink()
         stopped = run.wait()
 
