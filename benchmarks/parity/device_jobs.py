@@ -66,9 +66,7 @@ def generated(rows: Sequence[Record], device: str, dtype: str, **batching: Any) 
         folder = Path(name)
         plan = planned(rows, folder, dtype, **batching)
         spec = plan.job.spec
-        # As in make_engine of actors/engine/diffusers_engine.py, except that the caller chooses the device.
-        channels_last = device == "cuda" and not spec.batching.exact
-        options = LoadOptions(device=torch.device(device), channels_last=channels_last)
+        options = LoadOptions.of(spec, torch.device(device))
         engine = DiffusersEngine(ModelCache(spec.models, options, CAPACITY_BYTES), spec)
         output = open_output(spec.output.path)
         with Worker(plan.job, engine=engine, stores=Stores(), output=output, num_threads=4) as worker:
