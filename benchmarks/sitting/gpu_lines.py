@@ -19,7 +19,7 @@ from benchmarks.device.time_budget import Budget, OutOfTime
 from benchmarks.sitting.gpu_bench import Bench, Lane, free, names
 from benchmarks.sitting.gpu_cases import Case
 
-LABELS = ("model", "dtype", "compile", "workload")
+LABELS = ("model", "dtype", "compile", "kernels", "workload")
 FIGURES = ("images/s", "TFLOP per image", "share of the limit", "GPU busy", "waits per image", "most from")
 MAX_ROUNDS = 5
 """How often a contender runs at most, where the budget allows that."""
@@ -60,7 +60,9 @@ class Sitting:
         self._contenders = contenders
         self._budget = budget
         self._matrix_tflops = matrix_tflops
-        self._lines_left = sum(len(names(each, contenders)) for case in cases for each in case.workloads)
+        self._lines_left = sum(
+            len(names(case, each, contenders)) for case in cases for each in case.workloads
+        )
         self._built: dict[tuple[str, str], BuiltModel] = {}
         self._costs: dict[tuple[str, str], float] = {}
         """The seconds that a contender needed to measure a row's TFLOP, by model and contender."""
@@ -82,7 +84,7 @@ class Sitting:
     def _print_case(self, case: Case, folder: Path) -> None:
         bench: Bench | None = None
         for workload in case.workloads:
-            for name in names(workload, self._contenders):
+            for name in names(case, workload, self._contenders):
                 measured = Measured()
                 try:
                     with self._budget.interrupting():

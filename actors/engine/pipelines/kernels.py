@@ -79,8 +79,8 @@ def fuse_projections(unet: Any) -> None:
 def _share(fused: torch.nn.Linear, *layers: torch.nn.Linear) -> None:
     """Make the layers' weights parts of the fused layer's."""
     sizes = [layer.out_features for layer in layers]
-    for layer, weight in zip(layers, fused.weight.data.split(sizes), strict=True):
+    for layer, weight in zip(layers, torch.split(fused.weight.data, sizes), strict=True):
         layer.weight.data = weight
     if fused.bias is not None:
-        for layer, bias in zip(layers, fused.bias.data.split(sizes), strict=True):
+        for layer, bias in zip(layers, torch.split(fused.bias.data, sizes), strict=True):
             layer.bias.data = bias
