@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import threading
 from argparse import Namespace
 from contextlib import suppress
 from typing import Any
@@ -51,18 +52,34 @@ def test_a_budget_ends_what_runs() -> None:
             with suppress(Exception):
                 sum(range(100))
 
-    with pytest.raises(OutOfTime), Budget(0.05).interrupting():
+    with pytest.raises(OutOfTime), Budget(0.05).interrupting(pytest.fail):
         work()
 
     assert signal.getsignal(signal.SIGALRM) is handler
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
+def test_who_does_not_end_when_interrupted_is_given_up() -> None:
+    """As code that waits for another thread in a `finally`."""
+    given_up = threading.Event()
+
+    def wait_twice() -> None:
+        try:
+            threading.Event().wait(30)
+        finally:
+            threading.Event().wait(30)
+
+    with pytest.raises(OutOfTime), Budget(0.05).interrupting(given_up.set, grace_s=0.05):
+        wait_twice()
+
+    assert given_up.is_set()
+
+
 def test_a_spent_budget_begins_nothing() -> None:
     """Nor does it wait."""
     begun = []
 
-    with pytest.raises(OutOfTime), Budget(0).interrupting():
+    with pytest.raises(OutOfTime), Budget(0).interrupting(pytest.fail):
         begun.append("work")
 
     assert begun == []
