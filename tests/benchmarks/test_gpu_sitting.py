@@ -12,12 +12,14 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.device.time_budget import Budget, OutOfTime
+from benchmarks.parity import documented_waits
 from benchmarks.parity.device_checks import Check, verdict_of
 from benchmarks.sitting.gpu_bench import CONTENDERS
 from benchmarks.sitting.gpu_cases import MODELS, PARTS, Case, cases, typical
 from benchmarks.sitting.gpu_lines import Sitting
 from benchmarks.workloads import DIFFERENT, EQUAL, Row, different
 from schemas.spec.job_spec import KernelsSpec
+from schemas.systems.schedulers import SCHEDULERS
 
 CPU = torch.device("cpu")
 QUICK = ["--device", "cpu", "--tiny", "--compile", "off", "--models", "sd15", "--rows", "2", "--steps", "2"]
@@ -156,3 +158,23 @@ def test_a_check_that_needs_cuda_does_not_pass_without() -> None:
         ("WRONG", "AssertionError: it differs"),
         ("right", "equal"),
     ]
+
+
+def test_the_documented_waits_are_those_of_every_scheduler_and_task() -> None:
+    """With a safety checker or a crop there would be more; these rows wait for nothing but their images."""
+    rows = [*documented_waits.rows()]
+
+    assert {row["scheduler"] for row in rows} == {*SCHEDULERS}
+    assert len(rows) == 3 * len(SCHEDULERS)
+    assert {documented_waits.waits_of(row["scheduler"], row["task"]) for row in rows} == {0}
+
+
+def test_a_documented_value_of_a_task_is_found_in_its_place() -> None:
+    """A cell has one value for each task, or one for all of them."""
+    page = (
+        "text\n\n| scheduler: a / b | step waits | row waits |\n|---|---|---|\n| X | 1 / 2 / 3 | 4 |\n\nmore"
+    )
+
+    assert documented_waits.table_rows(page, "scheduler: a / b") == {
+        "X": {"step waits": "1 / 2 / 3", "row waits": "4"}
+    }
