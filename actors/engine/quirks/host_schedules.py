@@ -20,6 +20,7 @@ from actors.engine.quirks.host_steps import (
     UNIPC_UPDATES,
     as_a_sum,
     ddim_step,
+    schedule_number,
     summed_lms_step,
     summed_pndm_update,
 )
@@ -70,6 +71,7 @@ def _without_device(set_timesteps: Callable[..., None]) -> Callable[..., None]:
     @wraps(set_timesteps)
     def on_host(self: Any, *args: Any, device: Any = None, **kwargs: Any) -> None:
         set_timesteps(self, *args, device="cpu", **kwargs)
+        self.schedule = schedule_number(self)
 
     return on_host
 

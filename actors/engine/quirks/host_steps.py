@@ -185,8 +185,8 @@ SOLVER_UPDATES = (
 )
 """Methods of the DPM-Solvers, DEIS, UniPC and SASolver that add up weighted tensors: `as_a_sum`."""
 
-_weights_of_units: dict[tuple[object, ...], tuple[Any, Weights]] = {}
-"""By update, configuration and schedule; with the configuration, so that its id stays its own."""
+_weights_of_units: dict[tuple[object, ...], Weights] = {}
+"""By update, schedule, step and number of tensors."""
 
 
 def as_a_sum(update: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -194,7 +194,7 @@ def as_a_sum(update: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
     diffusers 0.42.1 computes a dozen numbers for each update, and asks the device for two to three kernels a
     tensor. The formulas are linear, so that unit vectors in place of the tensors give the weights. The result
-    differs from diffusers' by rounding.
+    differs from diffusers' by rounding. The scheduler's `schedule` is its `schedule_number`.
     """
 
     @wraps(update)
@@ -214,8 +214,8 @@ def as_a_sum(update: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
             units |= {} if noise is None else {"noise": unit()}
             return update(self, each if isinstance(outputs, list) else each[0], **units)
 
-        key = update, id(config), self.step_index, len(several), _schedule_of(self)
-        weights = _remembered_weights(key, config, of_units, len(tensors))
+        key = update, self.schedule, self.step_index, len(several)
+        weights = _remembered_weights(key, of_units, len(tensors))
         if not all(map(isfinite, weights)):
             return update(self, outputs, *args, **named)
         return _sum(weights, tensors)
@@ -223,24 +223,25 @@ def as_a_sum(update: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     return summed
 
 
-def _schedule_of(scheduler: Any) -> int:
-    return _number_of_schedule(scheduler.sigmas.numpy().tobytes())
-
-
 _schedule_numbers = count()
 
 
+def schedule_number(scheduler: Any) -> int:
+    """A number for the scheduler's configuration and noise levels, which are those of all steps.
+
+    It is not the configuration's id: some schedulers of diffusers 0.42.1 get a new one when steps are set.
+    """
+    levels = getattr(scheduler, "sigmas", scheduler.alphas_cumprod)
+    return _number_of(repr(sorted(scheduler.config.items())), levels.numpy().tobytes())
+
+
 @lru_cache(maxsize=1024)
-def _number_of_schedule(sigmas: bytes) -> int:
-    """A number for these noise levels, which no others get: they may have kilobytes."""
+def _number_of(config: str, levels: bytes) -> int:
     return next(_schedule_numbers)
 
 
 def _remembered_weights(
-    key: tuple[object, ...],
-    config: Any,
-    of_units: Callable[[Callable[[], torch.Tensor]], torch.Tensor],
-    number: int,
+    key: tuple[object, ...], of_units: Callable[[Callable[[], torch.Tensor]], torch.Tensor], number: int
 ) -> Weights:
     """The weights of `number` tensors, in the order in which `of_units` asks for their unit vectors."""
     key = (*key, number)
@@ -248,8 +249,8 @@ def _remembered_weights(
         if len(_weights_of_units) >= _MAX_REMEMBERED:
             _weights_of_units.clear()
         units = iter(torch.eye(number))
-        _weights_of_units[key] = config, of_units(lambda: next(units)).tolist()
-    return _weights_of_units[key][1]
+        _weights_of_units[key] = of_units(lambda: next(units)).tolist()
+    return _weights_of_units[key]
 
 
 def summed_pndm_update(
@@ -258,8 +259,7 @@ def summed_pndm_update(
     """Replaces PNDM's `_get_prev_sample`, as `as_a_sum` does for others."""
     update = PNDMScheduler._get_prev_sample
     weights = _remembered_weights(
-        (update, id(self.config), timestep, prev_timestep),
-        self.config,
+        (update, self.schedule, timestep, prev_timestep),
         lambda unit: update(self, unit(), timestep, prev_timestep, unit()),
         2,
     )
@@ -284,13 +284,11 @@ def summed_lms_step(
     def of_units(unit: Callable[[], torch.Tensor]) -> torch.Tensor:
         output, of_sample = unit(), unit()
         units.derivatives = [unit() for _ in before]
-        previous: torch.Tensor = LMSDiscreteScheduler.step(units, output, timestep, of_sample, order, False)[
-            0
-        ]
+        previous, _ = LMSDiscreteScheduler.step(units, output, timestep, of_sample, order, return_dict=False)
         return torch.cat([previous, units.derivatives[-1][:2]])
 
-    key = LMSDiscreteScheduler, id(self.config), self.step_index, order, _schedule_of(self)
-    weights = _remembered_weights(key, self.config, of_units, 2 + len(before))
+    key = LMSDiscreteScheduler, self.schedule, self.step_index, order
+    weights = _remembered_weights(key, of_units, 2 + len(before))
     *of_all, output_weight, sample_weight = weights
     self.derivatives = [*before, _sum([output_weight, sample_weight], [model_output, sample])]
     self._step_index += 1

@@ -5,8 +5,8 @@ all differ, once with few steps and once with many; the difference is the time o
 texts, decoding and loading. The time is that of the thread that generates, on a CPU, with small latents: a
 kernel costs the host about as much there as its launch on a GPU.
 
-    python -m benchmarks.device.host_time                          # this checkout
-    python -m benchmarks.device.host_time --beside ../darkroom-old  # and another one, in turns
+    python -m benchmarks.contenders.host_time                          # this checkout
+    python -m benchmarks.contenders.host_time --beside ../darkroom-old  # and another one, in turns
 """
 
 import argparse
@@ -42,7 +42,7 @@ RUNS = 2
 def main(command_line: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.device.host_time",
+        prog="python -m benchmarks.contenders.host_time",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
