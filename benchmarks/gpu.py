@@ -65,6 +65,10 @@ def arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
         default=contenders[:3],
         help="the plain loop, the loop over groups, a darkroom worker, its engine alone (all but r1)",
     )
+    parts = ("rows", "lcm", "kernels")
+    parser.add_argument(
+        "--parts", **several, choices=parts, default=parts, help="the parts of the table, in this order (all)"
+    )
     parser.add_argument("--rows", type=int, help="rows of each workload (64 for sd15, 24 for sdxl)")
     parser.add_argument("--batch", type=int, help="the largest batch (16 for sd15, 8 for sdxl)")
     parser.add_argument("--steps", type=int, default=20, help="mean number of denoising steps (%(default)s)")

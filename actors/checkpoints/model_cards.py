@@ -24,7 +24,7 @@ from actors.storage.file_hashes import sha256_of
 from actors.storage.local_disk import LocalStorage
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec.job_spec import ModelSpec
-from schemas.systems.model_card import ModelCard
+from schemas.systems.model_card import UPCASTING_PIPELINES, ModelCard
 from schemas.systems.schedulers import scheduler_settings
 from schemas.systems.system_table import FAMILIES, LEAST_SIZE_FACTOR
 
@@ -121,6 +121,8 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str) -> Mo
         has_safety_checker=all(_has(index, part) for part in ("safety_checker", "feature_extractor")),
         max_clip_skip=min([32, *(num - pipeline.startswith(_XL) for num in num_layers)]),
         vae_factor=factor,
+        # AutoencoderKL's own default is true (diffusers 0.42.1).
+        upcasts_vae=pipeline.startswith(UPCASTING_PIPELINES) and bool(vae.get("force_upcast", True)),
     )
 
 

@@ -14,6 +14,7 @@ from actors.engine.calls.prompt_reader import PromptReader
 from actors.engine.cohort_runner import CohortRunner
 from actors.engine.cohorts import cut_into_cohorts, samples_of
 from actors.engine.engine import Generated
+from actors.engine.pipelines.kernels import kernel_settings
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
 from actors.engine.quirks.compiling import num_compiler_events
@@ -34,6 +35,7 @@ class DiffusersEngine:
     def __init__(self, models: ModelCache, spec: JobSpec) -> None:
         self._models = models
         self._batching = spec.batching
+        self._kernels = spec.kernels
         self._flagged = spec.safety.flagged
         self.counts: dict[str, CallCount] = {}
         """The counts of each merge point so far, over all models."""
@@ -99,7 +101,8 @@ class DiffusersEngine:
             largest = 1 if exact else max(1, self._batching.max_batch_rows // COHORTS_A_BATCH)
             ahead = DecodeAhead(cut_into_cohorts(group, largest), decoders)
             runner = self._runner = CohortRunner(model, ahead, self._batching, exact=exact)
-            yield from runner.run()
+            with kernel_settings(model.device, self._kernels):
+                yield from runner.run()
             self._runner = None
             for module, count in runner.counts.items():
                 self.counts[module] = self.counts.get(module, CallCount()) + count
@@ -132,13 +135,8 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
     # Ray sets OMP_NUM_THREADS=1 in actors, and more threads than cores are ten times slower.
     torch.set_num_threads(num_cpus)
     capacity = _capacity_bytes(job, device, num_cpus)
-    options = LoadOptions(
-        device=device,
-        with_checker=job.spec.safety.checker == "on",
-        channels_last=device.type == "cuda" and not job.spec.batching.exact,
-        deadline_s=job.spec.errors.storage_deadline_s,
-    )
-    return DiffusersEngine(ModelCache(job.checkpoints, options, capacity), job.spec)
+    models = ModelCache(job.checkpoints, LoadOptions.of(job.spec, device), capacity)
+    return DiffusersEngine(models, job.spec)
 
 
 def _capacity_bytes(job: Job, device: torch.device, num_cpus: int) -> int:

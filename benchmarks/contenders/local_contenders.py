@@ -1,9 +1,9 @@
 """The contenders that run in this process: loops of plain diffusers, darkroom's engine, a darkroom worker."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class Setting:
     batch_rows: int
     """The value of `max_batch_rows`, and the largest batch of the loop that groups rows."""
     compiled: bool = False
+    kernels: Mapping[str, Any] = field(default_factory=dict)
+    """The section `kernels` of darkroom's spec; the loops have torch's defaults."""
     built: BuiltModel | None = None
     """The model in memory, if its weights are not in the checkpoint's files."""
 
@@ -66,9 +68,13 @@ class Setting:
 
     def plan(self, path: Path, output: Path) -> Plan:
         """darkroom's plan for a file of rows, with all rows in one shard."""
+        return make_plan(make_survey(self.spec(path, output)))[0]
+
+    def spec(self, path: Path, output: Path) -> JobSpec:
+        """The spec of darkroom's job over a file of rows, with all rows in one shard."""
         batching = {"max_batch_rows": self.batch_rows, "compile": self.compiled, "shard_rows": 100_000}
-        spec = spec_for(path, output, self.checkpoint, self.dtype, batching=batching)
-        return make_plan(make_survey(spec))[0]
+        sections = {"batching": batching, "kernels": dict(self.kernels)}
+        return spec_for(path, output, self.checkpoint, self.dtype, **sections)
 
 
 def spec_for(path: Path, output: Path, checkpoint: Path, dtype: str, **sections: Any) -> JobSpec:
@@ -92,9 +98,7 @@ class Darkroom:
 
     def __init__(self, setting: Setting) -> None:
         spec = ModelSpec.model_validate({"checkpoint": str(setting.checkpoint), "dtype": setting.dtype})
-        on_gpu = setting.device.type == "cuda"
-        # As in make_engine of actors/engine/diffusers_engine.py, except that the caller chooses the device.
-        options = LoadOptions(device=setting.device, channels_last=on_gpu)
+        options = LoadOptions.of(setting.spec(Path("rows"), Path("out")), setting.device)
         self.models: Any = (
             BuiltModels(MODEL, setting.built, spec, options)
             if setting.built

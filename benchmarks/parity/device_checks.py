@@ -15,10 +15,10 @@ from diffusers.utils.logging import disable_progress_bar
 
 from benchmarks.device.full_size import VAE
 from benchmarks.device.gpu_watch import counted_waits
-from benchmarks.parity.device_jobs import Generated, generated
+from benchmarks.parity import documented_waits
+from benchmarks.parity.device_jobs import Generated, empty_cache, generated
 from benchmarks.parity.drawn_images import Record
 from benchmarks.parity.plain_diffusers import ROWS, VARIED, Values, expected, row, stored_values
-from benchmarks.workloads import SCHEDULERS
 from demo import small_components
 
 MEAN_LEVELS = {"float16": 2.0, "bfloat16": 4.0}
@@ -56,7 +56,11 @@ def all_checks(device: str) -> list[Check]:
         *parity,
         Check(name="a batch that does not fit is halved", run=halving, needs_cuda=True),
         Check(name=f"a decode of {NUM_DECODED} large images", run=partial(large_decode, device)),
-        Check(name="waits in text2img, every row different", run=waits, needs_cuda=True),
+        Check(
+            name="as many waits as pretended, with every scheduler",
+            run=partial(waits, device),
+            needs_cuda=True,
+        ),
         Check(name="a CUDA error ends the process", run=cuda_error, needs_cuda=True),
     ]
 
@@ -162,19 +166,20 @@ def large_decode(device: str) -> str:
     return f"{NUM_DECODED} images of {side}x{side}, at most {levels:.2f} of {limit:g} levels on average"
 
 
-def waits() -> str:
-    """Count how often the host waits for the device: less than once a step."""
-    steps = 20
-    rows = [
-        row(f"r{i}", "sd", "text2img", seed=i, scheduler=SCHEDULERS[i % len(SCHEDULERS)])
-        | {"num_inference_steps": steps + i % 5, "guidance_scale": 2.0 + i / 8}
-        for i in range(32)
-    ]
-    with counted_waits(torch.device("cuda")) as counted:
-        generated(rows, "cuda", "float16", max_batch_rows=16)
+def waits(device: str) -> str:
+    """Count how often the host waits for the device: as often as for the pretended one of the tests."""
+    rows = [*documented_waits.rows()]
+    expected = sum(documented_waits.waits_of(row["scheduler"], row["task"]) for row in rows)
+    models = empty_cache(device, "float16")
+    generated(rows, device, "float16", models=models)
+    # The weights are on the device by now.
+    with counted_waits(torch.device(device)) as counted:
+        job = generated(rows, device, "float16", models=models)
+    failed = [row["row_id"] for row in job.rows.values() if row["status"] != "ok"]
+    assert not failed, f"{', '.join(failed)} failed"
     (line, number), *_ = counted.most_common(1) or [("nowhere", 0)]
-    text = f"{counted.total() / len(rows):.1f} an image, most of them at {line} ({number})"
-    assert counted.total() < steps * len(rows), text
+    text = f"{counted.total()} for {len(rows)} rows, {expected:g} documented"
+    assert counted.total() == expected, f"{text}; most of them at {line} ({number})"
     return text
 
 

@@ -22,7 +22,7 @@ from benchmarks.parity.plain_diffusers import MODELS, ROUTES
 from jobs.planning.plan import Plan, make_plan
 from jobs.survey.survey import make_survey
 from schemas.columns.output_columns import IMAGE_TYPE
-from schemas.spec.job_spec import JobSpec
+from schemas.spec.job_spec import JobSpec, ModelSpec
 
 IMAGE_COLUMNS = ("image", "mask_image", "depth_map")
 CAPACITY_BYTES = 10**10
@@ -60,16 +60,22 @@ def planned(rows: Sequence[Record], folder: Path, dtype: str, **batching: Any) -
     return make_plan(make_survey(spec))[0]
 
 
-def generated(rows: Sequence[Record], device: str, dtype: str, **batching: Any) -> Generated:
-    """What a worker on the device generates for the rows."""
+def empty_cache(device: str, dtype: str) -> ModelCache:
+    """A cache for the models of several jobs, none of which is loaded yet."""
+    specs = {name: ModelSpec.model_validate(model | {"dtype": dtype}) for name, model in MODELS.items()}
+    return ModelCache(specs, LoadOptions(device=torch.device(device)), CAPACITY_BYTES)
+
+
+def generated(
+    rows: Sequence[Record], device: str, dtype: str, *, models: ModelCache | None = None, **batching: Any
+) -> Generated:
+    """What a worker on the device generates for the rows, with its own models or with these."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plan = planned(rows, folder, dtype, **batching)
         spec = plan.job.spec
-        # As in make_engine of actors/engine/diffusers_engine.py, except that the caller chooses the device.
-        channels_last = device == "cuda" and not spec.batching.exact
-        options = LoadOptions(device=torch.device(device), channels_last=channels_last)
-        engine = DiffusersEngine(ModelCache(spec.models, options, CAPACITY_BYTES), spec)
+        options = LoadOptions.of(spec, torch.device(device))
+        engine = DiffusersEngine(models or ModelCache(spec.models, options, CAPACITY_BYTES), spec)
         output = open_output(spec.output.path)
         with Worker(plan.job, engine=engine, stores=Stores(), output=output, num_threads=4) as worker:
             for shard in plan.shards():

@@ -10,7 +10,7 @@ import torch
 from benchmarks.contenders.local_contenders import DARKROOM, R0, R0B, R1, Darkroom, Run, in_process
 from benchmarks.device.built_model import BuiltModel
 from benchmarks.device.limits import Work
-from benchmarks.sitting.gpu_cases import Case, typical
+from benchmarks.sitting.gpu_cases import KERNEL_CHOICES, Case, typical
 from benchmarks.workloads import DIFFERENT, Row
 
 CONTENDERS = {"r0": R0, "r0b": R0B, "darkroom": DARKROOM, "r1": R1}
@@ -30,13 +30,15 @@ class Lane:
     """The mean work in an image of these rows, in TFLOP."""
 
 
-def names(workload: str, chosen: Sequence[str]) -> list[str]:
-    """The contenders of a workload: where every row is different, the loop over groups is the plain loop."""
-    return [
-        name
-        for short, name in CONTENDERS.items()
-        if short in chosen and not (name == R0B and workload == DIFFERENT)
-    ]
+def names(case: Case, workload: str, chosen: Sequence[str]) -> list[str]:
+    """The contenders of a workload.
+
+    Where every row is different, the loop over groups is the plain loop. The loops have no choice of kernels.
+    """
+    left_out = {R0B} if workload == DIFFERENT else set()
+    if case.part == KERNEL_CHOICES:
+        left_out = {R0, R0B}
+    return [name for short, name in CONTENDERS.items() if short in chosen and name not in left_out]
 
 
 class Bench:

@@ -1,10 +1,12 @@
 """What is measured on a GPU: the models, the settings and the rows."""
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,8 +15,22 @@ from benchmarks.device.built_model import BuiltModel
 from benchmarks.device.full_size import full_size_pipeline, tiny_pipeline
 from benchmarks.workloads import DIFFERENT, EQUAL, WORKLOADS, Row, few_steps
 
+KERNELS: Mapping[str, Sequence[str | bool]] = {
+    "attention": ("cudnn", "flash", "efficient"),
+    "fuse_qkv": (True,),
+    "channels_last": (True, False),
+    "cudnn_benchmark": (True,),
+    "float32": ("tf32", "ieee"),
+    "vae_dtype": ("bfloat16",),
+}
+"""The keys of the spec's section `kernels`, with the values that are measured beside the default."""
+OF_FLOAT32 = ("float32", "vae_dtype")
+"""Those that matter where float16 leaves something in float32: with XL, whose VAE it does not hold."""
 FEW_STEPS = "LCM"
 NUM_FEW_STEPS = 4
+KERNEL_CHOICES = "kernels"
+PARTS = {"rows": (EQUAL, DIFFERENT), "lcm": (FEW_STEPS,), KERNEL_CHOICES: (EQUAL,)}
+"""The workloads of each part of the table."""
 TINY_SIDE = 64
 """Width and height of an image, in pixels: the size of the small models."""
 
@@ -47,14 +63,22 @@ MODELS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One model with one dtype, compiled or not, and the workloads that it is measured with."""
+    """One model with one dtype, compiled or not, with one choice of kernels, in one part of the table."""
 
     name: str
     dtype: str
     compiled: bool
-    workloads: Sequence[str]
+    kernels: Mapping[str, Any] = field(default_factory=dict)
+    """The section `kernels` of the spec."""
+    part: str
+    """A key of PARTS."""
     device: torch.device
     options: argparse.Namespace
+
+    @property
+    def workloads(self) -> Sequence[str]:
+        """The workloads that the case is measured with."""
+        return PARTS[self.part]
 
     @property
     def model(self) -> Model:
@@ -96,6 +120,7 @@ class Case:
             num_threads=self.options.threads,
             batch_rows=self.batch_rows,
             compiled=self.compiled,
+            kernels=self.kernels,
             built=built,
         )
 
@@ -103,24 +128,48 @@ class Case:
         """The first cells of the case's lines."""
         model = f"{'tiny ' if self.options.tiny else ''}{self.name} {self.side}x{self.side}"
         steps = NUM_FEW_STEPS if workload == FEW_STEPS else self.options.steps
-        return [model, self.dtype, "on" if self.compiled else "off", f"{workload}, {steps} steps"]
+        kernels = ", ".join(f"{key}: {json.dumps(value)}" for key, value in self.kernels.items())
+        compiled = "on" if self.compiled else "off"
+        return [
+            model,
+            self.dtype,
+            compiled,
+            kernels.replace('"', "") or "default",
+            f"{workload}, {steps} steps",
+        ]
 
 
 def cases(options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
-    """All combinations of the chosen models, dtypes and settings of `compile`.
+    """All combinations of the chosen models, dtypes and settings of `compile`, and the choices of kernels.
 
     Those that matter most come first: what the budget leaves out is at the end.
     """
-    for workloads in ((EQUAL, DIFFERENT), (FEW_STEPS,)):
+    for part in options.parts:
         for compiled, dtype, name in product(options.compile, options.dtypes, options.models):
-            yield Case(
+            case = Case(
                 name=name,
                 dtype=dtype,
                 compiled=compiled == "on",
-                workloads=workloads,
+                part=part,
                 device=device,
                 options=options,
             )
+            if part != KERNEL_CHOICES:
+                yield case
+            elif compiled == options.compile[0]:
+                yield from _with_each_choice(case)
+
+
+def _with_each_choice(case: Case) -> Iterator[Case]:
+    """The case with the default kernels, and with each choice alone."""
+    float32 = [replace(case, dtype="float16")] if case.name == "sdxl" else []
+    for each, keys in ((case, KERNELS.keys() - OF_FLOAT32), *((half, OF_FLOAT32) for half in float32)):
+        yield each
+        for key, values in KERNELS.items():
+            for value in values if key in keys else ():
+                # Without the compiler the memory format is the usual one by default, with it the other.
+                if (key, value) != ("channels_last", each.compiled):
+                    yield replace(each, kernels={key: value})
 
 
 def typical(rows: Sequence[Row], number: int) -> list[Row]:

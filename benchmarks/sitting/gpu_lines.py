@@ -1,6 +1,8 @@
 """The table of a GPU: each line is measured within what is left of the budget, and printed at once."""
 
 import logging
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,12 +21,13 @@ from benchmarks.device.time_budget import Budget, OutOfTime
 from benchmarks.sitting.gpu_bench import Bench, Lane, free, names
 from benchmarks.sitting.gpu_cases import Case
 
-LABELS = ("model", "dtype", "compile", "workload")
+LABELS = ("model", "dtype", "compile", "kernels", "workload")
 FIGURES = ("images/s", "TFLOP per image", "share of the limit", "GPU busy", "waits per image", "most from")
 MAX_ROUNDS = 5
 """How often a contender runs at most, where the budget allows that."""
 WATCHING = 3
 """How many times as long a run may take with the profiler."""
+SPENT = "left out: the budget is spent"
 COLUMNS = (*LABELS, "contender", *FIGURES)
 
 
@@ -60,7 +63,14 @@ class Sitting:
         self._contenders = contenders
         self._budget = budget
         self._matrix_tflops = matrix_tflops
-        self._lines_left = sum(len(names(each, contenders)) for case in cases for each in case.workloads)
+        self._lines_left = [
+            [*case.label(workload), name]
+            for case in cases
+            for workload in case.workloads
+            for name in names(case, workload, contenders)
+        ]
+        """The first cells of the lines that are not printed yet."""
+        self._folders: list[str] = []
         self._built: dict[tuple[str, str], BuiltModel] = {}
         self._costs: dict[tuple[str, str], float] = {}
         """The seconds that a contender needed to measure a row's TFLOP, by model and contender."""
@@ -72,35 +82,52 @@ class Sitting:
         print("|" + "---|" * len(COLUMNS), flush=True)
         for case in self._cases:
             with tempfile.TemporaryDirectory() as folder:
-                self._print_case(case, Path(folder))
-            free(case.device)
+                self._folders.append(folder)
+                if self._measure_case(case, Path(folder)):
+                    free(case.device)
+        self._print_counts()
+
+    def _print_counts(self) -> None:
         print("\nCalls of darkroom's modules in one run:\n")
         print(line([*LABELS, *HEADER]))
         print("|" + "---|" * (len(LABELS) + len(HEADER)))
         print("\n".join(self._counts), flush=True)
 
-    def _print_case(self, case: Case, folder: Path) -> None:
+    def _measure_case(self, case: Case, folder: Path) -> bool:
+        """Print the case's lines. False: no time was left to begin it, so that nothing is to be freed."""
         bench: Bench | None = None
         for workload in case.workloads:
-            for name in names(workload, self._contenders):
+            for name in names(case, workload, self._contenders):
                 measured = Measured()
                 try:
-                    with self._budget.interrupting():
+                    with self._budget.interrupting(self._give_up):
                         bench = bench or Bench(case, self._model(case), folder)
                         measured.lane = bench.lane(name, workload)
                         self._measure(case, name, measured)
                     figures = measured.figures(self._matrix_tflops)
                 except OutOfTime:
-                    figures = self._without(measured, "left out: the budget is spent")
+                    figures = self._without(measured, SPENT)
                 except _TooLongError as error:
                     figures = self._without(measured, f"left out: {error}")
                 except Exception as error:  # One contender must not end the others.
                     logging.getLogger(__name__).debug("a contender failed", exc_info=True)
                     figures = self._without(measured, f"failed: {_in_a_cell(error)}")
-                print(line([*case.label(workload), name, *figures]), flush=True)
-                self._lines_left -= 1
+                self._print_line(figures)
                 if bench and name == DARKROOM and measured.seconds:
                     self._counts.append(line([*case.label(workload), *cells(bench.darkroom)]))
+        return bench is not None
+
+    def _print_line(self, figures: Sequence[str]) -> None:
+        print(line([*self._lines_left.pop(0), *figures]), flush=True)
+
+    def _give_up(self) -> None:
+        """Print what is left of the table, and end the process, one of whose threads does not end."""
+        while self._lines_left:
+            self._print_line(self._without(Measured(), SPENT))
+        self._print_counts()
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
 
     def _without(self, measured: Measured, reason: str) -> list[str]:
         """The cells of a line that is not complete, whose last one says why."""
@@ -110,7 +137,8 @@ class Sitting:
         """The case's model, which is built once and kept in memory."""
         key = (case.name, case.dtype)
         if key not in self._built:
-            self._built[key] = case.built(Path(tempfile.mkdtemp(prefix="darkroom-")))
+            self._folders.append(tempfile.mkdtemp(prefix="darkroom-"))
+            self._built[key] = case.built(Path(self._folders[-1]))
         return self._built[key]
 
     def _measure(self, case: Case, name: str, measured: Measured) -> None:
@@ -122,7 +150,7 @@ class Sitting:
         if needed > (left := self._budget.left_s):
             raise _TooLongError(f"it takes about {needed:.0f} s, and {left:.0f} s are left")
         # Half a share: some lines take longer than theirs.
-        until = left - left / (2 * self._lines_left)
+        until = left - left / (2 * len(self._lines_left))
         warm = _seconds(lane.warm, case.device)
         num_rows = len(lane.rows)
         for _ in range(MAX_ROUNDS):

@@ -1,6 +1,6 @@
 """The texts of `darkroom plan`: its tables, its bad rows, and the refusal of too many of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
 from rich.console import Console
@@ -16,11 +16,14 @@ from jobs.planning.row_scan import MAX_EXAMPLES, BadRow, Findings
 from jobs.survey.survey import Survey, SurveyedFile
 from schemas.errors import SpecError
 from schemas.job import NO_MODEL, Job
+from schemas.systems.model_card import UPCASTING_PIPELINES
 from schemas.wording.amounts import counted, size_text
 from schemas.wording.printable import escaped
 
 LARGE_PART_BYTES = 500_000_000
 """The largest Parquet file that Hugging Face recommends."""
+VAE_SHARE = ", about 9 % of the time of an image with 20 steps"
+"""What decoding in float32 takes with XL, at any size: docs/batching.md has the calculation."""
 MAX_NAMED = 5
 """The most rows that a refusal names."""
 MAX_ROUTE_LINES = 30
@@ -108,6 +111,7 @@ def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
             f"{size_text(shared_bytes)} of weights are the same in two checkpoints and are loaded only once"
         )
     _print_safety(plan.job, console)
+    _print_lines([*_vae_lines(plan.job)], console)
     console.print(_routes_table(findings))
     _print_bad_rows(plan, findings, console)
     _print_output(plan, findings, console)
@@ -149,6 +153,25 @@ def _print_safety(job: Job, console: Console) -> None:
         console.print(
             f"no safety checker in {', '.join(without_checker)}: nothing is flagged", soft_wrap=True
         )
+
+
+def _vae_lines(job: Job) -> Iterator[str]:
+    """For each model that may be in float16, in which precision its VAE is, if its pipeline has a choice."""
+    for name, card in job.models.items():
+        dtype = job.spec.models[name].dtype
+        if dtype not in ("auto", "float16") or not card.pipeline.startswith(UPCASTING_PIPELINES):
+            continue
+        where = f"VAE of {name}{' on a GPU' if dtype == 'auto' else ''}"
+        if not card.upcasts_vae:
+            yield f"{where}: float16, which its configuration allows (force_upcast: false)"
+        elif job.spec.kernels.vae_dtype == "bfloat16":
+            yield f"{where}: it decodes in bfloat16 and encodes in float32 (kernels.vae_dtype)"
+        else:
+            share = VAE_SHARE if card.family.startswith("sdxl") else ""
+            yield (
+                f"{where}: float32, because float16 does not hold it (force_upcast in its configuration)"
+                f"{share}; kernels.vae_dtype: bfloat16, or a VAE made for float16, takes less time"
+            )
 
 
 def _routes_table(findings: Findings) -> Table:

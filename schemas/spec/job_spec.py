@@ -149,6 +149,35 @@ class BatchingSpec(StrictModel):
         return self
 
 
+class KernelsSpec(StrictModel):
+    """Which of torch's ways to compute are used. The bits of the output depend on them.
+
+    The defaults are those of plain diffusers, as far as `batching.compile` leaves them.
+    """
+
+    attention: Literal["auto", "cudnn", "flash", "efficient"] = "auto"
+    """The implementation of attention that a GPU tries first; the others follow, for what the first cannot
+    compute. auto: torch's own order."""
+    float32: Literal["auto", "tf32", "ieee"] = "auto"
+    """How a GPU multiplies what is in float32. tf32: with 11 bits of each number; ieee: with all 24; auto:
+    convolutions in TF32 and matrix products with all bits, as torch does."""
+    vae_dtype: Literal["auto", "bfloat16"] = "auto"
+    """The precision in which a VAE decodes that float16 does not hold, as XL's, beside a float16 UNet. auto:
+    float32."""
+    fuse_qkv: bool = False
+    """true: the UNets compute the queries, keys and values of an attention in one matrix product."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """true: the UNets and VAEs have the memory format channels-last. auto: with `batching.compile` on a
+    GPU."""
+    cudnn_benchmark: bool = False
+    """true: cuDNN tries its algorithms for each shape, and takes the quickest. The same job may then give
+    other bits the next time."""
+
+    def departures(self) -> list[str]:
+        """The keys whose values can give other bits than plain diffusers."""
+        return [key for key, value in self if value not in ("auto", False)]
+
+
 class SafetySpec(StrictModel):
     """How the safety checkers that come with checkpoints are used."""
 
@@ -265,6 +294,7 @@ class JobSpec(StrictModel):
     them as text."""
     safety: SafetySpec = SafetySpec()
     batching: BatchingSpec = BatchingSpec()
+    kernels: KernelsSpec = KernelsSpec()
     workers: WorkersSpec = WorkersSpec()
     errors: ErrorsSpec = ErrorsSpec()
 
@@ -285,6 +315,16 @@ class JobSpec(StrictModel):
             raise ValueError(
                 f"default_route: `{shortened(default)}` is not a route{did_you_mean(default, self.routes)}; "
                 f"routes are {listed([*self.routes])}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exact_has_the_kernels_of_diffusers(self) -> "JobSpec":
+        departures = self.kernels.departures()
+        if self.batching.exact and departures:
+            raise ValueError(
+                f"`batching.exact` leaves no choice of kernels: remove {', '.join(departures)}, because "
+                "plain diffusers computes in another way"
             )
         return self
 

@@ -5,6 +5,12 @@ from dataclasses import dataclass, field
 
 from schemas.systems.schedulers import Setting
 
+UPCASTING_PIPELINES = ("StableDiffusionXL", "StableDiffusionUpscale")
+"""The beginnings of the names of pipelines that obey a VAE's `force_upcast` (diffusers 0.42.1).
+
+Stable Diffusion's own pipelines do not, although its VAEs have it set by default.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
@@ -38,5 +44,7 @@ class ModelCard:
     """The greatest `clip_skip` that leaves a layer of each text encoder. The default is for older records."""
     vae_factor: int = 1
     """Pixels per latent pixel, along one side. The default is for older records."""
+    upcasts_vae: bool = False
+    """Whether its VAE stays in float32 beside a float16 UNet. The default is for older records."""
     files: Mapping[str, str] = field(default_factory=dict)
     """By name, the SHA-256 of each file of a local folder; empty for a commit of the Hub."""

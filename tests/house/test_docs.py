@@ -16,6 +16,7 @@ from schemas.spec.job_spec import (
     ErrorsSpec,
     InputSpec,
     JobSpec,
+    KernelsSpec,
     ModelSpec,
     OutputSpec,
     SafetySpec,
@@ -40,6 +41,7 @@ SPEC_PAGE = (ROOT / "docs" / "job-spec.md").read_text()
         ("output.", OutputSpec),
         ("safety.", SafetySpec),
         ("batching.", BatchingSpec),
+        ("kernels.", KernelsSpec),
         ("workers.", WorkersSpec),
         ("errors.", ErrorsSpec),
     ],
@@ -63,6 +65,7 @@ def test_every_default_is_documented_as_it_is() -> None:
     sections = {
         "safety": SafetySpec(),
         "batching": BatchingSpec(),
+        "kernels": KernelsSpec(),
         "workers": WorkersSpec(),
         "errors": ErrorsSpec(),
     }

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -886,3 +887,32 @@ def test_input_in_a_bucket_is_found_as_on_disk(
     found = [stored.uri for stored in files_of(looking)]
 
     assert sum(uri.startswith("s3://inp/plan/") for uri in found) == files
+
+
+@pytest.mark.parametrize(
+    ("dtype", "force_upcast", "kernels", "said"),
+    [
+        ("auto", None, {}, "VAE of xl on a GPU: float32, because float16 does not hold it"),
+        ("float16", True, {}, "about 9 % of the time of an image"),
+        ("float16", True, {"vae_dtype": "bfloat16"}, "VAE of xl: it decodes in bfloat16"),
+        ("float16", False, {"vae_dtype": "bfloat16"}, "VAE of xl: float16, which its configuration allows"),
+        ("bfloat16", True, {}, ""),
+    ],
+)
+def test_a_plan_says_in_which_precision_the_vae_of_xl_is(
+    spec: JobSpec, tmp_path: Path, dtype: str, force_upcast: bool | None, kernels: Columns, said: str
+) -> None:
+    """Stable Diffusion's own pipelines decode as the UNet computes, and the plan says nothing of them."""
+    folder = tmp_path / "xl"
+    shutil.copytree(spec.models["xl"].checkpoint, folder)
+    config = folder / "vae" / "config.json"
+    if force_upcast is not None:
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"force_upcast": force_upcast}))
+    models = {**spec.model_dump()["models"], "xl": {"checkpoint": str(folder), "dtype": dtype}}
+    write_input(spec, prompt=["p"])
+
+    lines = printed(*plan_of(change(spec, models=models, kernels=kernels)))
+
+    about = [line for line in lines if line.startswith("VAE of")]
+    assert len(about) == bool(said)
+    assert said in "".join(about)

@@ -32,6 +32,7 @@ CHANGES: dict[str, Any] = {
     "prompt_weights": "compel",
     "safety": {"flagged": "black"},
     "batching": {"shard_rows": 255},
+    "kernels": {"fuse_qkv": True},
 }
 """For each section that decides about the output, another value."""
 OF_NO_ACCOUNT: dict[str, Any] = {

@@ -287,6 +287,12 @@ CHAIN = "routes.text2img.then=[img2img]"
         (("input.pictures=[a]",), "input.pictures: 'a' is relative"),
         (("batching.exact=true", "batching.compile=true"), "`exact` and `compile` exclude each other"),
         (("batching.exact=true",), ""),
+        (
+            ("batching.exact=true", "kernels.attention=flash", "kernels.fuse_qkv=true"),
+            "`batching.exact` leaves no choice of kernels: remove attention, fuse_qkv, because",
+        ),
+        (("batching.exact=true", "kernels.channels_last=false", "kernels.float32=auto"), ""),
+        (("kernels.cudnn_benchmark=true", "kernels.vae_dtype=bfloat16"), ""),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(

@@ -84,8 +84,7 @@ def plan_for(spec: JobSpec) -> Plan:
 
 def model_cache(spec: JobSpec, capacity_bytes: int = 10**9) -> ModelCache:
     """A cache of the spec's models, on the CPU."""
-    options = LoadOptions(device=DEVICE, with_checker=spec.safety.checker == "on")
-    return ModelCache(spec.models, options, capacity_bytes)
+    return ModelCache(spec.models, LoadOptions.of(spec, DEVICE), capacity_bytes)
 
 
 def loaded_models() -> ModelCache:

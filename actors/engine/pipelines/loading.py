@@ -18,6 +18,7 @@ from huggingface_hub import hf_hub_download
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder
 from actors.checkpoints.component_files import allows_pickles
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
+from actors.engine.pipelines.kernels import fuse_projections
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.engine.pipelines.shared_modules import SharedModules
 from actors.engine.quirks.clip_skip import enable_clip_skip
@@ -29,7 +30,7 @@ from actors.engine.quirks.published_components import (
 )
 from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 from schemas.errors import SpecError
-from schemas.spec.job_spec import ModelSpec
+from schemas.spec.job_spec import JobSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,30 @@ class LoadOptions:
     with_checker: bool = True
     """Whether a checkpoint's safety checker is loaded too."""
     channels_last: bool = False
-    """Whether the UNet and the VAE use torch.channels_last, the memory format that GPUs prefer."""
+    """Whether the UNet and the VAE have the memory format torch.channels_last."""
+    fuse_qkv: bool = False
+    """Whether the UNet computes queries, keys and values in one product."""
+    vae_dtype: str = "auto"
+    """The precision in which a VAE decodes that float16 does not hold: `auto` is float32."""
     deadline_s: float = 900.0
     """How long a download is tried again while the Hub is in trouble."""
+
+    @classmethod
+    def of(cls, spec: JobSpec, device: torch.device) -> "LoadOptions":
+        """The options of a job's workers on this device."""
+        channels_last = spec.kernels.channels_last
+        if channels_last == "auto":
+            # torch 2.13 normalises groups on CUDA in the usual format, so blocks that are not compiled
+            # change the format twice at each normalisation.
+            channels_last = device.type == "cuda" and spec.batching.compile
+        return cls(
+            device=device,
+            with_checker=spec.safety.checker == "on",
+            channels_last=channels_last,
+            fuse_qkv=spec.kernels.fuse_qkv,
+            vae_dtype=spec.kernels.vae_dtype,
+            deadline_s=spec.errors.storage_deadline_s,
+        )
 
 
 LOADING_ERRORS = (
@@ -129,9 +151,11 @@ def load(name: str, spec: ModelSpec, options: LoadOptions, shared: SharedModules
             raise  # The machine is at fault, not the checkpoint.
         raise SpecError(f"models.{name}: {folder} cannot be loaded: {_error_text(error)}") from error
     enable_clip_skip(getattr(pipeline, "text_encoder", None))
+    if options.fuse_qkv:
+        fuse_projections(pipeline.unet)
     for module in (pipeline.unet, pipeline.vae) if options.channels_last else ():
         module.to(memory_format=torch.channels_last)
-    keep_in_float32(pipeline)
+    keep_in_float32(pipeline, options.vae_dtype)
     shared.add(folder, spec, dtype, pipeline.components)
     return pipeline
 

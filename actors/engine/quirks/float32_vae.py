@@ -7,12 +7,9 @@ from typing import Any
 
 import torch
 
-XL = "StableDiffusionXL"
-UPCAST_BY = (XL, "StableDiffusionUpscale")
-"""The beginnings of the names of pipelines that obey a VAE's `force_upcast` (diffusers 0.42.1).
+from schemas.systems.model_card import UPCASTING_PIPELINES
 
-Stable Diffusion's own pipelines do not, although its VAEs have it set by default.
-"""
+XL = "StableDiffusionXL"
 
 
 class _FixedDtype:
@@ -41,19 +38,26 @@ class _Float32Encoder(_FixedDtype):
 
     dtype = torch.bfloat16
 
+    def decode(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # Beside a UNet in float16, latents have that dtype.
+        return super().decode(z.to(self.dtype), *args, **kwargs)  # type: ignore[misc]
 
-def keep_in_float32(pipeline: Any) -> None:
+
+def keep_in_float32(pipeline: Any, vae_dtype: str = "auto") -> None:
     """Cast the pipeline's VAE, or its encoder, to float32 if the pipeline would do so for each call.
 
-    That is the case if the weights have half precision and the configuration sets `force_upcast`.
+    That is the case if the weights have half precision and the configuration sets `force_upcast`. With
+    `vae_dtype` bfloat16, a VAE whose weights are float16 decodes in bfloat16.
     """
     vae, name = pipeline.vae, type(pipeline).__name__
     if not vae.config.force_upcast or isinstance(vae, _FixedDtype):
         return
-    if vae.dtype == torch.float16 and name.startswith(UPCAST_BY):
+    upcasts = vae.dtype == torch.float16 and name.startswith(UPCASTING_PIPELINES)
+    if upcasts and vae_dtype == "auto":
         vae.to(torch.float32)
         _mix_in(_Float32, vae)
-    elif vae.dtype == torch.bfloat16 and name.startswith(XL):
+    elif upcasts or (vae.dtype == torch.bfloat16 and name.startswith(XL)):
+        vae.to(torch.bfloat16)
         for part in filter(None, (vae.encoder, vae.quant_conv)):
             part.to(torch.float32)
         _mix_in(_Float32Encoder, vae)

@@ -10,11 +10,20 @@ from diffusers import (
     DDIMScheduler,
     DDPMParallelScheduler,
     DDPMScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
 
-from actors.engine.quirks.host_steps import UNIPC_UPDATES, ddim_step
+from actors.engine.quirks.host_steps import (
+    SOLVER_UPDATES,
+    UNIPC_UPDATES,
+    as_a_sum,
+    ddim_step,
+    schedule_number,
+    summed_lms_step,
+    summed_pndm_update,
+)
 
 _READ_TABLES = (DDIMParallelScheduler, DDPMParallelScheduler, DDPMScheduler, PNDMScheduler)
 """Classes whose `step` uses its timestep for looking up in tables alone."""
@@ -46,6 +55,11 @@ def _on_host(cls: Any) -> Any:
         members["step"] = _with_plain_timestep(cls.step)
     if hasattr(cls, "_sigma_to_alpha_sigma_t"):
         members["_sigma_to_alpha_sigma_t"] = _remembered(cls._sigma_to_alpha_sigma_t)
+    members |= {name: as_a_sum(getattr(cls, name)) for name in SOLVER_UPDATES if hasattr(cls, name)}
+    if issubclass(cls, PNDMScheduler):
+        members["_get_prev_sample"] = summed_pndm_update
+    if issubclass(cls, LMSDiscreteScheduler):
+        members["step"] = summed_lms_step
     if issubclass(cls, DDIMScheduler):
         members["step"] = ddim_step
     if issubclass(cls, UniPCMultistepScheduler):
@@ -57,6 +71,7 @@ def _without_device(set_timesteps: Callable[..., None]) -> Callable[..., None]:
     @wraps(set_timesteps)
     def on_host(self: Any, *args: Any, device: Any = None, **kwargs: Any) -> None:
         set_timesteps(self, *args, device="cpu", **kwargs)
+        self.schedule = schedule_number(self)
 
     return on_host
 
@@ -94,7 +109,7 @@ def _remembered(convert: Callable[..., _AlphaSigma]) -> Callable[..., _AlphaSigm
 
 
 def _with_numbers(add_noise: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """An `add_noise` that gives the device two numbers, with results that are equal to the bit.
+    """An `add_noise` that gives the device two numbers. Its results differ from diffusers' by rounding.
 
     diffusers 0.42.1 copies its whole table of noise levels to the device, and then indexes it by a list, for
     which the host waits; DDIM's class and its like even keep the table there, so that each later step
@@ -110,8 +125,7 @@ def _with_numbers(add_noise: Callable[..., torch.Tensor]) -> Callable[..., torch
             return add_noise(self, original_samples, noise, timesteps)
         # A noisy sample is one number times the sample and another one times the noise.
         kept, added = add_noise(self, *_units(original_samples.dtype), first).tolist()
-        noisy: torch.Tensor = (original_samples if kept == 1 else original_samples * kept) + noise * added
-        return noisy
+        return torch.add(original_samples if kept == 1 else original_samples * kept, noise, alpha=added)
 
     return with_numbers
 

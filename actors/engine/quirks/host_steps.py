@@ -1,11 +1,15 @@
-"""Steps of DDIM and UniPC whose numbers are computed on the host, and only once for equal schedules."""
+"""Steps of schedulers whose numbers are computed on the host, and only once for equal schedules."""
 
+import copy
+from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
+from itertools import count
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UniPCMultistepScheduler
+from diffusers import DDIMScheduler, LMSDiscreteScheduler, PNDMScheduler, UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 DDIMNumbers = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -60,8 +64,8 @@ def _numbers_of(scheduler: Any, config: Any, timestep: int) -> DDIMNumbers:
 
 
 Weights = list[float]
-"""The weights of the sample, of the newest model output and of those before it; when a sample is corrected,
-also of the output at the corrected sample."""
+"""The weights of tensors that are added up. UniPC's are those of the sample, of the newest model output and
+of those before it; when a sample is corrected, also of the output at the corrected sample."""
 
 
 def _predict(self: Any, model_output: torch.Tensor, *, sample: torch.Tensor, order: int) -> torch.Tensor:
@@ -103,9 +107,12 @@ def _newest(scheduler: Any, order: int) -> list[torch.Tensor]:
     return scheduler.model_outputs[: -order - 1 : -1]  # type: ignore[no-any-return]
 
 
-def _sum(weights: Weights, tensors: list[torch.Tensor]) -> torch.Tensor:
-    total = weights[0] * tensors[0]
-    for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
+def _sum(weights: Weights, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum of the weighted tensors, in a kernel for each whose weight is neither 0 nor a leading 1."""
+    terms = [(weight, tensor) for weight, tensor in zip(weights, tensors, strict=True) if weight]
+    (weight, total), *others = terms or [(0.0, tensors[0])]
+    total = total if weight == 1 else weight * total
+    for weight, tensor in others:
         total = torch.add(total, tensor, alpha=weight)
     return total
 
@@ -163,3 +170,127 @@ def _rhos(
     matrix, vector = torch.stack(rows, dim=1)[:, :last, :last], torch.stack(right, dim=1)[:, :last]
     # Without a check: rows that have no meaning may have no solution.
     return [*torch.linalg.solve_ex(matrix, vector).result.unbind(dim=1)]
+
+
+SOLVER_UPDATES = (
+    "convert_model_output",
+    "dpm_solver_first_order_update",
+    *(
+        f"{kind}_dpm_solver_{order}_order_update"
+        for kind in ("multistep", "singlestep")
+        for order in ("second", "third")
+    ),
+    "deis_first_order_update",
+    *(f"multistep_deis_{order}_order_update" for order in ("second", "third")),
+)
+"""Methods of the DPM-Solvers, DEIS, UniPC and SASolver that add up weighted tensors: `as_a_sum`."""
+
+_weights_of_units: dict[tuple[object, ...], Weights] = {}
+"""By update, schedule, step and number of tensors."""
+
+
+def as_a_sum(update: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """An update that adds up its tensors in a kernel each, with the weights of diffusers' own formulas.
+
+    diffusers 0.42.1 computes a dozen numbers for each update, and asks the device for two to three kernels a
+    tensor. The formulas are linear, so that unit vectors in place of the tensors give the weights. The result
+    differs from diffusers' by rounding. The scheduler's `schedule` is its `schedule_number`.
+    """
+
+    @wraps(update)
+    def summed(self: Any, outputs: Any, *args: Any, **named: Any) -> torch.Tensor:
+        config = self.config
+        sample, noise = named.get("sample"), named.get("noise")
+        is_learned = str(config.get("variance_type")).startswith("learned")
+        if args or sample is None or named.keys() - {"sample", "noise"} or config.thresholding or is_learned:
+            return update(self, outputs, *args, **named)
+        several = outputs if isinstance(outputs, list) else [outputs]
+        tensors = [sample, *(output for output in several if output is not None)]
+        tensors += [] if noise is None else [noise]
+
+        def of_units(unit: Callable[[], torch.Tensor]) -> torch.Tensor:
+            units = {"sample": unit()}
+            each = [None if output is None else unit() for output in several]
+            units |= {} if noise is None else {"noise": unit()}
+            return update(self, each if isinstance(outputs, list) else each[0], **units)
+
+        key = update, self.schedule, self.step_index, len(several)
+        weights = _remembered_weights(key, of_units, len(tensors))
+        if not all(map(isfinite, weights)):
+            return update(self, outputs, *args, **named)
+        return _sum(weights, tensors)
+
+    return summed
+
+
+_schedule_numbers = count()
+
+
+def schedule_number(scheduler: Any) -> int:
+    """A number for the scheduler's configuration and noise levels, which are those of all steps.
+
+    It is not the configuration's id: some schedulers of diffusers 0.42.1 get a new one when steps are set.
+    """
+    levels = getattr(scheduler, "sigmas", scheduler.alphas_cumprod)
+    return _number_of(repr(sorted(scheduler.config.items())), levels.numpy().tobytes())
+
+
+@lru_cache(maxsize=1024)
+def _number_of(config: str, levels: bytes) -> int:
+    return next(_schedule_numbers)
+
+
+def _remembered_weights(
+    key: tuple[object, ...], of_units: Callable[[Callable[[], torch.Tensor]], torch.Tensor], number: int
+) -> Weights:
+    """The weights of `number` tensors, in the order in which `of_units` asks for their unit vectors."""
+    key = (*key, number)
+    if key not in _weights_of_units:
+        if len(_weights_of_units) >= _MAX_REMEMBERED:
+            _weights_of_units.clear()
+        units = iter(torch.eye(number))
+        _weights_of_units[key] = of_units(lambda: next(units)).tolist()
+    return _weights_of_units[key]
+
+
+def summed_pndm_update(
+    self: Any, sample: torch.Tensor, timestep: int, prev_timestep: int, model_output: torch.Tensor
+) -> torch.Tensor:
+    """Replaces PNDM's `_get_prev_sample`, as `as_a_sum` does for others."""
+    update = PNDMScheduler._get_prev_sample
+    weights = _remembered_weights(
+        (update, self.schedule, timestep, prev_timestep),
+        lambda unit: update(self, unit(), timestep, prev_timestep, unit()),
+        2,
+    )
+    return _sum(weights, [sample, model_output])
+
+
+@wraps(LMSDiscreteScheduler.step)
+def summed_lms_step(
+    self: Any,
+    model_output: torch.Tensor,
+    timestep: Any,
+    sample: torch.Tensor,
+    order: int = 4,
+    return_dict: bool = True,
+) -> Any:
+    """Replaces LMS' `step`, which integrates its coefficients anew at each step of each row."""
+    if return_dict or self.step_index is None:
+        return LMSDiscreteScheduler.step(self, model_output, timestep, sample, order, return_dict)
+    before = self.derivatives[-order + 1 :] if order > 1 else []
+    units = copy.copy(self)
+
+    def of_units(unit: Callable[[], torch.Tensor]) -> torch.Tensor:
+        output, of_sample = unit(), unit()
+        units.derivatives = [unit() for _ in before]
+        previous, _ = LMSDiscreteScheduler.step(units, output, timestep, of_sample, order, return_dict=False)
+        return torch.cat([previous, units.derivatives[-1][:2]])
+
+    key = LMSDiscreteScheduler, self.schedule, self.step_index, order
+    weights = _remembered_weights(key, of_units, 2 + len(before))
+    *of_all, output_weight, sample_weight = weights
+    self.derivatives = [*before, _sum([output_weight, sample_weight], [model_output, sample])]
+    self._step_index += 1
+    # The sample comes last: its noise is much larger than a step, and each sum with it is rounded so much.
+    return (_sum([of_all[0], *of_all[2:], of_all[1]], [model_output, *before, sample]),)

@@ -39,7 +39,7 @@ class Audited:
 def models_on_device(dtype: str, gpu: PretendedGPU) -> ModelCache:
     """All demo checkpoints with random weights, by their kind, on the device."""
     specs = {kind: ModelSpec(checkpoint=f"demo:{kind}", dtype=dtype) for kind in RANDOM_KINDS}
-    models = ModelCache(specs, LoadOptions(device=DEVICE, channels_last=True), capacity_bytes=10**12)
+    models = ModelCache(specs, LoadOptions(device=DEVICE), capacity_bytes=10**12)
     # Checkpoints with equal weights share a module.
     points = {id(point.module): point for kind in specs for point in _merge_points(models.get(kind))}
     for point in points.values():

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.parity import documented_waits
 from tests.support.pretended_gpu.audited_run import Audited
 from tests.support.pretended_gpu.device_events import DeviceEvent, Kind, Stage
 from tests.support.pretended_gpu.pretended_jobs import FEW_STEPS, STEPS, TASKS
@@ -104,9 +105,7 @@ def table(head: Sequence[str], rows: Rows) -> str:
 
 def table_rows(page: str, head: Sequence[str]) -> Rows:
     """The cells of the page's table with this head, by the name that each row begins with."""
-    block = next(block for block in page.split("\n\n") if block.startswith(f"| {' | '.join(head)} |"))
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()[2:]]
-    return {name: cells for name, *cells in lines}
+    return {name: [*cells.values()] for name, cells in documented_waits.table_rows(page, head[0]).items()}
 
 
 def _names(audited: Audited) -> dict[str, None]:
