@@ -17,6 +17,9 @@ from schemas.spec.job_spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
+LORA_SHARE = 8
+"""The LoRAs of a model take at most this part of the memory for weights: one eighth."""
+
 
 class ModelCache:
     """The models in a worker's memory, up to a number of bytes of weights.
@@ -51,7 +54,9 @@ class ModelCache:
     def _load(self, name: str) -> None:
         spec = on_this_machine(name, self._specs[name], self._options)
         self._make_room(spec)
-        self._models[name] = LoadedModel(name, spec, self._options, self._shared)
+        self._models[name] = LoadedModel(
+            name, spec, self._options, self._shared, self._capacity_bytes // LORA_SHARE
+        )
         self.num_loads += 1
         self._evict(keep=name)
 
@@ -71,7 +76,8 @@ class ModelCache:
         return weight_bytes(dict(enumerate(modules)))
 
     def _drop_oldest(self) -> None:
-        name, _ = self._models.popitem(last=False)
+        name, model = self._models.popitem(last=False)
+        model.close()
         logger.info("dropped model=%s to make room", name)
         if self._options.device.type == "cuda":
             torch.cuda.empty_cache()
