@@ -10,8 +10,9 @@ from pydantic import Field
 
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DEVICE_DEPENDENT
+from schemas.spec.adapter_spec import AdapterSpec
 from schemas.spec.job_spec import JobSpec, ModelSpec
-from schemas.systems.model_card import ModelCard
+from schemas.systems.model_card import AdapterFile, ModelCard
 
 NO_MODEL = ""
 """The model of shards whose rows no model can take, such as rows with an unknown task."""
@@ -54,11 +55,15 @@ class Job:
 
     @property
     def checkpoints(self) -> dict[str, ModelSpec]:
-        """The models as workers load them: from the folder or the Hub's commit that the driver resolved."""
+        """The models as workers load them: from the files or the Hub's commits that the driver resolved."""
         return {
             # A folder has no revision: the card has a digest of its files instead, which loading ignores.
             name: self.spec.models[name].model_copy(
-                update={"checkpoint": card.checkpoint, "revision": card.revision}
+                update={
+                    "checkpoint": card.checkpoint,
+                    "revision": card.revision,
+                    "loras": {lora: _as_spec(file) for lora, file in card.loras.items()},
+                }
             )
             for name, card in self.models.items()
         }
@@ -72,18 +77,37 @@ class Job:
         """Everything that determines the output, as JSON values.
 
         These are the spec without `name`, `input.path`, `input.pictures`, `input.hash`, `output.path`,
-        `workers` and `errors`, the fields' columns, and the models' revisions. The files of the input, which
-        may come to be more, are compared by their content.
+        `workers` and `errors`, the fields' columns, the models' revisions, and the hashes of their adapters.
+        The files of the input, which may come to be more, are compared by their content.
         """
         spec = self.spec.model_dump(mode="json", exclude={"name", "workers", "errors"})
         spec["output"].pop("path")
         for key in ("path", "pictures", "hash"):
             spec["input"].pop(key)
+        for section in (*spec["models"].values(), *spec["routes"].values()):
+            if not section["loras"]:  # The record of a job that an older version began has no such key.
+                section.pop("loras")
+        adapters = {
+            name: {"loras": {lora: file.sha256 for lora, file in card.loras.items()}}
+            for name, card in self.models.items()
+            if card.loras
+        }
         return {
             "spec": spec,
             "columns": dict(self.columns.fields),
             "models": {name: card.revision for name, card in self.models.items()},
+            **({"adapters": adapters} if adapters else {}),
         }
+
+
+def _as_spec(file: AdapterFile) -> AdapterSpec:
+    """The adapter's entry in the spec, as it would name exactly this file."""
+    return AdapterSpec(
+        path=file.path,
+        weight_name=file.weight_name,
+        subfolder=file.subfolder,
+        revision=file.revision,
+    )
 
 
 def fingerprint_of(identity: Mapping[str, Any]) -> str:

@@ -1,29 +1,18 @@
 """A job's YAML as types: one frozen model per section, strict, with unknown keys refused."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
+from schemas.spec.adapter_spec import AdapterSpec
+from schemas.spec.plain_text import Name, Plain, shown_as_it_is
+from schemas.systems.adapter_weights import unknown_adapter
 from schemas.systems.parameters import Parameters, StrictModel
 from schemas.systems.sampler_names import unknown_scheduler
 from schemas.systems.system_table import TASKS, takes
 from schemas.wording.nearest import did_you_mean
-from schemas.wording.printable import command_in, listed, shortened
-
-
-def _shown_as_it_is(text: str) -> str:
-    """The text itself; ValueError if it contains a character that a terminal would obey."""
-    sign = command_in(text)
-    if sign:
-        raise ValueError(
-            f"contains U+{ord(sign):04X}, which a terminal obeys and does not show; leave it out"
-        )
-    return text
-
-
-Plain = Annotated[str, AfterValidator(_shown_as_it_is)]
-Name = Annotated[str, Field(min_length=1), AfterValidator(_shown_as_it_is)]
+from schemas.wording.printable import listed, shortened
 
 
 class InputSpec(StrictModel):
@@ -47,7 +36,7 @@ class InputSpec(StrictModel):
     @classmethod
     def _shown_as_they_are(cls, paths: str | list[str]) -> str | list[str]:
         for path in [paths] if isinstance(paths, str) else paths:
-            _shown_as_it_is(path)
+            shown_as_it_is(path)
         return paths
 
     @field_validator("pictures")
@@ -76,6 +65,8 @@ class ModelSpec(StrictModel):
     """A variant of the weight files, such as fp16."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """The precision of the weights. auto: float16 on a GPU, float32 on a CPU."""
+    loras: dict[Name, AdapterSpec] = Field(default_factory=dict)
+    """The LoRAs that rows and routes may apply, by the names that they use for them."""
 
     @field_validator("checkpoint")
     @classmethod
@@ -280,6 +271,12 @@ class JobSpec(StrictModel):
     def _names_exist(self) -> "JobSpec":
         for name, route in self.routes.items():
             self._check_route(name, route)
+        with_loras = [name for name, model in self.models.items() if model.loras]
+        if self.batching.compile and with_loras:
+            raise ValueError(
+                f"batching.compile: model `{shortened(with_loras[0])}` has LoRAs, and each rank of theirs "
+                "would be compiled anew, which takes minutes; leave out `compile` or `loras`"
+            )
         if self.default_route is not None and self.default_route not in self.routes:
             default = self.default_route
             raise ValueError(
@@ -312,6 +309,11 @@ class JobSpec(StrictModel):
         for parameter in route.set_parameters():
             if not takes(task, parameter):
                 raise ValueError(f"routes.{name}.{parameter}: the task {task} has no such parameter")
+        for lora in route.loras or {}:
+            if problem := unknown_adapter("LoRA", lora, route.model, self.models[route.model].loras):
+                raise ValueError(
+                    f"routes.{name}.loras: {problem}. Name its file in models.{shortened(route.model)}.loras"
+                )
 
     def task_of(self, route: str) -> str:
         """The generation task of a route."""

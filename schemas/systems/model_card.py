@@ -7,6 +7,25 @@ from schemas.systems.schedulers import Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFile:
+    """One adapter's file of safetensors, as the plan has found it."""
+
+    name: str
+    """The adapter's name in the spec."""
+    path: str
+    """The absolute path of the file, its URI on S3, or the Hub's repository."""
+    weight_name: str | None = None
+    """The file's name in the Hub's repository; None elsewhere."""
+    subfolder: str | None = None
+    """The folder of the file in the Hub's repository, if it is in one."""
+    revision: str | None = None
+    """The Hub's commit; None elsewhere."""
+    sha256: str
+    """The hash of the file's content. The job's images depend on it."""
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """The facts about a checkpoint that its configuration files tell, without loading it."""
 
@@ -40,3 +59,5 @@ class ModelCard:
     """Pixels per latent pixel, along one side. The default is for older records."""
     files: Mapping[str, str] = field(default_factory=dict)
     """By name, the SHA-256 of each file of a local folder; empty for a commit of the Hub."""
+    loras: Mapping[str, AdapterFile] = field(default_factory=dict)
+    """The model's LoRAs by name, in the order of the spec."""

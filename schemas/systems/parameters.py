@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Le, Lt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from schemas.systems.adapter_weights import checked_weights, weights_text
 from schemas.systems.schedulers import Setting, options_text
 
 ParameterValue = int | float | str | tuple[int, int]
@@ -116,21 +117,30 @@ class Parameters(StrictModel):
     checkpoint's own scheduler configuration."""
     scheduler_options: dict[str, Setting] | None = None
     """Changes of that configuration, such as {use_karras_sigmas: true}; {} for none."""
+    loras: dict[str, float] | None = None
+    """The LoRAs to apply, by the names that the model has for them, each with a weight from -10 to 10, such
+    as {chalk: 0.8}; {} for none. At most 16; those with a weight of 0 do not count."""
+
+    @field_validator("loras")
+    @classmethod
+    def _allowed_weights(cls, loras: dict[str, float] | None) -> dict[str, float] | None:
+        checked_weights(loras or {})
+        return loras
 
     def set_parameters(self) -> dict[str, ParameterValue]:
         """The parameters that are set, by name, in the order of their declaration."""
         values = ((name, getattr(self, name)) for name in Parameters.model_fields)
-        return {name: _settled(value) for name, value in values if value is not None}
+        return {name: _settled(value, PARAMETERS[name].kind) for name, value in values if value is not None}
 
 
-def _settled(value: Any) -> ParameterValue:
-    """The value as rows have it, in a hashable form: a pair as a tuple, options as JSON text."""
+def _settled(value: Any, kind: str) -> ParameterValue:
+    """The value as rows have it, in a hashable form: a pair as a tuple, options and weights as JSON text."""
     if isinstance(value, dict):
-        return options_text(value)
+        return weights_text(value) if kind == "weights by name" else options_text(value)
     return (value[0], value[1]) if isinstance(value, list) else value
 
 
-Kind = Literal["whole number", "number", "text", "pair of whole numbers", "options"]
+Kind = Literal["whole number", "number", "text", "pair of whole numbers", "options", "weights by name"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +153,8 @@ class Bounds:
     maximum: float
     """The greatest value allowed."""
     choices: tuple[str, ...]
-    """The texts allowed; empty if the value is not a text, or if schemas/systems/schedulers.py checks it."""
+    """The texts allowed; empty if the value is not a text, or if another module checks it: schedulers.py or
+    adapter_weights.py in schemas/systems/."""
 
 
 _KINDS: dict[object, Kind] = {
@@ -152,14 +163,18 @@ _KINDS: dict[object, Kind] = {
     str: "text",
     Literal: "text",
     list[int]: "pair of whole numbers",
-    dict: "options",
+    dict[str, Setting]: "options",
+    dict[str, float]: "weights by name",
 }
 
 
 def _read_bounds(name: str) -> Bounds:
     field = Parameters.model_fields[name]
-    # Annotated[list[int], ...] has list[int] as its origin, dict[str, ...] has dict.
-    members = [getattr(member, "__origin__", member) for member in get_args(field.annotation)]
+    # Annotated[list[int], ...] has list[int] as its origin, Literal[...] has Literal.
+    members = [
+        member.__origin__ if get_origin(member) in (Annotated, Literal) else member
+        for member in get_args(field.annotation)
+    ]
     kind = next(_KINDS[member] for member in members if member in _KINDS)
     lows = [limit.ge for limit in field.metadata if isinstance(limit, Ge)]
     highs = [limit.le for limit in field.metadata if isinstance(limit, Le)]
