@@ -69,6 +69,11 @@ class Job:
         }
 
     @property
+    def loras(self) -> dict[str, Mapping[str, AdapterFile]]:
+        """The LoRAs that rows may have, by model and name."""
+        return {name: card.loras for name, card in self.models.items()}
+
+    @property
     def fingerprint(self) -> str:
         """A hash that two jobs share exactly when their parts must be equal byte for byte."""
         return fingerprint_of(self.identity())

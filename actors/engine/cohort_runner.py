@@ -32,6 +32,7 @@ from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
 from schemas.errors import DarkroomError, RowError, SpecError
 from schemas.spec.job_spec import BatchingSpec
+from schemas.systems.adapter_weights import NO_WEIGHTS, parse_weights
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class CohortRunner:
                         cohort=decoding.cohort,
                         decoded=fit,
                         exact=self._exact,
-                        loras=parse_weights(decoding.cohort.parameters.get("loras")),
+                        loras=parse_weights(str(decoding.cohort.parameters.get("loras") or NO_WEIGHTS)),
                     )
                 )
         return self._waiting.popleft()

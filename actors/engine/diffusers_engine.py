@@ -138,7 +138,7 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
         channels_last=device.type == "cuda" and not job.spec.batching.exact,
         deadline_s=job.spec.errors.storage_deadline_s,
     )
-    return DiffusersEngine(ModelCache(job.checkpoints, options, capacity), job.spec)
+    return DiffusersEngine(ModelCache(job.checkpoints, options, capacity, job.loras), job.spec)
 
 
 def _capacity_bytes(job: Job, device: torch.device, num_cpus: int) -> int:

@@ -1,4 +1,4 @@
-"""Keeps reports of the libraries that are wrong, or that say what the plan has said, out of a worker's log."""
+"""Keeps the libraries' reports that are wrong, or that repeat the plan, out of a worker's log."""
 
 import logging
 import warnings

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 
 from actors.engine.adapters.false_reports import without_false_reports
 from actors.engine.adapters.row_loras import ROW_LAYERS, Loras, forget_factors, is_row_lora, rows_have
@@ -22,7 +23,13 @@ Weights = Mapping[str, float]
 """A weight for each LoRA, by the name that the spec gives it."""
 
 MAX_LORAS = 64
-"""The most LoRAs of a model in memory at a time: peft 0.21.2 walks through all of them to load another one."""
+"""The most LoRAs of a model in memory: peft 0.21.2 walks through all of them to load another one."""
+
+_LOADING_ERRORS = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError),
+    *(RuntimeError, SafetensorError),
+)
+"""The errors that the libraries raise for a faulty file."""
 
 _numbers = count(1)
 """Modules can be shared by models whose LoRAs have the same names, so peft gets other names."""
@@ -100,7 +107,7 @@ class LoraCache:
                 self._pipeline.load_lora_weights(
                     str(file.parent), weight_name=file.name, adapter_name=peft_name, use_safetensors=True
                 )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        except _LOADING_ERRORS as error:
             if is_out_of_memory(error) or is_fatal(error):
                 raise  # The machine is at fault, not the file.
             raise SpecError(f"loras.{name}: {file} cannot be loaded: {error}") from error

@@ -1,6 +1,6 @@
 """LoRA layers of which each row of a batch uses its own LoRAs.
 
-peft 0.21.2 has `adapter_names` for this: one LoRA a row, and one call of the layer for each LoRA in the batch.
+peft 0.21.2 has `adapter_names` for this: one LoRA a row, and a call of the layer for each LoRA of a batch.
 """
 
 from collections import OrderedDict
@@ -75,8 +75,8 @@ class _Batch:
             downs += [*(layer.lora_A[name].weight for name, _ in group), no_down[own_rank:]]
             ups += [*(layer.lora_B[name].weight.flatten(1) for name, _ in group), no_up[:, own_rank:]]
         return _Factors(
-            torch.cat(downs).unflatten(0, (len(groups), rank)),
-            torch.cat(ups, dim=1).unflatten(1, (len(groups), rank)).transpose(0, 1),
+            torch.cat(downs).reshape(len(groups), rank, *down.shape[1:]),
+            torch.cat(ups, dim=1).reshape(-1, len(groups), rank).transpose(0, 1),
             self._scales_of(layer, groups, rank, down),
         )
 
@@ -145,7 +145,7 @@ def initial_scale(layer: Any, name: str) -> float:
     return scale
 
 
-class RowLinear(Linear):  # type: ignore[misc]  # peft has no types
+class RowLinear(Linear):
     """peft's layer for `torch.nn.Linear`. Outside of `rows_have` it is the same."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -161,7 +161,7 @@ class RowLinear(Linear):  # type: ignore[misc]  # peft has no types
         return base + added.reshape(base.shape).to(base.dtype)
 
 
-class RowConv2d(Conv2d):  # type: ignore[misc]  # peft has no types
+class RowConv2d(Conv2d):
     """peft's layer for `torch.nn.Conv2d`. Outside of `rows_have` it is the same."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -172,20 +172,21 @@ class RowConv2d(Conv2d):  # type: ignore[misc]  # peft has no types
         if factors is None:
             return base
         down, up, scales = factors
-        hidden = self._convolved(x.to(down.dtype), down) * scales[..., None]
+        hidden = _convolved(self.base_layer, x.to(down.dtype), down) * scales[..., None]
         added = up[:, None] @ hidden
         return base + added.reshape(base.shape).to(base.dtype)
 
-    def _convolved(self, x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-        """(groups, rows of a group, rank, pixels): each row's convolution with the kernels of its group."""
-        grouped, stride = x.unflatten(0, (len(down), -1)), self.base_layer.stride
-        if max(*down.shape[3:], *stride) == 1:
-            return down.flatten(2)[:, None] @ grouped.flatten(3)
-        # One convolution of all groups side by side.
-        channels = grouped.transpose(0, 1).flatten(1, 2)
-        kernels, padding = down.flatten(0, 1), self.base_layer.padding
-        convolved = conv2d(channels, kernels, None, stride, padding, groups=len(down))
-        return convolved.unflatten(1, down.shape[:2]).transpose(0, 1).flatten(3)
+
+def _convolved(layer: Any, x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """(groups, rows of a group, rank, pixels): each row convolved with the kernels of its group."""
+    groups, rank = down.shape[:2]
+    grouped = x.reshape(groups, -1, *x.shape[1:])
+    if max(*down.shape[3:], *layer.stride) == 1:
+        return down.flatten(2)[:, None] @ grouped.flatten(3)
+    # One convolution of all groups side by side.
+    channels, kernels = grouped.transpose(0, 1).flatten(1, 2), down.flatten(0, 1)
+    convolved = conv2d(channels, kernels, None, layer.stride, layer.padding, groups=groups)
+    return convolved.reshape(len(channels), groups, rank, -1).transpose(0, 1)
 
 
 ROW_LAYERS: dict[type, type] = {Linear: RowLinear, Conv2d: RowConv2d}

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from actors.checkpoints.adapter_files import on_this_machine
 from actors.engine.adapters.lora_cache import LoraCache, LoraSettings
-from actors.engine.pipelines.loading import LoadOptions, load, lora_file
+from actors.engine.pipelines.loading import LoadOptions, load
 from actors.engine.pipelines.pipeline_builder import build_pipeline, new_scheduler
 from actors.engine.pipelines.safety_checker import checker_of
 from actors.engine.pipelines.shared_modules import SharedModules
 from schemas.spec.job_spec import ModelSpec
+from schemas.systems.model_card import AdapterFile
 from schemas.systems.system_table import System
 
 LDM3D_BYTES = 6
@@ -35,15 +37,19 @@ class LoadedModel:
         spec: ModelSpec,
         options: LoadOptions,
         shared: SharedModules | None = None,
+        loras: Mapping[str, AdapterFile] | None = None,
         lora_bytes: int = LORA_BYTES,
     ) -> None:
-        """`lora_bytes`: the most bytes of LoRAs in memory."""
+        """`loras`: those that rows may have, by name, of which at most `lora_bytes` are in memory."""
         self.device = options.device
-        self._spec = spec
         self._base = load(name, spec, options, shared or SharedModules())
         self.safety_checker = checker_of(self._base)
         self._pipelines: dict[str, Any] = {}
-        self._loras = LoraCache(self._base, partial(lora_file, name, spec, options), lora_bytes)
+        self._loras: LoraCache | None = None
+        if loras:
+            self._loras = LoraCache(
+                self._base, lambda lora: on_this_machine(loras[lora], options.deadline_s), lora_bytes
+            )
         self._fresh_scheduler = lru_cache(SCHEDULERS_KEPT)(partial(new_scheduler, self._base.scheduler))
 
     @property
@@ -76,17 +82,19 @@ class LoadedModel:
         if not weights:
             yield
             return
-        with self._loras.held(weights):
-            with self._loras.plain(self._loras.in_peft(weights)) if alone else nullcontext():
-                yield
+        assert self._loras is not None, "the plan refuses LoRAs that the model has not"
+        loras = self._loras
+        with loras.held(weights), loras.plain(loras.in_peft(weights)) if alone else nullcontext():
+            yield
 
     def lora_settings(self, component: str) -> LoraSettings | None:
         """How the LoRAs of a component are set for the rows of a merged batch; None if there are none."""
-        return self._loras.settings_of(component) if self._spec.loras else None
+        return self._loras.settings_of(component) if self._loras else None
 
     def close(self) -> None:
         """Take the model's LoRAs out of modules that other models may go on with."""
-        self._loras.close()
+        if self._loras:
+            self._loras.close()
 
     def pipeline(self, system: System, scheduler: str | None, options: str | None = None) -> Any:
         """The system's pipeline on the shared components, with a scheduler of its own for this call.

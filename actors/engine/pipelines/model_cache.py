@@ -14,6 +14,7 @@ from actors.engine.pipelines.loading import LoadOptions, on_this_machine
 from actors.engine.pipelines.shared_modules import SharedModules
 from actors.engine.pipelines.signs_of_work import SignsOfWork
 from schemas.spec.job_spec import ModelSpec
+from schemas.systems.model_card import AdapterFile
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,16 @@ class ModelCache:
     Beyond it, the model that was used longest ago is dropped first.
     """
 
-    def __init__(self, specs: Mapping[str, ModelSpec], options: LoadOptions, capacity_bytes: int) -> None:
+    def __init__(
+        self,
+        specs: Mapping[str, ModelSpec],
+        options: LoadOptions,
+        capacity_bytes: int,
+        loras: Mapping[str, Mapping[str, AdapterFile]] | None = None,
+    ) -> None:
+        """`loras`: those that rows may have, by model and name."""
         self._specs = specs
+        self._loras = loras or {}
         self._options = options
         self._capacity_bytes = capacity_bytes
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
@@ -55,7 +64,12 @@ class ModelCache:
         spec = on_this_machine(name, self._specs[name], self._options)
         self._make_room(spec)
         self._models[name] = LoadedModel(
-            name, spec, self._options, self._shared, self._capacity_bytes // LORA_SHARE
+            name,
+            spec,
+            self._options,
+            self._shared,
+            self._loras.get(name),
+            self._capacity_bytes // LORA_SHARE,
         )
         self.num_loads += 1
         self._evict(keep=name)
