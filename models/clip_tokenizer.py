@@ -1,4 +1,4 @@
-"""CLIP's tokenizer as the files of a tokenizer's folder, made from the vocabulary that comes with darkroom."""
+"""CLIP's tokenizer as files, made from the vocabulary that comes with darkroom."""
 
 import gzip
 import json
@@ -52,6 +52,10 @@ def _letters_of_bytes() -> list[str]:
 
     They are in the order of GPT-2's `bytes_to_unicode`, from which CLIP has them: printable bytes first.
     """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = 256 - len(printable)
     return [chr(code) for code in [*printable, *range(256, 256 + others)]]

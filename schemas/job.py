@@ -10,7 +10,7 @@ from pydantic import Field
 
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DEVICE_DEPENDENT
-from schemas.spec.job_spec import JobSpec, ModelSpec
+from schemas.spec.job_spec import ComponentSpec, JobSpec, ModelSpec
 from schemas.systems.model_card import ModelCard
 
 NO_MODEL = ""
@@ -55,13 +55,7 @@ class Job:
     @property
     def checkpoints(self) -> dict[str, ModelSpec]:
         """The models as workers load them: from the folder or the Hub's commit that the driver resolved."""
-        return {
-            # A folder has no revision: the card has a digest of its files instead, which loading ignores.
-            name: self.spec.models[name].model_copy(
-                update={"checkpoint": card.checkpoint, "revision": card.revision}
-            )
-            for name, card in self.models.items()
-        }
+        return {name: pinned(self.spec.models[name], card) for name, card in self.models.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -77,13 +71,40 @@ class Job:
         """
         spec = self.spec.model_dump(mode="json", exclude={"name", "workers", "errors"})
         spec["output"].pop("path")
+        for model in spec["models"].values():
+            # Jobs that were begun before there was this key have no such entry.
+            if not model["components"]:
+                model.pop("components")
         for key in ("path", "pictures", "hash"):
             spec["input"].pop(key)
         return {
             "spec": spec,
             "columns": dict(self.columns.fields),
-            "models": {name: card.revision for name, card in self.models.items()},
+            "models": self._revisions(),
         }
+
+    def _revisions(self) -> dict[str, str]:
+        """The revision of each model, and of each component that is named by itself."""
+        revisions = {name: card.revision for name, card in self.models.items()}
+        for name, card in self.models.items():
+            revisions |= {
+                f"{name}.components.{part}": each.revision for part, each in card.components.items()
+            }
+        return revisions
+
+
+def pinned(model: ModelSpec, card: ModelCard) -> ModelSpec:
+    """The model as its card resolved it: from that folder, or that commit of the Hub.
+
+    A folder has no revision: the card has a digest of its files instead, which loading ignores.
+    """
+    components = {
+        part: ComponentSpec(path=each.path, revision=each.revision, subfolder=each.subfolder)
+        for part, each in card.components.items()
+    }
+    return model.model_copy(
+        update={"checkpoint": card.checkpoint, "revision": card.revision, "components": components}
+    )
 
 
 def fingerprint_of(identity: Mapping[str, Any]) -> str:
