@@ -11,7 +11,7 @@ from pydantic import Field
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DEVICE_DEPENDENT
 from schemas.spec.adapter_spec import AdapterSpec
-from schemas.spec.job_spec import JobSpec, ModelSpec
+from schemas.spec.job_spec import ComponentSpec, JobSpec, ModelSpec
 from schemas.systems.model_card import AdapterFile, ModelCard
 
 NO_MODEL = ""
@@ -56,17 +56,7 @@ class Job:
     @property
     def checkpoints(self) -> dict[str, ModelSpec]:
         """The models as workers load them: from the files or the Hub's commits that the driver resolved."""
-        return {
-            # A folder has no revision: the card has a digest of its files instead, which loading ignores.
-            name: self.spec.models[name].model_copy(
-                update={
-                    "checkpoint": card.checkpoint,
-                    "revision": card.revision,
-                    "loras": {lora: _as_spec(file) for lora, file in card.loras.items()},
-                }
-            )
-            for name, card in self.models.items()
-        }
+        return {name: pinned(self.spec.models[name], card) for name, card in self.models.items()}
 
     @property
     def loras(self) -> dict[str, Mapping[str, AdapterFile]]:
@@ -87,22 +77,47 @@ class Job:
         """
         spec = self.spec.model_dump(mode="json", exclude={"name", "workers", "errors"})
         spec["output"].pop("path")
+        for section in (*spec["models"].values(), *spec["routes"].values()):
+            # Jobs that were begun before there were these keys have no such entries.
+            for key in ("components", "loras"):
+                if not section.get(key):
+                    section.pop(key, None)
         for key in ("path", "pictures", "hash"):
             spec["input"].pop(key)
-        for section in (*spec["models"].values(), *spec["routes"].values()):
-            if not section["loras"]:  # The record of a job that an older version began has no such key.
-                section.pop("loras")
-        adapters = {
-            name: {"loras": {lora: file.sha256 for lora, file in card.loras.items()}}
-            for name, card in self.models.items()
-            if card.loras
-        }
         return {
             "spec": spec,
             "columns": dict(self.columns.fields),
-            "models": {name: card.revision for name, card in self.models.items()},
-            **({"adapters": adapters} if adapters else {}),
+            "models": self._revisions(),
         }
+
+    def _revisions(self) -> dict[str, str]:
+        """The revision of each model and each component that is named by itself, and each adapter's hash."""
+        revisions = {name: card.revision for name, card in self.models.items()}
+        for name, card in self.models.items():
+            revisions |= {
+                f"{name}.components.{part}": each.revision for part, each in card.components.items()
+            }
+            revisions |= {f"{name}.loras.{lora}": file.sha256 for lora, file in card.loras.items()}
+        return revisions
+
+
+def pinned(model: ModelSpec, card: ModelCard) -> ModelSpec:
+    """The model as its card resolved it: from that folder, or that commit of the Hub.
+
+    A folder has no revision: the card has a digest of its files instead, which loading ignores.
+    """
+    components = {
+        part: ComponentSpec(path=each.path, revision=each.revision, subfolder=each.subfolder)
+        for part, each in card.components.items()
+    }
+    return model.model_copy(
+        update={
+            "checkpoint": card.checkpoint,
+            "revision": card.revision,
+            "components": components,
+            "loras": {name: _as_spec(file) for name, file in card.loras.items()},
+        }
+    )
 
 
 def _as_spec(file: AdapterFile) -> AdapterSpec:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from actors.checkpoints.component_files import bytes_shared
+from actors.checkpoints.model_files import bytes_shared
 from actors.storage.objects import MAX_PUT_BYTES
 from actors.storage.uris import S3_SCHEME
 from jobs.planning.plan import Plan, expected_bytes, largest_part, make_plan

@@ -26,7 +26,7 @@ from schemas.columns.output_columns import output_schema
 from schemas.errors import SpecError
 from schemas.job import Job
 from schemas.output_layout import part_file, shard_name
-from schemas.spec.job_spec import JobSpec
+from schemas.spec.job_spec import JobSpec, ModelSpec
 from schemas.systems.system_table import SYSTEMS
 from schemas.wording.printable import listed
 
@@ -57,10 +57,10 @@ class Survey:
         return sum(file.num_rows for file in self.files)
 
 
-def make_survey(spec: JobSpec, commits: Mapping[str, str] = MappingProxyType({})) -> Survey:
+def make_survey(spec: JobSpec, pins: Mapping[str, ModelSpec] = MappingProxyType({})) -> Survey:
     """The survey of everything that a job needs; SpecError for what is missing or does not fit.
 
-    `commits`: by model, the commit of the Hub that is read, whatever commit its `revision` names by now.
+    `pins`: by name, models at the commits of the Hub that are read, whatever their revisions name by now.
     """
     stores = Stores(spec.errors.storage_deadline_s)
     paths = input_paths(spec, stores)
@@ -73,10 +73,7 @@ def make_survey(spec: JobSpec, commits: Mapping[str, str] = MappingProxyType({})
     _check_folders(columns, schemas, files)
     _check_columns(spec, columns, schemas)
     build_demo_checkpoints(spec.models.values())
-    models = {
-        name: read_card(name, model.model_copy(update={"revision": commits.get(name, model.revision)}))
-        for name, model in spec.models.items()
-    }
+    models = {name: read_card(name, pins.get(name, model)) for name, model in spec.models.items()}
     check_routes(spec, models)
     job = Job(
         spec=spec,

@@ -54,11 +54,38 @@ class InputSpec(StrictModel):
         return folders
 
 
+class ComponentSpec(StrictModel):
+    """Where a component is that replaces the checkpoint's own."""
+
+    path: Name
+    """A folder or a repository of the Hugging Face Hub: that of the component, or of a whole checkpoint."""
+    revision: Plain | None = None
+    """A branch, tag or commit of the Hub repository."""
+    subfolder: Plain | None = None
+    """The component's folder in it; "" for the whole. Default: the folder of the component's name, or else
+    the whole."""
+
+    @field_validator("path")
+    @classmethod
+    def _no_address(cls, path: str) -> str:
+        if "://" in path:
+            raise ValueError("a component is a folder or a Hub repository such as owner/name, not an address")
+        return path
+
+    @field_validator("subfolder")
+    @classmethod
+    def _below(cls, subfolder: str | None) -> str | None:
+        if subfolder and {"", ".", ".."} & {*subfolder.split("/")}:
+            raise ValueError(f"{shortened(subfolder)!r} is not a folder below the component's path")
+        return subfolder
+
+
 class ModelSpec(StrictModel):
     """One checkpoint, under the name that routes and rows use for it."""
 
     checkpoint: Name
-    """A folder that `save_pretrained` wrote, a repository of the Hugging Face Hub, or demo:KIND."""
+    """A folder that `save_pretrained` wrote, a repository of the Hugging Face Hub, a single .safetensors file
+    (local, s3:// or owner/name/file.safetensors on the Hub), or demo:KIND."""
     revision: Plain | None = None
     """A branch, tag or commit of the Hub repository."""
     variant: Plain | None = None
@@ -67,16 +94,34 @@ class ModelSpec(StrictModel):
     """The precision of the weights. auto: float16 on a GPU, float32 on a CPU."""
     loras: dict[Name, AdapterSpec] = Field(default_factory=dict)
     """The LoRAs that rows and routes may apply, by the names that they use for them."""
+    components: dict[Name, Name | ComponentSpec] = Field(default_factory=dict)
+    """Components that replace the checkpoint's own, by name: {vae: FOLDER_OR_REPOSITORY}."""
 
     @field_validator("checkpoint")
     @classmethod
     def _no_address(cls, checkpoint: str) -> str:
-        if "://" in checkpoint:
+        if "://" in checkpoint and not checkpoint.startswith("s3://"):
             # The message does not quote the address, because addresses of repositories often contain a token.
             raise ValueError(
-                "a checkpoint is a folder, a Hub repository such as owner/name, or demo:KIND, not an address"
+                "a checkpoint is a folder, a Hub repository such as owner/name, a file of one such as "
+                "owner/name/file.safetensors, or demo:KIND, not an address"
             )
+        if checkpoint.startswith("s3://") and not checkpoint.endswith(".safetensors"):
+            raise ValueError("on S3, a checkpoint is a single file that ends in .safetensors, not a folder")
         return checkpoint
+
+    @field_validator("components")
+    @classmethod
+    def _are_components(cls, components: dict[str, str | ComponentSpec]) -> dict[str, str | ComponentSpec]:
+        return {
+            name: ComponentSpec(path=source) if isinstance(source, str) else source
+            for name, source in components.items()
+        }
+
+    @property
+    def component_specs(self) -> dict[str, ComponentSpec]:
+        """Where the named components are, by name."""
+        return {name: source for name, source in self.components.items() if isinstance(source, ComponentSpec)}
 
 
 class Route(Parameters):

@@ -10,7 +10,8 @@ import huggingface_hub
 import pytest
 import torch
 
-from actors.checkpoints.component_files import LocalFile, bytes_shared, components_with_weights, files_in
+from actors.checkpoints.component_files import LocalFile, components_with_weights, files_in
+from actors.checkpoints.model_files import bytes_shared
 from actors.engine.diffusers_engine import make_engine
 from actors.engine.pipelines.loaded_model import LoadedModel
 from actors.engine.pipelines.loading import LoadOptions, on_this_machine

@@ -9,6 +9,7 @@ import torch
 
 from actors.checkpoints.component_files import components_with_weights, files_in
 from actors.checkpoints.hub import hub_folder
+from actors.checkpoints.single_files.single_files import repository_of
 from actors.engine.pipelines.loaded_model import LoadedModel, weight_bytes
 from actors.engine.pipelines.loading import LoadOptions, on_this_machine
 from actors.engine.pipelines.shared_modules import SharedModules
@@ -54,8 +55,8 @@ class ModelCache:
     def get(self, name: str) -> LoadedModel:
         """The model with this name, which is loaded now if it is not in memory."""
         if name not in self._models:
-            # Nothing arrives there if the checkpoint is not a repository.
-            with self.signs.watched(hub_folder(self._specs[name].checkpoint)):
+            # Nothing arrives there if the checkpoint is not in a repository.
+            with self.signs.watched(hub_folder(repository_of(self._specs[name].checkpoint))):
                 self._load(name)
         self._models.move_to_end(name)
         return self._models[name]
