@@ -79,7 +79,7 @@ class Job:
         spec["output"].pop("path")
         for section in (*spec["models"].values(), *spec["routes"].values()):
             # Jobs that were begun before there were these keys have no such entries.
-            for key in ("components", "loras"):
+            for key in ("components", "loras", "recipe"):
                 if not section.get(key):
                     section.pop(key, None)
         for key in ("path", "pictures", "hash"):

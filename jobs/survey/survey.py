@@ -14,6 +14,7 @@ from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
 from actors.storage.uris import join
 from jobs.in_flight import map_in_flight
+from jobs.survey.few_steps import few_step_notes
 from jobs.survey.input_paths import InputPath, find_files, input_paths, normalised
 from jobs.survey.route_checks import check_routes
 from schemas.columns.column_notes import column_notes
@@ -49,7 +50,7 @@ class Survey:
     job: Job
     files: tuple[SurveyedFile, ...]
     notes: tuple[str, ...] = ()
-    """What the user should know about the input's files and columns, a line each."""
+    """What the user should know about the input's files and columns and about the routes, a line each."""
 
     @property
     def num_rows(self) -> int:
@@ -83,7 +84,8 @@ def make_survey(spec: JobSpec, pins: Mapping[str, ModelSpec] = MappingProxyType(
     )
     for name, model in job.checkpoints.items():
         check_weights(name, model, with_checker=spec.safety.checker == "on")
-    return Survey(job=job, files=files, notes=(*column_notes(schemas, columns, spec), *notes))
+    notes = (*column_notes(schemas, columns, spec), *notes, *few_step_notes(spec, models))
+    return Survey(job=job, files=files, notes=notes)
 
 
 def _read_footers(

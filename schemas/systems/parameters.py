@@ -13,6 +13,7 @@ from annotated_types import Ge, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from schemas.systems.adapter_weights import checked_weights, weights_text
+from schemas.systems.recipes import RECIPES
 from schemas.systems.schedulers import Setting, options_text
 
 ParameterValue = int | float | str | tuple[int, int]
@@ -40,10 +41,17 @@ SLD_PRESETS: Mapping[str, Mapping[str, ParameterValue]] = {
 pipelines/deprecated/stable_diffusion_safe."""
 
 
+_PRESETS: Mapping[str, Mapping[str, Mapping[str, ParameterValue]]] = {
+    "sld_preset": SLD_PRESETS,
+    "recipe": RECIPES,
+}
+"""The parameters that stand for several others, with the values of each of their names."""
+
+
 def with_preset(values: Mapping[str, ParameterValue]) -> dict[str, ParameterValue]:
-    """The values that a row or a route sets, and its preset's numbers for those that it does not set."""
-    preset = SLD_PRESETS[str(values["sld_preset"])] if "sld_preset" in values else {}
-    return {**preset, **values}
+    """The values that a row or a route sets, and its preset's or recipe's for those that it does not set."""
+    presets = [names[str(values[parameter])] for parameter, names in _PRESETS.items() if parameter in values]
+    return {name: value for each in (*presets, values) for name, value in each.items()}
 
 
 class StrictModel(BaseModel):
@@ -57,6 +65,9 @@ class StrictModel(BaseModel):
 class Parameters(StrictModel):
     """Values that a route sets for its rows. A row's own column overrides them."""
 
+    recipe: Literal["lcm", "turbo", "lightning", "hyper"] | None = None
+    """How a few-step model or LoRA wants to be called: one name for a scheduler with its options, a number of
+    steps and a guidance scale. A value that is set itself overrides the recipe's."""
     num_inference_steps: int | None = Field(default=None, ge=1, le=1000)
     """The number of denoising steps. Each costs at least one UNet call."""
     guidance_scale: float | None = Field(default=None, ge=0, le=100)

@@ -75,7 +75,7 @@ _STEPS: Defaults = {"num_inference_steps": 50, "guidance_scale": 7.5, "eta": 0.0
 _SIZE: Defaults = {"height": None, "width": None}
 _CLIP: Defaults = {"clip_skip": None}
 # Only pipelines with a StableDiffusionLoraLoaderMixin or StableDiffusionXLLoraLoaderMixin have this.
-_LORAS: Defaults = {"loras": NO_WEIGHTS}
+_LORAS: Defaults = {"recipe": None, "loras": NO_WEIGHTS}
 _SLD: Defaults = {"sld_preset": None, **SLD_PRESETS["medium"]}
 _SAFE = _frozen(_STEPS, _SIZE, _SLD)
 _UPSCALE: Defaults = {"num_inference_steps": 75, "guidance_scale": 9.0, "noise_level": 20}

@@ -27,7 +27,7 @@ Images are RGB, masks L and depth maps I;16. In a chain, an image can also be th
 
 Arguments = dict[str, Any]
 
-NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset", "loras")
+NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset", "recipe", "loras")
 """Parameters that are not arguments of a pipeline: it has its scheduler, gets a preset's numbers, and LoRAs
 change its modules."""
 
