@@ -1,12 +1,13 @@
 """Whether each row's adapters are those of its model, with weights that are allowed."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 
 from actors.inputs.input_file import RowBatch
 from actors.rows.routing import ResolvedRoute
-from actors.rows.row_values import Violation, coded_values
+from actors.rows.row_values import RowMask, Violation, coded_values
 from schemas.systems.adapter_weights import parse_weights, unknown_adapter
 from schemas.systems.schedulers import parse_options, shown
 
@@ -28,6 +29,29 @@ def refused_loras(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violation]:
 
         refused = np.array([bool(problem) for problem in problems], dtype=bool)
         yield refused[texts.codes], code, describe
+
+
+def rows_with_loras(batch: RowBatch, route: ResolvedRoute, selected: RowMask) -> Counter[tuple[str, str]]:
+    """The number of selected rows that apply each LoRA, by model and LoRA, in any step of their route.
+
+    The rows are those of the route, and none of them breaks a rule.
+    """
+    of_steps = {(step.model, name) for step in route.then for name in _names(step.defaults.get("loras"))}
+    counts: Counter[tuple[str, str]] = Counter()
+    if not route.loras and not of_steps:
+        return counts
+    texts = coded_values(batch, route, "loras")
+    takes_loras = "loras" in route.defaults
+    for text, num_rows in zip(
+        texts.values, np.bincount(texts.codes[selected], minlength=len(texts.values)).tolist(), strict=True
+    ):
+        own = {(route.model, name) for name in _names(text)} if takes_loras and num_rows else set()
+        counts.update(dict.fromkeys(own | of_steps, num_rows))
+    return +counts
+
+
+def _names(text: object) -> list[str]:
+    return [] if text is None else [*parse_weights(str(text))]
 
 
 def _invalid_weights(text: str | None, _: ResolvedRoute) -> str:

@@ -18,6 +18,7 @@ from schemas.columns.folder_columns import folder_columns
 from schemas.errors import RefusedError
 from schemas.job import PlannedFile
 from schemas.output_layout import JOB_RECORD
+from schemas.spec.adapter_spec import AdapterSpec
 from schemas.spec.job_spec import ComponentSpec, JobSpec, ModelSpec
 from schemas.systems.model_card import ModelCard
 from schemas.wording.amounts import counted
@@ -48,6 +49,11 @@ def survey_of(spec: JobSpec, record: JobRecord | None) -> Survey:
         if present.components and present.components == recorded.components:
             pin = pins.get(name, present)
             pins[name] = pin.model_copy(update={"components": _at_commits(recorded, card)})
+        if present.loras:
+            loras = _pinned_loras(present, recorded, card)
+            pins[name] = pins.get(name, present).model_copy(update={"loras": present.loras | loras})
+            as_recorded = {lora: recorded.loras[lora] for lora in loras}
+            models[name] = present.model_copy(update={"loras": present.loras | as_recorded})
     return make_survey(spec.model_copy(update={"models": models}), pins)
 
 
@@ -60,6 +66,16 @@ def _at_commits(model: ModelSpec, card: ModelCard) -> dict[str, ComponentSpec]:
         else spec
         for part, spec in model.component_specs.items()
     }
+
+
+def _pinned_loras(present: ModelSpec, recorded: ModelSpec, card: ModelCard) -> dict[str, AdapterSpec]:
+    """The model's LoRAs that are on the Hub, and that the record has too, at the commits of the card."""
+    pinned = {}
+    for lora in present.loras.keys() & recorded.loras.keys() & card.loras.keys():
+        commit, now, then = card.loras[lora].revision, present.loras[lora], recorded.loras[lora]
+        if commit and now in (then, then.model_copy(update={"revision": commit})):
+            pinned[lora] = then.model_copy(update={"revision": commit})
+    return pinned
 
 
 def plan_of(record: JobRecord, survey: Survey, output: str, *, extends: bool = False) -> Plan:

@@ -1,6 +1,6 @@
 """The texts of `darkroom plan`: its tables, its bad rows, and the refusal of too many of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
 from rich.console import Console
@@ -23,6 +23,8 @@ LARGE_PART_BYTES = 500_000_000
 """The largest Parquet file that Hugging Face recommends."""
 MAX_NAMED = 5
 """The most rows that a refusal names."""
+MAX_LORA_LINES = 20
+"""The most lines about single LoRAs."""
 MAX_ROUTE_LINES = 30
 """The most lines of the table of routes. Rows may have any number of sizes; the commonest are listed."""
 
@@ -108,6 +110,7 @@ def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
             f"{size_text(shared_bytes)} of weights are the same in two checkpoints and are loaded only once"
         )
     _print_safety(plan.job, console)
+    _print_lines([*_lora_lines(plan, findings)], console)
     console.print(_routes_table(findings))
     _print_bad_rows(plan, findings, console)
     _print_output(plan, findings, console)
@@ -149,6 +152,23 @@ def _print_safety(job: Job, console: Console) -> None:
         console.print(
             f"no safety checker in {', '.join(without_checker)}: nothing is flagged", soft_wrap=True
         )
+
+
+def _lora_lines(plan: Plan, findings: Findings) -> Iterator[str]:
+    """A line for each LoRA, or for those that most rows apply: its size, and how many rows apply it."""
+    files = {
+        (model, name): file for model, card in plan.job.models.items() for name, file in card.loras.items()
+    }
+    by_rows = sorted(files, key=lambda key: -findings.lora_rows.get(key, 0))
+    for model, name in by_rows[:MAX_LORA_LINES]:
+        num_rows = findings.lora_rows.get((model, name), 0)
+        size = size_text(files[model, name].size_bytes)
+        yield f"LoRA {name} of {model}: {size}, {counted(num_rows, 'row')}"
+    if others := by_rows[MAX_LORA_LINES:]:
+        size_bytes = sum(files[key].size_bytes for key in others)
+        num_unused = sum(key not in findings.lora_rows for key in others)
+        unused = f"; no row applies {num_unused:,} of them" if num_unused else ""
+        yield f"and {counted(len(others), 'more LoRA')}: {size_text(size_bytes)}{unused}"
 
 
 def _routes_table(findings: Findings) -> Table:

@@ -1,12 +1,13 @@
 """The survey of a job: its input files and columns, and its checkpoints. Only footers are read, no rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import pyarrow as pa
 
 from actors.checkpoints.checkpoint_folders import build_demo_checkpoints
+from actors.checkpoints.loras.lora_check import find_loras
 from actors.checkpoints.model_cards import read_card
 from actors.checkpoints.weights_check import check_weights
 from actors.inputs.footers import read_footer
@@ -28,6 +29,7 @@ from schemas.errors import SpecError
 from schemas.job import Job
 from schemas.output_layout import part_file, shard_name
 from schemas.spec.job_spec import JobSpec, ModelSpec
+from schemas.systems.model_card import ModelCard
 from schemas.systems.system_table import SYSTEMS
 from schemas.wording.printable import listed
 
@@ -76,6 +78,7 @@ def make_survey(spec: JobSpec, pins: Mapping[str, ModelSpec] = MappingProxyType(
     build_demo_checkpoints(spec.models.values())
     models = {name: read_card(name, pins.get(name, model)) for name, model in spec.models.items()}
     check_routes(spec, models)
+    models, lora_notes = _with_loras(spec, pins, models, stores)
     job = Job(
         spec=spec,
         models=models,
@@ -84,8 +87,20 @@ def make_survey(spec: JobSpec, pins: Mapping[str, ModelSpec] = MappingProxyType(
     )
     for name, model in job.checkpoints.items():
         check_weights(name, model, with_checker=spec.safety.checker == "on")
-    notes = (*column_notes(schemas, columns, spec), *notes, *few_step_notes(spec, models))
+    notes = (*column_notes(schemas, columns, spec), *notes, *lora_notes, *few_step_notes(spec, models))
     return Survey(job=job, files=files, notes=notes)
+
+
+def _with_loras(
+    spec: JobSpec, pins: Mapping[str, ModelSpec], models: Mapping[str, ModelCard], stores: Stores
+) -> tuple[dict[str, ModelCard], list[str]]:
+    """(cards, notes): the models' cards with their LoRAs, and what diffusers leaves out of these."""
+    with_loras, notes = {}, []
+    for name, card in models.items():
+        loras, of_model = find_loras(name, pins.get(name, spec.models[name]), card, stores)
+        with_loras[name] = replace(card, loras=loras)
+        notes += of_model
+    return with_loras, notes
 
 
 def _read_footers(

@@ -35,6 +35,7 @@ class SingleFile:
     """The SHA-256 of a local file, by its name; otherwise empty."""
     content: str
     """A text that two files share only if their content is equal."""
+    header: Header
     recognised: Recognised
 
 
@@ -102,7 +103,12 @@ def _on_disk(key: str, name: str) -> SingleFile:
         ) from error
     hashes = {path.name: digest}
     return SingleFile(
-        location=str(path), revision=digest_of(hashes), hashes=hashes, content=digest, recognised=recognised
+        location=str(path),
+        revision=digest_of(hashes),
+        hashes=hashes,
+        content=digest,
+        header=header,
+        recognised=recognised,
     )
 
 
@@ -116,13 +122,18 @@ def _on_s3(key: str, name: str) -> SingleFile:
         header = read_header(file, stored.size_bytes)
     content = digest_of({PurePosixPath(uri).name: stored.etag})
     return SingleFile(
-        location=uri, revision=content, hashes={}, content=content, recognised=recognise(header)
+        location=uri,
+        revision=content,
+        hashes={},
+        content=content,
+        header=header,
+        recognised=recognise(header),
     )
 
 
 def _on_hub(key: str, checkpoint: str, revision: str | None) -> SingleFile:
     repository, name = hub_parts(checkpoint)
-    cached = _cached(repository, name, revision)
+    cached = cached_file(repository, name, revision)
     try:
         file = files_on_hub(repository, revision).get(name)
     except (*HUB_ERRORS, HFValidationError) as error:
@@ -130,21 +141,27 @@ def _on_hub(key: str, checkpoint: str, revision: str | None) -> SingleFile:
             raise not_on_the_hub(key, repository, revision, error) from error
         # The Hub's cache names the folder after the commit.
         commit = cached.parents[name.count("/")].name
-        return _of_hub(checkpoint, commit, LocalFile(cached).sha256(), _local_header(cached))
+        return _of_hub(checkpoint, commit, LocalFile(cached).sha256(), local_header(cached))
     if not isinstance(file, HubFile):
         raise SpecError(f"{key}: the repository {repository} of the Hub has no file {name}")
-    if cached := _cached(repository, name, file.commit):
-        return _of_hub(checkpoint, file.commit, file.hash, _local_header(cached))
-    return _of_hub(checkpoint, file.commit, file.hash, _remote_header(key, repository, file))
+    if cached := cached_file(repository, name, file.commit):
+        return _of_hub(checkpoint, file.commit, file.hash, local_header(cached))
+    return _of_hub(checkpoint, file.commit, file.hash, remote_header(key, repository, file))
 
 
 def _of_hub(checkpoint: str, commit: str, sha256: str, header: Header) -> SingleFile:
     return SingleFile(
-        location=checkpoint, revision=commit, hashes={}, content=sha256, recognised=recognise(header)
+        location=checkpoint,
+        revision=commit,
+        hashes={},
+        content=sha256,
+        header=header,
+        recognised=recognise(header),
     )
 
 
-def _cached(repository: str, name: str, revision: str | None) -> Path | None:
+def cached_file(repository: str, name: str, revision: str | None) -> Path | None:
+    """A repository's file in the cache of this machine; None if it was not downloaded."""
     try:
         path = try_to_load_from_cache(repository, name, revision=revision)
     except HFValidationError:
@@ -152,12 +169,13 @@ def _cached(repository: str, name: str, revision: str | None) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
-def _local_header(path: Path) -> Header:
+def local_header(path: Path) -> Header:
+    """The header of a file on this machine; ValueError if it is not one of safetensors."""
     with path.open("rb") as file:
         return read_header(file, path.stat().st_size)
 
 
-def _remote_header(key: str, repository: str, file: HubFile) -> Header:
+def remote_header(key: str, repository: str, file: HubFile) -> Header:
     """The header of a file on the Hub, of which no more than that is downloaded."""
     try:
         parsed = HfApi().parse_safetensors_file_metadata(repository, file.name, revision=file.commit)
