@@ -87,8 +87,9 @@ def make_survey(spec: JobSpec, pins: Mapping[str, ModelSpec] = MappingProxyType(
     )
     for name, model in job.checkpoints.items():
         check_weights(name, model, with_checker=spec.safety.checker == "on")
-    notes = (*column_notes(schemas, columns, spec), *notes, *lora_notes, *few_step_notes(spec, models))
-    return Survey(job=job, files=files, notes=notes)
+    of_routes = few_step_notes(spec, models)
+    notes = [*column_notes(schemas, columns, spec), *notes, *lora_notes, *of_routes]
+    return Survey(job=job, files=files, notes=tuple(notes))
 
 
 def _with_loras(

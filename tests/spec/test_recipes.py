@@ -54,7 +54,7 @@ def test_rows_are_made_by_their_routes_recipe_or_by_their_own(tmp_path: Path) ->
         "own": ("hyper", "DDIMScheduler", 4, 0.0),
     }
     options = {row["row_id"]: json.loads(row["scheduler_options"]) for row in made.rows}
-    assert options == dict.fromkeys(options, {"timestep_spacing": "trailing"})
+    assert {*map(str, options.values())} == {"{'timestep_spacing': 'trailing'}"}
 
 
 @pytest.mark.parametrize(
