@@ -11,8 +11,8 @@ import torch
 
 from actors.engine.adapters import lora_cache
 from actors.engine.adapters.lora_cache import LoraCache
+from demo.random_loras import TEXT, plain_pipeline, save_lora
 from schemas.errors import SpecError
-from tests.adapters.lora_files import TEXT, plain_pipeline, save_lora
 from tests.support.checkpoints import sd_checkpoint
 
 PLENTY = 1 << 30

@@ -14,7 +14,7 @@ from actors.engine.adapters.false_reports import without_false_reports
 from actors.engine.diffusers_engine import DiffusersEngine
 from benchmarks.parity.drawn_images import drawn_image, mask
 from benchmarks.parity.plain_diffusers import LEVELS
-from tests.adapters.lora_files import ATTENTION, CONVOLUTIONS, TEXT, plain_pipeline, save_lora
+from demo.random_loras import ATTENTION, CONVOLUTIONS, TEXT, plain_pipeline, save_lora
 from tests.support.checkpoints import demo
 from tests.support.in_process import Made, Record, job_spec, make, model_cache, plan_for, write_rows
 

@@ -1,4 +1,4 @@
-"""Writes LoRAs for the small checkpoints, in the forms in which they are published."""
+"""LoRAs of random weights for the small checkpoints, saved as diffusers saves them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
