@@ -67,7 +67,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]
     folder = tmp_path_factory.mktemp("loras")
     kinds: list[Record] = [
         {"rank": 4, "alpha": 2},
-        {"rank": 8, "alpha": 8, "text": TEXT},
+        {"rank": 8, "alpha": 4, "text": TEXT, "kohya": True},
         {"rank": 2, "alpha": 4, "layers": (*ATTENTION, *CONVOLUTIONS)},
         {"rank": 3, "alpha": 3, "layers": (), "text": TEXT},
     ]
