@@ -9,6 +9,7 @@ import pytest
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.numpy import save_file
 
+from actors.checkpoints.component_files import files_on_hub
 from actors.checkpoints.loras.lora_check import find_loras
 from actors.checkpoints.loras.lora_layers import translated
 from actors.checkpoints.model_cards import read_card
@@ -30,6 +31,7 @@ from tests.adapters.lora_forms import (
     write,
 )
 from tests.support.checkpoints import demo, paper_checkpoint
+from tests.support.fake_hub import serve_hub
 
 
 def found(file: Path, checkpoint: str) -> list[str]:
@@ -234,3 +236,21 @@ def test_a_lora_for_xl_is_called_so_by_its_width(tmp_path: Path) -> None:
     )
 
     assert "it was made for XL: its layer" in refusal(file, str(checkpoint))
+
+
+def test_a_lora_is_compared_with_a_checkpoint_on_the_hub_before_its_download(
+    tmp_path: Path, use_hub: Callable[[str], None], hub_cache: Path
+) -> None:
+    """Only the headers of its weights are read."""
+    files_on_hub.cache_clear()
+    fitting = write(tmp_path / "fitting.safetensors", kohya("sd", layers_of("sd", "unet")))
+    other = write(tmp_path / "other.safetensors", kohya("sdxl", layers_of("sdxl", "unet")))
+
+    with serve_hub({"small/sd": demo("sd")}) as (address, _):
+        use_hub(address)
+        notes = found(fitting, "small/sd")
+        says = refusal(other, "small/sd")
+
+    assert notes == []
+    assert "it was made for another kind of checkpoint: its layer" in says
+    assert not [*hub_cache.rglob("*.safetensors")]

@@ -22,6 +22,7 @@ from jobs.output.job_record import claim
 from jobs.output.resumption import plan_of, survey_of
 from jobs.planning.plan import make_plan
 from jobs.planning.plan_text import print_plan
+from jobs.reports.thumbnails import text
 from jobs.survey.survey import make_survey
 from schemas.columns.input_columns import map_columns
 from schemas.columns.input_schemas import InputSchemas
@@ -336,3 +337,19 @@ def test_a_job_goes_on_with_the_commit_of_a_lora_that_it_began_with(
 
     assert [each.fingerprint for each in jobs] == [record.fingerprint] * 2
     assert [each.models["sd"].loras["chalk"].revision for each in jobs] == [commit] * 2
+
+
+def test_the_contact_sheet_has_the_loras_of_a_row_by_name_and_weight(
+    tmp_path: Path, loras: dict[str, str]
+) -> None:
+    """And not the hashes of their files."""
+    made = make(spec_of(tmp_path, loras, ROWS), NoiseEngine(0.0))
+
+    (two,) = (row for row in made.rows if row["row_id"] == "two")
+
+    assert text(two["loras"]) == "chalk -1, ink 1"
+    assert [text(other) for other in (["a"], [{"name": "a"}], "chalk")] == [
+        "['a']",
+        "[{'name': 'a'}]",
+        "chalk",
+    ]
