@@ -172,6 +172,7 @@ def test_a_file_on_which_diffusers_fails_is_refused(tensors: Tensors, says: str,
         PATH.removeprefix("unet."),
         f"base_model.model.{PATH.removeprefix('unet.')}",
         f"transformer.{PATH}",
+        f"model.diffusion_model.{PATH}",
         TEXT_LAYER,
     ],
 )

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from actors.checkpoints.component_files import files_on_hub
 from actors.images.image_uris import UriJudge
 from actors.images.spool import Spool
 from actors.inputs.input_file import InputFile
@@ -326,12 +327,14 @@ def test_a_job_goes_on_with_the_commit_of_a_lora_that_it_began_with(
     spec = spec_of(tmp_path, loras | {"chalk": "pinned/lora"}, ROWS)
     with serve_hub({"pinned/lora": first}) as (address, _):
         use_hub(address)
+        files_on_hub.cache_clear()
         plan, findings = make_plan(make_survey(spec))
     record = claim(open_output(spec.output.path), plan, findings)
     commit = plan.job.models["sd"].loras["chalk"].revision
 
     with serve_hub({"pinned/lora": [first, second]}) as (address, _):
         use_hub(address)
+        files_on_hub.cache_clear()
         named = spec_of(tmp_path, loras | {"chalk": {"path": "pinned/lora", "revision": commit}}, ROWS)
         jobs = [plan_of(record, survey_of(each, record), "out").job for each in (spec, named)]
 
