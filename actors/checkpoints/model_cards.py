@@ -130,8 +130,8 @@ def _check_vocabulary(
         tokenizer = part.replace("text_encoder", "tokenizer")
         if num_tokens < NUM_TOKENS and not {part, tokenizer} & {*components}:
             raise SpecError(
-                f"models.{name}.checkpoint: the {part} of {model.checkpoint} knows {num_tokens:,} tokens, "
-                f"and CLIP's tokenizer, which it would be given, {NUM_TOKENS:,}; name its own with "
+                f"models.{name}.checkpoint: {model.checkpoint} has a {part} that knows {num_tokens:,} "
+                f"tokens, and would be given CLIP's tokenizer of {NUM_TOKENS:,}; name its own with "
                 f"models.{name}.components: {{{tokenizer}: FOLDER_OR_REPOSITORY}}"
             )
 

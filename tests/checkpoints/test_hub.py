@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -24,7 +25,7 @@ from jobs.survey.survey import make_survey
 from schemas.errors import RefusedError, SpecError, StorageError
 from schemas.spec.job_spec import JobSpec, ModelSpec
 from tests.support.checkpoints import demo, paper_checkpoint
-from tests.support.fake_hub import commit_of, put_in_cache, serve_hub
+from tests.support.fake_hub import commit_of, put_in_cache, serve_hub, use_address
 from tests.support.in_process import job_spec, plan_for, read_output, worker_for
 from tests.support.running import (
     Started,
@@ -64,14 +65,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def use_hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """What lets this process use the Hub at an address, as `hub_env` lets another one."""
 
-    def use(address: str) -> None:
-        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
-
-    yield use
+    yield partial(use_address, monkeypatch)
     huggingface_hub.close_session()
 
 
