@@ -23,7 +23,7 @@ from actors.checkpoints.named_components import (
     read_components,
 )
 from actors.checkpoints.single_files.derived_folders import derived_files
-from actors.checkpoints.single_files.single_files import is_single_file, read_single_file, refuse_pickle
+from actors.checkpoints.single_files.single_file import is_single_file, read_single_file, refuse_pickle
 from actors.checkpoints.sources import (
     ReadJson,
     check_files,

@@ -21,7 +21,7 @@ from actors.checkpoints.component_files import (
 from actors.checkpoints.hub import HUB_ERRORS
 from actors.checkpoints.named_components import composed_index, files_of_component, read_components
 from actors.checkpoints.single_files.derived_folders import derived_files
-from actors.checkpoints.single_files.single_files import is_single_file, read_single_file
+from actors.checkpoints.single_files.single_file import is_single_file, read_single_file
 from schemas.spec.job_spec import ModelSpec
 
 

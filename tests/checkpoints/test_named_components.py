@@ -29,7 +29,7 @@ from schemas.spec.job_spec import JobSpec, ModelSpec
 from tests.support.checkpoints import demo
 from tests.support.fake_hub import commit_of, put_in_cache, serve_hub, use_address
 from tests.support.in_process import image_of, job_spec, make, plan_for, write_rows
-from tests.support.single_files import single_file, small_pipeline
+from tests.support.pipelines.published_files import single_file, small_pipeline
 
 OPTIONS = LoadOptions(device=torch.device("cpu"))
 ROW = {"row_id": "a", "prompt": "a fox", "seed": 1}

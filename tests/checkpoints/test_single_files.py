@@ -32,8 +32,8 @@ from schemas.job import pinned
 from schemas.spec.job_spec import ModelSpec
 from tests.support.fake_hub import commit_of, serve_hub, use_address
 from tests.support.in_process import Record, drawn_image, image_of, job_spec, make, mask, plan_for, write_rows
+from tests.support.pipelines.published_files import KINDS, single_file, single_file_state, small_pipeline
 from tests.support.s3.s3_server import S3Server
-from tests.support.single_files import KINDS, single_file, single_file_state, small_pipeline
 
 CPU = torch.device("cpu")
 OPTIONS = LoadOptions(device=CPU)

@@ -22,7 +22,7 @@ from actors.checkpoints.named_components import (
     read_components,
 )
 from actors.checkpoints.single_files.derived_folders import kept_folder, write_configuration
-from actors.checkpoints.single_files.single_files import SingleFile, hub_parts, is_on_hub, read_single_file
+from actors.checkpoints.single_files.single_file import SingleFile, hub_parts, is_on_hub, read_single_file
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.storage.stores import open_storage
 from actors.storage.uris import S3_SCHEME
