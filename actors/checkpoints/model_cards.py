@@ -100,6 +100,11 @@ def _card_of_folder(name: str, model: ModelSpec, folder: Path, components: Compo
 
 
 def _card_of_single_file(name: str, model: ModelSpec, components: Components) -> ModelCard:
+    if model.variant:
+        raise SpecError(
+            f"models.{name}.variant: {model.checkpoint} is a single file and has no variants; leave "
+            "`variant` out, and name the file itself"
+        )
     single = read_single_file(f"models.{name}.checkpoint", model)
     files = derived_files(single)
     for part, entry in single.recognised.configs["model_index.json"].items():

@@ -341,6 +341,12 @@ def test_a_component_s_folder_can_be_named(other: Path, change: Callable[[Path],
     )
 
 
+def test_reports_name_a_component_beside_its_checkpoint() -> None:
+    """Where the images come from is more than the checkpoint."""
+    assert model({"vae": "studio/vae"}, "studio/xl").sources_text == "studio/xl, vae from studio/vae"
+    assert model({}, "studio/xl").sources_text == "studio/xl"
+
+
 @pytest.mark.parametrize(
     ("component", "says"),
     [

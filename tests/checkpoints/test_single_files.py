@@ -447,6 +447,12 @@ def test_a_file_that_is_not_there_is_named(checkpoint: str) -> None:
         read_card("m", ModelSpec(checkpoint=checkpoint))
 
 
+def test_a_single_file_has_no_variants(published: dict[str, Path]) -> None:
+    """diffusers would look for one in the folder that the file becomes."""
+    with pytest.raises(SpecError, match=r"^models\.m\.variant: .* has no variants; leave `variant` out"):
+        read_card("m", ModelSpec(checkpoint=str(published["sd1"]), variant="fp16"))
+
+
 def test_a_plan_converts_nothing_and_workers_convert_once(
     published: dict[str, Path],
     tmp_path: Path,
