@@ -15,9 +15,9 @@ from actors.checkpoints.loras.lora_layers import translated
 from actors.checkpoints.model_cards import read_card
 from actors.engine.adapters.false_reports import without_false_reports
 from actors.storage.stores import Stores
+from demo.random_loras import plain_pipeline
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
-from tests.adapters.lora_files import plain_pipeline
 from tests.adapters.lora_forms import (
     Layer,
     Tensors,
@@ -32,6 +32,7 @@ from tests.adapters.lora_forms import (
 )
 from tests.support.checkpoints import demo, paper_checkpoint
 from tests.support.fake_hub import serve_hub
+from tests.support.pipelines.published_files import single_file, small_pipeline
 
 
 def found(file: Path, checkpoint: str) -> list[str]:
@@ -255,3 +256,22 @@ def test_a_lora_is_compared_with_a_checkpoint_on_the_hub_before_its_download(
     assert notes == []
     assert "it was made for another kind of checkpoint: its layer" in says
     assert not [*hub_cache.rglob("*.safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [("sd1", "xl"), ("sd2", "sd1"), ("xl", "sd1"), ("xl-refiner", "xl")]
+)
+def test_a_single_file_is_compared_by_its_own_names(kind: str, other: str, tmp_path: Path) -> None:
+    """They are those of the first code, and nothing is converted for the comparison."""
+    pipelines = {name: small_pipeline(name) for name in (kind, other)}
+    for name, pipeline in pipelines.items():
+        pipeline.save_pretrained(tmp_path / name)
+    checkpoint = single_file(pipelines[kind], tmp_path / "single.safetensors")
+    matrices = [name for name, shape in shapes_of(tmp_path / kind, "unet").items() if len(shape) > 1]
+    fitting = peft(tmp_path / kind, [("unet", name) for name in matrices])
+    another = peft(tmp_path / other, layers_of(tmp_path / other, "unet"))
+
+    assert found(write(tmp_path / "fitting.safetensors", fitting), str(checkpoint)) == []
+    says = refusal(write(tmp_path / "another.safetensors", another), str(checkpoint))
+    assert "another kind of checkpoint" in says
+    assert len(matrices) > 50
