@@ -425,8 +425,10 @@ def test_a_truncated_file_is_named_by_the_plan(tmp_path: Path, size_bytes: int) 
     file = paper_file(tmp_path / "file.safetensors", whole(), size_bytes)
     page = tmp_path / "page.safetensors"
     page.write_bytes(b"<!DOCTYPE html>" * 10)
+    longer = paper_file(tmp_path / "longer.safetensors", {"a": ONE})
+    longer.write_bytes(longer.read_bytes() + b"\0")
 
-    for each in (file, page):
+    for each in (file, page, longer):
         with pytest.raises(SpecError, match=r"safetensors cannot be used: .*cut off"):
             read_card("m", ModelSpec(checkpoint=str(each)))
 
