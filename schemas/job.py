@@ -10,8 +10,9 @@ from pydantic import Field
 
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DEVICE_DEPENDENT
-from schemas.spec.job_spec import JobSpec, ModelSpec
-from schemas.systems.model_card import ModelCard
+from schemas.spec.adapter_spec import AdapterSpec
+from schemas.spec.job_spec import ComponentSpec, JobSpec, ModelSpec
+from schemas.systems.model_card import AdapterFile, ModelCard
 
 NO_MODEL = ""
 """The model of shards whose rows no model can take, such as rows with an unknown task."""
@@ -54,14 +55,13 @@ class Job:
 
     @property
     def checkpoints(self) -> dict[str, ModelSpec]:
-        """The models as workers load them: from the folder or the Hub's commit that the driver resolved."""
-        return {
-            # A folder has no revision: the card has a digest of its files instead, which loading ignores.
-            name: self.spec.models[name].model_copy(
-                update={"checkpoint": card.checkpoint, "revision": card.revision}
-            )
-            for name, card in self.models.items()
-        }
+        """The models as workers load them: from the files or the Hub's commits that the driver resolved."""
+        return {name: pinned(self.spec.models[name], card) for name, card in self.models.items()}
+
+    @property
+    def loras(self) -> dict[str, Mapping[str, AdapterFile]]:
+        """The LoRAs that rows may have, by model and name."""
+        return {name: card.loras for name, card in self.models.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -72,18 +72,61 @@ class Job:
         """Everything that determines the output, as JSON values.
 
         These are the spec without `name`, `input.path`, `input.pictures`, `input.hash`, `output.path`,
-        `workers` and `errors`, the fields' columns, and the models' revisions. The files of the input, which
-        may come to be more, are compared by their content.
+        `workers` and `errors`, the fields' columns, the models' revisions, and the hashes of their adapters.
+        The files of the input, which may come to be more, are compared by their content.
         """
         spec = self.spec.model_dump(mode="json", exclude={"name", "workers", "errors"})
         spec["output"].pop("path")
+        for section in (*spec["models"].values(), *spec["routes"].values()):
+            # Jobs that were begun before there were these keys have no such entries.
+            for key in ("components", "loras", "recipe"):
+                if not section.get(key):
+                    section.pop(key, None)
         for key in ("path", "pictures", "hash"):
             spec["input"].pop(key)
         return {
             "spec": spec,
             "columns": dict(self.columns.fields),
-            "models": {name: card.revision for name, card in self.models.items()},
+            "models": revisions_of(self.models),
         }
+
+
+def revisions_of(models: Mapping[str, ModelCard]) -> dict[str, str]:
+    """The revision of each model and each component that is named by itself, and each adapter's hash."""
+    revisions = {name: card.revision for name, card in models.items()}
+    for name, card in models.items():
+        revisions |= {f"{name}.components.{part}": each.revision for part, each in card.components.items()}
+        revisions |= {f"{name}.loras.{lora}": file.sha256 for lora, file in card.loras.items()}
+    return revisions
+
+
+def pinned(model: ModelSpec, card: ModelCard) -> ModelSpec:
+    """The model as its card resolved it: from that folder, or that commit of the Hub.
+
+    A folder has no revision: the card has a digest of its files instead, which loading ignores.
+    """
+    components = {
+        part: ComponentSpec(path=each.path, revision=each.revision, subfolder=each.subfolder)
+        for part, each in card.components.items()
+    }
+    return model.model_copy(
+        update={
+            "checkpoint": card.checkpoint,
+            "revision": card.revision,
+            "components": components,
+            "loras": {name: _as_spec(file) for name, file in card.loras.items()},
+        }
+    )
+
+
+def _as_spec(file: AdapterFile) -> AdapterSpec:
+    """The adapter's entry in the spec, as it would name exactly this file."""
+    return AdapterSpec(
+        path=file.path,
+        weight_name=file.weight_name,
+        subfolder=file.subfolder,
+        revision=file.revision,
+    )
 
 
 def fingerprint_of(identity: Mapping[str, Any]) -> str:

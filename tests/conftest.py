@@ -2,7 +2,8 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,11 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 # Set before torch is imported: two test processes with a thread for each core mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import huggingface_hub
+
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
+from tests.support.fake_hub import use_address
 from tests.support.ray_nodes import RayNodes
 from tests.support.s3.fault_proxy import FaultProxy, serve_fault_proxy
 from tests.support.s3.on_s3 import env_of
@@ -112,3 +116,19 @@ def s3_folder() -> str:
 def faulty(s3_faults: FaultProxy, s3_folder: str) -> Storage:
     """S3 storage behind the fault proxy, with short timeouts so that tests end soon."""
     return open_storage(s3_folder, timeout_s=5, deadline_s=30)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of this process's own; the Hub itself is out of reach in tests."""
+    folder = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def use_hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """What lets this process use the Hub at an address, as `hub_env` lets another one."""
+
+    yield partial(use_address, monkeypatch)
+    huggingface_hub.close_session()

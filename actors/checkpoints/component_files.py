@@ -4,20 +4,15 @@ import hashlib
 import json
 import os
 import re
-from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from huggingface_hub import HfApi, hf_hub_download
 
-from actors.checkpoints.checkpoint_folders import local_folder
-from actors.checkpoints.hub import HUB_ERRORS
 from actors.storage.file_hashes import sha256_of
-from schemas.spec.job_spec import ModelSpec
 
 ALLOW_PICKLES = "DARKROOM_ALLOW_PICKLES"
 """The environment variable that allows pickles. If it is 1, weights are read from pickles where a component
@@ -74,6 +69,29 @@ class LocalFile:
 
     def read(self) -> bytes:
         return self.path.read_bytes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DerivedFile:
+    """A file that a checkpoint's folder will have, and that is known before it is written."""
+
+    content: bytes = b""
+    """The content of a small file."""
+    size_bytes: int
+    hash: str
+
+    def sha256(self) -> str:
+        """A hash that tells contents apart; that of weights is not the SHA-256 of their file."""
+        return self.hash
+
+    def read(self) -> bytes:
+        return self.content
+
+
+def derived_json(content: Any) -> DerivedFile:
+    """A small file with this JSON value."""
+    text = json.dumps(content).encode()
+    return DerivedFile(content=text, size_bytes=len(text), hash=hashlib.sha256(text).hexdigest())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,44 +162,12 @@ def files_in(folder: Path) -> Files:
     return {path.relative_to(folder).as_posix(): LocalFile(path) for path in paths if path.is_file()}
 
 
-def loaded_bytes(folder: Path, variant: str | None) -> int:
-    """The size of the weights in a folder that diffusers would load.
+def loaded_bytes(files: Files, variant: str | None) -> int:
+    """The size of the weights among these files that diffusers would load.
 
     Those of other variants and of other folders, such as a trainer's `checkpoint-500`, do not count.
     """
-    return sum(component.size_bytes for component in components_with_weights(files_in(folder), variant))
-
-
-def bytes_shared(models: Mapping[str, ModelSpec]) -> int:
-    """The bytes of weights that are not loaded twice, because another checkpoint has the very same component.
-
-    A repository that is not on this machine and cannot be reached counts as sharing nothing.
-    """
-    if len(models) < 2:
-        return 0
-    alike: dict[object, list[ComponentFiles]] = defaultdict(list)
-    for spec in models.values():
-        with suppress(*HUB_ERRORS):
-            for component in components_with_weights(files_of(spec), spec.variant):
-                alike[(spec.dtype, component.lookup_key())].append(component)
-    shared_bytes = 0
-    for group in alike.values():
-        if len(group) > 1:
-            distinct = {component.weights_hash() for component in group}
-            shared_bytes += group[0].size_bytes * (len(group) - len(distinct))
-    return shared_bytes
-
-
-def files_of(model: ModelSpec) -> Files:
-    """A checkpoint's files on this machine, or those on the Hub if the weights are not downloaded yet."""
-    folder = local_folder(model)
-    if folder is not None:
-        return files_in(folder)
-    index = hf_hub_download(model.checkpoint, "model_index.json", revision=model.revision)
-    files = files_in(Path(index).parent)
-    if any(_weights(files, "unet", model.variant, ending) for ending in _endings()):
-        return files
-    return files_on_hub(model.checkpoint, model.revision)
+    return sum(component.size_bytes for component in components_with_weights(files, variant))
 
 
 @lru_cache(maxsize=1024)

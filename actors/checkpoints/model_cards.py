@@ -4,25 +4,39 @@ A checkpoint is recognised by its content (`model_index.json`, the configuration
 by its name.
 """
 
-import hashlib
 import json
 import re
 import socket
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RevisionNotFoundError
-
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder, location_for_workers
-from actors.checkpoints.component_files import loaded_bytes
-from actors.checkpoints.hub import HUB_ERRORS, first_line, trouble_of
-from actors.storage.file_hashes import sha256_of
-from actors.storage.local_disk import LocalStorage
-from schemas.errors import DarkroomError, SpecError
+from actors.checkpoints.component_files import files_in, loaded_bytes
+from actors.checkpoints.model_files import files_of
+from actors.checkpoints.named_components import (
+    NamedComponent,
+    check_fit,
+    composed_index,
+    read_components,
+)
+from actors.checkpoints.single_files.derived_folders import derived_files
+from actors.checkpoints.single_files.single_file import is_single_file, read_single_file, refuse_pickle
+from actors.checkpoints.sources import (
+    ReadJson,
+    check_files,
+    digest_of,
+    files_directly_in,
+    folder_reader,
+    hashes_of,
+    hub_reader,
+    pipeline_files,
+)
+from models.clip_tokenizer import NUM_TOKENS
+from schemas.errors import SpecError
+from schemas.job import pinned
 from schemas.spec.job_spec import ModelSpec
 from schemas.systems.model_card import UPCASTING_PIPELINES, ModelCard
 from schemas.systems.schedulers import scheduler_settings
@@ -35,12 +49,6 @@ text encoder."""
 MAX_SIDE, MAX_VAE_BLOCKS, MAX_TRAIN_TIMESTEPS = 8192, 8, 100_000
 """Limits that no real checkpoint reaches. A damaged or hostile one could otherwise ask for all memory."""
 
-HASHES_AT_ONCE = 4
-"""A checkpoint's files that are hashed at the same time."""
-
-MAX_CONFIG_BYTES = 16 << 20
-"""The largest configuration file that is read. Published ones have a few kilobytes."""
-
 CLIP_LAYERS = 12
 """The number of layers in transformers of a CLIPTextConfig that does not give one."""
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -52,40 +60,106 @@ _LIBRARY = re.compile(r"diffusers|transformers|(?:stable|latent)_diffusion\w*")
 """The libraries that a component's class may come from. The last are parts of diffusers, named after the
 folders of its pipelines."""
 
-ReadJson = Callable[[str], dict[str, Any]]
-"""A function that returns the content of one of a checkpoint's JSON files, by its name."""
-
 
 def read_card(name: str, model: ModelSpec) -> ModelCard:
     """The card of a checkpoint; SpecError where it cannot be read or darkroom does not run its family.
 
     `name`: the model's name in the spec.
     """
+    key = f"models.{name}.checkpoint"
+    refuse_pickle(key, model.checkpoint)
+    components = read_components(name, model)
     try:
         folder = local_folder(model)
     except SpecError as error:
-        raise SpecError(f"models.{name}.checkpoint: {error}") from error
+        raise SpecError(f"{key}: {error}") from error
     if folder is not None:
-        read_json = _folder_reader(name, folder)
-        read_json("model_index.json")  # A folder that is not a checkpoint is not searched.
-        _check_files(name, folder)
-        card = _card(name, model, read_json, revision="")
-        hashes = _hashes(name, folder)  # last, because it can take a while
-        weight_bytes = loaded_bytes(folder, model.variant)
-        return replace(card, revision=_digest(hashes), files=hashes, weight_bytes=weight_bytes)
+        card = _card_of_folder(name, model, folder, components)
+    elif is_single_file(model.checkpoint):
+        card = _card_of_single_file(name, model, components)
+    else:
+        card = _card_of_repository(name, model, components)
+    if components and card.weight_bytes:
+        weight_bytes = loaded_bytes(files_of(pinned(model, card)), model.variant)
+        return replace(card, weight_bytes=weight_bytes)
+    return card
+
+
+Components = Mapping[str, NamedComponent]
+
+
+def _card_of_folder(name: str, model: ModelSpec, folder: Path, components: Components) -> ModelCard:
+    key = f"models.{name}.checkpoint"
+    read_json = folder_reader(key, folder)
+    read_json("model_index.json")  # A folder that is not a checkpoint is not searched.
+    check_files(key, folder)
+    card = _card(name, model, read_json, "", components)
+    hashes = hashes_of(key, folder, pipeline_files(folder, components))  # last, because it can take a while
+    weight_bytes = loaded_bytes(files_in(folder), model.variant)
+    return replace(card, revision=digest_of(hashes), files=hashes, weight_bytes=weight_bytes)
+
+
+def _card_of_single_file(name: str, model: ModelSpec, components: Components) -> ModelCard:
+    if model.variant:
+        raise SpecError(
+            f"models.{name}.variant: {model.checkpoint} is a single file and has no variants; leave "
+            "`variant` out, and name the file itself"
+        )
+    single = read_single_file(f"models.{name}.checkpoint", model)
+    files = derived_files(single)
+    for part, entry in single.recognised.configs["model_index.json"].items():
+        is_lacking = (
+            isinstance(entry, list) and entry[1] and not any(file.startswith(f"{part}/") for file in files)
+        )
+        if is_lacking and part not in components:
+            raise SpecError(
+                f"models.{name}.checkpoint: {model.checkpoint} has no {part}; name one with "
+                f"models.{name}.components: {{{part}: FOLDER_OR_REPOSITORY}}"
+            )
+    _check_vocabulary(name, model, single.recognised.configs, components)
+
+    def read_json(file: str) -> dict[str, Any]:
+        return dict(json.loads(files[file].read())) if file in files else {}
+
+    card = _card(name, model, read_json, single.revision, components)
+    weight_bytes = loaded_bytes(files, model.variant)
+    return replace(card, checkpoint=single.location, files=single.hashes, weight_bytes=weight_bytes)
+
+
+def _check_vocabulary(
+    name: str, model: ModelSpec, configs: Mapping[str, Mapping[str, Any]], components: Components
+) -> None:
+    """Raise SpecError if the tokenizer that comes with darkroom knows tokens that a text encoder does not."""
+    for part in _TEXT_ENCODERS:
+        num_tokens = configs.get(f"{part}/config.json", {}).get("vocab_size", NUM_TOKENS)
+        tokenizer = part.replace("text_encoder", "tokenizer")
+        if num_tokens < NUM_TOKENS and not {part, tokenizer} & {*components}:
+            raise SpecError(
+                f"models.{name}.checkpoint: {model.checkpoint} has a {part} that knows {num_tokens:,} "
+                f"tokens, and would be given CLIP's tokenizer of {NUM_TOKENS:,}; name its own with "
+                f"models.{name}.components: {{{tokenizer}: FOLDER_OR_REPOSITORY}}"
+            )
+
+
+def _card_of_repository(name: str, model: ModelSpec, components: Components) -> ModelCard:
+    key = f"models.{name}.checkpoint"
     if Path(model.checkpoint).expanduser().is_file():
         raise SpecError(
-            f"models.{name}.checkpoint: {model.checkpoint} is a file; darkroom reads folders as diffusers' "
-            "`save_pretrained` writes them. If you trust it, open it with `from_single_file` and save it"
+            f"{key}: {model.checkpoint} is a file; darkroom reads folders as diffusers' `save_pretrained` "
+            "writes them, and single files that end in .safetensors"
         )
     if is_folder_name(model.checkpoint):
-        raise SpecError(f"models.{name}.checkpoint: the folder {model.checkpoint} does not exist")
-    revision, read_json = _hub_reader(name, model)
-    return _card(name, model, read_json, revision)
+        raise SpecError(f"{key}: the folder {model.checkpoint} does not exist")
+    revision, read_json = hub_reader(key, model.checkpoint, model.revision, "model_index.json")
+    return _card(name, model, read_json, revision, components)
 
 
-def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str) -> ModelCard:
-    index = read_json("model_index.json")
+def _card(
+    name: str, model: ModelSpec, own_json: ReadJson, revision: str, components: Components
+) -> ModelCard:
+    """The card that the configurations give; `own_json` reads those of the checkpoint itself."""
+    index = composed_index(name, own_json("model_index.json"), components)
+    read_json = _with_components(own_json, components)
     pipeline = str(index.get("_class_name") or "checkpoint without `_class_name`")
     if pipeline not in {known for known, _ in FAMILIES}:
         raise _unknown_family(name, model, f"a {pipeline}")
@@ -94,6 +168,7 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str) -> Mo
     unet = read_json("unet/config.json")
     vae = read_json("vae/config.json")
     settings = scheduler_settings(read_json("scheduler/scheduler_config.json"))
+    check_fit(name, components, own_json)
     try:
         factor = 2 ** (_within(len(vae["block_out_channels"]), MAX_VAE_BLOCKS) - 1)
         height, width = _default_size(unet["sample_size"], factor)
@@ -123,7 +198,18 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str) -> Mo
         vae_factor=factor,
         # AutoencoderKL's own default is true (diffusers 0.42.1).
         upcasts_vae=pipeline.startswith(UPCASTING_PIPELINES) and bool(vae.get("force_upcast", True)),
+        components={part: component.source for part, component in components.items()},
     )
+
+
+def _with_components(own_json: ReadJson, components: Components) -> ReadJson:
+    """A function that reads the configurations of named components, and the others as `own_json` does."""
+
+    def read_json(file: str) -> dict[str, Any]:
+        component = components.get(file.partition("/")[0])
+        return own_json(file) if component is None else dict(component.config)
+
+    return read_json
 
 
 def _num_layers(name: str, component: str, read_json: ReadJson) -> int:
@@ -192,116 +278,41 @@ def _default_size(sample_size: int | list[int], factor: int) -> tuple[int, int]:
     return _within(int(height) * factor, MAX_SIDE), _within(int(width) * factor, MAX_SIDE)
 
 
-def _folder_reader(name: str, folder: Path) -> ReadJson:
-    storage = LocalStorage(temp_dir="")
-
-    def read_json(file: str) -> dict[str, Any]:
-        try:
-            return dict(json.loads(storage.read(str(folder / file), MAX_CONFIG_BYTES)))
-        except (DarkroomError, OSError, RecursionError, TypeError, ValueError) as error:
-            raise SpecError(
-                f"models.{name}.checkpoint: {folder} has no readable {file}; "
-                "it must be a diffusers folder as `save_pretrained` writes it"
-            ) from error
-
-    return read_json
-
-
-def _check_files(name: str, folder: Path) -> None:
-    """Raise SpecError if anything in it is not a file or folder: diffusers would wait for a pipe for ever."""
-    for path in folder.rglob("*"):
-        if path.is_file() or path.is_dir():
-            continue
-        kind = (
-            "neither a file nor a folder"
-            if path.exists()
-            else "a broken link; copy folders of the Hub's cache with `cp --dereference`"
-        )
-        raise SpecError(f"models.{name}.checkpoint: {path} is {kind}")
-
-
-def _hashes(name: str, folder: Path) -> dict[str, str]:
-    """By name, the SHA-256 of each file that the folder's pipeline can be loaded from.
-
-    Other files do not count: a README, or the checkpoints that a trainer saved on its way.
-    """
-    index = json.loads((folder / "model_index.json").read_bytes())
-    components = [part for part, entry in index.items() if isinstance(entry, list)]
-    paths = [folder / "model_index.json"]
-    paths += [path for part in components for path in (folder / part).rglob("*") if path.is_file()]
-    # A name need not be UTF-8, and the job's record is.
-    names = [path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode() for path in paths]
-    try:
-        with ThreadPoolExecutor(HASHES_AT_ONCE) as threads:
-            hashes = [*threads.map(sha256_of, map(str, paths))]
-    except OSError as error:
-        raise SpecError(
-            f"models.{name}.checkpoint: {error.filename} cannot be read ({error.strerror}); check its "
-            "permissions and the disk"
-        ) from error
-    return dict(sorted(zip(names, hashes, strict=True)))
-
-
 def refuse_other_files(name: str, card: ModelCard) -> None:
-    """Raise SpecError if the checkpoint's folder on this machine has other files than the card's.
+    """Raise SpecError if the checkpoint or a component on this machine has other files than the card's.
 
     A folder of the same path on another machine can be another copy, which makes other images. Nothing is
-    compared of a checkpoint on the Hub, whose commit is fixed, or of a demo, which each machine builds.
+    compared of what is on the Hub, whose commit is fixed, or of a demo, which each machine builds.
     """
-    if not card.files or not is_folder_name(card.checkpoint):
-        return
-    folder, host = Path(card.checkpoint), socket.gethostname()
-    try:
-        present = _hashes(name, folder)
-    except (OSError, ValueError) as error:
-        raise SpecError(
-            f"models.{name}.checkpoint: {folder} cannot be read on {host} ({error}); every machine needs a "
-            "copy of the driver's folder, or a folder that they share"
-        ) from error
-    for file in sorted(card.files.keys() | present.keys()):
-        if card.files.get(file) != present.get(file):
-            difference = "is missing" if file not in present else "is not the driver's"
-            raise SpecError(
-                f"models.{name}.checkpoint: {folder / file} on {host} {difference}: images of this machine "
-                "would differ; copy the driver's folder to every machine, or use a folder that they share"
+    key, path = f"models.{name}.checkpoint", Path(card.checkpoint)
+    if card.files and is_single_file(card.checkpoint):
+        _refuse_others(key, path.parent, card.files, lambda: [path])
+    elif card.files and is_folder_name(card.checkpoint):
+        _refuse_others(key, path, card.files, lambda: pipeline_files(path, card.components))
+    for part, component in card.components.items():
+        if component.files:
+            below = Path(component.path) / component.subfolder
+            _refuse_others(
+                f"models.{name}.components.{part}", below, component.files, partial(files_directly_in, below)
             )
 
 
-def _digest(hashes: Mapping[str, str]) -> str:
-    """The revision of a folder with these files: a hash of their names and contents."""
-    lines = "".join(f"{name} {digest}\n" for name, digest in hashes.items())
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
-
-
-def _hub_reader(name: str, model: ModelSpec) -> tuple[str, ReadJson]:
-    """(revision, function that reads a JSON file) of a repository on the Hub."""
-
-    def fetch(file: str) -> Path:
-        try:
-            return Path(hf_hub_download(model.checkpoint, file, revision=model.revision))
-        except RemoteEntryNotFoundError as error:
+def _refuse_others(
+    key: str, folder: Path, files: Mapping[str, str], list_files: Callable[[], list[Path]]
+) -> None:
+    """Raise SpecError if the files that `list_files` returns now do not have these hashes."""
+    host = socket.gethostname()
+    try:
+        present = hashes_of(key, folder, list_files())
+    except (OSError, ValueError) as error:
+        raise SpecError(
+            f"{key}: {folder} cannot be read on {host} ({error}); every machine needs a "
+            "copy of the driver's folder, or a folder that they share"
+        ) from error
+    for file in sorted(files.keys() | present.keys()):
+        if files.get(file) != present.get(file):
+            difference = "is missing" if file not in present else "is not the driver's"
             raise SpecError(
-                f"models.{name}.checkpoint: {model.checkpoint} is a repository of the Hub without {file}, so "
-                "it is no checkpoint in diffusers' format"
-            ) from error
-        except RevisionNotFoundError as error:
-            raise SpecError(
-                f"models.{name}.revision: {model.checkpoint} has no branch, tag or commit "
-                f"{model.revision} on the Hub"
-            ) from error
-        except (*HUB_ERRORS, HFValidationError) as error:
-            if trouble := trouble_of(error):
-                raise SpecError(
-                    f"models.{name}.checkpoint: {model.checkpoint} is not a folder here, and the Hub does "
-                    f"not answer: {trouble}. Check the network and HF_ENDPOINT, and try again"
-                ) from error
-            raise SpecError(
-                f"models.{name}.checkpoint: {model.checkpoint} is neither a folder here nor a Hub repository "
-                f"that can be reached ({first_line(error)})"
-            ) from error
-
-    def read_json(file: str) -> dict[str, Any]:
-        return dict(json.loads(fetch(file).read_bytes()))
-
-    # A file in the Hub's cache is in snapshots/<commit>/: the commit is the revision.
-    return fetch("model_index.json").parent.name, read_json
+                f"{key}: {folder / file} on {host} {difference}: images of this machine "
+                "would differ; copy the driver's folder to every machine, or use a folder that they share"
+            )

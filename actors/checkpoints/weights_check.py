@@ -13,11 +13,10 @@ from actors.checkpoints.component_files import (
     CheckpointFile,
     Files,
     LocalFile,
-    files_of,
-    files_on_hub,
     weights_of,
 )
 from actors.checkpoints.hub import HUB_ERRORS
+from actors.checkpoints.model_files import files_of
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
 
@@ -30,23 +29,30 @@ def check_weights(name: str, model: ModelSpec, *, with_checker: bool) -> None:
     with suppress(*HUB_ERRORS):
         files = files_of(model)
         weights = _weights(files, model, with_checker)
-        if (not all(weights.values()) or _absent(files, with_checker)) and local_folder(model) is None:
-            # The Hub's cache may have only half of a download.
-            files = files_on_hub(model.checkpoint, model.revision)
+        may_be_on_hub = local_folder(model) is None or model.components
+        if (not all(weights.values()) or _absent(files, with_checker)) and may_be_on_hub:
+            files = files_of(model, listed=True)
             weights = _weights(files, model, with_checker)
-        prefix = f"models.{name}.checkpoint: {model.checkpoint}"
         if absent := _absent(files, with_checker):
             raise SpecError(
-                f"{prefix} has no files of its {', '.join(absent)}, which its model_index.json names; "
-                "copy or download it again"
+                f"{_origin(name, model, absent)} has no files of its {', '.join(absent)}, which its "
+                "model_index.json names; copy or download it again"
             )
         if unsafe := [component for component, component_weights in weights.items() if not component_weights]:
             raise SpecError(
-                f"{prefix} has no {SAFE} in {', '.join(unsafe)}; weights of other kinds are not read, "
-                f"because they can run code: {_how_to_fix(files, unsafe)}"
+                f"{_origin(name, model, unsafe)} has no {SAFE} in {', '.join(unsafe)}; weights of other "
+                f"kinds are not read, because they can run code: {_how_to_fix(files, unsafe)}"
             )
         for component, component_weights in weights.items():
-            _check_complete(f"{prefix}: {component}", component_weights)
+            _check_complete(f"{_origin(name, model, [component])}: {component}", component_weights)
+
+
+def _origin(name: str, model: ModelSpec, components: list[str]) -> str:
+    """The key and the place of the checkpoint, or of a component that is named by itself."""
+    named = [part for part in components if part in model.component_specs]
+    if named and len(named) == len(components):
+        return f"models.{name}.components.{named[0]}: {model.component_specs[named[0]].path}"
+    return f"models.{name}.checkpoint: {model.checkpoint}"
 
 
 def _loaded_components(files: Files, with_checker: bool) -> list[str]:

@@ -32,6 +32,7 @@ from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
 from schemas.errors import DarkroomError, RowError, SpecError
 from schemas.spec.job_spec import BatchingSpec
+from schemas.systems.adapter_weights import NO_WEIGHTS, parse_weights
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class CohortCall:
     decoded: Sequence[DecodedSample]
     exact: bool
     """Whether the result must be the one of a plain diffusers call, to the bit, also on a GPU."""
+    loras: Mapping[str, float]
+    """The weight of each LoRA that changes the call's modules, by its name in the spec."""
 
     @property
     def rows(self) -> int:
@@ -64,6 +67,10 @@ class CohortCall:
         return len(self.decoded)
 
     def __call__(self) -> _CallResult:
+        with self.model.with_loras(self.loras, alone=self.exact):
+            return self._call()
+
+    def _call(self) -> _CallResult:
         parameters = self.cohort.parameters
         scheduler, options = parameters.get("scheduler"), parameters.get("scheduler_options")
         pipeline = self.model.pipeline(
@@ -102,7 +109,7 @@ class CohortRunner:
         if batching.compile and not exact:
             compile_blocks(model.components["unet"])
             sizes = ladder(batching.max_batch_rows)
-        points = () if exact else [*find_merge_points(model.components)]
+        points = () if exact else [*find_merge_points(model.components, model.lora_settings)]
         self._batcher: Batcher[CohortCall] = Batcher(points, batching.max_batch_rows, sizes)
         self._waiting: deque[CohortCall] = deque()
         """Calls that come next: a new one, or the halves of one that failed."""
@@ -140,7 +147,13 @@ class CohortRunner:
             fit = self._fit(decoding)
             if fit:
                 self._waiting.append(
-                    CohortCall(model=self._model, cohort=decoding.cohort, decoded=fit, exact=self._exact)
+                    CohortCall(
+                        model=self._model,
+                        cohort=decoding.cohort,
+                        decoded=fit,
+                        exact=self._exact,
+                        loras=parse_weights(str(decoding.cohort.parameters.get("loras") or NO_WEIGHTS)),
+                    )
                 )
         return self._waiting.popleft()
 

@@ -135,7 +135,7 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
     # Ray sets OMP_NUM_THREADS=1 in actors, and more threads than cores are ten times slower.
     torch.set_num_threads(num_cpus)
     capacity = _capacity_bytes(job, device, num_cpus)
-    models = ModelCache(job.checkpoints, LoadOptions.of(job.spec, device), capacity)
+    models = ModelCache(job.checkpoints, LoadOptions.of(job.spec, device), capacity, job.loras)
     return DiffusersEngine(models, job.spec)
 
 

@@ -1,6 +1,7 @@
 """A column of the input in darkroom's type for it, and the errors of rows whose value cannot be used."""
 
 import json
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +76,7 @@ def as_kind(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
     if is_text(array.type):
         return texts_and_problems(array, field, max_text_bytes(field))
     problems: Problems = {}
-    if FIELD_KINDS[field] == "options":
+    if FIELD_KINDS[field] in ("options", "weights by name"):
         problems = size_problems(array, field, MAX_NAME_BYTES, "text_too_long")
         array = nulled(array, problems)
     if pa.types.is_nested(array.type):
@@ -101,6 +102,8 @@ def _as_values(array: pa.Array, kind: str) -> pa.Array:
         return array.cast(id_type(array.type))
     if kind == "options":
         return _as_options(array)
+    if kind == "weights by name":
+        return _as_weights(array)
     array = array.cast(dense(array.type))
     if kind == "pair of whole numbers":
         return array.cast(pa.list_(_whole(getattr(array.type, "value_type", array.type))))
@@ -138,6 +141,37 @@ def _as_options(array: pa.Array) -> pa.Array:
     read = _from_text if pa.types.is_map(array.type) and is_text(array.type.item_type) else _shortest
     options = [row and {name: read(value, of_type[name]) for name, value in row.items()} for row in rows]
     return pa.array([None if row is None else options_text(row) for row in options], pa.string())
+
+
+def _as_weights(array: pa.Array) -> pa.Array:
+    """Each row's weights as a JSON object. It may be wrong, with a name twice or NaN: the checks parse it.
+
+    A column of texts stays as it is.
+    """
+    kind, rows = array.type, array.to_pylist()
+    if pa.types.is_map(kind):
+        of_rows = [
+            row and [(name, _shortest(weight, kind.item_type)) for name, weight in row] for row in rows
+        ]
+    elif pa.types.is_struct(kind):
+        of_rows = [
+            row and [(leaf.name, _shortest(row[leaf.name], leaf.type)) for leaf in kind] for row in rows
+        ]
+    elif pa.types.is_nested(kind):
+        weight = kind.value_type.field("weight").type
+        of_rows = [
+            row and [(each["name"], _shortest(each["weight"], weight)) for each in row if each]
+            for row in rows
+        ]
+    else:
+        return array.cast(pa.string())
+    return pa.array([None if row is None else _object_text(row) for row in of_rows], pa.string())
+
+
+def _object_text(pairs: Iterable[tuple[str | None, object]]) -> str:
+    """The JSON object with these pairs, also where a name is there twice."""
+    members = (f"{json.dumps(name or '')}:{json.dumps(value)}" for name, value in pairs)
+    return f"{{{','.join(members)}}}"
 
 
 def _shortest(value: object, arrow_type: pa.DataType) -> object:

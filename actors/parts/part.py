@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.parts.commit import PartIdentity
+from actors.rows.routing import Unroutable
 from actors.rows.row import Row
 from schemas import __version__
 from schemas.errors import RowError
-from schemas.job import Job
+from schemas.job import Job, revisions_of
 from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, MODELS_KEY, VERSIONS_KEY
+from schemas.systems.adapter_weights import parse_weights
 
 ROW_GROUP_BYTES = 64 << 20
 """The size from which a row group is full. Viewers read a whole group to show a page of rows; they stop at
@@ -143,7 +145,7 @@ def _records(outcome: RowOutcome, schema: pa.Schema, embed_images: bool) -> Iter
         "model": row.route.model or None,
         **row.texts,
         **{f"{name}_truncated": cut for name, cut in outcome.truncated.items()},
-        **row.parameters,
+        **_parameters(row),
         **{name: value.cast(schema.field(name).type) for name, value in row.keep.items()},
     }
     if problem:
@@ -173,6 +175,19 @@ def _records(outcome: RowOutcome, schema: pa.Schema, embed_images: bool) -> Iter
             "depth_sha256": _sha256(image.depth),
             "step_images": [_struct(step, embed_images) for step in image.steps] or None,
         }
+
+
+def _parameters(row: Row) -> Record:
+    """The values of the row's parameters as their columns have them: LoRAs with the hashes of their files."""
+    weights = row.parameters.get("loras")
+    if weights is None or isinstance(row.route, Unroutable):
+        return {**row.parameters}
+    files = row.route.loras
+    applied = [
+        {"name": name, "weight": weight, "sha256": files[name].sha256}
+        for name, weight in parse_weights(str(weights)).items()
+    ]
+    return {**row.parameters, "loras": applied}
 
 
 def _struct(stored: StoredImage | None, embed_images: bool) -> dict[str, Any] | None:
@@ -236,6 +251,6 @@ def _row_groups(records: list[Record]) -> Iterator[list[Record]]:
 def job_footer(job: Job) -> dict[bytes, str]:
     """The footer's entries that are the same in every part of the job."""
     return {
-        MODELS_KEY: json.dumps({name: card.revision for name, card in job.models.items()}),
+        MODELS_KEY: json.dumps(revisions_of(job.models)),
         VERSIONS_KEY: json.dumps({"darkroom": __version__} | {name: version(name) for name in LIBRARIES}),
     }

@@ -1,7 +1,7 @@
 """The task-routing stage: it maps a row's `task` and `model` to the pipeline that generates the row."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from actors.images.encoding import MAX_SIDES
 from schemas.errors import RowError
 from schemas.job import NO_MODEL
 from schemas.spec.job_spec import JobSpec, Route
-from schemas.systems.model_card import ModelCard
+from schemas.systems.model_card import AdapterFile, ModelCard
 from schemas.systems.parameters import ParameterValue, with_preset
 from schemas.systems.sampler_names import with_sampler
 from schemas.systems.system_table import SD_LATENTS, System, find_system, tasks_of
@@ -33,6 +33,8 @@ class ResolvedRoute:
     scheduler may still be a sampler's name; for a later step, it is a class."""
     then: "tuple[ResolvedRoute, ...]" = ()
     """The steps that follow, each with its route's own values."""
+    loras: Mapping[str, AdapterFile] = field(default_factory=dict)
+    """The model's LoRAs by name."""
     keep_steps: bool = False
     """Whether the images of all steps are stored, not only the last one's."""
 
@@ -197,6 +199,7 @@ class Router:
                 for step in then
                 if isinstance(step, ResolvedRoute)
             ),
+            loras=card.loras,
             keep_steps=route.keep_steps,
         )
 

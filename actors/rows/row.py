@@ -14,6 +14,7 @@ from actors.rows.checks import MAX_SEED, CheckedBatch
 from actors.rows.routing import AnyRoute, ResolvedRoute, Unroutable
 from schemas.columns.fields import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
+from schemas.systems.adapter_weights import parse_weights, weights_text
 from schemas.systems.parameters import PARAMETERS, ParameterValue, with_preset
 from schemas.systems.sampler_names import with_sampler
 from schemas.systems.schedulers import options_text, parse_options
@@ -116,6 +117,7 @@ _AS_KIND: dict[str, Callable[[Any], ParameterValue]] = {
     "text": str,
     "pair of whole numbers": lambda pair: (pair[0], pair[1]),
     "options": lambda text: options_text(parse_options(text)),
+    "weights by name": lambda text: weights_text(parse_weights(text)),
 }
 
 

@@ -18,7 +18,9 @@ from schemas.columns.folder_columns import folder_columns
 from schemas.errors import RefusedError
 from schemas.job import PlannedFile
 from schemas.output_layout import JOB_RECORD
-from schemas.spec.job_spec import JobSpec
+from schemas.spec.adapter_spec import AdapterSpec
+from schemas.spec.job_spec import ComponentSpec, JobSpec, ModelSpec
+from schemas.systems.model_card import ModelCard
 from schemas.wording.amounts import counted
 
 MAX_DIFFERENCES = 10
@@ -34,14 +36,46 @@ def survey_of(spec: JobSpec, record: JobRecord | None) -> Survey:
     """
     if record is None:
         return make_survey(spec)
-    models, commits = dict(spec.models), {}
+    models, pins = dict(spec.models), {}
     for name in models.keys() & record.models.keys():
-        commit, recorded, present = record.models[name].revision, record.spec.models[name], models[name]
-        same = present.checkpoint == recorded.checkpoint and present.revision in (recorded.revision, commit)
-        if same and _COMMIT.fullmatch(commit):
-            commits[name] = commit
-            models[name] = present.model_copy(update={"revision": recorded.revision})
-    return make_survey(spec.model_copy(update={"models": models}), commits)
+        card, recorded, present = record.models[name], record.spec.models[name], models[name]
+        same = present.checkpoint == recorded.checkpoint and present.revision in (
+            recorded.revision,
+            card.revision,
+        )
+        if same and _COMMIT.fullmatch(card.revision):
+            models[name] = present = present.model_copy(update={"revision": recorded.revision})
+            pins[name] = present.model_copy(update={"revision": card.revision})
+        if present.components and present.components == recorded.components:
+            pin = pins.get(name, present)
+            pins[name] = pin.model_copy(update={"components": _at_commits(recorded, card)})
+        if present.loras:
+            loras = _pinned_loras(present, recorded, card)
+            pins[name] = pins.get(name, present).model_copy(update={"loras": present.loras | loras})
+            as_recorded = {lora: recorded.loras[lora] for lora in loras}
+            models[name] = present.model_copy(update={"loras": present.loras | as_recorded})
+    return make_survey(spec.model_copy(update={"models": models}), pins)
+
+
+def _at_commits(model: ModelSpec, card: ModelCard) -> dict[str, ComponentSpec]:
+    """The model's named components, those on the Hub at the commits of its card."""
+    commits = {part: each.revision for part, each in card.components.items()}
+    return {
+        part: spec.model_copy(update={"revision": commits[part]})
+        if _COMMIT.fullmatch(commits.get(part, ""))
+        else spec
+        for part, spec in model.component_specs.items()
+    }
+
+
+def _pinned_loras(present: ModelSpec, recorded: ModelSpec, card: ModelCard) -> dict[str, AdapterSpec]:
+    """The model's LoRAs that are on the Hub, and that the record has too, at the commits of the card."""
+    pinned = {}
+    for lora in present.loras.keys() & recorded.loras.keys() & card.loras.keys():
+        commit, now, then = card.loras[lora].revision, present.loras[lora], recorded.loras[lora]
+        if commit and now in (then, then.model_copy(update={"revision": commit})):
+            pinned[lora] = then.model_copy(update={"revision": commit})
+    return pinned
 
 
 def plan_of(record: JobRecord, survey: Survey, output: str, *, extends: bool = False) -> Plan:
@@ -149,7 +183,7 @@ def _shown(value: object) -> str:
 def _checkpoint_differences(record: JobRecord, survey: Survey) -> Iterator[str]:
     """One line for each file of a checkpoint's folder that is missing, new or changed."""
     for name in record.models.keys() & survey.job.models.keys():
-        recorded, present = record.models[name].files, survey.job.models[name].files
+        recorded, present = (_hashes(models[name]) for models in (record.models, survey.job.models))
         # A job of an older version, or one that went from the Hub to a folder, has nothing to compare.
         for file in sorted(recorded.keys() | present.keys()) if recorded and present else ():
             if recorded.get(file) != present.get(file):
@@ -157,6 +191,14 @@ def _checkpoint_differences(record: JobRecord, survey: Survey) -> Iterator[str]:
                     "is new" if file not in recorded else "is missing" if file not in present else "changed"
                 )
                 yield f"models.{name}: {file} {change}"
+
+
+def _hashes(card: ModelCard) -> dict[str, str]:
+    """By name, the hashes of the checkpoint's files and of its named components'."""
+    hashes = dict(card.files)
+    for part, component in card.components.items():
+        hashes |= {f"{part}/{name}": digest for name, digest in component.files.items()}
+    return hashes
 
 
 def _input_differences(record: JobRecord, survey: Survey, found: FoundFiles, *, extends: bool) -> list[str]:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from actors.checkpoints.component_files import bytes_shared
+from actors.checkpoints.model_files import bytes_shared
 from actors.storage.objects import MAX_PUT_BYTES
 from actors.storage.uris import S3_SCHEME
 from jobs.planning.plan import Plan, expected_bytes, largest_part, make_plan
@@ -26,6 +26,8 @@ VAE_SHARE = ", about 9 % of the time of an image with 20 steps"
 """What decoding in float32 takes with XL, at any size: docs/batching.md has the calculation."""
 MAX_NAMED = 5
 """The most rows that a refusal names."""
+MAX_LORA_LINES = 20
+"""The most lines about single LoRAs."""
 MAX_ROUTE_LINES = 30
 """The most lines of the table of routes. Rows may have any number of sizes; the commonest are listed."""
 
@@ -111,7 +113,7 @@ def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
             f"{size_text(shared_bytes)} of weights are the same in two checkpoints and are loaded only once"
         )
     _print_safety(plan.job, console)
-    _print_lines([*_vae_lines(plan.job)], console)
+    _print_lines([*_vae_lines(plan.job), *_lora_lines(plan, findings)], console)
     console.print(_routes_table(findings))
     _print_bad_rows(plan, findings, console)
     _print_output(plan, findings, console)
@@ -133,6 +135,9 @@ def _models_table(job: Job) -> Table:
         size = size_text(card.weight_bytes) if card.weight_bytes else "on the Hub"
         kind = f"{card.family} ({card.pipeline}), {card.width}x{card.height}"
         table.add_row(name, card.checkpoint, kind, size, card.revision[:12])
+        for part, component in card.components.items():
+            path = "/".join(filter(None, [component.path, component.subfolder]))
+            table.add_row(f"  with {part}", path, "", "", component.revision[:12])
     return table
 
 
@@ -172,6 +177,23 @@ def _vae_lines(job: Job) -> Iterator[str]:
                 f"{where}: float32, because float16 does not hold it (force_upcast in its configuration)"
                 f"{share}; kernels.vae_dtype: bfloat16, or a VAE made for float16, takes less time"
             )
+
+
+def _lora_lines(plan: Plan, findings: Findings) -> Iterator[str]:
+    """A line for each LoRA, or for those that most rows apply: its size, and how many rows apply it."""
+    files = {
+        (model, name): file for model, card in plan.job.models.items() for name, file in card.loras.items()
+    }
+    by_rows = sorted(files, key=lambda key: -findings.lora_rows.get(key, 0))
+    for model, name in by_rows[:MAX_LORA_LINES]:
+        num_rows = findings.lora_rows.get((model, name), 0)
+        size = size_text(files[model, name].size_bytes)
+        yield f"LoRA {name} of {model}: {size}, {counted(num_rows, 'row')}"
+    if others := by_rows[MAX_LORA_LINES:]:
+        size_bytes = sum(files[key].size_bytes for key in others)
+        num_unused = sum(key not in findings.lora_rows for key in others)
+        unused = f"; no row applies {num_unused:,} of them" if num_unused else ""
+        yield f"and {counted(len(others), 'more LoRA')}: {size_text(size_bytes)}{unused}"
 
 
 def _routes_table(findings: Findings) -> Table:

@@ -6,8 +6,8 @@ from actors.rows.scheduler_checks import published_scheduler
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.model_card import ModelCard
+from schemas.systems.parameters import with_preset
 from schemas.systems.scheduler_rules import refusal
-from schemas.systems.schedulers import options_text
 from schemas.systems.system_table import System, find_system
 from schemas.wording.amounts import counted
 
@@ -42,19 +42,22 @@ def check_routes(spec: JobSpec, models: dict[str, ModelCard]) -> None:
 
 def _check_scheduler(spec: JobSpec, name: str, system: System, card: ModelCard) -> None:
     route = spec.routes[name]
-    values = {**system.defaults, **route.set_parameters()}
+    values = {**system.defaults, **with_preset(route.set_parameters())}
+    options = values.get("scheduler_options")
     # Rows may change a route's number of steps, but not that of a chain's later steps.
     is_later_step = any(name in other.then for other in spec.routes.values())
     begins_late = float(str(values.get("strength") or 1)) < 1 or bool(values.get("denoising_start"))
     reason = refusal(
-        route.scheduler or card.scheduler,
-        None if route.scheduler_options is None else options_text(route.scheduler_options),
+        str(values.get("scheduler") or card.scheduler),
+        None if options is None else str(options),
         published_scheduler(card, system),
         int(str(values["num_inference_steps"])) if is_later_step else None,
         begins_late,
     )
     if reason is not None:
-        key = "scheduler_options" if route.scheduler_options else "scheduler"
+        key = next(
+            (key for key in ("scheduler_options", "scheduler", "recipe") if getattr(route, key)), "scheduler"
+        )
         raise SpecError(f"routes.{name}.{key}: {reason}")
 
 

@@ -1,12 +1,13 @@
 """The survey of a job: its input files and columns, and its checkpoints. Only footers are read, no rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import pyarrow as pa
 
 from actors.checkpoints.checkpoint_folders import build_demo_checkpoints
+from actors.checkpoints.loras.lora_check import find_loras
 from actors.checkpoints.model_cards import read_card
 from actors.checkpoints.weights_check import check_weights
 from actors.inputs.footers import read_footer
@@ -14,6 +15,7 @@ from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
 from actors.storage.uris import join
 from jobs.in_flight import map_in_flight
+from jobs.survey.few_steps import few_step_notes
 from jobs.survey.input_paths import InputPath, find_files, input_paths, normalised
 from jobs.survey.route_checks import check_routes
 from schemas.columns.column_notes import column_notes
@@ -26,7 +28,8 @@ from schemas.columns.output_columns import output_schema
 from schemas.errors import SpecError
 from schemas.job import Job
 from schemas.output_layout import part_file, shard_name
-from schemas.spec.job_spec import JobSpec
+from schemas.spec.job_spec import JobSpec, ModelSpec
+from schemas.systems.model_card import ModelCard
 from schemas.systems.system_table import SYSTEMS
 from schemas.wording.printable import listed
 
@@ -49,7 +52,7 @@ class Survey:
     job: Job
     files: tuple[SurveyedFile, ...]
     notes: tuple[str, ...] = ()
-    """What the user should know about the input's files and columns, a line each."""
+    """What the user should know about the input's files and columns and about the routes, a line each."""
 
     @property
     def num_rows(self) -> int:
@@ -57,10 +60,10 @@ class Survey:
         return sum(file.num_rows for file in self.files)
 
 
-def make_survey(spec: JobSpec, commits: Mapping[str, str] = MappingProxyType({})) -> Survey:
+def make_survey(spec: JobSpec, pins: Mapping[str, ModelSpec] = MappingProxyType({})) -> Survey:
     """The survey of everything that a job needs; SpecError for what is missing or does not fit.
 
-    `commits`: by model, the commit of the Hub that is read, whatever commit its `revision` names by now.
+    `pins`: by name, models at the commits of the Hub that are read, whatever their revisions name by now.
     """
     stores = Stores(spec.errors.storage_deadline_s)
     paths = input_paths(spec, stores)
@@ -73,11 +76,9 @@ def make_survey(spec: JobSpec, commits: Mapping[str, str] = MappingProxyType({})
     _check_folders(columns, schemas, files)
     _check_columns(spec, columns, schemas)
     build_demo_checkpoints(spec.models.values())
-    models = {
-        name: read_card(name, model.model_copy(update={"revision": commits.get(name, model.revision)}))
-        for name, model in spec.models.items()
-    }
+    models = {name: read_card(name, pins.get(name, model)) for name, model in spec.models.items()}
     check_routes(spec, models)
+    models, lora_notes = _with_loras(spec, pins, models, stores)
     job = Job(
         spec=spec,
         models=models,
@@ -86,7 +87,21 @@ def make_survey(spec: JobSpec, commits: Mapping[str, str] = MappingProxyType({})
     )
     for name, model in job.checkpoints.items():
         check_weights(name, model, with_checker=spec.safety.checker == "on")
-    return Survey(job=job, files=files, notes=(*column_notes(schemas, columns, spec), *notes))
+    of_routes = few_step_notes(spec, models)
+    notes = [*column_notes(schemas, columns, spec), *notes, *lora_notes, *of_routes]
+    return Survey(job=job, files=files, notes=tuple(notes))
+
+
+def _with_loras(
+    spec: JobSpec, pins: Mapping[str, ModelSpec], models: Mapping[str, ModelCard], stores: Stores
+) -> tuple[dict[str, ModelCard], list[str]]:
+    """(cards, notes): the models' cards with their LoRAs, and what diffusers leaves out of these."""
+    with_loras, notes = {}, []
+    for name, card in models.items():
+        loras, of_model = find_loras(name, pins.get(name, spec.models[name]), card, stores)
+        with_loras[name] = replace(card, loras=loras)
+        notes += of_model
+    return with_loras, notes
 
 
 def _read_footers(

@@ -1,6 +1,6 @@
 """The types that columns of the input may have, and the types in which they are read and kept."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
@@ -105,6 +105,7 @@ def needed(field: str) -> str:
         "image": "an image struct<bytes, path>, bytes, or text with a URI",
         "pair of whole numbers": "lists of two whole numbers",
         "options": "JSON text, or a struct or a map of numbers, texts and booleans",
+        "weights by name": "JSON text, a list of structs of name and weight, or a struct or a map of numbers",
     }
     return words.get(FIELD_KINDS[field], FIELD_KINDS[field])
 
@@ -123,7 +124,9 @@ def _accepts(kind: str, arrow_type: pa.DataType) -> bool:
     if kind == "pair of whole numbers":
         return _is_list(arrow_type) and pa.types.is_integer(arrow_type.value_type)
     if kind == "options":
-        return text or _is_mapping(arrow_type)
+        return text or _is_mapping(arrow_type, _is_setting)
+    if kind == "weights by name":
+        return text or _is_mapping(arrow_type, _is_number) or _is_weights(arrow_type)
     # pandas turns whole numbers with nulls into a float column: their values are checked row by row.
     return bool({"id": text or whole, "text": text, "whole number": number, "number": number}[kind])
 
@@ -133,11 +136,28 @@ def _is_list(arrow_type: pa.DataType) -> bool:
     return any(check(arrow_type) for check in checks)
 
 
-def _is_mapping(arrow_type: pa.DataType) -> bool:
+def _is_mapping(arrow_type: pa.DataType, is_value: Callable[[pa.DataType], bool]) -> bool:
     """Whether the type is a map or struct of names to single values."""
     if pa.types.is_map(arrow_type):
-        return _accepts("text", arrow_type.key_type) and _is_setting(arrow_type.item_type)
-    return pa.types.is_struct(arrow_type) and all(_is_setting(field.type) for field in arrow_type)
+        return _accepts("text", arrow_type.key_type) and is_value(arrow_type.item_type)
+    return pa.types.is_struct(arrow_type) and all(is_value(field.type) for field in arrow_type)
+
+
+def _is_weights(arrow_type: pa.DataType) -> bool:
+    """Whether the type is a list of structs with a name, a weight, and perhaps more, as an output has it."""
+    if not _is_list(arrow_type) or not pa.types.is_struct(arrow_type.value_type):
+        return False
+    types = {field.name: field.type for field in arrow_type.value_type}
+    return (
+        types.keys() >= {"name", "weight"}
+        and len(types) == arrow_type.value_type.num_fields
+        and _accepts("text", types["name"])
+        and _is_number(types["weight"])
+    )
+
+
+def _is_number(arrow_type: pa.DataType) -> bool:
+    return _accepts("number", arrow_type)
 
 
 def _is_setting(arrow_type: pa.DataType) -> bool:

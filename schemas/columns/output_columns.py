@@ -1,7 +1,7 @@
 """The output's columns: one row per image, with Hugging Face's image type and schema metadata."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -44,6 +44,12 @@ OPTIONAL_PART_COLUMNS: dict[str, tuple[pa.DataType, ...]] = {
     "step_images": (pa.list_(IMAGE_TYPE),),
 }
 """Further columns that darkroom reads again if the part has them."""
+WEIGHTS_TYPE = pa.list_(
+    pa.struct(
+        [pa.field("name", pa.string()), pa.field("weight", pa.float64()), pa.field("sha256", pa.string())]
+    )
+)
+"""The type of adapters that were applied, each with its weight and the hash of its file."""
 NEVER_NULL = ("row_id", "image_index", "status")
 
 _ARROW_KINDS: dict[str, pa.DataType] = {
@@ -52,6 +58,7 @@ _ARROW_KINDS: dict[str, pa.DataType] = {
     "text": pa.string(),
     "pair of whole numbers": pa.list_(pa.int64()),
     "options": pa.string(),
+    "weights by name": WEIGHTS_TYPE,
 }
 
 
@@ -78,7 +85,7 @@ def output_schema(spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMa
         *(pa.field(name, pa.string()) for name in texts),
         *(pa.field(f"{name}_truncated", pa.string()) for name in texts),
         pa.field("seed", pa.int64()),
-        *(pa.field(name, _ARROW_KINDS[PARAMETERS[name].kind]) for name in _used_parameters(systems)),
+        *(pa.field(name, _ARROW_KINDS[PARAMETERS[name].kind]) for name in _used_parameters(systems, models)),
         pa.field("nsfw", pa.bool_()),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error_code", pa.string()),
@@ -123,10 +130,12 @@ def _systems(spec: JobSpec, models: dict[str, ModelCard]) -> list[System]:
     return [system for system in systems if system is not None]
 
 
-def _used_parameters(systems: Sequence[System]) -> list[str]:
+def _used_parameters(systems: Sequence[System], models: Mapping[str, ModelCard]) -> list[str]:
     """The parameters that some row can have, without width and height, which are columns of the image."""
-    taken = {name for system in systems for name in system.defaults}
-    return [name for name in PARAMETERS if name in taken and name not in ("height", "width")]
+    taken = {name for system in systems for name in system.defaults} - {"height", "width"}
+    if not any(card.loras for card in models.values()):
+        taken.discard("loras")
+    return [name for name in PARAMETERS if name in taken]
 
 
 def _hugging_face(fields: Sequence[pa.Field]) -> dict[str, str]:

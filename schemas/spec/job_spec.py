@@ -1,29 +1,18 @@
 """A job's YAML as types: one frozen model per section, strict, with unknown keys refused."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
+from schemas.spec.adapter_spec import AdapterSpec
+from schemas.spec.plain_text import Name, Plain, shown_as_it_is
+from schemas.systems.adapter_weights import unknown_adapter
 from schemas.systems.parameters import Parameters, StrictModel
 from schemas.systems.sampler_names import unknown_scheduler
 from schemas.systems.system_table import TASKS, takes
 from schemas.wording.nearest import did_you_mean
-from schemas.wording.printable import command_in, listed, shortened
-
-
-def _shown_as_it_is(text: str) -> str:
-    """The text itself; ValueError if it contains a character that a terminal would obey."""
-    sign = command_in(text)
-    if sign:
-        raise ValueError(
-            f"contains U+{ord(sign):04X}, which a terminal obeys and does not show; leave it out"
-        )
-    return text
-
-
-Plain = Annotated[str, AfterValidator(_shown_as_it_is)]
-Name = Annotated[str, Field(min_length=1), AfterValidator(_shown_as_it_is)]
+from schemas.wording.printable import listed, shortened
 
 
 class InputSpec(StrictModel):
@@ -47,7 +36,7 @@ class InputSpec(StrictModel):
     @classmethod
     def _shown_as_they_are(cls, paths: str | list[str]) -> str | list[str]:
         for path in [paths] if isinstance(paths, str) else paths:
-            _shown_as_it_is(path)
+            shown_as_it_is(path)
         return paths
 
     @field_validator("pictures")
@@ -65,27 +54,80 @@ class InputSpec(StrictModel):
         return folders
 
 
+class ComponentSpec(StrictModel):
+    """Where a component is that replaces the checkpoint's own."""
+
+    path: Name
+    """A folder or a repository of the Hugging Face Hub: that of the component, or of a whole checkpoint."""
+    revision: Plain | None = None
+    """A branch, tag or commit of the Hub repository."""
+    subfolder: Plain | None = None
+    """The component's folder in it; "" for the whole. Default: the folder of the component's name, or else
+    the whole."""
+
+    @field_validator("path")
+    @classmethod
+    def _no_address(cls, path: str) -> str:
+        if "://" in path:
+            raise ValueError("a component is a folder or a Hub repository such as owner/name, not an address")
+        return path
+
+    @field_validator("subfolder")
+    @classmethod
+    def _below(cls, subfolder: str | None) -> str | None:
+        if subfolder and {"", ".", ".."} & {*subfolder.split("/")}:
+            raise ValueError(f"{shortened(subfolder)!r} is not a folder below the component's path")
+        return subfolder
+
+
 class ModelSpec(StrictModel):
     """One checkpoint, under the name that routes and rows use for it."""
 
     checkpoint: Name
-    """A folder that `save_pretrained` wrote, a repository of the Hugging Face Hub, or demo:KIND."""
+    """A folder that `save_pretrained` wrote, a repository of the Hugging Face Hub, a single .safetensors file
+    (local, s3:// or owner/name/file.safetensors on the Hub), or demo:KIND."""
     revision: Plain | None = None
     """A branch, tag or commit of the Hub repository."""
     variant: Plain | None = None
     """A variant of the weight files, such as fp16."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """The precision of the weights. auto: float16 on a GPU, float32 on a CPU."""
+    loras: dict[Name, AdapterSpec] = Field(default_factory=dict)
+    """The LoRAs that rows and routes may apply, by the names that they use for them."""
+    components: dict[Name, Name | ComponentSpec] = Field(default_factory=dict)
+    """Components that replace the checkpoint's own, by name: {vae: FOLDER_OR_REPOSITORY}."""
 
     @field_validator("checkpoint")
     @classmethod
     def _no_address(cls, checkpoint: str) -> str:
-        if "://" in checkpoint:
+        if "://" in checkpoint and not checkpoint.startswith("s3://"):
             # The message does not quote the address, because addresses of repositories often contain a token.
             raise ValueError(
-                "a checkpoint is a folder, a Hub repository such as owner/name, or demo:KIND, not an address"
+                "a checkpoint is a folder, a Hub repository such as owner/name, a file of one such as "
+                "owner/name/file.safetensors, or demo:KIND, not an address"
             )
+        if checkpoint.startswith("s3://") and not checkpoint.endswith(".safetensors"):
+            raise ValueError("on S3, a checkpoint is a single file that ends in .safetensors, not a folder")
         return checkpoint
+
+    @field_validator("components")
+    @classmethod
+    def _are_components(cls, components: dict[str, str | ComponentSpec]) -> dict[str, str | ComponentSpec]:
+        return {
+            name: ComponentSpec(path=source) if isinstance(source, str) else source
+            for name, source in components.items()
+        }
+
+    @property
+    def component_specs(self) -> dict[str, ComponentSpec]:
+        """Where the named components are, by name."""
+        return {name: source for name, source in self.components.items() if isinstance(source, ComponentSpec)}
+
+    @property
+    def sources_text(self) -> str:
+        """The checkpoint, and where its named components are from: `owner/xl, vae from owner/vae`."""
+        named = [f"{name} from {source.path}" for name, source in self.component_specs.items()]
+        return ", ".join([self.checkpoint, *named])
 
 
 class Route(Parameters):
@@ -319,6 +361,21 @@ class JobSpec(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _loras_have_layers_of_their_own(self) -> "JobSpec":
+        with_loras = [name for name, model in self.models.items() if model.loras]
+        if self.kernels.fuse_qkv and with_loras:
+            raise ValueError(
+                f"kernels.fuse_qkv: model `{shortened(with_loras[0])}` has LoRAs, which change queries, keys "
+                "and values one by one; leave out `fuse_qkv` or `loras`"
+            )
+        if self.batching.compile and with_loras:
+            raise ValueError(
+                f"batching.compile: model `{shortened(with_loras[0])}` has LoRAs, and each rank of theirs "
+                "would be compiled anew, which takes minutes; leave out `compile` or `loras`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _exact_has_the_kernels_of_diffusers(self) -> "JobSpec":
         departures = self.kernels.departures()
         if self.batching.exact and departures:
@@ -352,6 +409,11 @@ class JobSpec(StrictModel):
         for parameter in route.set_parameters():
             if not takes(task, parameter):
                 raise ValueError(f"routes.{name}.{parameter}: the task {task} has no such parameter")
+        for lora in route.loras or {}:
+            if problem := unknown_adapter("LoRA", lora, route.model, self.models[route.model].loras):
+                raise ValueError(
+                    f"routes.{name}.loras: {problem}. Name its file in models.{shortened(route.model)}.loras"
+                )
 
     def task_of(self, route: str) -> str:
         """The generation task of a route."""

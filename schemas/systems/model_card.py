@@ -13,13 +13,48 @@ Stable Diffusion's own pipelines do not, although its VAEs have it set by defaul
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFile:
+    """One adapter's file of safetensors, as the plan has found it."""
+
+    name: str
+    """The adapter's name in the spec."""
+    path: str
+    """The absolute path of the file, its URI on S3, or the Hub's repository."""
+    weight_name: str | None = None
+    """The file's name in the Hub's repository; None elsewhere."""
+    subfolder: str | None = None
+    """The folder of the file in the Hub's repository, if it is in one."""
+    revision: str | None = None
+    """The Hub's commit; None elsewhere."""
+    sha256: str
+    """The hash of the file's content. The job's images depend on it."""
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentCard:
+    """Where a component is that the spec names by itself, and which."""
+
+    path: str
+    """The absolute path of a folder, or a Hub repository."""
+    revision: str
+    """The Hub's commit, or a digest of a local folder's `files`."""
+    subfolder: str
+    """The component's folder in it; empty if it is the whole."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """By name, the SHA-256 of each file of a local folder; empty for a commit of the Hub."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """The facts about a checkpoint that its configuration files tell, without loading it."""
 
     checkpoint: str
-    """The resolved checkpoint: the absolute path of a folder, a Hub repository, or demo:KIND."""
+    """The resolved checkpoint: the absolute path of a folder or of a single file, an S3 URI, a Hub repository
+    or a file in one, or demo:KIND."""
     revision: str
-    """The Hub's commit, or a digest of a local folder's `files`. The job's images depend on it."""
+    """The Hub's commit, or a digest of a local folder's `files`, or of the ETag on S3. The job's images
+    depend on it."""
     family: str
     """The family, which decides what the checkpoint can do; see schemas/systems/system_table.py."""
     pipeline: str
@@ -47,4 +82,8 @@ class ModelCard:
     upcasts_vae: bool = False
     """Whether its VAE stays in float32 beside a float16 UNet. The default is for older records."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """By name, the SHA-256 of each file of a local folder; empty for a commit of the Hub."""
+    """By name, the SHA-256 of each file of a local folder, or of a single file; empty if it is elsewhere."""
+    components: Mapping[str, ComponentCard] = field(default_factory=dict)
+    """By name, the components that the spec names by themselves."""
+    loras: Mapping[str, AdapterFile] = field(default_factory=dict)
+    """The model's LoRAs by name, in the order of the spec."""

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Le, Lt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from schemas.systems.adapter_weights import checked_weights, weights_text
+from schemas.systems.recipes import RECIPES
 from schemas.systems.schedulers import Setting, options_text
 
 ParameterValue = int | float | str | tuple[int, int]
@@ -39,10 +41,17 @@ SLD_PRESETS: Mapping[str, Mapping[str, ParameterValue]] = {
 pipelines/deprecated/stable_diffusion_safe."""
 
 
+_PRESETS: Mapping[str, Mapping[str, Mapping[str, ParameterValue]]] = {
+    "sld_preset": SLD_PRESETS,
+    "recipe": RECIPES,
+}
+"""The parameters that stand for several others, with the values of each of their names."""
+
+
 def with_preset(values: Mapping[str, ParameterValue]) -> dict[str, ParameterValue]:
-    """The values that a row or a route sets, and its preset's numbers for those that it does not set."""
-    preset = SLD_PRESETS[str(values["sld_preset"])] if "sld_preset" in values else {}
-    return {**preset, **values}
+    """The values that a row or a route sets, and its preset's or recipe's for those that it does not set."""
+    presets = [names[str(values[parameter])] for parameter, names in _PRESETS.items() if parameter in values]
+    return {name: value for each in (*presets, values) for name, value in each.items()}
 
 
 class StrictModel(BaseModel):
@@ -56,6 +65,9 @@ class StrictModel(BaseModel):
 class Parameters(StrictModel):
     """Values that a route sets for its rows. A row's own column overrides them."""
 
+    recipe: Literal["lcm", "turbo", "lightning", "hyper"] | None = None
+    """How a few-step model or LoRA wants to be called: one name for a scheduler with its options, a number of
+    steps and a guidance scale. A value that is set itself overrides the recipe's."""
     num_inference_steps: int | None = Field(default=None, ge=1, le=1000)
     """The number of denoising steps. Each costs at least one UNet call."""
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
@@ -116,21 +128,30 @@ class Parameters(StrictModel):
     checkpoint's own scheduler configuration."""
     scheduler_options: dict[str, Setting] | None = None
     """Changes of that configuration, such as {use_karras_sigmas: true}; {} for none."""
+    loras: dict[str, float] | None = None
+    """The LoRAs to apply, by the names that the model has for them, each with a weight from -10 to 10, such
+    as {chalk: 0.8}; {} for none. At most 16; those with a weight of 0 do not count."""
+
+    @field_validator("loras")
+    @classmethod
+    def _allowed_weights(cls, loras: dict[str, float] | None) -> dict[str, float] | None:
+        checked_weights(loras or {})
+        return loras
 
     def set_parameters(self) -> dict[str, ParameterValue]:
         """The parameters that are set, by name, in the order of their declaration."""
         values = ((name, getattr(self, name)) for name in Parameters.model_fields)
-        return {name: _settled(value) for name, value in values if value is not None}
+        return {name: _settled(value, PARAMETERS[name].kind) for name, value in values if value is not None}
 
 
-def _settled(value: Any) -> ParameterValue:
-    """The value as rows have it, in a hashable form: a pair as a tuple, options as JSON text."""
+def _settled(value: Any, kind: str) -> ParameterValue:
+    """The value as rows have it, in a hashable form: a pair as a tuple, options and weights as JSON text."""
     if isinstance(value, dict):
-        return options_text(value)
+        return weights_text(value) if kind == "weights by name" else options_text(value)
     return (value[0], value[1]) if isinstance(value, list) else value
 
 
-Kind = Literal["whole number", "number", "text", "pair of whole numbers", "options"]
+Kind = Literal["whole number", "number", "text", "pair of whole numbers", "options", "weights by name"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +164,8 @@ class Bounds:
     maximum: float
     """The greatest value allowed."""
     choices: tuple[str, ...]
-    """The texts allowed; empty if the value is not a text, or if schemas/systems/schedulers.py checks it."""
+    """The texts allowed; empty if the value is not a text, or if another module checks it: schedulers.py or
+    adapter_weights.py in schemas/systems/."""
 
 
 _KINDS: dict[object, Kind] = {
@@ -152,14 +174,18 @@ _KINDS: dict[object, Kind] = {
     str: "text",
     Literal: "text",
     list[int]: "pair of whole numbers",
-    dict: "options",
+    dict[str, Setting]: "options",
+    dict[str, float]: "weights by name",
 }
 
 
 def _read_bounds(name: str) -> Bounds:
     field = Parameters.model_fields[name]
-    # Annotated[list[int], ...] has list[int] as its origin, dict[str, ...] has dict.
-    members = [getattr(member, "__origin__", member) for member in get_args(field.annotation)]
+    # Annotated[list[int], ...] has list[int] as its origin, Literal[...] has Literal.
+    members = [
+        member.__origin__ if get_origin(member) in (Annotated, Literal) else member
+        for member in get_args(field.annotation)
+    ]
     kind = next(_KINDS[member] for member in members if member in _KINDS)
     lows = [limit.ge for limit in field.metadata if isinstance(limit, Ge)]
     highs = [limit.le for limit in field.metadata if isinstance(limit, Le)]

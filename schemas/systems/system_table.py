@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from schemas.systems.adapter_weights import NO_WEIGHTS
 from schemas.systems.parameters import SLD_PRESETS, ParameterValue
 
 Defaults = Mapping[str, ParameterValue | None]
@@ -73,6 +74,8 @@ _SCHEDULER: Defaults = {"scheduler": None, "scheduler_options": None}
 _STEPS: Defaults = {"num_inference_steps": 50, "guidance_scale": 7.5, "eta": 0.0, **_SCHEDULER}
 _SIZE: Defaults = {"height": None, "width": None}
 _CLIP: Defaults = {"clip_skip": None}
+# Only pipelines with a StableDiffusionLoraLoaderMixin or StableDiffusionXLLoraLoaderMixin have this.
+_LORAS: Defaults = {"recipe": None, "loras": NO_WEIGHTS}
 _SLD: Defaults = {"sld_preset": None, **SLD_PRESETS["medium"]}
 _SAFE = _frozen(_STEPS, _SIZE, _SLD)
 _UPSCALE: Defaults = {"num_inference_steps": 75, "guidance_scale": 9.0, "noise_level": 20}
@@ -87,9 +90,9 @@ _XL: Defaults = {
     "negative_target_size": None,
 }
 _XL_IMAGE: Defaults = _frozen(
-    _STEPS, _CLIP, _XL, denoising_start=None, aesthetic_score=6.0, negative_aesthetic_score=2.5
+    _STEPS, _CLIP, _LORAS, _XL, denoising_start=None, aesthetic_score=6.0, negative_aesthetic_score=2.5
 )
-_INPAINT = _frozen(_STEPS, _CLIP, _SIZE, strength=1.0, padding_mask_crop=None)
+_INPAINT = _frozen(_STEPS, _CLIP, _LORAS, _SIZE, strength=1.0, padding_mask_crop=None)
 _XL_IMG2IMG = _frozen(_XL_IMAGE, guidance_scale=5.0, strength=0.3)
 _XL_INPAINT = _frozen(_XL_IMAGE, _SIZE, strength=0.9999, padding_mask_crop=None)
 _MASKED = ("image", "mask_image")
@@ -112,7 +115,7 @@ SYSTEMS: tuple[System, ...] = (
         task="text2img",
         pipeline="StableDiffusionPipeline",
         checkpoints=_each(_SD_CLASSES, 4),
-        defaults=_frozen(_STEPS, _CLIP, _SIZE, guidance_rescale=0.0),
+        defaults=_frozen(_STEPS, _CLIP, _LORAS, _SIZE, guidance_rescale=0.0),
     ),
     System(
         family="sd",
@@ -120,7 +123,7 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionImg2ImgPipeline",
         images=("image",),
         rounds_image_down=True,
-        defaults=_frozen(_STEPS, _CLIP, strength=0.8),
+        defaults=_frozen(_STEPS, _CLIP, _LORAS, strength=0.8),
     ),
     System(
         family="sd",
@@ -159,7 +162,7 @@ SYSTEMS: tuple[System, ...] = (
         images=("image",),
         rounds_image_down=True,
         optional_images=("depth_map",),
-        defaults=_frozen(_STEPS, _CLIP, strength=0.8),
+        defaults=_frozen(_STEPS, _CLIP, _LORAS, strength=0.8),
     ),
     System(
         family="variation",
@@ -178,7 +181,7 @@ SYSTEMS: tuple[System, ...] = (
         images=("image",),
         rounds_image_down=True,
         scale=4,
-        defaults=_frozen(_STEPS, _CLIP, _UPSCALE),
+        defaults=_frozen(_STEPS, _CLIP, _LORAS, _UPSCALE),
     ),
     System(
         family="latent-upscale",
@@ -199,7 +202,7 @@ SYSTEMS: tuple[System, ...] = (
         checkpoints=(("StableDiffusionLDM3DPipeline", 4),),
         gives_depth=True,
         defaults=_frozen(
-            _STEPS, _CLIP, _SIZE, num_inference_steps=49, guidance_scale=5.0, guidance_rescale=0.0
+            _STEPS, _CLIP, _LORAS, _SIZE, num_inference_steps=49, guidance_scale=5.0, guidance_rescale=0.0
         ),
     ),
     System(
@@ -219,7 +222,7 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionXLPipeline",
         checkpoints=_each(_XL_CLASSES, 4),
         texts=XL_PROMPTS,
-        defaults=_frozen(_STEPS, _CLIP, _SIZE, _XL, guidance_scale=5.0),
+        defaults=_frozen(_STEPS, _CLIP, _LORAS, _SIZE, _XL, guidance_scale=5.0),
     ),
     System(
         family="sdxl",

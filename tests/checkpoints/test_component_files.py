@@ -12,11 +12,11 @@ from actors.checkpoints.component_files import (
     ALLOW_PICKLES,
     ComponentFiles,
     LocalFile,
-    bytes_shared,
     components_with_weights,
     files_in,
     weights_of,
 )
+from actors.checkpoints.model_files import bytes_shared
 from schemas.spec.job_spec import ModelSpec
 
 BLOCK = 1 << 20

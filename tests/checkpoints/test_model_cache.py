@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.checkpoints.component_files import ALLOW_PICKLES, bytes_shared
+from actors.checkpoints.component_files import ALLOW_PICKLES
+from actors.checkpoints.model_files import bytes_shared
 from actors.checkpoints.weights_check import check_weights
 from actors.engine.calls.call_arguments import NO_ARGUMENTS
 from actors.engine.diffusers_engine import DiffusersEngine

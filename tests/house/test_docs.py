@@ -23,6 +23,7 @@ from schemas.spec.job_spec import (
     WorkersSpec,
 )
 from schemas.spec.spec_file import load_spec
+from schemas.systems.adapter_weights import NO_WEIGHTS
 from schemas.systems.parameters import PARAMETERS, SLD_PRESETS, ParameterValue
 from schemas.systems.sampler_names import ENDINGS, NAMES, Sampler
 from schemas.systems.schedulers import Settings
@@ -126,6 +127,8 @@ def parameter_rows() -> list[str]:
 def _shown(name: str, value: ParameterValue | None, system: System) -> str:
     if name in ("height", "width") and system.resizes_image:
         return "the image's"
+    if value == NO_WEIGHTS:
+        return "none"
     if value is None:
         return "own" if name in ("height", "width", "scheduler") else "none"
     return str(list(value)) if isinstance(value, tuple) else f"{value:g}"

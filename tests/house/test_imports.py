@@ -42,7 +42,8 @@ HOUSE: Mapping[str, Order] = {
     ),
     "actors.engine": order(
         "samples quirks",
-        "cohorts engine batching pipelines",
+        "cohorts engine batching adapters",
+        "pipelines",
         "calls",
         "cohort_runner",
         "diffusers_engine",
@@ -62,7 +63,7 @@ HOUSE: Mapping[str, Order] = {
 
 HOMES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("torch", "diffusers", "transformers", "greenlet", "compel"),
+        ("torch", "diffusers", "transformers", "greenlet", "compel", "peft"),
         ("actors.engine", "demo", "benchmarks", "tools", "tests"),
     ),
     "ray": ("jobs.fleet", "benchmarks", "tests"),

@@ -34,6 +34,7 @@ from jobs.verification.verify import verify_output
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.job import ShardReport
 from schemas.spec.job_spec import JobSpec
+from schemas.systems.model_card import AdapterFile
 from tests.support import running
 
 DEVICE = torch.device("cpu")
@@ -82,9 +83,13 @@ def plan_for(spec: JobSpec) -> Plan:
     return make_plan(make_survey(spec))[0]
 
 
-def model_cache(spec: JobSpec, capacity_bytes: int = 10**9) -> ModelCache:
+def model_cache(
+    spec: JobSpec,
+    capacity_bytes: int = 10**9,
+    loras: Mapping[str, Mapping[str, AdapterFile]] | None = None,
+) -> ModelCache:
     """A cache of the spec's models, on the CPU."""
-    return ModelCache(spec.models, LoadOptions.of(spec, DEVICE), capacity_bytes)
+    return ModelCache(spec.models, LoadOptions.of(spec, DEVICE), capacity_bytes, loras)
 
 
 def loaded_models() -> ModelCache:
@@ -99,7 +104,7 @@ def worker_for(
     spec = plan.job.spec
     return Worker(
         plan.job,
-        engine=engine or DiffusersEngine(model_cache(spec), spec),
+        engine=engine or DiffusersEngine(model_cache(spec, loras=plan.job.loras), spec),
         stores=Stores(),
         output=output or open_output(spec.output.path),
         num_threads=num_threads,

@@ -84,8 +84,10 @@ class _SuspendedCall:
         return self.module.max_rows.get(self.request.batch_key)
 
 
-def _within_call() -> bool:
-    return isinstance(getcurrent(), _Running)
+def _current_call() -> Any:
+    """The call that is running; None outside of calls."""
+    current = getcurrent()
+    return current.call if isinstance(current, _Running) else None
 
 
 def _suspend(module: MergedModule, request: Request) -> Any:
@@ -122,7 +124,7 @@ class Batcher(Generic[CallT]):
         """
         with ExitStack() as stack:
             for module in self._modules:
-                stack.enter_context(module.patched(_within_call, _suspend))
+                stack.enter_context(module.patched(_current_call, _suspend))
             stack.callback(self._abandon)
             more = True
             while more or self._alive:

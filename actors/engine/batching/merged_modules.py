@@ -1,11 +1,11 @@
 """Merged modules: calls are suspended at them, and answered together in batches."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from traceback import clear_frames
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,7 +20,20 @@ Arguments = Mapping[str, Any]
 Autocast = tuple[str, torch.dtype]
 """A device type and the dtype of torch.autocast on it."""
 
+Setting = Hashable
+"""What a call sets of a module beside its arguments, such as the LoRAs of its rows; None sets nothing."""
+
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class RowSettings(Protocol):
+    """How a module is set, for each row of a batch."""
+
+    def of(self, call: Any) -> Setting:
+        """What a call sets of this module; equal for calls that set the same."""
+
+    def applied(self, settings: Sequence[Setting]) -> AbstractContextManager[None]:
+        """While the block runs, row i of what the module gets has `settings[i]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +50,8 @@ class MergePoint:
     """Whether the module has a row cache, which answers rows that it has had before."""
     forward: Callable[..., Any] | None = None
     """A function that runs instead of the module's own `forward`, such as a compiled one."""
+    settings: RowSettings | None = None
+    """What calls set of the module beside its arguments; None if they set nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +68,8 @@ class Request:
     """Whether the module must run for it without other requests' rows and without padding."""
     autocast: Autocast | None = None
     """The autocast under which the module is called, as diffusers' depth2img calls its depth estimator."""
+    setting: Setting = None
+    """What the call sets of the module; it applies to each of its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +117,19 @@ class MergedModule:
 
     @contextmanager
     def patched(
-        self, is_within_call: Callable[[], bool], suspend: Callable[["MergedModule", Request], Any]
+        self, current_call: Callable[[], Any], suspend: Callable[["MergedModule", Request], Any]
     ) -> Iterator[None]:
-        """While the block runs, a caller for whom `is_within_call` is true gets what `suspend` returns.
+        """While the block runs, a caller within a call gets what `suspend` returns.
 
-        Rows that the row cache has are returned at once. For other callers the module runs as usual.
+        `current_call` gives the call, or None outside of calls: then the module runs as usual. Rows that the
+        row cache has are returned at once.
         """
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if not is_within_call():
+            call = current_call()
+            if call is None:
                 return self._own_forward(*args, **kwargs)
-            request = self._request(args, kwargs)
+            request = self._request(args, kwargs, call)
             cached = self._row_cache.get(request.keys) if self._row_cache and request.keys else None
             if cached is None:
                 with _autocast_off(request.autocast):
@@ -130,26 +149,36 @@ class MergedModule:
             else:
                 module.forward = before
 
-    def _request(self, args: tuple[Any, ...], kwargs: Arguments) -> Request:
+    def _request(self, args: tuple[Any, ...], kwargs: Arguments, call: Any) -> Request:
         named = {**dict(zip(self._names, args, strict=False)), **kwargs}
         # Some pipelines leave an argument out where others pass None, its default.
         left_out = {name for name in named if named[name] is None and self._defaults.get(name) is None}
         arguments = {name: named[name] for name in sorted(named.keys() - left_out)}
         numbers = self.point.numbers & arguments.keys()
         autocast = _autocast()
+        settings = self.point.settings
+        setting = settings.of(call) if settings else None
         tensors = [*tensor_trees.tensors([arguments[name] for name in arguments.keys() - numbers])]
         sizes = set(tensor_trees.leading_sizes(tensors))
         rows = next(iter(sizes)) if len(sizes) == 1 else None
         if rows is None:
             # A tensor has no rows, or another number of rows.
-            return Request(arguments=named, rows=1, batch_key=object(), runs_alone=True, autocast=autocast)
+            return Request(
+                arguments=named,
+                rows=1,
+                batch_key=object(),
+                runs_alone=True,
+                autocast=autocast,
+                setting=setting,
+            )
         arguments |= {name: _one_per_row(arguments[name], rows) for name in numbers}
         return Request(
             arguments=arguments,
             rows=rows,
             batch_key=(self.point.name, autocast, tensor_trees.form(arguments)),
             autocast=autocast,
-            keys=row_keys(arguments, rows) if self._row_cache is not None else (),
+            keys=row_keys((arguments, setting), rows) if self._row_cache is not None else (),
+            setting=setting,
         )
 
     def answers(self, requests: Sequence[Request]) -> list[Any]:
@@ -186,23 +215,32 @@ class MergedModule:
     def _batch(self, requests: Sequence[Request]) -> list[Any]:
         arguments = tensor_trees.join([request.arguments for request in requests])
         if requests[0].runs_alone:
-            return [self._run(arguments, 1, requests[0].autocast)]
+            return [self._run(arguments, requests[0].autocast, [requests[0].setting])]
+        row_settings = [request.setting for request in requests for _ in range(request.rows)]
         if self._row_cache is not None and requests[0].keys:
             keys = [key for request in requests for key in request.keys]
             results = self._row_cache.complete(
                 keys,
                 lambda indices: self._run(
-                    tensor_trees.select(arguments, indices), len(indices), requests[0].autocast
+                    tensor_trees.select(arguments, indices),
+                    requests[0].autocast,
+                    [row_settings[index] for index in indices],
                 ),
             )
             return [concatenated_results(results, request.keys) for request in requests]
         sizes = [request.rows for request in requests]
-        result = self._run(arguments, sum(sizes), requests[0].autocast, self._ladder)
+        result = self._run(arguments, requests[0].autocast, row_settings, self._ladder)
         return [result] if len(sizes) == 1 else [*tensor_trees.split(result, sizes)]
 
     def _run(
-        self, arguments: Arguments, rows: int, autocast: Autocast | None, ladder: Sequence[int] = ()
+        self,
+        arguments: Arguments,
+        autocast: Autocast | None,
+        settings: Sequence[Setting],
+        ladder: Sequence[int] = (),
     ) -> Any:
+        """The module's result for a batch; there is a setting for each of its rows."""
+        rows = len(settings)
         self.count.batches += 1
         self.count.rows_run += rows
         padding = next((size - rows for size in ladder if size >= rows), 0)
@@ -210,8 +248,10 @@ class MergedModule:
             self.count.rows_padded += padding
             last = tensor_trees.select(arguments, slice(rows - 1, rows))
             arguments = tensor_trees.join([arguments, *[last] * padding])
+            settings = [*settings, *[settings[-1]] * padding]
         arguments = self._on_device(arguments)
-        with torch.autocast(autocast[0], autocast[1]) if autocast else nullcontext():
+        applied = self.point.settings.applied(settings) if self.point.settings else nullcontext()
+        with torch.autocast(autocast[0], autocast[1]) if autocast else nullcontext(), applied:
             result = self._forward(**arguments)
         return next(tensor_trees.split(result, [rows, padding])) if padding else result
 

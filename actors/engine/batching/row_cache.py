@@ -65,8 +65,8 @@ def concatenated_results(results: Mapping[RowKey, Any], keys: Sequence[RowKey]) 
     return tensor_trees.join(rows) if len(rows) > 1 else tensor_trees.select(rows[0], [0])
 
 
-def row_keys(arguments: Mapping[str, Any], num_rows: int) -> tuple[RowKey, ...]:
-    """The key of each row of a module's arguments, which are tensors and plain values."""
+def row_keys(arguments: Any, num_rows: int) -> tuple[RowKey, ...]:
+    """The key of each row of a module's arguments, a tree of tensors and plain values."""
     common = repr(tensor_trees.form(arguments)).encode()
     # Viewed as bytes, since numpy has no bfloat16.
     arrays = [

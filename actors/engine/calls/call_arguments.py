@@ -27,8 +27,9 @@ Images are RGB, masks L and depth maps I;16. In a chain, an image can also be th
 
 Arguments = dict[str, Any]
 
-NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset")
-"""Parameters that are not arguments of a pipeline: it has its scheduler, and gets a preset's numbers."""
+NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset", "recipe", "loras")
+"""Parameters that are not arguments of a pipeline: it has its scheduler, gets a preset's numbers, and LoRAs
+change its modules."""
 
 
 def check_images(sample: Sample, images: Mapping[str, Image.Image]) -> None:

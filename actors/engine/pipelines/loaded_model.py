@@ -2,20 +2,27 @@
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
 
+from actors.checkpoints.adapter_files import on_this_machine
+from actors.engine.adapters.lora_cache import LoraCache, LoraSettings
 from actors.engine.pipelines.loading import LoadOptions, load
 from actors.engine.pipelines.pipeline_builder import build_pipeline, new_scheduler
 from actors.engine.pipelines.safety_checker import checker_of
 from actors.engine.pipelines.shared_modules import SharedModules
 from schemas.spec.job_spec import ModelSpec
+from schemas.systems.model_card import AdapterFile
 from schemas.systems.system_table import System
 
 LDM3D_BYTES = 6
 """Channels of LDM3D's first VAE: three for the image, one empty, and two for the bytes of the depth."""
+
+LORA_BYTES = 1 << 30
+"""The most bytes of one model's LoRAs in memory, where nothing else is said."""
 
 SCHEDULERS_KEPT = 64
 """How many schedulers with their options a model keeps; one that was dropped is built again when needed."""
@@ -30,11 +37,19 @@ class LoadedModel:
         spec: ModelSpec,
         options: LoadOptions,
         shared: SharedModules | None = None,
+        loras: Mapping[str, AdapterFile] | None = None,
+        lora_bytes: int = LORA_BYTES,
     ) -> None:
+        """`loras`: those that rows may have, by name, of which at most `lora_bytes` are in memory."""
         self.device = options.device
         self._base = load(name, spec, options, shared or SharedModules())
         self.safety_checker = checker_of(self._base)
         self._pipelines: dict[str, Any] = {}
+        self._loras: LoraCache | None = None
+        if loras:
+            self._loras = LoraCache(
+                self._base, lambda lora: on_this_machine(loras[lora], options.deadline_s), lora_bytes
+            )
         self._fresh_scheduler = lru_cache(SCHEDULERS_KEPT)(partial(new_scheduler, self._base.scheduler))
 
     @property
@@ -56,6 +71,30 @@ class LoadedModel:
         range.
         """
         return bool(self.components["vae"].config.get("out_channels") == LDM3D_BYTES)
+
+    @contextmanager
+    def with_loras(self, weights: Mapping[str, float], *, alone: bool) -> Iterator[None]:
+        """While the block runs, these LoRAs are in memory, and a call may use them.
+
+        `alone`: the modules are called for nobody else, and the LoRAs are set as plain diffusers sets them.
+        Otherwise rows of merged batches have their own. SpecError if a LoRA cannot be loaded.
+        """
+        if not weights:
+            yield
+            return
+        assert self._loras is not None, "the plan refuses LoRAs that the model has not"
+        loras = self._loras
+        with loras.held(weights), loras.plain(weights) if alone else nullcontext():
+            yield
+
+    def lora_settings(self, component: str) -> LoraSettings | None:
+        """How the LoRAs of a component are set for the rows of a merged batch; None if there are none."""
+        return self._loras.settings_of(component) if self._loras else None
+
+    def close(self) -> None:
+        """Take the model's LoRAs out of modules that other models may go on with."""
+        if self._loras:
+            self._loras.close()
 
     def pipeline(self, system: System, scheduler: str | None, options: str | None = None) -> Any:
         """The system's pipeline on the shared components, with a scheduler of its own for this call.

@@ -18,8 +18,10 @@ from huggingface_hub import hf_hub_download
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder
 from actors.checkpoints.component_files import allows_pickles
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
+from actors.checkpoints.single_files.single_file import is_single_file
 from actors.engine.pipelines.kernels import fuse_projections
 from actors.engine.pipelines.pipeline_builder import pipeline_class
+from actors.engine.pipelines.prepared_folders import folder_with_components, single_file_folder
 from actors.engine.pipelines.shared_modules import SharedModules
 from actors.engine.quirks.clip_skip import enable_clip_skip
 from actors.engine.quirks.float32_vae import keep_in_float32
@@ -84,10 +86,13 @@ def on_this_machine(name: str, spec: ModelSpec, options: LoadOptions) -> ModelSp
     """The same model, with a folder of this machine as its checkpoint.
 
     If the checkpoint is a Hub repository, the files that diffusers loads are downloaded now, into the Hub's
-    own cache, where a lock lets one process at a time fetch a file. SpecError if the folder or the repository
-    does not exist, StorageError if the Hub is in trouble for longer than the deadline.
+    own cache, where a lock lets one process at a time fetch a file. A single file is converted, unless this
+    machine has its folder, and components that are named by themselves take their places. SpecError if the
+    folder or the repository does not exist, StorageError if the Hub is in trouble beyond the deadline.
     """
     folder = local_folder(spec)
+    if folder is None and is_single_file(spec.checkpoint):
+        folder = single_file_folder(name, spec, options.deadline_s)
     if folder is None:
         if is_folder_name(spec.checkpoint):
             raise SpecError(
@@ -96,7 +101,9 @@ def on_this_machine(name: str, spec: ModelSpec, options: LoadOptions) -> ModelSp
                 "or a Hub repository"
             )
         folder = _download(name, spec, options)
-    return spec.model_copy(update={"checkpoint": str(folder), "revision": None})
+    if spec.components:
+        folder = folder_with_components(name, spec, folder, options.deadline_s)
+    return spec.model_copy(update={"checkpoint": str(folder), "revision": None, "components": {}})
 
 
 def _download(name: str, spec: ModelSpec, options: LoadOptions) -> Path:
@@ -111,6 +118,7 @@ def _download(name: str, spec: ModelSpec, options: LoadOptions) -> Path:
             use_safetensors=_use_safetensors(),
             trust_remote_code=False,
             # A component that is passed here is not downloaded.
+            **dict.fromkeys(spec.components),
             **({} if options.with_checker else {"safety_checker": None}),
         )
         return Path(folder)

@@ -9,13 +9,18 @@ import torch
 
 from actors.checkpoints.component_files import components_with_weights, files_in
 from actors.checkpoints.hub import hub_folder
+from actors.checkpoints.single_files.single_file import repository_of
 from actors.engine.pipelines.loaded_model import LoadedModel, weight_bytes
 from actors.engine.pipelines.loading import LoadOptions, on_this_machine
 from actors.engine.pipelines.shared_modules import SharedModules
 from actors.engine.pipelines.signs_of_work import SignsOfWork
 from schemas.spec.job_spec import ModelSpec
+from schemas.systems.model_card import AdapterFile
 
 logger = logging.getLogger(__name__)
+
+LORA_SHARE = 8
+"""The LoRAs of a model take at most this part of the memory for weights: one eighth."""
 
 
 class ModelCache:
@@ -24,8 +29,16 @@ class ModelCache:
     Beyond it, the model that was used longest ago is dropped first.
     """
 
-    def __init__(self, specs: Mapping[str, ModelSpec], options: LoadOptions, capacity_bytes: int) -> None:
+    def __init__(
+        self,
+        specs: Mapping[str, ModelSpec],
+        options: LoadOptions,
+        capacity_bytes: int,
+        loras: Mapping[str, Mapping[str, AdapterFile]] | None = None,
+    ) -> None:
+        """`loras`: those that rows may have, by model and name."""
         self._specs = specs
+        self._loras = loras or {}
         self._options = options
         self._capacity_bytes = capacity_bytes
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
@@ -42,8 +55,8 @@ class ModelCache:
     def get(self, name: str) -> LoadedModel:
         """The model with this name, which is loaded now if it is not in memory."""
         if name not in self._models:
-            # Nothing arrives there if the checkpoint is not a repository.
-            with self.signs.watched(hub_folder(self._specs[name].checkpoint)):
+            # Nothing arrives there if the checkpoint is not in a repository.
+            with self.signs.watched(hub_folder(repository_of(self._specs[name].checkpoint))):
                 self._load(name)
         self._models.move_to_end(name)
         return self._models[name]
@@ -51,7 +64,14 @@ class ModelCache:
     def _load(self, name: str) -> None:
         spec = on_this_machine(name, self._specs[name], self._options)
         self._make_room(spec)
-        self._models[name] = LoadedModel(name, spec, self._options, self._shared)
+        self._models[name] = LoadedModel(
+            name,
+            spec,
+            self._options,
+            self._shared,
+            self._loras.get(name),
+            self._capacity_bytes // LORA_SHARE,
+        )
         self.num_loads += 1
         self._evict(keep=name)
 
@@ -71,7 +91,8 @@ class ModelCache:
         return weight_bytes(dict(enumerate(modules)))
 
     def _drop_oldest(self) -> None:
-        name, _ = self._models.popitem(last=False)
+        name, model = self._models.popitem(last=False)
+        model.close()
         logger.info("dropped model=%s to make room", name)
         if self._options.device.type == "cuda":
             torch.cuda.empty_cache()

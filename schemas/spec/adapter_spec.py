@@ -1,0 +1,53 @@
+"""Adapters in a spec: small weights that change what a checkpoint makes, such as LoRAs."""
+
+from typing import Any
+
+from pydantic import GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from schemas.spec.plain_text import Name, Plain
+from schemas.systems.parameters import StrictModel
+from schemas.wording.printable import shortened
+
+
+class AdapterSpec(StrictModel):
+    """One adapter's file of safetensors. A text alone is its path."""
+
+    path: Name
+    """The file, local or s3://; or a local folder or a repository of the Hugging Face Hub that has it."""
+    weight_name: Plain | None = None
+    """The file's name in the folder or the repository. Default: its only file of safetensors."""
+    subfolder: Plain | None = None
+    """The folder of the file in the folder or the repository."""
+    revision: Plain | None = None
+    """A branch, tag or commit of the Hub repository."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("path")
+    @classmethod
+    def _no_address(cls, path: str) -> str:
+        if "://" in path and not path.startswith(("s3://", "file://")):
+            # The message does not quote the address, because addresses of repositories often contain a token.
+            raise ValueError(
+                "an adapter is a file, a folder, an s3:// object or a Hub repository such as owner/name, not "
+                "an address"
+            )
+        return path
+
+    @field_validator("weight_name", "subfolder")
+    @classmethod
+    def _below_the_path(cls, name: str | None) -> str | None:
+        if name is not None and (name.startswith("/") or {"", ".", ".."} & {*name.split("/")}):
+            raise ValueError(f"`{shortened(name)}` is not the name of a file or folder below the path")
+        return name
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string", "minLength": 1}, handler(schema)]}

@@ -1,0 +1,1 @@
+"""Facts about adapters: LoRAs, each row with its own."""
