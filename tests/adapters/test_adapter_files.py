@@ -45,7 +45,7 @@ def sha256(path: Path) -> str:
 
 
 def find(**spec: Any) -> AdapterFile:
-    found = find_adapter(KEY, "chalk", AdapterSpec.model_validate(spec), Stores(DEADLINE_S))
+    found = find_adapter(KEY, "chalk", AdapterSpec.model_validate(spec), Stores())
     assert [*found.header.tensors] == ["unet.x.lora_A.weight"]
     return found.file
 
