@@ -35,7 +35,8 @@ from tests.support.in_process import (
     worker_for,
     write_rows,
 )
-from tests.support.running import darkroom, output_rows, run_with, write_spec
+from tests.support.ray_nodes import RayNodes
+from tests.support.running import darkroom, darkroom_here, output_rows, run_with, write_spec
 from tests.support.running import write_rows as write_plain_rows
 
 NO_RAY = {"RAY_ADDRESS": "127.0.0.1:1"}
@@ -173,21 +174,21 @@ def test_a_part_of_other_rows_is_refused(tmp_path: Path) -> None:
         unchanged_records(io.BytesIO(failed.parts[0]), rows[:-1], (), ())
 
 
-def test_the_command_makes_what_can_be_made_now(tmp_path: Path) -> None:
+def test_the_command_makes_what_can_be_made_now(nodes: RayNodes, tmp_path: Path) -> None:
     """An image that was not there is there now: exit code 0, `verify` agrees, and then nothing is left."""
     rows = [{"row_id": f"t{i}", "task": "text2img", "prompt": "a fox", "image": None} for i in range(3)]
     rows.append({"row_id": "i", "task": "img2img", "prompt": "a", "image": {"bytes": None, "path": "p.png"}})
     write_plain_rows(tmp_path / "rows.parquet", rows)
     output = tmp_path / "out"
     spec = write_spec(tmp_path / "job.yaml", tmp_path / "rows.parquet", output)
-    ran = run_with("quick", spec)
+    ran = run_with("quick", spec, **nodes.env)
     before = {row["row_id"]: row for row in output_rows(output)}
     Image.open(io.BytesIO(drawn_image()["bytes"])).save(tmp_path / "p.png")
 
-    unknown = darkroom("retry", spec, "--only", "unreadable_url", cwd=tmp_path, **NO_RAY)
-    retried = darkroom("retry", spec, "--only", "unreadable_uri", cwd=tmp_path)
-    nothing = darkroom("retry", spec, cwd=tmp_path, **NO_RAY)
-    verified = darkroom("verify", output)
+    unknown = darkroom_here("retry", spec, "--only", "unreadable_url", cwd=tmp_path, **NO_RAY)
+    retried = darkroom("retry", spec, "--only", "unreadable_uri", cwd=tmp_path, **nodes.env)
+    nothing = darkroom_here("retry", spec, cwd=tmp_path, **NO_RAY)
+    verified = darkroom_here("verify", output)
 
     after = {row["row_id"]: row for row in output_rows(output)}
     assert (ran.code, unknown.code, retried.code, nothing.code, verified.code) == (3, 2, 0, 0, 0), retried.err
