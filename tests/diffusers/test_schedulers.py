@@ -81,7 +81,7 @@ def loaded_scheduler(config: str) -> Any:
 def new_scheduler(name: str, config: str, options: str = "{}") -> Any:
     """A scheduler from a checkpoint's scheduler_config.json (as text), as loading and from_config make it.
 
-    Of configurations that give it the same arguments, one is built: KDPM2's class takes a quarter of a second.
+    Of configurations that give it the same arguments, one is built: KDPM2's class takes 0.25 s.
     """
     cls, settings = getattr(diffusers, name), loaded_scheduler(config).config
     arguments, *_ = cls.extract_init_dict(dict(settings), **json.loads(options))
