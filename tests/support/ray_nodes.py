@@ -25,11 +25,6 @@ _DEAD_IS_SEEN_SOON = {
 
 A node that only answers slowly still has Ray's usual ten seconds for each check.
 """
-_NO_IDLE_WORKERS = {"RAY_prestart_worker_first_driver": "0"}
-"""A setting with which no node starts a Python for each CPU in advance.
-
-None of these would become a worker of darkroom's, because they lack the driver's code.
-"""
 
 _HEAD: dict[str, Any] = {"resources": {}, "max_workers": 0}
 _NOTHING_TO_DO: dict[str, Any] = {
@@ -128,7 +123,7 @@ class RayNodes:
 
     def _start(self, *options: object, **env: str) -> Started:
         start = ("start", "--block", "--dashboard-agent-listen-port", 0, "--include-log-monitor=false")
-        started = Started(*RAY, *start, *options, **_NO_IDLE_WORKERS | self._env | env)
+        started = Started(*RAY, *start, *options, **self._env | env)
         node = self._running.enter_context(started)
         self.started.append(node)
         node.wait_until(lambda: "Ray runtime started" in node.out())

@@ -209,6 +209,9 @@ def clean_env(python: str, **env: str) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray 2.60's workers have a niceness of 15: beside any other process they would hardly run.
         "RAY_worker_niceness": "0",
+        # Ray starts a Python for each CPU in advance. On a cluster that a driver joins, none of these would
+        # become a worker of darkroom's, because they lack the driver's code.
+        "RAY_prestart_worker_first_driver": "0",
     }
     python_path = os.pathsep.join(filter(None, (str(ABSENT), os.environ.get("PYTHONPATH"))))
     return inherited | fixed | {"PYTHONPATH": python_path} | env
