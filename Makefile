@@ -16,7 +16,7 @@ demo: .venv/installed ## Run configs/demo.yaml on a local Ray, and print where i
 
 # Without byte code, each of the hundreds of processes that tests start would compile the same modules.
 test: .venv/installed-test ## Run every test
-	@$(ACTIVATED) PYTHONDONTWRITEBYTECODE= python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	@$(ACTIVATED) PYTHONDONTWRITEBYTECODE= python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed-test ## Check format, lint and types
 	@$(BIN)/ruff format --check .

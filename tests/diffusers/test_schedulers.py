@@ -79,8 +79,20 @@ def loaded_scheduler(config: str) -> Any:
 
 @cache
 def new_scheduler(name: str, config: str, options: str = "{}") -> Any:
-    """A scheduler from a checkpoint's scheduler_config.json (as text), as loading and from_config make it."""
-    return getattr(diffusers, name).from_config(loaded_scheduler(config).config, **json.loads(options))
+    """A scheduler from a checkpoint's scheduler_config.json (as text), as loading and from_config make it.
+
+    Of configurations that give it the same arguments, one is built: KDPM2's class takes 0.25 s.
+    """
+    cls, settings = getattr(diffusers, name), loaded_scheduler(config).config
+    arguments, *_ = cls.extract_init_dict(dict(settings), **json.loads(options))
+    key = name, json.dumps(arguments, sort_keys=True)
+    if key not in _schedulers:
+        _schedulers[key] = cls.from_config(settings, **json.loads(options))
+    return _schedulers[key]
+
+
+_schedulers: dict[tuple[str, str], Any] = {}
+"""The schedulers that were built, by their class and arguments."""
 
 
 def sampled(scheduler: Any, num_inference_steps: int, strength: float | None = None) -> torch.Tensor:

@@ -22,7 +22,7 @@ from tests.support.running import (
     Finished,
     Record,
     Started,
-    darkroom,
+    darkroom_here,
     output_rows,
     row_ids,
     run_with,
@@ -103,7 +103,7 @@ def test_a_job_outlives_a_store_that_is_killed_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waits for as long as `errors.storage_deadline_s` allows, and goes on."""
-    rows, output = text_rows(120), "s3://out/killed"
+    rows, output = text_rows(60), "s3://out/killed"
 
     with S3Server() as server:
         environment = env_of(server)
@@ -111,7 +111,7 @@ def test_a_job_outlives_a_store_that_is_killed_and_comes_back(
             monkeypatch.setenv(name, value)
         store = open_storage(output)
         uri = upload(store, "s3://inp/rows.parquet", rows, tmp_path)
-        spec = write_spec(tmp_path / "job.yaml", uri, output, **QUICK_SHARDS)
+        spec = write_spec(tmp_path / "job.yaml", uri, output, **QUICK_SHARDS, workers={"num": 1})
         with start_with("slow", spec, **environment) as run:
             run.wait_until(lambda: len(list(store.list(f"{output}/data"))) > 2)
             server.kill()
@@ -129,7 +129,7 @@ def test_of_two_drivers_that_begin_at_once_one_is_refused(
     """The other one makes everything."""
     output, rows = "s3://out/two", text_rows(40)
     uri = upload(store, "s3://inp/two/rows.parquet", rows, tmp_path)
-    spec = write_spec(tmp_path / "job.yaml", uri, output, **QUICK_SHARDS)
+    spec = write_spec(tmp_path / "job.yaml", uri, output, **QUICK_SHARDS, workers={"num": 1})
 
     with network.start("slow", spec) as one, network.start("slow", spec) as other:
         both = sorted((one.wait(), other.wait()), key=lambda finished: finished.code)
@@ -173,7 +173,7 @@ def test_drivers_killed_at_random_moments_in_a_storm_lose_and_double_no_row(
     """Again and again on a Ray that stays up, as `kubectl delete pod --force` does it to a driver."""
     rows = text_rows(120)
     uri = upload(store, "s3://inp/kills/rows.parquet", rows, tmp_path)
-    spec = write_spec(tmp_path / "job.yaml", uri, "s3://out/kills", **QUICK_SHARDS)
+    spec = write_spec(tmp_path / "job.yaml", uri, "s3://out/kills", **QUICK_SHARDS, workers={"num": 1})
     network.proxy.break_by_chance(RATE, seed=2)
 
     killed = kill_drivers(
@@ -225,7 +225,7 @@ def test_a_job_survives_a_store_that_hangs_and_a_network_that_loses_replies(
     and all of it as an undisturbed run to a local disk makes it."""
     output, rows = "s3://out/faulty", text_rows(32)
     uri = upload(store, "s3://inp/faulty/rows.parquet", rows, tmp_path)
-    shards = {"batching": {"shard_rows": 4}}
+    shards = QUICK_SHARDS | {"workers": {"num": 1}}
     files = {"output": {"path": output, "images": "files"}}
     local = {"output": {"path": str(tmp_path / "local"), "images": "files"}}
     spec = write_spec(tmp_path / "job.yaml", uri, output, **shards, **files)
@@ -255,7 +255,7 @@ def test_a_job_survives_a_store_that_hangs_and_a_network_that_loses_replies(
     there = download(store, output, tmp_path / "there")
     assert row_ids(there) == [row["row_id"] for row in rows]
     assert len(list(store.list(f"{output}/images"))) == len(rows)
-    verified = darkroom("verify", output, **s3_only)
+    verified = darkroom_here("verify", output, **s3_only)
     assert verified.code == 0, verified.err
     assert undisturbed.code == 0, undisturbed.err
     assert relative_rows(there, output) == relative_rows(tmp_path / "local", tmp_path / "local")

@@ -12,8 +12,8 @@ from tests.support.running import assert_whole, start_with, text_rows, wait_unti
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[RayNodes]:
-    """A cluster whose head has four CPUs and no GPU."""
-    with RayNodes(head_cpus=4) as cluster:
+    """A cluster whose head has two CPUs and no GPU."""
+    with RayNodes(head_cpus=2) as cluster:
         yield cluster
 
 
@@ -34,7 +34,7 @@ def test_every_gpu_that_joins_gets_its_workers_and_the_head_keeps_none(
     spec = spec_of(tmp_path, 100, num_gpus="auto")
 
     with start_with("slow_until_told", spec, **head.env) as run:
-        run.wait_until(lambda: len(head.workers()) == 4)
+        run.wait_until(lambda: len(head.workers()) == 2)
         with_gpus = head.add(num_cpus=4, num_gpus=2)
         run.wait_until(lambda: len(with_gpus.pids(WORKER)) == 2)
         with_cpus = head.add(num_cpus=12)
@@ -72,7 +72,7 @@ def test_workers_fill_the_gpus_of_the_one_machine_that_has_some(
 def growing() -> Iterator[RayNodes]:
     """A cluster whose autoscaler can start two machines with a GPU each."""
     types = {"with_gpus": {"resources": {"CPU": 2, "GPU": 1}, "max_workers": 2}}
-    with RayNodes(head_cpus=4, node_types=types) as cluster:
+    with RayNodes(head_cpus=2, node_types=types) as cluster:
         yield cluster
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ from tests.support.running import (
 
 DRAINED_WITHIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2"}
 """Ray gives a node that is told to end 30 s, which it takes in full while it has actors."""
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayNodes]:
+    """A cluster with a node for one worker, to which the tests of this file add others."""
+    with RayNodes() as cluster:
+        cluster.add(num_cpus=1)
+        yield cluster
 
 
 def job(folder: Path, rows: list[Record], **sections: Any) -> Path:
@@ -82,16 +91,16 @@ def test_a_job_whose_workers_fit_on_no_machine_says_what_it_waits_for(
 ) -> None:
     """At once, and begins when such a machine has joined."""
     rows, output = text_rows(8), tmp_path / "out"
-    spec = job(tmp_path, rows, workers={"num": 1, "num_cpus": 3})
+    spec = job(tmp_path, rows, workers={"num": 1, "num_cpus": 2})
 
     with start_with("quick", spec, **nodes.env) as run:
-        run.wait_until(lambda: "waiting for a machine with 0 GPUs and 3 CPUs" in run.err())
-        joined = nodes.add(num_cpus=3)
+        run.wait_until(lambda: "waiting for a machine with 0 GPUs and 2 CPUs" in run.err())
+        joined = nodes.add(num_cpus=2)
         finished = run.wait()
         joined.kill_all()
 
     assert finished.code == 0, finished.err
-    assert "those in the cluster now have 0 GPUs and 0 CPUs, 0 GPUs and 2 CPUs" in finished.err
+    assert "those in the cluster now have 0 GPUs and 0 CPUs, 0 GPUs and 1 CPU" in finished.err
     assert_whole(output, rows)
 
 

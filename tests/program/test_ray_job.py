@@ -1,8 +1,10 @@
 """Darkroom on a Ray cluster that runs already: as a Ray job, and from outside."""
 
+import json
 import shutil
 import sysconfig
 import tempfile
+import urllib.request
 import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,13 +15,15 @@ import pytest
 
 from models.demo_cache import demo_checkpoint
 from tests.support.canaries import CANARIES, leaks
-from tests.support.ray_nodes import RAY, free_ports
+from tests.support.ray_nodes import RAY
 from tests.support.running import (
     ROOT,
     Finished,
     Started,
     assert_refused,
     darkroom,
+    darkroom_here,
+    free_ports,
     output_rows,
     parts,
     row_ids,
@@ -37,7 +41,7 @@ ENV = TOKEN | CANARIES | {"PYTHONDONTWRITEBYTECODE": "1"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """A head that has the CPUs of two workers."""
+    """A head that has the CPU of one worker."""
 
     processes: Started
     address: str
@@ -45,15 +49,22 @@ class Cluster:
     folder: Path
     """Its temporary files."""
 
-    def job(self, command: str, *arguments: object) -> Finished:
-        """`ray job COMMAND --address ... ARGUMENTS`"""
-        with Started(*RAY, "job", command, "--address", self.dashboard, *arguments, **ENV) as started:
+    def submit(self, *arguments: object, name: str, wait: bool = True) -> Finished:
+        """`ray job submit --working-dir . -- python -m jobs run ARGUMENTS`, to its end if `wait`."""
+        options = ("--address", self.dashboard, "--submission-id", name, *(() if wait else ("--no-wait",)))
+        run = ("python", "-m", "jobs", "run", *arguments)
+        with Started(*RAY, "job", "submit", *options, "--working-dir", ".", "--", *run, **ENV) as started:
             return started.wait()
 
-    def submit(self, *arguments: object, name: str) -> Finished:
-        """`ray job submit --working-dir . -- python -m jobs run ARGUMENTS`, to its end."""
-        run = ("python", "-m", "jobs", "run", *arguments)
-        return self.job("submit", "--submission-id", name, "--working-dir", ".", "--", *run)
+    def ask(self, path: str, method: str = "GET") -> str:
+        """The dashboard's answer about `jobs/PATH`: what `ray job list`, `stop` and `logs` ask it for.
+
+        Each of these commands takes a second of a processor, and a test that stops a job is not that quick.
+        """
+        headers = {"Authorization": f"Bearer {TOKEN['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(f"{self.dashboard}/api/jobs/{path}", method=method, headers=headers)
+        with urllib.request.urlopen(request) as answer:
+            return answer.read().decode()
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +86,7 @@ def cluster(bare_python: str) -> Iterator[Cluster]:
     folder = tempfile.mkdtemp(prefix="darkroom-ray-")
     port, dashboard_port, client_port = free_ports(3)
     ports = ("--port", port, "--dashboard-port", dashboard_port, "--ray-client-server-port", client_port)
-    start = ("start", "--head", "--num-cpus", 2, "--temp-dir", folder, "--dashboard-agent-listen-port", 0)
+    start = ("start", "--head", "--num-cpus", 1, "--temp-dir", folder, "--dashboard-agent-listen-port", 0)
     try:
         with Started(*RAY, *start, *ports, python=bare_python, **ENV) as processes:
             started = processes.wait()
@@ -102,7 +113,7 @@ def test_the_demo_runs_as_a_ray_job(demo: tuple[Finished, Path]) -> None:
     finished, output = demo
 
     assert finished.code == 0, finished.out
-    assert "2 workers with 1 CPU each\n" in finished.out
+    assert "1 worker with 1 CPU\n" in finished.out
     assert "total: 39 rows ok, 0 filtered, 1 failed" in finished.out
     assert f"output: {output}\n" in finished.out
     assert len(output_rows(output)) == 41
@@ -123,13 +134,13 @@ def test_neither_the_jobs_metadata_nor_what_ray_writes_holds_a_secret(
     demo: tuple[Finished, Path], cluster: Cluster
 ) -> None:
     """Of those in the environment of the submitter and of the cluster; its own token included."""
-    listed = cluster.job("list")
+    listed = cluster.ask("")
     files = [path for path in cluster.folder.rglob("*") if path.is_file() and not path.is_symlink()]
     written = {str(path.relative_to(cluster.folder)): path.read_bytes() for path in files}
 
-    assert "submission_id='demo'" in listed.out
+    assert '"submission_id": "demo"' in listed
     assert any(place.endswith("job-driver-demo.log") for place in written)
-    assert leaks(written | {"job list": (listed.out + listed.err).encode()}) == []
+    assert leaks(written | {"job list": listed.encode()}) == []
     assert [place for place, data in written.items() if TOKEN["RAY_AUTH_TOKEN"].encode() in data] == []
 
 
@@ -137,19 +148,17 @@ def test_a_stopped_ray_job_goes_on_when_it_is_submitted_again(cluster: Cluster, 
     """`ray job stop` in its middle: what is committed stays as it is, the next job makes the rest."""
     output = tmp_path / "out"
     # The first part is there at once. The others have so many steps that a quick machine still works on them
-    # when `ray job stop` has started.
-    rows = [row | {"num_inference_steps": 1 if i < 8 else 400} for i, row in enumerate(text_rows(20))]
+    # when the job is stopped.
+    rows = [row | {"num_inference_steps": 1 if i < 8 else 100} for i, row in enumerate(text_rows(20))]
     spec = write_spec(
         tmp_path / "job.yaml", write_rows(tmp_path / "rows.parquet", rows), output, workers={"num": 1}
     )
-    run = ("python", "-m", "jobs", "run", spec)
 
-    submitted = cluster.job(
-        "submit", "--submission-id", "first", "--no-wait", "--working-dir", ".", "--", *run
-    )
+    submitted = cluster.submit(spec, name="first", wait=False)
     wait_until(lambda: bool(parts(output)))
-    cluster.job("stop", "first")
-    log = cluster.job("logs", "first").out
+    cluster.ask("first/stop", method="POST")
+    wait_until(lambda: json.loads(cluster.ask("first"))["status"] not in ("PENDING", "RUNNING"))
+    log = json.loads(cluster.ask("first/logs"))["logs"]
     made = {part: part.read_bytes() for part in parts(output)}
     again = cluster.submit(spec, name="second")
 
@@ -160,23 +169,21 @@ def test_a_stopped_ray_job_goes_on_when_it_is_submitted_again(cluster: Cluster, 
     assert f"{len(made)} of 3 parts already saved" in again.out
     assert {part: part.read_bytes() for part in made} == made
     assert row_ids(output) == [row["row_id"] for row in rows]
-    assert darkroom("verify", output).code == 0
+    assert darkroom_here("verify", output).code == 0
 
 
-@pytest.mark.parametrize("checkpoint", ["sd", "demo:sd"])
-def test_a_run_from_outside_joins_the_ray_that_ray_address_names(
-    checkpoint: str, cluster: Cluster, tmp_path: Path
-) -> None:
+def test_a_run_from_outside_joins_the_ray_that_ray_address_names(cluster: Cluster, tmp_path: Path) -> None:
     """It brings its code along, starts no Ray of its own, and leaves the one it used as it was. A relative
     output and a relative checkpoint lie below the driver's folder, whatever folder the workers are in, and
     workers build a demo checkpoint that they lack."""
     rows, output = text_rows(16), tmp_path / "out"
-    (tmp_path / "sd").symlink_to(demo_checkpoint("sd"))
+    (tmp_path / "relative").symlink_to(demo_checkpoint("sd"))
     spec = write_spec(
         tmp_path / "job.yaml",
-        write_rows(tmp_path / "rows.parquet", rows),
+        write_rows(tmp_path / "rows.parquet", rows[:8] + [row | {"model": "demo"} for row in rows[8:]]),
         "out",
-        models={"sd": {"checkpoint": checkpoint}},
+        models={"relative": {"checkpoint": "relative"}, "demo": {"checkpoint": "demo:sd"}},
+        routes={"text2img": {"model": "relative", "num_inference_steps": 2}},
         workers={"num": 1},
     )
 
@@ -188,6 +195,7 @@ def test_a_run_from_outside_joins_the_ray_that_ray_address_names(
     assert finished.code == 0, finished.err
     assert not own_ray
     assert row_ids(output) == [row["row_id"] for row in rows]
+    assert {row["status"] for row in output_rows(output)} == {"ok"}
     assert cluster.processes.pids("gcs_server")
 
 
@@ -196,8 +204,7 @@ def test_a_relative_output_inside_a_ray_job_is_refused(tmp_path: Path) -> None:
     environment = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", "RAY_ADDRESS": "127.0.0.1:1"}
     spec = write_spec(tmp_path / "job.yaml", tmp_path / "nowhere", "out/relative")
 
-    with Started("-m", "jobs", "run", spec, cwd=tmp_path, **environment) as run:
-        finished = run.wait()
+    finished = darkroom_here("run", spec, cwd=tmp_path, **environment)
 
     assert finished.code == 2
     assert "output.path is out/relative, a relative path: a Ray job would write to" in finished.err
@@ -208,7 +215,7 @@ def test_submit_refuses_a_relative_output_before_it_asks_the_cluster(tmp_path: P
     """Nothing has been uploaded or started then."""
     spec = write_spec(tmp_path / "job.yaml", tmp_path / "nowhere", "out/relative")
 
-    finished = darkroom("submit", spec, "--address", "http://127.0.0.1:1")
+    finished = darkroom_here("submit", spec, "--address", "http://127.0.0.1:1")
 
     assert finished.code == 2
     assert "output.path is out/relative, a relative path" in finished.err

@@ -16,6 +16,7 @@ from tests.support.running import (
     Finished,
     Record,
     darkroom,
+    darkroom_here,
     output_rows,
     parts,
     row_ids,
@@ -82,7 +83,7 @@ def test_the_demo_makes_every_input_row_once(demo: Ran) -> None:
     assert row_ids(demo.output) == demo_ids()
     assert "total: 39 rows ok, 0 filtered, 1 failed" in demo.finished.out
 
-    verified = darkroom("verify", demo.output)
+    verified = darkroom_here("verify", demo.output)
 
     assert verified.code == 0, verified.err
     assert verified.out.endswith("verified\n")
@@ -146,7 +147,7 @@ def test_no_worker_loads_a_checkpoint_twice(demo: Ran) -> None:
 
 def test_status_and_report_tell_of_a_finished_job(demo: Ran) -> None:
     """From the output alone."""
-    status, report = darkroom("status", demo.output), darkroom("report", demo.output)
+    status, report = darkroom_here("status", demo.output), darkroom_here("report", demo.output)
 
     assert "demo: 10 of 10 parts, 40 of 40 rows" in status.out
     assert "finished at 20" in status.out
@@ -161,7 +162,7 @@ def test_terminal_status_summary_card_and_sheet_have_the_same_figures(demo: Ran)
     assert said
     generated, num_images, rate, outcomes = said.groups()
 
-    status = darkroom("status", demo.output).out
+    status = darkroom_here("status", demo.output).out
     summary = json.loads((demo.output / "_darkroom" / "summary.json").read_text())
     card, page = ((demo.output / name).read_text() for name in ("README.md", "contact-sheet.html"))
     sheet = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
@@ -185,7 +186,7 @@ def test_a_second_run_finds_nothing_to_do_and_starts_no_ray(demo: Ran) -> None:
     """The listing of `data/` decides, so this is quick."""
     before = [part.stat().st_mtime_ns for part in parts(demo.output)]
 
-    again = darkroom("run", DEMO, "--set", f"output.path={demo.output}", **NO_RAY)
+    again = darkroom_here("run", DEMO, "--set", f"output.path={demo.output}", **NO_RAY)
 
     assert again.code == 0, again.err
     assert "nothing to do; total: 39 rows ok" in again.out
@@ -197,7 +198,7 @@ def test_a_job_that_was_killed_while_finishing_is_finished_by_the_next_run(demo:
     (demo.output / "_SUCCESS").unlink()
     (demo.output / "contact-sheet.html").unlink()
 
-    again = darkroom("run", DEMO, "--set", f"output.path={demo.output}", **NO_RAY)
+    again = darkroom_here("run", DEMO, "--set", f"output.path={demo.output}", **NO_RAY)
 
     assert again.code == 0, again.err
     assert (demo.output / "_SUCCESS").exists()
@@ -217,7 +218,7 @@ def test_workers_larger_than_this_machine_are_refused(tmp_path: Path) -> None:
 
 def test_a_changed_spec_is_refused_and_the_difference_named(demo: Ran) -> None:
     """Exit code 4, before anything is generated."""
-    changed = darkroom("run", DEMO, "--set", f"output.path={demo.output}", "--set", "seed=7", **NO_RAY)
+    changed = darkroom_here("run", DEMO, "--set", f"output.path={demo.output}", "--set", "seed=7", **NO_RAY)
 
     assert changed.code == 4
     assert f"{demo.output} belongs to another job, or this job has changed" in changed.err
@@ -239,7 +240,7 @@ def test_the_budget_may_be_raised_afterwards(over_budget: Ran) -> None:
     """`errors` and `workers` say nothing about the output, so a change of them is no other job."""
     enough = ("--set", "errors.max_rate=0.5")
 
-    again = darkroom("run", over_budget.spec, *enough, cwd=over_budget.spec.parent, **NO_RAY)
+    again = darkroom_here("run", over_budget.spec, *enough, cwd=over_budget.spec.parent, **NO_RAY)
 
     assert again.code == 0, again.err
 
@@ -248,7 +249,7 @@ def test_an_input_that_was_moved_is_the_same_input(over_budget: Ran, tmp_path: P
     """A Ray job finds its relative `input.path` in another folder each time it is submitted."""
     shutil.copy(over_budget.spec.parent / "rows.parquet", tmp_path)
 
-    again = darkroom("run", over_budget.spec, cwd=tmp_path, **NO_RAY)
+    again = darkroom_here("run", over_budget.spec, cwd=tmp_path, **NO_RAY)
 
     assert "nothing to do" in again.out, again.err
 
@@ -259,7 +260,7 @@ def test_images_as_files_are_objects_that_the_parts_name(over_budget: Ran) -> No
     images = (over_budget.output / "images").rglob("*.png")
     there = [str(path.relative_to(over_budget.output)) for path in images]
 
-    verified = darkroom("verify", over_budget.output)
+    verified = darkroom_here("verify", over_budget.output)
 
     assert len(named) == 6
     assert sorted(there) == sorted(named)
@@ -274,7 +275,7 @@ def test_a_changed_input_is_refused(over_budget: Ran) -> None:
     original = rows.read_bytes()
     rows.write_bytes(original[:20] + bytes([original[20] ^ 1]) + original[21:])
 
-    changed = darkroom("run", over_budget.spec, cwd=rows.parent, **NO_RAY)
+    changed = darkroom_here("run", over_budget.spec, cwd=rows.parent, **NO_RAY)
     rows.write_bytes(original)
 
     assert changed.code == 4
@@ -295,7 +296,7 @@ def test_a_ray_address_that_leads_nowhere_is_refused_at_once(
     rows = write_rows(tmp_path / "rows.parquet", text_rows(2))
     spec = write_spec(tmp_path / "job.yaml", rows, tmp_path / "out")
 
-    refused = darkroom("run", spec, RAY_ADDRESS=address)
+    refused = darkroom_here("run", spec, RAY_ADDRESS=address)
 
     assert refused.code == 2
     assert message in refused.err
@@ -306,7 +307,7 @@ def test_rows_that_cannot_be_made_stop_a_job_before_it_begins(tmp_path: Path) ->
     rows = [{**row, "task": "text2video"} if i < 2 else row for i, row in enumerate(text_rows(6))]
     spec = write_spec(tmp_path / "job.yaml", write_rows(tmp_path / "rows.parquet", rows), tmp_path / "out")
 
-    refused = darkroom("run", spec, **NO_RAY)
+    refused = darkroom_here("run", spec, **NO_RAY)
 
     assert refused.code == 2
     assert "2 of 6 rows cannot be generated" in refused.err

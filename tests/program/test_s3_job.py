@@ -12,6 +12,7 @@ from tests.support.running import (
     Finished,
     Record,
     darkroom,
+    darkroom_here,
     row_ids,
     text_rows,
     write_spec,
@@ -57,8 +58,8 @@ def test_a_job_reads_its_rows_and_images_from_s3_and_writes_there(
     assert isinstance(store, S3Storage)
     uploads = store._call("list_multipart_uploads", "s3://out", {"Bucket": "out", "Prefix": "mixed/"})
     assert [upload["Key"] for upload in uploads["Uploads"]] == ["mixed/other/file"]
-    verified = darkroom("verify", "s3://out/mixed", **s3_only)
-    status = darkroom("status", "s3://out/mixed", **s3_only)
+    verified = darkroom_here("verify", "s3://out/mixed", **s3_only)
+    status = darkroom_here("status", "s3://out/mixed", **s3_only)
 
     assert verified.code == 0, verified.err
     assert "test: 2 of 2 parts, 12 of 12 rows" in status.out

@@ -55,7 +55,7 @@ class NoiseEngine:
                 Event().wait()
             self._take_time()
             sample = Sample(opened=opened, image_index=0)
-            pixels = np.random.default_rng(sample.seed).integers(0, 256, (64, 64, 3), np.uint8)
+            pixels = np.random.default_rng(sample.seed).integers(0, 256, (16, 16, 3), np.uint8)
             yield Generated(sample=sample, pixels=pixels, nsfw=None)
 
     def _take_time(self) -> None:

@@ -1,8 +1,8 @@
 """A Ray cluster of several nodes on this machine, whose nodes a test can add, pause and kill."""
 
 import json
+import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from models.caches import cache_folder
-from tests.support.running import ROOT, Started
+from tests.support.running import ABSENT, ROOT, Started, free_ports
 
 RAY = ("-m", "ray.scripts.scripts")
 WORKER = "ray::RayWorker"
@@ -24,11 +24,6 @@ _DEAD_IS_SEEN_SOON = {
 """Settings with which Ray notices a dead node soon.
 
 A node that only answers slowly still has Ray's usual ten seconds for each check.
-"""
-_NO_IDLE_WORKERS = {"RAY_prestart_worker_first_driver": "0"}
-"""A setting with which no node starts a Python for each CPU in advance.
-
-None of these would become a worker of darkroom's, because they lack the driver's code.
 """
 
 _HEAD: dict[str, Any] = {"resources": {}, "max_workers": 0}
@@ -52,7 +47,7 @@ class RayNodes:
     ) -> None:
         """With `node_types`, Ray's own autoscaler runs on the head and starts such nodes on this machine."""
         # Workers import the tests' own engines.
-        self._env = {"PYTHONPATH": str(ROOT)} | env
+        self._env = {"PYTHONPATH": os.pathsep.join(map(str, (ABSENT, ROOT)))} | env
         self._head_cpus = head_cpus
         self._node_types = node_types
         self.started: list[Started] = []
@@ -128,17 +123,8 @@ class RayNodes:
 
     def _start(self, *options: object, **env: str) -> Started:
         start = ("start", "--block", "--dashboard-agent-listen-port", 0, "--include-log-monitor=false")
-        started = Started(*RAY, *start, *options, **_NO_IDLE_WORKERS | self._env | env)
+        started = Started(*RAY, *start, *options, **self._env | env)
         node = self._running.enter_context(started)
         self.started.append(node)
         node.wait_until(lambda: "Ray runtime started" in node.out())
         return node
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports on which no process listens now."""
-    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in servers]
-    for server in servers:
-        server.close()
-    return ports

@@ -3,30 +3,37 @@
 import io
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from rich.console import Console
 
 import tests
+from jobs.__main__ import main
 from jobs.verification.verify import verify_output
 
 ROOT = Path(tests.__file__).parent.parent
 POLL_S = 0.05
 PATIENCE_S = 600
 """How long a test waits for what must happen: on a busy machine everything takes many times as long."""
+ABSENT = ROOT / "tests" / "support" / "absent"
+"""A folder with what programs under test find in place of packages that tests alone need."""
 MARK = "DARKROOM_TEST"
 """The environment variable by which the processes of a program are recognised."""
 
@@ -121,7 +128,7 @@ class Started:
         return [
             pid
             for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-            if self._is_ours(pid) and name in _read(f"/proc/{pid}/cmdline")
+            if (not name or name in _read(f"/proc/{pid}/cmdline")) and self._is_ours(pid)
         ]
 
     def kill_all(self) -> None:
@@ -157,6 +164,19 @@ def darkroom(*arguments: object, cwd: Path = ROOT, **env: str) -> Finished:
         return started.wait()
 
 
+def darkroom_here(*arguments: object, cwd: Path = ROOT, **env: str) -> Finished:
+    """Do in this process what `python -m jobs` does: to start another one takes a second of a processor."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["darkroom", *map(str, arguments)])
+        for name, value in clean_env(sys.executable, **env).items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return Finished(code=int(ended.value.code or 0), out=out.getvalue(), err=err.getvalue())
+
+
 def start_with(engine: str, spec: Path, **env: str) -> Started:
     """Start what `darkroom run SPEC` does, with an engine of tests.support.engines."""
     return Started("-m", "tests.support.engines", engine, spec, **env)
@@ -189,8 +209,45 @@ def clean_env(python: str, **env: str) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray 2.60's workers have a niceness of 15: beside any other process they would hardly run.
         "RAY_worker_niceness": "0",
+        # Ray starts a Python for each CPU in advance. On a cluster that a driver joins, none of these would
+        # become a worker of darkroom's, because they lack the driver's code.
+        "RAY_prestart_worker_first_driver": "0",
     }
-    return inherited | fixed | env
+    python_path = os.pathsep.join(filter(None, (str(ABSENT), os.environ.get("PYTHONPATH"))))
+    return inherited | fixed | {"PYTHONPATH": python_path} | env
+
+
+_FIRST_PORT, _END_OF_PORTS, _TWIN = 20_000, 22_768, 10_000
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on which no process listens, neither there nor on the port 10,000 higher, SeaweedFS's for gRPC.
+
+    They are above those of Ray's workers (10002 to 19999) and below those that Linux gives to connections
+    (from 32768), so nobody gets one by chance before its server listens. No two test processes share one.
+    """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    step = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    own = range(_FIRST_PORT + number, _END_OF_PORTS, step)
+    candidates = random.SystemRandom().sample(own, len(own))
+    free = (port for port in candidates if port not in _given and _is_free(port) and _is_free(port + _TWIN))
+    ports = [*islice(free, count)]
+    assert len(ports) == count, "too few ports are free"
+    _given.update(ports)
+    return ports
+
+
+_given: set[int] = set()
+"""The ports that this process was given: a server may not listen yet, or have to start again."""
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as candidate:
+        try:
+            candidate.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:

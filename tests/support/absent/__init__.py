@@ -1,0 +1,1 @@
+"""What programs under test find in place of packages that tests alone need."""
