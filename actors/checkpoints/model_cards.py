@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RevisionNotFoundError
 
+from actors.checkpoints.block_shapes import num_decoder_shapes, num_unet_shapes
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder, location_for_workers
 from actors.checkpoints.component_files import loaded_bytes
 from actors.checkpoints.hub import HUB_ERRORS, first_line, trouble_of
@@ -99,11 +100,12 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str) -> Mo
         height, width = _default_size(unet["sample_size"], factor)
         family = _family(name, model, index, int(unet["in_channels"]))
         max_noise_level = int(index.get("max_noise_level") or 350)
+        unet_shapes, decoder_shapes = num_unet_shapes(unet), num_decoder_shapes(vae)
         _within(int(settings.get("num_train_timesteps", 1000)), MAX_TRAIN_TIMESTEPS)
     except (KeyError, TypeError, ValueError) as error:
         raise SpecError(
-            f"models.{name}.checkpoint: {model.checkpoint} is damaged: sample_size, in_channels or "
-            "block_out_channels of its UNet or VAE, its max_noise_level or its scheduler's "
+            f"models.{name}.checkpoint: {model.checkpoint} is damaged: sample_size, in_channels, blocks or "
+            "layers_per_block of its UNet or VAE, its max_noise_level or its scheduler's "
             f"num_train_timesteps is missing or wrong ({error!r})"
         ) from error
     return ModelCard(
@@ -121,6 +123,8 @@ def _card(name: str, model: ModelSpec, read_json: ReadJson, revision: str) -> Mo
         has_safety_checker=all(_has(index, part) for part in ("safety_checker", "feature_extractor")),
         max_clip_skip=min([32, *(num - pipeline.startswith(_XL) for num in num_layers)]),
         vae_factor=factor,
+        unet_shapes=unet_shapes,
+        decoder_shapes=decoder_shapes,
     )
 
 

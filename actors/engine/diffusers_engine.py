@@ -13,10 +13,11 @@ from actors.engine.calls.decode_ahead import DecodeAhead
 from actors.engine.calls.prompt_reader import PromptReader
 from actors.engine.cohort_runner import CohortRunner
 from actors.engine.cohorts import cut_into_cohorts, samples_of
+from actors.engine.compiling.compiled_code import keep_compiled_code
+from actors.engine.compiling.compiler import Backend, Compiler, num_compiler_events
 from actors.engine.engine import Generated
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
-from actors.engine.quirks.compiling import num_compiler_events
 from actors.engine.quirks.torch_errors import device_errors
 from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
@@ -31,9 +32,11 @@ COHORTS_A_BATCH = 4
 class DiffusersEngine:
     """Generates the images of shards with diffusers, one shard after the other."""
 
-    def __init__(self, models: ModelCache, spec: JobSpec) -> None:
+    def __init__(self, models: ModelCache, spec: JobSpec, backend: Backend = "inductor") -> None:
+        """`backend`: what compiles the graphs with `batching.compile`."""
         self._models = models
         self._batching = spec.batching
+        self._compiler = Compiler(spec.batching.decoded_images, backend) if spec.batching.compile else None
         self._flagged = spec.safety.flagged
         self.counts: dict[str, CallCount] = {}
         """The counts of each merge point so far, over all models."""
@@ -98,7 +101,9 @@ class DiffusersEngine:
             exact = self._batching.exact or model.needs_plain_calls
             largest = 1 if exact else max(1, self._batching.max_batch_rows // COHORTS_A_BATCH)
             ahead = DecodeAhead(cut_into_cohorts(group, largest), decoders)
-            runner = self._runner = CohortRunner(model, ahead, self._batching, exact=exact)
+            compiler = None if exact else self._compiler
+            runner = CohortRunner(model, ahead, self._batching, exact=exact, compiler=compiler)
+            self._runner = runner
             yield from runner.run()
             self._runner = None
             for module, count in runner.counts.items():
@@ -131,6 +136,8 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Ray sets OMP_NUM_THREADS=1 in actors, and more threads than cores are ten times slower.
     torch.set_num_threads(num_cpus)
+    if job.spec.batching.compile:
+        keep_compiled_code(device)
     capacity = _capacity_bytes(job, device, num_cpus)
     options = LoadOptions(
         device=device,

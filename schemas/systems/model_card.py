@@ -38,5 +38,9 @@ class ModelCard:
     """The greatest `clip_skip` that leaves a layer of each text encoder. The default is for older records."""
     vae_factor: int = 1
     """Pixels per latent pixel, along one side. The default is for older records."""
+    unet_shapes: int = 0
+    """The most shapes of the UNet's blocks, for one shape of its input, that `batching.compile` compiles."""
+    decoder_shapes: int = 0
+    """The same of the VAE's decoder. The defaults are for older records."""
     files: Mapping[str, str] = field(default_factory=dict)
     """By name, the SHA-256 of each file of a local folder; empty for a commit of the Hub."""

@@ -43,7 +43,7 @@ HOUSE: Mapping[str, Order] = {
     "actors.engine": order(
         "samples quirks",
         "cohorts engine batching pipelines",
-        "calls",
+        "calls compiling",
         "cohort_runner",
         "diffusers_engine",
     ),

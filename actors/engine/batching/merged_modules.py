@@ -12,7 +12,7 @@ import torch
 from actors.engine.batching import tensor_trees
 from actors.engine.batching.batch_policy import Stage
 from actors.engine.batching.row_cache import RowCache, RowKey, concatenated_results, row_keys
-from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
+from actors.engine.quirks.torch_errors import ends_the_run, is_out_of_memory
 
 Arguments = Mapping[str, Any]
 """The arguments of a module call, by the names in the module's signature."""
@@ -45,6 +45,13 @@ class Request:
 
     arguments: Arguments
     rows: int
+    images: int
+    """How many rows of a batch of calls the request takes: the module's rows or the call's own, whichever are
+    fewer.
+
+    With guidance a module gets two rows for each row of the call. Pipelines encode images one by one, however
+    many the call generates.
+    """
     batch_key: Hashable
     """Requests with equal batch keys can go through the module together."""
     keys: tuple[RowKey, ...] = ()
@@ -86,6 +93,7 @@ class MergedModule:
     """A merge point during a run of the batcher."""
 
     def __init__(self, point: MergePoint, ladder: Sequence[int] = ()) -> None:
+        """`ladder`: the numbers of images, ascending, to which the denoiser's batches are padded."""
         self.point = point
         self.count = CallCount()
         self.max_rows: dict[Hashable, int] = {}
@@ -100,17 +108,18 @@ class MergedModule:
 
     @contextmanager
     def patched(
-        self, is_within_call: Callable[[], bool], suspend: Callable[["MergedModule", Request], Any]
+        self, rows_of_call: Callable[[], int | None], suspend: Callable[["MergedModule", Request], Any]
     ) -> Iterator[None]:
-        """While the block runs, a caller for whom `is_within_call` is true gets what `suspend` returns.
+        """While the block runs, a caller for whom `rows_of_call` gives a number gets what `suspend` returns.
 
         Rows that the row cache has are returned at once. For other callers the module runs as usual.
         """
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if not is_within_call():
+            call_rows = rows_of_call()
+            if call_rows is None:
                 return self._own_forward(*args, **kwargs)
-            request = self._request(args, kwargs)
+            request = self._request(args, kwargs, call_rows)
             cached = self._row_cache.get(request.keys) if self._row_cache and request.keys else None
             if cached is None:
                 with _autocast_off(request.autocast):
@@ -130,7 +139,7 @@ class MergedModule:
             else:
                 module.forward = before
 
-    def _request(self, args: tuple[Any, ...], kwargs: Arguments) -> Request:
+    def _request(self, args: tuple[Any, ...], kwargs: Arguments, call_rows: int) -> Request:
         named = {**dict(zip(self._names, args, strict=False)), **kwargs}
         # Some pipelines leave an argument out where others pass None, its default.
         left_out = {name for name in named if named[name] is None and self._defaults.get(name) is None}
@@ -142,11 +151,14 @@ class MergedModule:
         rows = next(iter(sizes)) if len(sizes) == 1 else None
         if rows is None:
             # A tensor has no rows, or another number of rows.
-            return Request(arguments=named, rows=1, batch_key=object(), runs_alone=True, autocast=autocast)
+            return Request(
+                arguments=named, rows=1, images=1, batch_key=object(), runs_alone=True, autocast=autocast
+            )
         arguments |= {name: _one_per_row(arguments[name], rows) for name in numbers}
         return Request(
             arguments=arguments,
             rows=rows,
+            images=min(rows, call_rows),
             batch_key=(self.point.name, autocast, tensor_trees.form(arguments)),
             autocast=autocast,
             keys=row_keys(arguments, rows) if self._row_cache is not None else (),
@@ -167,7 +179,7 @@ class MergedModule:
             try:
                 return self._batch(requests)
             except Exception as error:
-                if is_fatal(error):
+                if ends_the_run(error):
                     raise
                 if len(requests) == 1:
                     # The frames hold the module's tensors.
@@ -197,15 +209,18 @@ class MergedModule:
             )
             return [concatenated_results(results, request.keys) for request in requests]
         sizes = [request.rows for request in requests]
-        result = self._run(arguments, sum(sizes), requests[0].autocast, self._ladder)
+        padding = self._padding(sum(sizes), sum(request.images for request in requests))
+        result = self._run(arguments, sum(sizes), requests[0].autocast, padding)
         return [result] if len(sizes) == 1 else [*tensor_trees.split(result, sizes)]
 
-    def _run(
-        self, arguments: Arguments, rows: int, autocast: Autocast | None, ladder: Sequence[int] = ()
-    ) -> Any:
+    def _padding(self, rows: int, images: int) -> int:
+        """The rows that are added to a batch: its images take one row each, two with guidance, or three."""
+        rows_an_image = -(-rows // images)
+        return next((step * rows_an_image - rows for step in self._ladder if step * rows_an_image >= rows), 0)
+
+    def _run(self, arguments: Arguments, rows: int, autocast: Autocast | None, padding: int = 0) -> Any:
         self.count.batches += 1
         self.count.rows_run += rows
-        padding = next((size - rows for size in ladder if size >= rows), 0)
         if padding:
             self.count.rows_padded += padding
             last = tensor_trees.select(arguments, slice(rows - 1, rows))
