@@ -13,7 +13,6 @@ from actors.engine.calls.decode_ahead import DecodeAhead
 from actors.engine.calls.prompt_reader import PromptReader
 from actors.engine.cohort_runner import CohortRunner
 from actors.engine.cohorts import cut_into_cohorts, samples_of
-from actors.engine.compiling.compiled_code import keep_compiled_code
 from actors.engine.compiling.compiler import Backend, Compiler, num_compiler_events
 from actors.engine.engine import Generated
 from actors.engine.pipelines.loading import LoadOptions
@@ -136,8 +135,6 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Ray sets OMP_NUM_THREADS=1 in actors, and more threads than cores are ten times slower.
     torch.set_num_threads(num_cpus)
-    if job.spec.batching.compile:
-        keep_compiled_code(device)
     capacity = _capacity_bytes(job, device, num_cpus)
     options = LoadOptions(
         device=device,

@@ -3,7 +3,6 @@
 torch's back-end `eager` makes the guards and the graphs that each other one makes, and needs no C++ compiler.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 
 from actors.engine.batching.batch_policy import Stage
 from actors.engine.batching.merged_modules import MergePoint
-from actors.engine.compiling.compiled_code import VARIABLE, compiled_folder, keep_compiled_code
 from actors.engine.compiling.compiler import UNET_BLOCKS, Compiler
 from actors.engine.compiling.shape_counts import ShapeCounts
 from actors.engine.diffusers_engine import DiffusersEngine
@@ -214,19 +212,3 @@ def test_a_machine_that_cannot_compile_says_so(tmp_path: Path, graphs: Graphs) -
 def without_compiler(*_: Any) -> Any:
     """What torch hands a graph to, on a machine where nothing can be done with it."""
     raise OSError("no C++ compiler")
-
-
-def test_compiled_code_is_kept_by_version_and_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In darkroom's cache, unless the environment names a folder."""
-    monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path))
-    monkeypatch.delenv(VARIABLE, raising=False)
-    here = compiled_folder(torch.device("cpu"))
-
-    keep_compiled_code(torch.device("cpu"))
-    kept = os.environ[VARIABLE]
-    monkeypatch.setattr(torch, "__version__", "9.9")
-    keep_compiled_code(torch.device("cpu"))
-
-    assert here.parent == tmp_path / "compiled"
-    assert os.environ[VARIABLE] == kept == str(here)
-    assert compiled_folder(torch.device("cpu")) != here

@@ -1,1 +1,1 @@
-"""torch.compile for the blocks of UNets and VAE decoders: which, how often, and where code is kept."""
+"""torch.compile for the blocks of UNets and VAE decoders: which, and for how many shapes."""
