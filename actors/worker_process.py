@@ -14,6 +14,7 @@ from actors.checkpoints.model_cards import refuse_other_files
 from actors.storage.output import Output, open_output
 from actors.storage.stores import Stores
 from actors.worker import Worker
+from models.caches import compiled_folder
 from schemas.errors import DeviceError, ReclaimedError, SpecError
 from schemas.job import Job, Shard, ShardReport, WorkerProgress
 from schemas.output_layout import JOB_RECORD
@@ -29,6 +30,9 @@ EXIT_AFTER_S = 5.0
 
 def build_worker(job: Job, output: Output, *, num_cpus: int, engine: str = ENGINE) -> Worker:
     """A worker in this process that writes to `output`."""
+    if job.spec.batching.compile:
+        # Before torch is imported, which sets the variable itself (2.13): to a folder of all versions.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled_folder()))
     module, _, function = engine.partition(":")
     return Worker(
         job,

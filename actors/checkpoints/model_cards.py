@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from actors.checkpoints.block_shapes import num_decoder_shapes, num_unet_shapes
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder, location_for_workers
 from actors.checkpoints.component_files import files_in, loaded_bytes
 from actors.checkpoints.model_files import files_of
@@ -174,11 +175,12 @@ def _card(
         height, width = _default_size(unet["sample_size"], factor)
         family = _family(name, model, index, int(unet["in_channels"]))
         max_noise_level = int(index.get("max_noise_level") or 350)
+        unet_shapes, decoder_shapes = num_unet_shapes(unet), num_decoder_shapes(vae)
         _within(int(settings.get("num_train_timesteps", 1000)), MAX_TRAIN_TIMESTEPS)
     except (KeyError, TypeError, ValueError) as error:
         raise SpecError(
-            f"models.{name}.checkpoint: {model.checkpoint} is damaged: sample_size, in_channels or "
-            "block_out_channels of its UNet or VAE, its max_noise_level or its scheduler's "
+            f"models.{name}.checkpoint: {model.checkpoint} is damaged: sample_size, in_channels, blocks or "
+            "layers_per_block of its UNet or VAE, its max_noise_level or its scheduler's "
             f"num_train_timesteps is missing or wrong ({error!r})"
         ) from error
     return ModelCard(
@@ -199,6 +201,8 @@ def _card(
         # AutoencoderKL's own default is true (diffusers 0.42.1).
         upcasts_vae=pipeline.startswith(UPCASTING_PIPELINES) and bool(vae.get("force_upcast", True)),
         components={part: component.source for part, component in components.items()},
+        unet_shapes=unet_shapes,
+        decoder_shapes=decoder_shapes,
     )
 
 

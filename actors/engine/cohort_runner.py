@@ -22,15 +22,15 @@ from actors.engine.calls.outputs import ImageOutput, PendingOutputs, pending_out
 from actors.engine.calls.prompt_reader import check_texts
 from actors.engine.calls.safety_checks import MODULE, Check, SafetyChecks
 from actors.engine.cohorts import Cohort
+from actors.engine.compiling.compiler import Compiler
 from actors.engine.engine import Generated
 from actors.engine.pipelines.loaded_model import LoadedModel
 from actors.engine.quirks.async_transfers import transfers_in_background
-from actors.engine.quirks.compiling import compile_blocks, is_compiler_error, ladder
 from actors.engine.quirks.host_schedules import keep_on_host
-from actors.engine.quirks.torch_errors import is_fatal, problem_of
+from actors.engine.quirks.torch_errors import ends_the_run, problem_of
 from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
-from schemas.errors import DarkroomError, RowError, SpecError
+from schemas.errors import RowError
 from schemas.spec.job_spec import BatchingSpec
 from schemas.systems.adapter_weights import NO_WEIGHTS, parse_weights
 
@@ -99,18 +99,23 @@ class CohortRunner:
     """Generates the images of one model's cohorts; it is used for one run."""
 
     def __init__(
-        self, model: LoadedModel, cohorts: DecodeAhead, batching: BatchingSpec, *, exact: bool
+        self,
+        model: LoadedModel,
+        cohorts: DecodeAhead,
+        batching: BatchingSpec,
+        *,
+        exact: bool,
+        compiler: Compiler | None = None,
     ) -> None:
-        """`exact`: whether nothing is merged."""
+        """`exact`: whether nothing is merged, and nothing compiled."""
         self._model = model
         self._cohorts = cohorts
         self._exact = exact
-        sizes: Sequence[int] = ()
-        if batching.compile and not exact:
-            compile_blocks(model.components["unet"])
-            sizes = ladder(batching.max_batch_rows)
         points = () if exact else [*find_merge_points(model.components, model.lora_settings)]
-        self._batcher: Batcher[CohortCall] = Batcher(points, batching.max_batch_rows, sizes)
+        ladder: Sequence[int] = ()
+        if compiler:
+            points, ladder = [*compiler.compiled(points)], batching.padded_images
+        self._batcher: Batcher[CohortCall] = Batcher(points, batching.max_batch_rows, ladder)
         self._waiting: deque[CohortCall] = deque()
         """Calls that come next: a new one, or the halves of one that failed."""
         self._failed: deque[Generated] = deque()
@@ -181,10 +186,6 @@ class CohortRunner:
             result: _CallResult = outcome.value
             check = self._checks.add(result.judged) if self._checks and result.judged else None
             self._arriving.append((call, result.outputs, check))
-        elif is_compiler_error(error):
-            raise SpecError(f"batching.compile: torch.compile does not work here: {error}") from error
-        elif isinstance(error, DarkroomError) and not isinstance(error, RowError):
-            raise error
         elif isinstance(error, RowError) or len(call.decoded) == 1:
             problem = error if isinstance(error, RowError) else problem_of(error)
             self._failed.extend(_failure(sample, problem) for sample, _ in call.decoded)
@@ -223,7 +224,7 @@ def one_by_one(next_call: Callable[[], CohortCall | None]) -> Iterator[Outcome[C
         try:
             outcome = Outcome(call=call, value=call())
         except Exception as error:
-            if is_fatal(error):
+            if ends_the_run(error):
                 raise
             outcome = Outcome(call=call, error=error)
         yield outcome

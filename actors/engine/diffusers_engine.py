@@ -13,11 +13,11 @@ from actors.engine.calls.decode_ahead import DecodeAhead
 from actors.engine.calls.prompt_reader import PromptReader
 from actors.engine.cohort_runner import CohortRunner
 from actors.engine.cohorts import cut_into_cohorts, samples_of
+from actors.engine.compiling.compiler import Backend, Compiler, num_compiler_events
 from actors.engine.engine import Generated
 from actors.engine.pipelines.kernels import kernel_settings
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
-from actors.engine.quirks.compiling import num_compiler_events
 from actors.engine.quirks.torch_errors import device_errors
 from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
@@ -32,10 +32,12 @@ COHORTS_A_BATCH = 4
 class DiffusersEngine:
     """Generates the images of shards with diffusers, one shard after the other."""
 
-    def __init__(self, models: ModelCache, spec: JobSpec) -> None:
+    def __init__(self, models: ModelCache, spec: JobSpec, backend: Backend = "inductor") -> None:
+        """`backend`: what compiles the graphs with `batching.compile`."""
         self._models = models
         self._batching = spec.batching
         self._kernels = spec.kernels
+        self._compiler = Compiler(spec.batching.decoded_images, backend) if spec.batching.compile else None
         self._flagged = spec.safety.flagged
         self.counts: dict[str, CallCount] = {}
         """The counts of each merge point so far, over all models."""
@@ -100,7 +102,9 @@ class DiffusersEngine:
             exact = self._batching.exact or model.needs_plain_calls
             largest = 1 if exact else max(1, self._batching.max_batch_rows // COHORTS_A_BATCH)
             ahead = DecodeAhead(cut_into_cohorts(group, largest), decoders)
-            runner = self._runner = CohortRunner(model, ahead, self._batching, exact=exact)
+            compiler = None if exact else self._compiler
+            runner = CohortRunner(model, ahead, self._batching, exact=exact, compiler=compiler)
+            self._runner = runner
             with kernel_settings(model.device, self._kernels):
                 yield from runner.run()
             self._runner = None

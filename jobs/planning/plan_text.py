@@ -10,6 +10,7 @@ from rich.table import Table
 from actors.checkpoints.model_files import bytes_shared
 from actors.storage.objects import MAX_PUT_BYTES
 from actors.storage.uris import S3_SCHEME
+from jobs.planning.graph_counts import graph_lines
 from jobs.planning.plan import Plan, expected_bytes, largest_part, make_plan
 from jobs.planning.readings import picture_lines, reading_lines
 from jobs.planning.row_scan import MAX_EXAMPLES, BadRow, Findings
@@ -40,7 +41,8 @@ def check_rows(
 ) -> tuple[Plan, Findings]:
     """The plan, and what its pass over all rows found. On a terminal, a bar shows the progress.
 
-    What it reads in its own way is printed. `earlier`: the files that the job has already.
+    What it reads in its own way is printed, and what is to be compiled. `earlier`: the files that the job has
+    already.
     """
     columns = (TextColumn("checking rows"), BarColumn(30), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -48,7 +50,7 @@ def check_rows(
         planned, findings = make_plan(
             surveyed, lambda rows: progress.advance(task, rows), max_examples, earlier
         )
-    _print_lines(reading_lines(planned, findings), console)
+    _print_lines([*reading_lines(planned, findings), *graph_lines(planned.job, findings)], console)
     return planned, findings
 
 

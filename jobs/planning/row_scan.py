@@ -33,6 +33,8 @@ FILES_AT_ONCE = 4
 """Input files that are read at the same time."""
 MAX_EXAMPLES = 20
 """The rows that a plan names for each error code, unless it is asked for another number."""
+INPUT = "input"
+"""What the text of a size has where the input image decides."""
 Numbers = npt.NDArray[np.float64]
 ReportProgress = Callable[[int], None]
 """A function that is called with the number of rows that have just been checked."""
@@ -372,7 +374,7 @@ def _size_text(size: Size, known: Size, given: tuple[float, float]) -> str:
     ]
     if not grown:
         return f"{size[1]:.0f}x{size[0]:.0f}"
-    return "input" if grown[0] == 1 else f"{grown[0]:g} x input"
+    return INPUT if grown[0] == 1 else f"{grown[0]:g} x {INPUT}"
 
 
 def _pixels(size: Size) -> int:

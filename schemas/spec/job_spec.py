@@ -181,14 +181,28 @@ class BatchingSpec(StrictModel):
     exact: bool = False
     """true: generate each image with a plain diffusers call of its own, and so with the same bits; slower."""
     compile: bool = False
-    """true: use torch.compile on the UNets' blocks. It takes minutes at the start; each node keeps the result
-    for later jobs."""
+    """true: use torch.compile on the blocks of UNets and VAE decoders. It takes minutes at the start; each
+    node keeps the result for later jobs."""
 
     @model_validator(mode="after")
     def _exclude_each_other(self) -> "BatchingSpec":
         if self.exact and self.compile:
             raise ValueError("`exact` and `compile` exclude each other: compiled code gives other bits")
         return self
+
+    @property
+    def padded_images(self) -> tuple[int, ...]:
+        """The numbers of images, ascending, to which batches of a compiled UNet are padded."""
+        # Near a full batch a step is a quarter, so that few rows are padding where most of the work is.
+        return tuple(sorted({self.max_batch_rows * eighths // 8 for eighths in (1, 2, 4, 6, 8)} - {0}))
+
+    @property
+    def decoded_images(self) -> tuple[int, ...]:
+        """The numbers of images, descending, that go through a compiled VAE decoder at once.
+
+        Batches are cut into these, and not padded: a few images occupy a GPU as well as many.
+        """
+        return tuple(sorted({1, max(1, self.max_batch_rows // 4)}, reverse=True))
 
 
 class KernelsSpec(StrictModel):

@@ -81,6 +81,10 @@ class ModelCard:
     """Pixels per latent pixel, along one side. The default is for older records."""
     upcasts_vae: bool = False
     """Whether its VAE stays in float32 beside a float16 UNet. The default is for older records."""
+    unet_shapes: int = 0
+    """The most shapes of the UNet's blocks, for one shape of its input, that `batching.compile` compiles."""
+    decoder_shapes: int = 0
+    """The same of the VAE's decoder. The defaults are for older records."""
     files: Mapping[str, str] = field(default_factory=dict)
     """By name, the SHA-256 of each file of a local folder, or of a single file; empty if it is elsewhere."""
     components: Mapping[str, ComponentCard] = field(default_factory=dict)

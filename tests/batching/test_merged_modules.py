@@ -144,10 +144,28 @@ def test_a_batch_of_a_ladders_size_is_not_padded() -> None:
     """Nor is the smallest."""
     module = Recorder()
 
-    _, count = merged(module, [lambda: module(rows_of(1, 2))] * 2, ladder=(4, 8))
+    _, count = merged(module, [lambda: module(rows_of(1, 2))] * 2, ladder=(2, 4))
 
     assert [len(seen["sample"]) for seen in module.seen] == [4]
     assert count.rows_padded == 0
+
+
+@pytest.mark.parametrize(
+    ("rows_of_calls", "padded_to"),
+    [((1, 1, 1), 4), ((2, 2, 2), 8), ((3, 3, 3), 12), ((3, 1, 1), 8), ((2,) * 5, 16), ((1,) * 9, 9)],
+)
+def test_a_ladder_counts_images_of_one_two_or_three_rows(
+    rows_of_calls: tuple[int, ...], padded_to: int
+) -> None:
+    """One without guidance, two with it, three for Safe; in a mixed batch the mean, rounded up."""
+    module = Recorder()
+    asked = [lambda rows=rows: module(rows_of(*range(rows))) for rows in rows_of_calls]
+
+    values, count = merged(module, asked, ladder=(2, 4, 8))
+
+    assert [len(seen["sample"]) for seen in module.seen] == [padded_to]
+    assert count.rows_padded == padded_to - sum(rows_of_calls)
+    assert_same(values, [2 * rows_of(*range(rows)) for rows in rows_of_calls])
 
 
 def test_in_a_ladder_other_modules_are_not_padded() -> None:

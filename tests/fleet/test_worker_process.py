@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from actors.rows.opened_rows import OpenedRow
 from actors.storage.stores import open_storage
 from actors.worker_process import EXIT_AFTER_S, WorkerProcess
 from jobs.planning.plan import Plan
+from schemas import __version__
 from schemas.errors import DeviceError, ReclaimedError, SpecError, StorageError
 from schemas.job import Job, ShardReport
 from schemas.output_layout import JOB_RECORD
+from schemas.spec.job_spec import BatchingSpec
 from tests.support.engines import NoiseEngine
 from tests.support.in_process import job_spec, plan_for
 from tests.support.running import parts, text_rows, write_rows
@@ -29,6 +32,8 @@ from tests.support.s3.fault_proxy import FaultProxy
 from tests.support.s3.on_s3 import upload
 
 NOTICE_S = 7.0
+INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
+"""The variable that names torch's folder for compiled code."""
 
 
 class HeldEngine(NoiseEngine):
@@ -305,3 +310,20 @@ def test_a_process_whose_device_is_lost_ends_by_itself(
     assert exits == []
     timers.calls[EXIT_AFTER_S]()
     assert exits == [1]
+
+
+@pytest.mark.parametrize("named", ["", "/elsewhere"])
+def test_compiled_code_is_kept_by_version(
+    start: Start, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """In darkroom's cache, for the machine's other workers and later jobs, unless a folder is named."""
+    monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(INDUCTOR, named)  # so that it is as before after the test
+    if not named:
+        monkeypatch.delenv(INDUCTOR)
+    spec = plan.job.spec.model_copy(update={"batching": BatchingSpec(compile=True)})
+
+    start(replace(plan.job, spec=spec)).ready()
+
+    versions = f"torch-{version('torch')}-darkroom-{__version__}"
+    assert os.environ[INDUCTOR] == (named or str(tmp_path / "cache" / "compiled" / versions))

@@ -44,7 +44,7 @@ HOUSE: Mapping[str, Order] = {
         "samples quirks",
         "cohorts engine batching adapters",
         "pipelines",
-        "calls",
+        "calls compiling",
         "cohort_runner",
         "diffusers_engine",
     ),

@@ -1,14 +1,15 @@
-"""What the plan prints of other tools' names for samplers, and of their signs in prompts."""
+"""What the plan prints of samplers' names, of other tools' signs in prompts, and of graphs to compile."""
 
 from pathlib import Path
 
 import pytest
 
+from jobs.planning.graph_counts import graph_lines
 from jobs.planning.plan import make_plan
 from jobs.planning.prompt_signs import MAX_FILES, MAX_ROWS
 from jobs.planning.readings import reading_lines
 from jobs.survey.survey import make_survey
-from tests.support.in_process import Record, job_spec, write_rows
+from tests.support.in_process import Record, drawn_image, job_spec, write_rows
 
 
 def readings(folder: Path, *files: list[Record], **route: object) -> list[str]:
@@ -81,3 +82,53 @@ def test_a_plan_looks_into_a_few_files_and_says_at_how_many_rows(tmp_path: Path)
 def test_an_input_without_signs_and_names_has_no_such_lines(tmp_path: Path) -> None:
     """The plan is not longer for those who need none of it."""
     assert readings(tmp_path, [{"prompt": "a fox", "scheduler": "DDIMScheduler"}]) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "line"),
+    [
+        # demo:sd has 9 shapes of blocks in its UNet, and 8 in its decoder, which gets batches of 2 sizes.
+        ([{}], {}, "61 graphs for 1 image size"),
+        ([{"height": 64}, {"height": 72}, {"width": 72}], {}, "183 graphs for 3 image sizes"),
+        # Rows without guidance go in batches of 7 sizes together with others.
+        ([{"guidance_scale": 1.0}], {}, "79 graphs for 1 image size"),
+        ([{"task": "safe"}], {}, "61 graphs for 1 image size"),
+        (
+            [{"task": "img2img"}, {}],
+            {},
+            "61 graphs for 1 image size and 61 graphs for each size of its input images",
+        ),
+        (
+            [{}],
+            {"long_prompts": "chunk"},
+            "61 graphs for 1 image size, and as many again for each number of windows",
+        ),
+        ([{}], {"batching": {"max_batch_rows": 1, "compile": True}}, "17 graphs for 1 image size"),
+    ],
+)
+def test_the_graphs_that_are_compiled_are_counted(
+    tmp_path: Path, rows: list[Record], settings: dict[str, object], line: str
+) -> None:
+    """At most so many: a batch size, or a shape that two image sizes share, may not come up."""
+    image = drawn_image()
+    filled = [{"prompt": "x", "image": image, "height": None, "width": None} | row for row in rows]
+    routes = {task: {"model": "sd"} for task in ("text2img", "img2img", "safe")}
+    batching = {"max_batch_rows": 16, "compile": True}
+    spec = job_spec(
+        write_rows(tmp_path / "rows.parquet", filled),
+        tmp_path / "out",
+        **{"routes": routes, "batching": batching, **settings},
+    )
+    plan, findings = make_plan(make_survey(spec))
+
+    (printed,) = graph_lines(plan.job, findings)
+
+    assert printed.startswith(f"batching.compile: sd needs at most {line}")
+
+
+def test_nothing_is_said_of_graphs_if_nothing_is_compiled(tmp_path: Path) -> None:
+    """`batching.compile` is false by default."""
+    spec = job_spec(write_rows(tmp_path / "rows.parquet", [{"prompt": "x"}]), tmp_path / "out")
+    plan, findings = make_plan(make_survey(spec))
+
+    assert not [*graph_lines(plan.job, findings)]

@@ -334,7 +334,7 @@ MISTAKES: list[tuple[Mistake, str]] = [
     (another_architecture, "is a FluxPipeline; darkroom runs StableDiffusionPipeline (4 channels), "),
     (
         damaged_checkpoint,
-        "is damaged: sample_size, in_channels or block_out_channels of its UNet or VAE, its max_noise_level",
+        "is damaged: sample_size, in_channels, blocks or layers_per_block of its UNet or VAE, its max_",
     ),
     (
         unknown_demo_kind,

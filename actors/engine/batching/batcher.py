@@ -15,7 +15,7 @@ from greenlet import getcurrent, greenlet
 
 from actors.engine.batching.batch_policy import BatchPolicy, Stage, num_rows
 from actors.engine.batching.merged_modules import CallCount, MergedModule, MergePoint, Raised, Request
-from actors.engine.quirks.torch_errors import is_fatal
+from actors.engine.quirks.torch_errors import ends_the_run
 
 
 class Call(Protocol):
@@ -56,12 +56,11 @@ class _SuspendedCall:
     running: _Running
     module: MergedModule
     request: Request
-    rows: int
-    """How many rows of a batch the call takes: the module's rows or the call's own, whichever are fewer.
 
-    With guidance a module gets two rows for each row of the call. Pipelines encode images one by one, however
-    many the call generates.
-    """
+    @property
+    def rows(self) -> int:
+        """How many rows of a batch the call takes."""
+        return self.request.images
 
     @property
     def stage(self) -> Stage:
@@ -93,9 +92,7 @@ def _current_call() -> Any:
 def _suspend(module: MergedModule, request: Request) -> Any:
     """Suspend the current call until the module has run, and return its answer."""
     running = getcurrent()
-    rows = min(request.rows, running.call.rows)
-    suspended = _SuspendedCall(running=running, module=module, request=request, rows=rows)
-    return running.parent.switch(suspended)
+    return running.parent.switch(_SuspendedCall(running=running, module=module, request=request))
 
 
 class Batcher(Generic[CallT]):
@@ -106,7 +103,7 @@ class Batcher(Generic[CallT]):
     """
 
     def __init__(self, points: Sequence[MergePoint], max_rows: int, ladder: Sequence[int] = ()) -> None:
-        """`ladder`: the batch sizes, ascending, to which the denoiser's batches are padded."""
+        """`ladder`: the numbers of images, ascending, to which the denoiser's batches are padded."""
         self._modules = [MergedModule(point, ladder) for point in points]
         self._policy: BatchPolicy[_SuspendedCall] = BatchPolicy(max_rows)
         self._alive: dict[_Running, _SuspendedCall | None] = {}
@@ -161,7 +158,7 @@ class Batcher(Generic[CallT]):
             else:
                 returned = running.switch(*answer)
         except Exception as error:
-            if is_fatal(error):
+            if ends_the_run(error):
                 raise
             # The frames hold the call's tensors, and the outcome may be kept for a while.
             clear_frames(error.__traceback__)

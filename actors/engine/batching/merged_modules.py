@@ -12,7 +12,7 @@ import torch
 from actors.engine.batching import tensor_trees
 from actors.engine.batching.batch_policy import Stage
 from actors.engine.batching.row_cache import RowCache, RowKey, concatenated_results, row_keys
-from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
+from actors.engine.quirks.torch_errors import ends_the_run, is_out_of_memory
 
 Arguments = Mapping[str, Any]
 """The arguments of a module call, by the names in the module's signature."""
@@ -60,6 +60,13 @@ class Request:
 
     arguments: Arguments
     rows: int
+    images: int
+    """How many rows of a batch of calls the request takes: the module's rows or the call's own, whichever are
+    fewer.
+
+    With guidance a module gets two rows for each row of the call. Pipelines encode images one by one, however
+    many the call generates.
+    """
     batch_key: Hashable
     """Requests with equal batch keys can go through the module together."""
     keys: tuple[RowKey, ...] = ()
@@ -103,6 +110,7 @@ class MergedModule:
     """A merge point during a run of the batcher."""
 
     def __init__(self, point: MergePoint, ladder: Sequence[int] = ()) -> None:
+        """`ladder`: the numbers of images, ascending, to which the denoiser's batches are padded."""
         self.point = point
         self.count = CallCount()
         self.max_rows: dict[Hashable, int] = {}
@@ -166,6 +174,7 @@ class MergedModule:
             return Request(
                 arguments=named,
                 rows=1,
+                images=1,
                 batch_key=object(),
                 runs_alone=True,
                 autocast=autocast,
@@ -175,6 +184,7 @@ class MergedModule:
         return Request(
             arguments=arguments,
             rows=rows,
+            images=min(rows, call.rows),
             batch_key=(self.point.name, autocast, tensor_trees.form(arguments)),
             autocast=autocast,
             keys=row_keys((arguments, setting), rows) if self._row_cache is not None else (),
@@ -196,7 +206,7 @@ class MergedModule:
             try:
                 return self._batch(requests)
             except Exception as error:
-                if is_fatal(error):
+                if ends_the_run(error):
                     raise
                 if len(requests) == 1:
                     # The frames hold the module's tensors.
@@ -229,21 +239,26 @@ class MergedModule:
             )
             return [concatenated_results(results, request.keys) for request in requests]
         sizes = [request.rows for request in requests]
-        result = self._run(arguments, requests[0].autocast, row_settings, self._ladder)
+        padding = self._padding(sum(sizes), sum(request.images for request in requests))
+        result = self._run(arguments, requests[0].autocast, row_settings, padding)
         return [result] if len(sizes) == 1 else [*tensor_trees.split(result, sizes)]
+
+    def _padding(self, rows: int, images: int) -> int:
+        """The rows that are added to a batch: its images take one row each, two with guidance, or three."""
+        rows_an_image = -(-rows // images)
+        return next((step * rows_an_image - rows for step in self._ladder if step * rows_an_image >= rows), 0)
 
     def _run(
         self,
         arguments: Arguments,
         autocast: Autocast | None,
         settings: Sequence[Setting],
-        ladder: Sequence[int] = (),
+        padding: int = 0,
     ) -> Any:
         """The module's result for a batch; there is a setting for each of its rows."""
         rows = len(settings)
         self.count.batches += 1
         self.count.rows_run += rows
-        padding = next((size - rows for size in ladder if size >= rows), 0)
         if padding:
             self.count.rows_padded += padding
             last = tensor_trees.select(arguments, slice(rows - 1, rows))

@@ -54,6 +54,13 @@ def select(value: Any, rows: slice | Sequence[int]) -> Any:
     return _rebuilt(value, lambda key: select(value[key], rows))
 
 
+def contiguous(value: Any) -> Any:
+    """The same tree, with each tensor that has other strides replaced by a copy."""
+    if isinstance(value, torch.Tensor):
+        return value.contiguous()
+    return _rebuilt(value, lambda key: contiguous(value[key]))
+
+
 def split(value: Any, sizes: Sequence[int]) -> Iterator[Any]:
     """Yield trees of `sizes` consecutive rows; ValueError if a tensor has not exactly as many rows in all."""
     if any(rows != sum(sizes) for rows in leading_sizes(value)):

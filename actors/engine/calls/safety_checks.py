@@ -125,7 +125,8 @@ class SafetyChecks:
                 check.answers = [error] * check.rows
                 continue
             for image in check.features.result().to(self._device).unbind():
-                requests.append(Request(arguments={"pixel_values": image[None]}, rows=1, batch_key=MODULE))
+                arguments = {"pixel_values": image[None]}
+                requests.append(Request(arguments=arguments, rows=1, images=1, batch_key=MODULE))
         self._module.count.images += len(requests)
         answers = iter(self._module.answers(requests) if requests else ())
         pooled: list[torch.Tensor] = []

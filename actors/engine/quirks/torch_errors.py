@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from schemas.errors import DeviceError, RowError
+from schemas.errors import DarkroomError, DeviceError, RowError
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -26,6 +26,12 @@ def is_fatal(error: BaseException) -> bool:
     The worker must then be replaced.
     """
     return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+
+
+def ends_the_run(error: BaseException) -> bool:
+    """Whether the error is not that of some rows: the device is lost, or the spec cannot be carried out."""
+    is_ours = isinstance(error, DarkroomError) and not isinstance(error, RowError)
+    return is_ours or is_fatal(error)
 
 
 @contextmanager

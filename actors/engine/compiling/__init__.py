@@ -1,0 +1,1 @@
+"""torch.compile for the blocks of UNets and VAE decoders: which, and for how many shapes."""
