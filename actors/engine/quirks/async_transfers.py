@@ -32,7 +32,9 @@ def transfers_in_background(target: torch.device) -> Iterator[None]:
         # Only from pinned memory does a copy run beside the device's work. Its allocator keeps it
         # until the copy has ended.
         source = _pinnable(source).pin_memory() if target.type == "cuda" else source
-        moved = plain(source, *args, **{**kwargs, "non_blocking": True})
+        # `torch.nn.Module.to` passes `non_blocking` by its position.
+        named = [value for value in args if not isinstance(value, bool)]
+        moved = plain(source, *named, **{**kwargs, "non_blocking": True})
         if not self.is_floating_point():
             moved.on_host = self  # type: ignore[attr-defined]
         return moved

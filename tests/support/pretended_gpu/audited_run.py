@@ -1,6 +1,6 @@
 """Whole jobs on the pretended GPU, and what they asked it for."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import wraps
@@ -40,11 +40,16 @@ def models_on_device(dtype: str, gpu: PretendedGPU) -> ModelCache:
     """All demo checkpoints with random weights, by their kind, on the device."""
     specs = {kind: ModelSpec(checkpoint=f"demo:{kind}", dtype=dtype) for kind in RANDOM_KINDS}
     models = ModelCache(specs, LoadOptions(device=DEVICE), capacity_bytes=10**12)
+    watch_modules(models, specs, gpu)
+    return models
+
+
+def watch_modules(models: ModelCache, names: Iterable[str], gpu: PretendedGPU) -> None:
+    """Load the models with these names, and tell the log of the calls of their modules."""
     # Checkpoints with equal weights share a module.
-    points = {id(point.module): point for kind in specs for point in _merge_points(models.get(kind))}
+    points = {id(point.module): point for name in names for point in _merge_points(models.get(name))}
     for point in points.values():
         _watch(point.name, point.module, gpu.log)
-    return models
 
 
 def _merge_points(model: LoadedModel) -> Iterator[MergePoint]:
