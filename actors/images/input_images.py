@@ -19,7 +19,7 @@ MAX_SCANS = 500
 """The most scans of a progressive JPEG. Each scan passes over all pixels; common files have ten."""
 _SCAN = b"\xff\xda"
 """The bytes that begin a scan. Coded pixels never have them, because no 255 in them is followed by 218."""
-_MODES = {"image": "RGB", "mask_image": "L", "depth_map": "I;16"}
+_MODES = {"image": "RGB", "mask_image": "L", "depth_map": "I;16", "control_image": "RGB"}
 LEAST_MARK = 128
 """The least value of a mask's pixel that is repainted: diffusers rounds masks to black and white."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

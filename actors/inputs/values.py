@@ -105,6 +105,8 @@ def _as_values(array: pa.Array, kind: str) -> pa.Array:
     if kind == "weights by name":
         return _as_weights(array)
     array = array.cast(dense(array.type))
+    if kind == "true or false":
+        return array.cast(pa.bool_())
     if kind == "pair of whole numbers":
         return array.cast(pa.list_(_whole(getattr(array.type, "value_type", array.type))))
     if kind == "whole number" and not pa.types.is_floating(array.type):

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from actors.images.image_uris import UriJudge
 from actors.inputs.input_file import RowBatch
 from actors.rows.adapter_checks import refused_loras
+from actors.rows.control_checks import refused_controls
 from actors.rows.routing import AnyRoute, ResolvedRoute, Router, SizeLimits, Unroutable
 from actors.rows.row_values import RowMask, Violation, always, effective_values
 from actors.rows.scheduler_checks import refused_schedulers
@@ -97,6 +98,8 @@ def _violations(
         yield from refused_schedulers(batch, route, card)
     if "loras" in route.defaults:
         yield from refused_loras(batch, route)
+    if "controlnet" in route.defaults:
+        yield from refused_controls(batch, route)
 
 
 def _missing(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violation]:
@@ -135,7 +138,7 @@ def _out_of_bounds(values: pa.Array, name: str) -> Iterator[Violation]:
         yield from _invalid_pair(values, name, bounds)
     elif bounds.choices:
         yield from _unknown_choice(values, name, bounds.choices)
-    elif bounds.kind not in ("text", "options", "weights by name"):
+    elif bounds.kind not in ("text", "options", "weights by name", "true or false"):
         whole = bounds.kind == "whole number"
         yield from _outside_range(values, name, bounds.minimum, bounds.maximum, whole=whole)
 

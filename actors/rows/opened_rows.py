@@ -8,6 +8,7 @@ from actors.rows.routing import ResolvedRoute, SizeLimits
 from actors.rows.row import Row
 from actors.rows.step_sizes import Size, is_cropped, later_sizes, result_size, work_size
 from schemas.errors import RowError
+from schemas.systems.control_parameters import controls_of
 from schemas.systems.system_table import LEAST_SIZE_FACTOR, System
 
 
@@ -29,7 +30,7 @@ def open_row(row: Row, read_uri: ReadUri, *, limits: SizeLimits, vae_factor: int
     """
     route = row.route
     assert isinstance(route, ResolvedRoute), "rows with a problem are not opened"
-    optional = (name for name in route.optional_images() if name in row.images)
+    optional = (name for name in route.optional_images() if name in row.images and _is_read(row, name))
     images = {
         field: open_image(field, row.images[field], read_uri)
         for field in dict.fromkeys((*route.needed_images(), *optional))
@@ -39,6 +40,16 @@ def open_row(row: Row, read_uri: ReadUri, *, limits: SizeLimits, vae_factor: int
     _check_mask(opened, max(vae_factor, LEAST_SIZE_FACTOR))
     _check_work(opened, limits)
     return opened
+
+
+def _is_read(row: Row, field: str) -> bool:
+    """Whether the row's chain reads this optional image: images for ControlNets only if there are such."""
+    assert isinstance(row.route, ResolvedRoute), "rows with a problem are not opened"
+    controls = [
+        *controls_of(row.parameters),
+        *(each for step in row.route.then for each in controls_of(step.defaults)),
+    ]
+    return field != "control_image" or field in {each.image for each in controls}
 
 
 def _check_work(opened: OpenedRow, limits: SizeLimits) -> None:

@@ -11,7 +11,8 @@ from actors.images.encoding import MAX_SIDES
 from schemas.errors import RowError
 from schemas.job import NO_MODEL
 from schemas.spec.job_spec import JobSpec, Route
-from schemas.systems.model_card import AdapterFile, ModelCard
+from schemas.systems.control_parameters import without_idle_controls
+from schemas.systems.model_card import AdapterFile, ControlNetCard, ModelCard
 from schemas.systems.parameters import ParameterValue, with_preset
 from schemas.systems.sampler_names import with_sampler
 from schemas.systems.system_table import SD_LATENTS, System, find_system, tasks_of
@@ -35,6 +36,8 @@ class ResolvedRoute:
     """The steps that follow, each with its route's own values."""
     loras: Mapping[str, AdapterFile] = field(default_factory=dict)
     """The model's LoRAs by name."""
+    controlnets: Mapping[str, ControlNetCard] = field(default_factory=dict)
+    """The model's ControlNets by name."""
     keep_steps: bool = False
     """Whether the images of all steps are stored, not only the last one's."""
 
@@ -195,11 +198,12 @@ class Router:
             defaults=_defaults(system, card, route),
             # Rows do not change a later step's values, so its sampler is resolved here.
             then=tuple(
-                replace(step, defaults=with_sampler(step.defaults))
+                replace(step, defaults=without_idle_controls(with_sampler(step.defaults)))
                 for step in then
                 if isinstance(step, ResolvedRoute)
             ),
             loras=card.loras,
+            controlnets=card.controlnets,
             keep_steps=route.keep_steps,
         )
 

@@ -15,6 +15,7 @@ from actors.rows.routing import AnyRoute, ResolvedRoute, Unroutable
 from schemas.columns.fields import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
 from schemas.systems.adapter_weights import parse_weights, weights_text
+from schemas.systems.control_parameters import without_idle_controls
 from schemas.systems.parameters import PARAMETERS, ParameterValue, with_preset
 from schemas.systems.sampler_names import with_sampler
 from schemas.systems.schedulers import options_text, parse_options
@@ -108,12 +109,14 @@ def _parameters(values: Mapping[str, Any], route: ResolvedRoute) -> dict[str, Pa
         if values.get(name) is not None
     }
     name_wins = "scheduler" in own and "scheduler_options" not in own
-    return with_sampler({**route.defaults, **with_preset(own)}, name_wins=name_wins)
+    parameters = with_sampler({**route.defaults, **with_preset(own)}, name_wins=name_wins)
+    return without_idle_controls(parameters)
 
 
 _AS_KIND: dict[str, Callable[[Any], ParameterValue]] = {
     "whole number": int,
     "number": float,
+    "true or false": bool,
     "text": str,
     "pair of whole numbers": lambda pair: (pair[0], pair[1]),
     "options": lambda text: options_text(parse_options(text)),

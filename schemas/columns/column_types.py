@@ -101,6 +101,7 @@ def needed(field: str) -> str:
     words = {
         "whole number": "whole numbers",
         "number": "numbers",
+        "true or false": "booleans",
         "id": "text or whole numbers",
         "image": "an image struct<bytes, path>, bytes, or text with a URI",
         "pair of whole numbers": "lists of two whole numbers",
@@ -127,6 +128,8 @@ def _accepts(kind: str, arrow_type: pa.DataType) -> bool:
         return text or _is_mapping(arrow_type, _is_setting)
     if kind == "weights by name":
         return text or _is_mapping(arrow_type, _is_number) or _is_weights(arrow_type)
+    if kind == "true or false":
+        return bool(types.is_boolean(arrow_type))
     # pandas turns whole numbers with nulls into a float column: their values are checked row by row.
     return bool({"id": text or whole, "text": text, "whole number": number, "number": number}[kind])
 

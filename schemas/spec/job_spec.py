@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
-from schemas.spec.adapter_spec import AdapterSpec
+from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
 from schemas.spec.plain_text import Name, Plain, shown_as_it_is
 from schemas.systems.adapter_weights import unknown_adapter
 from schemas.systems.parameters import Parameters, StrictModel
@@ -94,6 +94,8 @@ class ModelSpec(StrictModel):
     """The precision of the weights. auto: float16 on a GPU, float32 on a CPU."""
     loras: dict[Name, AdapterSpec] = Field(default_factory=dict)
     """The LoRAs that rows and routes may apply, by the names that they use for them."""
+    controlnets: dict[Name, ControlNetSpec] = Field(default_factory=dict)
+    """The ControlNets that rows and routes may use, by the names that they use for them."""
     components: dict[Name, Name | ComponentSpec] = Field(default_factory=dict)
     """Components that replace the checkpoint's own, by name: {vae: FOLDER_OR_REPOSITORY}."""
 
@@ -359,6 +361,11 @@ class JobSpec(StrictModel):
                 raise ValueError(
                     f"routes.{name}.loras: {problem}. Name its file in models.{shortened(route.model)}.loras"
                 )
+        net, nets = route.controlnet or "", self.models[route.model].controlnets
+        if net and (problem := unknown_adapter("ControlNet", net, route.model, nets)):
+            raise ValueError(
+                f"routes.{name}.controlnet: {problem}. Name it in models.{shortened(route.model)}.controlnets"
+            )
 
     def task_of(self, route: str) -> str:
         """The generation task of a route."""

@@ -40,6 +40,24 @@ class ComponentCard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ControlNetCard:
+    """Where a ControlNet is, and what its files tell about it."""
+
+    path: str
+    """The absolute path of a folder, or a Hub repository."""
+    revision: str
+    """The Hub's commit, or a digest of a local folder's files."""
+    subfolder: str
+    """Its folder in it; empty if it is the whole."""
+    variant: str | None
+    """The variant of its weight files."""
+    sha256: str
+    """The hash of its file of weights; of several, the hash of their hashes."""
+    size_bytes: int
+    """The size of its weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """The facts about a checkpoint that its configuration files tell, without loading it."""
 
@@ -79,3 +97,5 @@ class ModelCard:
     """By name, the components that the spec names by themselves."""
     loras: Mapping[str, AdapterFile] = field(default_factory=dict)
     """The model's LoRAs by name, in the order of the spec."""
+    controlnets: Mapping[str, ControlNetCard] = field(default_factory=dict)
+    """The model's ControlNets by name, in the order of the spec."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Le, Lt
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from schemas.systems.adapter_weights import checked_weights, weights_text
 from schemas.systems.recipes import RECIPES
@@ -132,6 +132,28 @@ class Parameters(StrictModel):
     """The LoRAs to apply, by the names that the model has for them, each with a weight from -10 to 10, such
     as {chalk: 0.8}; {} for none. At most 16; those with a weight of 0 do not count."""
 
+    controlnet: str | None = None
+    """The ControlNet that guides the image, by the name that the model has for it; an empty text for none.
+    The row's `control_image` says what it is to follow."""
+    controlnet_conditioning_scale: float | None = Field(default=None, ge=0, le=10)
+    """How strongly the ControlNet guides the image."""
+    control_guidance_start: float | None = Field(default=None, ge=0, le=1)
+    """The share of the steps after which the ControlNet begins to guide."""
+    control_guidance_end: float | None = Field(default=None, ge=0, le=1)
+    """The share of the steps after which it no longer guides."""
+    guess_mode: bool | None = None
+    """true: the ControlNet guides only the prompt's half of guidance, and its first layers less."""
+
+    @model_validator(mode="after")
+    def _guides_some_steps(self) -> "Parameters":
+        start, end = self.control_guidance_start or 0.0, self.control_guidance_end
+        if start >= (1.0 if end is None else end):
+            raise ValueError(
+                f"control_guidance_start is {start:g}; it must be below control_guidance_end, "
+                f"{1.0 if end is None else end:g}"
+            )
+        return self
+
     @field_validator("loras")
     @classmethod
     def _allowed_weights(cls, loras: dict[str, float] | None) -> dict[str, float] | None:
@@ -151,7 +173,9 @@ def _settled(value: Any, kind: str) -> ParameterValue:
     return (value[0], value[1]) if isinstance(value, list) else value
 
 
-Kind = Literal["whole number", "number", "text", "pair of whole numbers", "options", "weights by name"]
+Kind = Literal[
+    "whole number", "number", "true or false", "text", "pair of whole numbers", "options", "weights by name"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +193,7 @@ class Bounds:
 
 
 _KINDS: dict[object, Kind] = {
+    bool: "true or false",
     int: "whole number",
     float: "number",
     str: "text",

@@ -17,6 +17,7 @@ from actors.engine.calls.prompt_encoding import with_encoded_texts
 from actors.engine.cohorts import Cohort
 from actors.engine.samples import Sample
 from schemas.errors import RowError
+from schemas.systems.control_parameters import controls_of
 from schemas.wording.amounts import counted
 
 DecodedSample = tuple[Sample, Mapping[str, Image.Image]]
@@ -27,9 +28,9 @@ Images are RGB, masks L and depth maps I;16. In a chain, an image can also be th
 
 Arguments = dict[str, Any]
 
-NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset", "recipe", "loras")
-"""Parameters that are not arguments of a pipeline: it has its scheduler, gets a preset's numbers, and LoRAs
-change its modules."""
+NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset", "recipe", "loras", "controlnet")
+"""Parameters that are not arguments of a pipeline: it has its scheduler and its ControlNets, gets a preset's
+numbers, and LoRAs change its modules."""
 
 
 def check_images(sample: Sample, images: Mapping[str, Image.Image]) -> None:
@@ -89,7 +90,9 @@ def pipeline_arguments(cohort: Cohort, decoded: Sequence[DecodedSample], pipelin
         arguments = with_encoded_texts(arguments, pipeline, cohort.num_windows, weighted=cohort.weighted)
     adapt = ARGUMENTS.get(cohort.system.pipeline)
     if adapt:
-        return adapt(arguments, cohort, pipeline)
+        arguments = adapt(arguments, cohort, pipeline)
+    if controls_of(cohort.parameters):
+        return _controlled(arguments, cohort, pipeline)
     row_arguments = getattr(pipeline, "row_arguments", None)
     return row_arguments(arguments) if row_arguments else arguments
 
@@ -106,6 +109,22 @@ def _inpaint(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
             "mask_image": arguments["mask_image"][0],
             "output_type": "pil",
         }
+    return arguments
+
+
+def _controlled(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
+    """The arguments of the pipeline with ControlNets for those of the one without."""
+    arguments = {
+        name: each for name, each in arguments.items() if name not in cohort.system.lost_with_control
+    }
+    if "image" not in cohort.system.images:
+        # diffusers 0.42.1 has this name for it where there is no other image.
+        arguments["image"] = arguments.pop("control_image")
+    elif not cohort.system.resizes_image:
+        # Without a size, a control image of another size than the image's raises an error.
+        width, height = cohort.sizes["image"]
+        factor = pipeline.vae_scale_factor
+        arguments |= {"width": width // factor * factor, "height": height // factor * factor}
     return arguments
 
 
