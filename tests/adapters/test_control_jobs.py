@@ -1,0 +1,191 @@
+"""Jobs whose rows are guided by ControlNets: each row is what plain diffusers makes of it."""
+
+import io
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel
+from PIL import Image
+
+from actors.engine.adapters.false_reports import without_false_reports
+from actors.engine.diffusers_engine import DiffusersEngine
+from benchmarks.parity.drawn_images import drawn_image, mask
+from benchmarks.parity.plain_diffusers import LEVELS
+from schemas.columns.output_columns import IMAGE_TYPE
+from tests.adapters.control_net_files import save_control_net
+from tests.adapters.lora_files import plain_pipeline, save_lora
+from tests.support.checkpoints import demo
+from tests.support.in_process import Made, Record, job_spec, make, model_cache, plan_for, write_rows
+
+STEPS = 4
+NETS = ("canny", "depth")
+SUFFIXES = {"text2img": "", "img2img": "Img2Img", "inpaint": "Inpaint"}
+PIPELINES = {"sd": "StableDiffusion{}{}Pipeline", "sdxl": "StableDiffusionXL{}{}Pipeline"}
+INPUTS: dict[str, Record] = {
+    "text2img": {},
+    "img2img": {"image": drawn_image(), "strength": 0.8},
+    "inpaint": {"image": drawn_image(), "mask_image": mask()},
+}
+CONTROLS: list[Record] = [
+    {"controlnet": None},
+    {"controlnet": "canny", "controlnet_conditioning_scale": 0.7},
+    {"controlnet": "depth", "control_guidance_start": 0.25, "control_guidance_end": 0.75},
+    {"controlnet": "canny", "controlnet_conditioning_scale": 1.3, "control_guidance_end": 0.5},
+    {"controlnet": "depth", "guess_mode": True, "controlnet_conditioning_scale": 0.9},
+    {"controlnet": ""},
+    {"controlnet": "canny", "loras": '{"chalk":0.8}', "control_guidance_start": 0.5},
+]
+
+
+def rows_of(model: str) -> list[Record]:
+    return [
+        {
+            "row_id": f"{model}-{task}-{number}",
+            "model": model,
+            "task": task,
+            "prompt": f"{number} foxes",
+            "seed": 10 + number,
+            "guidance_scale": 1.0 if number == 3 else 5.0 + number / 10,
+            "control_image": drawn_image(((64, 64), (48, 96), (100, 40))[number % 3]),
+            **INPUTS[task],
+            **control,
+        }
+        for task in SUFFIXES
+        for number, control in enumerate(CONTROLS)
+    ]
+
+
+def opened(image: Record) -> Image.Image:
+    return Image.open(io.BytesIO(image["bytes"]))
+
+
+ROWS = [*rows_of("sd"), *rows_of("sdxl")]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """ControlNets by model and name, and a LoRA."""
+    folder = tmp_path_factory.mktemp("nets")
+    return {
+        model: {
+            **{net: save_control_net(folder / f"{model}-{net}", demo(model), seed=n) for n, net in enumerate(NETS)},
+            "chalk": save_lora(folder / f"{model}.safetensors", demo(model), seed=3),
+        }
+        for model in PIPELINES
+    }
+
+
+def job(folders: dict[str, dict[str, Path]], folder: Path, **batching: Any) -> tuple[Made, DiffusersEngine]:
+    path = write_rows(folder / "rows.parquet", ROWS, {"control_image": IMAGE_TYPE})
+    models = {
+        model: {
+            "checkpoint": f"demo:{model}",
+            "controlnets": {net: str(folders[model][net]) for net in NETS},
+            "loras": {"chalk": str(folders[model]["chalk"])},
+        }
+        for model in PIPELINES
+    }
+    routes = {task: {"model": "sd", "num_inference_steps": STEPS} for task in SUFFIXES}
+    off = {"checker": "off"}
+    spec = job_spec(path, folder / "out", models=models, routes=routes, batching=batching, safety=off)
+    plan = plan_for(spec)
+    engine = DiffusersEngine(
+        model_cache(spec, loras=plan.job.loras, controlnets=plan.job.controlnets), spec
+    )
+    return make(spec, engine), engine
+
+
+@pytest.fixture(scope="module")
+def expected(folders: dict[str, dict[str, Path]]) -> dict[str, np.ndarray]:
+    """What plain diffusers makes of each row in a call of its own."""
+
+    @cache
+    def base(model: str) -> Any:
+        pipeline = plain_pipeline(demo(model), PIPELINES[model].format("", ""))
+        with without_false_reports():
+            file = folders[model]["chalk"]
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="chalk")
+        return pipeline
+
+    @cache
+    def pipeline_of(model: str, task: str, net: str) -> Any:
+        cls = getattr(diffusers, PIPELINES[model].format("ControlNet" if net else "", SUFFIXES[task]))
+        nets = {"controlnet": ControlNetModel.from_pretrained(folders[model][net])} if net else {}
+        components = {**base(model).components, **nets}
+        if model == "sd":
+            components |= {"safety_checker": None, "requires_safety_checker": False}
+        pipeline = cls(**components)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def plain(row: Record) -> np.ndarray:
+        pipeline = pipeline_of(row["model"], row["task"], row["controlnet"] or "")
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        names = {"prompt", "guidance_scale", "strength"}
+        if row["controlnet"]:
+            names |= {each for each in row if each.startswith("control_") or each.startswith("controlnet_")}
+            names |= {"guess_mode"}
+        arguments = {name: row[name] for name in names & row.keys() if row.get(name) is not None}
+        for field in ("image", "mask_image", "control_image"):
+            if field in row and (field != "control_image" or row["controlnet"]):
+                arguments[field] = opened(row[field]).convert("L" if field == "mask_image" else "RGB")
+        if row["task"] == "text2img" and row["controlnet"]:
+            arguments["image"] = arguments.pop("control_image")
+        if row["controlnet"] or row["task"] == "inpaint":
+            arguments |= {"height": 64, "width": 64}
+        if row.get("loras"):
+            base(row["model"]).set_adapters(["chalk"], [0.8])
+            base(row["model"]).enable_lora()
+        else:
+            base(row["model"]).disable_lora()
+        generator = torch.Generator("cpu").manual_seed(row["seed"])
+        output = pipeline(**arguments, num_inference_steps=STEPS, generator=generator, output_type="np")
+        return (output.images[0] * 255).round().astype(np.int32)
+
+    return {row["row_id"]: plain(row) for row in ROWS}
+
+
+def levels(made: Made, expected: dict[str, np.ndarray]) -> dict[str, int]:
+    """How far each row is from what is expected, in levels of 255."""
+    return {
+        name: int(np.abs(np.asarray(opened(made.row(name)["image"]), np.int32) - values).max())
+        for name, values in expected.items()
+    }
+
+
+@pytest.mark.parametrize("shard_rows", [3, 256])
+def test_each_row_is_what_plain_diffusers_makes_of_it(
+    folders: dict[str, dict[str, Path]], expected: dict[str, np.ndarray], tmp_path: Path, shard_rows: int
+) -> None:
+    made, _ = job(folders, tmp_path, shard_rows=shard_rows)
+
+    assert {name: far for name, far in levels(made, expected).items() if far > LEVELS} == {}
+
+
+def test_with_exact_each_row_has_the_bits_of_a_plain_call(
+    folders: dict[str, dict[str, Path]], expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    made, _ = job(folders, tmp_path, exact=True)
+
+    assert {name: far for name, far in levels(made, expected).items() if far} == {}
+
+
+def test_rows_with_and_without_control_share_batches(
+    folders: dict[str, dict[str, Path]], tmp_path: Path
+) -> None:
+    _, engine = job(folders, tmp_path, max_batch_rows=8)
+
+    unet = engine.counts["unet"]
+    assert unet.images / unet.batches > 6
+
+
+def test_control_changes_pictures(expected: dict[str, np.ndarray]) -> None:
+    """Else the other tests would say nothing."""
+    for model in PIPELINES:
+        far = np.abs(expected[f"{model}-text2img-1"] - expected[f"{model}-text2img-0"]).max()
+        assert far > 10
