@@ -2,9 +2,10 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from hypothesis import settings
 
@@ -112,3 +113,26 @@ def s3_folder() -> str:
 def faulty(s3_faults: FaultProxy, s3_folder: str) -> Storage:
     """S3 storage behind the fault proxy, with short timeouts so that tests end soon."""
     return open_storage(s3_folder, timeout_s=5, deadline_s=30)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of this process's own; the Hub itself is out of reach in tests."""
+    folder = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def use_hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """What lets this process use the Hub at an address, as `hub_env` lets another one."""
+
+    def use(address: str) -> None:
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
+
+    yield use
+    huggingface_hub.close_session()

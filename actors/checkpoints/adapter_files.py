@@ -8,6 +8,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -308,5 +309,6 @@ def _downloaded(file: AdapterFile, deadline_s: float) -> Path:
     except OSError as error:
         raise StorageError(f"{path} cannot be written ({error.strerror}); check the disk's space") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
     return path

@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 
 from actors.images.image_uris import UriJudge
 from actors.inputs.input_file import RowBatch
-from actors.rows.adapter_checks import refused_loras
-from actors.rows.control_checks import refused_controls
+from actors.rows.adapters.adapter_kinds import refused_adapters
 from actors.rows.routing import AnyRoute, ResolvedRoute, Router, SizeLimits, Unroutable
 from actors.rows.row_values import RowMask, Violation, always, effective_values
 from actors.rows.scheduler_checks import refused_schedulers
@@ -96,10 +95,7 @@ def _violations(
             yield from _above_limit(batch, route, name, most)
     if "scheduler" in route.defaults:
         yield from refused_schedulers(batch, route, card)
-    if "loras" in route.defaults:
-        yield from refused_loras(batch, route)
-    if "controlnet" in route.defaults:
-        yield from refused_controls(batch, route)
+    yield from refused_adapters(batch, route)
 
 
 def _missing(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violation]:

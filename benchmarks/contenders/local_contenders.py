@@ -118,7 +118,7 @@ class Darkroom:
 
         def run() -> int:
             if not rows:
-                rows.extend(_opened(plan))
+                rows.extend(opened_rows(plan))
             with ThreadPoolExecutor(self._setting.num_threads) as decoders:
                 results = self._engine(plan).generate(rows, decoders)
                 return sum(result.problem is None for result in results)
@@ -162,7 +162,7 @@ def in_process(
     }
 
 
-def _opened(plan: Plan) -> Iterator[OpenedRow]:
+def opened_rows(plan: Plan) -> Iterator[OpenedRow]:
     reader = ShardReader(plan.job, Stores())
     for shard in plan.shards():
         for row in reader.read(shard, Spool()):

@@ -71,6 +71,7 @@ def output_schema(spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMa
     """
     systems = _systems(spec, models)
     depth = any(system.gives_depth for system in systems)
+    with_nets = any(card.controlnets for card in models.values())
     steps = any(route.keep_steps for route in spec.routes.values())
     texts = [
         name for name in TEXT_FIELDS if name in PROMPTS or any(name in system.texts for system in systems)
@@ -88,6 +89,7 @@ def output_schema(spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMa
         *(pa.field(f"{name}_truncated", pa.string()) for name in texts),
         pa.field("seed", pa.int64()),
         *(pa.field(name, _ARROW_KINDS[PARAMETERS[name].kind]) for name in _used_parameters(systems, models)),
+        *([pa.field("controlnet_sha256", pa.string())] if with_nets else []),
         pa.field("nsfw", pa.bool_()),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error_code", pa.string()),

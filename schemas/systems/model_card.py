@@ -99,3 +99,14 @@ class ModelCard:
     """The model's LoRAs by name, in the order of the spec."""
     controlnets: Mapping[str, ControlNetCard] = field(default_factory=dict)
     """The model's ControlNets by name, in the order of the spec."""
+
+    @property
+    def adapter_bytes(self) -> dict[tuple[str, str], int]:
+        """The size of each adapter's weights by kind, such as `LoRA`, and name."""
+        kinds: Mapping[str, Mapping[str, AdapterFile | ControlNetCard]] = {
+            "LoRA": self.loras,
+            "ControlNet": self.controlnets,
+        }
+        return {
+            (kind, name): each.size_bytes for kind, cards in kinds.items() for name, each in cards.items()
+        }

@@ -16,9 +16,9 @@ from actors.engine.adapters.false_reports import without_false_reports
 from actors.engine.diffusers_engine import DiffusersEngine
 from benchmarks.parity.drawn_images import drawn_image, mask
 from benchmarks.parity.plain_diffusers import LEVELS
+from demo.random_control_nets import save_control_net
+from demo.random_loras import plain_pipeline, save_lora
 from schemas.columns.output_columns import IMAGE_TYPE
-from tests.adapters.control_net_files import save_control_net
-from tests.adapters.lora_files import plain_pipeline, save_lora
 from tests.support.checkpoints import demo
 from tests.support.in_process import Made, Record, job_spec, make, model_cache, plan_for, write_rows
 
@@ -73,7 +73,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Pat
     folder = tmp_path_factory.mktemp("nets")
     return {
         model: {
-            **{net: save_control_net(folder / f"{model}-{net}", demo(model), seed=n) for n, net in enumerate(NETS)},
+            **{
+                net: save_control_net(folder / f"{model}-{net}", demo(model), seed=n)
+                for n, net in enumerate(NETS)
+            },
             "chalk": save_lora(folder / f"{model}.safetensors", demo(model), seed=3),
         }
         for model in PIPELINES
@@ -94,9 +97,7 @@ def job(folders: dict[str, dict[str, Path]], folder: Path, **batching: Any) -> t
     off = {"checker": "off"}
     spec = job_spec(path, folder / "out", models=models, routes=routes, batching=batching, safety=off)
     plan = plan_for(spec)
-    engine = DiffusersEngine(
-        model_cache(spec, loras=plan.job.loras, controlnets=plan.job.controlnets), spec
-    )
+    engine = DiffusersEngine(model_cache(spec, loras=plan.job.loras, controlnets=plan.job.controlnets), spec)
     return make(spec, engine), engine
 
 
@@ -128,7 +129,7 @@ def expected(folders: dict[str, dict[str, Path]]) -> dict[str, np.ndarray]:
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
         names = {"prompt", "guidance_scale", "strength"}
         if row["controlnet"]:
-            names |= {each for each in row if each.startswith("control_") or each.startswith("controlnet_")}
+            names |= {each for each in row if each.startswith(("control_", "controlnet_"))}
             names |= {"guess_mode"}
         arguments = {name: row[name] for name in names & row.keys() if row.get(name) is not None}
         for field in ("image", "mask_image", "control_image"):

@@ -14,7 +14,7 @@ from actors.engine.adapters.false_reports import without_false_reports
 from actors.engine.diffusers_engine import DiffusersEngine
 from benchmarks.parity.drawn_images import drawn_image, mask
 from benchmarks.parity.plain_diffusers import LEVELS
-from tests.adapters.lora_files import ATTENTION, CONVOLUTIONS, TEXT, plain_pipeline, save_lora
+from demo.random_loras import ATTENTION, CONVOLUTIONS, TEXT, plain_pipeline, save_lora
 from tests.support.checkpoints import demo
 from tests.support.in_process import Made, Record, job_spec, make, model_cache, plan_for, write_rows
 
@@ -67,7 +67,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]
     folder = tmp_path_factory.mktemp("loras")
     kinds: list[Record] = [
         {"rank": 4, "alpha": 2},
-        {"rank": 8, "alpha": 8, "text": TEXT},
+        {"rank": 8, "alpha": 4, "text": TEXT, "kohya": True},
         {"rank": 2, "alpha": 4, "layers": (*ATTENTION, *CONVOLUTIONS)},
         {"rank": 3, "alpha": 3, "layers": (), "text": TEXT},
     ]

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from actors.engine.adapters import row_loras
 from actors.engine.adapters.false_reports import without_false_reports
 from actors.engine.adapters.row_loras import ROW_LAYERS, Loras, forget_factors, rows_have
-from tests.adapters.lora_files import ATTENTION, CONVOLUTIONS
+from demo.random_loras import ATTENTION, CONVOLUTIONS
 from tests.support.checkpoints import sd_checkpoint
 
 ROWS = 6

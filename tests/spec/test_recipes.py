@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from demo.random_loras import save_lora
 from jobs.survey.survey import make_survey
 from schemas.systems.parameters import PARAMETERS, with_preset
 from schemas.systems.recipes import RECIPES, recipe_of
 from schemas.systems.schedulers import SCHEDULERS, parse_options
-from tests.adapters.lora_files import save_lora
 from tests.support.checkpoints import sd_checkpoint
 from tests.support.in_process import job_spec, make, write_rows
 

@@ -178,6 +178,7 @@ def translated(name: str, layers_per_block: int) -> str:
             return f"down_blocks_{block}_downsamplers_0_conv"
         return f"down_blocks_{block}_{kind}_{index}_{rest}"
     block, index = divmod(number, layers_per_block + 1)
-    if kind == "upsamplers" or rest == "conv":
+    # Behind a block without attention, the upsampler has the attention's number.
+    if kind == "upsamplers" or (kind, rest) == ("attentions", "conv"):
         return f"up_blocks_{block}_upsamplers_0_{rest}"
     return f"up_blocks_{block}_{kind}_{index}_{rest}"

@@ -13,7 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 
 from actors.engine.adapters.false_reports import without_false_reports
-from actors.engine.adapters.row_loras import ROW_LAYERS, Loras, forget_factors, is_row_lora, rows_have
+from actors.engine.adapters.row_loras import ROW_LAYERS, Loras, forget_factors, is_plain_lora, rows_have
+from actors.engine.quirks.clip_skip import clip_skip_off
 from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 from schemas.errors import SpecError
 
@@ -103,7 +104,8 @@ class LoraCache:
         self._make_room(file.stat().st_size)
         logger.info("loading lora=%s file=%s", name, file)
         try:
-            with torch.inference_mode(False), without_false_reports():
+            encoder = getattr(self._pipeline, "text_encoder", None)
+            with torch.inference_mode(False), without_false_reports(), clip_skip_off(encoder):
                 self._pipeline.load_lora_weights(
                     str(file.parent), weight_name=file.name, adapter_name=peft_name, use_safetensors=True
                 )
@@ -113,9 +115,14 @@ class LoraCache:
             raise SpecError(f"loras.{name}: {file} cannot be loaded: {error}") from error
         self._loaded[name] = peft_name
         self._enable(False)
+        self._size_bytes[name] = file.stat().st_size
         for layer in self._layers():
             layer.__class__ = ROW_LAYERS.get(type(layer), type(layer))
-        self._size_bytes[name] = file.stat().st_size
+            if not is_plain_lora(layer, peft_name):
+                raise SpecError(
+                    f"loras.{name}: {file} has more than two matrices a layer (it is a DoRA, or has biases), "
+                    "and rows of one batch cannot differ in that; convert it to a plain LoRA"
+                )
 
     def _make_room(self, size_bytes: int) -> None:
         for name in self.names:
@@ -148,32 +155,12 @@ class LoraSettings:
     def __init__(self, module: torch.nn.Module, cache: LoraCache) -> None:
         self._module = module
         self._cache = cache
-        self._row_loras: dict[str, bool] = {}
 
     def of(self, call: Any) -> Loras:
         """The call's LoRAs that change this module."""
         changing = getattr(self._module, "peft_config", {})
         return tuple(lora for lora in self._cache.in_peft(call.loras) if lora[0] in changing)
 
-    def merges(self, setting: Any) -> bool:
-        """Whether all of these LoRAs are plain ones; LoKr and others are not."""
-        return all(self._is_row_lora(name) for name, _ in setting)
-
-    def _is_row_lora(self, name: str) -> bool:
-        if name not in self._row_loras:
-            layers = (layer for layer in self._module.modules() if isinstance(layer, BaseTunerLayer))
-            self._row_loras[name] = all(
-                is_row_lora(layer, name) for layer in layers if name in _adapters(layer)
-            )
-        return self._row_loras[name]
-
     def applied(self, settings: Sequence[Any]) -> AbstractContextManager[None]:
         """While the block runs, row i of what the module gets has the LoRAs `settings[i]`."""
-        if self.merges(settings[0]):
-            return rows_have(settings)
-        return self._cache.plain(settings[0])
-
-
-def _adapters(layer: Any) -> set[str]:
-    """The names of a layer's adapters."""
-    return {name for weights in layer.adapter_layer_names for name in getattr(layer, weights, {})}
+        return rows_have(settings)

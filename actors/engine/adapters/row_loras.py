@@ -193,12 +193,8 @@ ROW_LAYERS: dict[type, type] = {Linear: RowLinear, Conv2d: RowConv2d}
 """By class of peft's layers, the class of layers that also know rows."""
 
 
-def is_row_lora(layer: Any, name: str) -> bool:
-    """Whether a layer's LoRA is a plain one, of two matrices or kernels, which can differ by row."""
-    return (
-        type(layer) in ROW_LAYERS.values()
-        and name not in layer.lora_variant
-        and not layer.lora_bias[name]
-        and getattr(layer.base_layer, "groups", 1) == 1
-        and not getattr(layer, "fan_in_fan_out", False)
-    )
+def is_plain_lora(layer: Any, name: str) -> bool:
+    """Whether a layer has nothing of this LoRA but two matrices or kernels; True if it has nothing of it."""
+    if name not in getattr(layer, "lora_A", ()):
+        return True
+    return type(layer) in ROW_LAYERS.values() and name not in layer.lora_variant and not layer.lora_bias[name]

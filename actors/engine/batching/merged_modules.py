@@ -32,9 +32,6 @@ class RowSettings(Protocol):
     def of(self, call: Any) -> Setting:
         """What a call sets of this module; equal for calls that set the same."""
 
-    def merges(self, setting: Setting) -> bool:
-        """Whether rows with this setting can be in a batch with rows of other settings."""
-
     def applied(self, settings: Sequence[Setting]) -> AbstractContextManager[None]:
         """While the block runs, row i of what the module gets has `settings[i]`."""
 
@@ -183,11 +180,10 @@ class MergedModule:
                 setting=setting,
             )
         arguments |= {name: _one_per_row(arguments[name], rows) for name in numbers}
-        of_its_own = setting if settings and not settings.merges(setting) else None
         return Request(
             arguments=arguments,
             rows=rows,
-            batch_key=(self.point.name, autocast, of_its_own, tensor_trees.form(self._own(arguments))),
+            batch_key=(self.point.name, autocast, tensor_trees.form(self._own(arguments))),
             autocast=autocast,
             keys=row_keys((arguments, setting), rows) if self._row_cache is not None else (),
             setting=setting,

@@ -1,5 +1,7 @@
 """Makes `clip_skip` work in Stable Diffusion's pipelines; XL's work without this."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,3 +16,17 @@ def enable_clip_skip(text_encoder: Any) -> None:
     if norm is not None and not hasattr(text_encoder, "text_model"):
         # Not a torch module, so that the norm's weights are not saved and counted twice.
         text_encoder.text_model = SimpleNamespace(final_layer_norm=norm)
+
+
+@contextmanager
+def clip_skip_off(text_encoder: Any) -> Iterator[None]:
+    """While the block runs, the encoder is as transformers made it.
+
+    diffusers 0.42.1 tells from `text_model` which names a LoRA must have for the encoder's layers.
+    """
+    added = vars(text_encoder).pop("text_model", None) if text_encoder is not None else None
+    try:
+        yield
+    finally:
+        if added is not None:
+            text_encoder.text_model = added

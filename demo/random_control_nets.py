@@ -1,4 +1,4 @@
-"""Writes ControlNets for the small checkpoints, as diffusers saves them."""
+"""Writes ControlNets of random weights for small checkpoints, as diffusers saves them."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel
 
-from tests.adapters.lora_files import plain_pipeline
+from demo.random_loras import plain_pipeline
 
 
 def save_control_net(folder: Path, checkpoint: Path, *, seed: int, **changes: Any) -> Path:
@@ -16,7 +16,11 @@ def save_control_net(folder: Path, checkpoint: Path, *, seed: int, **changes: An
     if changes:
         net = ControlNetModel.from_config({**net.config, **changes})
     # A new one has zeros where it meets the UNet, and would change nothing.
-    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
+    for layer in (
+        *net.controlnet_down_blocks,
+        net.controlnet_mid_block,
+        net.controlnet_cond_embedding.conv_out,
+    ):
         torch.nn.init.normal_(layer.weight, std=0.3)
     net.save_pretrained(folder)
     return folder
