@@ -10,7 +10,7 @@ import numpy.typing as npt
 from actors.images.input_images import EncodedImage
 from actors.rows.opened_rows import OpenedRow
 from actors.rows.routing import ResolvedRoute, hands_on_latents
-from schemas.systems.control_parameters import controls_of
+from schemas.systems.control_parameters import CONTROL_IMAGES, control_images
 from schemas.systems.parameters import ParameterValue
 from schemas.systems.system_table import PROMPTS, System
 
@@ -129,8 +129,10 @@ class Sample:
     @property
     def images(self) -> Mapping[str, EncodedImage | StepResult]:
         """The step's input images, by field: the row's own, replaced by the results of the step before."""
-        used = {control.image for control in controls_of(self.parameters)}
-        optional = [each for each in self.system.optional_images if each != "control_image" or each in used]
+        followed = control_images(self.parameters, self.opened.images)
+        optional = [
+            field for field in self.system.optional_images if field not in CONTROL_IMAGES or field in followed
+        ]
         if self.step == 0:
             fields = (*self.system.images, *optional)
             return {field: image for field, image in self.opened.images.items() if field in fields}

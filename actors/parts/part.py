@@ -5,7 +5,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -189,8 +189,11 @@ def _parameters(row: Row) -> Record:
             {"name": name, "weight": weight, "sha256": loras[name].sha256}
             for name, weight in parse_weights(str(weights)).items()
         ]
-    for control in controls_of(row.parameters):
-        record["controlnet_sha256"] = nets[control.controlnet].sha256
+    if "controls" in row.parameters:
+        record["controls"] = [
+            asdict(control) | {"sha256": nets[control.controlnet].sha256}
+            for control in controls_of(row.parameters)
+        ]
     return record
 
 

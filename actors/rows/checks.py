@@ -27,6 +27,8 @@ from schemas.systems.schedulers import shown
 from schemas.wording.amounts import counted
 from schemas.wording.nearest import did_you_mean
 
+_CHECKED_ELSEWHERE = ("text", "options", "weights by name", "true or false", "controls")
+"""Kinds of parameters that have no bounds."""
 _SHOWN_NUMBERS = 4
 """How many numbers a message shows of a list that should have two."""
 MAX_IMAGES_PER_ROW = 64
@@ -134,7 +136,7 @@ def _out_of_bounds(values: pa.Array, name: str) -> Iterator[Violation]:
         yield from _invalid_pair(values, name, bounds)
     elif bounds.choices:
         yield from _unknown_choice(values, name, bounds.choices)
-    elif bounds.kind not in ("text", "options", "weights by name", "true or false"):
+    elif bounds.kind not in _CHECKED_ELSEWHERE:
         whole = bounds.kind == "whole number"
         yield from _outside_range(values, name, bounds.minimum, bounds.maximum, whole=whole)
 

@@ -8,7 +8,7 @@ from actors.rows.routing import ResolvedRoute, SizeLimits
 from actors.rows.row import Row
 from actors.rows.step_sizes import Size, is_cropped, later_sizes, result_size, work_size
 from schemas.errors import RowError
-from schemas.systems.control_parameters import controls_of
+from schemas.systems.control_parameters import CONTROL_IMAGES, control_images
 from schemas.systems.system_table import LEAST_SIZE_FACTOR, System
 
 
@@ -43,13 +43,12 @@ def open_row(row: Row, read_uri: ReadUri, *, limits: SizeLimits, vae_factor: int
 
 
 def _is_read(row: Row, field: str) -> bool:
-    """Whether the row's chain reads this optional image: images for ControlNets only if there are such."""
+    """Whether the row's chain reads this optional image: those for ControlNets only if these guide it."""
     assert isinstance(row.route, ResolvedRoute), "rows with a problem are not opened"
-    controls = [
-        *controls_of(row.parameters),
-        *(each for step in row.route.then for each in controls_of(step.defaults)),
-    ]
-    return field != "control_image" or field in {each.image for each in controls}
+    if field not in CONTROL_IMAGES:
+        return True
+    later = (step.defaults for step in row.route.then)
+    return any(field in control_images(each, row.images) for each in (row.parameters, *later))
 
 
 def _check_work(opened: OpenedRow, limits: SizeLimits) -> None:

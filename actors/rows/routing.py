@@ -11,7 +11,7 @@ from actors.images.encoding import MAX_SIDES
 from schemas.errors import RowError
 from schemas.job import NO_MODEL
 from schemas.spec.job_spec import JobSpec, Route
-from schemas.systems.control_parameters import without_idle_controls
+from schemas.systems.control_parameters import settled_controls
 from schemas.systems.model_card import AdapterFile, ControlNetCard, ModelCard
 from schemas.systems.parameters import ParameterValue, with_preset
 from schemas.systems.sampler_names import with_sampler
@@ -198,7 +198,7 @@ class Router:
             defaults=_defaults(system, card, route),
             # Rows do not change a later step's values, so its sampler is resolved here.
             then=tuple(
-                replace(step, defaults=without_idle_controls(with_sampler(step.defaults)))
+                replace(step, defaults=settled_controls(with_sampler(step.defaults)))
                 for step in then
                 if isinstance(step, ResolvedRoute)
             ),

@@ -51,6 +51,18 @@ WEIGHTS_TYPE = pa.list_(
     )
 )
 """The type of adapters that were applied, each with its weight and the hash of its file."""
+CONTROLS_TYPE = pa.list_(
+    pa.struct(
+        [
+            pa.field("controlnet", pa.string()),
+            pa.field("controlnet_conditioning_scale", pa.float64()),
+            pa.field("control_guidance_start", pa.float64()),
+            pa.field("control_guidance_end", pa.float64()),
+            pa.field("sha256", pa.string()),
+        ]
+    )
+)
+"""The type of the ControlNets that guided an image, each with the hash of its weights."""
 NEVER_NULL = ("row_id", "image_index", "status")
 
 _ARROW_KINDS: dict[str, pa.DataType] = {
@@ -61,6 +73,7 @@ _ARROW_KINDS: dict[str, pa.DataType] = {
     "pair of whole numbers": pa.list_(pa.int64()),
     "options": pa.string(),
     "weights by name": WEIGHTS_TYPE,
+    "controls": CONTROLS_TYPE,
 }
 
 
@@ -71,7 +84,6 @@ def output_schema(spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMa
     """
     systems = _systems(spec, models)
     depth = any(system.gives_depth for system in systems)
-    with_nets = any(card.controlnets for card in models.values())
     steps = any(route.keep_steps for route in spec.routes.values())
     texts = [
         name for name in TEXT_FIELDS if name in PROMPTS or any(name in system.texts for system in systems)
@@ -89,7 +101,6 @@ def output_schema(spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMa
         *(pa.field(f"{name}_truncated", pa.string()) for name in texts),
         pa.field("seed", pa.int64()),
         *(pa.field(name, _ARROW_KINDS[PARAMETERS[name].kind]) for name in _used_parameters(systems, models)),
-        *([pa.field("controlnet_sha256", pa.string())] if with_nets else []),
         pa.field("nsfw", pa.bool_()),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error_code", pa.string()),

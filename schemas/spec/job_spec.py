@@ -361,11 +361,12 @@ class JobSpec(StrictModel):
                 raise ValueError(
                     f"routes.{name}.loras: {problem}. Name its file in models.{shortened(route.model)}.loras"
                 )
-        net, nets = route.controlnet or "", self.models[route.model].controlnets
-        if net and (problem := unknown_adapter("ControlNet", net, route.model, nets)):
-            raise ValueError(
-                f"routes.{name}.controlnet: {problem}. Name it in models.{shortened(route.model)}.controlnets"
-            )
+        key, nets = "controls" if route.controls else "controlnet", self.models[route.model].controlnets
+        for net in route.controlnets():
+            if problem := unknown_adapter("ControlNet", net, route.model, nets):
+                raise ValueError(
+                    f"routes.{name}.{key}: {problem}. Name it in models.{shortened(route.model)}.controlnets"
+                )
 
     def task_of(self, route: str) -> str:
         """The generation task of a route."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from schemas.systems.adapter_weights import NO_WEIGHTS
-from schemas.systems.control_parameters import CONTROL
+from schemas.systems.control_parameters import CONTROL, CONTROL_IMAGES
 from schemas.systems.parameters import SLD_PRESETS, ParameterValue
 
 Defaults = Mapping[str, ParameterValue | None]
@@ -107,7 +107,6 @@ _XL_IMG2IMG = _frozen(_XL_IMAGE, guidance_scale=5.0, strength=0.3)
 _XL_INPAINT = _frozen(_XL_IMAGE, CONTROL, _SIZE, strength=0.9999, padding_mask_crop=None)
 _XL_NEGATIVE_SIZES = tuple(name for name in _XL if name.startswith("negative"))
 _MASKED = ("image", "mask_image")
-_CONTROL_IMAGE = ("control_image",)
 
 
 def _each(pipelines: tuple[str, ...], channels: int) -> tuple[tuple[str, int], ...]:
@@ -127,7 +126,7 @@ SYSTEMS: tuple[System, ...] = (
         task="text2img",
         pipeline="StableDiffusionPipeline",
         checkpoints=_each(_SD_CLASSES, 4),
-        optional_images=_CONTROL_IMAGE,
+        optional_images=CONTROL_IMAGES,
         control_pipeline="StableDiffusionControlNetPipeline",
         lost_with_control=("guidance_rescale",),
         defaults=_frozen(_STEPS, _CLIP, _LORAS, CONTROL, _SIZE, guidance_rescale=0.0),
@@ -138,7 +137,7 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionImg2ImgPipeline",
         images=("image",),
         rounds_image_down=True,
-        optional_images=_CONTROL_IMAGE,
+        optional_images=CONTROL_IMAGES,
         control_pipeline="StableDiffusionControlNetImg2ImgPipeline",
         defaults=_frozen(*(_STEPS, _CLIP, _LORAS, CONTROL), strength=0.8, controlnet_conditioning_scale=0.8),
     ),
@@ -148,7 +147,7 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionInpaintPipeline",
         images=_MASKED,
         resizes_image=True,
-        optional_images=_CONTROL_IMAGE,
+        optional_images=CONTROL_IMAGES,
         control_pipeline="StableDiffusionControlNetInpaintPipeline",
         defaults=_INPAINT,
     ),
@@ -159,7 +158,7 @@ SYSTEMS: tuple[System, ...] = (
         checkpoints=_each(_SD_CLASSES, 9),
         images=_MASKED,
         resizes_image=True,
-        optional_images=_CONTROL_IMAGE,
+        optional_images=CONTROL_IMAGES,
         control_pipeline="StableDiffusionControlNetInpaintPipeline",
         defaults=_INPAINT,
     ),
@@ -243,7 +242,7 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionXLPipeline",
         checkpoints=_each(_XL_CLASSES, 4),
         texts=XL_PROMPTS,
-        optional_images=_CONTROL_IMAGE,
+        optional_images=CONTROL_IMAGES,
         control_pipeline="StableDiffusionXLControlNetPipeline",
         lost_with_control=("guidance_rescale",),
         defaults=_frozen(_STEPS, _CLIP, _LORAS, CONTROL, _SIZE, _XL, guidance_scale=5.0),
@@ -255,7 +254,7 @@ SYSTEMS: tuple[System, ...] = (
         texts=XL_PROMPTS,
         images=("image",),
         rounds_image_down=True,
-        optional_images=_CONTROL_IMAGE,
+        optional_images=CONTROL_IMAGES,
         control_pipeline="StableDiffusionXLControlNetImg2ImgPipeline",
         lost_with_control=("guidance_rescale", "denoising_start", "denoising_end"),
         defaults=_frozen(_XL_IMG2IMG, CONTROL, controlnet_conditioning_scale=0.8),
@@ -267,7 +266,7 @@ SYSTEMS: tuple[System, ...] = (
         texts=XL_PROMPTS,
         images=_MASKED,
         resizes_image=True,
-        optional_images=_CONTROL_IMAGE,
+        optional_images=CONTROL_IMAGES,
         control_pipeline="StableDiffusionXLControlNetInpaintPipeline",
         lost_with_control=_XL_NEGATIVE_SIZES,
         defaults=_XL_INPAINT,
@@ -289,7 +288,7 @@ SYSTEMS: tuple[System, ...] = (
         texts=XL_PROMPTS,
         images=_MASKED,
         resizes_image=True,
-        optional_images=_CONTROL_IMAGE,
+        optional_images=CONTROL_IMAGES,
         control_pipeline="StableDiffusionXLControlNetInpaintPipeline",
         lost_with_control=_XL_NEGATIVE_SIZES,
         defaults=_XL_INPAINT,

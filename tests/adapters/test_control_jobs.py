@@ -1,7 +1,9 @@
 """Jobs whose rows are guided by ControlNets: each row is what plain diffusers makes of it."""
 
 import io
+import json
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,17 @@ from benchmarks.parity.plain_diffusers import LEVELS
 from demo.random_control_nets import save_control_net
 from demo.random_loras import plain_pipeline, save_lora
 from schemas.columns.output_columns import IMAGE_TYPE
+from schemas.systems.control_parameters import CONTROL_IMAGES
 from tests.support.checkpoints import demo
 from tests.support.in_process import Made, Record, job_spec, make, model_cache, plan_for, write_rows
 
 STEPS = 4
+NUMBERS = (
+    "controlnet_conditioning_scale",
+    "control_guidance_start",
+    "control_guidance_end",
+    "guess_mode",
+)
 NETS = ("canny", "depth")
 SUFFIXES = {"text2img": "", "img2img": "Img2Img", "inpaint": "Inpaint"}
 PIPELINES = {"sd": "StableDiffusion{}{}Pipeline", "sdxl": "StableDiffusionXL{}{}Pipeline"}
@@ -39,6 +48,11 @@ CONTROLS: list[Record] = [
     {"controlnet": "depth", "guess_mode": True, "controlnet_conditioning_scale": 0.9},
     {"controlnet": ""},
     {"controlnet": "canny", "loras": '{"chalk":0.8}', "control_guidance_start": 0.5},
+    {
+        "controls": '[{"controlnet":"canny","controlnet_conditioning_scale":0.6},{"controlnet":"depth"}]',
+        "control_guidance_end": 0.75,
+        "control_image_2": drawn_image((32, 64), "red"),
+    },
 ]
 
 
@@ -84,7 +98,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Pat
 
 
 def job(folders: dict[str, dict[str, Path]], folder: Path, **batching: Any) -> tuple[Made, DiffusersEngine]:
-    path = write_rows(folder / "rows.parquet", ROWS, {"control_image": IMAGE_TYPE})
+    path = write_rows(folder / "rows.parquet", ROWS, dict.fromkeys(CONTROL_IMAGES[:2], IMAGE_TYPE))
     models = {
         model: {
             "checkpoint": f"demo:{model}",
@@ -114,10 +128,12 @@ def expected(folders: dict[str, dict[str, Path]]) -> dict[str, np.ndarray]:
         return pipeline
 
     @cache
-    def pipeline_of(model: str, task: str, net: str) -> Any:
-        cls = getattr(diffusers, PIPELINES[model].format("ControlNet" if net else "", SUFFIXES[task]))
-        nets = {"controlnet": ControlNetModel.from_pretrained(folders[model][net])} if net else {}
-        components = {**base(model).components, **nets}
+    def pipeline_of(model: str, task: str, names: tuple[str, ...]) -> Any:
+        cls = getattr(diffusers, PIPELINES[model].format("ControlNet" if names else "", SUFFIXES[task]))
+        nets = [ControlNetModel.from_pretrained(folders[model][name]) for name in names]
+        components = {**base(model).components}
+        if nets:
+            components["controlnet"] = nets if len(nets) > 1 else nets[0]
         if model == "sd":
             components |= {"safety_checker": None, "requires_safety_checker": False}
         pipeline = cls(**components)
@@ -125,19 +141,26 @@ def expected(folders: dict[str, dict[str, Path]]) -> dict[str, np.ndarray]:
         return pipeline
 
     def plain(row: Record) -> np.ndarray:
-        pipeline = pipeline_of(row["model"], row["task"], row["controlnet"] or "")
+        entries = json.loads(row.get("controls") or "[]")
+        names = tuple(entry["controlnet"] for entry in entries)
+        names = names or ((row["controlnet"],) if row.get("controlnet") else ())
+        pipeline = pipeline_of(row["model"], row["task"], names)
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-        names = {"prompt", "guidance_scale", "strength"}
-        if row["controlnet"]:
-            names |= {each for each in row if each.startswith(("control_", "controlnet_"))}
-            names |= {"guess_mode"}
-        arguments = {name: row[name] for name in names & row.keys() if row.get(name) is not None}
-        for field in ("image", "mask_image", "control_image"):
-            if field in row and (field != "control_image" or row["controlnet"]):
+        fields = ("prompt", "guidance_scale", "strength", *(NUMBERS if names else ()))
+        arguments = {field: row[field] for field in fields if row.get(field) is not None}
+        for field in ("image", "mask_image"):
+            if field in row:
                 arguments[field] = opened(row[field]).convert("L" if field == "mask_image" else "RGB")
-        if row["task"] == "text2img" and row["controlnet"]:
-            arguments["image"] = arguments.pop("control_image")
-        if row["controlnet"] or row["task"] == "inpaint":
+        if names:
+            name = "image" if row["task"] == "text2img" else "control_image"
+            arguments[name] = [opened(row[field]) for field in CONTROL_IMAGES[: len(names)]]
+            if len(names) == 1:
+                arguments[name] = arguments[name][0]
+        if len(names) > 1:
+            scale = "controlnet_conditioning_scale"
+            default = signature(pipeline.__call__).parameters[scale].default
+            arguments[scale] = [entry.get(scale, default) for entry in entries]
+        if names or row["task"] == "inpaint":
             arguments |= {"height": 64, "width": 64}
         if row.get("loras"):
             base(row["model"]).set_adapters(["chalk"], [0.8])

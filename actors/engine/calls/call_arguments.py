@@ -17,7 +17,7 @@ from actors.engine.calls.prompt_encoding import with_encoded_texts
 from actors.engine.cohorts import Cohort
 from actors.engine.samples import Sample
 from schemas.errors import RowError
-from schemas.systems.control_parameters import controls_of
+from schemas.systems.control_parameters import CONTROL_IMAGES, control_images, controls_of
 from schemas.wording.amounts import counted
 
 DecodedSample = tuple[Sample, Mapping[str, Image.Image]]
@@ -28,7 +28,7 @@ Images are RGB, masks L and depth maps I;16. In a chain, an image can also be th
 
 Arguments = dict[str, Any]
 
-NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset", "recipe", "loras", "controlnet")
+NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset", "recipe", "loras", "controlnet", "controls")
 """Parameters that are not arguments of a pipeline: it has its scheduler and its ControlNets, gets a preset's
 numbers, and LoRAs change its modules."""
 
@@ -114,18 +114,25 @@ def _inpaint(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
 
 def _controlled(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
     """The arguments of the pipeline with ControlNets for those of the one without."""
-    arguments = {
-        name: each for name, each in arguments.items() if name not in cohort.system.lost_with_control
-    }
-    if "image" not in cohort.system.images:
-        # diffusers 0.42.1 has this name for it where there is no other image.
-        arguments["image"] = arguments.pop("control_image")
-    elif not cohort.system.resizes_image:
+    lost = (*cohort.system.lost_with_control, *CONTROL_IMAGES)
+    controlled = {name: value for name, value in arguments.items() if name not in lost}
+    images = [arguments[field] for field in control_images(cohort.parameters, arguments)]
+    controls = controls_of(cohort.parameters)
+    if len(controls) > 1:
+        # The images and numbers of each; the call is for one sample.
+        images = [image for (image,) in images]
+        for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
+            controlled[name] = [getattr(control, name) for control in controls]
+    else:
+        images = images[0]
+    # diffusers 0.42.1 has the first name for it where there is no other image.
+    controlled["control_image" if "image" in cohort.system.images else "image"] = images
+    if "image" in cohort.system.images and not cohort.system.resizes_image:
         # Without a size, a control image of another size than the image's raises an error.
         width, height = cohort.sizes["image"]
         factor = pipeline.vae_scale_factor
-        arguments |= {"width": width // factor * factor, "height": height // factor * factor}
-    return arguments
+        controlled |= {"width": width // factor * factor, "height": height // factor * factor}
+    return controlled
 
 
 def _depth2img(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:

@@ -1,32 +1,49 @@
 """Whether rows that are guided by ControlNets have all that these need."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from actors.inputs.input_file import RowBatch
 from actors.rows.routing import ResolvedRoute
 from actors.rows.row_values import RowMask, Violation, always, coded_values, effective_values
 from schemas.systems.adapter_weights import unknown_adapter
-from schemas.systems.control_parameters import controls_of
+from schemas.systems.control_parameters import CONTROL_IMAGES, controls_of, parse_controls
+from schemas.systems.schedulers import shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What a row's `controls` and `controlnet` ask for together."""
+
+    entries: Sequence[dict[str, Any]] = ()
+    """The ControlNets that guide the row; empty if they cannot be read."""
+    invalid: str = ""
+    """What is wrong with the two fields; empty if nothing is."""
+    of_route: bool = False
+    """Whether they are the route's."""
 
 
 def refused_controls(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violation]:
     """The violations that rows commit whose ControlNets cannot guide them."""
-    names = coded_values(batch, route, "controlnet")
-    unknown = [_unknown(name, route) for name in names.values]
+    codes, asked = _asked(batch, route)
 
-    def describe(row: int) -> str:
-        problem: str = unknown[names.codes[row]]
-        if names.is_own(row):
-            return problem
-        return f"{problem}. The ControlNet comes from the route; set controlnet to an empty text for none"
+    def by_code(of_each: list[bool]) -> RowMask:
+        return np.array(of_each, dtype=bool)[codes]
 
-    yield np.array([*map(bool, unknown)], dtype=bool)[names.codes], "unknown_controlnet", describe
-    guided = np.array([bool(name) for name in names.values], dtype=bool)[names.codes]
-    yield from _without_image(batch, route, guided)
-    yield from _empty_ranges(batch, route, guided)
+    invalid = [each.invalid for each in asked]
+    yield by_code([*map(bool, invalid)]), "invalid_parameter", lambda row: invalid[codes[row]]
+    unknown = [_unknown(each, route) for each in asked]
+    yield by_code([*map(bool, unknown)]), "unknown_controlnet", lambda row: unknown[codes[row]]
+    yield from _without_image(batch, route, np.array([len(each.entries) for each in asked])[codes])
+    for code, each in enumerate(asked):
+        for entry in each.entries:
+            yield from _empty_ranges(batch, route, entry, codes == code)
+    guided = by_code([bool(each.entries) for each in asked])
     for name in route.system.lost_with_control:
         yield from _lost(batch, route, name, guided)
 
@@ -40,43 +57,86 @@ def rows_with_controls(batch: RowBatch, route: ResolvedRoute, selected: RowMask)
     counts: Counter[tuple[str, str]] = Counter()
     if not route.controlnets and not of_steps:
         return counts
-    names = coded_values(batch, route, "controlnet")
+    codes, asked = _asked(batch, route)
     takes_controls = "controlnet" in route.defaults
-    for name, num_rows in zip(
-        names.values, np.bincount(names.codes[selected], minlength=len(names.values)).tolist(), strict=True
+    for each, num_rows in zip(
+        asked, np.bincount(codes[selected], minlength=len(asked)).tolist(), strict=True
     ):
-        own = {(route.model, name)} if takes_controls and name and num_rows else set()
+        own = {(route.model, entry["controlnet"]) for entry in each.entries} if takes_controls else set()
         counts.update(dict.fromkeys(own | of_steps, num_rows))
     return +counts
 
 
-def _unknown(name: str | None, route: ResolvedRoute) -> str:
-    """What is wrong with the name of a ControlNet; empty for none and for one of the row's model."""
-    problem = name and unknown_adapter("ControlNet", name, route.model, route.controlnets)
-    return f"{problem}. ControlNets are named in models.{route.model}.controlnets" if problem else ""
+def _asked(batch: RowBatch, route: ResolvedRoute) -> tuple[npt.NDArray[np.intp], list[_Asked]]:
+    """What each row asks for, as (codes, list): each code is a position in the list."""
+    texts, names = (coded_values(batch, route, field) for field in ("controls", "controlnet"))
+    pairs, codes = np.unique(texts.codes * len(names.values) + names.codes, return_inverse=True)
+    asked = []
+    for text, name in (divmod(pair, len(names.values)) for pair in pairs.tolist()):
+        own_text, own_name = text < len(texts.values) - 1, name < len(names.values) - 1
+        # A row's own value replaces both of the route's.
+        text_read = texts.values[text] if own_text or not own_name else None
+        name_read = names.values[name] if own_name or not own_text else None
+        asked.append(_read(text_read, name_read, of_route=not own_text and not own_name))
+    return codes, asked
 
 
-def _without_image(batch: RowBatch, route: ResolvedRoute, guided: RowMask) -> Iterator[Violation]:
-    later = any(controls_of(step.defaults) for step in route.then)
-    if "control_image" in batch.present:
-        absent, reason = ~batch.present["control_image"], "and the row has none"
-    else:
-        absent = np.ones(batch.num_rows, dtype=bool)
-        reason = "and no column has it; name one with input.columns: {control_image: ...}"
-    message = f"the ControlNet needs `control_image`, {reason}"
-    yield absent & (guided | later), "missing_control_image", always(message)
+def _read(text: str | None, name: str | None, *, of_route: bool) -> _Asked:
+    try:
+        entries = parse_controls(text or "[]")
+    except ValueError as error:
+        return _Asked(invalid=f"controls is {shown(text or '')}: {error}")
+    if name and entries and [entry["controlnet"] for entry in entries] != [name]:
+        return _Asked(invalid="the row has both `controlnet` and `controls`; name all in `controls`")
+    return _Asked(entries=entries or ([{"controlnet": name}] if name else []), of_route=of_route)
 
 
-def _empty_ranges(batch: RowBatch, route: ResolvedRoute, guided: RowMask) -> Iterator[Violation]:
-    start = effective_values(batch, route, "control_guidance_start")
-    end = effective_values(batch, route, "control_guidance_end")
+def _unknown(asked: _Asked, route: ResolvedRoute) -> str:
+    """What is wrong with the first name that is not one of the model's ControlNets; empty if all are."""
+    problems = (
+        unknown_adapter("ControlNet", entry["controlnet"], route.model, route.controlnets)
+        for entry in asked.entries
+    )
+    problem = next(filter(None, problems), "")
+    if not problem:
+        return ""
+    origin = ". They come from the route; set controlnet to an empty text for none" if asked.of_route else ""
+    return f"{problem}. ControlNets are named in models.{route.model}.controlnets{origin}"
+
+
+def _without_image(
+    batch: RowBatch, route: ResolvedRoute, num_controls: npt.NDArray[np.intp]
+) -> Iterator[Violation]:
+    """Rows that lack an image for one of their ControlNets.
+
+    Each follows the image of its position, or `control_image` if the row has none there.
+    """
+    later = max((len(controls_of(step.defaults)) for step in route.then), default=0)
+    most = np.maximum(num_controls, later)
+    nowhere = np.zeros(batch.num_rows, dtype=bool)
+    first = batch.present.get(CONTROL_IMAGES[0], nowhere)
+    for number, field in enumerate(CONTROL_IMAGES, 1):
+        absent = (most >= number) & ~first & ~batch.present.get(field, nowhere)
+        reason = "and the row has none"
+        if CONTROL_IMAGES[0] not in batch.present:
+            reason = "and no column has it; name one with input.columns: {control_image: ...}"
+        yield absent, "missing_control_image", always(f"the ControlNet needs `{field}`, {reason}")
+
+
+def _empty_ranges(
+    batch: RowBatch, route: ResolvedRoute, entry: dict[str, Any], guided: RowMask
+) -> Iterator[Violation]:
+    """Rows whose ControlNet guides no step; what the entry leaves out is as in the row."""
+    fields = ("control_guidance_start", "control_guidance_end")
+    start, end = (
+        np.full(batch.num_rows, entry[field]) if field in entry else effective_values(batch, route, field)
+        for field in fields
+    )
     if start is None or end is None:
         return
 
     def describe(row: int) -> str:
-        return (
-            f"control_guidance_start is {start[row]:g}; it must be below control_guidance_end, {end[row]:g}"
-        )
+        return f"{fields[0]} is {start[row]:g}; it must be below {fields[1]}, {end[row]:g}"
 
     yield guided & (start >= end), "invalid_parameter", describe
 
@@ -84,16 +144,9 @@ def _empty_ranges(batch: RowBatch, route: ResolvedRoute, guided: RowMask) -> Ite
 def _lost(batch: RowBatch, route: ResolvedRoute, name: str, guided: RowMask) -> Iterator[Violation]:
     """Guided rows that set a parameter which the pipeline with ControlNets does not take."""
     published = route.system.defaults[name]
-    own = np.zeros(batch.num_rows, dtype=bool)
-    if name in batch.fields:
-        values = batch.fields[name]
-        own = np.array([value not in (None, published) for value in _plain(values.to_pylist())], dtype=bool)
-    of_route = route.defaults.get(name) != published
-    missing = ~batch.fields[name].is_valid().to_numpy(zero_copy_only=False) if name in batch.fields else True
+    values = batch.fields[name].to_pylist() if name in batch.fields else [None] * batch.num_rows
+    effective = (route.defaults[name] if value is None else value for value in values)
+    # Pairs are tuples in parameters, and lists here.
+    is_set = [(tuple(value) if isinstance(value, list) else value) != published for value in effective]
     message = f"diffusers has no {name} for {route.system.task} with a ControlNet; leave it out for this row"
-    yield guided & (own | (of_route & missing)), "invalid_parameter", always(message)
-
-
-def _plain(values: list[object]) -> Iterator[object]:
-    """The values as parameters have them: pairs as tuples."""
-    return (tuple(value) if isinstance(value, list) else value for value in values)
+    yield guided & np.array(is_set, dtype=bool), "invalid_parameter", always(message)
