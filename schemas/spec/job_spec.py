@@ -361,6 +361,12 @@ class JobSpec(StrictModel):
                 raise ValueError(
                     f"routes.{name}.loras: {problem}. Name its file in models.{shortened(route.model)}.loras"
                 )
+        start, end = route.control_guidance_start, route.control_guidance_end
+        if (start or 0.0) >= (1.0 if end is None else end):
+            raise ValueError(
+                f"routes.{name}: control_guidance_start, {start or 0:g}, must be below control_guidance_end, "
+                f"{1.0 if end is None else end:g}"
+            )
         key, nets = "controls" if route.controls else "controlnet", self.models[route.model].controlnets
         for net in route.controlnets():
             if problem := unknown_adapter("ControlNet", net, route.model, nets):

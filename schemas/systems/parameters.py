@@ -161,16 +161,6 @@ class Parameters(StrictModel):
             raise ValueError("`controlnet` and `controls` exclude each other; name all of them in `controls`")
         return self
 
-    @model_validator(mode="after")
-    def _guides_some_steps(self) -> "Parameters":
-        start, end = self.control_guidance_start or 0.0, self.control_guidance_end
-        if start >= (1.0 if end is None else end):
-            raise ValueError(
-                f"control_guidance_start is {start:g}; it must be below control_guidance_end, "
-                f"{1.0 if end is None else end:g}"
-            )
-        return self
-
     @field_validator("loras")
     @classmethod
     def _allowed_weights(cls, loras: dict[str, float] | None) -> dict[str, float] | None:

@@ -99,9 +99,7 @@ def pipeline_arguments(cohort: Cohort, decoded: Sequence[DecodedSample], pipelin
 
 def _inpaint(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
     # Without a size, diffusers 0.42.1 resizes to the model's own; its img2img rounds down like this.
-    factor = pipeline.vae_scale_factor
-    width, height = cohort.sizes["image"]
-    arguments = {"width": width // factor * factor, "height": height // factor * factor} | arguments
+    arguments = _own_size(cohort, pipeline) | arguments
     if arguments.get("padding_mask_crop") is not None:
         # diffusers 0.42.1 pastes the crop back for only one PIL image at a time.
         arguments |= {
@@ -110,6 +108,13 @@ def _inpaint(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
             "output_type": "pil",
         }
     return arguments
+
+
+def _own_size(cohort: Cohort, pipeline: Any) -> Arguments:
+    """The image's size, rounded down to what the VAE takes."""
+    factor = pipeline.vae_scale_factor
+    width, height = cohort.sizes["image"]
+    return {"width": width // factor * factor, "height": height // factor * factor}
 
 
 def _controlled(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
@@ -129,9 +134,7 @@ def _controlled(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Argument
     controlled["control_image" if "image" in cohort.system.images else "image"] = images
     if "image" in cohort.system.images and not cohort.system.resizes_image:
         # Without a size, a control image of another size than the image's raises an error.
-        width, height = cohort.sizes["image"]
-        factor = pipeline.vae_scale_factor
-        controlled |= {"width": width // factor * factor, "height": height // factor * factor}
+        controlled |= _own_size(cohort, pipeline)
     return controlled
 
 

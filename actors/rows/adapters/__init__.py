@@ -1,1 +1,1 @@
-"""Whether rows can have the adapters that they name, such as LoRAs: a file for each kind."""
+"""Whether rows can have the adapters that they name: a file for each kind."""
