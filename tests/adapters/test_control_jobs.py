@@ -1,5 +1,6 @@
 """Jobs whose rows are guided by ControlNets: each row is what plain diffusers makes of it."""
 
+import hashlib
 import io
 import json
 from functools import cache
@@ -97,8 +98,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Pat
     }
 
 
-def job(folders: dict[str, dict[str, Path]], folder: Path, **batching: Any) -> tuple[Made, DiffusersEngine]:
-    path = write_rows(folder / "rows.parquet", ROWS, dict.fromkeys(CONTROL_IMAGES[:2], IMAGE_TYPE))
+def job(
+    folders: dict[str, dict[str, Path]], folder: Path, rows: list[Record] = ROWS, **batching: Any
+) -> tuple[Made, DiffusersEngine]:
+    path = write_rows(folder / "rows.parquet", rows, dict.fromkeys(CONTROL_IMAGES[:2], IMAGE_TYPE))
     models = {
         model: {
             "checkpoint": f"demo:{model}",
@@ -206,6 +209,51 @@ def test_rows_with_and_without_control_share_batches(
 
     unet = engine.counts["unet"]
     assert unet.images / unet.batches > 6
+
+
+def test_a_control_net_runs_only_at_the_steps_that_it_guides(
+    folders: dict[str, dict[str, Path]], tmp_path: Path
+) -> None:
+    """diffusers runs it at all steps. Rows of one ControlNet share its batches whatever their scales are."""
+    half = {
+        "control_guidance_start": 0.25,
+        "control_guidance_end": 0.75,
+        "scheduler": "DDIMScheduler",
+    }
+    rows = [
+        {**row, "controlnet": "canny", "controls": None, "controlnet_conditioning_scale": scale, **half}
+        for row, scale in zip(ROWS[:2], (0.5, 1.0), strict=True)
+    ]
+
+    _, engine = job(folders, tmp_path, rows)
+
+    assert engine.counts["unet"].batches == STEPS
+    assert (engine.counts["controlnet.canny"].batches, engine.counts["controlnet.canny"].images) == (2, 4)
+
+
+def test_what_guided_a_row_is_recorded(folders: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+    """With the hash of each ControlNet's weights, whichever way the row asked for it."""
+    both = '[{"controlnet":"canny"},{"controlnet":"depth","controlnet_conditioning_scale":0.5}]'
+    asked: list[Record] = [{"controlnet": "canny"}, {"controls": both}, {"controlnet": None}]
+    rows = [
+        {**ROWS[0], "row_id": f"row-{number}", "controls": None, "controlnet": None, **each}
+        for number, each in enumerate(asked)
+    ]
+
+    made, _ = job(folders, tmp_path, rows, max_batch_rows=4)
+
+    files = {net: folders["sd"][net] / "diffusion_pytorch_model.safetensors" for net in NETS}
+    hashes = {net: hashlib.sha256(file.read_bytes()).hexdigest() for net, file in files.items()}
+    applied = [
+        [
+            (each["controlnet"], each["controlnet_conditioning_scale"], each["sha256"])
+            for each in row["controls"]
+        ]
+        for row in (made.row(f"row-{number}") for number in range(3))
+    ]
+    canny = ("canny", 1.0, hashes["canny"])
+    assert applied == [[canny], [canny, ("depth", 0.5, hashes["depth"])], []]
+    assert [made.row(f"row-{number}")["controlnet"] for number in range(3)] == ["canny", None, None]
 
 
 def test_control_changes_pictures(expected: dict[str, np.ndarray]) -> None:
