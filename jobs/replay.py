@@ -21,7 +21,7 @@ from jobs.verification.row_comparison import compare_records, environment_differ
 from schemas.columns.output_columns import column_problems
 from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import DarkroomError, RefusedError, SpecError
-from schemas.job import Job, Shard
+from schemas.job import Job, Shard, revisions_of
 from schemas.wording.amounts import counted
 
 NUM_CPUS = 1
@@ -181,4 +181,4 @@ def _rows(records: Sequence[Record]) -> Iterator[list[Record]]:
 def _revisions_now(record: JobRecord, records: Sequence[Record]) -> dict[str, str]:
     """The revision that the row's model has now, by the model's name; none for a row that no model takes."""
     name = records[0]["model"]
-    return {name: read_card(name, record.spec.models[name]).revision} if name else {}
+    return revisions_of({name: read_card(name, record.spec.models[name])}) if name else {}

@@ -93,21 +93,18 @@ class Job:
         return {
             "spec": spec,
             "columns": dict(self.columns.fields),
-            "models": self._revisions(),
+            "models": revisions_of(self.models),
         }
 
-    def _revisions(self) -> dict[str, str]:
-        """The revision of each model and each component that is named by itself, and each adapter's hash."""
-        revisions = {name: card.revision for name, card in self.models.items()}
-        for name, card in self.models.items():
-            revisions |= {
-                f"{name}.components.{part}": each.revision for part, each in card.components.items()
-            }
-            revisions |= {f"{name}.loras.{lora}": file.sha256 for lora, file in card.loras.items()}
-            revisions |= {
-                f"{name}.controlnets.{net}": each.revision for net, each in card.controlnets.items()
-            }
-        return revisions
+
+def revisions_of(models: Mapping[str, ModelCard]) -> dict[str, str]:
+    """The revision of each model and each component that is named by itself, and each adapter's hash."""
+    revisions = {name: card.revision for name, card in models.items()}
+    for name, card in models.items():
+        revisions |= {f"{name}.components.{part}": each.revision for part, each in card.components.items()}
+        revisions |= {f"{name}.loras.{lora}": file.sha256 for lora, file in card.loras.items()}
+        revisions |= {f"{name}.controlnets.{net}": each.revision for net, each in card.controlnets.items()}
+    return revisions
 
 
 def pinned(model: ModelSpec, card: ModelCard) -> ModelSpec:

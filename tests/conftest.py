@@ -3,9 +3,9 @@
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from hypothesis import settings
 
@@ -15,8 +15,11 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 # Set before torch is imported: two test processes with a thread for each core mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import huggingface_hub
+
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
+from tests.support.fake_hub import use_address
 from tests.support.ray_nodes import RayNodes
 from tests.support.s3.fault_proxy import FaultProxy, serve_fault_proxy
 from tests.support.s3.on_s3 import env_of
@@ -127,12 +130,5 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def use_hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """What lets this process use the Hub at an address, as `hub_env` lets another one."""
 
-    def use(address: str) -> None:
-        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
-
-    yield use
+    yield partial(use_address, monkeypatch)
     huggingface_hub.close_session()

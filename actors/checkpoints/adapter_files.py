@@ -19,7 +19,7 @@ from actors.checkpoints.checkpoint_folders import is_folder_name
 from actors.checkpoints.component_files import HubFile, LocalFile, files_on_hub
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
 from actors.checkpoints.single_files.safetensors_headers import Header, read_header
-from actors.checkpoints.single_files.single_files import (
+from actors.checkpoints.single_files.single_file import (
     ENDING,
     PICKLES,
     cached_file,
@@ -233,7 +233,7 @@ def _of_hub(key: str, name: str, repository: str, file_name: str, content: Path 
     # The Hub's cache names the folder after the commit.
     commit = content.parents[file_name.count("/")].name if isinstance(content, Path) else content.commit
     file = LocalFile(content) if isinstance(content, Path) else content
-    header = local_header(content) if isinstance(content, Path) else remote_header(key, repository, content)
+    header = local_header(content) if isinstance(content, Path) else _remote_header(key, repository, content)
     return FoundAdapter(
         file=AdapterFile(
             name=name,
@@ -247,6 +247,13 @@ def _of_hub(key: str, name: str, repository: str, file_name: str, content: Path 
         location=f"{repository}/{file_name}",
         header=header,
     )
+
+
+def _remote_header(key: str, repository: str, file: HubFile) -> Header:
+    try:
+        return remote_header(repository, file)
+    except HUB_ERRORS as error:
+        raise not_on_the_hub(key, repository, file.commit, error) from error
 
 
 def _below(folder: str | None, name: str) -> str:

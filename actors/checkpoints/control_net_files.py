@@ -23,7 +23,7 @@ from actors.checkpoints.component_files import (
 )
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
 from actors.checkpoints.model_files import files_of
-from actors.checkpoints.single_files.single_files import local_header, remote_header
+from actors.checkpoints.single_files.single_file import local_header, remote_header
 from actors.checkpoints.sources import (
     ReadJson,
     check_files,

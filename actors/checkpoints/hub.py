@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 
 from actors.storage.retries import repeat
-from schemas.errors import StorageError
+from schemas.errors import SpecError, StorageError
 
 HUB_ERRORS = (OSError, httpx2.HTTPError)
 """The errors that a request to the Hub can raise (huggingface_hub 2.4)."""
@@ -25,7 +25,7 @@ def ask_hub(ask: Callable[[], T], repository: str, deadline_s: float) -> T:
     """
     try:
         return repeat(ask, repository, trouble_of=trouble_of, deadline_s=deadline_s)
-    except HUB_ERRORS as error:
+    except (*HUB_ERRORS, SpecError) as error:
         if trouble := trouble_of(error):
             raise StorageError(
                 f"{repository} could not be downloaded within {deadline_s:g} s: {trouble}. Check that the "

@@ -23,7 +23,7 @@ from actors.checkpoints.named_components import (
     read_components,
 )
 from actors.checkpoints.single_files.derived_folders import derived_files
-from actors.checkpoints.single_files.single_files import is_single_file, read_single_file, refuse_pickle
+from actors.checkpoints.single_files.single_file import is_single_file, read_single_file, refuse_pickle
 from actors.checkpoints.sources import (
     ReadJson,
     check_files,
@@ -100,6 +100,11 @@ def _card_of_folder(name: str, model: ModelSpec, folder: Path, components: Compo
 
 
 def _card_of_single_file(name: str, model: ModelSpec, components: Components) -> ModelCard:
+    if model.variant:
+        raise SpecError(
+            f"models.{name}.variant: {model.checkpoint} is a single file and has no variants; leave "
+            "`variant` out, and name the file itself"
+        )
     single = read_single_file(f"models.{name}.checkpoint", model)
     files = derived_files(single)
     for part, entry in single.recognised.configs["model_index.json"].items():
@@ -130,8 +135,8 @@ def _check_vocabulary(
         tokenizer = part.replace("text_encoder", "tokenizer")
         if num_tokens < NUM_TOKENS and not {part, tokenizer} & {*components}:
             raise SpecError(
-                f"models.{name}.checkpoint: the {part} of {model.checkpoint} knows {num_tokens:,} tokens, "
-                f"and CLIP's tokenizer, which it would be given, {NUM_TOKENS:,}; name its own with "
+                f"models.{name}.checkpoint: {model.checkpoint} has a {part} that knows {num_tokens:,} "
+                f"tokens, and would be given CLIP's tokenizer of {NUM_TOKENS:,}; name its own with "
                 f"models.{name}.components: {{{tokenizer}: FOLDER_OR_REPOSITORY}}"
             )
 

@@ -21,7 +21,7 @@ from actors.checkpoints.component_files import (
 from actors.checkpoints.hub import HUB_ERRORS
 from actors.checkpoints.named_components import composed_index, files_of_component, read_components
 from actors.checkpoints.single_files.derived_folders import derived_files
-from actors.checkpoints.single_files.single_files import is_single_file, read_single_file
+from actors.checkpoints.single_files.single_file import is_single_file, read_single_file
 from schemas.spec.job_spec import ModelSpec
 
 
@@ -57,7 +57,7 @@ def files_of(model: ModelSpec, *, listed: bool = False) -> Files:
     index = json.loads(files["model_index.json"].read())
     own = {name: file for name, file in files.items() if name.partition("/")[0] not in model.components}
     for name, spec in model.component_specs.items():
-        own |= files_of_component(name, spec)
+        own |= files_of_component(name, spec, model.variant, listed=listed)
     return own | {"model_index.json": derived_json(composed_index("", index, read_components("", model)))}
 
 

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+
 from actors.checkpoints.checkpoint_folders import is_folder_name
 from actors.checkpoints.component_files import Files, LocalFile, files_on_hub, weights_of
+from actors.checkpoints.hub import HUB_ERRORS
 from actors.checkpoints.sources import (
     ReadJson,
     check_files,
@@ -81,12 +84,12 @@ def _read(key: str, name: str, spec: ComponentSpec) -> NamedComponent:
     if not name.isidentifier():
         raise SpecError(f"{key}: {name!r:.80} is not the name of a component")
     folder = component_folder(spec)
-    if folder is None and is_folder_name(spec.path):
-        raise SpecError(f"{key}: the folder {spec.path} does not exist")
     if Path(spec.path).expanduser().is_file():
         raise SpecError(
             f"{key}: {spec.path} is a file; name the folder that diffusers' `save_pretrained` wrote"
         )
+    if folder is None and is_folder_name(spec.path):
+        raise SpecError(f"{key}: the folder {spec.path} does not exist")
     errors = []
     for subfolder in _subfolders(name, spec):
         file = f"{subfolder}/{config_of(name)}".lstrip("/")
@@ -186,19 +189,43 @@ def check_fit(name: str, components: Mapping[str, NamedComponent], own_json: Rea
             )
 
 
-def files_of_component(name: str, spec: ComponentSpec) -> Files:
+def files_of_component(name: str, spec: ComponentSpec, variant: str | None, *, listed: bool = False) -> Files:
     """The component's files in the folder of its name, as the composed checkpoint has them.
 
-    `spec` has a subfolder. Weights that diffusers would not load by their name are not among them.
+    `spec` has a subfolder. `listed`: ask the Hub although its cache seems to have the component. Weights that
+    diffusers would not load by their name are not among the files.
     """
     prefix = f"{spec.subfolder}/" if spec.subfolder else ""
     folder = component_folder(spec)
-    if folder is None:
-        listed = files_on_hub(spec.path, spec.revision)
-        own = {file.removeprefix(prefix): listed[file] for file in listed if file.startswith(prefix)}
-    else:
-        own = {path.name: LocalFile(path) for path in files_directly_in(folder / prefix)}
+    if folder is not None:
+        return _in_folder(name, folder / prefix)
+    config = try_to_load_from_cache(spec.path, f"{prefix}{config_of(name)}", revision=spec.revision)
+    cached = _in_folder(name, Path(config).parent) if isinstance(config, str) else {}
+    if not listed and _is_whole(name, cached, variant):
+        return cached
+    try:
+        files = files_on_hub(spec.path, spec.revision)
+    except HUB_ERRORS:
+        if _is_whole(name, cached, variant):
+            return cached
+        raise
+    own = {file.removeprefix(prefix): files[file] for file in files if file.startswith(prefix)}
     return {f"{name}/{file}": content for file, content in own.items() if _is_loaded(file)}
+
+
+def _in_folder(name: str, folder: Path) -> Files:
+    return {
+        f"{name}/{path.name}": LocalFile(path) for path in files_directly_in(folder) if _is_loaded(path.name)
+    }
+
+
+def _is_whole(name: str, files: Files, variant: str | None) -> bool:
+    """Whether these are all that the component is loaded from, and not half of a download."""
+    weights = weights_of(files, name, variant)
+    is_split = any("-of-" in file for file in files)
+    has_vocabulary = f"{name}/merges.txt" in files or f"{name}/tokenizer.json" in files
+    needs_no_more = config_of(name) in ("scheduler_config.json", "preprocessor_config.json")
+    return bool(weights and not is_split) or has_vocabulary or (needs_no_more and bool(files))
 
 
 _LOADED = ("diffusion_pytorch_model", "model", "pytorch_model")

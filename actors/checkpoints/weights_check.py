@@ -29,7 +29,8 @@ def check_weights(name: str, model: ModelSpec, *, with_checker: bool) -> None:
     with suppress(*HUB_ERRORS):
         files = files_of(model)
         weights = _weights(files, model, with_checker)
-        if (not all(weights.values()) or _absent(files, with_checker)) and local_folder(model) is None:
+        may_be_on_hub = local_folder(model) is None or model.components
+        if (not all(weights.values()) or _absent(files, with_checker)) and may_be_on_hub:
             files = files_of(model, listed=True)
             weights = _weights(files, model, with_checker)
         if absent := _absent(files, with_checker):

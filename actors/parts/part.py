@@ -17,7 +17,7 @@ from actors.rows.routing import Unroutable
 from actors.rows.row import Row
 from schemas import __version__
 from schemas.errors import RowError
-from schemas.job import Job
+from schemas.job import Job, revisions_of
 from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, MODELS_KEY, VERSIONS_KEY
 from schemas.systems.adapter_weights import parse_weights
 from schemas.systems.control_parameters import controls_of
@@ -258,6 +258,6 @@ def _row_groups(records: list[Record]) -> Iterator[list[Record]]:
 def job_footer(job: Job) -> dict[bytes, str]:
     """The footer's entries that are the same in every part of the job."""
     return {
-        MODELS_KEY: json.dumps({name: card.revision for name, card in job.models.items()}),
+        MODELS_KEY: json.dumps(revisions_of(job.models)),
         VERSIONS_KEY: json.dumps({"darkroom": __version__} | {name: version(name) for name in LIBRARIES}),
     }

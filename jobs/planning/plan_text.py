@@ -132,6 +132,9 @@ def _models_table(job: Job) -> Table:
         size = size_text(card.weight_bytes) if card.weight_bytes else "on the Hub"
         kind = f"{card.family} ({card.pipeline}), {card.width}x{card.height}"
         table.add_row(name, card.checkpoint, kind, size, card.revision[:12])
+        for part, component in card.components.items():
+            path = "/".join(filter(None, [component.path, component.subfolder]))
+            table.add_row(f"  with {part}", path, "", "", component.revision[:12])
     return table
 
 

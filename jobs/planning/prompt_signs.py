@@ -26,7 +26,7 @@ MAX_BYTES = 64 << 20
 """The bytes of texts after which no further batch of a file is read."""
 
 SIGNS: Mapping[str, tuple[str, str]] = {
-    "<lora:...>": (r"<(?:lora|lyco|hypernet):[^<>]+>", "no LoRA is loaded"),
+    "<lora:...>": (r"<(?:lora|lyco|hypernet):[^<>]+>", "no LoRA is applied; see the column loras"),
     "embedding:...": (r"\bembedding:\S", "no embedding is loaded"),
     "BREAK": (r"\bBREAK\b", "the prompt is not broken there"),
     "[from:to:when]": (r"\[[^\[\]:]*:[^\[\]:]*:\s*[0-9]*\.?[0-9]+\s*\]", "nothing changes between steps"),

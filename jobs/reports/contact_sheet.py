@@ -86,13 +86,13 @@ def make_sheet(
     totals = summary.totals if summary else totals_of(output, parts)
     router = Router(record.spec, record.models)
     footers = list(read_footers(output, spread(parts, MAX_FOOTERS)))
-    checkpoints = {name: model.checkpoint for name, model in record.spec.models.items()}
+    models = record.spec.models
     return Sheet(
         name=record.name,
         output=output.path,
         fingerprint=record.fingerprint,
-        checkpoints=checkpoints,
-        random_models=tuple(name for name, checkpoint in checkpoints.items() if checkpoint in _RANDOM),
+        checkpoints={name: model.sources_text for name, model in models.items()},
+        random_models=tuple(name for name, model in models.items() if model.checkpoint in _RANDOM),
         num_rows=record.num_rows,
         num_shards=record.num_shards,
         num_parts=len(parts),

@@ -52,7 +52,7 @@ def _card(record: JobRecord, totals: Totals) -> str:
 
     It does not name columns: datasets takes a `dataset_info` for all of them, and the parts name theirs.
     """
-    models = "\n".join(f"- `{name}`: {model.checkpoint}" for name, model in record.spec.models.items())
+    models = "\n".join(f"- `{name}`: {model.sources_text}" for name, model in record.spec.models.items())
     are_files = record.spec.output.images == "files"
     return f"""---
 configs:

@@ -57,8 +57,15 @@ def text(value: object, most: int = MAX_TEXT) -> str:
     """The text that the page shows for a value, cut after so many characters."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    shown = str(value)
+    shown = _adapters_text(value) or str(value)
     return shown if len(shown) <= most else f"{shown[:most]}… ({len(shown):,} characters)"
+
+
+def _adapters_text(value: object) -> str:
+    """The names and weights of adapters, as an output has them; empty for any other value."""
+    if not isinstance(value, list) or not all(isinstance(each, dict) and "weight" in each for each in value):
+        return ""
+    return ", ".join(f"{each.get('name')} {text(each['weight'])}" for each in value)
 
 
 def id_text(row_id: object, most: int = MAX_TEXT) -> str:

@@ -125,6 +125,12 @@ class ModelSpec(StrictModel):
         """Where the named components are, by name."""
         return {name: source for name, source in self.components.items() if isinstance(source, ComponentSpec)}
 
+    @property
+    def sources_text(self) -> str:
+        """The checkpoint, and where its named components are from: `owner/xl, vae from owner/vae`."""
+        named = [f"{name} from {source.path}" for name, source in self.component_specs.items()]
+        return ", ".join([self.checkpoint, *named])
+
 
 class Route(Parameters):
     """How rows are processed whose `task` is the name of this route."""

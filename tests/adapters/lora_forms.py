@@ -12,15 +12,21 @@ from tests.support.checkpoints import demo
 Tensors = Mapping[str, np.ndarray]
 Layer = tuple[str, str]
 """A component and the name of one of its layers, such as `unet` and `mid_block.resnets.0.conv1`."""
+Kind = str | Path
+"""A demo checkpoint, or the folder of another one."""
 RANK = 4
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
-def shapes_of(kind: str, component: str) -> dict[str, tuple[int, ...]]:
+def _folder(kind: Kind) -> Path:
+    return demo(kind) if isinstance(kind, str) else kind
+
+
+def shapes_of(kind: Kind, component: str) -> dict[str, tuple[int, ...]]:
     """The shapes of the weights of a demo checkpoint's component, by layer."""
     shapes = {}
-    for file in (demo(kind) / component).glob("*.safetensors"):
+    for file in (_folder(kind) / component).glob("*.safetensors"):
         with safe_open(file, framework="np") as opened:
             for name in opened.keys():  # noqa: SIM118
                 if name.endswith(".weight"):
@@ -28,7 +34,7 @@ def shapes_of(kind: str, component: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def layers_of(kind: str, component: str, endings: Iterable[str] = (*_ATTENTION, *_TEXT)) -> list[Layer]:
+def layers_of(kind: Kind, component: str, endings: Iterable[str] = (*_ATTENTION, *_TEXT)) -> list[Layer]:
     """A component's layers whose names end so."""
     return [(component, name) for name in shapes_of(kind, component) if name.endswith(tuple(endings))]
 
@@ -41,7 +47,7 @@ def matrices(shape: tuple[int, ...], rank: int = RANK) -> tuple[np.ndarray, np.n
     return down, up
 
 
-def in_form(kind: str, layers: Iterable[Layer], names: Callable[[Layer], tuple[str, str]]) -> Tensors:
+def in_form(kind: Kind, layers: Iterable[Layer], names: Callable[[Layer], tuple[str, str]]) -> Tensors:
     """A LoRA of these layers; `names` gives the names of the two matrices of a layer."""
     tensors = {}
     for component, name in layers:
@@ -50,9 +56,9 @@ def in_form(kind: str, layers: Iterable[Layer], names: Callable[[Layer], tuple[s
     return tensors
 
 
-def kohya(kind: str, layers: Iterable[Layer]) -> Tensors:
+def kohya(kind: Kind, layers: Iterable[Layer]) -> Tensors:
     """`lora_unet_mid_block_...lora_down.weight`, with alphas."""
-    xl = kind.startswith("sdxl")
+    xl = (_folder(kind) / "text_encoder_2").is_dir()
     prefixes = {
         "unet": "lora_unet_",
         "text_encoder": "lora_te1_text_model_" if xl else "lora_te_text_model_",
@@ -72,14 +78,14 @@ def kohya(kind: str, layers: Iterable[Layer]) -> Tensors:
     return {**tensors, **alphas}
 
 
-def peft(kind: str, layers: Iterable[Layer]) -> Tensors:
+def peft(kind: Kind, layers: Iterable[Layer]) -> Tensors:
     """`unet.mid_block...lora_A.weight`, as diffusers saves a LoRA now."""
     return in_form(
         kind, layers, lambda layer: (f"{_path(layer)}.lora_A.weight", f"{_path(layer)}.lora_B.weight")
     )
 
 
-def diffusers(kind: str, layers: Iterable[Layer]) -> Tensors:
+def diffusers(kind: Kind, layers: Iterable[Layer]) -> Tensors:
     """`unet.mid_block...lora.down.weight`, and `lora_linear_layer` in text encoders."""
 
     def names(layer: Layer) -> tuple[str, str]:
@@ -89,7 +95,7 @@ def diffusers(kind: str, layers: Iterable[Layer]) -> Tensors:
     return in_form(kind, layers, names)
 
 
-def old_diffusers(kind: str, layers: Iterable[Layer]) -> Tensors:
+def old_diffusers(kind: Kind, layers: Iterable[Layer]) -> Tensors:
     """`unet.mid_block...attn1.processor.to_q_lora.down.weight`, for attention alone."""
     new_names = {
         "q_proj": "to_q",

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from actors.engine.adapters import lora_cache
 from actors.engine.adapters.lora_cache import LoraCache
 from demo.random_loras import TEXT, plain_pipeline, save_lora
 from schemas.errors import SpecError
@@ -62,15 +61,21 @@ def use(loras: LoraCache, *names: str) -> None:
         pass
 
 
-def test_a_lora_is_loaded_once(caches: Any) -> None:
-    loras = caches()
+def test_a_lora_is_loaded_once(pipeline: Any, files: dict[str, Path]) -> None:
+    loaded = []
+
+    def find(name: str) -> Path:
+        loaded.append(name)
+        return files[name]
+
+    loras = LoraCache(pipeline, find, PLENTY)
 
     use(loras, "a", "b")
-    first = loras.in_peft({"a": 1.0})
     use(loras, "a")
 
     assert loras.names == ("b", "a")
-    assert loras.in_peft({"a": 1.0}) == first
+    assert loaded == ["a", "b"]
+    loras.close()
 
 
 def test_those_used_longest_ago_make_room(caches: Any, files: dict[str, Path]) -> None:
@@ -95,23 +100,13 @@ def test_what_is_in_use_stays(caches: Any) -> None:
     assert loras.names == ("c",)
 
 
-def test_there_is_a_limit_to_their_number(caches: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_cache, "MAX_LORAS", 2)
-    loras = caches()
-
-    for name in "abc":
-        use(loras, name)
-
-    assert loras.names == ("b", "c")
-
-
 def test_modules_are_as_before_unless_a_call_has_loras(caches: Any, pipeline: Any) -> None:
     before = seen(pipeline)
     loras = caches()
 
     with loras.held({"a": 1.0}):
         unused = seen(pipeline)
-        with loras.plain(loras.in_peft({"a": 1.0})):
+        with loras.plain({"a": 1.0}):
             used = seen(pipeline)
         afterwards = seen(pipeline)
 
@@ -127,7 +122,10 @@ def test_a_dropped_model_leaves_no_lora_in_modules_that_others_share(caches: Any
 
     one.close()
 
-    assert [*pipeline.unet.peft_config] == [name for name, _ in other.in_peft({"a": 1.0})]
+    layers = [layer for layer in pipeline.unet.modules() if getattr(layer, "loras", None)]
+    assert {len(layer.loras) for layer in layers} == {1}
+    with other.held({"a": 1.0}), other.plain({"a": 1.0}):
+        assert (seen(pipeline) != 0).any()
 
 
 def test_a_module_is_changed_only_by_loras_that_have_layers_in_it(caches: Any) -> None:
@@ -142,7 +140,6 @@ def test_a_module_is_changed_only_by_loras_that_have_layers_in_it(caches: Any) -
         }
 
     assert by_component == {"unet": [1.0, 0.5], "text_encoder": [0.5]}
-    assert loras.settings_of("vae") is None
 
 
 def test_a_file_that_cannot_be_loaded_is_named(pipeline: Any, tmp_path: Path) -> None:

@@ -9,14 +9,15 @@ import pytest
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.numpy import save_file
 
+from actors.checkpoints.component_files import files_on_hub
 from actors.checkpoints.loras.lora_check import find_loras
 from actors.checkpoints.loras.lora_layers import translated
 from actors.checkpoints.model_cards import read_card
 from actors.engine.adapters.false_reports import without_false_reports
 from actors.storage.stores import Stores
+from demo.random_loras import plain_pipeline
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
-from tests.adapters.lora_files import plain_pipeline
 from tests.adapters.lora_forms import (
     Layer,
     Tensors,
@@ -30,6 +31,8 @@ from tests.adapters.lora_forms import (
     write,
 )
 from tests.support.checkpoints import demo, paper_checkpoint
+from tests.support.fake_hub import serve_hub
+from tests.support.pipelines.published_files import single_file, small_pipeline
 
 
 def found(file: Path, checkpoint: str) -> list[str]:
@@ -170,6 +173,7 @@ def test_a_file_on_which_diffusers_fails_is_refused(tensors: Tensors, says: str,
         PATH.removeprefix("unet."),
         f"base_model.model.{PATH.removeprefix('unet.')}",
         f"transformer.{PATH}",
+        f"model.diffusion_model.{PATH}",
         TEXT_LAYER,
     ],
 )
@@ -234,3 +238,40 @@ def test_a_lora_for_xl_is_called_so_by_its_width(tmp_path: Path) -> None:
     )
 
     assert "it was made for XL: its layer" in refusal(file, str(checkpoint))
+
+
+def test_a_lora_is_compared_with_a_checkpoint_on_the_hub_before_its_download(
+    tmp_path: Path, use_hub: Callable[[str], None], hub_cache: Path
+) -> None:
+    """Only the headers of its weights are read."""
+    files_on_hub.cache_clear()
+    fitting = write(tmp_path / "fitting.safetensors", kohya("sd", layers_of("sd", "unet")))
+    other = write(tmp_path / "other.safetensors", kohya("sdxl", layers_of("sdxl", "unet")))
+
+    with serve_hub({"small/sd": demo("sd")}) as (address, _):
+        use_hub(address)
+        notes = found(fitting, "small/sd")
+        says = refusal(other, "small/sd")
+
+    assert notes == []
+    assert "it was made for another kind of checkpoint: its layer" in says
+    assert not [*hub_cache.rglob("*.safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [("sd1", "xl"), ("sd2", "sd1"), ("xl", "sd1"), ("xl-refiner", "xl")]
+)
+def test_a_single_file_is_compared_by_its_own_names(kind: str, other: str, tmp_path: Path) -> None:
+    """They are those of the first code, and nothing is converted for the comparison."""
+    pipelines = {name: small_pipeline(name) for name in (kind, other)}
+    for name, pipeline in pipelines.items():
+        pipeline.save_pretrained(tmp_path / name)
+    checkpoint = single_file(pipelines[kind], tmp_path / "single.safetensors")
+    matrices = [name for name, shape in shapes_of(tmp_path / kind, "unet").items() if len(shape) > 1]
+    fitting = peft(tmp_path / kind, [("unet", name) for name in matrices])
+    another = peft(tmp_path / other, layers_of(tmp_path / other, "unet"))
+
+    assert found(write(tmp_path / "fitting.safetensors", fitting), str(checkpoint)) == []
+    says = refusal(write(tmp_path / "another.safetensors", another), str(checkpoint))
+    assert "another kind of checkpoint" in says
+    assert len(matrices) > 50

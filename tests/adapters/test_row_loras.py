@@ -7,10 +7,18 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 
 from actors.engine.adapters import row_loras
 from actors.engine.adapters.false_reports import without_false_reports
-from actors.engine.adapters.row_loras import ROW_LAYERS, Loras, forget_factors, rows_have
+from actors.engine.adapters.row_loras import (
+    Loras,
+    RowLinear,
+    all_have,
+    forget_factors,
+    rows_have,
+    take_out,
+)
 from demo.random_loras import ATTENTION, CONVOLUTIONS
 from tests.support.checkpoints import sd_checkpoint
 
@@ -19,8 +27,7 @@ CLOSE = 2e-5
 """Floats of a batch differ from those of single rows by rounding; the rows' LoRAs change them by about 1."""
 
 
-@pytest.fixture(scope="module")
-def unet() -> Any:
+def adapted_unet() -> Any:
     """A UNet with three LoRAs: `low` and `high` have other ranks, and `wide` changes convolutions too."""
     unet = UNet2DConditionModel.from_pretrained(sd_checkpoint(), subfolder="unet")
     torch.manual_seed(0)
@@ -32,9 +39,24 @@ def unet() -> Any:
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=[*layers], init_lora_weights=False)
         with without_false_reports():
             unet.add_adapter(config, name)
+    return unet
+
+
+@pytest.fixture(scope="module")
+def in_peft() -> Any:
+    """The UNet with peft's own layers."""
+    return adapted_unet()
+
+
+@pytest.fixture(scope="module")
+def unet() -> Any:
+    """The UNet with layers that know rows."""
+    unet = adapted_unet()
     for layer in unet.modules():
-        layer.__class__ = ROW_LAYERS.get(type(layer), type(layer))
-    unet.disable_lora()
+        for name in [*layer.lora_A] if isinstance(layer, LoraLayer) else ():
+            take_out(layer, name)
+            with without_false_reports():
+                layer.delete_adapter(name)
     return unet
 
 
@@ -82,8 +104,16 @@ LOW, HIGH, WIDE = (("low", 0.8),), (("high", -0.6),), (("wide", 1.0),)
     ],
     ids=["all-different", "pairs", "uneven-groups", "all-equal", "weights"],
 )
-def test_each_row_of_a_batch_is_what_it_is_alone(unet: Any, loras: list[Loras]) -> None:
-    assert (together(unet, loras) - alone(unet, loras)).abs().max() < CLOSE
+def test_each_row_of_a_batch_is_what_it_is_alone(unet: Any, in_peft: Any, loras: list[Loras]) -> None:
+    assert (together(unet, loras) - alone(in_peft, loras)).abs().max() < CLOSE
+
+
+@pytest.mark.parametrize("loras", [LOW, (*LOW, *HIGH), (*HIGH, *WIDE)], ids=["one", "two", "convolutions"])
+def test_loras_of_all_rows_have_the_bits_of_peft(unet: Any, in_peft: Any, loras: Loras) -> None:
+    with torch.inference_mode(), all_have(loras):
+        ours = unet(*inputs(1)).sample
+
+    assert (ours == alone(in_peft, [loras])).all()
 
 
 def test_rows_change_by_their_own_loras_only(unet: Any) -> None:
@@ -102,7 +132,7 @@ def test_a_batch_that_comes_again_joins_nothing(unet: Any, monkeypatch: pytest.M
     first = together(unet, loras)
     monkeypatch.setattr(torch, "cat", lambda *_, **__: pytest.fail("joined again"))
 
-    layer = next(each for each in unet.modules() if type(each) in ROW_LAYERS.values())
+    layer = next(each for each in unet.modules() if isinstance(each, RowLinear))
     with torch.inference_mode(), rows_have(loras):
         row_loras._running.factors(layer)
     monkeypatch.undo()
@@ -120,11 +150,10 @@ def test_factors_beyond_the_limit_are_joined_again(unet: Any, monkeypatch: pytes
     assert 0 < sum(batch.size_bytes for batch in row_loras._running._recent.values()) <= 10_000
 
 
-def test_outside_of_a_batch_the_layers_are_pefts(unet: Any) -> None:
-    sample = inputs()
-    with torch.inference_mode():
-        before = unet(*sample).sample
-        together(unet, [WIDE] * ROWS)
-        after = unet(*sample).sample
+def test_outside_of_a_batch_nothing_is_added(unet: Any, in_peft: Any) -> None:
+    together(unet, [WIDE] * ROWS)
 
-    assert (before == after).all()
+    with torch.inference_mode():
+        after = unet(*inputs(1)).sample
+
+    assert (after == alone(in_peft, [()])).all()

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
+import pytest
+
 
 def commit_of(folder: Path) -> str:
     """The commit under which a folder's files are published."""
@@ -96,6 +99,15 @@ def serve_hub(
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", requests
         server.shutdown()
+
+
+def use_address(patch: pytest.MonkeyPatch, address: str) -> None:
+    """Let this process use the Hub at an address; its session is to be closed afterwards."""
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    patch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    patch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from actors.checkpoints.hub import HUB_ERRORS
 from actors.checkpoints.loras.lora_layers import TEXT_MODEL, Shape, translated
 from actors.checkpoints.model_files import files_of
 from actors.checkpoints.single_files.safetensors_headers import Header
-from actors.checkpoints.single_files.single_files import (
+from actors.checkpoints.single_files.single_file import (
     is_single_file,
     local_header,
     read_single_file,
@@ -54,25 +54,25 @@ def layers_of(key: str, model: ModelSpec) -> tuple[dict[str, Layers | None], int
                 name: None if name in model.components else _in_single_file(name, header, per_block)
                 for name in present
             }, per_block
-        return {name: _in_files(key, name, files, model.variant) for name in present}, per_block
+        return {name: _in_files(name, files, model.variant) for name in present}, per_block
     return dict.fromkeys(COMPONENTS), 2
 
 
-def _in_files(key: str, component: str, files: Files, variant: str | None) -> Layers | None:
+def _in_files(component: str, files: Files, variant: str | None) -> Layers | None:
     weights = weights_of(files, component, variant)
-    headers = [_header(key, file) for file in weights]
+    headers = [_header(file) for file in weights]
     known = [header for header in headers if header is not None]
     if not known or len(known) < len(headers):
         return None
     return dict(layer for header in known for layer in _layers("", header))
 
 
-def _header(key: str, file: CheckpointFile) -> Header | None:
+def _header(file: CheckpointFile) -> Header | None:
     try:
         if isinstance(file, LocalFile) and file.path.suffix != PICKLED:
             return local_header(file.path)
         if isinstance(file, HubFile) and not file.name.endswith(PICKLED):
-            return remote_header(key, file.repository, file)
+            return remote_header(file.repository, file)
     except ValueError:
         pass  # The check of the checkpoint's weights tells what is wrong with the file.
     return None

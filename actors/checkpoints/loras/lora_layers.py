@@ -19,6 +19,7 @@ _KOHYA = {
     "lora_te2_": "text_encoder_2",
 }
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+_DIFFUSERS_BLOCK = re.compile(r"lora_unet_(?:down|mid|up)_block")
 _KOHYA_ENDING = re.compile(r"lora_(down|up)\.weight|alpha")
 _KEY = re.compile(
     r"(?P<layer>.+?)(?P<old>_lora|\.lora|\.lora_linear_layer)\.(?P<role>down|up)\.weight"
@@ -29,16 +30,17 @@ _BESIDE = re.compile(r".+\.lora_(?:magnitude_vector(?:\.weight)?|[AB]\.bias)")
 _OLD_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 _OTHER_FORMS = {
-    "hada_": "it is a LoHa",
-    "lokr_": "it is a LoKr, which diffusers loads for models of other kinds only",
-    "oft_": "it is an OFT",
-    "lora_mid": "its convolutions are decomposed twice (Tucker)",
-    ".diff": "it has differences of whole weights",
-    "w_norm": "it changes norms",
-    "on_input": "it is an IA3",
-    "bundle_emb": "it has embeddings of new tokens, which are files of their own for diffusers",
+    r"\.hada_": "it is a LoHa",
+    r"\.lokr_": "it is a LoKr, which diffusers loads for models of other kinds only",
+    r"\.b?oft_": "it is an OFT",
+    r"\.lora_mid\.": "its convolutions are decomposed twice (Tucker)",
+    r"\.diff(?:_b)?$": "it has differences of whole weights",
+    r"\.[wb]_norm$": "it changes norms",
+    r"\.on_input$": "it is an IA3",
+    r"^bundle_emb": "it has embeddings of new tokens, which are files of their own for diffusers",
 }
-"""By a part of a tensor's name: forms of adapters that people share as LoRAs, and diffusers does not load."""
+"""By a pattern in a tensor's name: forms of adapters that people call LoRAs, and diffusers does not load."""
+_OTHER_FORM = re.compile("|".join(f"({pattern})" for pattern in _OTHER_FORMS))
 _WAY_OUT = "train or convert it as a plain LoRA"
 
 
@@ -66,10 +68,11 @@ def lora_layers(shapes: Shapes, layers_per_block: int | None) -> list[LoraLayer]
     if not shapes:
         raise ValueError("it has no tensors")
     for key in shapes:
-        for part, form in _OTHER_FORMS.items():
-            if part in key:
-                raise ValueError(f"{form} ({key:.100}); {_WAY_OUT}")
-    is_kohya = all(key.startswith(tuple(_KOHYA)) for key in shapes)
+        if match := _OTHER_FORM.search(key):
+            form = [*_OTHER_FORMS.values()][(match.lastindex or 1) - 1]
+            raise ValueError(f"{form} ({key:.100}); {_WAY_OUT}")
+    prefixes = tuple(_KOHYA)
+    is_kohya = all(key.startswith(prefixes) for key in shapes)
     factors = _kohya_factors(shapes, layers_per_block) if is_kohya else _factors(shapes)
     pairs: dict[tuple[str, str], dict[str, Shape]] = {}
     for component, name, role, shape in factors:
@@ -91,10 +94,11 @@ _Factor = tuple[str, str, str, Shape]
 
 
 def _kohya_factors(shapes: Shapes, layers_per_block: int | None) -> Iterator[_Factor]:
-    has_diffusers_blocks = any(re.match(r"lora_unet_(?:down|mid|up)_block", key) for key in shapes)
+    has_diffusers_blocks = any(map(_DIFFUSERS_BLOCK.match, shapes))
     for key, shape in shapes.items():
-        prefix = next(prefix for prefix in _KOHYA if key.startswith(prefix))
-        layer, _, ending = key.removeprefix(prefix).partition(".")
+        # `lora_unet_...` ends with its second underscore.
+        prefix = key[: key.index("_", len("lora_")) + 1]
+        layer, _, ending = key[len(prefix) :].partition(".")
         match = _KOHYA_ENDING.fullmatch(ending)
         if match is None:
             raise ValueError(f"it has a tensor that is not one of a LoRA ({key:.100}); {_WAY_OUT}")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import actors.checkpoints.single_files
 from actors.checkpoints.component_files import DerivedFile, Files, derived_json
+from actors.checkpoints.single_files.single_file import SingleFile
 from actors.checkpoints.single_files.single_file_kinds import Recognised
-from actors.checkpoints.single_files.single_files import SingleFile
 from models.caches import cache_folder
 from models.clip_tokenizer import write_tokenizer
 

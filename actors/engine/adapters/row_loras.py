@@ -1,25 +1,53 @@
 """LoRA layers of which each row of a batch uses its own LoRAs.
 
-peft 0.21.2 has `adapter_names` for this: one LoRA a row, and a call of the layer for each LoRA of a batch.
+peft 0.21.2 only brings the matrices here. Its own layers have `adapter_names` for batches of several LoRAs:
+one a row, and a call for each LoRA. And the more LoRAs they have, the longer it takes to load another one.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from math import sqrt
 from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora.layer import Conv2d, Linear
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, linear
 
 Loras = tuple[tuple[str, float], ...]
-"""The LoRAs of a row: the name under which peft has each, and its weight."""
+"""The LoRAs of a row: the name that each has in the layers, and its weight."""
 
 BATCHES_KEPT = 8
 """The most batches whose factors are kept: a row stays with the same others for most of its steps."""
 KEPT_BYTES = 256 << 20
 """The most bytes of them. Factors that are not kept are joined again for each batch."""
+
+
+class Lora(NamedTuple):
+    """What a LoRA has for one layer."""
+
+    down: torch.Tensor
+    """(rank, in): the matrix A, or the kernels (rank, in, height, width) of a convolution."""
+    up: torch.Tensor
+    """(out, rank): the matrix B, or kernels (out, rank, 1, 1)."""
+    alpha: float
+    divisor: float
+    """The rank, or its root (rsLoRA)."""
+
+    @property
+    def rank(self) -> int:
+        """The number of rows of A."""
+        return len(self.down)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of both."""
+        return self.down.dtype
+
+    def scale(self, weight: float) -> float:
+        """The factor of B A for this weight, computed as peft 0.21.2 does (`LoraLayer.set_scale`)."""
+        return weight * self.alpha / self.divisor
 
 
 class _Factors(NamedTuple):
@@ -62,32 +90,32 @@ class _Batch:
 
     def _joined(self, layer: Any) -> _Factors | None:
         """The factors of a layer. Groups of a lower rank than others are filled up with zeros."""
-        groups = [[(name, weight) for name, weight in row if name in layer.lora_A] for row in self._groups]
-        ranks = [sum(layer.r[name] for name, _ in group) for group in groups]
+        groups = [
+            [(layer.loras[name], weight) for name, weight in row if name in layer.loras]
+            for row in self._groups
+        ]
+        ranks = [sum(lora.rank for lora, _ in group) for group in groups]
         rank = max(ranks)
         if not rank:
             return None
-        any_name = next(name for group in groups for name, _ in group)
-        down, up = layer.lora_A[any_name].weight, layer.lora_B[any_name].weight.flatten(1)
+        any_lora = next(lora for group in groups for lora, _ in group)
+        down, up = any_lora.down, any_lora.up.flatten(1)
         no_down, no_up = down.new_zeros(rank, *down.shape[1:]), up.new_zeros(up.shape[0], rank)
         downs, ups = [], []
         for group, own_rank in zip(groups, ranks, strict=True):
-            downs += [*(layer.lora_A[name].weight for name, _ in group), no_down[own_rank:]]
-            ups += [*(layer.lora_B[name].weight.flatten(1) for name, _ in group), no_up[:, own_rank:]]
+            downs += [*(lora.down for lora, _ in group), no_down[own_rank:]]
+            ups += [*(lora.up.flatten(1) for lora, _ in group), no_up[:, own_rank:]]
+        scales = tuple(tuple((lora.rank, lora.scale(weight)) for lora, weight in group) for group in groups)
         return _Factors(
             torch.cat(downs).reshape(len(groups), rank, *down.shape[1:]),
             torch.cat(ups, dim=1).reshape(-1, len(groups), rank).transpose(0, 1),
-            self._scales_of(layer, groups, rank, down),
+            self._on_device(scales, rank, down),
         )
 
-    def _scales_of(
-        self, layer: Any, groups: Sequence[Sequence[tuple[str, float]]], rank: int, like: torch.Tensor
+    def _on_device(
+        self, scales: tuple[tuple[tuple[int, float], ...], ...], rank: int, like: torch.Tensor
     ) -> torch.Tensor:
         """The scale of each rank of each group; nearly all layers of a module have the same."""
-        scales = tuple(
-            tuple((layer.r[name], weight * initial_scale(layer, name)) for name, weight in group)
-            for group in groups
-        )
         key = scales, rank, like.dtype
         if key not in self._scales:
             values = [[scale for own_rank, scale in group for _ in range(own_rank)] for group in scales]
@@ -102,6 +130,8 @@ class _Running:
 
     def __init__(self) -> None:
         self.batch: _Batch | None = None
+        self.all_rows: Loras = ()
+        """The LoRAs that all rows have, one after the other, as plain diffusers adds them."""
         self._recent: OrderedDict[tuple[Loras, ...], _Batch] = OrderedDict()
 
     def begin(self, loras: tuple[Loras, ...]) -> None:
@@ -133,48 +163,72 @@ def rows_have(loras: Sequence[Loras]) -> Iterator[None]:
         _running.batch = None
 
 
+@contextmanager
+def all_have(loras: Loras) -> Iterator[None]:
+    """While the block runs, modules with LoRA layers have these LoRAs, with the bits of peft's own layers."""
+    _running.all_rows = loras
+    try:
+        yield
+    finally:
+        _running.all_rows = ()
+
+
 def forget_factors() -> None:
     """Free what is kept of earlier batches: it belongs to LoRAs and layers that may be dropped now."""
     _running.forget()
 
 
-def initial_scale(layer: Any, name: str) -> float:
-    """The scale of a LoRA of weight 1 in this layer, as peft 0.21.2 sets it (`LoraLayer.set_scale`)."""
-    rank = float(layer.r[name])
-    scale: float = layer.lora_alpha[name] / (rank**0.5 if layer.use_rslora.get(name) else rank)
-    return scale
-
-
 class RowLinear(Linear):
-    """peft's layer for `torch.nn.Linear`. Outside of `rows_have` it is the same."""
+    """peft's layer for `torch.nn.Linear`, with the LoRAs of each row."""
+
+    loras: dict[str, Lora]
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        result: torch.Tensor = self.base_layer(x, *args, **kwargs)
         if _running.batch is None:
-            return super().forward(x, *args, **kwargs)
-        base: torch.Tensor = self.base_layer(x)
+            return _with_loras(
+                self, result, lambda lora: linear(linear(x.to(lora.dtype), lora.down), lora.up)
+            )
         factors = _running.factors(self)
         if factors is None:
-            return base
+            return result
         down, up, scales = factors
         hidden = torch.bmm(x.to(down.dtype).reshape(len(down), -1, x.shape[-1]), down.mT) * scales
         added = torch.bmm(hidden, up.mT)
-        return base + added.reshape(base.shape).to(base.dtype)
+        return result + added.reshape(result.shape).to(result.dtype)
 
 
 class RowConv2d(Conv2d):
-    """peft's layer for `torch.nn.Conv2d`. Outside of `rows_have` it is the same."""
+    """peft's layer for `torch.nn.Conv2d`, with the LoRAs of each row."""
+
+    loras: dict[str, Lora]
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        base: Any = self.base_layer
+        result: torch.Tensor = base(x, *args, **kwargs)
         if _running.batch is None:
-            return super().forward(x, *args, **kwargs)
-        base: torch.Tensor = self.base_layer(x)
+
+            def added_by(lora: Lora) -> torch.Tensor:
+                return conv2d(conv2d(x.to(lora.dtype), lora.down, None, base.stride, base.padding), lora.up)
+
+            return _with_loras(self, result, added_by)
         factors = _running.factors(self)
         if factors is None:
-            return base
+            return result
         down, up, scales = factors
-        hidden = _convolved(self.base_layer, x.to(down.dtype), down) * scales[..., None]
+        hidden = _convolved(base, x.to(down.dtype), down) * scales[..., None]
         added = up[:, None] @ hidden
-        return base + added.reshape(base.shape).to(base.dtype)
+        return result + added.reshape(result.shape).to(result.dtype)
+
+
+def _with_loras(layer: Any, result: torch.Tensor, added_by: Callable[[Lora], torch.Tensor]) -> torch.Tensor:
+    """A layer's result with what the LoRAs of all rows add, one after the other as in peft 0.21.2."""
+    dtype = result.dtype
+    for name, weight in _running.all_rows:
+        if name in layer.loras:
+            lora: Lora = layer.loras[name]
+            result = result + added_by(lora) * lora.scale(weight)
+    return result.to(dtype)
 
 
 def _convolved(layer: Any, x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -189,12 +243,25 @@ def _convolved(layer: Any, x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return convolved.reshape(len(channels), groups, rank, -1).transpose(0, 1)
 
 
-ROW_LAYERS: dict[type, type] = {Linear: RowLinear, Conv2d: RowConv2d}
-"""By class of peft's layers, the class of layers that also know rows."""
+_ROW_LAYERS: dict[type, type] = {Linear: RowLinear, Conv2d: RowConv2d}
 
 
-def is_plain_lora(layer: Any, name: str) -> bool:
-    """Whether a layer has nothing of this LoRA but two matrices or kernels; True if it has nothing of it."""
-    if name not in getattr(layer, "lora_A", ()):
-        return True
-    return type(layer) in ROW_LAYERS.values() and name not in layer.lora_variant and not layer.lora_bias[name]
+def take_out(layer: Any, name: str) -> None:
+    """Make peft's layer one that knows rows, and move the matrices of one of its LoRAs into `loras`.
+
+    ValueError if the layer has more of it than two matrices or kernels, such as the magnitudes of a DoRA.
+    """
+    own = isinstance(layer, RowLinear | RowConv2d)
+    if (not own and type(layer) not in _ROW_LAYERS) or name in layer.lora_variant or layer.lora_bias[name]:
+        raise ValueError("it has more than two matrices a layer, and rows of one batch cannot differ in that")
+    if not own:
+        layer.__class__, layer.loras = _ROW_LAYERS[type(layer)], {}
+    rank = layer.r[name]
+    layer.loras[name] = Lora(
+        # torch 2.13 multiplies by matrices that require gradients in another way, and those of peft do while
+        # they are active: the last bits would differ.
+        layer.lora_A[name].weight.requires_grad_(True),
+        layer.lora_B[name].weight.requires_grad_(True),
+        float(layer.lora_alpha[name]),
+        sqrt(rank) if layer.use_rslora.get(name) else float(rank),
+    )

@@ -120,7 +120,7 @@ class LoadedModel:
             return
         assert self._loras is not None, "the plan refuses LoRAs that the model has not"
         loras = self._loras
-        with loras.held(weights), loras.plain(loras.in_peft(weights)) if alone else nullcontext():
+        with loras.held(weights), loras.plain(weights) if alone else nullcontext():
             yield
 
     def lora_settings(self, component: str) -> LoraSettings | None:

@@ -18,10 +18,10 @@ from huggingface_hub import hf_hub_download
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder
 from actors.checkpoints.component_files import allows_pickles
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
-from actors.checkpoints.single_files.single_files import is_single_file
+from actors.checkpoints.single_files.single_file import is_single_file
 from actors.engine.pipelines.pipeline_builder import pipeline_class
+from actors.engine.pipelines.prepared_folders import folder_with_components, single_file_folder
 from actors.engine.pipelines.shared_modules import SharedModules
-from actors.engine.pipelines.single_file_folders import folder_with_components, single_file_folder
 from actors.engine.quirks.clip_skip import enable_clip_skip
 from actors.engine.quirks.float32_vae import keep_in_float32
 from actors.engine.quirks.published_components import (

@@ -9,7 +9,7 @@ import torch
 
 from actors.checkpoints.component_files import components_with_weights, files_in
 from actors.checkpoints.hub import hub_folder
-from actors.checkpoints.single_files.single_files import repository_of
+from actors.checkpoints.single_files.single_file import repository_of
 from actors.engine.adapters.control_nets import SharedNets
 from actors.engine.pipelines.loaded_model import LoadedModel, weight_bytes
 from actors.engine.pipelines.loading import LoadOptions, on_this_machine

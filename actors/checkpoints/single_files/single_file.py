@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, try_to_load_from_cache
@@ -113,7 +114,10 @@ def _on_disk(key: str, name: str) -> SingleFile:
 
 
 def _on_s3(key: str, name: str) -> SingleFile:
-    uri = normalise(name)
+    try:
+        uri = normalise(name)
+    except SpecError as error:
+        raise SpecError(f"{key}: {error}") from error
     storage = open_storage(uri)
     stored = storage.stat(uri)
     if stored is None:
@@ -146,7 +150,11 @@ def _on_hub(key: str, checkpoint: str, revision: str | None) -> SingleFile:
         raise SpecError(f"{key}: the repository {repository} of the Hub has no file {name}")
     if cached := cached_file(repository, name, file.commit):
         return _of_hub(checkpoint, file.commit, file.hash, local_header(cached))
-    return _of_hub(checkpoint, file.commit, file.hash, remote_header(key, repository, file))
+    try:
+        header = remote_header(repository, file)
+    except HUB_ERRORS as error:
+        raise not_on_the_hub(key, repository, revision, error) from error
+    return _of_hub(checkpoint, file.commit, file.hash, header)
 
 
 def _of_hub(checkpoint: str, commit: str, sha256: str, header: Header) -> SingleFile:
@@ -175,14 +183,13 @@ def local_header(path: Path) -> Header:
         return read_header(file, path.stat().st_size)
 
 
-def remote_header(key: str, repository: str, file: HubFile) -> Header:
+@lru_cache(maxsize=256)
+def remote_header(repository: str, file: HubFile) -> Header:
     """The header of a file on the Hub, of which no more than that is downloaded."""
     try:
         parsed = HfApi().parse_safetensors_file_metadata(repository, file.name, revision=file.commit)
     except SafetensorsParsingError as error:
         raise ValueError(f"its header is not that of a safetensors file ({error})") from error
-    except HUB_ERRORS as error:
-        raise not_on_the_hub(key, repository, file.commit, error) from error
     tensors = {
         name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": tensor.data_offsets}
         for name, tensor in parsed.tensors.items()

@@ -1,12 +1,25 @@
 """Checkpoints as single files, with the published keys: diffusers' conversion the other way."""
 
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
 from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from demo import small_components
+from models.clip_tokenizer import NUM_TOKENS, write_tokenizer
 
 State = dict[str, torch.Tensor]
 
@@ -44,10 +57,19 @@ _OPEN_CLIP_NAMES = {
 
 
 def single_file(
-    pipeline: Any, path: Path, *, marks: tuple[str, ...] = (), dtype: torch.dtype | None = None
+    pipeline: Any,
+    path: Path,
+    *,
+    marks: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+    dtype: torch.dtype | None = None,
 ) -> Path:
-    """Save a pipeline of Stable Diffusion as one file; `marks`: names of empty tensors, such as v_pred."""
+    """Save a pipeline of Stable Diffusion as one file, and return its path.
+
+    `marks`: names of empty tensors, such as v_pred; `without`: what the keys begin with that are left out.
+    """
     state = single_file_state(pipeline)
+    state = {key: tensor for key, tensor in state.items() if not key.startswith(without)}
     if dtype:
         state = {key: tensor.to(dtype) for key, tensor in state.items()}
     state |= {mark: torch.zeros(0) for mark in marks}
@@ -155,3 +177,127 @@ def _open_clip(encoder: Any) -> State:
         elif key.startswith("final_layer_norm."):
             state[key.replace("final_layer_norm", "ln_final")] = tensor
     return state
+
+
+def small_pipeline(kind: str, seed: int = 0) -> Any:
+    """A small pipeline of a kind of KINDS, which differs from the published one in its widths and depths."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        return _BUILDERS[kind.removesuffix("-inpaint")](9 if kind.endswith("-inpaint") else 4)
+
+
+def _small_1(channels: int) -> Any:
+    scheduler = small_components.pndm_scheduler() if channels == 4 else small_components.ddim_scheduler()
+    text = _small_text(CLIPTextModel, 64, "quick_gelu")
+    unet = _small_unet(in_channels=channels, cross_attention_dim=64, attention_head_dim=8)
+    return _SD_CLASSES[channels](**_sd(text, unet, scheduler, "<|endoftext|>"))
+
+
+def _small_2(channels: int) -> Any:
+    settings = {} if channels == 4 else {"prediction_type": "epsilon"}
+    text = _small_text(CLIPTextModel, 128, "gelu")
+    unet = _small_unet(
+        in_channels=channels, cross_attention_dim=128, attention_head_dim=[1, 1], use_linear_projection=True
+    )
+    return _SD_CLASSES[channels](**_sd(text, unet, small_components.velocity_scheduler(**settings), "!"))
+
+
+def _sd(text: Any, unet: Any, scheduler: Any, pad_token: str) -> dict[str, Any]:
+    return {
+        "vae": _small_vae(0.18215),
+        "text_encoder": text,
+        "tokenizer": _tokenizer(pad_token),
+        "unet": unet,
+        "scheduler": scheduler,
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+def _small_xl(channels: int) -> Any:
+    cls = StableDiffusionXLPipeline if channels == 4 else StableDiffusionXLInpaintPipeline
+    return cls(
+        vae=_small_vae(0.13025),
+        text_encoder=_small_text(CLIPTextModel, 64, "quick_gelu"),
+        text_encoder_2=_small_text(CLIPTextModelWithProjection, 128, "gelu"),
+        tokenizer=_tokenizer("<|endoftext|>"),
+        tokenizer_2=_tokenizer("!"),
+        unet=_small_unet(in_channels=channels, cross_attention_dim=64 + 128, **_size_aware(6)),
+        scheduler=small_components.euler_scheduler(),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+
+
+def _small_refiner(channels: int) -> Any:
+    return StableDiffusionXLImg2ImgPipeline(
+        vae=_small_vae(0.13025),
+        text_encoder=None,
+        text_encoder_2=_small_text(CLIPTextModelWithProjection, 128, "gelu"),
+        tokenizer=None,
+        tokenizer_2=_tokenizer("!"),
+        unet=_small_unet(in_channels=channels, cross_attention_dim=128, **_size_aware(5)),
+        scheduler=small_components.euler_scheduler(),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+
+
+_SD_CLASSES = {4: StableDiffusionPipeline, 9: StableDiffusionInpaintPipeline}
+_BUILDERS = {"sd1": _small_1, "sd2": _small_2, "xl": _small_xl, "xl-refiner": _small_refiner}
+KINDS = ("sd1", "sd1-inpaint", "sd2", "sd2-inpaint", "xl", "xl-inpaint", "xl-refiner")
+
+
+def _size_aware(num_time_ids: int) -> dict[str, Any]:
+    """A UNet of XL's form: its first level has no attention, and the next ones have more and more of it."""
+    return {
+        "block_out_channels": (32, 64, 128),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 3),
+        "attention_head_dim": (1, 1, 2),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 128 + num_time_ids * 8,
+    }
+
+
+def _small_unet(**changes: Any) -> Any:
+    return small_components.unet(
+        block_out_channels=changes.pop("block_out_channels", (32, 64)), norm_num_groups=32, **changes
+    )
+
+
+def _small_vae(scaling_factor: float) -> Any:
+    return AutoencoderKL(
+        block_out_channels=(32, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        scaling_factor=scaling_factor,
+    )
+
+
+def _small_text(cls: Any, width: int, act: str) -> Any:
+    config = CLIPTextConfig(
+        vocab_size=NUM_TOKENS,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=width // 64,
+        hidden_act=act,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    return cls(config).eval()
+
+
+def _tokenizer(pad_token: str) -> Any:
+    """CLIP's tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder) / "tokenizer", pad_token)
+        return CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")

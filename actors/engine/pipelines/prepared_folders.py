@@ -11,23 +11,24 @@ import torch
 from filelock import FileLock
 from huggingface_hub import hf_hub_download
 
-from actors.checkpoints.component_files import Files, HubFile, LocalFile
+from actors.checkpoints.component_files import HubFile, LocalFile
 from actors.checkpoints.composed_folders import composed_folder
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
 from actors.checkpoints.named_components import (
+    NamedComponent,
     composed_index,
     files_of_component,
     needed_files,
     read_components,
 )
 from actors.checkpoints.single_files.derived_folders import kept_folder, write_configuration
-from actors.checkpoints.single_files.single_files import SingleFile, hub_parts, is_on_hub, read_single_file
+from actors.checkpoints.single_files.single_file import SingleFile, hub_parts, is_on_hub, read_single_file
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.storage.stores import open_storage
 from actors.storage.uris import S3_SCHEME
 from models.whole_folder import all_or_nothing
 from schemas.errors import SpecError
-from schemas.spec.job_spec import ModelSpec
+from schemas.spec.job_spec import ComponentSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,13 @@ def _convert(key: str, single: SingleFile, folder: Path, deadline_s: float) -> N
             pipeline.save_pretrained(unfinished, safe_serialization=True)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise SpecError(f"{key}: {single.location} cannot be converted: {error}") from error
-        # The entries of components that the file lacks are those of components that the spec names.
-        (unfinished / "model_index.json").write_text(json.dumps(index, indent=2))
+        # diffusers 0.42.1 saves defaults too, and a scheduler that is built from this one would have them.
+        scheduler = "scheduler/scheduler_config.json"
+        shutil.copy(configuration / scheduler, unfinished / scheduler)
+        # Components that the file lacks are named by the spec, and take the places of these entries.
+        saved = json.loads((unfinished / "model_index.json").read_bytes())
+        complete = saved | {part: index[part] for part in lacking}
+        (unfinished / "model_index.json").write_text(json.dumps(complete, indent=2))
 
 
 @contextmanager
@@ -115,25 +121,22 @@ def folder_with_components(name: str, spec: ModelSpec, checkpoint: Path, deadlin
     """
     components = ask_hub(lambda: read_components(name, spec), f"models.{name}.components", deadline_s)
     files: dict[str, LocalFile] = {}
-    for part, component in components.items():
-        source = spec.component_specs[part].model_copy(update={"subfolder": component.source.subfolder})
-        present = ask_hub(lambda: files_of_component(part, source), source.path, deadline_s)  # noqa: B023
-        files |= _local_files(
-            component.key, source.path, present, needed_files(part, present, spec.variant), deadline_s
-        )
+    for component in components.values():
+        files |= _local_files(component, spec.variant, deadline_s)
     index = json.loads((checkpoint / "model_index.json").read_bytes())
     return composed_folder(checkpoint, files, composed_index(name, index, components))
 
 
-def _local_files(
-    key: str, repository: str, files: Files, names: list[str], deadline_s: float
-) -> dict[str, LocalFile]:
-    """These of the files on this machine, by their names."""
+def _local_files(component: NamedComponent, variant: str | None, deadline_s: float) -> dict[str, LocalFile]:
+    """The files that a component is loaded from, on this machine, by their names in the checkpoint."""
+    card, part = component.source, component.name
+    source = ComponentSpec(path=card.path, revision=card.revision, subfolder=card.subfolder)
+    files = ask_hub(lambda: files_of_component(part, source, variant), card.path, deadline_s)
     local = {}
-    for name in names:
+    for name in needed_files(part, files, variant):
         file = files[name]
         if isinstance(file, HubFile):
-            path = _download(key, repository, file.name, file.commit, deadline_s)
+            path = _download(component.key, card.path, file.name, file.commit, deadline_s)
             local[name] = LocalFile(Path(path))
         elif isinstance(file, LocalFile):
             local[name] = file
