@@ -103,7 +103,7 @@ def needed(field: str) -> str:
         "whole number": "whole numbers",
         "number": "numbers",
         "true or false": "booleans",
-        "controls": "JSON text, or a list of structs with controlnet",
+        "controls": "JSON text, or a list of structs with controlnet and perhaps control_image",
         "id": "text or whole numbers",
         "image": "an image struct<bytes, path>, bytes, or text with a URI",
         "pair of whole numbers": "lists of two whole numbers",
@@ -174,6 +174,7 @@ def _is_controls(arrow_type: pa.DataType) -> bool:
         and len(types) == arrow_type.value_type.num_fields
         and _accepts("text", types["controlnet"])
         and all(_is_number(types[name]) for name in numbers)
+        and ("control_image" not in types or _accepts("image", types["control_image"]))
     )
 
 

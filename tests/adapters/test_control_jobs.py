@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from diffusers import ControlNetModel
@@ -34,6 +35,8 @@ NUMBERS = (
     "guess_mode",
 )
 NETS = ("canny", "depth")
+ONE_WITH_AN_END = '[{"controlnet":"canny","control_guidance_end":0.75}]'
+TWO_WITH_AN_END = '[{"controlnet":"canny","control_guidance_end":0.75},{"controlnet":"depth"}]'
 SUFFIXES = {"text2img": "", "img2img": "Img2Img", "inpaint": "Inpaint"}
 PIPELINES = {"sd": "StableDiffusion{}{}Pipeline", "sdxl": "StableDiffusionXL{}{}Pipeline"}
 INPUTS: dict[str, Record] = {
@@ -99,9 +102,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Pat
 
 
 def job(
-    folders: dict[str, dict[str, Path]], folder: Path, rows: list[Record] = ROWS, **batching: Any
+    folders: dict[str, dict[str, Path]],
+    folder: Path,
+    rows: list[Record] = ROWS,
+    types: Record | None = None,
+    **batching: Any,
 ) -> tuple[Made, DiffusersEngine]:
-    path = write_rows(folder / "rows.parquet", rows, dict.fromkeys(CONTROL_IMAGES[:2], IMAGE_TYPE))
+    folder.mkdir(exist_ok=True)
+    images = {field: IMAGE_TYPE for field in CONTROL_IMAGES[:2] if any(field in row for row in rows)}
+    path = write_rows(folder / "rows.parquet", rows, images | (types or {}))
     models = {
         model: {
             "checkpoint": f"demo:{model}",
@@ -261,3 +270,47 @@ def test_control_changes_pictures(expected: dict[str, np.ndarray]) -> None:
     for model in PIPELINES:
         far = np.abs(expected[f"{model}-text2img-1"] - expected[f"{model}-text2img-0"]).max()
         assert far > 10
+
+
+def test_images_may_be_in_the_list_of_controls(folders: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+    """The rows are those of columns with one image each; null in the list is the column's image."""
+    entry = pa.struct(
+        [("controlnet", pa.string()), ("control_image", IMAGE_TYPE), ("control_guidance_end", pa.float32())]
+    )
+    first, second = ROWS[1]["control_image"], drawn_image((32, 64), "red")
+    ends = {"canny": 0.75, "depth": None}
+    common = {**ROWS[0], "controlnet": None, "controls": None}
+    in_columns = [
+        {**common, "control_image": first, "control_image_2": second, "controls": TWO_WITH_AN_END},
+        {**common, "control_image": first, "control_image_2": None, "controls": ONE_WITH_AN_END},
+        {**common, "control_image": first, "control_image_2": None, "controls": None},
+    ]
+    in_lists: list[Record] = [
+        {"control_image": None, "controls": [("canny", first), ("depth", second)]},
+        {"control_image": first, "controls": [("canny", None)]},
+        {"control_image": None, "controls": None},
+    ]
+    listed = [
+        {
+            **{name: value for name, value in common.items() if name != "control_image_2"},
+            "control_image": row["control_image"],
+            "controls": row["controls"]
+            and [
+                {"controlnet": net, "control_image": image, "control_guidance_end": ends[net]}
+                for net, image in row["controls"]
+            ],
+        }
+        for row in in_lists
+    ]
+
+    one, _ = job(folders, tmp_path / "columns", named(in_columns))
+    other, _ = job(folders, tmp_path / "lists", named(listed), types={"controls": pa.list_(entry)})
+
+    assert [row["status"] for row in one.rows] == ["ok"] * 3
+    assert [row["image_sha256"] for row in one.rows] == [row["image_sha256"] for row in other.rows]
+    assert [row["controls"] for row in one.rows] == [row["controls"] for row in other.rows]
+    assert len({row["image_sha256"] for row in one.rows}) == 3
+
+
+def named(rows: list[Record]) -> list[Record]:
+    return [row | {"row_id": f"row-{number}"} for number, row in enumerate(rows)]

@@ -126,6 +126,8 @@ def _controlled(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Argument
     if len(controls) > 1:
         # The images and numbers of each; the call is for one sample.
         images = [image for (image,) in images]
+        # diffusers 0.42.1 warns of lists of texts.
+        controlled |= {field: controlled[field][0] for field in cohort.texts if field in controlled}
         for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
             controlled[name] = [getattr(control, name) for control in controls]
     else:

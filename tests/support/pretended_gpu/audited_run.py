@@ -43,7 +43,7 @@ def models_on_device(dtype: str, gpu: PretendedGPU) -> ModelCache:
     # Checkpoints with equal weights share a module.
     points = {id(point.module): point for kind in specs for point in _merge_points(models.get(kind))}
     for point in points.values():
-        _watch(point.name, point.module, gpu.log)
+        watch(point.name, point.module, gpu.log)
     return models
 
 
@@ -92,7 +92,7 @@ class _EngineOnDevice:
             yield from self._engine.generate(rows, decoders)
 
 
-def _watch(name: str, module: torch.nn.Module, log: DeviceLog) -> None:
+def watch(name: str, module: torch.nn.Module, log: DeviceLog) -> None:
     """Tell the log when a call comes to the module, and when the module runs.
 
     They are two moments: a call that comes to a module is suspended, and the module runs for several calls.
