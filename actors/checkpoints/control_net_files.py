@@ -41,7 +41,8 @@ from schemas.systems.model_card import ControlNetCard, ModelCard
 from schemas.systems.system_table import SYSTEMS
 
 CONFIG = "config.json"
-CLASSES = ("ControlNetModel",)
+UNION = "ControlNetUnionModel"
+CLASSES = ("ControlNetModel", UNION)
 """The classes of diffusers that are loaded."""
 _NET = "controlnet"
 """The folder under which a ControlNet's files are listed."""
@@ -70,7 +71,9 @@ def find_control_nets(name: str, model: ModelSpec, card: ModelCard) -> dict[str,
     if not model.controlnets:
         return {}
     key = f"models.{name}.controlnets"
-    if not any(system.control_pipeline for system in SYSTEMS if system.family == card.family):
+    systems = [system for system in SYSTEMS if system.family == card.family]
+    has_unions = any(system.union_pipeline for system in systems)
+    if not any(system.control_pipeline for system in systems):
         raise SpecError(
             f"{key}: diffusers has no pipeline with ControlNets for a checkpoint of {card.family}"
         )
@@ -80,6 +83,8 @@ def find_control_nets(name: str, model: ModelSpec, card: ModelCard) -> dict[str,
     cards = {}
     for net, spec in model.controlnets.items():
         cards[net], config = _read(f"{key}.{net}", spec)
+        if cards[net].num_modes and not has_unions:
+            raise SpecError(f"{key}.{net}: {spec.path} is a union, which diffusers has for XL alone")
         if misfit := _misfit(config, unet, card):
             raise SpecError(f"{key}.{net}: {spec.path} cannot be used with {model.checkpoint}: {misfit}")
     return cards
@@ -102,7 +107,7 @@ def _read(key: str, spec: ControlNetSpec) -> tuple[ControlNetCard, Mapping[str, 
     files = {f"{_NET}/{each.name}": LocalFile(each) for each in files_directly_in(folder)}
     weights = _weights(key, spec, files)
     hashes = hashes_of(key, folder, [folder / CONFIG, *(each.path for each in weights)])
-    return _card(spec, str(path.absolute()), digest_of(hashes), weights), config
+    return _card(spec, str(path.absolute()), digest_of(hashes), weights, config), config
 
 
 def local_net(spec: ControlNetSpec) -> Path | None:
@@ -133,7 +138,7 @@ def _on_hub(key: str, spec: ControlNetSpec) -> tuple[ControlNetCard, Mapping[str
         folder = Path(hf_hub_download(spec.path, f"{below}{CONFIG}", revision=commit)).parent
         files = {f"{_NET}/{each.name}": LocalFile(each) for each in files_directly_in(folder)}
     weights = _weights(key, spec, files)
-    return _card(spec, spec.path, commit, weights), config
+    return _card(spec, spec.path, commit, weights, config), config
 
 
 def _weights(key: str, spec: ControlNetSpec, files: Files) -> tuple[Any, ...]:
@@ -171,7 +176,11 @@ def _name_of(file: CheckpointFile) -> str:
 
 
 def _card(
-    spec: ControlNetSpec, path: str, revision: str, weights: tuple[CheckpointFile, ...]
+    spec: ControlNetSpec,
+    path: str,
+    revision: str,
+    weights: tuple[CheckpointFile, ...],
+    config: Mapping[str, Any],
 ) -> ControlNetCard:
     files = ComponentFiles(name=_NET, class_name="", config=weights[0], weights=weights)
     return ControlNetCard(
@@ -181,6 +190,8 @@ def _card(
         variant=spec.variant,
         sha256=weights[0].sha256() if len(weights) == 1 else files.weights_hash(),
         size_bytes=files.size_bytes,
+        # The default of diffusers 0.42.1.
+        num_modes=int(config.get("num_control_type", 6)) if config["_class_name"] == UNION else 0,
     )
 
 

@@ -58,6 +58,7 @@ CONTROLS_TYPE = pa.list_(
             pa.field("controlnet_conditioning_scale", pa.float64()),
             pa.field("control_guidance_start", pa.float64()),
             pa.field("control_guidance_end", pa.float64()),
+            pa.field("control_mode", pa.int64()),
             pa.field("sha256", pa.string()),
         ]
     )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +21,9 @@ _NUMBERS: Mapping[str, float] = {
 }
 """The greatest values of what may be set for each ControlNet; the least is 0."""
 
+MAX_MODE = 31
+"""The greatest `control_mode`; published unions have up to eight."""
+
 CONTROL: Mapping[str, Any] = MappingProxyType(
     {
         "controlnet": None,
@@ -28,6 +31,7 @@ CONTROL: Mapping[str, Any] = MappingProxyType(
         "control_guidance_start": 0.0,
         "control_guidance_end": 1.0,
         "guess_mode": False,
+        "control_mode": None,
         "controls": None,
     }
 )
@@ -45,6 +49,8 @@ class Control:
     control_guidance_start: float
     control_guidance_end: float
     """It guides from that share of the steps to this one."""
+    control_mode: int | None = None
+    """What the image shows, if the ControlNet is a union."""
 
 
 def checked_controls(entries: Sequence[Any]) -> list[dict[str, Any]]:
@@ -59,10 +65,10 @@ def _checked(entry: Any) -> dict[str, Any]:
         raise ValueError('each entry names a ControlNet, such as {"controlnet": "canny"}')
     if not entry["controlnet"]:
         raise ValueError("an entry has an empty name; leave the entry out")
-    if unknown := [key for key in entry if key != "controlnet" and key not in _NUMBERS]:
+    if unknown := [key for key in entry if key not in ("controlnet", "control_mode", *_NUMBERS)]:
         raise ValueError(
-            f"`{shown(unknown[0])}` is not a key of an entry; keys are controlnet, {', '.join(_NUMBERS)}. "
-            f"The images are in the columns {', '.join(CONTROL_IMAGES)}"
+            f"`{shown(unknown[0])}` is not a key of an entry; keys are controlnet, {', '.join(_NUMBERS)} and "
+            f"control_mode. The images are in the columns {', '.join(CONTROL_IMAGES)}"
         )
     checked = {"controlnet": entry["controlnet"]}
     for name, most in _NUMBERS.items():
@@ -73,6 +79,11 @@ def _checked(entry: Any) -> dict[str, Any]:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
             raise ValueError(f"{name} is {shown(value)}; it must be a number from 0 to {most:g}")
         checked[name] = float(value)
+    mode = entry.get("control_mode")
+    if mode is not None:
+        if isinstance(mode, bool) or mode not in range(MAX_MODE + 1):
+            raise ValueError(f"control_mode is {shown(mode)}; it must be a whole number from 0 to {MAX_MODE}")
+        checked["control_mode"] = int(mode)
     return checked
 
 
@@ -110,6 +121,7 @@ def controls_of(parameters: Mapping[str, Any]) -> tuple[Control, ...]:
         Control(
             controlnet=str(entry["controlnet"]),
             **{name: float(entry.get(name, parameters[name])) for name in _NUMBERS},
+            control_mode=entry.get("control_mode", parameters.get("control_mode")),
         )
         for entry in entries
     )
@@ -125,10 +137,7 @@ def settled_controls(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if not controls:
         return {**parameters, **idle}
     settled = {**parameters, **idle, "guess_mode": parameters["guess_mode"]}
-    entries = [
-        {"controlnet": each.controlnet, **{name: getattr(each, name) for name in _NUMBERS}}
-        for each in controls
-    ]
+    entries = [asdict(each) for each in controls]
     return {**settled, **entries[0]} if len(entries) == 1 else {**settled, "controls": controls_text(entries)}
 
 

@@ -55,6 +55,8 @@ class ControlNetCard:
     """The hash of its file of weights; of several, the hash of their hashes."""
     size_bytes: int
     """The size of its weights."""
+    num_modes: int = 0
+    """The number of kinds of control images that a union takes; 0 for a plain ControlNet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from annotated_types import Ge, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from schemas.systems.adapter_weights import checked_weights, weights_text
-from schemas.systems.control_parameters import MAX_SCALE, checked_controls, controls_text
+from schemas.systems.control_parameters import MAX_MODE, MAX_SCALE, checked_controls, controls_text
 from schemas.systems.recipes import RECIPES
 from schemas.systems.schedulers import Setting, options_text
 
@@ -145,6 +145,8 @@ class Parameters(StrictModel):
     guess_mode: bool | None = None
     """true: the ControlNet guides only the prompt's half of guidance, and its first layers less."""
 
+    control_mode: int | None = Field(default=None, ge=0, le=MAX_MODE)
+    """What the control image shows, by the number that a union of ControlNets has for it."""
     controls: list[dict[str, Setting]] | None = None
     """Several ControlNets for one image: a list of {controlnet: NAME}, each perhaps with a scale, start and
     end of its own; [] for none."""

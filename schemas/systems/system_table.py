@@ -59,8 +59,10 @@ class System:
     """Whether `height` and `width` resize the input image. Without them, the image has its own size."""
     control_pipeline: str = ""
     """The class of the same pipeline with ControlNets; empty if there is none."""
+    union_pipeline: str = ""
+    """The class of the same pipeline with a union of ControlNets; empty if there is none."""
     lost_with_control: tuple[str, ...] = ()
-    """The parameters that `control_pipeline` does not take."""
+    """The parameters that `control_pipeline` and `union_pipeline` do not take."""
     schedulers: frozenset[str] | None = None
     """The only schedulers that the pipeline works with; None: all that fit the checkpoint's own."""
     defaults: Defaults = field(default_factory=dict)
@@ -244,6 +246,7 @@ SYSTEMS: tuple[System, ...] = (
         texts=XL_PROMPTS,
         optional_images=CONTROL_IMAGES,
         control_pipeline="StableDiffusionXLControlNetPipeline",
+        union_pipeline="StableDiffusionXLControlNetUnionPipeline",
         lost_with_control=("guidance_rescale",),
         defaults=_frozen(_STEPS, _CLIP, _LORAS, CONTROL, _SIZE, _XL, guidance_scale=5.0),
     ),
@@ -256,6 +259,7 @@ SYSTEMS: tuple[System, ...] = (
         rounds_image_down=True,
         optional_images=CONTROL_IMAGES,
         control_pipeline="StableDiffusionXLControlNetImg2ImgPipeline",
+        union_pipeline="StableDiffusionXLControlNetUnionImg2ImgPipeline",
         lost_with_control=("guidance_rescale", "denoising_start", "denoising_end"),
         defaults=_frozen(_XL_IMG2IMG, CONTROL, controlnet_conditioning_scale=0.8),
     ),
@@ -268,6 +272,7 @@ SYSTEMS: tuple[System, ...] = (
         resizes_image=True,
         optional_images=CONTROL_IMAGES,
         control_pipeline="StableDiffusionXLControlNetInpaintPipeline",
+        union_pipeline="StableDiffusionXLControlNetUnionInpaintPipeline",
         lost_with_control=_XL_NEGATIVE_SIZES,
         defaults=_XL_INPAINT,
     ),
@@ -290,6 +295,7 @@ SYSTEMS: tuple[System, ...] = (
         resizes_image=True,
         optional_images=CONTROL_IMAGES,
         control_pipeline="StableDiffusionXLControlNetInpaintPipeline",
+        union_pipeline="StableDiffusionXLControlNetUnionInpaintPipeline",
         lost_with_control=_XL_NEGATIVE_SIZES,
         defaults=_XL_INPAINT,
     ),

@@ -24,8 +24,13 @@ def test_a_row_with_a_control_net_waits_for_nothing(tmp_path: Path) -> None:
     """It is sent its control image, and at each step nothing; docs/batching.md says so."""
     net = save_control_net(tmp_path / "net", demo("sd"), seed=1)
     row: Record = {
-        "task": "text2img", "prompt": "a fox", "seed": 7, "scheduler": "DDIMScheduler",
-        "height": SIDE, "width": SIDE, "control_image": drawn_image((SIDE, SIDE)),
+        "task": "text2img",
+        "prompt": "a fox",
+        "seed": 7,
+        "scheduler": "DDIMScheduler",
+        "height": SIDE,
+        "width": SIDE,
+        "control_image": drawn_image((SIDE, SIDE)),
     }
     rows = [
         *twice("plain", {**row, "controlnet": None}, FEW_STEPS),

@@ -89,6 +89,9 @@ def idle_answer(net: Any) -> Callable[[Mapping[str, Any]], Any]:
 
     def answer(arguments: Mapping[str, Any]) -> tuple[list[torch.Tensor], torch.Tensor] | None:
         scale = arguments["conditioning_scale"]
+        if isinstance(scale, list):
+            # A union with several images scales these, and not its result.
+            scale = scale[0] if len(scale) == 1 else True
         if isinstance(scale, torch.Tensor) or scale:
             return None
         sample = arguments["sample"]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from actors.engine.calls.prompt_encoding import with_encoded_texts
 from actors.engine.cohorts import Cohort
+from actors.engine.pipelines.pipeline_builder import is_union
 from actors.engine.samples import Sample
 from schemas.errors import RowError
 from schemas.systems.control_parameters import CONTROL_IMAGES, control_images, controls_of
@@ -123,7 +124,11 @@ def _controlled(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Argument
     controlled = {name: value for name, value in arguments.items() if name not in lost}
     images = [arguments[field] for field in control_images(cohort.parameters, arguments)]
     controls = controls_of(cohort.parameters)
-    if len(controls) > 1:
+    union = is_union(pipeline.controlnet)
+    controlled.pop("control_mode", None)
+    if union:
+        controlled["control_mode"] = [control.control_mode for control in controls]
+    if len(controls) > 1 or union:
         # The images and numbers of each; the call is for one sample.
         images = [image for (image,) in images]
         # diffusers 0.42.1 warns of lists of texts.
@@ -133,7 +138,7 @@ def _controlled(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Argument
     else:
         images = images[0]
     # diffusers 0.42.1 has the first name for it where there is no other image.
-    controlled["control_image" if "image" in cohort.system.images else "image"] = images
+    controlled["control_image" if union or "image" in cohort.system.images else "image"] = images
     if "image" in cohort.system.images and not cohort.system.resizes_image:
         # Without a size, a control image of another size than the image's raises an error.
         controlled |= _own_size(cohort, pipeline)

@@ -16,7 +16,7 @@ from actors.engine.batching.batch_policy import Stage
 from actors.engine.batching.merge_points import find_merge_points
 from actors.engine.batching.merged_modules import MergePoint
 from actors.engine.pipelines.loading import LoadOptions, load
-from actors.engine.pipelines.pipeline_builder import build_pipeline, new_scheduler
+from actors.engine.pipelines.pipeline_builder import build_pipeline, is_union, new_scheduler
 from actors.engine.pipelines.safety_checker import checker_of
 from actors.engine.pipelines.shared_modules import SharedModules
 from schemas.spec.job_spec import ModelSpec
@@ -93,8 +93,9 @@ class LoadedModel:
                 name=_point_of(net),
                 module=module,
                 stage=Stage.CONTROL,
-                numbers=frozenset({"timestep", "conditioning_scale"}),
-                forward=scaled_by_row(module),
+                # A union has a scale for each of its images, which belongs to the batch key.
+                numbers=frozenset({"timestep"} if is_union(module) else {"timestep", "conditioning_scale"}),
+                forward=None if is_union(module) else scaled_by_row(module),
                 known_answer=idle_answer(module),
             )
 
@@ -143,7 +144,9 @@ class LoadedModel:
         key = system.pipeline, *nets
         pipeline = self._pipelines.get(key)
         if pipeline is None:
-            modules = [self.nets[net] for net in nets]
+            modules = [
+                self.nets[net] for net in (nets[:1] if nets and is_union(self.nets[nets[0]]) else nets)
+            ]
             pipeline = self._pipelines[key] = build_pipeline(system, self._base, modules)
         # Calls run side by side, and both keep the state of a call (diffusers 0.42.1): the pipeline keeps its
         # arguments, the scheduler its timesteps and past model outputs.

@@ -24,13 +24,19 @@ def build_pipeline(system: System, base: Any, nets: Sequence[Any] = ()) -> Any:
 
     `nets`: the ControlNets of the pipeline, if it has such.
     """
-    cls = pipeline_class(system.control_pipeline if nets else system.pipeline)
+    name = system.control_pipeline if nets else system.pipeline
+    cls = pipeline_class(system.union_pipeline if nets and is_union(nets[0]) else name)
     with_nets = {"controlnet": nets[0] if len(nets) == 1 else [*nets]} if nets else {}
     pipeline = with_overrides(cls, base.device, base.components)(**_arguments(cls, base), **with_nets)
     if system.gives_depth and hasattr(pipeline, "image_processor"):
         pipeline.image_processor = LDM3DImageProcessor()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def is_union(net: Any) -> bool:
+    """Whether the ControlNet is a union, to which several images can be given."""
+    return isinstance(net, diffusers.ControlNetUnionModel)
 
 
 def _arguments(cls: Any, base: Any) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def refused_controls(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violatio
     yield by_code([*map(bool, invalid)]), "invalid_parameter", lambda row: invalid[codes[row]]
     unknown = [_unknown(each, route) for each in asked]
     yield by_code([*map(bool, unknown)]), "unknown_controlnet", lambda row: unknown[codes[row]]
+    yield from _unfit_for_unions(batch, route, codes, asked)
     yield from _without_image(batch, route, np.array([len(each.entries) for each in asked])[codes])
     for code, each in enumerate(asked):
         for entry in each.entries:
@@ -102,6 +103,40 @@ def _unknown(asked: _Asked, route: ResolvedRoute) -> str:
         return ""
     origin = ". They come from the route; set controlnet to an empty text for none" if asked.of_route else ""
     return f"{problem}. ControlNets are named in models.{route.model}.controlnets{origin}"
+
+
+def _unfit_for_unions(
+    batch: RowBatch, route: ResolvedRoute, codes: npt.NDArray[np.intp], asked: Sequence[_Asked]
+) -> Iterator[Violation]:
+    """Rows with a union of ControlNets, and with what diffusers 0.42.1 has for no union."""
+    modes, guesses = (effective_values(batch, route, name) for name in ("control_mode", "guess_mode"))
+    nan = np.full(batch.num_rows, np.nan)
+    for code, each in enumerate(asked):
+        names = [entry["controlnet"] for entry in each.entries]
+        union = next((name for name in names if _num_modes(name, route)), None)
+        if union is None:
+            continue
+        rows = codes == code
+        mixed = np.full(batch.num_rows, {*names} != {union})
+        message = f"ControlNet `{union}` is a union, beside which no other can guide; name it alone"
+        yield rows & mixed, "invalid_parameter", always(message)
+        message = f"diffusers has no guess_mode for a union such as `{union}`; leave it out for this row"
+        yield (
+            rows & (np.nan_to_num(nan if guesses is None else guesses) > 0),
+            "invalid_parameter",
+            always(message),
+        )
+        most = _num_modes(union, route) - 1
+        message = f"ControlNet `{union}` is a union: control_mode must be a number from 0 to {most}"
+        for entry in each.entries:
+            given = nan if modes is None else modes
+            mode = np.full(batch.num_rows, entry["control_mode"]) if "control_mode" in entry else given
+            # What is not set is NaN, which is not at most anything.
+            yield rows & ~(mode <= most), "invalid_parameter", always(message)
+
+
+def _num_modes(name: str, route: ResolvedRoute) -> int:
+    return route.controlnets[name].num_modes if name in route.controlnets else 0
 
 
 def _without_image(
