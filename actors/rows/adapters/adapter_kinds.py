@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from actors.inputs.input_file import RowBatch
-from actors.rows.adapters.control_checks import refused_controls, rows_with_controls
+from actors.rows.adapters.control_checks import refused_controls, refused_later_controls, rows_with_controls
 from actors.rows.adapters.lora_checks import refused_loras, rows_with_loras
 from actors.rows.routing import ResolvedRoute
 from actors.rows.row_values import RowMask, Violation
@@ -38,6 +38,7 @@ def refused_adapters(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violatio
     for kind in _KINDS:
         if kind.parameter in route.defaults:
             yield from kind.refused(batch, route)
+    yield from refused_later_controls(batch, route)
 
 
 def rows_with_adapters(batch: RowBatch, route: ResolvedRoute, selected: RowMask) -> Counter[AdapterName]:

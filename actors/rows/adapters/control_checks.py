@@ -40,13 +40,38 @@ def refused_controls(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violatio
     unknown = [_unknown(each, route) for each in asked]
     yield by_code([*map(bool, unknown)]), "unknown_controlnet", lambda row: unknown[codes[row]]
     yield from _unfit_for_unions(batch, route, codes, asked)
-    yield from _without_image(batch, route, np.array([len(each.entries) for each in asked])[codes])
+    yield from _without_image(batch, np.array([len(each.entries) for each in asked])[codes])
     for code, each in enumerate(asked):
         for entry in each.entries:
             yield from _empty_ranges(batch, route, entry, codes == code)
     guided = by_code([bool(each.entries) for each in asked])
     for name in route.system.lost_with_control:
         yield from _lost(batch, route, name, guided)
+
+
+def refused_later_controls(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violation]:
+    """The violations of rows that ControlNets cannot guide in a later step of their chain.
+
+    Rows change nothing of these steps but the images, so each step is judged once.
+    """
+    for number, step in enumerate(route.then, 2):
+        num_controls = len(controls_of(step.defaults))
+        if not num_controls:
+            continue
+        yield from _without_image(batch, np.full(batch.num_rows, num_controls))
+        row = RowBatch(
+            first_row=0,
+            num_rows=1,
+            fields={},
+            present={CONTROL_IMAGES[0]: np.ones(1, dtype=bool)},
+            uris={},
+            keep={},
+            problems={},
+        )
+        for refused, code, describe in refused_controls(row, step):
+            if refused[0]:
+                message = f"step {number} ({step.system.task}): {describe(0)}"
+                yield np.ones(batch.num_rows, dtype=bool), code, always(message)
 
 
 def rows_with_controls(batch: RowBatch, route: ResolvedRoute, selected: RowMask) -> Counter[tuple[str, str]]:
@@ -139,19 +164,15 @@ def _num_modes(name: str, route: ResolvedRoute) -> int:
     return route.controlnets[name].num_modes if name in route.controlnets else 0
 
 
-def _without_image(
-    batch: RowBatch, route: ResolvedRoute, num_controls: npt.NDArray[np.intp]
-) -> Iterator[Violation]:
+def _without_image(batch: RowBatch, num_controls: npt.NDArray[np.intp]) -> Iterator[Violation]:
     """Rows that lack an image for one of their ControlNets.
 
     Each follows the image of its position, or `control_image` if the row has none there.
     """
-    later = max((len(controls_of(step.defaults)) for step in route.then), default=0)
-    most = np.maximum(num_controls, later)
     nowhere = np.zeros(batch.num_rows, dtype=bool)
     first = batch.present.get(CONTROL_IMAGES[0], nowhere)
     for number, field in enumerate(CONTROL_IMAGES, 1):
-        absent = (most >= number) & ~first & ~batch.present.get(field, nowhere)
+        absent = (num_controls >= number) & ~first & ~batch.present.get(field, nowhere)
         reason = "and the row has none"
         if CONTROL_IMAGES[0] not in batch.present:
             reason = "and no column has it; name one with input.columns: {control_image: ...}"
