@@ -11,7 +11,7 @@ from actors.images.encoding import MAX_SIDES
 from schemas.errors import RowError
 from schemas.job import NO_MODEL
 from schemas.spec.job_spec import JobSpec, Route
-from schemas.systems.control_parameters import settled_controls
+from schemas.systems.control_parameters import CONTROL_IMAGES, settled_controls
 from schemas.systems.model_card import AdapterFile, ControlNetCard, ModelCard
 from schemas.systems.parameters import ParameterValue, with_preset
 from schemas.systems.sampler_names import with_sampler
@@ -59,13 +59,17 @@ class ResolvedRoute:
         return needed
 
     def optional_images(self) -> list[str]:
-        """The image fields that a step reads if the row has them and the step before does not give them."""
-        return [
+        """The image fields that a step reads if the row has them and the step before does not give them.
+
+        Those for ControlNets are among them if the step's model has ControlNets.
+        """
+        names = [
             name
             for step, given in self._steps_with_given_fields()
             for name in step.system.optional_images
-            if name not in given
+            if name not in given and (step.controlnets or name not in CONTROL_IMAGES)
         ]
+        return [*dict.fromkeys(names)]
 
     def read_images(self) -> list[str]:
         """The image fields of a row that its steps read: those that it must bring, and the optional ones."""

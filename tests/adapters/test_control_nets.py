@@ -105,7 +105,10 @@ def test_a_later_step_follows_the_rows_control_image(folders: dict[str, Path], t
         return make(
             spec_of(
                 *(tmp_path / name, folders, rows),
-                routes=routes, default_route="chain", errors=errors, batching=batching,
+                routes=routes,
+                default_route="chain",
+                errors=errors,
+                batching=batching,
             )
         )
 
