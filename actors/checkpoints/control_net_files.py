@@ -32,6 +32,7 @@ from actors.checkpoints.sources import (
     folder_reader,
     hashes_of,
     hub_reader,
+    not_on_the_hub,
 )
 from schemas.errors import SpecError
 from schemas.job import pinned
@@ -155,11 +156,13 @@ def _weights(key: str, spec: ControlNetSpec, files: Files) -> tuple[Any, ...]:
     for file in weights:
         try:
             if isinstance(file, HubFile):
-                remote_header(key, spec.path, file)
+                remote_header(spec.path, file)
             elif isinstance(file, LocalFile):
                 local_header(file.path)
         except ValueError as error:
             raise SpecError(f"{key}: {_name_of(file)} of {spec.path} cannot be used: {error}") from error
+        except HUB_ERRORS as error:
+            raise not_on_the_hub(key, spec.path, spec.revision, error) from error
     return weights
 
 

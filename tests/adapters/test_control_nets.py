@@ -1,22 +1,31 @@
 """ControlNets in a worker's memory, and in the later steps of chains."""
 
+import hashlib
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from actors.checkpoints.component_files import files_on_hub
+from actors.checkpoints.control_net_files import CONFIG, net_on_this_machine
 from actors.engine.adapters.control_nets import SharedNets
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
+from actors.storage.output import open_output
 from demo.random_control_nets import save_control_net
+from jobs.output.job_record import claim, read_record
+from jobs.output.resumption import plan_of, survey_of
 from jobs.planning.plan import make_plan
 from jobs.survey.survey import make_survey
 from schemas.columns.output_columns import IMAGE_TYPE
-from schemas.errors import SpecError
+from schemas.errors import RefusedError, SpecError
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.model_card import ControlNetCard
 from tests.support.checkpoints import demo
+from tests.support.fake_hub import commit_of, serve_hub
 from tests.support.in_process import Made, Record, drawn_image, job_spec, make, plan_for, write_rows
 
 CPU = torch.device("cpu")
@@ -146,3 +155,58 @@ def test_a_later_step_that_no_control_net_can_guide_is_refused(
     (bad,) = findings.bad_rows
     assert bad.problem.code == "invalid_parameter"
     assert bad.problem.message.startswith("step 2 (img2img): diffusers has no guidance_rescale")
+
+
+@pytest.mark.parametrize("subfolder", [None, "nets/canny"])
+def test_a_control_net_on_the_hub_is_pinned_and_then_downloaded(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    use_hub: Callable[[str], None],
+    subfolder: str | None,
+) -> None:
+    """The plan reads its configuration and the header of its weights; then no network is needed."""
+    published = tmp_path / "published"
+    shutil.copytree(folders["canny"], published / (subfolder or ""), dirs_exist_ok=True)
+    weights = published / (subfolder or "") / "diffusion_pytorch_model.safetensors"
+    (published / "diffusion_pytorch_model.bin").touch()
+    net = {"path": "some/nets", "subfolder": subfolder}
+    models = {"one": {"checkpoint": "demo:sd", "controlnets": {"canny": net}}}
+    spec = spec_of(tmp_path, folders, [{"prompt": "a fox"}], models=models)
+
+    with serve_hub({"some/nets": published}) as (address, _):
+        use_hub(address)
+        card = plan_for(spec).job.controlnets["one"]["canny"]
+        folder = net_on_this_machine("canny", card, 5.0)
+    use_hub("http://127.0.0.1:1")
+    files_on_hub.cache_clear()
+    again = plan_for(spec).job.controlnets["one"]["canny"]
+
+    assert (card.path, card.revision) == ("some/nets", commit_of(published))
+    assert card.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert sorted(file.name for file in folder.iterdir()) == [CONFIG, weights.name]
+    assert again == card
+
+
+def test_a_job_goes_on_with_the_control_nets_with_which_it_began(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Other weights are refused, and the message names the ControlNet."""
+    nets = {"canny": shutil.copytree(folders["canny"], tmp_path / "canny")}
+    row = {"prompt": "a fox", "controlnet": "canny", "control_image": drawn_image()}
+    spec = spec_of(tmp_path, nets, [row])
+    plan, findings = make_plan(make_survey(spec))
+    output = open_output(spec.output.path)
+    claim(output, plan, findings)
+    record = read_record(output)
+
+    again = plan_of(record, survey_of(spec, record), spec.output.path) if record else None
+
+    assert again is not None
+    assert again.job.fingerprint == plan.job.fingerprint
+    weights = nets["canny"] / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert record is not None
+    with pytest.raises(RefusedError, match=r"models.one.controlnets.canny: was "):
+        plan_of(record, survey_of(spec, record), spec.output.path)
