@@ -34,7 +34,7 @@ def spec_of(folder: Path, rows: list[Record], nets: Record, **route: Any) -> Job
         "sd": {"checkpoint": "demo:sd", "controlnets": nets},
         "bare": {"checkpoint": "demo:sd"},
     }
-    tasks = ("text2img", "img2img")
+    tasks = ("text2img", "img2img", "inpaint")
     routes = {task: {"model": "sd", "num_inference_steps": 2, **route} for task in tasks}
     return job_spec(path, folder / "out", models=models, routes=routes, errors={"max_rate": 1.0})
 
@@ -75,6 +75,11 @@ def copy_with(net: Path, folder: Path, **config: Any) -> Path:
             {"controlnet": "canny", "guidance_rescale": 0.5},
             "invalid_parameter: diffusers has no guidance_rescale for text2img with a ControlNet",
         ),
+        (
+            {"task": "inpaint", "padding_mask_crop": 8}
+            | {"controls": '[{"controlnet":"canny"},{"controlnet":"canny"}]'},
+            "invalid_parameter: diffusers has no padding_mask_crop for several ControlNets",
+        ),
         ({"controls": "canny"}, "invalid_parameter: controls is canny: it is not JSON"),
         ({"controls": '[{"controlnet":"canny","scale":1}]'}, "`scale` is not a key of an entry"),
         ({"controls": '[{"controlnet":"cany"}]'}, "unknown_controlnet: "),
@@ -106,6 +111,10 @@ def test_a_row_that_cannot_be_guided_is_refused_by_the_plan(
         "control_image_2": None,
         "controlnet": None,
         "controls": None,
+        "task": "text2img",
+        "image": IMAGE,
+        "mask_image": IMAGE,
+        "padding_mask_crop": None,
         "guidance_rescale": None,
         "control_guidance_start": None,
         "control_guidance_end": None,
@@ -117,6 +126,7 @@ def test_a_row_that_cannot_be_guided_is_refused_by_the_plan(
         {"controlnet": "", "control_image": None},
         {"controls": '[{"controlnet":"canny"},{"controlnet":"canny"}]'},
         {"controls": '[{"controlnet":"canny"}]', "controlnet": "canny"},
+        {"controlnet": "canny", "task": "inpaint", "padding_mask_crop": 8},
     ]
 
     found = refusals(tmp_path, [plain | each for each in (*others, row)], {"canny": str(net)})

@@ -59,6 +59,8 @@ CONTROLS: list[Record] = [
     },
 ]
 
+CROPPED: Record = {"controlnet": "canny", "padding_mask_crop": 8, "control_image": drawn_image()}
+
 
 def rows_of(model: str) -> list[Record]:
     return [
@@ -74,7 +76,7 @@ def rows_of(model: str) -> list[Record]:
             **control,
         }
         for task in SUFFIXES
-        for number, control in enumerate(CONTROLS)
+        for number, control in enumerate([*CONTROLS, *([CROPPED] if task == "inpaint" else [])])
     ]
 
 
@@ -158,7 +160,7 @@ def expected(folders: dict[str, dict[str, Path]]) -> dict[str, np.ndarray]:
         names = names or ((row["controlnet"],) if row.get("controlnet") else ())
         pipeline = pipeline_of(row["model"], row["task"], names)
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-        fields = ("prompt", "guidance_scale", "strength", *(NUMBERS if names else ()))
+        fields = (*("prompt", "guidance_scale", "strength", "padding_mask_crop"), *(NUMBERS if names else ()))
         arguments = {field: row[field] for field in fields if row.get(field) is not None}
         for field in ("image", "mask_image"):
             if field in row:
@@ -180,8 +182,8 @@ def expected(folders: dict[str, dict[str, Path]]) -> dict[str, np.ndarray]:
         else:
             base(row["model"]).disable_lora()
         generator = torch.Generator("cpu").manual_seed(row["seed"])
-        output = pipeline(**arguments, num_inference_steps=STEPS, generator=generator, output_type="np")
-        return (output.images[0] * 255).round().astype(np.int32)
+        output = pipeline(**arguments, num_inference_steps=STEPS, generator=generator)
+        return np.asarray(output.images[0]).astype(np.int32)
 
     return {row["row_id"]: plain(row) for row in ROWS}
 

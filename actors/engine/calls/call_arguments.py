@@ -136,7 +136,8 @@ def _controlled(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Argument
         for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
             controlled[name] = [getattr(control, name) for control in controls]
     else:
-        images = images[0]
+        # diffusers 0.42.1 crops for only one PIL image at a time.
+        images = images[0][0] if arguments.get("padding_mask_crop") is not None else images[0]
     # diffusers 0.42.1 has the first name for it where there is no other image.
     controlled["control_image" if union or "image" in cohort.system.images else "image"] = images
     if "image" in cohort.system.images and not cohort.system.resizes_image:

@@ -44,6 +44,9 @@ def refused_controls(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violatio
     for code, each in enumerate(asked):
         for entry in each.entries:
             yield from _empty_ranges(batch, route, entry, codes == code)
+    if "padding_mask_crop" in route.defaults:
+        several = by_code([_several(each, route) for each in asked])
+        yield from _cropped(batch, route, several)
     guided = by_code([bool(each.entries) for each in asked])
     for name in route.system.lost_with_control:
         yield from _lost(batch, route, name, guided)
@@ -195,6 +198,19 @@ def _empty_ranges(
         return f"{fields[0]} is {start[row]:g}; it must be below {fields[1]}, {end[row]:g}"
 
     yield guided & (start >= end), "invalid_parameter", describe
+
+
+def _several(asked: _Asked, route: ResolvedRoute) -> bool:
+    """Whether diffusers is given a list of control images."""
+    return len(asked.entries) > 1 or any(_num_modes(entry["controlnet"], route) for entry in asked.entries)
+
+
+def _cropped(batch: RowBatch, route: ResolvedRoute, several: RowMask) -> Iterator[Violation]:
+    """Rows that crop although they have several ControlNets or a union, which diffusers 0.42.1 refuses."""
+    crops = effective_values(batch, route, "padding_mask_crop")
+    if crops is not None:
+        message = "diffusers has no padding_mask_crop for several ControlNets or a union; leave it out"
+        yield several & ~np.isnan(crops), "invalid_parameter", always(message)
 
 
 def _lost(batch: RowBatch, route: ResolvedRoute, name: str, guided: RowMask) -> Iterator[Violation]:
