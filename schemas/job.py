@@ -10,9 +10,10 @@ from pydantic import Field
 
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DEVICE_DEPENDENT
-from schemas.spec.adapter_spec import AdapterSpec
+from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
 from schemas.spec.job_spec import ComponentSpec, JobSpec, ModelSpec
-from schemas.systems.model_card import AdapterFile, ModelCard
+from schemas.systems.control_parameters import CONTROL
+from schemas.systems.model_card import AdapterFile, ControlNetCard, ModelCard
 
 NO_MODEL = ""
 """The model of shards whose rows no model can take, such as rows with an unknown task."""
@@ -64,6 +65,11 @@ class Job:
         return {name: card.loras for name, card in self.models.items()}
 
     @property
+    def controlnets(self) -> dict[str, Mapping[str, ControlNetCard]]:
+        """The ControlNets that rows may use, by model and name."""
+        return {name: card.controlnets for name, card in self.models.items()}
+
+    @property
     def fingerprint(self) -> str:
         """A hash that two jobs share exactly when their parts must be equal byte for byte."""
         return fingerprint_of(self.identity())
@@ -79,8 +85,8 @@ class Job:
         spec["output"].pop("path")
         for section in (*spec["models"].values(), *spec["routes"].values()):
             # Jobs that were begun before there were these keys have no such entries.
-            for key in ("components", "loras", "recipe"):
-                if not section.get(key):
+            for key in ("components", "loras", "recipe", "controlnets", *CONTROL):
+                if section.get(key) in (None, {}):
                     section.pop(key, None)
         for key in ("path", "pictures", "hash"):
             spec["input"].pop(key)
@@ -97,6 +103,7 @@ def revisions_of(models: Mapping[str, ModelCard]) -> dict[str, str]:
     for name, card in models.items():
         revisions |= {f"{name}.components.{part}": each.revision for part, each in card.components.items()}
         revisions |= {f"{name}.loras.{lora}": file.sha256 for lora, file in card.loras.items()}
+        revisions |= {f"{name}.controlnets.{net}": each.revision for net, each in card.controlnets.items()}
     return revisions
 
 
@@ -115,6 +122,15 @@ def pinned(model: ModelSpec, card: ModelCard) -> ModelSpec:
             "revision": card.revision,
             "components": components,
             "loras": {name: _as_spec(file) for name, file in card.loras.items()},
+            "controlnets": {
+                net: ControlNetSpec(
+                    path=each.path,
+                    revision=each.revision,
+                    subfolder=each.subfolder or None,
+                    variant=each.variant,
+                )
+                for net, each in card.controlnets.items()
+            },
         }
     )
 

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from actors.engine.batching.batcher import Batcher, Outcome
-from actors.engine.batching.merge_points import find_merge_points
 from actors.engine.batching.merged_modules import CallCount
 from actors.engine.calls.call_arguments import DecodedSample, check_images, check_steps, pipeline_arguments
 from actors.engine.calls.chains import combined_verdict, decoded_images
@@ -33,6 +32,7 @@ from actors.images.encoding import Pixels
 from schemas.errors import RowError
 from schemas.spec.job_spec import BatchingSpec
 from schemas.systems.adapter_weights import NO_WEIGHTS, parse_weights
+from schemas.systems.control_parameters import controls_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,10 @@ class CohortCall:
         parameters = self.cohort.parameters
         scheduler, options = parameters.get("scheduler"), parameters.get("scheduler_options")
         pipeline = self.model.pipeline(
-            self.cohort.system, str(scheduler) if scheduler else None, str(options) if options else None
+            self.cohort.system,
+            str(scheduler) if scheduler else None,
+            str(options) if options else None,
+            [control.controlnet for control in controls_of(parameters)],
         )
         check_steps(self.cohort, pipeline)
         if not self.exact:
@@ -111,7 +114,7 @@ class CohortRunner:
         self._model = model
         self._cohorts = cohorts
         self._exact = exact
-        points = () if exact else [*find_merge_points(model.components, model.lora_settings)]
+        points = () if exact else [*model.merge_points()]
         ladder: Sequence[int] = ()
         if compiler:
             points, ladder = [*compiler.compiled(points)], batching.padded_images

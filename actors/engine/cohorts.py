@@ -40,6 +40,8 @@ _Key = tuple[str, str, _Parameters, _Sizes, tuple[str, ...], bool, int, bool]
 
 _ALONE = (
     "padding_mask_crop",  # diffusers 0.42.1 inpaints a crop for only one image at a time.
+    "control_mode",  # A union's pipelines take one image for each mode.
+    "controls",  # With several ControlNets, XL's pipelines take one image for each of them.
     "negative_original_size",  # In a call for several rows, its XL text2img gives one row's to another.
 )
 """Parameters with which a row gets a pipeline call of its own. Its module calls are merged all the same."""

@@ -24,6 +24,7 @@ from actors.images.encoding import Pixels
 from actors.rows.opened_rows import OpenedRow
 from schemas.job import Job
 from schemas.spec.job_spec import JobSpec
+from schemas.systems.control_parameters import controls_of
 
 COHORTS_A_BATCH = 4
 """How many cohorts fit in a batch, at least: pieces of a quarter always fill it to three quarters."""
@@ -98,7 +99,8 @@ class DiffusersEngine:
         for sample in self._prompts.read(samples):
             by_model.setdefault(sample.route.model, []).append(sample)
         for name, group in by_model.items():
-            model = self._models.get(name)
+            nets = {each.controlnet for sample in group for each in controls_of(sample.parameters)}
+            model = self._models.get(name, nets)
             exact = self._batching.exact or model.needs_plain_calls
             largest = 1 if exact else max(1, self._batching.max_batch_rows // COHORTS_A_BATCH)
             ahead = DecodeAhead(cut_into_cohorts(group, largest), decoders)
@@ -139,7 +141,8 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
     # Ray sets OMP_NUM_THREADS=1 in actors, and more threads than cores are ten times slower.
     torch.set_num_threads(num_cpus)
     capacity = _capacity_bytes(job, device, num_cpus)
-    models = ModelCache(job.checkpoints, LoadOptions.of(job.spec, device), capacity, job.loras)
+    options = LoadOptions.of(job.spec, device)
+    models = ModelCache(job.checkpoints, options, capacity, job.loras, job.controlnets)
     return DiffusersEngine(models, job.spec)
 
 

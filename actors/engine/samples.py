@@ -10,6 +10,7 @@ import numpy.typing as npt
 from actors.images.input_images import EncodedImage
 from actors.rows.opened_rows import OpenedRow
 from actors.rows.routing import ResolvedRoute, hands_on_latents
+from schemas.systems.control_parameters import CONTROL_IMAGES, control_images
 from schemas.systems.parameters import ParameterValue
 from schemas.systems.system_table import PROMPTS, System
 
@@ -128,9 +129,13 @@ class Sample:
     @property
     def images(self) -> Mapping[str, EncodedImage | StepResult]:
         """The step's input images, by field: the row's own, replaced by the results of the step before."""
+        followed = control_images(self.parameters, self.opened.images)
+        optional = [
+            field for field in self.system.optional_images if field not in CONTROL_IMAGES or field in followed
+        ]
         if self.step == 0:
-            fields = (*self.system.images, *self.system.optional_images)
+            fields = (*self.system.images, *optional)
             return {field: image for field, image in self.opened.images.items() if field in fields}
         available: dict[str, EncodedImage | StepResult] = {**self.opened.images, **self.previous_results}
-        optional = (field for field in self.system.optional_images if field in available)
+        optional = [field for field in optional if field in available]
         return {field: available[field] for field in (*self.system.images, *optional)}

@@ -19,7 +19,8 @@ MAX_SCANS = 500
 """The most scans of a progressive JPEG. Each scan passes over all pixels; common files have ten."""
 _SCAN = b"\xff\xda"
 """The bytes that begin a scan. Coded pixels never have them, because no 255 in them is followed by 218."""
-_MODES = {"image": "RGB", "mask_image": "L", "depth_map": "I;16"}
+_MODES = {"mask_image": "L", "depth_map": "I;16"}
+"""The modes of images by field; all others are RGB."""
 LEAST_MARK = 128
 """The least value of a mask's pixel that is repainted: diffusers rounds masks to black and white."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -78,7 +79,9 @@ class EncodedImage:
             with _open(data) as opened:
                 opened.load()
                 turn = _TURNS.get(_orientation(opened, data))
-                image = _as_mode(opened if turn is None else opened.transpose(turn), _MODES[self.field])
+                image = _as_mode(
+                    opened if turn is None else opened.transpose(turn), _MODES.get(self.field, "RGB")
+                )
                 if self.field == "mask_image":
                     _refuse_empty(image, opened)
                 return image

@@ -19,10 +19,12 @@ from actors.inputs.footer_statistics import FooterStatistics
 from actors.inputs.texts import Problems, is_text
 from actors.inputs.values import as_kept, as_kind, is_present, presence
 from schemas.columns.column_types import storage_type
+from schemas.columns.control_lists import first_given, has_images, images_apart
 from schemas.columns.fields import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS
 from schemas.columns.folder_columns import folder_array, folder_columns, folder_type
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import RowError
+from schemas.systems.control_parameters import CONTROL_IMAGES
 from schemas.wording.printable import shortened
 
 CONVERTED_ROWS = 64
@@ -235,6 +237,8 @@ class InputFile:
                 continue
             if field in IMAGE_FIELDS:
                 columns += self._presence_column(column)
+            elif self._has_control_images and field == "controls":
+                columns += self._leaves_without_bytes(column)
             elif field != "prompt" or self._statistics.null_count(column) != 0:
                 columns.append(column)
         return columns
@@ -250,6 +254,19 @@ class InputFile:
         if self._statistics.null_count(f"{column}.bytes") == 0:
             return []
         return [column] if self._has_empty_structs(column) else [f"{column}.path"]
+
+    @property
+    def _has_control_images(self) -> bool:
+        """Whether the file's `controls` have their images with them."""
+        column = self._columns.fields.get("controls")
+        if column is None or column in self._folders:
+            return False
+        return has_images(storage_type(self._types.field(column).type))
+
+    def _leaves_without_bytes(self, column: str) -> list[str]:
+        """The leaves of a column of lists, without the bytes of images."""
+        paths = (self.metadata.schema.column(i).path for i in range(self.metadata.num_columns))
+        return [path for path in paths if path.startswith(f"{column}.") and not path.endswith(".bytes")]
 
     def _has_empty_structs(self, column: str) -> bool:
         """Whether some structs may have neither bytes nor a path: only reading the bytes then tells which.
@@ -293,7 +310,8 @@ class InputFile:
         return [column for column in columns if column not in self._folders]
 
     def _image_fields(self) -> list[str]:
-        return [field for field in IMAGE_FIELDS if field in self._columns.fields]
+        of_lists = CONTROL_IMAGES if self._has_control_images else ()
+        return [field for field in IMAGE_FIELDS if field in self._columns.fields or field in of_lists]
 
     def _row_batch(
         self,
@@ -314,6 +332,9 @@ class InputFile:
             if array is not None and name in TEXT_FIELDS and not with_texts:
                 fields[name] = presence(array)
             elif array is not None:
+                if name == "controls" and has_images(array.type):
+                    array, images = images_apart(array)
+                    problems = self._add_images(fields, images) | problems
                 fields[name], field_problems = as_kind(array, name)
                 problems = field_problems | problems
         present = {
@@ -339,11 +360,20 @@ class InputFile:
             problems=problems | lost,
         )
 
+    def _add_images(self, fields: dict[str, pa.Array], images: Mapping[str, pa.Array]) -> Problems:
+        """Add the images of `controls` to the fields, over those of columns; the problems of rows."""
+        problems: Problems = {}
+        for field, array in images.items():
+            own, field_problems = as_kind(array, field)
+            problems = field_problems | problems
+            fields[field] = first_given(own, fields[field]) if field in fields else own
+        return problems
+
     def _uris(self, arrays: Mapping[str, pa.Array], fields: Mapping[str, pa.Array]) -> Mapping[str, pa.Array]:
         uris = {}
         for field in self._image_fields():
-            column = self._columns.fields[field]
-            if field not in fields or self._is_path_alone(column, arrays):
+            column = self._columns.fields.get(field)
+            if field not in fields or self._is_path_alone(column or self._columns.fields["controls"], arrays):
                 continue
             data, path = (pc.struct_field(fields[field], leaf) for leaf in ("bytes", "path"))
             uris[field] = pc.if_else(data.is_null(), path, None)
@@ -351,7 +381,12 @@ class InputFile:
 
     def _is_path_alone(self, column: str, arrays: Mapping[str, pa.Array]) -> bool:
         """Whether only the paths of a column's images were read, and some images may be in the file."""
-        if column not in arrays or not pa.types.is_struct(arrays[column].type):
+        if column not in arrays:
+            return False
+        if has_images(arrays[column].type):
+            image = arrays[column].type.value_type.field(CONTROL_IMAGES[0]).type
+            return bool(pa.types.is_struct(image) and image.get_field_index("bytes") < 0)
+        if not pa.types.is_struct(arrays[column].type):
             return False
         has_bytes = "bytes" in {leaf.name for leaf in arrays[column].type}
         return not has_bytes and self._statistics.null_count(f"{column}.bytes") != self.metadata.num_rows

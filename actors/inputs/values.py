@@ -24,6 +24,7 @@ from schemas.columns.column_types import dense, id_type, kept_type
 from schemas.columns.fields import FIELD_KINDS
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RowError
+from schemas.systems.control_parameters import CONTROL
 from schemas.systems.schedulers import options_text
 
 MAX_KEPT_VALUE_BYTES = 16 << 20
@@ -76,7 +77,7 @@ def as_kind(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
     if is_text(array.type):
         return texts_and_problems(array, field, max_text_bytes(field))
     problems: Problems = {}
-    if FIELD_KINDS[field] in ("options", "weights by name"):
+    if FIELD_KINDS[field] in ("options", "weights by name", "controls"):
         problems = size_problems(array, field, MAX_NAME_BYTES, "text_too_long")
         array = nulled(array, problems)
     if pa.types.is_nested(array.type):
@@ -104,7 +105,11 @@ def _as_values(array: pa.Array, kind: str) -> pa.Array:
         return _as_options(array)
     if kind == "weights by name":
         return _as_weights(array)
+    if kind == "controls":
+        return _as_controls(array)
     array = array.cast(dense(array.type))
+    if kind == "true or false":
+        return array.cast(pa.bool_())
     if kind == "pair of whole numbers":
         return array.cast(pa.list_(_whole(getattr(array.type, "value_type", array.type))))
     if kind == "whole number" and not pa.types.is_floating(array.type):
@@ -166,6 +171,19 @@ def _as_weights(array: pa.Array) -> pa.Array:
     else:
         return array.cast(pa.string())
     return pa.array([None if row is None else _object_text(row) for row in of_rows], pa.string())
+
+
+def _as_controls(array: pa.Array) -> pa.Array:
+    """Each row's ControlNets as a JSON list of objects, which the checks parse. Texts stay as they are."""
+    if not pa.types.is_nested(array.type):
+        return array.cast(pa.string())
+    leaves = [leaf for leaf in array.type.value_type if leaf.name in CONTROL]
+    rows = [
+        row
+        and [{leaf.name: _shortest(each[leaf.name], leaf.type) for leaf in leaves} for each in row if each]
+        for row in array.to_pylist()
+    ]
+    return pa.array([None if row is None else json.dumps(row) for row in rows], pa.string())
 
 
 def _object_text(pairs: Iterable[tuple[str | None, object]]) -> str:

@@ -5,7 +5,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +20,7 @@ from schemas.errors import RowError
 from schemas.job import Job, revisions_of
 from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, MODELS_KEY, VERSIONS_KEY
 from schemas.systems.adapter_weights import parse_weights
+from schemas.systems.control_parameters import controls_of
 
 ROW_GROUP_BYTES = 64 << 20
 """The size from which a row group is full. Viewers read a whole group to show a page of rows; they stop at
@@ -178,16 +179,22 @@ def _records(outcome: RowOutcome, schema: pa.Schema, embed_images: bool) -> Iter
 
 
 def _parameters(row: Row) -> Record:
-    """The values of the row's parameters as their columns have them: LoRAs with the hashes of their files."""
-    weights = row.parameters.get("loras")
-    if weights is None or isinstance(row.route, Unroutable):
+    """The values of the row's parameters as columns have them: adapters with the hashes of their files."""
+    if isinstance(row.route, Unroutable):
         return {**row.parameters}
-    files = row.route.loras
-    applied = [
-        {"name": name, "weight": weight, "sha256": files[name].sha256}
-        for name, weight in parse_weights(str(weights)).items()
-    ]
-    return {**row.parameters, "loras": applied}
+    loras, nets = row.route.loras, row.route.controlnets
+    record: Record = {**row.parameters}
+    if (weights := row.parameters.get("loras")) is not None:
+        record["loras"] = [
+            {"name": name, "weight": weight, "sha256": loras[name].sha256}
+            for name, weight in parse_weights(str(weights)).items()
+        ]
+    if "controls" in row.parameters:
+        record["controls"] = [
+            asdict(control) | {"sha256": nets[control.controlnet].sha256}
+            for control in controls_of(row.parameters)
+        ]
+    return record
 
 
 def _struct(stored: StoredImage | None, embed_images: bool) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from actors.images.image_uris import UriJudge
 from actors.inputs.input_file import RowBatch
-from actors.rows.adapter_checks import refused_loras
+from actors.rows.adapters.adapter_kinds import refused_adapters
 from actors.rows.routing import AnyRoute, ResolvedRoute, Router, SizeLimits, Unroutable
 from actors.rows.row_values import RowMask, Violation, always, effective_values
 from actors.rows.scheduler_checks import refused_schedulers
@@ -27,6 +27,8 @@ from schemas.systems.schedulers import shown
 from schemas.wording.amounts import counted
 from schemas.wording.nearest import did_you_mean
 
+_CHECKED_ELSEWHERE = ("text", "options", "weights by name", "true or false", "controls")
+"""Kinds of parameters that have no bounds."""
 _SHOWN_NUMBERS = 4
 """How many numbers a message shows of a list that should have two."""
 MAX_IMAGES_PER_ROW = 64
@@ -95,8 +97,7 @@ def _violations(
             yield from _above_limit(batch, route, name, most)
     if "scheduler" in route.defaults:
         yield from refused_schedulers(batch, route, card)
-    if "loras" in route.defaults:
-        yield from refused_loras(batch, route)
+    yield from refused_adapters(batch, route)
 
 
 def _missing(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violation]:
@@ -135,7 +136,7 @@ def _out_of_bounds(values: pa.Array, name: str) -> Iterator[Violation]:
         yield from _invalid_pair(values, name, bounds)
     elif bounds.choices:
         yield from _unknown_choice(values, name, bounds.choices)
-    elif bounds.kind not in ("text", "options", "weights by name"):
+    elif bounds.kind not in _CHECKED_ELSEWHERE:
         whole = bounds.kind == "whole number"
         yield from _outside_range(values, name, bounds.minimum, bounds.maximum, whole=whole)
 

@@ -1,6 +1,6 @@
 """Rows with their images opened and checked against what the row's steps need."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from actors.images.input_images import EncodedImage, ReadUri, open_image
@@ -8,6 +8,8 @@ from actors.rows.routing import ResolvedRoute, SizeLimits
 from actors.rows.row import Row
 from actors.rows.step_sizes import Size, is_cropped, later_sizes, result_size, work_size
 from schemas.errors import RowError
+from schemas.systems.control_parameters import CONTROL_IMAGES, control_images
+from schemas.systems.parameters import ParameterValue
 from schemas.systems.system_table import LEAST_SIZE_FACTOR, System
 
 
@@ -29,7 +31,7 @@ def open_row(row: Row, read_uri: ReadUri, *, limits: SizeLimits, vae_factor: int
     """
     route = row.route
     assert isinstance(route, ResolvedRoute), "rows with a problem are not opened"
-    optional = (name for name in route.optional_images() if name in row.images)
+    optional = (name for name in route.optional_images() if name in row.images and _is_read(row, name))
     images = {
         field: open_image(field, row.images[field], read_uri)
         for field in dict.fromkeys((*route.needed_images(), *optional))
@@ -37,8 +39,38 @@ def open_row(row: Row, read_uri: ReadUri, *, limits: SizeLimits, vae_factor: int
     opened = OpenedRow(row=row, route=route, images=images)
     _check_sizes(images.get("image"), route.system, vae_factor if route.system.rounds_image_down else 1)
     _check_mask(opened, max(vae_factor, LEAST_SIZE_FACTOR))
+    _check_control_image(opened)
     _check_work(opened, limits)
     return opened
+
+
+def _check_control_image(opened: OpenedRow) -> None:
+    """Raise RowError where a control image would be cropped elsewhere than the image is.
+
+    diffusers 0.42.1 computes the crop from the mask, and takes the same pixels of all images.
+    """
+    control, mask = (opened.images.get(field) for field in (CONTROL_IMAGES[0], "mask_image"))
+    is_cropping = any(is_cropped(each) for each in (opened.row.parameters, *_later(opened.route)))
+    if control and mask and is_cropping and (control.width, control.height) != (mask.width, mask.height):
+        raise RowError(
+            "invalid_size",
+            f"`control_image` is {control.width}x{control.height}; with padding_mask_crop it must have the "
+            f"size of the mask, {mask.width}x{mask.height}",
+        )
+
+
+def _later(route: ResolvedRoute) -> Iterator[Mapping[str, ParameterValue | None]]:
+    """The parameters of the steps after the first."""
+    return (step.defaults for step in route.then)
+
+
+def _is_read(row: Row, field: str) -> bool:
+    """Whether the row's chain reads this optional image: those for ControlNets only if these guide it."""
+    assert isinstance(row.route, ResolvedRoute), "rows with a problem are not opened"
+    if field not in CONTROL_IMAGES:
+        return True
+    steps = (row.parameters, *_later(row.route))
+    return any(field in control_images(each, row.images) for each in steps)
 
 
 def _check_work(opened: OpenedRow, limits: SizeLimits) -> None:

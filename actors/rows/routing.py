@@ -11,7 +11,8 @@ from actors.images.encoding import MAX_SIDES
 from schemas.errors import RowError
 from schemas.job import NO_MODEL
 from schemas.spec.job_spec import JobSpec, Route
-from schemas.systems.model_card import AdapterFile, ModelCard
+from schemas.systems.control_parameters import CONTROL_IMAGES, settled_controls
+from schemas.systems.model_card import AdapterFile, ControlNetCard, ModelCard
 from schemas.systems.parameters import ParameterValue, with_preset
 from schemas.systems.sampler_names import with_sampler
 from schemas.systems.system_table import SD_LATENTS, System, find_system, tasks_of
@@ -35,6 +36,8 @@ class ResolvedRoute:
     """The steps that follow, each with its route's own values."""
     loras: Mapping[str, AdapterFile] = field(default_factory=dict)
     """The model's LoRAs by name."""
+    controlnets: Mapping[str, ControlNetCard] = field(default_factory=dict)
+    """The model's ControlNets by name."""
     keep_steps: bool = False
     """Whether the images of all steps are stored, not only the last one's."""
 
@@ -56,13 +59,17 @@ class ResolvedRoute:
         return needed
 
     def optional_images(self) -> list[str]:
-        """The image fields that a step reads if the row has them and the step before does not give them."""
-        return [
+        """The image fields that a step reads if the row has them and the step before does not give them.
+
+        Those for ControlNets are among them if the step's model has ControlNets.
+        """
+        names = [
             name
             for step, given in self._steps_with_given_fields()
             for name in step.system.optional_images
-            if name not in given
+            if name not in given and (step.controlnets or name not in CONTROL_IMAGES)
         ]
+        return [*dict.fromkeys(names)]
 
     def read_images(self) -> list[str]:
         """The image fields of a row that its steps read: those that it must bring, and the optional ones."""
@@ -195,11 +202,12 @@ class Router:
             defaults=_defaults(system, card, route),
             # Rows do not change a later step's values, so its sampler is resolved here.
             then=tuple(
-                replace(step, defaults=with_sampler(step.defaults))
+                replace(step, defaults=settled_controls(with_sampler(step.defaults)))
                 for step in then
                 if isinstance(step, ResolvedRoute)
             ),
             loras=card.loras,
+            controlnets=card.controlnets,
             keep_steps=route.keep_steps,
         )
 

@@ -15,6 +15,12 @@ from actors.rows.routing import AnyRoute, ResolvedRoute, Unroutable
 from schemas.columns.fields import IMAGE_FIELDS, TEXT_FIELDS
 from schemas.errors import RowError
 from schemas.systems.adapter_weights import parse_weights, weights_text
+from schemas.systems.control_parameters import (
+    controls_text,
+    parse_controls,
+    settled_controls,
+    with_own_controls,
+)
 from schemas.systems.parameters import PARAMETERS, ParameterValue, with_preset
 from schemas.systems.sampler_names import with_sampler
 from schemas.systems.schedulers import options_text, parse_options
@@ -108,12 +114,15 @@ def _parameters(values: Mapping[str, Any], route: ResolvedRoute) -> dict[str, Pa
         if values.get(name) is not None
     }
     name_wins = "scheduler" in own and "scheduler_options" not in own
-    return with_sampler({**route.defaults, **with_preset(own)}, name_wins=name_wins)
+    parameters = with_sampler(with_own_controls(route.defaults, with_preset(own)), name_wins=name_wins)
+    return settled_controls(parameters)
 
 
 _AS_KIND: dict[str, Callable[[Any], ParameterValue]] = {
     "whole number": int,
     "number": float,
+    "true or false": bool,
+    "controls": lambda text: controls_text(parse_controls(text)),
     "text": str,
     "pair of whole numbers": lambda pair: (pair[0], pair[1]),
     "options": lambda text: options_text(parse_options(text)),

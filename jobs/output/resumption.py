@@ -18,7 +18,7 @@ from schemas.columns.folder_columns import folder_columns
 from schemas.errors import RefusedError
 from schemas.job import PlannedFile
 from schemas.output_layout import JOB_RECORD
-from schemas.spec.adapter_spec import AdapterSpec
+from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
 from schemas.spec.job_spec import ComponentSpec, JobSpec, ModelSpec
 from schemas.systems.model_card import ModelCard
 from schemas.wording.amounts import counted
@@ -54,7 +54,16 @@ def survey_of(spec: JobSpec, record: JobRecord | None) -> Survey:
             pins[name] = pins.get(name, present).model_copy(update={"loras": present.loras | loras})
             as_recorded = {lora: recorded.loras[lora] for lora in loras}
             models[name] = present.model_copy(update={"loras": present.loras | as_recorded})
+        if present.controlnets and present.controlnets == recorded.controlnets:
+            nets = {net: _net_at_commit(each, card, net) for net, each in present.controlnets.items()}
+            pins[name] = pins.get(name, present).model_copy(update={"controlnets": nets})
     return make_survey(spec.model_copy(update={"models": models}), pins)
+
+
+def _net_at_commit(spec: ControlNetSpec, card: ModelCard, net: str) -> ControlNetSpec:
+    """A ControlNet's entry in the spec; one on the Hub at the commit of the card."""
+    commit = card.controlnets[net].revision if net in card.controlnets else ""
+    return spec.model_copy(update={"revision": commit}) if _COMMIT.fullmatch(commit) else spec
 
 
 def _at_commits(model: ModelSpec, card: ModelCard) -> dict[str, ComponentSpec]:

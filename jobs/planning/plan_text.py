@@ -27,8 +27,8 @@ VAE_SHARE = ", about 9 % of the time of an image with 20 steps"
 """What decoding in float32 takes with XL, at any size: docs/batching.md has the calculation."""
 MAX_NAMED = 5
 """The most rows that a refusal names."""
-MAX_LORA_LINES = 20
-"""The most lines about single LoRAs."""
+MAX_ADAPTER_LINES = 20
+"""The most lines about single adapters."""
 MAX_ROUTE_LINES = 30
 """The most lines of the table of routes. Rows may have any number of sizes; the commonest are listed."""
 
@@ -115,7 +115,7 @@ def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
             f"{size_text(shared_bytes)} of weights are the same in two checkpoints and are loaded only once"
         )
     _print_safety(plan.job, console)
-    _print_lines([*_vae_lines(plan.job), *_lora_lines(plan, findings)], console)
+    _print_lines([*_vae_lines(plan.job), *_adapter_lines(plan, findings)], console)
     console.print(_routes_table(findings))
     _print_bad_rows(plan, findings, console)
     _print_output(plan, findings, console)
@@ -181,21 +181,23 @@ def _vae_lines(job: Job) -> Iterator[str]:
             )
 
 
-def _lora_lines(plan: Plan, findings: Findings) -> Iterator[str]:
-    """A line for each LoRA, or for those that most rows apply: its size, and how many rows apply it."""
-    files = {
-        (model, name): file for model, card in plan.job.models.items() for name, file in card.loras.items()
+def _adapter_lines(plan: Plan, findings: Findings) -> Iterator[str]:
+    """A line for each adapter, or for those that most rows apply: its size, and how many rows apply it."""
+    sizes = {
+        (kind, model, name): size_bytes
+        for model, card in plan.job.models.items()
+        for (kind, name), size_bytes in card.adapter_bytes.items()
     }
-    by_rows = sorted(files, key=lambda key: -findings.lora_rows.get(key, 0))
-    for model, name in by_rows[:MAX_LORA_LINES]:
-        num_rows = findings.lora_rows.get((model, name), 0)
-        size = size_text(files[model, name].size_bytes)
-        yield f"LoRA {name} of {model}: {size}, {counted(num_rows, 'row')}"
-    if others := by_rows[MAX_LORA_LINES:]:
-        size_bytes = sum(files[key].size_bytes for key in others)
-        num_unused = sum(key not in findings.lora_rows for key in others)
+    by_rows = sorted(sizes, key=lambda key: -findings.adapter_rows.get(key, 0))
+    for key in by_rows[:MAX_ADAPTER_LINES]:
+        kind, model, name = key
+        num_rows = findings.adapter_rows.get(key, 0)
+        yield f"{kind} {name} of {model}: {size_text(sizes[key])}, {counted(num_rows, 'row')}"
+    if others := by_rows[MAX_ADAPTER_LINES:]:
+        size_bytes = sum(sizes[key] for key in others)
+        num_unused = sum(key not in findings.adapter_rows for key in others)
         unused = f"; no row applies {num_unused:,} of them" if num_unused else ""
-        yield f"and {counted(len(others), 'more LoRA')}: {size_text(size_bytes)}{unused}"
+        yield f"and {counted(len(others), 'more adapter')}: {size_text(size_bytes)}{unused}"
 
 
 def _routes_table(findings: Findings) -> Table:

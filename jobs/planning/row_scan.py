@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from actors.images.image_uris import UriJudge
 from actors.inputs.input_file import InputFile, RowBatch
-from actors.rows.adapter_checks import rows_with_loras
+from actors.rows.adapters.adapter_kinds import AdapterName, rows_with_adapters
 from actors.rows.checks import CheckedBatch, check_batch
 from actors.rows.routing import ResolvedRoute, Router
 from actors.rows.scheduler_checks import sampler_names
@@ -99,8 +99,8 @@ class Findings:
     """A line for each column that contradicts the name of a folder, with the first file where it does."""
     samplers: tuple[str, ...] = ()
     """The names in the rows' `scheduler` that are read as a class of another name."""
-    lora_rows: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """The number of rows that apply each LoRA, by model and LoRA; a LoRA that no row applies is absent."""
+    adapter_rows: Mapping[AdapterName, int] = field(default_factory=dict)
+    """The number of rows to which each adapter is applied; one that no row applies is absent."""
     prompt_signs: PromptSigns = NO_SIGNS
     """The signs of other tools in the prompts of some of the rows."""
     ids_problem: str = ""
@@ -123,7 +123,7 @@ class _FileScan:
         self.pixels: Counter[_CountKey] = Counter()
         self.depth_pixels: Counter[_CountKey] = Counter()
         self.num_bad: Counter[str] = Counter()
-        self.lora_rows: Counter[tuple[str, str]] = Counter()
+        self.adapter_rows: Counter[AdapterName] = Counter()
         self.samplers: set[str] = set()
         self.examples: list[tuple[int, RowError]] = []
         """(row number, problem) of the rows that the plan may name."""
@@ -159,7 +159,7 @@ class _FileScan:
             self.rows_by_model[route.model] += int(on_route.sum())
             if isinstance(route, ResolvedRoute):
                 self._count(checked_batch.batch, route, on_route & fit, job)
-                self.lora_rows.update(rows_with_loras(checked_batch.batch, route, on_route & fit))
+                self.adapter_rows.update(rows_with_adapters(checked_batch.batch, route, on_route & fit))
 
     def _with_repeated(self, checked_batch: CheckedBatch) -> CheckedBatch:
         """The batch with a problem for each row that has an earlier row's id."""
@@ -286,7 +286,7 @@ class ScanTotals:
         self._pixels: Counter[_CountKey] = Counter()
         self._depth_pixels: Counter[_CountKey] = Counter()
         self._num_bad: Counter[str] = Counter()
-        self._lora_rows: Counter[tuple[str, str]] = Counter()
+        self._adapter_rows: Counter[AdapterName] = Counter()
         self._samplers: set[str] = set()
         self._bad_rows: dict[str, list[BadRow]] = {}
         self._contradictions: dict[str, str] = {}
@@ -301,7 +301,7 @@ class ScanTotals:
         self._pixels += scan.pixels
         self._depth_pixels += scan.depth_pixels
         self._num_bad += scan.num_bad
-        self._lora_rows += scan.lora_rows
+        self._adapter_rows += scan.adapter_rows
         self.pictures.merge(scan.pictures)
         for column, text in scan.contradictions.items():
             self._contradictions.setdefault(column, f"column `{column}` of {scan.file.stored.uri}: {text}")
@@ -332,7 +332,7 @@ class ScanTotals:
             num_bad=num_bad,
             contradictions=tuple(self._contradictions.values()),
             samplers=tuple(sorted(self._samplers)),
-            lora_rows=dict(self._lora_rows),
+            adapter_rows=dict(self._adapter_rows),
         )
 
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 import pyarrow as pa
 
 from actors.checkpoints.checkpoint_folders import build_demo_checkpoints
+from actors.checkpoints.control_net_files import find_control_nets
 from actors.checkpoints.loras.lora_check import find_loras
 from actors.checkpoints.model_cards import read_card
 from actors.checkpoints.weights_check import check_weights
@@ -78,7 +79,7 @@ def make_survey(spec: JobSpec, pins: Mapping[str, ModelSpec] = MappingProxyType(
     build_demo_checkpoints(spec.models.values())
     models = {name: read_card(name, pins.get(name, model)) for name, model in spec.models.items()}
     check_routes(spec, models)
-    models, lora_notes = _with_loras(spec, pins, models, stores)
+    models, lora_notes = _with_adapters(spec, pins, models, stores)
     job = Job(
         spec=spec,
         models=models,
@@ -92,16 +93,17 @@ def make_survey(spec: JobSpec, pins: Mapping[str, ModelSpec] = MappingProxyType(
     return Survey(job=job, files=files, notes=tuple(notes))
 
 
-def _with_loras(
+def _with_adapters(
     spec: JobSpec, pins: Mapping[str, ModelSpec], models: Mapping[str, ModelCard], stores: Stores
 ) -> tuple[dict[str, ModelCard], list[str]]:
-    """(cards, notes): the models' cards with their LoRAs, and what diffusers leaves out of these."""
-    with_loras, notes = {}, []
+    """(cards, notes): the models' cards with their adapters, and what diffusers leaves out of LoRAs."""
+    cards, notes = {}, []
     for name, card in models.items():
-        loras, of_model = find_loras(name, pins.get(name, spec.models[name]), card, stores)
-        with_loras[name] = replace(card, loras=loras)
+        model = pins.get(name, spec.models[name])
+        loras, of_model = find_loras(name, model, card, stores)
+        cards[name] = replace(card, loras=loras, controlnets=find_control_nets(name, model, card))
         notes += of_model
-    return with_loras, notes
+    return cards, notes
 
 
 def _read_footers(

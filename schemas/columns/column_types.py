@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from schemas.columns.fields import FIELD_KINDS
 from schemas.errors import SpecError
+from schemas.systems.control_parameters import CONTROL
 
 
 def storage_type(arrow_type: pa.DataType) -> pa.DataType:
@@ -101,6 +102,8 @@ def needed(field: str) -> str:
     words = {
         "whole number": "whole numbers",
         "number": "numbers",
+        "true or false": "booleans",
+        "controls": "JSON text, or a list of structs with controlnet and perhaps control_image",
         "id": "text or whole numbers",
         "image": "an image struct<bytes, path>, bytes, or text with a URI",
         "pair of whole numbers": "lists of two whole numbers",
@@ -127,6 +130,10 @@ def _accepts(kind: str, arrow_type: pa.DataType) -> bool:
         return text or _is_mapping(arrow_type, _is_setting)
     if kind == "weights by name":
         return text or _is_mapping(arrow_type, _is_number) or _is_weights(arrow_type)
+    if kind == "controls":
+        return text or _is_controls(arrow_type)
+    if kind == "true or false":
+        return bool(types.is_boolean(arrow_type))
     # pandas turns whole numbers with nulls into a float column: their values are checked row by row.
     return bool({"id": text or whole, "text": text, "whole number": number, "number": number}[kind])
 
@@ -153,6 +160,21 @@ def _is_weights(arrow_type: pa.DataType) -> bool:
         and len(types) == arrow_type.value_type.num_fields
         and _accepts("text", types["name"])
         and _is_number(types["weight"])
+    )
+
+
+def _is_controls(arrow_type: pa.DataType) -> bool:
+    """Whether the type is a list of structs that each name a ControlNet, as an output has it."""
+    if not _is_list(arrow_type) or not pa.types.is_struct(arrow_type.value_type):
+        return False
+    types = {field.name: field.type for field in arrow_type.value_type}
+    numbers = CONTROL.keys() & types.keys() - {"controlnet"}
+    return (
+        "controlnet" in types
+        and len(types) == arrow_type.value_type.num_fields
+        and _accepts("text", types["controlnet"])
+        and all(_is_number(types[name]) for name in numbers)
+        and ("control_image" not in types or _accepts("image", types["control_image"]))
     )
 
 

@@ -1,10 +1,11 @@
 """The fields of a row, and which of them a job's routes can read."""
 
 from schemas.spec.job_spec import JobSpec
+from schemas.systems.control_parameters import CONTROL_IMAGES
 from schemas.systems.parameters import PARAMETERS
 from schemas.systems.system_table import SYSTEMS
 
-IMAGE_FIELDS: tuple[str, ...] = ("image", "mask_image", "depth_map")
+IMAGE_FIELDS: tuple[str, ...] = ("image", "mask_image", "depth_map", *CONTROL_IMAGES)
 """Fields that contain an image: a Hugging Face image struct, bytes, or a URI."""
 
 TEXT_FIELDS: tuple[str, ...] = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
@@ -30,4 +31,6 @@ def used_fields(spec: JobSpec) -> set[str]:
     read = {
         name for system in systems for name in (*system.images, *system.optional_images, *system.defaults)
     }
+    if not any(model.controlnets for model in spec.models.values()):
+        read -= {*CONTROL_IMAGES}
     return {name for name in FIELD_KINDS if name in read or name not in {*IMAGE_FIELDS, *PARAMETERS}}

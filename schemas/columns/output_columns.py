@@ -9,6 +9,7 @@ from schemas.columns.fields import TEXT_FIELDS
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
+from schemas.systems.control_parameters import CONTROL
 from schemas.systems.model_card import ModelCard
 from schemas.systems.parameters import PARAMETERS
 from schemas.systems.system_table import PROMPTS, System, find_system
@@ -50,15 +51,30 @@ WEIGHTS_TYPE = pa.list_(
     )
 )
 """The type of adapters that were applied, each with its weight and the hash of its file."""
+CONTROLS_TYPE = pa.list_(
+    pa.struct(
+        [
+            pa.field("controlnet", pa.string()),
+            pa.field("controlnet_conditioning_scale", pa.float64()),
+            pa.field("control_guidance_start", pa.float64()),
+            pa.field("control_guidance_end", pa.float64()),
+            pa.field("control_mode", pa.int64()),
+            pa.field("sha256", pa.string()),
+        ]
+    )
+)
+"""The type of the ControlNets that guided an image, each with the hash of its weights."""
 NEVER_NULL = ("row_id", "image_index", "status")
 
 _ARROW_KINDS: dict[str, pa.DataType] = {
     "whole number": pa.int64(),
     "number": pa.float64(),
+    "true or false": pa.bool_(),
     "text": pa.string(),
     "pair of whole numbers": pa.list_(pa.int64()),
     "options": pa.string(),
     "weights by name": WEIGHTS_TYPE,
+    "controls": CONTROLS_TYPE,
 }
 
 
@@ -135,6 +151,8 @@ def _used_parameters(systems: Sequence[System], models: Mapping[str, ModelCard])
     taken = {name for system in systems for name in system.defaults} - {"height", "width"}
     if not any(card.loras for card in models.values()):
         taken.discard("loras")
+    if not any(card.controlnets for card in models.values()):
+        taken -= CONTROL.keys()
     return [name for name in PARAMETERS if name in taken]
 
 

@@ -1,4 +1,4 @@
-"""Adapters in a spec: small weights that change what a checkpoint makes, such as LoRAs."""
+"""Adapters in a spec: weights that change what a checkpoint makes, such as LoRAs and ControlNets."""
 
 from typing import Any
 
@@ -42,12 +42,56 @@ class AdapterSpec(StrictModel):
     @field_validator("weight_name", "subfolder")
     @classmethod
     def _below_the_path(cls, name: str | None) -> str | None:
-        if name is not None and (name.startswith("/") or {"", ".", ".."} & {*name.split("/")}):
-            raise ValueError(f"`{shortened(name)}` is not the name of a file or folder below the path")
-        return name
+        return _checked_below(name)
 
     @classmethod
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         return {"anyOf": [{"type": "string", "minLength": 1}, handler(schema)]}
+
+
+class ControlNetSpec(StrictModel):
+    """One ControlNet in diffusers' format. A text alone is its path."""
+
+    path: Name
+    """A folder that `save_pretrained` wrote, or a repository of the Hugging Face Hub."""
+    revision: Plain | None = None
+    """A branch, tag or commit of the Hub repository."""
+    subfolder: Plain | None = None
+    """Its folder in the folder or the repository."""
+    variant: Plain | None = None
+    """A variant of the weight files, such as fp16."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("path")
+    @classmethod
+    def _no_address(cls, path: str) -> str:
+        if "://" in path:
+            # The message does not quote the address, because addresses of repositories often contain a token.
+            raise ValueError(
+                "a ControlNet is a folder or a Hub repository such as owner/name, not an address"
+            )
+        return path
+
+    @field_validator("subfolder")
+    @classmethod
+    def _below_the_path(cls, name: str | None) -> str | None:
+        return _checked_below(name)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string", "minLength": 1}, handler(schema)]}
+
+
+def _checked_below(name: str | None) -> str | None:
+    """The name; ValueError if it is not that of something below a path."""
+    if name is not None and (name.startswith("/") or {"", ".", ".."} & {*name.split("/")}):
+        raise ValueError(f"`{shortened(name)}` is not the name of a file or folder below the path")
+    return name

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
-from schemas.spec.adapter_spec import AdapterSpec
+from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
 from schemas.spec.plain_text import Name, Plain, shown_as_it_is
 from schemas.systems.adapter_weights import unknown_adapter
 from schemas.systems.parameters import Parameters, StrictModel
@@ -94,6 +94,8 @@ class ModelSpec(StrictModel):
     """The precision of the weights. auto: float16 on a GPU, float32 on a CPU."""
     loras: dict[Name, AdapterSpec] = Field(default_factory=dict)
     """The LoRAs that rows and routes may apply, by the names that they use for them."""
+    controlnets: dict[Name, ControlNetSpec] = Field(default_factory=dict)
+    """The ControlNets that rows and routes may use, by the names that they use for them."""
     components: dict[Name, Name | ComponentSpec] = Field(default_factory=dict)
     """Components that replace the checkpoint's own, by name: {vae: FOLDER_OR_REPOSITORY}."""
 
@@ -427,6 +429,18 @@ class JobSpec(StrictModel):
             if problem := unknown_adapter("LoRA", lora, route.model, self.models[route.model].loras):
                 raise ValueError(
                     f"routes.{name}.loras: {problem}. Name its file in models.{shortened(route.model)}.loras"
+                )
+        start, end = route.control_guidance_start, route.control_guidance_end
+        if (start or 0.0) >= (1.0 if end is None else end):
+            raise ValueError(
+                f"routes.{name}: control_guidance_start, {start or 0:g}, must be below control_guidance_end, "
+                f"{1.0 if end is None else end:g}"
+            )
+        key, nets = "controls" if route.controls else "controlnet", self.models[route.model].controlnets
+        for net in route.controlnets():
+            if problem := unknown_adapter("ControlNet", net, route.model, nets):
+                raise ValueError(
+                    f"routes.{name}.{key}: {problem}. Name it in models.{shortened(route.model)}.controlnets"
                 )
 
     def task_of(self, route: str) -> str:

@@ -46,6 +46,26 @@ class ComponentCard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ControlNetCard:
+    """Where a ControlNet is, and what its files tell about it."""
+
+    path: str
+    """The absolute path of a folder, or a Hub repository."""
+    revision: str
+    """The Hub's commit, or a digest of a local folder's files."""
+    subfolder: str
+    """Its folder in it; empty if it is the whole."""
+    variant: str | None
+    """The variant of its weight files."""
+    sha256: str
+    """The hash of its file of weights; of several, the hash of their hashes."""
+    size_bytes: int
+    """The size of its weights."""
+    num_modes: int = 0
+    """The number of kinds of control images that a union takes; 0 for a plain ControlNet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """The facts about a checkpoint that its configuration files tell, without loading it."""
 
@@ -91,3 +111,16 @@ class ModelCard:
     """By name, the components that the spec names by themselves."""
     loras: Mapping[str, AdapterFile] = field(default_factory=dict)
     """The model's LoRAs by name, in the order of the spec."""
+    controlnets: Mapping[str, ControlNetCard] = field(default_factory=dict)
+    """The model's ControlNets by name, in the order of the spec."""
+
+    @property
+    def adapter_bytes(self) -> dict[tuple[str, str], int]:
+        """The size of each adapter's weights by kind, such as `LoRA`, and name."""
+        kinds: Mapping[str, Mapping[str, AdapterFile | ControlNetCard]] = {
+            "LoRA": self.loras,
+            "ControlNet": self.controlnets,
+        }
+        return {
+            (kind, name): each.size_bytes for kind, cards in kinds.items() for name, each in cards.items()
+        }

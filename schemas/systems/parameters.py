@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Le, Lt
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from schemas.systems.adapter_weights import checked_weights, weights_text
+from schemas.systems.control_parameters import MAX_MODE, MAX_SCALE, checked_controls, controls_text
 from schemas.systems.recipes import RECIPES
 from schemas.systems.schedulers import Setting, options_text
 
@@ -132,11 +133,46 @@ class Parameters(StrictModel):
     """The LoRAs to apply, by the names that the model has for them, each with a weight from -10 to 10, such
     as {chalk: 0.8}; {} for none. At most 16; those with a weight of 0 do not count."""
 
+    controlnet: str | None = None
+    """The ControlNet that guides the image, by the name that the model has for it; an empty text for none.
+    The row's `control_image` says what it is to follow."""
+    controlnet_conditioning_scale: float | None = Field(default=None, ge=0, le=MAX_SCALE)
+    """How strongly the ControlNet guides the image."""
+    control_guidance_start: float | None = Field(default=None, ge=0, le=1)
+    """The share of the steps after which the ControlNet begins to guide."""
+    control_guidance_end: float | None = Field(default=None, ge=0, le=1)
+    """The share of the steps after which it no longer guides."""
+    guess_mode: bool | None = None
+    """true: the ControlNet guides only the prompt's half of guidance, and its first layers less."""
+
+    control_mode: int | None = Field(default=None, ge=0, le=MAX_MODE)
+    """What the control image shows, by the number that a union of ControlNets has for it."""
+    controls: list[dict[str, Setting]] | None = None
+    """Several ControlNets for one image: a list of {controlnet: NAME}, each perhaps with a scale, start and
+    end of its own; [] for none."""
+
+    @field_validator("controls")
+    @classmethod
+    def _allowed_controls(cls, controls: list[dict[str, Setting]] | None) -> list[dict[str, Setting]] | None:
+        checked_controls(controls or [])
+        return controls
+
+    @model_validator(mode="after")
+    def _names_controls_once(self) -> "Parameters":
+        if self.controls and self.controlnet:
+            raise ValueError("`controlnet` and `controls` exclude each other; name all of them in `controls`")
+        return self
+
     @field_validator("loras")
     @classmethod
     def _allowed_weights(cls, loras: dict[str, float] | None) -> dict[str, float] | None:
         checked_weights(loras or {})
         return loras
+
+    def controlnets(self) -> list[str]:
+        """The names of the ControlNets that guide the images."""
+        names = [str(entry["controlnet"]) for entry in self.controls or ()]
+        return names or ([self.controlnet] if self.controlnet else [])
 
     def set_parameters(self) -> dict[str, ParameterValue]:
         """The parameters that are set, by name, in the order of their declaration."""
@@ -146,12 +182,23 @@ class Parameters(StrictModel):
 
 def _settled(value: Any, kind: str) -> ParameterValue:
     """The value as rows have it, in a hashable form: a pair as a tuple, options and weights as JSON text."""
+    if kind == "controls":
+        return controls_text(value)
     if isinstance(value, dict):
         return weights_text(value) if kind == "weights by name" else options_text(value)
     return (value[0], value[1]) if isinstance(value, list) else value
 
 
-Kind = Literal["whole number", "number", "text", "pair of whole numbers", "options", "weights by name"]
+Kind = Literal[
+    "whole number",
+    "number",
+    "true or false",
+    "text",
+    "pair of whole numbers",
+    "options",
+    "weights by name",
+    "controls",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,12 +216,14 @@ class Bounds:
 
 
 _KINDS: dict[object, Kind] = {
+    bool: "true or false",
     int: "whole number",
     float: "number",
     str: "text",
     Literal: "text",
     list[int]: "pair of whole numbers",
     dict[str, Setting]: "options",
+    list[dict[str, Setting]]: "controls",
     dict[str, float]: "weights by name",
 }
 

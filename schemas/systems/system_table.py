@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from schemas.systems.adapter_weights import NO_WEIGHTS
+from schemas.systems.control_parameters import CONTROL, CONTROL_IMAGES
 from schemas.systems.parameters import SLD_PRESETS, ParameterValue
 
 Defaults = Mapping[str, ParameterValue | None]
@@ -56,6 +57,12 @@ class System:
     side would become 0."""
     resizes_image: bool = False
     """Whether `height` and `width` resize the input image. Without them, the image has its own size."""
+    control_pipeline: str = ""
+    """The class of the same pipeline with ControlNets; empty if there is none."""
+    union_pipeline: str = ""
+    """The class of the same pipeline with a union of ControlNets; empty if there is none."""
+    lost_with_control: tuple[str, ...] = ()
+    """The parameters that `control_pipeline` and `union_pipeline` do not take."""
     schedulers: frozenset[str] | None = None
     """The only schedulers that the pipeline works with; None: all that fit the checkpoint's own."""
     defaults: Defaults = field(default_factory=dict)
@@ -92,9 +99,15 @@ _XL: Defaults = {
 _XL_IMAGE: Defaults = _frozen(
     _STEPS, _CLIP, _LORAS, _XL, denoising_start=None, aesthetic_score=6.0, negative_aesthetic_score=2.5
 )
-_INPAINT = _frozen(_STEPS, _CLIP, _LORAS, _SIZE, strength=1.0, padding_mask_crop=None)
+_INPAINT = _frozen(
+    *(_STEPS, _CLIP, _LORAS, CONTROL, _SIZE),
+    strength=1.0,
+    padding_mask_crop=None,
+    controlnet_conditioning_scale=0.5,
+)
 _XL_IMG2IMG = _frozen(_XL_IMAGE, guidance_scale=5.0, strength=0.3)
-_XL_INPAINT = _frozen(_XL_IMAGE, _SIZE, strength=0.9999, padding_mask_crop=None)
+_XL_INPAINT = _frozen(_XL_IMAGE, CONTROL, _SIZE, strength=0.9999, padding_mask_crop=None)
+_XL_NEGATIVE_SIZES = tuple(name for name in _XL if name.startswith("negative"))
 _MASKED = ("image", "mask_image")
 
 
@@ -115,7 +128,10 @@ SYSTEMS: tuple[System, ...] = (
         task="text2img",
         pipeline="StableDiffusionPipeline",
         checkpoints=_each(_SD_CLASSES, 4),
-        defaults=_frozen(_STEPS, _CLIP, _LORAS, _SIZE, guidance_rescale=0.0),
+        optional_images=CONTROL_IMAGES,
+        control_pipeline="StableDiffusionControlNetPipeline",
+        lost_with_control=("guidance_rescale",),
+        defaults=_frozen(_STEPS, _CLIP, _LORAS, CONTROL, _SIZE, guidance_rescale=0.0),
     ),
     System(
         family="sd",
@@ -123,7 +139,9 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionImg2ImgPipeline",
         images=("image",),
         rounds_image_down=True,
-        defaults=_frozen(_STEPS, _CLIP, _LORAS, strength=0.8),
+        optional_images=CONTROL_IMAGES,
+        control_pipeline="StableDiffusionControlNetImg2ImgPipeline",
+        defaults=_frozen(*(_STEPS, _CLIP, _LORAS, CONTROL), strength=0.8, controlnet_conditioning_scale=0.8),
     ),
     System(
         family="sd",
@@ -131,6 +149,8 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionInpaintPipeline",
         images=_MASKED,
         resizes_image=True,
+        optional_images=CONTROL_IMAGES,
+        control_pipeline="StableDiffusionControlNetInpaintPipeline",
         defaults=_INPAINT,
     ),
     System(
@@ -140,6 +160,8 @@ SYSTEMS: tuple[System, ...] = (
         checkpoints=_each(_SD_CLASSES, 9),
         images=_MASKED,
         resizes_image=True,
+        optional_images=CONTROL_IMAGES,
+        control_pipeline="StableDiffusionControlNetInpaintPipeline",
         defaults=_INPAINT,
     ),
     # Safe guidance is a sampling method: it works with the components of any Stable Diffusion checkpoint.
@@ -222,7 +244,11 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionXLPipeline",
         checkpoints=_each(_XL_CLASSES, 4),
         texts=XL_PROMPTS,
-        defaults=_frozen(_STEPS, _CLIP, _LORAS, _SIZE, _XL, guidance_scale=5.0),
+        optional_images=CONTROL_IMAGES,
+        control_pipeline="StableDiffusionXLControlNetPipeline",
+        union_pipeline="StableDiffusionXLControlNetUnionPipeline",
+        lost_with_control=("guidance_rescale",),
+        defaults=_frozen(_STEPS, _CLIP, _LORAS, CONTROL, _SIZE, _XL, guidance_scale=5.0),
     ),
     System(
         family="sdxl",
@@ -231,7 +257,11 @@ SYSTEMS: tuple[System, ...] = (
         texts=XL_PROMPTS,
         images=("image",),
         rounds_image_down=True,
-        defaults=_XL_IMG2IMG,
+        optional_images=CONTROL_IMAGES,
+        control_pipeline="StableDiffusionXLControlNetImg2ImgPipeline",
+        union_pipeline="StableDiffusionXLControlNetUnionImg2ImgPipeline",
+        lost_with_control=("guidance_rescale", "denoising_start", "denoising_end"),
+        defaults=_frozen(_XL_IMG2IMG, CONTROL, controlnet_conditioning_scale=0.8),
     ),
     System(
         family="sdxl",
@@ -240,6 +270,10 @@ SYSTEMS: tuple[System, ...] = (
         texts=XL_PROMPTS,
         images=_MASKED,
         resizes_image=True,
+        optional_images=CONTROL_IMAGES,
+        control_pipeline="StableDiffusionXLControlNetInpaintPipeline",
+        union_pipeline="StableDiffusionXLControlNetUnionInpaintPipeline",
+        lost_with_control=_XL_NEGATIVE_SIZES,
         defaults=_XL_INPAINT,
     ),
     System(
@@ -259,6 +293,10 @@ SYSTEMS: tuple[System, ...] = (
         texts=XL_PROMPTS,
         images=_MASKED,
         resizes_image=True,
+        optional_images=CONTROL_IMAGES,
+        control_pipeline="StableDiffusionXLControlNetInpaintPipeline",
+        union_pipeline="StableDiffusionXLControlNetUnionInpaintPipeline",
+        lost_with_control=_XL_NEGATIVE_SIZES,
         defaults=_XL_INPAINT,
     ),
 )

@@ -24,6 +24,8 @@ FOREIGN_NAMES: dict[str, str] = {
     "mask_path": "mask_image",
     "mask_url": "mask_image",
     "depth": "depth_map",
+    "conditioning_image": "control_image",
+    "control": "control_image",
     "step": "num_inference_steps",
     "steps": "num_inference_steps",
     "num_steps": "num_inference_steps",

@@ -143,3 +143,13 @@ def test_the_policy_needs_no_torch() -> None:
     )
 
     assert not {"torch", "greenlet", "numpy"} & set(loaded.stdout.split())
+
+
+def test_control_nets_run_before_a_denoising_batch_that_is_not_full() -> None:
+    """Their rows fill it. A full one goes first, and no more calls begin while they wait."""
+    policy: BatchPolicy[Waiting] = BatchPolicy(4)
+    control = calls(Stage.CONTROL, 2)
+
+    assert next_names(policy, [*calls(Stage.DENOISE, 3), *control]) == ["CONTROL0", "CONTROL1"]
+    assert next_names(policy, [*calls(Stage.DENOISE, 4), *control])[0] == "DENOISE0"
+    assert wants_more(policy, [*calls(Stage.DENOISE, 4), *control]) is False

@@ -343,3 +343,36 @@ def test_another_function_may_stand_in_for_a_modules_forward() -> None:
     values, _ = merged(module, [lambda: module(rows_of(1))], forward=lambda sample: 3 * sample)
 
     assert_same([*values, module(rows_of(1))], [rows_of(3), rows_of(2)])
+
+
+def test_rows_without_an_addition_are_as_rows_with_zeros() -> None:
+    """They share the batch of rows that have one; alone they get none."""
+    module = Recorder(lambda sample, residual=(0.0,), **_: sample + sum(residual))
+    one = [torch.ones(1, 2), torch.ones(1, 1)]
+    additions = frozenset({"residual"})
+
+    values, count = merged(
+        module,
+        [lambda: module(rows_of(1)), lambda: module(rows_of(5), residual=one), lambda: module(rows_of(7))],
+        additions=additions,
+    )
+    alone_, _ = merged(module, [lambda: module(rows_of(1))], additions=additions)
+
+    assert (count.batches, count.rows_run) == (1, 3)
+    assert torch.equal(torch.cat(values), rows_of(1, 7, 7))
+    assert torch.equal(alone_[0], rows_of(1))
+    assert "residual" not in module.seen[-1]
+
+
+def test_a_module_is_not_run_for_a_known_answer() -> None:
+    """The call goes on at once, and is not counted."""
+    module = Recorder()
+
+    values, count = merged(
+        module,
+        [lambda: module(rows_of(1), scale=0), lambda: module(rows_of(2), scale=1)],
+        known_answer=lambda arguments: rows_of(9) if not arguments["scale"] else None,
+    )
+
+    assert [*map(torch.Tensor.tolist, values)] == [rows_of(9).tolist(), rows_of(4).tolist()]
+    assert (count.batches, count.rows_run, count.rows_needed) == (1, 1, 1)

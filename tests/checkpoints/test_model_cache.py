@@ -27,6 +27,7 @@ from actors.engine.pipelines.pipeline_builder import pipeline_class
 from jobs.dispatch.dispatcher import Dispatcher
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
+from schemas.systems.control_parameters import CONTROL, CONTROL_IMAGES
 from schemas.systems.system_table import SYSTEMS, System, find_system
 from tests.support.checkpoints import demo, sd_checkpoint, sdxl_checkpoint
 from tests.support.in_process import drawn_image, job_spec, model_cache, plan_for, worker_for, write_rows
@@ -360,13 +361,30 @@ def test_every_system_names_a_pipeline_that_takes_its_parameters() -> None:
         call = inspect.signature(pipeline_class(each.pipeline).__call__).parameters
         names = renamed.get(each.pipeline, {})
         for name, default in each.defaults.items():
-            if name in NO_ARGUMENTS or (names and name in ("height", "width")):
+            if name in (*NO_ARGUMENTS, *CONTROL) or (names and name in ("height", "width")):
                 continue
             assert name in call, (each.pipeline, name)
             if default is not None:
                 assert call[name].default == default, (each.pipeline, name)
-        assert {names.get(name, name) for name in (*each.images, *each.optional_images)} <= set(call)
+        images = {*each.images, *each.optional_images} - {*CONTROL_IMAGES}
+        assert {names.get(name, name) for name in images} <= set(call)
         assert set(each.texts) <= set(call)
+
+
+def test_pipelines_with_control_nets_take_the_same_parameters_and_those_of_control() -> None:
+    """But for those that the table says they lose."""
+    pipelines = [
+        (name, each) for each in SYSTEMS for name in (each.control_pipeline, each.union_pipeline) if name
+    ]
+    for name, each in pipelines:
+        call = inspect.signature(pipeline_class(name).__call__).parameters
+        is_union = name == each.union_pipeline
+        own = {*each.defaults} - {*NO_ARGUMENTS, *each.lost_with_control}
+        assert own - {*call} == (set() if is_union else {"control_mode"}), name
+        assert not {*each.lost_with_control} & {*call}, name
+        for parameter in CONTROL.keys() - {*NO_ARGUMENTS, "control_mode"}:
+            assert call[parameter].default == each.defaults[parameter], (name, parameter)
+    assert len(pipelines) == 12
 
 
 def test_checkpoints_with_the_same_component_hold_it_once() -> None:

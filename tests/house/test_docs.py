@@ -129,6 +129,8 @@ def _shown(name: str, value: ParameterValue | None, system: System) -> str:
         return "the image's"
     if value == NO_WEIGHTS:
         return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     if value is None:
         return "own" if name in ("height", "width", "scheduler") else "none"
     return str(list(value)) if isinstance(value, tuple) else f"{value:g}"

@@ -34,7 +34,7 @@ from jobs.verification.verify import verify_output
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.job import ShardReport
 from schemas.spec.job_spec import JobSpec
-from schemas.systems.model_card import AdapterFile
+from schemas.systems.model_card import AdapterFile, ControlNetCard
 from tests.support import running
 
 DEVICE = torch.device("cpu")
@@ -87,9 +87,10 @@ def model_cache(
     spec: JobSpec,
     capacity_bytes: int = 10**9,
     loras: Mapping[str, Mapping[str, AdapterFile]] | None = None,
+    controlnets: Mapping[str, Mapping[str, ControlNetCard]] | None = None,
 ) -> ModelCache:
     """A cache of the spec's models, on the CPU."""
-    return ModelCache(spec.models, LoadOptions.of(spec, DEVICE), capacity_bytes, loras)
+    return ModelCache(spec.models, LoadOptions.of(spec, DEVICE), capacity_bytes, loras, controlnets)
 
 
 def loaded_models() -> ModelCache:
@@ -104,7 +105,8 @@ def worker_for(
     spec = plan.job.spec
     return Worker(
         plan.job,
-        engine=engine or DiffusersEngine(model_cache(spec, loras=plan.job.loras), spec),
+        engine=engine
+        or DiffusersEngine(model_cache(spec, loras=plan.job.loras, controlnets=plan.job.controlnets), spec),
         stores=Stores(),
         output=output or open_output(spec.output.path),
         num_threads=num_threads,

@@ -16,9 +16,11 @@ class Stage(IntEnum):
 
     ENCODE = 0
     """Text and image encoders: each is called once, before the denoiser."""
-    DENOISE = 1
+    CONTROL = 1
+    """ControlNets: each is called before the denoiser at the steps that it guides."""
+    DENOISE = 2
     """The UNet: it is called at every step, and its batches should be full."""
-    DECODE = 2
+    DECODE = 3
     """Decoders and checkers: each is called once, after the last step."""
 
 
@@ -71,28 +73,28 @@ class BatchPolicy(Generic[SuspendedT]):
         Several calls begin together, so that encoding is merged too: from when a denoising batch would not be
         full, until the rows before and at the denoiser fill its batches and half of another.
         """
-        encode, denoise, decode = groups
-        upstream = sum(map(num_rows, [*encode, *denoise]))
+        encode, control, denoise, decode = groups
+        upstream = sum(map(num_rows, [*encode, *control, *denoise]))
         if self._decoding_is_due(decode):
             return False
         if upstream >= self._max_rows // 2 + self._max_rows * min(max(1, len(denoise)), MAX_BATCH_KEYS):
             self._filling = False
-        elif not encode and (not denoise or num_rows(denoise[0]) < self._max_rows):
+        elif not encode and not control and (not denoise or num_rows(denoise[0]) < self._max_rows):
             self._filling = True
         return self._filling
 
     def next_batch(self, groups: list[list[Group[SuspendedT]]]) -> list[SuspendedT]:
         """The calls that go through their module next.
 
-        Full denoising batches come first, then encoding, which fills the next ones. Decoding waits for half a
-        batch of its own.
+        Full denoising batches come first, then encoding and ControlNets, which fill the next ones. Decoding
+        waits for half a batch of its own.
         """
-        encode, denoise, decode = groups
+        encode, control, denoise, decode = groups
         if self._decoding_is_due(decode):
             return self._fitting(decode[0])
         if denoise and num_rows(denoise[0]) >= self._max_rows:
             return self._fitting(denoise[0])
-        return self._fitting((encode or denoise or decode)[0])
+        return self._fitting((encode or control or denoise or decode)[0])
 
     def _decoding_is_due(self, decode: list[Group[SuspendedT]]) -> bool:
         """Whether half a batch with one batch key, or a whole batch with several, waits to be decoded."""

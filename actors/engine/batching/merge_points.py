@@ -10,6 +10,8 @@ from actors.engine.batching.merged_modules import MergePoint, RowSettings
 # The VAE's two halves, and not its `encode` and `decode`, which wrap results in objects that have no rows.
 _ENCODERS = ("text_encoder", "text_encoder_2", "image_encoder", "depth_estimator", "vae.encoder")
 _DECODERS = ("vae.decoder",)
+_RESIDUALS = frozenset({"down_block_additional_residuals", "mid_block_additional_residual"})
+"""What ControlNets give to the UNet, which adds it to the results of its blocks."""
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
@@ -32,4 +34,5 @@ def find_merge_points(
                     numbers=frozenset({"timestep"}),
                     caches_rows=name in _TEXT_ENCODERS,
                     settings=settings_of(name),
+                    additions=_RESIDUALS if name == "unet" else frozenset(),
                 )

@@ -52,6 +52,11 @@ class MergePoint:
     """A function that runs instead of the module's own `forward`, such as a compiled one."""
     settings: RowSettings | None = None
     """What calls set of the module beside its arguments; None if they set nothing."""
+    additions: frozenset[str] = frozenset()
+    """The arguments that are added to what the module computes. Rows without them are as rows with zeros, so
+    they do not keep calls from being merged."""
+    known_answer: Callable[[Arguments], Any] = lambda _: None
+    """The result for arguments for which the module need not run; None for others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +142,11 @@ class MergedModule:
             call = current_call()
             if call is None:
                 return self._own_forward(*args, **kwargs)
-            request = self._request(args, kwargs, call)
+            named = {**dict(zip(self._names, args, strict=False)), **kwargs}
+            known = self.point.known_answer(named)
+            if known is not None:
+                return known
+            request = self._request(named, call)
             cached = self._row_cache.get(request.keys) if self._row_cache and request.keys else None
             if cached is None:
                 with _autocast_off(request.autocast):
@@ -157,8 +166,7 @@ class MergedModule:
             else:
                 module.forward = before
 
-    def _request(self, args: tuple[Any, ...], kwargs: Arguments, call: Any) -> Request:
-        named = {**dict(zip(self._names, args, strict=False)), **kwargs}
+    def _request(self, named: Arguments, call: Any) -> Request:
         # Some pipelines leave an argument out where others pass None, its default.
         left_out = {name for name in named if named[name] is None and self._defaults.get(name) is None}
         arguments = {name: named[name] for name in sorted(named.keys() - left_out)}
@@ -185,11 +193,25 @@ class MergedModule:
             arguments=arguments,
             rows=rows,
             images=min(rows, call.rows),
-            batch_key=(self.point.name, autocast, tensor_trees.form(arguments)),
+            batch_key=(self.point.name, autocast, tensor_trees.form(self._own(arguments))),
             autocast=autocast,
             keys=row_keys((arguments, setting), rows) if self._row_cache is not None else (),
             setting=setting,
         )
+
+    def _own(self, arguments: Arguments) -> Arguments:
+        """The arguments without the additions."""
+        return {name: value for name, value in arguments.items() if name not in self.point.additions}
+
+    def _joined(self, requests: Sequence[Request]) -> Arguments:
+        """The arguments of all requests together; additions that some of them lack are zeros there."""
+        joined: dict[str, Any] = tensor_trees.join([self._own(request.arguments) for request in requests])
+        present = {name for request in requests for name in self.point.additions & request.arguments.keys()}
+        rows = [request.rows for request in requests]
+        return joined | {
+            name: tensor_trees.join_padded([request.arguments.get(name) for request in requests], rows)
+            for name in sorted(present)
+        }
 
     def answers(self, requests: Sequence[Request]) -> list[Any]:
         """The module's result for each request, or `Raised`.
@@ -223,9 +245,9 @@ class MergedModule:
         return [*self._attempt(requests[:half]), *self._attempt(requests[half:])]
 
     def _batch(self, requests: Sequence[Request]) -> list[Any]:
-        arguments = tensor_trees.join([request.arguments for request in requests])
         if requests[0].runs_alone:
-            return [self._run(arguments, requests[0].autocast, [requests[0].setting])]
+            return [self._run(requests[0].arguments, requests[0].autocast, [requests[0].setting])]
+        arguments = self._joined(requests)
         row_settings = [request.setting for request in requests for _ in range(request.rows)]
         if self._row_cache is not None and requests[0].keys:
             keys = [key for request in requests for key in request.keys]

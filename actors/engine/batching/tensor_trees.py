@@ -44,6 +44,30 @@ def join(values: Sequence[Any]) -> Any:
     return _rebuilt(first, lambda key: join([value[key] for value in values]))
 
 
+def join_padded(values: Sequence[Any], num_rows: Sequence[int]) -> Any:
+    """One tree with the rows of all these trees, which are lists of tensors or single tensors.
+
+    A tree that is None counts as zeros. A dimension of 1 is repeated where others are longer.
+    """
+    if len(values) == 1:
+        return values[0]
+    trees = [None if value is None else [*tensors(value)] for value in values]
+    joined = []
+    for leaves in zip(*(tree for tree in trees if tree is not None), strict=True):
+        shape = [max(sizes) for sizes in zip(*(leaf.shape[1:] for leaf in leaves), strict=True)]
+        zero, given = leaves[0].new_zeros(()), iter(leaves)
+        joined.append(
+            torch.cat(
+                [
+                    (zero if tree is None else next(given)).expand(rows, *shape)
+                    for tree, rows in zip(trees, num_rows, strict=True)
+                ]
+            )
+        )
+    is_tensor = any(isinstance(value, torch.Tensor) for value in values)
+    return joined[0] if is_tensor else joined
+
+
 def select(value: Any, rows: slice | Sequence[int]) -> Any:
     """A tree of the same structure with only these rows: views if `rows` is a slice, otherwise copies."""
     if isinstance(value, torch.Tensor):

@@ -15,8 +15,10 @@ from PIL import Image
 
 from actors.engine.calls.prompt_encoding import with_encoded_texts
 from actors.engine.cohorts import Cohort
+from actors.engine.pipelines.pipeline_builder import is_union
 from actors.engine.samples import Sample
 from schemas.errors import RowError
+from schemas.systems.control_parameters import CONTROL_IMAGES, control_images, controls_of
 from schemas.wording.amounts import counted
 
 DecodedSample = tuple[Sample, Mapping[str, Image.Image]]
@@ -27,9 +29,9 @@ Images are RGB, masks L and depth maps I;16. In a chain, an image can also be th
 
 Arguments = dict[str, Any]
 
-NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset", "recipe", "loras")
-"""Parameters that are not arguments of a pipeline: it has its scheduler, gets a preset's numbers, and LoRAs
-change its modules."""
+NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset", "recipe", "loras", "controlnet", "controls")
+"""Parameters that are not arguments of a pipeline: it has its scheduler and its ControlNets, gets a preset's
+numbers, and LoRAs change its modules."""
 
 
 def check_images(sample: Sample, images: Mapping[str, Image.Image]) -> None:
@@ -89,16 +91,16 @@ def pipeline_arguments(cohort: Cohort, decoded: Sequence[DecodedSample], pipelin
         arguments = with_encoded_texts(arguments, pipeline, cohort.num_windows, weighted=cohort.weighted)
     adapt = ARGUMENTS.get(cohort.system.pipeline)
     if adapt:
-        return adapt(arguments, cohort, pipeline)
+        arguments = adapt(arguments, cohort, pipeline)
+    if controls_of(cohort.parameters):
+        return _controlled(arguments, cohort, pipeline)
     row_arguments = getattr(pipeline, "row_arguments", None)
     return row_arguments(arguments) if row_arguments else arguments
 
 
 def _inpaint(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
     # Without a size, diffusers 0.42.1 resizes to the model's own; its img2img rounds down like this.
-    factor = pipeline.vae_scale_factor
-    width, height = cohort.sizes["image"]
-    arguments = {"width": width // factor * factor, "height": height // factor * factor} | arguments
+    arguments = _own_size(cohort, pipeline) | arguments
     if arguments.get("padding_mask_crop") is not None:
         # diffusers 0.42.1 pastes the crop back for only one PIL image at a time.
         arguments |= {
@@ -107,6 +109,41 @@ def _inpaint(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
             "output_type": "pil",
         }
     return arguments
+
+
+def _own_size(cohort: Cohort, pipeline: Any) -> Arguments:
+    """The image's size, rounded down to what the VAE takes."""
+    factor = pipeline.vae_scale_factor
+    width, height = cohort.sizes["image"]
+    return {"width": width // factor * factor, "height": height // factor * factor}
+
+
+def _controlled(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:
+    """The arguments of the pipeline with ControlNets for those of the one without."""
+    lost = (*cohort.system.lost_with_control, *CONTROL_IMAGES)
+    controlled = {name: value for name, value in arguments.items() if name not in lost}
+    images = [arguments[field] for field in control_images(cohort.parameters, arguments)]
+    controls = controls_of(cohort.parameters)
+    union = is_union(pipeline.controlnet)
+    controlled.pop("control_mode", None)
+    if union:
+        controlled["control_mode"] = [control.control_mode for control in controls]
+    if len(controls) > 1 or union:
+        # The images and numbers of each; the call is for one sample.
+        images = [image for (image,) in images]
+        # diffusers 0.42.1 warns of lists of texts.
+        controlled |= {field: controlled[field][0] for field in cohort.texts if field in controlled}
+        for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
+            controlled[name] = [getattr(control, name) for control in controls]
+    else:
+        # diffusers 0.42.1 crops for only one PIL image at a time.
+        images = images[0][0] if arguments.get("padding_mask_crop") is not None else images[0]
+    # diffusers 0.42.1 has the first name for it where there is no other image.
+    controlled["control_image" if union or "image" in cohort.system.images else "image"] = images
+    if "image" in cohort.system.images and not cohort.system.resizes_image:
+        # Without a size, a control image of another size than the image's raises an error.
+        controlled |= _own_size(cohort, pipeline)
+    return controlled
 
 
 def _depth2img(arguments: Arguments, cohort: Cohort, pipeline: Any) -> Arguments:

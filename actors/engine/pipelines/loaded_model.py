@@ -1,7 +1,8 @@
 """One checkpoint in memory, with every pipeline and scheduler that its components serve."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from typing import Any
@@ -9,9 +10,13 @@ from typing import Any
 import torch
 
 from actors.checkpoints.adapter_files import on_this_machine
+from actors.engine.adapters.control_nets import idle_answer, scaled_by_row
 from actors.engine.adapters.lora_cache import LoraCache, LoraSettings
+from actors.engine.batching.batch_policy import Stage
+from actors.engine.batching.merge_points import find_merge_points
+from actors.engine.batching.merged_modules import MergePoint
 from actors.engine.pipelines.loading import LoadOptions, load
-from actors.engine.pipelines.pipeline_builder import build_pipeline, new_scheduler
+from actors.engine.pipelines.pipeline_builder import build_pipeline, is_union, new_scheduler
 from actors.engine.pipelines.safety_checker import checker_of
 from actors.engine.pipelines.shared_modules import SharedModules
 from schemas.spec.job_spec import ModelSpec
@@ -44,7 +49,9 @@ class LoadedModel:
         self.device = options.device
         self._base = load(name, spec, options, shared or SharedModules())
         self.safety_checker = checker_of(self._base)
-        self._pipelines: dict[str, Any] = {}
+        self._pipelines: dict[tuple[str, ...], Any] = {}
+        self.nets: OrderedDict[str, Any] = OrderedDict()
+        """The ControlNets in memory, by name; the last one was used last."""
         self._loras: LoraCache | None = None
         if loras:
             self._loras = LoraCache(
@@ -60,7 +67,37 @@ class LoadedModel:
     @property
     def weight_bytes(self) -> int:
         """The size of its weights in memory, in bytes."""
-        return weight_bytes(self.components)
+        return weight_bytes(self.modules)
+
+    @property
+    def modules(self) -> Mapping[str, Any]:
+        """The checkpoint's components by name, and its ControlNets in memory."""
+        return {**self.components, **{_point_of(net): module for net, module in self.nets.items()}}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of its UNet."""
+        dtype: torch.dtype = self.components["unet"].dtype
+        return dtype
+
+    def drop_net(self, net: str) -> None:
+        """Drop a ControlNet, and the pipelines that have it."""
+        del self.nets[net]
+        self._pipelines = {key: pipeline for key, pipeline in self._pipelines.items() if net not in key[1:]}
+
+    def merge_points(self) -> Iterator[MergePoint]:
+        """The modules whose calls are merged: the checkpoint's, and its ControlNets in memory."""
+        yield from find_merge_points(self.components, self.lora_settings)
+        for net, module in self.nets.items():
+            yield MergePoint(
+                name=_point_of(net),
+                module=module,
+                stage=Stage.CONTROL,
+                # A union has a scale for each of its images, which belongs to the batch key.
+                numbers=frozenset({"timestep"} if is_union(module) else {"timestep", "conditioning_scale"}),
+                forward=None if is_union(module) else scaled_by_row(module),
+                known_answer=idle_answer(module),
+            )
 
     @property
     def needs_plain_calls(self) -> bool:
@@ -96,14 +133,21 @@ class LoadedModel:
         if self._loras:
             self._loras.close()
 
-    def pipeline(self, system: System, scheduler: str | None, options: str | None = None) -> Any:
+    def pipeline(
+        self, system: System, scheduler: str | None, options: str | None = None, nets: Sequence[str] = ()
+    ) -> Any:
         """The system's pipeline on the shared components, with a scheduler of its own for this call.
 
-        `options` is a JSON text. RowError if diffusers does not accept the options.
+        `options` is a JSON text; `nets` are the ControlNets that guide the call, which are in memory.
+        RowError if diffusers does not accept the options.
         """
-        pipeline = self._pipelines.get(system.pipeline)
+        key = system.pipeline, *nets
+        pipeline = self._pipelines.get(key)
         if pipeline is None:
-            pipeline = self._pipelines[system.pipeline] = build_pipeline(system, self._base)
+            modules = [
+                self.nets[net] for net in (nets[:1] if nets and is_union(self.nets[nets[0]]) else nets)
+            ]
+            pipeline = self._pipelines[key] = build_pipeline(system, self._base, modules)
         # Calls run side by side, and both keep the state of a call (diffusers 0.42.1): the pipeline keeps its
         # arguments, the scheduler its timesteps and past model outputs.
         pipeline = copy.copy(pipeline)
@@ -111,6 +155,11 @@ class LoadedModel:
         # Its configuration is not copied: it is frozen, and copying it is half of the work.
         pipeline.scheduler = copy.deepcopy(fresh, {id(fresh.config): fresh.config})
         return pipeline
+
+
+def _point_of(net: str) -> str:
+    """The name under which the calls of a ControlNet are counted."""
+    return f"controlnet.{net}"
 
 
 def weight_bytes(components: Mapping[Any, Any]) -> int:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -10,12 +10,13 @@ import torch
 from actors.checkpoints.component_files import components_with_weights, files_in
 from actors.checkpoints.hub import hub_folder
 from actors.checkpoints.single_files.single_file import repository_of
+from actors.engine.adapters.control_nets import SharedNets
 from actors.engine.pipelines.loaded_model import LoadedModel, weight_bytes
 from actors.engine.pipelines.loading import LoadOptions, on_this_machine
 from actors.engine.pipelines.shared_modules import SharedModules
 from actors.engine.pipelines.signs_of_work import SignsOfWork
 from schemas.spec.job_spec import ModelSpec
-from schemas.systems.model_card import AdapterFile
+from schemas.systems.model_card import AdapterFile, ControlNetCard
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +36,15 @@ class ModelCache:
         options: LoadOptions,
         capacity_bytes: int,
         loras: Mapping[str, Mapping[str, AdapterFile]] | None = None,
+        controlnets: Mapping[str, Mapping[str, ControlNetCard]] | None = None,
     ) -> None:
-        """`loras`: those that rows may have, by model and name."""
+        """`loras` and `controlnets`: those that rows may have, by model and name."""
         self._specs = specs
         self._loras = loras or {}
+        self._controlnets = controlnets or {}
+        self._shared_nets = SharedNets(
+            options.device, channels_last=options.channels_last, deadline_s=options.deadline_s
+        )
         self._options = options
         self._capacity_bytes = capacity_bytes
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
@@ -52,14 +58,19 @@ class ModelCache:
         """The names of the models in memory; the last one was used last."""
         return tuple(self._models)
 
-    def get(self, name: str) -> LoadedModel:
-        """The model with this name, which is loaded now if it is not in memory."""
+    def get(self, name: str, nets: Collection[str] = ()) -> LoadedModel:
+        """The model with this name and these ControlNets, which are loaded now if they are not in memory."""
         if name not in self._models:
             # Nothing arrives there if the checkpoint is not in a repository.
             with self.signs.watched(hub_folder(repository_of(self._specs[name].checkpoint))):
                 self._load(name)
         self._models.move_to_end(name)
-        return self._models[name]
+        model = self._models[name]
+        for net in sorted(nets):
+            if net not in model.nets:
+                self._load_net(name, net, nets)
+            model.nets.move_to_end(net)
+        return model
 
     def _load(self, name: str) -> None:
         spec = on_this_machine(name, self._specs[name], self._options)
@@ -75,6 +86,20 @@ class ModelCache:
         self.num_loads += 1
         self._evict(keep=name)
 
+    def _load_net(self, name: str, net: str, needed: Collection[str]) -> None:
+        """Load a ControlNet of a model. Other models make room, then its own ControlNets that are idle."""
+        model, card = self._models[name], self._controlnets[name][net]
+        while self._bytes() + card.size_bytes > self._capacity_bytes:
+            idle = [other for other in model.nets if other not in needed]
+            if len(self._models) > 1:
+                self._drop_oldest()
+            elif idle:
+                model.drop_net(idle[0])
+            else:
+                break
+        with self.signs.watched(hub_folder(card.path)):
+            model.nets[net] = self._shared_nets.get(net, card, model.dtype)
+
     def _make_room(self, spec: ModelSpec) -> None:
         """Drop models until one with this spec fits in memory beside the others; its size is that on disk."""
         components = components_with_weights(files_in(Path(spec.checkpoint)), spec.variant)
@@ -87,7 +112,7 @@ class ModelCache:
             self._drop_oldest()
 
     def _bytes(self) -> int:
-        modules = [module for model in self._models.values() for module in model.components.values()]
+        modules = [module for model in self._models.values() for module in model.modules.values()]
         return weight_bytes(dict(enumerate(modules)))
 
     def _drop_oldest(self) -> None:

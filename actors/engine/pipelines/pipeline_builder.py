@@ -1,7 +1,7 @@
 """Builds pipelines on components that are in memory, and schedulers for their calls."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -19,14 +19,24 @@ def pipeline_class(name: str) -> Any:
     return getattr(import_module(module_of(name)), name)
 
 
-def build_pipeline(system: System, base: Any) -> Any:
-    """The system's pipeline on the components of `base`, the checkpoint's own pipeline."""
-    cls = pipeline_class(system.pipeline)
-    pipeline = with_overrides(cls, base.device, base.components)(**_arguments(cls, base))
+def build_pipeline(system: System, base: Any, nets: Sequence[Any] = ()) -> Any:
+    """The system's pipeline on the components of `base`, the checkpoint's own pipeline.
+
+    `nets`: the ControlNets of the pipeline, if it has such.
+    """
+    name = system.control_pipeline if nets else system.pipeline
+    cls = pipeline_class(system.union_pipeline if nets and is_union(nets[0]) else name)
+    with_nets = {"controlnet": nets[0] if len(nets) == 1 else [*nets]} if nets else {}
+    pipeline = with_overrides(cls, base.device, base.components)(**_arguments(cls, base), **with_nets)
     if system.gives_depth and hasattr(pipeline, "image_processor"):
         pipeline.image_processor = LDM3DImageProcessor()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def is_union(net: Any) -> bool:
+    """Whether the ControlNet is a union, to which several images can be given."""
+    return isinstance(net, diffusers.ControlNetUnionModel)
 
 
 def _arguments(cls: Any, base: Any) -> dict[str, Any]:

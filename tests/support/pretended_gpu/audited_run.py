@@ -49,7 +49,7 @@ def watch_modules(models: ModelCache, names: Iterable[str], gpu: PretendedGPU) -
     # Checkpoints with equal weights share a module.
     points = {id(point.module): point for name in names for point in _merge_points(models.get(name))}
     for point in points.values():
-        _watch(point.name, point.module, gpu.log)
+        watch(point.name, point.module, gpu.log)
 
 
 def _merge_points(model: LoadedModel) -> Iterator[MergePoint]:
@@ -97,7 +97,7 @@ class _EngineOnDevice:
             yield from self._engine.generate(rows, decoders)
 
 
-def _watch(name: str, module: torch.nn.Module, log: DeviceLog) -> None:
+def watch(name: str, module: torch.nn.Module, log: DeviceLog) -> None:
     """Tell the log when a call comes to the module, and when the module runs.
 
     They are two moments: a call that comes to a module is suspended, and the module runs for several calls.

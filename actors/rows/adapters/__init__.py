@@ -1,0 +1,1 @@
+"""Whether rows can have the adapters that they name: a file for each kind."""

@@ -1,0 +1,50 @@
+"""The kinds of adapters: a new one is one more file in this folder and one more entry here."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from actors.inputs.input_file import RowBatch
+from actors.rows.adapters.control_checks import refused_controls, refused_later_controls, rows_with_controls
+from actors.rows.adapters.lora_checks import refused_loras, rows_with_loras
+from actors.rows.routing import ResolvedRoute
+from actors.rows.row_values import RowMask, Violation
+
+AdapterName = tuple[str, str, str]
+"""(kind, model, name) of an adapter of the spec."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """A kind of adapters, and what rows say of it."""
+
+    name: str
+    parameter: str
+    """The parameter of the systems that take this kind."""
+    refused: Callable[[RowBatch, ResolvedRoute], Iterator[Violation]]
+    """The violations that rows commit whose adapters cannot be applied."""
+    rows_with: Callable[[RowBatch, ResolvedRoute, RowMask], Counter[tuple[str, str]]]
+    """The number of selected rows that each adapter is applied to, by model and adapter."""
+
+
+_KINDS = (
+    _Kind(name="LoRA", parameter="loras", refused=refused_loras, rows_with=rows_with_loras),
+    _Kind(name="ControlNet", parameter="controlnet", refused=refused_controls, rows_with=rows_with_controls),
+)
+
+
+def refused_adapters(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violation]:
+    """The violations that rows commit whose adapters cannot be applied."""
+    for kind in _KINDS:
+        if kind.parameter in route.defaults:
+            yield from kind.refused(batch, route)
+    yield from refused_later_controls(batch, route)
+
+
+def rows_with_adapters(batch: RowBatch, route: ResolvedRoute, selected: RowMask) -> Counter[AdapterName]:
+    """The number of selected rows that each adapter is applied to. None of these rows breaks a rule."""
+    counts: Counter[AdapterName] = Counter()
+    for kind in _KINDS:
+        for (model, name), num_rows in kind.rows_with(batch, route, selected).items():
+            counts[kind.name, model, name] += num_rows
+    return counts
