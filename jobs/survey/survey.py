@@ -6,9 +6,9 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
+from actors.checkpoints.adapters.control_net_files import find_control_nets
+from actors.checkpoints.adapters.lora_check import find_loras
 from actors.checkpoints.checkpoint_folders import build_demo_checkpoints
-from actors.checkpoints.control_net_files import find_control_nets
-from actors.checkpoints.loras.lora_check import find_loras
 from actors.checkpoints.model_cards import read_card
 from actors.checkpoints.weights_check import check_weights
 from actors.inputs.footers import read_footer

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.checkpoints import adapter_files
-from actors.checkpoints.adapter_files import find_adapter, on_this_machine
+from actors.checkpoints.adapters import adapter_files
+from actors.checkpoints.adapters.adapter_files import find_adapter, on_this_machine
 from actors.checkpoints.component_files import files_on_hub
 from actors.storage.objects import Storage
 from actors.storage.stores import Stores, open_storage

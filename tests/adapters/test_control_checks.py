@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from actors.checkpoints.control_net_files import net_on_this_machine
+from actors.checkpoints.adapters.control_net_files import net_on_this_machine
 from demo.random_control_nets import save_control_net
 from jobs.planning.plan import make_plan
 from jobs.planning.plan_text import print_plan

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from actors.checkpoints.adapters.control_net_files import CONFIG, net_on_this_machine
 from actors.checkpoints.component_files import files_on_hub
-from actors.checkpoints.control_net_files import CONFIG, net_on_this_machine
 from actors.engine.adapters.control_nets import SharedNets
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache

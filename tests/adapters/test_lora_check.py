@@ -9,9 +9,9 @@ import pytest
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.numpy import save_file
 
+from actors.checkpoints.adapters.lora_check import find_loras
+from actors.checkpoints.adapters.lora_layers import translated
 from actors.checkpoints.component_files import files_on_hub
-from actors.checkpoints.loras.lora_check import find_loras
-from actors.checkpoints.loras.lora_layers import translated
 from actors.checkpoints.model_cards import read_card
 from actors.engine.adapters.false_reports import without_false_reports
 from actors.storage.stores import Stores

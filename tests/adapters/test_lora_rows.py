@@ -242,7 +242,7 @@ def test_a_plan_says_how_many_rows_apply_each_lora(tmp_path: Path, loras: dict[s
     plan, findings = make_plan(make_survey(spec_of(tmp_path, loras | unused, ROWS)))
     print_plan(plan, findings, console)
 
-    assert findings.lora_rows == {("sd", "chalk"): 4, ("sd", "ink"): 2}
+    assert findings.adapter_rows == {("LoRA", "sd", "chalk"): 4, ("LoRA", "sd", "ink"): 2}
     assert findings.num_bad == {"unknown_lora": 1}
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     size = Path(loras["ink"]).stat().st_size / 1000
@@ -261,7 +261,7 @@ def test_a_plan_of_many_loras_lists_those_that_most_rows_apply(tmp_path: Path, l
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "LoRA l24 of sd" in printed
     assert "LoRA l19 of sd" not in printed
-    assert "and 5 more LoRAs: " in printed
+    assert "and 5 more adapters: " in printed
     assert "no row applies 5 of them" in printed
 
 

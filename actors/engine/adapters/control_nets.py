@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import diffusers
 import torch
 
-from actors.checkpoints.control_net_files import CONFIG, net_on_this_machine
+from actors.checkpoints.adapters.control_net_files import CONFIG, net_on_this_machine
 from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 from schemas.errors import SpecError
 from schemas.systems.model_card import ControlNetCard

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from actors.checkpoints.adapter_files import on_this_machine
+from actors.checkpoints.adapters.adapter_files import on_this_machine
 from actors.engine.adapters.control_nets import idle_answer, scaled_by_row
 from actors.engine.adapters.lora_cache import LoraCache, LoraSettings
 from actors.engine.batching.batch_policy import Stage

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from actors.checkpoints.adapter_files import find_adapter
-from actors.checkpoints.loras.checkpoint_layers import Layers, layers_of
-from actors.checkpoints.loras.lora_layers import LoraLayer, lora_layers
+from actors.checkpoints.adapters.adapter_files import find_adapter
+from actors.checkpoints.adapters.checkpoint_layers import Layers, layers_of
+from actors.checkpoints.adapters.lora_layers import LoraLayer, lora_layers
 from actors.storage.stores import Stores
 from schemas.errors import SpecError
 from schemas.job import pinned

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
+from actors.checkpoints.adapters.lora_layers import TEXT_MODEL, Shape, translated
 from actors.checkpoints.component_files import (
     PICKLED,
     CheckpointFile,
@@ -13,7 +14,6 @@ from actors.checkpoints.component_files import (
     weights_of,
 )
 from actors.checkpoints.hub import HUB_ERRORS
-from actors.checkpoints.loras.lora_layers import TEXT_MODEL, Shape, translated
 from actors.checkpoints.model_files import files_of
 from actors.checkpoints.single_files.safetensors_headers import Header
 from actors.checkpoints.single_files.single_file import (

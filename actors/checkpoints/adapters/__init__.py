@@ -1,0 +1,1 @@
+"""The files of adapters, and whether they fit their checkpoint."""

@@ -1,1 +1,0 @@
-"""LoRAs, compared with the layers of a checkpoint by the headers of their files alone, without torch."""
