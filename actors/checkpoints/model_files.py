@@ -56,7 +56,7 @@ def files_of(model: ModelSpec, *, listed: bool = False) -> Files:
         return files
     index = json.loads(files["model_index.json"].read())
     own = {name: file for name, file in files.items() if name.partition("/")[0] not in model.components}
-    for name, spec in model.component_specs.items():
+    for name, spec in model.components.items():
         own |= files_of_component(name, spec, model.variant, listed=listed)
     return own | {"model_index.json": derived_json(composed_index("", index, read_components("", model)))}
 

@@ -75,8 +75,7 @@ class NamedComponent:
 def read_components(name: str, model: ModelSpec) -> dict[str, NamedComponent]:
     """The named components of the model `name`; SpecError for one that cannot be read."""
     return {
-        part: _read(f"models.{name}.components.{part}", part, spec)
-        for part, spec in model.component_specs.items()
+        part: _read(f"models.{name}.components.{part}", part, spec) for part, spec in model.components.items()
     }
 
 

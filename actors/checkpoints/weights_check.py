@@ -49,9 +49,9 @@ def check_weights(name: str, model: ModelSpec, *, with_checker: bool) -> None:
 
 def _origin(name: str, model: ModelSpec, components: list[str]) -> str:
     """The key and the place of the checkpoint, or of a component that is named by itself."""
-    named = [part for part in components if part in model.component_specs]
+    named = [part for part in components if part in model.components]
     if named and len(named) == len(components):
-        return f"models.{name}.components.{named[0]}: {model.component_specs[named[0]].path}"
+        return f"models.{name}.components.{named[0]}: {model.components[named[0]].path}"
     return f"models.{name}.checkpoint: {model.checkpoint}"
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,6 @@ class BuiltModels:
         self.names = (name,)
         self.signs = SignsOfWork()
 
-    def get(self, name: str) -> LoadedModel:
-        """The model."""
+    def get(self, name: str, nets: Collection[str] = ()) -> LoadedModel:
+        """The model. It has no ControlNets."""
         return self._model

@@ -73,7 +73,7 @@ def _at_commits(model: ModelSpec, card: ModelCard) -> dict[str, ComponentSpec]:
         part: spec.model_copy(update={"revision": commits[part]})
         if _COMMIT.fullmatch(commits.get(part, ""))
         else spec
-        for part, spec in model.component_specs.items()
+        for part, spec in model.components.items()
     }
 
 

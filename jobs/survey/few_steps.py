@@ -43,6 +43,6 @@ def _sources(spec: JobSpec, name: str) -> Iterator[str]:
         if weight:
             source = model.loras[lora]
             yield "/".join(part for part in (source.path, source.subfolder, source.weight_name) if part)
-    if "unet" in model.component_specs:
-        yield model.component_specs["unet"].path
+    if "unet" in model.components:
+        yield model.components["unet"].path
     yield model.checkpoint

@@ -1,9 +1,10 @@
 """A job's YAML as types: one frozen model per section, strict, with unknown keys refused."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_core import PydanticKnownError
+from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticKnownError
 
 from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
 from schemas.spec.plain_text import Name, Plain, shown_as_it_is
@@ -55,7 +56,7 @@ class InputSpec(StrictModel):
 
 
 class ComponentSpec(StrictModel):
-    """Where a component is that replaces the checkpoint's own."""
+    """Where a component is that replaces the checkpoint's own. A text alone is its path."""
 
     path: Name
     """A folder or a repository of the Hugging Face Hub: that of the component, or of a whole checkpoint."""
@@ -64,6 +65,11 @@ class ComponentSpec(StrictModel):
     subfolder: Plain | None = None
     """The component's folder in it; "" for the whole. Default: the folder of the component's name, or else
     the whole."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
 
     @field_validator("path")
     @classmethod
@@ -78,6 +84,12 @@ class ComponentSpec(StrictModel):
         if subfolder and {"", ".", ".."} & {*subfolder.split("/")}:
             raise ValueError(f"{shortened(subfolder)!r} is not a folder below the component's path")
         return subfolder
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string", "minLength": 1}, handler(schema)]}
 
 
 class ModelSpec(StrictModel):
@@ -96,7 +108,7 @@ class ModelSpec(StrictModel):
     """The LoRAs that rows and routes may apply, by the names that they use for them."""
     controlnets: dict[Name, ControlNetSpec] = Field(default_factory=dict)
     """The ControlNets that rows and routes may use, by the names that they use for them."""
-    components: dict[Name, Name | ComponentSpec] = Field(default_factory=dict)
+    components: dict[Name, ComponentSpec] = Field(default_factory=dict)
     """Components that replace the checkpoint's own, by name: {vae: FOLDER_OR_REPOSITORY}."""
 
     @field_validator("checkpoint")
@@ -112,23 +124,10 @@ class ModelSpec(StrictModel):
             raise ValueError("on S3, a checkpoint is a single file that ends in .safetensors, not a folder")
         return checkpoint
 
-    @field_validator("components")
-    @classmethod
-    def _are_components(cls, components: dict[str, str | ComponentSpec]) -> dict[str, str | ComponentSpec]:
-        return {
-            name: ComponentSpec(path=source) if isinstance(source, str) else source
-            for name, source in components.items()
-        }
-
-    @property
-    def component_specs(self) -> dict[str, ComponentSpec]:
-        """Where the named components are, by name."""
-        return {name: source for name, source in self.components.items() if isinstance(source, ComponentSpec)}
-
     @property
     def sources_text(self) -> str:
         """The checkpoint, and where its named components are from: `owner/xl, vae from owner/vae`."""
-        named = [f"{name} from {source.path}" for name, source in self.component_specs.items()]
+        named = [f"{name} from {source.path}" for name, source in self.components.items()]
         return ", ".join([self.checkpoint, *named])
 
 

@@ -49,9 +49,9 @@ def checked_weights(weights: Mapping[str, Any]) -> dict[str, float]:
 def parse_weights(text: str) -> dict[str, float]:
     """The weights in a JSON text such as `{"chalk": 0.8}`, sorted by name, without nulls and those of 0.
 
-    ValueError says what is wrong with the text, or which weight is not allowed.
+    An empty text has none. ValueError says what is wrong with the text, or which weight is not allowed.
     """
-    return checked_weights(parse_options(text))
+    return checked_weights(parse_options(text or NO_WEIGHTS))
 
 
 def weights_text(weights: Mapping[str, float]) -> str:

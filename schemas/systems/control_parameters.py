@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-from schemas.systems.schedulers import shown
+from schemas.systems.schedulers import shown, without_repeats
 
 MAX_CONTROLS = 4
 """The most ControlNets that guide one image."""
@@ -90,8 +90,8 @@ def _checked(entry: Any) -> dict[str, Any]:
 def parse_controls(text: str) -> list[dict[str, Any]]:
     """The entries in a JSON text such as `[{"controlnet": "canny"}]`; ValueError says what is wrong."""
     try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        entries = json.loads(text, object_pairs_hook=without_repeats)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError("it is not JSON") from error
     if not isinstance(entries, list):
         raise ValueError("it is not a list of objects")

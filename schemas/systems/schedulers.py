@@ -275,7 +275,7 @@ def scheduler_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
 def parse_options(text: str) -> Settings:
     """The options in a JSON text, without nulls; ValueError says what is wrong with the text."""
     try:
-        options = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
+        options = json.loads(text, object_pairs_hook=without_repeats, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(options, dict):
@@ -283,7 +283,8 @@ def parse_options(text: str) -> Settings:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object with these pairs, for `json.loads`; ValueError if a name appears in it twice."""
     options = dict(pairs)
     if len(options) != len(pairs):
         raise ValueError("a name appears in it twice")

@@ -81,6 +81,10 @@ def copy_with(net: Path, folder: Path, **config: Any) -> Path:
             "invalid_parameter: diffusers has no padding_mask_crop for several ControlNets",
         ),
         ({"controls": "canny"}, "invalid_parameter: controls is canny: it is not JSON"),
+        (
+            {"controls": '[{"controlnet":"canny","controlnet":"depth"}]'},
+            "a name appears in it twice",
+        ),
         ({"controls": '[{"controlnet":"canny","scale":1}]'}, "`scale` is not a key of an entry"),
         ({"controls": '[{"controlnet":"cany"}]'}, "unknown_controlnet: "),
         (

@@ -144,6 +144,8 @@ TEXT_LAYER = "text_encoder_2.text_model.encoder.layers.0.self_attn.out_proj"
     ("tensors", "says"),
     [
         ({f"{KOHYA}.hada_w1_a": DOWN}, "it is a LoHa"),
+        ({f"{PATH}.lora_magnitude_vector.weight": DOWN[0]}, "it is a DoRA"),
+        ({f"{PATH}.lora_B.bias": DOWN[0]}, "its matrices have biases"),
         ({f"{KOHYA}.lokr_w1": DOWN, f"{KOHYA}.lokr_w2": UP}, "it is a LoKr"),
         ({f"{PATH}.lokr_w1": DOWN, f"{PATH}.lokr_w2": UP}, "it is a LoKr"),
         ({f"{KOHYA}.diff": DOWN}, "whole weights"),

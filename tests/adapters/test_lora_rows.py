@@ -100,6 +100,8 @@ BOTH = '{"chalk":-2.0,"ink":0.1}'
         (pa.large_string(), '{"chalk": -2.0, "a.b": null, "ink": 1e-1}', BOTH),
         (NAME_AND_WEIGHT, [{"name": "ink", "weight": 0.1}, {"name": "chalk", "weight": -2}], BOTH),
         (NAME_AND_WEIGHT, [], "{}"),
+        # Columns from CSV files have empty texts.
+        (pa.string(), "", "{}"),
         (
             pa.large_list(
                 pa.struct([("weight", pa.int8()), ("name", pa.large_string()), ("note", pa.string())])

@@ -316,7 +316,7 @@ def test_a_component_stays_at_the_commit_that_the_job_began_with(
     plan = plan_of(record, survey_of(spec, record), output.path)
 
     assert plan.job.fingerprint == record.fingerprint
-    assert plan.job.checkpoints["sd"].component_specs["vae"].revision == commit_of(tmp_path / "first")
+    assert plan.job.checkpoints["sd"].components["vae"].revision == commit_of(tmp_path / "first")
     present = make_survey(spec).job.models["sd"].components["vae"]
     assert present.revision == commit_of(tmp_path / "second")
     loaded = ModelCache(plan.job.checkpoints, OPTIONS, 10**9).get("sd").components["vae"]

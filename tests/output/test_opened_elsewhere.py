@@ -127,7 +127,8 @@ def test_hugging_face_opens_an_output_by_its_folder_alone(output: Path, python: 
         [python, "-P", dataset_rows.__file__, str(output)],
         # The paths of images that are files begin there.
         cwd=output,
-        env=clean_env(python, HF_DATASETS_OFFLINE="1"),
+        # datasets needs pandas, which programs under test are run without.
+        env=clean_env(python, HF_DATASETS_OFFLINE="1", PYTHONPATH=os.environ.get("PYTHONPATH", "")),
         capture_output=True,
         text=True,
         check=False,

@@ -326,7 +326,7 @@ MISTAKES: list[tuple[Mistake, str]] = [
         "or, if you trust it here, set DARKROOM_ALLOW_PICKLES=1 for the driver and all workers",
     ),
     (half_copied_weights, "vae/diffusion_pytorch_model.safetensors is damaged, half copied, or a Git LFS"),
-    (a_ckpt, "sd.ckpt is a file; darkroom reads folders as diffusers' `save_pretrained` writes them"),
+    (a_ckpt, "sd.ckpt is a pickle, which can run code, and is not read. Name the same checkpoint's"),
     (
         a_single_file,
         "merged has no readable model_index.json; it must be a diffusers folder as `save_pretrained`",

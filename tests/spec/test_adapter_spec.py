@@ -65,6 +65,8 @@ def test_a_lora_is_a_path_or_a_mapping(tmp_path: Path) -> None:
         ("routes.text2img.loras=[chalk]", "must be a mapping of names to values"),
         ("routes.text2img.task=safe", "the task safe has no such parameter"),
         ("models.sd.loras.chalk=3", "must be a mapping, such as {path: ...}, not 3"),
+        ("models.sd.components.vae=3", "must be a mapping, such as {path: ...}, not 3"),
+        ("models.sd.components.vae={pth: x}", "unknown key (did you mean `path`?)"),
         ("models.sd.loras.chalk={weight_nam: x}", "unknown key (did you mean `weight_name`?)"),
         ("models.sd.loras.chalk={revision: x}", "path: is missing"),
         ("models.sd.loras.chalk=https://user:secret@hub/x", "not an address"),

@@ -25,8 +25,6 @@ _KEY = re.compile(
     r"(?P<layer>.+?)(?P<old>_lora|\.lora|\.lora_linear_layer)\.(?P<role>down|up)\.weight"
     r"|(?P<peft>.+?)\.lora_(?P<factor>A|B)\.weight"
 )
-_BESIDE = re.compile(r".+\.lora_(?:magnitude_vector(?:\.weight)?|[AB]\.bias)")
-"""Tensors that a layer of a LoRA may have besides: DoRA's, and biases."""
 _OLD_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 _OTHER_FORMS = {
@@ -37,9 +35,12 @@ _OTHER_FORMS = {
     r"\.diff(?:_b)?$": "it has differences of whole weights",
     r"\.[wb]_norm$": "it changes norms",
     r"\.on_input$": "it is an IA3",
+    r"\.lora_magnitude_vector": "it is a DoRA, whose magnitudes cannot differ by row in a batch",
+    r"\.lora_[AB]\.bias$": "its matrices have biases, which cannot differ by row in a batch",
     r"^bundle_emb": "it has embeddings of new tokens, which are files of their own for diffusers",
 }
-"""By a pattern in a tensor's name: forms of adapters that people call LoRAs, and diffusers does not load."""
+"""By a pattern in a tensor's name: forms of adapters that people call LoRAs, and that diffusers does not load
+or rows of one batch cannot have."""
 _OTHER_FORM = re.compile("|".join(f"({pattern})" for pattern in _OTHER_FORMS))
 _WAY_OUT = "train or convert it as a plain LoRA"
 
@@ -117,8 +118,6 @@ def _factors(shapes: Shapes) -> Iterator[_Factor]:
     for key, shape in shapes.items():
         if "lora" not in key:
             raise ValueError(f"it has a tensor that is not one of a LoRA ({key:.100}); {_WAY_OUT}")
-        if _BESIDE.fullmatch(key):
-            continue
         match = _KEY.fullmatch(key)
         if match is None:
             raise ValueError(f"it has a tensor that diffusers does not read ({key:.100}); {_WAY_OUT}")

@@ -5,13 +5,12 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from actors.checkpoints.adapters.adapter_files import on_this_machine
 from actors.engine.adapters.control_nets import idle_answer, scaled_by_row
-from actors.engine.adapters.lora_cache import LoraCache, LoraSettings
 from actors.engine.batching.batch_policy import Stage
 from actors.engine.batching.merge_points import find_merge_points
 from actors.engine.batching.merged_modules import MergePoint
@@ -22,6 +21,9 @@ from actors.engine.pipelines.shared_modules import SharedModules
 from schemas.spec.job_spec import ModelSpec
 from schemas.systems.model_card import AdapterFile
 from schemas.systems.system_table import System
+
+if TYPE_CHECKING:
+    from actors.engine.adapters.lora_cache import LoraCache, LoraSettings
 
 LDM3D_BYTES = 6
 """Channels of LDM3D's first VAE: three for the image, one empty, and two for the bytes of the depth."""
@@ -54,7 +56,10 @@ class LoadedModel:
         """The ControlNets in memory, by name; the last one was used last."""
         self._loras: LoraCache | None = None
         if loras:
-            self._loras = LoraCache(
+            # Deferred: it imports peft, which a job without LoRAs does without.
+            from actors.engine.adapters import lora_cache
+
+            self._loras = lora_cache.LoraCache(
                 self._base, lambda lora: on_this_machine(loras[lora], options.deadline_s), lora_bytes
             )
         self._fresh_scheduler = lru_cache(SCHEDULERS_KEPT)(partial(new_scheduler, self._base.scheduler))
@@ -124,7 +129,7 @@ class LoadedModel:
         with loras.held(weights), loras.plain(weights) if alone else nullcontext():
             yield
 
-    def lora_settings(self, component: str) -> LoraSettings | None:
+    def lora_settings(self, component: str) -> "LoraSettings | None":
         """How the LoRAs of a component are set for the rows of a merged batch; None if there are none."""
         return self._loras.settings_of(component) if self._loras else None
 

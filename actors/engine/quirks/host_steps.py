@@ -266,7 +266,6 @@ def summed_pndm_update(
     return _sum(weights, [sample, model_output])
 
 
-@wraps(LMSDiscreteScheduler.step)
 def summed_lms_step(
     self: Any,
     model_output: torch.Tensor,

@@ -8,7 +8,7 @@ import numpy as np
 from actors.inputs.input_file import RowBatch
 from actors.rows.routing import ResolvedRoute
 from actors.rows.row_values import RowMask, Violation, coded_values
-from schemas.systems.adapter_weights import parse_weights, unknown_adapter
+from schemas.systems.adapter_weights import NO_WEIGHTS, parse_weights, unknown_adapter
 from schemas.systems.schedulers import parse_options, shown
 
 
@@ -57,7 +57,7 @@ def _names(text: object) -> list[str]:
 def _invalid_weights(text: str | None, _: ResolvedRoute) -> str:
     """What is wrong with the weights in a text; empty if they can be applied."""
     try:
-        parse_weights(text or "{}")
+        parse_weights(text or NO_WEIGHTS)
     except ValueError as error:
         return f"loras is {shown(text)}: {error}"
     return ""
@@ -69,7 +69,7 @@ def _unknown_loras(text: str | None, route: ResolvedRoute) -> str:
     One with a weight of 0 counts: the name is wrong all the same.
     """
     try:
-        names = [*parse_options(text or "{}")]
+        names = [*parse_options(text or NO_WEIGHTS)]
     except ValueError:
         return ""
     problems = (unknown_adapter("LoRA", name, route.model, route.loras) for name in names)
