@@ -1,17 +1,13 @@
 """Adapters in a spec: weights that change what a checkpoint makes, such as LoRAs and ControlNets."""
 
-from typing import Any
+from pydantic import field_validator
 
-from pydantic import GetJsonSchemaHandler, field_validator, model_validator
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
-
+from schemas.spec.path_or_mapping import PathOrMapping
 from schemas.spec.plain_text import Name, Plain
-from schemas.systems.parameters import StrictModel
 from schemas.wording.printable import shortened
 
 
-class AdapterSpec(StrictModel):
+class AdapterSpec(PathOrMapping):
     """One adapter's file of safetensors. A text alone is its path."""
 
     path: Name
@@ -22,11 +18,6 @@ class AdapterSpec(StrictModel):
     """The folder of the file in the folder or the repository."""
     revision: Plain | None = None
     """A branch, tag or commit of the Hub repository."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
     @field_validator("path")
     @classmethod
@@ -44,14 +35,8 @@ class AdapterSpec(StrictModel):
     def _below_the_path(cls, name: str | None) -> str | None:
         return _checked_below(name)
 
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"anyOf": [{"type": "string", "minLength": 1}, handler(schema)]}
 
-
-class ControlNetSpec(StrictModel):
+class ControlNetSpec(PathOrMapping):
     """One ControlNet in diffusers' format. A text alone is its path."""
 
     path: Name
@@ -62,11 +47,6 @@ class ControlNetSpec(StrictModel):
     """Its folder in the folder or the repository."""
     variant: Plain | None = None
     """A variant of the weight files, such as fp16."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
     @field_validator("path")
     @classmethod
@@ -82,12 +62,6 @@ class ControlNetSpec(StrictModel):
     @classmethod
     def _below_the_path(cls, name: str | None) -> str | None:
         return _checked_below(name)
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"anyOf": [{"type": "string", "minLength": 1}, handler(schema)]}
 
 
 def _checked_below(name: str | None) -> str | None:

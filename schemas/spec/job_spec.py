@@ -1,12 +1,12 @@
 """A job's YAML as types: one frozen model per section, strict, with unknown keys refused."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticKnownError
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
 from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
+from schemas.spec.path_or_mapping import PathOrMapping
 from schemas.spec.plain_text import Name, Plain, shown_as_it_is
 from schemas.systems.adapter_weights import unknown_adapter
 from schemas.systems.parameters import Parameters, StrictModel
@@ -55,7 +55,7 @@ class InputSpec(StrictModel):
         return folders
 
 
-class ComponentSpec(StrictModel):
+class ComponentSpec(PathOrMapping):
     """Where a component is that replaces the checkpoint's own. A text alone is its path."""
 
     path: Name
@@ -65,11 +65,6 @@ class ComponentSpec(StrictModel):
     subfolder: Plain | None = None
     """The component's folder in it; "" for the whole. Default: the folder of the component's name, or else
     the whole."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
     @field_validator("path")
     @classmethod
@@ -84,12 +79,6 @@ class ComponentSpec(StrictModel):
         if subfolder and {"", ".", ".."} & {*subfolder.split("/")}:
             raise ValueError(f"{shortened(subfolder)!r} is not a folder below the component's path")
         return subfolder
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"anyOf": [{"type": "string", "minLength": 1}, handler(schema)]}
 
 
 class ModelSpec(StrictModel):
