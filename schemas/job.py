@@ -13,7 +13,7 @@ from schemas.errors import DEVICE_DEPENDENT
 from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
 from schemas.spec.job_spec import ComponentSpec, JobSpec, ModelSpec
 from schemas.systems.control_parameters import CONTROL
-from schemas.systems.model_card import AdapterFile, ControlNetCard, ModelCard
+from schemas.systems.model_card import AdapterFile, ComponentCard, ControlNetCard, ModelCard
 
 NO_MODEL = ""
 """The model of shards whose rows no model can take, such as rows with an unknown task."""
@@ -112,26 +112,26 @@ def pinned(model: ModelSpec, card: ModelCard) -> ModelSpec:
 
     A folder has no revision: the card has a digest of its files instead, which loading ignores.
     """
-    components = {
-        part: ComponentSpec(path=each.path, revision=each.revision, subfolder=each.subfolder)
-        for part, each in card.components.items()
-    }
     return model.model_copy(
         update={
             "checkpoint": card.checkpoint,
             "revision": card.revision,
-            "components": components,
+            "components": {part: component_spec(each) for part, each in card.components.items()},
             "loras": {name: _as_spec(file) for name, file in card.loras.items()},
-            "controlnets": {
-                net: ControlNetSpec(
-                    path=each.path,
-                    revision=each.revision,
-                    subfolder=each.subfolder or None,
-                    variant=each.variant,
-                )
-                for net, each in card.controlnets.items()
-            },
+            "controlnets": {net: net_spec(each) for net, each in card.controlnets.items()},
         }
+    )
+
+
+def component_spec(card: ComponentCard) -> ComponentSpec:
+    """The component's entry in the spec, as it would name exactly this one."""
+    return ComponentSpec(path=card.path, revision=card.revision, subfolder=card.subfolder)
+
+
+def net_spec(card: ControlNetCard) -> ControlNetSpec:
+    """The ControlNet's entry in the spec, as it would name exactly this one."""
+    return ControlNetSpec(
+        path=card.path, revision=card.revision, subfolder=card.subfolder or None, variant=card.variant
     )
 
 

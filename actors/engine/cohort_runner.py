@@ -31,7 +31,7 @@ from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
 from schemas.errors import RowError
 from schemas.spec.job_spec import BatchingSpec
-from schemas.systems.adapter_weights import NO_WEIGHTS, parse_weights
+from schemas.systems.adapter_weights import parse_weights
 from schemas.systems.control_parameters import controls_of
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class CohortRunner:
                         cohort=decoding.cohort,
                         decoded=fit,
                         exact=self._exact,
-                        loras=parse_weights(str(decoding.cohort.parameters.get("loras") or NO_WEIGHTS)),
+                        loras=parse_weights(str(decoding.cohort.parameters.get("loras") or "")),
                     )
                 )
         return self._waiting.popleft()

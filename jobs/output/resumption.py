@@ -4,9 +4,9 @@ import json
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
@@ -20,12 +20,13 @@ from schemas.job import PlannedFile
 from schemas.output_layout import JOB_RECORD
 from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
 from schemas.spec.job_spec import ComponentSpec, JobSpec, ModelSpec
-from schemas.systems.model_card import ModelCard
+from schemas.systems.model_card import ComponentCard, ControlNetCard, ModelCard
 from schemas.wording.amounts import counted
 
 MAX_DIFFERENCES = 10
 """Differences that a refusal lists."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SpecT = TypeVar("_SpecT", ComponentSpec, ControlNetSpec)
 """The revision in the card of a checkpoint on the Hub."""
 
 
@@ -48,32 +49,30 @@ def survey_of(spec: JobSpec, record: JobRecord | None) -> Survey:
             pins[name] = present.model_copy(update={"revision": card.revision})
         if present.components and present.components == recorded.components:
             pin = pins.get(name, present)
-            pins[name] = pin.model_copy(update={"components": _at_commits(recorded, card)})
+            pins[name] = pin.model_copy(
+                update={"components": _at_commits(present.components, card.components)}
+            )
         if present.loras:
             loras = _pinned_loras(present, recorded, card)
             pins[name] = pins.get(name, present).model_copy(update={"loras": present.loras | loras})
             as_recorded = {lora: recorded.loras[lora] for lora in loras}
             models[name] = present.model_copy(update={"loras": present.loras | as_recorded})
         if present.controlnets and present.controlnets == recorded.controlnets:
-            nets = {net: _net_at_commit(each, card, net) for net, each in present.controlnets.items()}
+            nets = _at_commits(present.controlnets, card.controlnets)
             pins[name] = pins.get(name, present).model_copy(update={"controlnets": nets})
     return make_survey(spec.model_copy(update={"models": models}), pins)
 
 
-def _net_at_commit(spec: ControlNetSpec, card: ModelCard, net: str) -> ControlNetSpec:
-    """A ControlNet's entry in the spec; one on the Hub at the commit of the card."""
-    commit = card.controlnets[net].revision if net in card.controlnets else ""
-    return spec.model_copy(update={"revision": commit}) if _COMMIT.fullmatch(commit) else spec
-
-
-def _at_commits(model: ModelSpec, card: ModelCard) -> dict[str, ComponentSpec]:
-    """The model's named components, those on the Hub at the commits of its card."""
-    commits = {part: each.revision for part, each in card.components.items()}
+def _at_commits(
+    specs: Mapping[str, _SpecT], cards: Mapping[str, ComponentCard] | Mapping[str, ControlNetCard]
+) -> dict[str, _SpecT]:
+    """These entries of the spec, by name; those that are on the Hub at the commits of their cards."""
+    commits = {name: card.revision for name, card in cards.items()}
     return {
-        part: spec.model_copy(update={"revision": commits[part]})
-        if _COMMIT.fullmatch(commits.get(part, ""))
+        name: spec.model_copy(update={"revision": commits[name]})
+        if _COMMIT.fullmatch(commits.get(name, ""))
         else spec
-        for part, spec in model.components.items()
+        for name, spec in specs.items()
     }
 
 

@@ -35,7 +35,7 @@ from actors.checkpoints.sources import (
     not_on_the_hub,
 )
 from schemas.errors import SpecError
-from schemas.job import pinned
+from schemas.job import net_spec, pinned
 from schemas.spec.adapter_spec import ControlNetSpec
 from schemas.spec.job_spec import ModelSpec
 from schemas.systems.model_card import ControlNetCard, ModelCard
@@ -230,9 +230,7 @@ def net_on_this_machine(net: str, card: ControlNetCard, deadline_s: float) -> Pa
     SpecError if it is missing or has other weights than the driver saw, StorageError if the Hub is in trouble
     for longer than the deadline.
     """
-    spec = ControlNetSpec(
-        path=card.path, revision=card.revision, subfolder=card.subfolder or None, variant=card.variant
-    )
+    spec = net_spec(card)
     folder = local_net(spec)
     if folder is None:
         if is_folder_name(card.path):

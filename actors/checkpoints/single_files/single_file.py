@@ -125,14 +125,7 @@ def _on_s3(key: str, name: str) -> SingleFile:
     with storage.open(uri) as file:
         header = read_header(file, stored.size_bytes)
     content = digest_of({PurePosixPath(uri).name: stored.etag})
-    return SingleFile(
-        location=uri,
-        revision=content,
-        hashes={},
-        content=content,
-        header=header,
-        recognised=recognise(header),
-    )
+    return _elsewhere(uri, content, content, header)
 
 
 def _on_hub(key: str, checkpoint: str, revision: str | None) -> SingleFile:
@@ -145,24 +138,25 @@ def _on_hub(key: str, checkpoint: str, revision: str | None) -> SingleFile:
             raise not_on_the_hub(key, repository, revision, error) from error
         # The Hub's cache names the folder after the commit.
         commit = cached.parents[name.count("/")].name
-        return _of_hub(checkpoint, commit, LocalFile(cached).sha256(), local_header(cached))
+        return _elsewhere(checkpoint, commit, LocalFile(cached).sha256(), local_header(cached))
     if not isinstance(file, HubFile):
         raise SpecError(f"{key}: the repository {repository} of the Hub has no file {name}")
     if cached := cached_file(repository, name, file.commit):
-        return _of_hub(checkpoint, file.commit, file.hash, local_header(cached))
+        return _elsewhere(checkpoint, file.commit, file.hash, local_header(cached))
     try:
         header = remote_header(repository, file)
     except HUB_ERRORS as error:
         raise not_on_the_hub(key, repository, revision, error) from error
-    return _of_hub(checkpoint, file.commit, file.hash, header)
+    return _elsewhere(checkpoint, file.commit, file.hash, header)
 
 
-def _of_hub(checkpoint: str, commit: str, sha256: str, header: Header) -> SingleFile:
+def _elsewhere(location: str, revision: str, content: str, header: Header) -> SingleFile:
+    """A file that is not on this machine's own disk, whose revision tells what it contains."""
     return SingleFile(
-        location=checkpoint,
-        revision=commit,
+        location=location,
+        revision=revision,
         hashes={},
-        content=sha256,
+        content=content,
         header=header,
         recognised=recognise(header),
     )

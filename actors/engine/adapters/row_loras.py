@@ -74,16 +74,16 @@ class _Batch:
         self.size_bytes = 0
         """Of the factors that are kept."""
 
-    def factors(self, layer: Any, room_bytes: int) -> _Factors | None:
+    def factors(self, layer: Any, room_bytes: Callable[[], int]) -> _Factors | None:
         """The factors of a layer; None if it has none of these LoRAs.
 
-        They are kept if they take at most `room_bytes`.
+        They are kept if they take at most `room_bytes()`.
         """
         if id(layer) in self._factors:
             return self._factors[id(layer)]
         factors = self._joined(layer)
         size_bytes = sum(tensor.nbytes for tensor in factors[:2]) if factors else 0
-        if size_bytes <= room_bytes:
+        if size_bytes <= room_bytes():
             self._factors[id(layer)] = factors
             self.size_bytes += size_bytes
         return factors
@@ -142,8 +142,10 @@ class _Running:
 
     def factors(self, layer: Any) -> _Factors | None:
         assert self.batch is not None, "no batch is running"
-        kept_bytes = sum(batch.size_bytes for batch in self._recent.values())
-        return self.batch.factors(layer, KEPT_BYTES - kept_bytes)
+        return self.batch.factors(layer, self._room_bytes)
+
+    def _room_bytes(self) -> int:
+        return KEPT_BYTES - sum(batch.size_bytes for batch in self._recent.values())
 
     def forget(self) -> None:
         self._recent.clear()

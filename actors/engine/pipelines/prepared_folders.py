@@ -28,7 +28,8 @@ from actors.storage.stores import open_storage
 from actors.storage.uris import S3_SCHEME
 from models.whole_folder import all_or_nothing
 from schemas.errors import SpecError
-from schemas.spec.job_spec import ComponentSpec, ModelSpec
+from schemas.job import component_spec
+from schemas.spec.job_spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +131,7 @@ def folder_with_components(name: str, spec: ModelSpec, checkpoint: Path, deadlin
 def _local_files(component: NamedComponent, variant: str | None, deadline_s: float) -> dict[str, LocalFile]:
     """The files that a component is loaded from, on this machine, by their names in the checkpoint."""
     card, part = component.source, component.name
-    source = ComponentSpec(path=card.path, revision=card.revision, subfolder=card.subfolder)
-    files = ask_hub(lambda: files_of_component(part, source, variant), card.path, deadline_s)
+    files = ask_hub(lambda: files_of_component(part, component_spec(card), variant), card.path, deadline_s)
     local = {}
     for name in needed_files(part, files, variant):
         file = files[name]

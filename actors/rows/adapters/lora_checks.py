@@ -57,7 +57,7 @@ def _names(text: object) -> list[str]:
 def _invalid_weights(text: str | None, _: ResolvedRoute) -> str:
     """What is wrong with the weights in a text; empty if they can be applied."""
     try:
-        parse_weights(text or NO_WEIGHTS)
+        parse_weights(text or "")
     except ValueError as error:
         return f"loras is {shown(text)}: {error}"
     return ""
