@@ -98,7 +98,6 @@ def test_a_local_file_is_named_itself_or_by_its_folder(
         ({"path": "./pickles/old.pt"}, "old.pt is a pickle, which can run code"),
         ({"path": "./pickles/old.ckpt"}, "old.ckpt is a pickle, which can run code"),
         ({"path": "./several/notes.txt"}, "does not end in .safetensors"),
-        ({"path": "./several/chalk.safetensors", "revision": "main"}, ".revision: "),
         ({"path": "./several/chalk.safetensors", "weight_name": "x.safetensors"}, ".weight_name: "),
         ({"path": "./several/chalk.safetensors", "subfolder": "x"}, ".subfolder: "),
         ({"path": "./several/../several"}, "'..' is not allowed"),

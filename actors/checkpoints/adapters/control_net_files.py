@@ -23,6 +23,7 @@ from actors.checkpoints.component_files import (
 )
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
 from actors.checkpoints.model_files import files_of
+from actors.checkpoints.single_files.safetensors_headers import refuse_whole_numbers
 from actors.checkpoints.single_files.single_file import local_header, remote_header
 from actors.checkpoints.sources import (
     ReadJson,
@@ -156,9 +157,9 @@ def _weights(key: str, spec: ControlNetSpec, files: Files) -> tuple[Any, ...]:
     for file in weights:
         try:
             if isinstance(file, HubFile):
-                remote_header(spec.path, file)
+                refuse_whole_numbers(remote_header(spec.path, file).tensors)
             elif isinstance(file, LocalFile):
-                local_header(file.path)
+                refuse_whole_numbers(local_header(file.path).tensors)
         except ValueError as error:
             raise SpecError(f"{key}: {_name_of(file)} of {spec.path} cannot be used: {error}") from error
         except HUB_ERRORS as error:

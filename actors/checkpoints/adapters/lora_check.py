@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from actors.checkpoints.adapters.adapter_files import find_adapter
 from actors.checkpoints.adapters.checkpoint_layers import Layers, layers_of
 from actors.checkpoints.adapters.lora_layers import LoraLayer, lora_layers
+from actors.checkpoints.adapters.lora_metadata import check_metadata
 from actors.storage.stores import Stores
 from schemas.errors import SpecError
 from schemas.job import pinned
@@ -46,6 +47,8 @@ def find_loras(
         try:
             changed = lora_layers(shapes, layers_per_block if is_xl else None)
             _refuse_misfit(changed, layers, is_xl=is_xl)
+            has_alphas = any(tensor.endswith(".alpha") for tensor in shapes)
+            check_metadata(adapter.header.metadata, changed, has_alphas=has_alphas)
         except ValueError as error:
             raise SpecError(
                 f"{key}: {adapter.location} cannot be used with {model.checkpoint}: {error}"

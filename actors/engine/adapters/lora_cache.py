@@ -18,6 +18,7 @@ from actors.engine.adapters.row_loras import Loras, all_have, forget_factors, ro
 from actors.engine.quirks.clip_skip import clip_skip_off
 from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 from schemas.errors import SpecError
+from schemas.wording.printable import in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class LoraCache:
         except _LOADING_ERRORS as error:
             if is_out_of_memory(error) or is_fatal(error):
                 raise  # The machine is at fault, not the file.
-            raise SpecError(f"loras.{name}: {file} cannot be loaded: {error}") from error
+            raise SpecError(f"loras.{name}: {file} cannot be loaded: {in_one_line(error)}") from error
         self._loaded[name] = _LoadedLora(in_layers=in_layers, layers=layers, size_bytes=size_bytes)
 
     def _taken_out(self, file: Path, in_layers: str) -> dict[str, list[Any]]:
