@@ -1,5 +1,6 @@
 """Components that a spec names by themselves, such as another VAE, and whether they fit the checkpoint."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,13 @@ ADDED: Mapping[str, list[str]] = {
     "feature_extractor": ["transformers", "CLIPImageProcessor"],
 }
 """Components that a checkpoint need not have, with their entries in model_index.json."""
+_CLASS_KEYS = ("_class_name", "tokenizer_class", "image_processor_type", "feature_extractor_type")
+"""The keys under which the configurations of diffusers and transformers name a class. Models of transformers
+have `architectures`."""
+_ANY_TOKENIZER = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""What a tokenizer's configuration may say whatever its class."""
+_SPELLINGS = re.compile(r"(?:FeatureExtractor|ImageProcessor)(?:Fast|Pil)?|(?<=Tokenizer)Fast")
+"""The parts of names in which classes of transformers differ that do the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +142,8 @@ def composed_index(
 ) -> dict[str, Any]:
     """The checkpoint's model_index.json with the named components in it.
 
-    SpecError for a component that the checkpoint has no place for, or that is of another class.
+    SpecError for a component that the checkpoint has no place for, that is of another class, or that needs
+    another one.
     """
     entries = dict(index)
     for part, component in components.items():
@@ -147,20 +156,36 @@ def composed_index(
                 f"{', '.join(own)}"
             )
         entries[part] = _entry(component, ADDED[part] if entry[1] is None else entry)
+    checker, extractor = components.get("safety_checker"), entries.get("feature_extractor")
+    if checker is not None and not (extractor and extractor[1]):
+        source = checker.source.path if checker.source.subfolder else "FOLDER_OR_REPOSITORY"
+        raise SpecError(
+            f"{checker.key}: a safety checker needs a feature_extractor, and the checkpoint of model "
+            f"`{name}` has none; name one too, with models.{name}.components: {{feature_extractor: {source}}}"
+        )
     return entries
 
 
 def _entry(component: NamedComponent, entry: list[str]) -> list[str]:
     """The component's entry in place of the checkpoint's."""
-    named = component.config.get("_class_name") or (component.config.get("architectures") or [None])[0]
+    named = _class_of(component.config)
     if component.name in ("scheduler", "low_res_scheduler") and str(named).isidentifier():
         return [entry[0], str(named)]
-    if named is not None and named != entry[1] and component.name not in ADDED:
+    if named is not None and _SPELLINGS.sub("", str(named)) != _SPELLINGS.sub("", entry[1]):
         raise SpecError(
             f"{component.key}: {component.source.path} is a {named!s:.80}, and the checkpoint has a "
             f"{entry[1]}"
         )
     return entry
+
+
+def _class_of(config: Mapping[str, Any]) -> Any:
+    """The class that a configuration names, which may be anything in a damaged one; None if it names none."""
+    named = next((config[key] for key in _CLASS_KEYS if config.get(key)), None)
+    architectures = config.get("architectures")
+    if named is None and isinstance(architectures, list) and architectures:
+        return architectures[0]
+    return None if named in _ANY_TOKENIZER else named
 
 
 def check_fit(name: str, components: Mapping[str, NamedComponent], own_json: ReadJson) -> None:
