@@ -11,6 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from actors.checkpoints.checkpoint_folders import is_folder_name
 from actors.checkpoints.component_files import Files, LocalFile, files_on_hub, weights_of
 from actors.checkpoints.hub import HUB_ERRORS
+from actors.checkpoints.single_files.single_file import refuse_single_file
 from actors.checkpoints.sources import (
     ReadJson,
     check_files,
@@ -33,6 +34,9 @@ _CONFIGS = {
     "feature_extractor": "preprocessor_config.json",
 }
 """The configuration files of components that do not have a config.json."""
+
+_CONVERTERS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+"""The classes of diffusers that convert components which are published as single files."""
 
 _UNET = {
     "in_channels": 4,
@@ -91,10 +95,7 @@ def _read(key: str, name: str, spec: ComponentSpec) -> NamedComponent:
     if not name.isidentifier():
         raise SpecError(f"{key}: {name!r:.80} is not the name of a component")
     folder = component_folder(spec)
-    if Path(spec.path).expanduser().is_file():
-        raise SpecError(
-            f"{key}: {spec.path} is a file; name the folder that diffusers' `save_pretrained` wrote"
-        )
+    refuse_single_file(key, spec.path, _CONVERTERS.get(name, ""))
     if folder is None and is_folder_name(spec.path):
         raise SpecError(f"{key}: the folder {spec.path} does not exist")
     errors = []

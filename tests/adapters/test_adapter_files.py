@@ -92,7 +92,10 @@ def test_a_local_file_is_named_itself_or_by_its_folder(
         ({"path": "./none/chalk.safetensors"}, "none/chalk.safetensors does not exist"),
         ({"path": "./several"}, "several .safetensors files; name one with `weight_name`: chalk.safe"),
         ({"path": "./several", "weight_name": "none.safetensors"}, "none.safetensors does not exist"),
-        ({"path": "./pickles"}, "has no .safetensors file; old.bin can run code, and is not read"),
+        (
+            {"path": "./pickles"},
+            "has no .safetensors file; it has old.bin, but pickles can run code, and are not read",
+        ),
         ({"path": "./pickles", "weight_name": "old.bin"}, "old.bin is a pickle, which can run code"),
         ({"path": "./pickles/old.bin"}, "old.bin is a pickle, which can run code"),
         ({"path": "./pickles/old.pt"}, "old.pt is a pickle, which can run code"),

@@ -193,7 +193,10 @@ def test_a_route_that_cannot_guide_is_refused(net: Path, tmp_path: Path, route: 
             "its addition_embed_type is 'text_time', the checkpoint's None",
         ),
         ({"in_channels": 9}, "its in_channels is 9, and the checkpoint's latents have 4 channels"),
-        ({"conditioning_channels": 1}, "its control images have 1 channels"),
+        (
+            {"conditioning_channels": 1},
+            "its conditioning_channels is 1, and the images of rows have 3 channels",
+        ),
         ({"conditioning_embedding_out_channels": [16, 32]}, "2 times smaller, and the VAE 8 times"),
     ],
 )
@@ -208,7 +211,7 @@ def test_a_control_net_of_another_family_is_refused_with_both_values(
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize("fault", ["pickle", "cut", "int8", "file", "missing", "family"])
+@pytest.mark.parametrize("fault", ["pickle", "cut", "int8", "file", "pth", "missing", "family"])
 def test_files_that_cannot_be_used_are_refused(net: Path, tmp_path: Path, fault: str) -> None:
     """Before anything of them is loaded."""
     wrong = copy_with(net, tmp_path / "wrong")
@@ -217,7 +220,8 @@ def test_files_that_cannot_be_used_are_refused(net: Path, tmp_path: Path, fault:
         "pickle": "has no diffusion_pytorch_model.safetensors",
         "cut": "it is cut off or damaged",
         "int8": "its tensor conv_in.weight has the type I8; weights must be floating-point numbers",
-        "file": "is a file; name the folder",
+        "file": r"is a file; name a folder .* `ControlNetModel\.from_single_file\(FILE\)",
+        "pth": "canny.pth is a file; name a folder",
         "missing": "the folder .* does not exist",
         "family": "has no pipeline with ControlNets for a checkpoint of upscale",
     }
@@ -227,7 +231,7 @@ def test_files_that_cannot_be_used_are_refused(net: Path, tmp_path: Path, fault:
         weights.write_bytes(weights.read_bytes()[:-1])
     elif fault == "int8":
         save_file({"conv_in.weight": np.ones((4, 4), np.int8)}, weights)
-    path = {"file": weights, "missing": tmp_path / "none"}.get(fault, wrong)
+    path = {"file": weights, "pth": "owner/nets/canny.pth", "missing": tmp_path / "none"}.get(fault, wrong)
     spec = spec_of(tmp_path, [{"prompt": "a fox"}], {"wrong": str(path)})
     if fault == "family":
         upscaler = spec.models["sd"].model_copy(update={"checkpoint": "demo:upscale"})

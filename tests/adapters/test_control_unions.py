@@ -143,7 +143,7 @@ def test_each_row_is_what_plain_diffusers_makes_of_it(
         ({"controlnet": "union", "control_mode": 1, "guess_mode": True}, "no guess_mode for a union"),
         (
             {"controls": '[{"controlnet":"union","control_mode":1},{"controlnet":"canny"}]'},
-            "beside which no other can guide",
+            "is a union, which guides without any other; name it alone",
         ),
         (
             {"controlnet": "canny", "control_mode": 1},

@@ -9,7 +9,7 @@ import pytest
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.numpy import save_file
 
-from actors.checkpoints.adapters.lora_check import find_loras
+from actors.checkpoints.adapters.lora_check import MAX_NOTES, find_loras
 from actors.checkpoints.adapters.lora_layers import translated
 from actors.checkpoints.component_files import files_on_hub
 from actors.checkpoints.model_cards import read_card
@@ -276,6 +276,20 @@ def test_what_diffusers_leaves_out_of_a_lora_is_noted(tmp_path: Path) -> None:
     assert "leaves out 1 of its 4 layers, which the checkpoint does not have (far_off)" in note
     assert "leaves out its DoRA scales" in note
     assert num_applied(file, "sd") == 3
+
+
+def test_many_loras_of_which_something_is_left_out_have_one_note_for_the_rest(tmp_path: Path) -> None:
+    """A plan of a thousand would be a thousand lines."""
+    strange = {"lora_unet_far_off.lora_down.weight": DOWN, "lora_unet_far_off.lora_up.weight": UP}
+    tensors = kohya("sd", layers_of("sd", "unet")[:1]) | strange
+    file = write(tmp_path / "chalk.safetensors", tensors)
+    loras = {f"chalk-{number}": str(file) for number in range(MAX_NOTES + 2)}
+    model = ModelSpec.model_validate({"checkpoint": "demo:sd", "loras": loras})
+
+    files, notes = find_loras("m", model, read_card("m", model), Stores())
+
+    assert (len(files), len(notes)) == (MAX_NOTES + 2, MAX_NOTES + 1)
+    assert notes[-1] == "models.m.loras: diffusers leaves out a part of 2 more LoRAs too"
 
 
 def test_a_lora_of_an_encoder_that_is_the_same_fits_another_family(tmp_path: Path) -> None:

@@ -194,8 +194,9 @@ def test_a_safety_checker_can_be_added_with_its_feature_extractor(tmp_path: Path
     [
         ("/no/such", "the folder /no/such does not exist"),
         ("./no-such", "the folder ./no-such does not exist"),
-        (str(demo("sd") / "model_index.json"), "is a file; name the folder"),
+        (str(demo("sd") / "model_index.json"), "is a file; name a folder"),
         (str(demo("sd") / "tokenizer"), "has no readable config.json"),
+        ("studio/vaes/vae.safetensors", "run diffusers' `AutoencoderKL.from_single_file(FILE)"),
         ("no/such", "no/such is neither a folder here nor a Hub repository"),
     ],
 )

@@ -120,7 +120,7 @@ def _only(key: str, place: str, names: Iterable[str]) -> str:
             f"{key}: {place} has several {ENDING} files; name one with `weight_name`: {listed(safe)}"
         )
     pickles = [name for name in names if name.lower().endswith(PICKLES)]
-    beside = f"; {listed(pickles)} can run code, and is not read" if pickles else ""
+    beside = f"; it has {listed(pickles)}, but pickles can run code, and are not read" if pickles else ""
     raise SpecError(f"{key}: {place} has no {ENDING} file{beside}")
 
 

@@ -24,7 +24,7 @@ from actors.checkpoints.component_files import (
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
 from actors.checkpoints.model_files import files_of
 from actors.checkpoints.single_files.safetensors_headers import refuse_whole_numbers
-from actors.checkpoints.single_files.single_file import local_header, remote_header
+from actors.checkpoints.single_files.single_file import local_header, refuse_single_file, remote_header
 from actors.checkpoints.sources import (
     ReadJson,
     check_files,
@@ -96,10 +96,7 @@ def _read(key: str, spec: ControlNetSpec) -> tuple[ControlNetCard, Mapping[str, 
     """(card, configuration) of a ControlNet."""
     folder = local_net(spec)
     path = Path(spec.path).expanduser()
-    if path.is_file():
-        raise SpecError(
-            f"{key}: {spec.path} is a file; name the folder that diffusers' `save_pretrained` wrote"
-        )
+    refuse_single_file(key, spec.path, CLASSES[0])
     if folder is None:
         if is_folder_name(spec.path):
             raise SpecError(f"{key}: the folder {spec.path} does not exist")
@@ -206,7 +203,7 @@ def _misfit(net: Mapping[str, Any], unet: Mapping[str, Any] | None, card: ModelC
     """
     channels = net.get("conditioning_channels", 3)
     if channels != 3:
-        return f"its control images have {channels!r:.20} channels, and images of rows have 3"
+        return f"its conditioning_channels is {channels!r:.20}, and the images of rows have 3 channels"
     widths = net.get("conditioning_embedding_out_channels") or _EMBEDDING
     factor = 2 ** (len(widths) - 1)
     if factor != card.vae_factor:

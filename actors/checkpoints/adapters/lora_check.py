@@ -18,6 +18,8 @@ from schemas.wording.amounts import counted
 
 FILES_AT_ONCE = 16
 """LoRAs that are looked at at the same time."""
+MAX_NOTES = 20
+"""The most LoRAs of a model that have a note of their own."""
 _XL = "StableDiffusionXL"
 _MADE_FOR = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "XL", 1280: "XL's refiner"}
 """The kind of checkpoint, by the width of the encoded prompt that its UNet is given."""
@@ -58,7 +60,12 @@ def find_loras(
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
         found = [*threads.map(find, model.loras.items())]
-    return {file.name: file for file, _ in found}, [note for _, note in found if note]
+    notes = [note for _, note in found if note]
+    if others := notes[MAX_NOTES:]:
+        notes[MAX_NOTES:] = [
+            f"models.{name}.loras: diffusers leaves out a part of {counted(len(others), 'more LoRA')} too"
+        ]
+    return {file.name: file for file, _ in found}, notes
 
 
 Components = Mapping[str, Layers | None]

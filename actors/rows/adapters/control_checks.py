@@ -149,7 +149,7 @@ def _unfit_for_unions(
             continue
         rows = codes == code
         mixed = np.full(batch.num_rows, {*names} != {union})
-        message = f"ControlNet `{union}` is a union, beside which no other can guide; name it alone"
+        message = f"ControlNet `{union}` is a union, which guides without any other; name it alone"
         yield rows & mixed, "invalid_parameter", always(message)
         message = f"diffusers has no guess_mode for a union such as `{union}`; leave it out for this row"
         yield (
