@@ -147,7 +147,7 @@ def test_a_file_that_cannot_be_loaded_is_named(pipeline: Any, tmp_path: Path) ->
     broken.write_bytes(b"\0" * 100)
     loras = LoraCache(pipeline, lambda _: broken, PLENTY)
 
-    with pytest.raises(SpecError, match=r"loras\.ink: .*broken\.safetensors cannot be loaded"):
+    with pytest.raises(SpecError, match=r"the LoRA `ink`: .*broken\.safetensors cannot be loaded"):
         use(loras, "ink")
 
     assert loras.names == ()

@@ -101,7 +101,7 @@ class LoraCache:
         except _LOADING_ERRORS as error:
             if is_out_of_memory(error) or is_fatal(error):
                 raise  # The machine is at fault, not the file.
-            raise SpecError(f"loras.{name}: {file} cannot be loaded: {in_one_line(error)}") from error
+            raise SpecError(f"the LoRA `{name}`: {file} cannot be loaded: {in_one_line(error)}") from error
         self._loaded[name] = _LoadedLora(in_layers=in_layers, layers=layers, size_bytes=size_bytes)
 
     def _taken_out(self, file: Path, in_layers: str) -> dict[str, list[Any]]:
@@ -123,9 +123,10 @@ class LoraCache:
         return layers
 
     def _make_room(self, size_bytes: int) -> None:
+        kept_bytes = sum(lora.size_bytes for lora in self._loaded.values())
         for name in self.names:
-            kept_bytes = sum(lora.size_bytes for lora in self._loaded.values())
             if not self._users[name] and kept_bytes + size_bytes > self._capacity_bytes:
+                kept_bytes -= self._loaded[name].size_bytes
                 self._drop(name)
 
     def _drop(self, name: str) -> None:
