@@ -174,7 +174,7 @@ def _entry(component: NamedComponent, entry: list[str]) -> list[str]:
         return [entry[0], str(named)]
     if named is not None and _SPELLINGS.sub("", str(named)) != _SPELLINGS.sub("", entry[1]):
         raise SpecError(
-            f"{component.key}: {component.source.path} is a {named!s:.80}, and the checkpoint has a "
+            f"{component.key}: {component.source.path} is a {named!s:.80}, and the checkpoint needs a "
             f"{entry[1]}"
         )
     return entry

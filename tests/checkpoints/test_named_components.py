@@ -142,7 +142,7 @@ def test_a_component_of_another_class_does_not_fit(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "vae" / "config.json").read_text())
     (tmp_path / "vae" / "config.json").write_text(json.dumps(config | {"_class_name": "AutoencoderTiny"}))
 
-    with pytest.raises(SpecError, match="is a AutoencoderTiny, and the checkpoint has a AutoencoderKL"):
+    with pytest.raises(SpecError, match="is a AutoencoderTiny, and the checkpoint needs a AutoencoderKL"):
         read_card("m", model({"vae": str(tmp_path / "vae")}))
 
 

@@ -62,7 +62,7 @@ def find_adapter(key: str, name: str, spec: AdapterSpec, stores: Stores) -> Foun
     if spec.weight_name is not None:
         _refuse_other_kinds(key, spec.weight_name)
     try:
-        adapter = _found(key, name, spec, stores)
+        adapter = _read(key, name, spec, stores)
         refuse_whole_numbers(adapter.header.tensors)
         return adapter
     except ValueError as error:
@@ -73,7 +73,7 @@ def find_adapter(key: str, name: str, spec: AdapterSpec, stores: Stores) -> Foun
         ) from error
 
 
-def _found(key: str, name: str, spec: AdapterSpec, stores: Stores) -> FoundAdapter:
+def _read(key: str, name: str, spec: AdapterSpec, stores: Stores) -> FoundAdapter:
     if spec.path.startswith(S3_SCHEME):
         return _on_s3(key, name, spec, stores)
     path = Path(_normalised(key, spec.path))
