@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from actors.engine.adapters.lora_cache import LoraCache
 from demo.random_loras import TEXT, plain_pipeline, save_lora
@@ -87,6 +88,20 @@ def test_those_used_longest_ago_make_room(caches: Any, files: dict[str, Path]) -
     use(loras, "c")
 
     assert loras.names == ("a", "c")
+
+
+def test_a_lora_counts_as_it_is_in_memory(caches: Any, files: dict[str, Path], tmp_path: Path) -> None:
+    """Not as in its file, which may have half the precision of the modules."""
+    for name in "de":
+        halves = {key: tensor.half() for key, tensor in load_file(files["a"]).items()}
+        save_file(halves, tmp_path / f"{name}.safetensors")
+        files[name] = tmp_path / f"{name}.safetensors"
+    loras = caches(files["a"].stat().st_size)
+
+    use(loras, "d")
+    use(loras, "e")
+
+    assert loras.names == ("e",)
 
 
 def test_what_is_in_use_stays(caches: Any) -> None:
