@@ -172,7 +172,7 @@ def _entry(component: NamedComponent, entry: list[str]) -> list[str]:
     named = _class_of(component.config)
     if component.name in ("scheduler", "low_res_scheduler") and str(named).isidentifier():
         return [entry[0], str(named)]
-    if named is not None and _SPELLINGS.sub("", str(named)) != _SPELLINGS.sub("", entry[1]):
+    if named is not None and _SPELLINGS.sub("", str(named)) != _SPELLINGS.sub("", str(entry[1])):
         raise SpecError(
             f"{component.key}: {component.source.path} is a {named!s:.80}, and the checkpoint needs a "
             f"{entry[1]}"

@@ -96,7 +96,7 @@ def test_a_lora_counts_as_it_is_in_memory(caches: Any, files: dict[str, Path], t
         halves = {key: tensor.half() for key, tensor in load_file(files["a"]).items()}
         save_file(halves, tmp_path / f"{name}.safetensors")
         files[name] = tmp_path / f"{name}.safetensors"
-    loras = caches(files["a"].stat().st_size)
+    loras = caches(2 * files["d"].stat().st_size)
 
     use(loras, "d")
     use(loras, "e")
