@@ -1,5 +1,6 @@
 """Components that a spec names by themselves, such as another VAE, and whether they fit the checkpoint."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from actors.checkpoints.checkpoint_folders import is_folder_name
 from actors.checkpoints.component_files import Files, LocalFile, files_on_hub, weights_of
 from actors.checkpoints.hub import HUB_ERRORS
+from actors.checkpoints.single_files.single_file import refuse_single_file
 from actors.checkpoints.sources import (
     ReadJson,
     check_files,
@@ -32,6 +34,9 @@ _CONFIGS = {
     "feature_extractor": "preprocessor_config.json",
 }
 """The configuration files of components that do not have a config.json."""
+
+_CONVERTERS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+"""The classes of diffusers that convert components which are published as single files."""
 
 _UNET = {
     "in_channels": 4,
@@ -59,6 +64,13 @@ ADDED: Mapping[str, list[str]] = {
     "feature_extractor": ["transformers", "CLIPImageProcessor"],
 }
 """Components that a checkpoint need not have, with their entries in model_index.json."""
+_CLASS_KEYS = ("_class_name", "tokenizer_class", "image_processor_type", "feature_extractor_type")
+"""The keys under which the configurations of diffusers and transformers name a class. Models of transformers
+have `architectures`."""
+_ANY_TOKENIZER = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""What a tokenizer's configuration may say whatever its class."""
+_SPELLINGS = re.compile(r"(?:FeatureExtractor|ImageProcessor)(?:Fast|Pil)?|(?<=Tokenizer)Fast")
+"""The parts of names in which classes of transformers differ that do the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +95,7 @@ def _read(key: str, name: str, spec: ComponentSpec) -> NamedComponent:
     if not name.isidentifier():
         raise SpecError(f"{key}: {name!r:.80} is not the name of a component")
     folder = component_folder(spec)
-    if Path(spec.path).expanduser().is_file():
-        raise SpecError(
-            f"{key}: {spec.path} is a file; name the folder that diffusers' `save_pretrained` wrote"
-        )
+    refuse_single_file(key, spec.path, _CONVERTERS.get(name, ""))
     if folder is None and is_folder_name(spec.path):
         raise SpecError(f"{key}: the folder {spec.path} does not exist")
     errors = []
@@ -134,7 +143,8 @@ def composed_index(
 ) -> dict[str, Any]:
     """The checkpoint's model_index.json with the named components in it.
 
-    SpecError for a component that the checkpoint has no place for, or that is of another class.
+    SpecError for a component that the checkpoint has no place for, that is of another class, or that needs
+    another one.
     """
     entries = dict(index)
     for part, component in components.items():
@@ -147,20 +157,36 @@ def composed_index(
                 f"{', '.join(own)}"
             )
         entries[part] = _entry(component, ADDED[part] if entry[1] is None else entry)
+    checker, extractor = components.get("safety_checker"), entries.get("feature_extractor")
+    if checker is not None and not (extractor and extractor[1]):
+        source = checker.source.path if checker.source.subfolder else "FOLDER_OR_REPOSITORY"
+        raise SpecError(
+            f"{checker.key}: a safety checker needs a feature_extractor, and the checkpoint of model "
+            f"`{name}` has none; name one too, with models.{name}.components: {{feature_extractor: {source}}}"
+        )
     return entries
 
 
 def _entry(component: NamedComponent, entry: list[str]) -> list[str]:
     """The component's entry in place of the checkpoint's."""
-    named = component.config.get("_class_name") or (component.config.get("architectures") or [None])[0]
+    named = _class_of(component.config)
     if component.name in ("scheduler", "low_res_scheduler") and str(named).isidentifier():
         return [entry[0], str(named)]
-    if named is not None and named != entry[1] and component.name not in ADDED:
+    if named is not None and _SPELLINGS.sub("", str(named)) != _SPELLINGS.sub("", str(entry[1])):
         raise SpecError(
-            f"{component.key}: {component.source.path} is a {named!s:.80}, and the checkpoint has a "
+            f"{component.key}: {component.source.path} is a {named!s:.80}, and the checkpoint needs a "
             f"{entry[1]}"
         )
     return entry
+
+
+def _class_of(config: Mapping[str, Any]) -> Any:
+    """The class that a configuration names, which may be anything in a damaged one; None if it names none."""
+    named = next((config[key] for key in _CLASS_KEYS if config.get(key)), None)
+    architectures = config.get("architectures")
+    if named is None and isinstance(architectures, list) and architectures:
+        return architectures[0]
+    return None if named in _ANY_TOKENIZER else named
 
 
 def check_fit(name: str, components: Mapping[str, NamedComponent], own_json: ReadJson) -> None:

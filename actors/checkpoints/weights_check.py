@@ -3,8 +3,6 @@
 import json
 from contextlib import suppress
 
-from safetensors import SafetensorError, safe_open
-
 from actors.checkpoints.checkpoint_folders import local_folder
 from actors.checkpoints.component_files import (
     ALLOW_PICKLES,
@@ -17,6 +15,8 @@ from actors.checkpoints.component_files import (
 )
 from actors.checkpoints.hub import HUB_ERRORS
 from actors.checkpoints.model_files import files_of
+from actors.checkpoints.single_files.safetensors_headers import refuse_whole_numbers
+from actors.checkpoints.single_files.single_file import local_header
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
 
@@ -76,18 +76,24 @@ def _weights(files: Files, model: ModelSpec, with_checker: bool) -> dict[str, tu
 
 
 def _check_complete(prefix: str, weights: tuple[CheckpointFile, ...]) -> None:
-    """Raise SpecError if a file is not as long as its header says. The message begins with `prefix`."""
+    """Raise SpecError if a file is not as long as its header says, or has weights that are not loaded.
+
+    The message begins with `prefix`.
+    """
     for file in weights:
         if not isinstance(file, LocalFile) or file.path.suffix == PICKLED:
             continue
         try:
-            with safe_open(file.path, framework="np"):
-                pass
-        except SafetensorError as error:
+            header = local_header(file.path)
+        except ValueError as error:
             raise SpecError(
                 f"{prefix}/{file.path.name} is damaged, half copied, or a Git LFS pointer: {error}. "
                 "Copy or download it again"
             ) from error
+        try:
+            refuse_whole_numbers(header.tensors)
+        except ValueError as error:
+            raise SpecError(f"{prefix}/{file.path.name} cannot be used: {error}") from error
 
 
 def _how_to_fix(files: Files, unsafe: list[str]) -> str:

@@ -24,7 +24,7 @@ from schemas.columns.column_types import dense, id_type, kept_type
 from schemas.columns.fields import FIELD_KINDS
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RowError
-from schemas.systems.control_parameters import CONTROL
+from schemas.systems.control_parameters import ENTRY_KEYS
 from schemas.systems.schedulers import options_text
 
 MAX_KEPT_VALUE_BYTES = 16 << 20
@@ -177,7 +177,7 @@ def _as_controls(array: pa.Array) -> pa.Array:
     """Each row's ControlNets as a JSON list of objects, which the checks parse. Texts stay as they are."""
     if not pa.types.is_nested(array.type):
         return array.cast(pa.string())
-    leaves = [leaf for leaf in array.type.value_type if leaf.name in CONTROL]
+    leaves = [leaf for leaf in array.type.value_type if leaf.name in ENTRY_KEYS]
     rows = [
         row
         and [{leaf.name: _shortest(each[leaf.name], leaf.type) for leaf in leaves} for each in row if each]

@@ -13,7 +13,7 @@ from schemas.systems.system_table import find_system
 def few_step_notes(spec: JobSpec, models: Mapping[str, ModelCard]) -> Iterator[str]:
     """Yield a line for each route whose values do not suit the few-step model or LoRA that it uses.
 
-    That it is one is told from the name of its file or repository.
+    That it is one is told from the name of its file or repository, or from the spec's own name for it.
     """
     for name, route in spec.routes.items():
         card = models[route.model]
@@ -36,13 +36,15 @@ def few_step_notes(spec: JobSpec, models: Mapping[str, ModelCard]) -> Iterator[s
 
 
 def _sources(spec: JobSpec, name: str) -> Iterator[str]:
-    """The files and repositories from which a route's model and its LoRAs come, the LoRAs first."""
+    """The names of a route's LoRAs and model: of the files or repositories, and then the spec's own."""
     route = spec.routes[name]
     model = spec.models[route.model]
     for lora, weight in (route.loras or {}).items():
         if weight:
             source = model.loras[lora]
             yield "/".join(part for part in (source.path, source.subfolder, source.weight_name) if part)
+            yield lora
     if "unet" in model.components:
         yield model.components["unet"].path
     yield model.checkpoint
+    yield route.model

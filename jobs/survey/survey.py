@@ -9,6 +9,7 @@ import pyarrow as pa
 from actors.checkpoints.adapters.control_net_files import find_control_nets
 from actors.checkpoints.adapters.lora_check import find_loras
 from actors.checkpoints.checkpoint_folders import build_demo_checkpoints
+from actors.checkpoints.idle_revisions import refuse_idle_revisions
 from actors.checkpoints.model_cards import read_card
 from actors.checkpoints.weights_check import check_weights
 from actors.inputs.footers import read_footer
@@ -76,6 +77,8 @@ def make_survey(spec: JobSpec, pins: Mapping[str, ModelSpec] = MappingProxyType(
     columns = map_columns(schemas, spec.input, used_fields(spec))
     _check_folders(columns, schemas, files)
     _check_columns(spec, columns, schemas)
+    for name, model in spec.models.items():
+        refuse_idle_revisions(name, model)
     build_demo_checkpoints(spec.models.values())
     models = {name: read_card(name, pins.get(name, model)) for name, model in spec.models.items()}
     check_routes(spec, models)

@@ -6,7 +6,9 @@ import pyarrow as pa
 
 from schemas.columns.fields import FIELD_KINDS
 from schemas.errors import SpecError
-from schemas.systems.control_parameters import CONTROL
+from schemas.systems.control_parameters import CONTROL_IMAGES, ENTRY_KEYS, nearest_key
+from schemas.wording.nearest import did_you_mean
+from schemas.wording.printable import shortened
 
 
 def storage_type(arrow_type: pa.DataType) -> pa.DataType:
@@ -97,6 +99,26 @@ def fits(field: str, arrow_type: pa.DataType) -> bool:
     return _accepts(FIELD_KINDS[field], dense(storage_type(arrow_type)))
 
 
+_LIST_KEYS = {
+    # An output has the hashes of files beside what was asked for.
+    "controls": (*ENTRY_KEYS, CONTROL_IMAGES[0], "sha256"),
+    "weights by name": ("name", "weight", "sha256"),
+}
+"""By kind of field: the keys of the structs in a column of lists."""
+
+
+def unknown_key(field: str, arrow_type: pa.DataType) -> str:
+    """What is wrong with a key of the structs in a column of lists that fills a field; else empty."""
+    kind, keys = dense(storage_type(arrow_type)), _LIST_KEYS.get(FIELD_KINDS[field], ())
+    if not keys or not _is_list(kind) or not pa.types.is_struct(kind.value_type):
+        return ""
+    unknown = next((leaf.name for leaf in kind.value_type if leaf.name not in keys), None)
+    if unknown is None:
+        return ""
+    hint = nearest_key(unknown) if FIELD_KINDS[field] == "controls" else did_you_mean(unknown, keys)
+    return f"`{shortened(unknown)}`, which is not one of {', '.join(keys)}{hint}"
+
+
 def needed(field: str) -> str:
     """What a column must have to fill a field, in words."""
     words = {
@@ -168,13 +190,13 @@ def _is_controls(arrow_type: pa.DataType) -> bool:
     if not _is_list(arrow_type) or not pa.types.is_struct(arrow_type.value_type):
         return False
     types = {field.name: field.type for field in arrow_type.value_type}
-    numbers = CONTROL.keys() & types.keys() - {"controlnet"}
+    numbers = {*ENTRY_KEYS[1:]} & types.keys()
     return (
         "controlnet" in types
         and len(types) == arrow_type.value_type.num_fields
         and _accepts("text", types["controlnet"])
         and all(_is_number(types[name]) for name in numbers)
-        and ("control_image" not in types or _accepts("image", types["control_image"]))
+        and (CONTROL_IMAGES[0] not in types or _accepts("image", types[CONTROL_IMAGES[0]]))
     )
 
 

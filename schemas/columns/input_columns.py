@@ -58,6 +58,11 @@ def map_columns(
                 f"name another column with input.columns: {{{field}: ...}}, or leave the field unread with "
                 f"{{{field}: null}}"
             )
+        if unknown := found.unknown_key(field, column):
+            raise SpecError(
+                f"column `{column}`: its entries have {unknown}; rename or remove it, or leave the field "
+                f"unread with input.columns: {{{field}: null}}"
+            )
     return ColumnMap(
         fields=fields,
         recognised=recognised,

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from schemas.columns.column_types import common_kept_type, fits, id_type
+from schemas.columns.column_types import common_kept_type, fits, id_type, unknown_key
 from schemas.columns.folder_columns import common_folder_type, folder_columns, folder_type
 from schemas.errors import SpecError
 
@@ -56,6 +56,12 @@ class InputSchemas:
         if column in self.folder_types and not fits(field, folder_type(field)):
             return "the name of a folder"
         return ""
+
+    def unknown_key(self, field: str, column: str) -> str:
+        """What is wrong with a key in the structs of this column, which fills the field; else empty."""
+        return next(
+            filter(None, (unknown_key(field, arrow_type) for _, arrow_type in self._types(column))), ""
+        )
 
     def id_type(self, column: str) -> pa.DataType:
         """The type that ids have in the output. Raises SpecError if it is not the same for all files."""

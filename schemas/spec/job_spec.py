@@ -418,12 +418,13 @@ class JobSpec(StrictModel):
                 raise ValueError(
                     f"routes.{name}.loras: {problem}. Name its file in models.{shortened(route.model)}.loras"
                 )
-        start, end = route.control_guidance_start, route.control_guidance_end
-        if (start or 0.0) >= (1.0 if end is None else end):
-            raise ValueError(
-                f"routes.{name}: control_guidance_start, {start or 0:g}, must be below control_guidance_end, "
-                f"{1.0 if end is None else end:g}"
-            )
+        for number, (start, end) in enumerate(route.control_ranges()):
+            if start >= end:
+                key = f".controls.{number - 1}" if number else ""
+                raise ValueError(
+                    f"routes.{name}{key}: control_guidance_start, {start:g}, must be below "
+                    f"control_guidance_end, {end:g}"
+                )
         key, nets = "controls" if route.controls else "controlnet", self.models[route.model].controlnets
         for net in route.controlnets():
             if problem := unknown_adapter("ControlNet", net, route.model, nets):

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from schemas.systems.schedulers import shown, without_repeats
+from schemas.wording.nearest import did_you_mean
 
 MAX_CONTROLS = 4
 """The most ControlNets that guide one image."""
@@ -21,6 +22,8 @@ _NUMBERS: Mapping[str, float] = {
 }
 """The greatest values of what may be set for each ControlNet; the least is 0."""
 
+ENTRY_KEYS = ("controlnet", *_NUMBERS, "control_mode")
+"""The keys of an entry of `controls`."""
 MAX_MODE = 31
 """The greatest `control_mode`; published unions have up to eight."""
 
@@ -65,10 +68,10 @@ def _checked(entry: Any) -> dict[str, Any]:
         raise ValueError('each entry names a ControlNet, such as {"controlnet": "canny"}')
     if not entry["controlnet"]:
         raise ValueError("an entry has an empty name; leave the entry out")
-    if unknown := [key for key in entry if key not in ("controlnet", "control_mode", *_NUMBERS)]:
+    if unknown := [key for key in entry if key not in ENTRY_KEYS]:
         raise ValueError(
-            f"`{shown(unknown[0])}` is not a key of an entry; keys are controlnet, {', '.join(_NUMBERS)} and "
-            f"control_mode. The images are in the columns {', '.join(CONTROL_IMAGES)}"
+            f"`{shown(unknown[0])}` is not a key of an entry{nearest_key(unknown[0])}; keys are "
+            f"{', '.join(ENTRY_KEYS)}. The images are in the columns {', '.join(CONTROL_IMAGES)}"
         )
     checked = {"controlnet": entry["controlnet"]}
     for name, most in _NUMBERS.items():
@@ -85,6 +88,12 @@ def _checked(entry: Any) -> dict[str, Any]:
             raise ValueError(f"control_mode is {shown(mode)}; it must be a whole number from 0 to {MAX_MODE}")
         checked["control_mode"] = int(mode)
     return checked
+
+
+def nearest_key(unknown: str) -> str:
+    """` (did you mean X?)` with the key of an entry that is near, or that has this word in it; else empty."""
+    with_word = next((key for key in ENTRY_KEYS if unknown in key.split("_")), unknown)
+    return did_you_mean(unknown, ENTRY_KEYS) or did_you_mean(with_word, ENTRY_KEYS)
 
 
 def parse_controls(text: str) -> list[dict[str, Any]]:

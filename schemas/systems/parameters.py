@@ -174,6 +174,17 @@ class Parameters(StrictModel):
         names = [str(entry["controlnet"]) for entry in self.controls or ()]
         return names or ([self.controlnet] if self.controlnet else [])
 
+    def control_ranges(self) -> list[tuple[float, float]]:
+        """The shares of the steps from and to which ControlNets guide: the route's own, and each entry's."""
+        start = 0.0 if self.control_guidance_start is None else self.control_guidance_start
+        end = 1.0 if self.control_guidance_end is None else self.control_guidance_end
+        entries = checked_controls(self.controls or ())
+        of_entries = (
+            (each.get("control_guidance_start", start), each.get("control_guidance_end", end))
+            for each in entries
+        )
+        return [(start, end), *of_entries]
+
     def set_parameters(self) -> dict[str, ParameterValue]:
         """The parameters that are set, by name, in the order of their declaration."""
         values = ((name, getattr(self, name)) for name in Parameters.model_fields)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 MAX_SHOWN = 100
 """The most characters of one text that a message shows."""
+MAX_QUOTED = 400
+"""The most characters of another library's error that a message quotes."""
 MAX_LISTED = 20
 """The most names that a message lists."""
 
@@ -29,6 +31,12 @@ def command_in(text: str) -> str | None:
 def shortened(text: str) -> str:
     """The text, cut to MAX_SHOWN characters if it is longer."""
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+def in_one_line(error: BaseException) -> str:
+    """The message of another library's error on one line, of at most MAX_QUOTED characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED - 3]}..."
 
 
 def listed(names: Sequence[str]) -> str:

@@ -122,8 +122,8 @@ def _path(layer: Layer) -> str:
     return f"{component}.text_model.{name.removeprefix('text_model.')}"
 
 
-def write(file: Path, tensors: Tensors) -> Path:
+def write(file: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
     """Write a file of safetensors, and return it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.array(tensor) for name, tensor in tensors.items()}, file)
+    save_file({name: np.array(tensor) for name, tensor in tensors.items()}, file, metadata)
     return file

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import save_file
 
 from actors.checkpoints.adapters.control_net_files import net_on_this_machine
 from demo.random_control_nets import save_control_net
@@ -85,7 +87,10 @@ def copy_with(net: Path, folder: Path, **config: Any) -> Path:
             {"controls": '[{"controlnet":"canny","controlnet":"depth"}]'},
             "a name appears in it twice",
         ),
-        ({"controls": '[{"controlnet":"canny","scale":1}]'}, "`scale` is not a key of an entry"),
+        (
+            {"controls": '[{"controlnet":"canny","scale":1}]'},
+            "`scale` is not a key of an entry (did you mean `controlnet_conditioning_scale`?)",
+        ),
         ({"controls": '[{"controlnet":"cany"}]'}, "unknown_controlnet: "),
         (
             {"controls": '[{"controlnet":"canny","control_guidance_end":0}]'},
@@ -160,6 +165,16 @@ def test_the_ways_out_of_a_routes_control_are_named(net: Path, tmp_path: Path) -
         ({"controls": [{"controlnet": "canny", "end": 1}]}, "`end` is not a key of an entry"),
         ({"controls": [{"controlnet": "canny"}], "controlnet": "canny"}, "exclude each other"),
         ({"control_guidance_start": 0.5, "control_guidance_end": 0.5}, "must be below control_guidance_end"),
+        (
+            {"controls": [{"controlnet": "canny"}, {"controlnet": "canny", "control_guidance_end": 0.1}]}
+            | {"control_guidance_start": 0.5},
+            "controls.1: control_guidance_start, 0.5, must be below control_guidance_end, 0.1",
+        ),
+        (
+            {"controls": [{"controlnet": "canny", "control_guidance_start": 2.0}]},
+            "control_guidance_start is 2.0; it must be a number from 0 to 1",
+        ),
+        ({"controls": [{"controlnet": "canny", "controlnet_conditioning_scale": "x"}]}, "is x; it must be a"),
     ],
 )
 def test_a_route_that_cannot_guide_is_refused(net: Path, tmp_path: Path, route: Record, says: str) -> None:
@@ -178,7 +193,10 @@ def test_a_route_that_cannot_guide_is_refused(net: Path, tmp_path: Path, route: 
             "its addition_embed_type is 'text_time', the checkpoint's None",
         ),
         ({"in_channels": 9}, "its in_channels is 9, and the checkpoint's latents have 4 channels"),
-        ({"conditioning_channels": 1}, "its control images have 1 channels"),
+        (
+            {"conditioning_channels": 1},
+            "its conditioning_channels is 1, and the images of rows have 3 channels",
+        ),
         ({"conditioning_embedding_out_channels": [16, 32]}, "2 times smaller, and the VAE 8 times"),
     ],
 )
@@ -193,7 +211,7 @@ def test_a_control_net_of_another_family_is_refused_with_both_values(
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize("fault", ["pickle", "cut", "file", "missing", "family"])
+@pytest.mark.parametrize("fault", ["pickle", "cut", "int8", "file", "pth", "missing", "family"])
 def test_files_that_cannot_be_used_are_refused(net: Path, tmp_path: Path, fault: str) -> None:
     """Before anything of them is loaded."""
     wrong = copy_with(net, tmp_path / "wrong")
@@ -201,7 +219,9 @@ def test_files_that_cannot_be_used_are_refused(net: Path, tmp_path: Path, fault:
     says = {
         "pickle": "has no diffusion_pytorch_model.safetensors",
         "cut": "it is cut off or damaged",
-        "file": "is a file; name the folder",
+        "int8": "its tensor conv_in.weight has the type I8; weights must be floating-point numbers",
+        "file": r"is a file; name a folder .* `ControlNetModel\.from_single_file\(FILE\)",
+        "pth": "canny.pth is a file; name a folder",
         "missing": "the folder .* does not exist",
         "family": "has no pipeline with ControlNets for a checkpoint of upscale",
     }
@@ -209,7 +229,9 @@ def test_files_that_cannot_be_used_are_refused(net: Path, tmp_path: Path, fault:
         weights.rename(wrong / "diffusion_pytorch_model.bin")
     elif fault == "cut":
         weights.write_bytes(weights.read_bytes()[:-1])
-    path = {"file": weights, "missing": tmp_path / "none"}.get(fault, wrong)
+    elif fault == "int8":
+        save_file({"conv_in.weight": np.ones((4, 4), np.int8)}, weights)
+    path = {"file": weights, "pth": "owner/nets/canny.pth", "missing": tmp_path / "none"}.get(fault, wrong)
     spec = spec_of(tmp_path, [{"prompt": "a fox"}], {"wrong": str(path)})
     if fault == "family":
         upscaler = spec.models["sd"].model_copy(update={"checkpoint": "demo:upscale"})

@@ -143,16 +143,21 @@ def test_each_row_is_what_plain_diffusers_makes_of_it(
         ({"controlnet": "union", "control_mode": 1, "guess_mode": True}, "no guess_mode for a union"),
         (
             {"controls": '[{"controlnet":"union","control_mode":1},{"controlnet":"canny"}]'},
-            "beside which no other can guide",
+            "is a union, which guides without any other; name it alone",
         ),
+        (
+            {"controlnet": "canny", "control_mode": 1},
+            "ControlNet `canny` is not a union, and only those have a control_mode; leave it out",
+        ),
+        ({"controls": '[{"controlnet":"canny","control_mode":1}]'}, "ControlNet `canny` is not a union"),
     ],
 )
 def test_a_row_that_a_union_cannot_guide_is_refused(
     nets: dict[str, Path], tmp_path: Path, row: Record, says: str
 ) -> None:
-    """A plain ControlNet does not look at the mode."""
+    """And one that is not a union has no mode."""
     common = {**ROWS[0], "controls": None, "controlnet": None, "control_mode": None, "guess_mode": None}
-    rows = [common | {"row_id": "plain", "controlnet": "canny", "control_mode": 9}, common | row]
+    rows = [common | {"row_id": "plain", "controlnet": "canny"}, common | row]
 
     _, findings = make_plan(make_survey(spec_of(tmp_path, nets, rows)))
 

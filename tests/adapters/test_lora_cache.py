@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from actors.engine.adapters.lora_cache import LoraCache
 from demo.random_loras import TEXT, plain_pipeline, save_lora
@@ -89,6 +90,20 @@ def test_those_used_longest_ago_make_room(caches: Any, files: dict[str, Path]) -
     assert loras.names == ("a", "c")
 
 
+def test_a_lora_counts_as_it_is_in_memory(caches: Any, files: dict[str, Path], tmp_path: Path) -> None:
+    """Not as in its file, which may have half the precision of the modules."""
+    for name in "de":
+        halves = {key: tensor.half() for key, tensor in load_file(files["a"]).items()}
+        save_file(halves, tmp_path / f"{name}.safetensors")
+        files[name] = tmp_path / f"{name}.safetensors"
+    loras = caches(2 * files["d"].stat().st_size)
+
+    use(loras, "d")
+    use(loras, "e")
+
+    assert loras.names == ("e",)
+
+
 def test_what_is_in_use_stays(caches: Any) -> None:
     loras = caches(1)
 
@@ -147,7 +162,7 @@ def test_a_file_that_cannot_be_loaded_is_named(pipeline: Any, tmp_path: Path) ->
     broken.write_bytes(b"\0" * 100)
     loras = LoraCache(pipeline, lambda _: broken, PLENTY)
 
-    with pytest.raises(SpecError, match=r"loras\.ink: .*broken\.safetensors cannot be loaded"):
+    with pytest.raises(SpecError, match=r"the LoRA `ink`: .*broken\.safetensors cannot be loaded"):
         use(loras, "ink")
 
     assert loras.names == ()

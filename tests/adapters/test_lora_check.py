@@ -9,7 +9,7 @@ import pytest
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.numpy import save_file
 
-from actors.checkpoints.adapters.lora_check import find_loras
+from actors.checkpoints.adapters.lora_check import MAX_NOTES, find_loras
 from actors.checkpoints.adapters.lora_layers import translated
 from actors.checkpoints.component_files import files_on_hub
 from actors.checkpoints.model_cards import read_card
@@ -158,6 +158,19 @@ TEXT_LAYER = "text_encoder_2.text_model.encoder.layers.0.self_attn.out_proj"
         ({"unet.far.off.lora_A.weight": DOWN, "unet.far.off.lora_B.weight": UP}, "no layer of the unet"),
         ({f"{PATH}.lora_A.weight": DOWN[:, :9], f"{PATH}.lora_B.weight": UP}, "goes from 9 to 32"),
         ({f"{PATH}.lora_A.weight": DOWN, f"{PATH}.lora_B.weight": UP[:9]}, "goes from 32 to 9"),
+        (
+            {f"{PATH}.lora_A.weight": DOWN.astype(np.int8), f"{PATH}.lora_B.weight": UP},
+            f"its tensor {PATH}.lora_A.weight has the type I8; weights must be floating-point numbers",
+        ),
+        (kohya("sd", layers_of("sd", "text_encoder", ["q_proj"])), "reads only if out_proj is among"),
+        (
+            old_diffusers("sd", layers_of("sd", "text_encoder", ["v_proj"])),
+            "rename them as text_encoder.LAYER.lora_linear_layer.down.weight",
+        ),
+        (
+            peft("sd", layers_of("sd", "text_encoder", ["fc1"])),
+            "reads only if q_proj, k_proj, v_proj or out_proj is among these layers",
+        ),
     ],
 )
 def test_a_file_on_which_diffusers_fails_is_refused(tensors: Tensors, says: str, tmp_path: Path) -> None:
@@ -167,6 +180,59 @@ def test_a_file_on_which_diffusers_fails_is_refused(tensors: Tensors, says: str,
     assert says in refusal(file, "demo:sd")
     with pytest.raises((ValueError, KeyError, IndexError, RuntimeError)):
         num_applied(file, "sd")
+
+
+def test_a_lora_of_which_diffusers_reads_a_half_is_refused(tmp_path: Path) -> None:
+    """It leaves out attention under kohya's names where out_proj is missing, and says nothing."""
+    layers = layers_of("sd", "text_encoder", ["q_proj", "fc1"])
+    file = write(tmp_path / "chalk.safetensors", kohya("sd", layers))
+
+    assert "self_attn_q_proj, have names that diffusers reads only if out_proj" in refusal(file, "demo:sd")
+    assert num_applied(file, "sd") == len(layers) / 2
+    assert found(write(file, diffusers("sd", layers)), "demo:sd") == []
+
+
+_CONFIG = {"unet.r": 4, "unet.lora_alpha": 8, "unet.target_modules": ["to_q"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("{", "lora_adapter_metadata in its header is not JSON"),
+        ("[]", "is not a JSON object"),
+        (json.dumps({"r": 4}), "has no target_modules (unet)"),
+        (json.dumps(_CONFIG | {"unet.r": "4"}), "has r '4', which is not a whole number"),
+        (json.dumps(_CONFIG | {"unet.r": 9}), "has r 9, and the file a layer of rank 4"),
+        (json.dumps(_CONFIG | {"unet.lora_alpha": None}), "has lora_alpha None"),
+        (json.dumps(_CONFIG | {"unet.rank_pattern": 3}), "has a rank_pattern or alpha_pattern"),
+        (json.dumps(_CONFIG | {"unet.use_dora": True}), "says that it has magnitudes"),
+    ],
+)
+def test_a_lora_with_a_damaged_configuration_in_its_header_is_refused(
+    config: str, says: str, tmp_path: Path
+) -> None:
+    """The message names the key of the header, and how to get rid of it."""
+    tensors = {f"{PATH}.lora_A.weight": DOWN, f"{PATH}.lora_B.weight": UP}
+    file = write(tmp_path / "chalk.safetensors", tensors, {"lora_adapter_metadata": config})
+
+    message = refusal(file, "demo:sd")
+
+    assert says in message
+    assert "save the LoRA again with the pipeline's `save_lora_weights`" in message
+
+
+def test_the_configuration_that_diffusers_writes_into_a_header_is_read(tmp_path: Path) -> None:
+    """Not beside alphas of the file's own, of which diffusers takes one."""
+    config = {"lora_adapter_metadata": json.dumps(_CONFIG)}
+    tensors = {f"{PATH}.lora_A.weight": DOWN, f"{PATH}.lora_B.weight": UP}
+    file = write(tmp_path / "chalk.safetensors", tensors, config)
+    other = write(tmp_path / "other.safetensors", kohya("sd", layers_of("sd", "unet")[:1]), config)
+
+    assert found(file, "demo:sd") == []
+    assert num_applied(file, "sd") == 1
+    assert "it has alphas, and lora_adapter_metadata" in refusal(other, "demo:sd")
+    with pytest.raises(ValueError, match="Both `network_alphas` and `metadata`"):
+        num_applied(other, "sd")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +276,20 @@ def test_what_diffusers_leaves_out_of_a_lora_is_noted(tmp_path: Path) -> None:
     assert "leaves out 1 of its 4 layers, which the checkpoint does not have (far_off)" in note
     assert "leaves out its DoRA scales" in note
     assert num_applied(file, "sd") == 3
+
+
+def test_many_loras_of_which_something_is_left_out_have_one_note_for_the_rest(tmp_path: Path) -> None:
+    """A plan of a thousand would be a thousand lines."""
+    strange = {"lora_unet_far_off.lora_down.weight": DOWN, "lora_unet_far_off.lora_up.weight": UP}
+    tensors = kohya("sd", layers_of("sd", "unet")[:1]) | strange
+    file = write(tmp_path / "chalk.safetensors", tensors)
+    loras = {f"chalk-{number}": str(file) for number in range(MAX_NOTES + 2)}
+    model = ModelSpec.model_validate({"checkpoint": "demo:sd", "loras": loras})
+
+    files, notes = find_loras("m", model, read_card("m", model), Stores())
+
+    assert (len(files), len(notes)) == (MAX_NOTES + 2, MAX_NOTES + 1)
+    assert notes[-1] == "models.m.loras: diffusers leaves out a part of 2 more LoRAs too"
 
 
 def test_a_lora_of_an_encoder_that_is_the_same_fits_another_family(tmp_path: Path) -> None:

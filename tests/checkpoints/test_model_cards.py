@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from actors.checkpoints.model_cards import read_card
 from actors.checkpoints.weights_check import check_weights
@@ -241,6 +243,19 @@ def test_weights_that_are_half_copied_are_found(tmp_path: Path) -> None:
 
     assert whole == ""
     assert f"{VAE} is damaged, half copied, or a Git LFS pointer" in halved
+
+
+def test_quantised_weights_are_found(tmp_path: Path) -> None:
+    """diffusers takes them for weights. Whole numbers that are no weights may be in any file."""
+    folder = paper_checkpoint(tmp_path / "sd")
+    save_file({"embeddings.position_ids": np.arange(4)}, folder / VAE)
+    positions = refusal(folder)
+    save_file({"conv_out.weight": np.ones((4, 4), np.int8)}, folder / VAE)
+
+    quantised = refusal(folder)
+
+    assert positions == ""
+    assert f"{VAE} cannot be used: its tensor conv_out.weight has the type I8" in quantised
 
 
 def test_a_checker_needs_weights_only_if_it_is_used(tmp_path: Path) -> None:

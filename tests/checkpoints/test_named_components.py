@@ -142,8 +142,51 @@ def test_a_component_of_another_class_does_not_fit(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "vae" / "config.json").read_text())
     (tmp_path / "vae" / "config.json").write_text(json.dumps(config | {"_class_name": "AutoencoderTiny"}))
 
-    with pytest.raises(SpecError, match="is a AutoencoderTiny, and the checkpoint has a AutoencoderKL"):
+    with pytest.raises(SpecError, match="is a AutoencoderTiny, and the checkpoint needs a AutoencoderKL"):
         read_card("m", model({"vae": str(tmp_path / "vae")}))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "config", "says"),
+    [
+        ("safety_checker", "config.json", {"architectures": ["CLIPModel"]}, "is a CLIPModel, and"),
+        (
+            "feature_extractor",
+            "preprocessor_config.json",
+            {"image_processor_type": "ViTImageProcessor"},
+            "ViT",
+        ),
+        ("tokenizer", "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer"}, "is a T5Tokenizer, and"),
+    ],
+)
+def test_each_component_is_compared_by_its_class(
+    tmp_path: Path, name: str, file: str, config: Mapping[str, Any], says: str
+) -> None:
+    """Also one that the checkpoint does not have, and those of transformers that are no models."""
+    (tmp_path / file).write_text(json.dumps(config))
+
+    with pytest.raises(SpecError, match=rf"^models\.m\.components\.{name}: ") as raised:
+        read_card("m", model({name: str(tmp_path)}))
+
+    assert says in str(raised.value)
+
+
+def test_a_safety_checker_can_be_added_with_its_feature_extractor(tmp_path: Path) -> None:
+    """Alone it would never run. Spellings of one class of transformers are the same class."""
+    for name, file, config in (
+        ("safety_checker", "config.json", {"architectures": ["StableDiffusionSafetyChecker"]}),
+        ("feature_extractor", "preprocessor_config.json", {"feature_extractor_type": "CLIPFeatureExtractor"}),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(json.dumps(config))
+    names = ("safety_checker", "feature_extractor")
+
+    card = read_card("m", model(dict.fromkeys(names, str(tmp_path))))
+
+    assert card.has_safety_checker
+    with pytest.raises(SpecError) as raised:
+        read_card("m", model({"safety_checker": str(tmp_path)}))
+    assert f"components: {{feature_extractor: {tmp_path}}}" in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +194,9 @@ def test_a_component_of_another_class_does_not_fit(tmp_path: Path) -> None:
     [
         ("/no/such", "the folder /no/such does not exist"),
         ("./no-such", "the folder ./no-such does not exist"),
-        (str(demo("sd") / "model_index.json"), "is a file; name the folder"),
+        (str(demo("sd") / "model_index.json"), "is a file; name a folder"),
         (str(demo("sd") / "tokenizer"), "has no readable config.json"),
+        ("studio/vaes/vae.safetensors", "run diffusers' `AutoencoderKL.from_single_file(FILE)"),
         ("no/such", "no/such is neither a folder here nor a Hub repository"),
     ],
 )

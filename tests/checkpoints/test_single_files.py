@@ -360,6 +360,7 @@ TOKENS = "cond_stage_model.transformer.text_model.embeddings.token_embedding.wei
         (whole() | {"edm_mean": ONE}, "Playground 2.5"),
         (whole() | {UNET_IN: Tensor("F32", (32, 5, 3, 3))}, "whose UNet takes 5 channels"),
         (whole() | {UNET_IN: Tensor("F32", (32, 4))}, f"its {UNET_IN} has the shape [32, 4]"),
+        (whole() | {UNET_IN: Tensor("I8", (32, 4, 3, 3))}, f"its tensor {UNET_IN} has the type I8"),
         (without("model.diffusion_model.output_blocks.3"), "layers on the way down and 3 on the way up"),
         (without("model.diffusion_model.middle_block.1"), "middle_block.1.proj_in.weight"),
         (without("cond_stage_model."), "it has no text encoder, and a UNet that reads texts 64 wide"),

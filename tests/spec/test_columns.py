@@ -181,6 +181,35 @@ def test_a_column_of_a_useless_type_is_refused(field: str, arrow_type: pa.DataTy
 
 
 @pytest.mark.parametrize(
+    ("field", "keys", "says"),
+    [
+        (
+            "controls",
+            ["controlnet", "scale"],
+            "`scale`, which is not one of controlnet, controlnet_condition",
+        ),
+        ("controls", ["controlnet", "control_guidance_ende"], "(did you mean `control_guidance_end`?)"),
+        ("controls", ["controlnet", "guess_mode"], "`guess_mode`, which is not one of"),
+        (
+            "loras",
+            ["name", "weight", "weigth"],
+            "`weigth`, which is not one of name, weight, sha256 (did you",
+        ),
+    ],
+)
+def test_a_key_of_a_list_that_nothing_reads_is_refused(field: str, keys: list[str], says: str) -> None:
+    """It would be left out of every row. The hash that an output has beside may stay."""
+    texts = ("controlnet", "name", "sha256")
+
+    def column(*names: str) -> pa.DataType:
+        leaves = [(name, pa.string() if name in texts else pa.float64()) for name in names]
+        return pa.list_(pa.struct(leaves))
+
+    assert says in refusal({field: column(*keys)})
+    assert mapped({field: column(*keys[:-1], "sha256")}).fields == {field: field}
+
+
+@pytest.mark.parametrize(
     ("field", "arrow_type"),
     [
         ("prompt", pa.large_string()),

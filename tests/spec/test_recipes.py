@@ -93,6 +93,7 @@ def test_few_step_models_are_known_by_their_names(name: str, recipe: str | None)
 def test_the_plan_notes_a_route_that_spoils_a_few_step_lora(
     tmp_path: Path, route: dict[str, Any], noted: bool
 ) -> None:
+    """By the name of its file."""
     lora = save_lora(tmp_path / "lcm-lora.safetensors", sd_checkpoint(), seed=1)
     spec = job_spec(
         write_rows(tmp_path / "rows.parquet", [{"row_id": 1, "prompt": "a fox"}]),
@@ -106,3 +107,25 @@ def test_the_plan_notes_a_route_that_spoils_a_few_step_lora(
     assert len(notes) == noted
     assert all("lcm-lora.safetensors is a few-step model by its name" in note for note in notes)
     assert all("`recipe: lcm`" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("model", "loras", "noted"),
+    [("sd", {"lcm": 1.0}, "lcm"), ("turbo", {}, "turbo"), ("sd", {}, "")],
+)
+def test_a_few_step_model_is_known_by_the_specs_own_name_for_it_too(
+    tmp_path: Path, model: str, loras: dict[str, float], noted: str
+) -> None:
+    """Many files are called `pytorch_lora_weights.safetensors`."""
+    lora = save_lora(tmp_path / "weights.safetensors", sd_checkpoint(), seed=1)
+    spec = job_spec(
+        write_rows(tmp_path / "rows.parquet", [{"row_id": 1, "prompt": "a fox"}]),
+        tmp_path / "out",
+        models={model: {"checkpoint": "demo:sd", "loras": {"lcm": str(lora)}}},
+        routes={"text2img": {"model": model, "loras": loras}},
+    )
+
+    notes = [note for note in make_survey(spec).notes if "recipe" in note]
+
+    assert len(notes) == bool(noted)
+    assert all(f": {noted} is a few-step model by its name" in note for note in notes)

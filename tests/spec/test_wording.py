@@ -4,7 +4,16 @@ import pytest
 
 from schemas.wording.amounts import counted, duration, size_text
 from schemas.wording.nearest import did_you_mean
-from schemas.wording.printable import MAX_LISTED, MAX_SHOWN, command_in, escaped, listed, shortened
+from schemas.wording.printable import (
+    MAX_LISTED,
+    MAX_QUOTED,
+    MAX_SHOWN,
+    command_in,
+    escaped,
+    in_one_line,
+    listed,
+    shortened,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +79,15 @@ def test_long_texts_and_lists_are_shown_by_their_beginning() -> None:
     assert shortened("x" * (MAX_SHOWN + 1)) == "x" * (MAX_SHOWN - 3) + "..."
     assert listed(names[:-1]) == ", ".join(names[:-1])
     assert listed(names) == ", ".join(names[:-1]) + " and 1 more"
+
+
+def test_an_error_of_another_library_is_quoted_on_one_line() -> None:
+    """torch's list of parameters that do not fit is pages long. An error without a text is its type."""
+    long = RuntimeError("size mismatch for conv_in:\n\tcopying ..." + "x" * 9999)
+
+    assert in_one_line(long).startswith("size mismatch for conv_in: copying ...xxx")
+    assert len(in_one_line(long)) == MAX_QUOTED
+    assert in_one_line(KeyError()) == "KeyError"
 
 
 def test_a_hint_names_the_nearest_name_but_not_for_any_text() -> None:

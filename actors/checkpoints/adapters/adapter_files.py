@@ -18,7 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from actors.checkpoints.checkpoint_folders import is_folder_name
 from actors.checkpoints.component_files import HubFile, LocalFile, files_on_hub
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
-from actors.checkpoints.single_files.safetensors_headers import Header, read_header
+from actors.checkpoints.single_files.safetensors_headers import Header, read_header, refuse_whole_numbers
 from actors.checkpoints.single_files.single_file import (
     ENDING,
     PICKLES,
@@ -62,20 +62,26 @@ def find_adapter(key: str, name: str, spec: AdapterSpec, stores: Stores) -> Foun
     if spec.weight_name is not None:
         _refuse_other_kinds(key, spec.weight_name)
     try:
-        if spec.path.startswith(S3_SCHEME):
-            return _on_s3(key, name, spec, stores)
-        path = Path(_normalised(key, spec.path))
-        if path.exists() or is_folder_name(spec.path) or spec.path.startswith(_FILE_SCHEME):
-            return _on_disk(key, name, spec, path)
-        if len(PurePosixPath(spec.path).parts) < 2:
-            raise SpecError(f"{key}: the file {path} does not exist; a repository of the Hub is owner/name")
-        return _on_hub(key, name, spec)
+        adapter = _read(key, name, spec, stores)
+        refuse_whole_numbers(adapter.header.tensors)
+        return adapter
     except ValueError as error:
         raise SpecError(f"{key}: {spec.path} cannot be used: {error}") from error
     except OSError as error:
         raise SpecError(
             f"{key}: {spec.path} cannot be read ({error.strerror or error}); check its permissions"
         ) from error
+
+
+def _read(key: str, name: str, spec: AdapterSpec, stores: Stores) -> FoundAdapter:
+    if spec.path.startswith(S3_SCHEME):
+        return _on_s3(key, name, spec, stores)
+    path = Path(_normalised(key, spec.path))
+    if path.exists() or is_folder_name(spec.path) or spec.path.startswith(_FILE_SCHEME):
+        return _on_disk(key, name, spec, path)
+    if len(PurePosixPath(spec.path).parts) < 2:
+        raise SpecError(f"{key}: the file {path} does not exist; a repository of the Hub is owner/name")
+    return _on_hub(key, name, spec)
 
 
 def _normalised(key: str, path: str) -> str:
@@ -100,8 +106,7 @@ def _refuse_keys(key: str, spec: AdapterSpec, *keys: str) -> None:
     """Raise SpecError if the entry has one of these keys, which mean nothing for what its path is."""
     for each in keys:
         if getattr(spec, each) is not None:
-            what = "a repository on the Hub" if each == "revision" else "a folder or a repository"
-            raise SpecError(f"{key}.{each}: {spec.path} is not {what}; leave `{each}` out")
+            raise SpecError(f"{key}.{each}: {spec.path} is not a folder or a repository; leave `{each}` out")
 
 
 def _only(key: str, place: str, names: Iterable[str]) -> str:
@@ -115,12 +120,11 @@ def _only(key: str, place: str, names: Iterable[str]) -> str:
             f"{key}: {place} has several {ENDING} files; name one with `weight_name`: {listed(safe)}"
         )
     pickles = [name for name in names if name.lower().endswith(PICKLES)]
-    beside = f"; {listed(pickles)} can run code, and is not read" if pickles else ""
+    beside = f"; it has {listed(pickles)}, but pickles can run code, and are not read" if pickles else ""
     raise SpecError(f"{key}: {place} has no {ENDING} file{beside}")
 
 
 def _on_disk(key: str, name: str, spec: AdapterSpec, path: Path) -> FoundAdapter:
-    _refuse_keys(key, spec, "revision")
     if path.is_dir():
         path = path / (spec.subfolder or "")
         if spec.weight_name is None and path.is_dir():
@@ -141,7 +145,6 @@ def _on_disk(key: str, name: str, spec: AdapterSpec, path: Path) -> FoundAdapter
 
 
 def _on_s3(key: str, name: str, spec: AdapterSpec, stores: Stores) -> FoundAdapter:
-    _refuse_keys(key, spec, "revision")
     uri = _normalised(key, spec.path)
     storage = stores.of(uri)
     if spec.weight_name is not None or not uri.lower().endswith((ENDING, *PICKLES)):

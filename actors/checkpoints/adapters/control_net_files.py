@@ -23,7 +23,8 @@ from actors.checkpoints.component_files import (
 )
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
 from actors.checkpoints.model_files import files_of
-from actors.checkpoints.single_files.single_file import local_header, remote_header
+from actors.checkpoints.single_files.safetensors_headers import refuse_whole_numbers
+from actors.checkpoints.single_files.single_file import local_header, refuse_single_file, remote_header
 from actors.checkpoints.sources import (
     ReadJson,
     check_files,
@@ -95,10 +96,7 @@ def _read(key: str, spec: ControlNetSpec) -> tuple[ControlNetCard, Mapping[str, 
     """(card, configuration) of a ControlNet."""
     folder = local_net(spec)
     path = Path(spec.path).expanduser()
-    if path.is_file():
-        raise SpecError(
-            f"{key}: {spec.path} is a file; name the folder that diffusers' `save_pretrained` wrote"
-        )
+    refuse_single_file(key, spec.path, CLASSES[0])
     if folder is None:
         if is_folder_name(spec.path):
             raise SpecError(f"{key}: the folder {spec.path} does not exist")
@@ -156,9 +154,9 @@ def _weights(key: str, spec: ControlNetSpec, files: Files) -> tuple[Any, ...]:
     for file in weights:
         try:
             if isinstance(file, HubFile):
-                remote_header(spec.path, file)
+                refuse_whole_numbers(remote_header(spec.path, file).tensors)
             elif isinstance(file, LocalFile):
-                local_header(file.path)
+                refuse_whole_numbers(local_header(file.path).tensors)
         except ValueError as error:
             raise SpecError(f"{key}: {_name_of(file)} of {spec.path} cannot be used: {error}") from error
         except HUB_ERRORS as error:
@@ -205,7 +203,7 @@ def _misfit(net: Mapping[str, Any], unet: Mapping[str, Any] | None, card: ModelC
     """
     channels = net.get("conditioning_channels", 3)
     if channels != 3:
-        return f"its control images have {channels!r:.20} channels, and images of rows have 3"
+        return f"its conditioning_channels is {channels!r:.20}, and the images of rows have 3 channels"
     widths = net.get("conditioning_embedding_out_channels") or _EMBEDDING
     factor = 2 ** (len(widths) - 1)
     if factor != card.vae_factor:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from actors.checkpoints.adapters.adapter_files import find_adapter
 from actors.checkpoints.adapters.checkpoint_layers import Layers, layers_of
 from actors.checkpoints.adapters.lora_layers import LoraLayer, lora_layers
+from actors.checkpoints.adapters.lora_metadata import check_metadata
 from actors.storage.stores import Stores
 from schemas.errors import SpecError
 from schemas.job import pinned
@@ -17,6 +18,8 @@ from schemas.wording.amounts import counted
 
 FILES_AT_ONCE = 16
 """LoRAs that are looked at at the same time."""
+MAX_NOTES = 20
+"""The most LoRAs of a model that have a note of their own."""
 _XL = "StableDiffusionXL"
 _MADE_FOR = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "XL", 1280: "XL's refiner"}
 """The kind of checkpoint, by the width of the encoded prompt that its UNet is given."""
@@ -46,6 +49,8 @@ def find_loras(
         try:
             changed = lora_layers(shapes, layers_per_block if is_xl else None)
             _refuse_misfit(changed, layers, is_xl=is_xl)
+            has_alphas = any(tensor.endswith(".alpha") for tensor in shapes)
+            check_metadata(adapter.header.metadata, changed, has_alphas=has_alphas)
         except ValueError as error:
             raise SpecError(
                 f"{key}: {adapter.location} cannot be used with {model.checkpoint}: {error}"
@@ -55,7 +60,12 @@ def find_loras(
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
         found = [*threads.map(find, model.loras.items())]
-    return {file.name: file for file, _ in found}, [note for _, note in found if note]
+    notes = [note for _, note in found if note]
+    if others := notes[MAX_NOTES:]:
+        notes[MAX_NOTES:] = [
+            f"models.{name}.loras: diffusers leaves out a part of {counted(len(others), 'more LoRA')} too"
+        ]
+    return {file.name: file for file, _ in found}, notes
 
 
 Components = Mapping[str, Layers | None]

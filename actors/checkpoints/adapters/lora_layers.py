@@ -6,6 +6,7 @@ A layer's name has underscores for dots here, because kohya's names have nothing
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -25,6 +26,8 @@ _KEY = re.compile(
     r"(?P<layer>.+?)(?P<old>_lora|\.lora|\.lora_linear_layer)\.(?P<role>down|up)\.weight"
     r"|(?P<peft>.+?)\.lora_(?P<factor>A|B)\.weight"
 )
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""The layers of attention of a text encoder."""
 _OLD_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 _OTHER_FORMS = {
@@ -76,8 +79,12 @@ def lora_layers(shapes: Shapes, layers_per_block: int | None) -> list[LoraLayer]
     is_kohya = all(key.startswith(prefixes) for key in shapes)
     factors = _kohya_factors(shapes, layers_per_block) if is_kohya else _factors(shapes)
     pairs: dict[tuple[str, str], dict[str, Shape]] = {}
-    for component, name, role, shape in factors:
-        pairs.setdefault((component, name), {})[role] = shape
+    forms: dict[str, dict[str, str]] = {}
+    for factor in factors:
+        pairs.setdefault((factor.component, factor.layer), {})[factor.role] = factor.shape
+        forms.setdefault(factor.component, {})[factor.layer] = factor.form
+    for component in forms.keys() & {"text_encoder", "text_encoder_2"}:
+        _refuse_unread(component, forms[component])
     return [_layer(component, name, pair) for (component, name), pair in pairs.items()]
 
 
@@ -90,8 +97,40 @@ def _layer(component: str, name: str, pair: Mapping[str, Shape]) -> LoraLayer:
     return LoraLayer(component, name, down, up)
 
 
-_Factor = tuple[str, str, str, Shape]
-"""The component and the layer of a matrix, `down` or `up`, and its shape."""
+class _Factor(NamedTuple):
+    """A matrix of a LoRA."""
+
+    component: str
+    layer: str
+    role: str
+    """`down` or `up`."""
+    shape: Shape
+    form: str
+    """How its name says what it is: one of the forms below."""
+
+
+_OLD, _PLAIN, _LINEAR, _PEFT = "_lora", ".lora", ".lora_linear_layer", ".lora_A"
+
+
+def _refuse_unread(encoder: str, forms: Mapping[str, str]) -> None:
+    """Raise ValueError for layers of a text encoder that diffusers 0.42.1 does not read in their form.
+
+    It guesses the form of all from a few of them (`convert_state_dict_to_diffusers`), and then fails, or
+    leaves the others out. `forms`: that of each layer.
+    """
+    old = [name for name in forms if forms[name] == _OLD]
+    has_out = any(name.endswith("out_proj") for name in old)
+    reads_peft = any(forms[name] == _PEFT and name.endswith(_ATTENTION) for name in forms)
+    unread = "" if has_out else next(iter(old), "")
+    if not unread and not has_out and not reads_peft and _LINEAR not in forms.values():
+        unread = next(iter(forms))
+    if unread:
+        needed = "q_proj, k_proj, v_proj or out_proj" if forms[unread] == _PEFT else "out_proj"
+        raise ValueError(
+            f"its layers of the {encoder}, such as {unread:.100}, have names that diffusers reads only if "
+            f"{needed} is among these layers; rename them as {encoder}.LAYER{_LINEAR}.down.weight and "
+            f"{encoder}.LAYER{_LINEAR}.up.weight"
+        )
 
 
 def _kohya_factors(shapes: Shapes, layers_per_block: int | None) -> Iterator[_Factor]:
@@ -105,13 +144,15 @@ def _kohya_factors(shapes: Shapes, layers_per_block: int | None) -> Iterator[_Fa
             raise ValueError(f"it has a tensor that is not one of a LoRA ({key:.100}); {_WAY_OUT}")
         if match[1] is None:
             continue
+        form = _PLAIN
         if prefix != "lora_unet_":
             layer = layer.removeprefix(TEXT_MODEL)
+            form = _OLD if layer.endswith(_ATTENTION) else _LINEAR if "mlp" in layer else _PLAIN
         elif layers_per_block is not None and _FIRST_CODE.match(layer):
             if has_diffusers_blocks:
                 continue  # diffusers drops these then.
             layer = translated(layer, layers_per_block)
-        yield _KOHYA[prefix], layer, match[1], shape
+        yield _Factor(_KOHYA[prefix], layer, match[1], shape, form)
 
 
 def _factors(shapes: Shapes) -> Iterator[_Factor]:
@@ -123,14 +164,16 @@ def _factors(shapes: Shapes) -> Iterator[_Factor]:
             raise ValueError(f"it has a tensor that diffusers does not read ({key:.100}); {_WAY_OUT}")
         path = (match["layer"] or match["peft"]).replace(".processor.", ".")
         role = match["role"] or {"A": "down", "B": "up"}[match["factor"]]
+        form = match["old"] or _PEFT
         component, _, name = path.partition(".")
         if component not in _COMPONENTS:
-            yield "", path.replace(".", "_"), role, shape
+            yield _Factor("", path.replace(".", "_"), role, shape, form)
             continue
-        if match["old"] == "_lora":
+        if form == _OLD:
             name = _new_name(component, name)
         flat = name.replace(".", "_")
-        yield component, flat if component == "unet" else flat.removeprefix(TEXT_MODEL), role, shape
+        layer = flat if component == "unet" else flat.removeprefix(TEXT_MODEL)
+        yield _Factor(component, layer, role, shape, form)
 
 
 def _new_name(component: str, name: str) -> str:

@@ -16,6 +16,8 @@ _BITS = {
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
     **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
 }
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+"""The types of weights from which diffusers can make those of a pipeline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,20 @@ def parse_header(text: bytes, num_data_bytes: int) -> Header:
             "cut off or damaged"
         )
     return Header(tensors, metadata)
+
+
+def refuse_whole_numbers(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for the first weight or bias that is not in floating point.
+
+    Such weights are quantised: they mean nothing without their scales, which diffusers does not read. Other
+    tensors may be whole numbers, such as the positions of a text encoder and the alphas of a LoRA.
+    """
+    for name, tensor in tensors.items():
+        if name.endswith(("weight", "bias")) and tensor.dtype not in _FLOATS:
+            raise ValueError(
+                f"its tensor {name:.100} has the type {tensor.dtype}; weights must be floating-point "
+                "numbers, such as F16. Name the file that this one was quantised from, or save it in float16"
+            )
 
 
 def _tensor(entry: Mapping[str, Any]) -> Tensor:

@@ -55,6 +55,24 @@ def refuse_pickle(key: str, checkpoint: str) -> None:
         )
 
 
+def refuse_single_file(key: str, path: str, class_name: str = "") -> None:
+    """Raise SpecError for a file where a folder in diffusers' format is needed, wherever the file is.
+
+    `class_name`: the class of diffusers that can convert the file, if there is one.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir() or not (local.is_file() or path.lower().endswith((ENDING, *PICKLES))):
+        return
+    convert = (
+        f". To convert it, run diffusers' `{class_name}.from_single_file(FILE).save_pretrained(FOLDER)` "
+        "where you trust the file"
+    )
+    raise SpecError(
+        f"{key}: {path} is a file; name a folder that diffusers' `save_pretrained` wrote, or a repository "
+        f"with such a folder{convert if class_name else ''}"
+    )
+
+
 def hub_parts(checkpoint: str) -> tuple[str, str]:
     """(repository, name in it) of `owner/name/file.safetensors`; the name is empty for a repository."""
     owner, name, *rest = checkpoint.split("/")

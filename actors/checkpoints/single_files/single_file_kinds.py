@@ -26,7 +26,7 @@ from actors.checkpoints.single_files.ldm_configs import (
     unet_config,
     vae_config,
 )
-from actors.checkpoints.single_files.safetensors_headers import Header
+from actors.checkpoints.single_files.safetensors_headers import Header, refuse_whole_numbers
 
 NOT_CHECKPOINTS: Mapping[str, tuple[str, ...]] = {
     "a LoRA or another adapter, not a checkpoint": ("lora_", ".lora_", ".lora.", ".hada_", ".lokr_"),
@@ -160,6 +160,7 @@ def recognise(header: Header) -> Recognised:
     prefixes = {"unet": UNET, "vae": VAE, **kind.text_encoders}
     present = {name for name, prefix in prefixes.items() if any(key.startswith(prefix) for key in tensors)}
     used = [key for key in tensors if key.startswith(tuple(prefixes.values()))]
+    refuse_whole_numbers({key: tensors[key] for key in used})
     return Recognised(
         kind=kind,
         dtype=_dtype(tensors[key].dtype for key in used),

@@ -14,6 +14,7 @@ from actors.checkpoints.adapters.control_net_files import CONFIG, net_on_this_ma
 from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 from schemas.errors import SpecError
 from schemas.systems.model_card import ControlNetCard
+from schemas.wording.printable import in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,9 @@ class SharedNets:
         except _LOADING_ERRORS as error:
             if is_out_of_memory(error) or is_fatal(error):
                 raise  # The machine is at fault, not the files.
-            raise SpecError(f"the ControlNet `{name}`: {folder} cannot be loaded: {error}") from error
+            raise SpecError(
+                f"the ControlNet `{name}`: {folder} cannot be loaded: {in_one_line(error)}"
+            ) from error
         if self._channels_last:
             net.to(memory_format=torch.channels_last)
         loaded: Net = net.eval()

@@ -18,6 +18,7 @@ from actors.engine.adapters.row_loras import Loras, all_have, forget_factors, ro
 from actors.engine.quirks.clip_skip import clip_skip_off
 from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 from schemas.errors import SpecError
+from schemas.wording.printable import in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class _LoadedLora:
     layers: Mapping[str, Sequence[Any]]
     """The layers that it changes, by component."""
     size_bytes: int
+    """The size of its matrices in memory."""
 
 
 class LoraCache:
@@ -92,16 +94,19 @@ class LoraCache:
 
     def _load(self, name: str) -> None:
         file, in_layers = self._find_file(name), f"lora_{next(_numbers)}"
-        size_bytes = file.stat().st_size
-        self._make_room(size_bytes)
+        self._make_room(file.stat().st_size)
         logger.info("loading lora=%s file=%s", name, file)
         try:
             layers = self._taken_out(file, in_layers)
         except _LOADING_ERRORS as error:
             if is_out_of_memory(error) or is_fatal(error):
                 raise  # The machine is at fault, not the file.
-            raise SpecError(f"loras.{name}: {file} cannot be loaded: {error}") from error
+            raise SpecError(f"the LoRA `{name}`: {file} cannot be loaded: {in_one_line(error)}") from error
+        # The file may have another precision than the modules, and so another size.
+        own = (layer.loras[in_layers] for of_component in layers.values() for layer in of_component)
+        size_bytes = sum(lora.down.nbytes + lora.up.nbytes for lora in own)
         self._loaded[name] = _LoadedLora(in_layers=in_layers, layers=layers, size_bytes=size_bytes)
+        self._make_room(0)
 
     def _taken_out(self, file: Path, in_layers: str) -> dict[str, list[Any]]:
         """Load a file with diffusers, and take its matrices out of peft's layers, which are returned."""
@@ -122,9 +127,10 @@ class LoraCache:
         return layers
 
     def _make_room(self, size_bytes: int) -> None:
+        kept_bytes = sum(lora.size_bytes for lora in self._loaded.values())
         for name in self.names:
-            kept_bytes = sum(lora.size_bytes for lora in self._loaded.values())
             if not self._users[name] and kept_bytes + size_bytes > self._capacity_bytes:
+                kept_bytes -= self._loaded[name].size_bytes
                 self._drop(name)
 
     def _drop(self, name: str) -> None:

@@ -30,6 +30,7 @@ from models.whole_folder import all_or_nothing
 from schemas.errors import SpecError
 from schemas.job import component_spec
 from schemas.spec.job_spec import ModelSpec
+from schemas.wording.printable import in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def _convert(key: str, single: SingleFile, folder: Path, deadline_s: float) -> N
             )
             pipeline.save_pretrained(unfinished, safe_serialization=True)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise SpecError(f"{key}: {single.location} cannot be converted: {error}") from error
+            raise SpecError(f"{key}: {single.location} cannot be converted: {in_one_line(error)}") from error
         # diffusers 0.42.1 saves defaults too, and a scheduler that is built from this one would have them.
         scheduler = "scheduler/scheduler_config.json"
         shutil.copy(configuration / scheduler, unfinished / scheduler)

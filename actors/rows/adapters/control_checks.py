@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.inputs.input_file import RowBatch
+from actors.inputs.values import is_present
 from actors.rows.routing import ResolvedRoute
 from actors.rows.row_values import RowMask, Violation, always, coded_values, effective_values
 from schemas.systems.adapter_weights import unknown_adapter
@@ -40,7 +41,8 @@ def refused_controls(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violatio
     unknown = [_unknown(each, route) for each in asked]
     yield by_code([*map(bool, unknown)]), "unknown_controlnet", lambda row: unknown[codes[row]]
     yield from _unfit_for_unions(batch, route, codes, asked)
-    yield from _without_image(batch, np.array([len(each.entries) for each in asked])[codes])
+    yield from _modes_of_no_union(batch, route, codes, asked)
+    yield from _without_image(batch, np.array([len(each.entries) for each in asked])[codes], "the ControlNet")
     for code, each in enumerate(asked):
         for entry in each.entries:
             yield from _empty_ranges(batch, route, entry, codes == code)
@@ -61,7 +63,8 @@ def refused_later_controls(batch: RowBatch, route: ResolvedRoute) -> Iterator[Vi
         num_controls = len(controls_of(step.defaults))
         if not num_controls:
             continue
-        yield from _without_image(batch, np.full(batch.num_rows, num_controls))
+        who = f"the ControlNet of step {number} ({step.system.task})"
+        yield from _without_image(batch, np.full(batch.num_rows, num_controls), who)
         row = RowBatch(
             first_row=0,
             num_rows=1,
@@ -146,7 +149,7 @@ def _unfit_for_unions(
             continue
         rows = codes == code
         mixed = np.full(batch.num_rows, {*names} != {union})
-        message = f"ControlNet `{union}` is a union, beside which no other can guide; name it alone"
+        message = f"ControlNet `{union}` is a union, which guides without any other; name it alone"
         yield rows & mixed, "invalid_parameter", always(message)
         message = f"diffusers has no guess_mode for a union such as `{union}`; leave it out for this row"
         yield (
@@ -163,12 +166,32 @@ def _unfit_for_unions(
             yield rows & ~(mode <= most), "invalid_parameter", always(message)
 
 
+def _modes_of_no_union(
+    batch: RowBatch, route: ResolvedRoute, codes: npt.NDArray[np.intp], asked: Sequence[_Asked]
+) -> Iterator[Violation]:
+    """Rows that say what their control image shows, although their ControlNet is not a union.
+
+    A route's `control_mode` counts only beside its own ControlNets: rows cannot take it back.
+    """
+    own = batch.fields.get("control_mode")
+    is_set = np.zeros(batch.num_rows, dtype=bool) if own is None else is_present(own)
+    for code, each in enumerate(asked):
+        names = [entry["controlnet"] for entry in each.entries]
+        if not names or any(_num_modes(name, route) for name in names):
+            continue
+        in_entries = any("control_mode" in entry for entry in each.entries)
+        of_route = each.of_route and route.defaults.get("control_mode") is not None
+        message = f"ControlNet `{names[0]}` is not a union, and only those have a control_mode; leave it out"
+        rows = codes == code
+        yield rows if in_entries or of_route else rows & is_set, "invalid_parameter", always(message)
+
+
 def _num_modes(name: str, route: ResolvedRoute) -> int:
     return route.controlnets[name].num_modes if name in route.controlnets else 0
 
 
-def _without_image(batch: RowBatch, num_controls: npt.NDArray[np.intp]) -> Iterator[Violation]:
-    """Rows that lack an image for one of their ControlNets.
+def _without_image(batch: RowBatch, num_controls: npt.NDArray[np.intp], who: str) -> Iterator[Violation]:
+    """Rows that lack an image for one of their ControlNets, which are `who` in messages.
 
     Each follows the image of its position, or `control_image` if the row has none there.
     """
@@ -179,7 +202,7 @@ def _without_image(batch: RowBatch, num_controls: npt.NDArray[np.intp]) -> Itera
         reason = "and the row has none"
         if CONTROL_IMAGES[0] not in batch.present:
             reason = "and no column has it; name one with input.columns: {control_image: ...}"
-        yield absent, "missing_control_image", always(f"the ControlNet needs `{field}`, {reason}")
+        yield absent, "missing_control_image", always(f"{who} needs `{field}`, {reason}")
 
 
 def _empty_ranges(
