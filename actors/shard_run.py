@@ -75,6 +75,10 @@ class Resources:
     encoders: ThreadPoolExecutor
 
 
+_PHASES = {"": "reading rows", "read": "waiting for the device", "wait": "generating", "generate": "encoding"}
+"""What goes on after each lap of a shard's clock, in words for people."""
+
+
 class ShardRun:
     """One attempt to turn a shard into a part."""
 
@@ -88,6 +92,11 @@ class ShardRun:
         """The records of rows that stay as the replaced part has them, by position in the shard."""
         self._clock = _StageClock()
         self.progress = _ShardProgress()
+
+    @property
+    def phase(self) -> str:
+        """What is going on with the shard, in words for people. Any thread may ask."""
+        return _PHASES.get(self._clock.last_lap, "")
 
     def run(self) -> ShardReport:
         """Read, generate, encode, commit. Only a rehearsal returns without a stored part."""
@@ -334,10 +343,11 @@ class _StageClock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.last_lap = ""
         self._begun = time.monotonic()
 
     def lap(self, stage: str) -> None:
         """Count the time since the last lap as this stage's."""
         now = time.monotonic()
         self.seconds[stage] = round(now - self._begun, 4)
-        self._begun = now
+        self._begun, self.last_lap = now, stage

@@ -57,7 +57,13 @@ class Worker:
             heartbeats=resources.pulse.heartbeats + resources.engine.heartbeats + num_answers(),
             leaving=resources.pulse.leaving,
             waits_for=long_wait(),
+            phase=self._phase(),
+            num_steps=resources.engine.num_steps,
         )
+
+    def _phase(self) -> str:
+        """What the engine is doing; while it is idle, what the oldest shard is at."""
+        return self._resources.engine.phase or next((run.phase for run in [*self._runs.values()]), "")
 
     def leave(self) -> None:
         """Finish the shard that is on the device, and begin no other one."""

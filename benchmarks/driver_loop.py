@@ -225,7 +225,7 @@ def measure(num_seats: int, num_shards: int, shard_s: tuple[float, float]) -> Me
         for tick in workers.run(dispatcher):
             for report in tick.reports:
                 tally.add(report)
-            tally.tick(0, tick.num_workers)
+            tally.tick(0, tick)
             budget.watch(tick)
         seconds, cpu = time.monotonic() - begun, time.process_time() - cpu
     assert tally.rows == num_shards * ROWS

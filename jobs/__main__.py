@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version as installed
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
@@ -17,14 +18,15 @@ from rich.console import Console
 
 from actors.storage.file_hashes import tell_of_hashing
 from jobs.signals import Interrupted
+from schemas import __version__
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec.spec_file import load_spec
 from schemas.wording.printable import escaped, listed
 
 app = typer.Typer(
     name="darkroom",
-    help="Dataset-scale image generation with Stable Diffusion on Ray: Parquet in, Parquet out.",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -48,6 +50,21 @@ Extend = Annotated[
     typer.Option("--extend", help="Files that are new in the input since the job began become part of it."),
 ]
 OutputPath = Annotated[str, typer.Argument(help="A job's output folder, local or s3://.", metavar="OUTPUT")]
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the versions of darkroom and of what it uses.")
+    ] = False,
+) -> None:
+    """Dataset-scale image generation with Stable Diffusion on Ray: Parquet in, Parquet out."""
+    if version:
+        from actors.parts.part import LIBRARIES
+
+        libraries = ", ".join(f"{name} {installed(name)}" for name in LIBRARIES)
+        console().print(f"darkroom {__version__} ({libraries})", soft_wrap=True)
+        raise typer.Exit
 
 
 @app.command()
@@ -92,7 +109,7 @@ def run(spec: SpecPath, extend: Extend = False, overrides: Overrides = None) -> 
     checked = load_spec(spec, overrides or [])
     out = console()
     result = run_job(checked, out, extend=extend)
-    print_result(result, out)
+    print_result(result, out, str(spec))
     judge(checked.errors, result)
 
 
@@ -113,7 +130,7 @@ def retry(
     checked = load_spec(spec, overrides or [])
     out = console()
     result = retry_job(checked, out, only or [])
-    print_result(result, out)
+    print_result(result, out, str(spec))
     judge(checked.errors, result)
 
 
@@ -142,11 +159,19 @@ def submit(
 
 
 @app.command()
-def status(output: OutputPath) -> None:
+def status(
+    output: OutputPath,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again every few seconds, until the job is finished.")
+    ] = False,
+) -> None:
     """Show the progress of a job, read from its output."""
-    from jobs.reports.status import print_status
+    from jobs.reports.status import print_status, watch_status
 
-    print_status(output, console())
+    if watch:
+        watch_status(output, console())
+    else:
+        print_status(output, console())
 
 
 @app.command()

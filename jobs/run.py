@@ -15,6 +15,7 @@ from jobs.output.lease import Lease
 from jobs.output.parts import Parts, list_parts, output_totals, still_missing
 from jobs.output.resumption import plan_of, survey_of
 from jobs.output.tally import Abandoned, Tally
+from jobs.planning.opening import opening_lines
 from jobs.planning.plan import Plan, chosen_shards
 from jobs.planning.plan_text import print_notes
 from jobs.preparation import plan_new_rows
@@ -25,7 +26,7 @@ from jobs.reports.summary import reported_totals
 from jobs.signals import stopping_signals
 from jobs.survey.survey import Survey
 from schemas.spec.job_spec import JobSpec
-from schemas.wording.amounts import counted
+from schemas.wording.printable import escaped
 
 
 def run_job(spec: JobSpec, console: Console, *, extend: bool = False, engine: str = ENGINE) -> RunResult:
@@ -87,10 +88,8 @@ def _generate_missing(
         return tally, []
     if sum(done):
         refuse_full_disk(output.path, bytes_to_come(parts))
-        console.print(
-            f"resuming: {sum(done):,} of {counted(len(done), 'part')} already saved, "
-            f"{num_missing:,} left to generate"
-        )
+    for line in opening_lines(plan, sum(done)):
+        console.print(escaped(line), soft_wrap=True)
     dispatcher = _dispatcher(plan, done)
     watch = RunWatch(tally=tally, lease=lease, budget=Budget(plan.job.spec.errors))
     generate_shards(plan, dispatcher, watch, console, engine)

@@ -243,6 +243,10 @@ class WorkerProgress:
     """Whether the worker's process was asked to end; it starts no more shards then."""
     waits_for: str = ""
     """A request to the store or the Hub that has failed for a while, and why; empty if there is none."""
+    phase: str = ""
+    """What the worker is doing, such as `loading sd` or `denoising`; empty while it is idle."""
+    num_steps: int = 0
+    """How many denoising steps of single images it has run since it started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

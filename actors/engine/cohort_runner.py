@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from actors.engine.batching.batch_policy import Stage
 from actors.engine.batching.batcher import Batcher, Outcome
 from actors.engine.batching.merged_modules import CallCount
 from actors.engine.calls.call_arguments import DecodedSample, check_images, check_steps, pipeline_arguments
@@ -98,6 +99,15 @@ class CohortCall:
             yield replace(self, decoded=decoded)
 
 
+_PHASES = {
+    Stage.ENCODE: "encoding prompts",
+    Stage.CONTROL: "denoising",
+    Stage.DENOISE: "denoising",
+    Stage.DECODE: "decoding",
+}
+"""What goes on in each stage, in words for people."""
+
+
 class CohortRunner:
     """Generates the images of one model's cohorts; it is used for one run."""
 
@@ -133,6 +143,12 @@ class CohortRunner:
     def counts(self) -> dict[str, CallCount]:
         """The counts of each merge point and of the safety checker, by their names."""
         return self._batcher.counts | ({MODULE: self._checks.count} if self._checks else {})
+
+    @property
+    def phase(self) -> str:
+        """The stage of the module that runs or ran last, for people. Any thread may ask."""
+        stage = self._batcher.stage
+        return "generating" if stage is None else _PHASES[stage]
 
     @torch.inference_mode()
     def run(self) -> Iterator[Generated]:

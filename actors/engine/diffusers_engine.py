@@ -60,11 +60,25 @@ class DiffusersEngine:
     @property
     def heartbeats(self) -> int:
         """The module calls so far, and the signs that a model is being loaded or compiled."""
+        calls: int = sum(count.batches for _, count in self._counts_so_far())
+        return calls + self._models.signs.count + num_compiler_events()
+
+    @property
+    def phase(self) -> str:
+        """`loading MODEL`, or the stage of the module that runs; empty while nothing is generated."""
+        runner = self._runner
+        return self._models.signs.phase or (runner.phase if runner else "")
+
+    @property
+    def num_steps(self) -> int:
+        """How many denoising steps of single images were run so far; `exact` calls are not counted."""
+        return sum(count.images for name, count in self._counts_so_far() if name == "unet")
+
+    def _counts_so_far(self) -> list[tuple[str, CallCount]]:
+        """(merge point, count), with those of the runner that is at work."""
         # A runner's counts are added to the engine's at its end: for a moment they count twice or not at all.
         runner = self._runner
-        counts = [*self.counts.values(), *(runner.counts.values() if runner else ())]
-        calls: int = sum(count.batches for count in counts)
-        return calls + self._models.signs.count + num_compiler_events()
+        return [*self.counts.items(), *(runner.counts.items() if runner else ())]
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
         """Yield the result of every sample of the rows; DeviceError if the device can compute nothing more.

@@ -43,6 +43,14 @@ class Engine(Protocol):
     def heartbeats(self) -> int:
         """A number that grows while models are loaded and images are generated. Any thread may ask."""
 
+    @property
+    def phase(self) -> str:
+        """What it is doing, such as `loading sd` or `denoising`; empty while idle. Any thread may ask."""
+
+    @property
+    def num_steps(self) -> int:
+        """How many denoising steps of single images it has run so far. Any thread may ask."""
+
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
         """Yield the result of every sample of the rows, in an order that depends on the rows alone.
 

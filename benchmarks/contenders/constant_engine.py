@@ -21,6 +21,8 @@ class ConstantEngine:
 
     num_loads = 0
     heartbeats = 0
+    phase = ""
+    num_steps = 0
     models_loaded: tuple[str, ...] = ()
 
     def __init__(self, max_batch_rows: int) -> None:

@@ -24,6 +24,8 @@ class FaultyEngine:
 
     num_loads = 0
     heartbeats = 0
+    phase = ""
+    num_steps = 0
     models_loaded: tuple[str, ...] = ()
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:

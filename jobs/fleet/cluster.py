@@ -22,6 +22,8 @@ from schemas.spec.job_spec import JobSpec
 
 logger = logging.getLogger(__name__)
 
+_TOKEN_LOGGER = logging.getLogger("ray._private.authentication.authentication_token_setup")
+
 
 def in_ray_job() -> bool:
     """Whether this process is the entrypoint of a `ray job submit`."""
@@ -37,6 +39,10 @@ def connected() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "")
     check_answers(address)
     action = f"connect to the Ray cluster at {address}" if address else "start Ray"
+    # Ray 2.60 warns of what it does by itself on a cluster of one machine, and what nobody has to change.
+    _TOKEN_LOGGER.addFilter(
+        lambda record: not record.getMessage().startswith("Token authentication is enabled")
+    )
     with ray_faults(action), _own_sigterm():
         ray.init(**_options(address))
     if address not in ("", "local") and os.environ.get("RAY_AUTH_MODE") != "token":

@@ -39,7 +39,7 @@ class Layout:
     """Ray's id of the head, if no worker is placed there."""
 
     def describe(self) -> str:
-        """The line that a run prints: `1 worker with 1 GPU and 4 CPUs`, `2 workers with 1 CPU each`."""
+        """What a run prints of its devices: `1 worker with 1 GPU and 4 CPUs`, `2 workers with 1 CPU each`."""
         gpus = f"{counted(self.num_gpus, 'GPU')} and " if self.num_gpus else ""
         each = "" if self.num == 1 else " each"
         size = f"{counted(self.num, 'worker')} with {gpus}{counted(self.num_cpus, 'CPU')}{each}"

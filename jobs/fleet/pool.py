@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -24,6 +25,7 @@ from jobs.dispatch.shard_record import Death
 from jobs.fleet.layout import Layout, machines_for, num_workers, resources_in_use, with_new_gpus
 from jobs.fleet.machines import Machines, find_machines
 from jobs.fleet.ray_worker import RayWorker
+from jobs.output.tally import WorkersNow
 from schemas.errors import DEVICE_DEPENDENT, DarkroomError, DeviceError, ReclaimedError
 from schemas.job import Job, Shard, ShardReport, ShardSnapshot
 from schemas.wording.amounts import counted
@@ -55,19 +57,13 @@ _EXPECTED = "node was terminated expectedly"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tick:
+class Tick(WorkersNow):
     """What the pool reports while it works, at least every POLL_S seconds."""
 
     reports: Sequence[ShardReport]
     """The reports of the shards that have finished since the last tick."""
     unfinished: Sequence[ShardSnapshot]
     """Snapshots of the shards that are not done."""
-    num_workers: int
-    """Workers that are up."""
-    short_of: str = ""
-    """If workers find no room: `2 of 2 CPUs in use`."""
-    waits_for: str = ""
-    """If workers wait for the store or the Hub: how many, and for what."""
 
 
 @dataclass(slots=True)
@@ -97,6 +93,10 @@ class _Seat:
     """What the last failed start said, if it names a fault of the job or its storage."""
     waits_for: str = ""
     """What it last reported to wait for."""
+    phase: str = ""
+    """What it last reported to do."""
+    num_steps: int = 0
+    """The denoising steps that it last reported."""
     heartbeats: int = -1
     """The heartbeats that it last reported."""
     stalled_s: float = 0.0
@@ -145,6 +145,8 @@ class WorkerPool:
         self._cannot_start_on: set[str] = set()
         """Ray's ids of machines on which the latest start failed."""
         self._short_of = ""
+        self._num_steps = 0
+        """The denoising steps of all workers so far."""
         self._polled = 0.0
         self._since_polled = 0.0
 
@@ -185,6 +187,8 @@ class WorkerPool:
                 num_workers=self.num_up,
                 short_of=self._short_of,
                 waits_for=self._waits_for(),
+                phases=Counter(seat.phase for seat in self._seats if seat.at_work and seat.phase),
+                num_steps=self._num_steps,
             )
         self._leave_out_bad_machines(dispatcher)  # to name what was found out at the end
 
@@ -373,7 +377,9 @@ class WorkerPool:
             seat.unfinished = {i: snapshot for i, snapshot in answer.unfinished.items() if i in to_commit}
             # An older answer may arrive after the worker has given a shard back.
             seat.leaving |= answer.leaving
-            seat.waits_for = answer.waits_for
+            seat.waits_for, seat.phase = answer.waits_for, answer.phase
+            self._num_steps += max(0, answer.num_steps - seat.num_steps)
+            seat.num_steps = answer.num_steps
             if answer.heartbeats != seat.heartbeats:
                 seat.heartbeats, seat.stalled_s = answer.heartbeats, 0.0
         return None
@@ -488,7 +494,7 @@ class WorkerPool:
             del self._seat_of[ref]
         seat.calls.clear()
         seat.born = seat.up = seat.leaving = False
-        seat.loaded, seat.unfinished, seat.waits_for = (), {}, ""
+        seat.loaded, seat.unfinished, seat.waits_for, seat.phase, seat.num_steps = (), {}, "", "", 0
         seat.heartbeats, seat.stalled_s, seat.idle_s = -1, 0.0, 0.0
         with contextlib.suppress(Exception):
             ray.kill(seat.actor, no_restart=True)

@@ -1,11 +1,13 @@
 """How a run shows its progress: a bar on a terminal, a plain line every few seconds elsewhere."""
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from jobs.output.tally import Tally
 
@@ -27,12 +29,24 @@ class Display(Protocol):
         """Show the present state; called several times a second."""
 
 
+class _TwoLines(Progress):
+    """A bar with the number of rows, and below it a line of its own for everything else."""
+
+    details = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, and the line below it, which fills the terminal's width."""
+        yield from super().get_renderables()
+        yield Text(self.details, overflow="fold")
+
+
 class Bar:
     """A progress bar, for a terminal."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(BarColumn(30), TextColumn("{task.fields[line]}"), console=console)
-        self._task = self._progress.add_task("", total=1.0, line="starting")
+        columns = (BarColumn(30), TextColumn("{task.fields[rows]}"))
+        self._progress = _TwoLines(*columns, console=console)
+        self._task = self._progress.add_task("", total=1.0, rows="starting")
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -45,8 +59,9 @@ class Bar:
 
     def show(self, tally: Tally) -> None:
         """Move the bar."""
+        self._progress.details = tally.details()
         self._progress.update(
-            self._task, total=max(tally.rows_total, 1), completed=tally.rows_done, line=tally.line()
+            self._task, total=max(tally.rows_total, 1), completed=tally.rows_done, rows=tally.rows_text()
         )
 
 

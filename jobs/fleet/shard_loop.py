@@ -38,7 +38,7 @@ def generate_shards(
     )
     with connected():
         layout = lay_out(plan.job.spec.workers, dispatcher.num_waiting)
-        console.print(layout.describe(), highlight=False)
+        console.print(f"devices: {layout.describe()}", highlight=False)
         try:
             with display(console) as shown, WorkerPool(plan.job, layout, engine=engine) as pool:
                 _follow(pool, dispatcher, watch, shown)
@@ -55,7 +55,7 @@ def _follow(pool: WorkerPool, dispatcher: Dispatcher, watch: RunWatch, shown: Di
         for report in tick.reports:
             tally.add(report)
         num_images = sum(snapshot.images for snapshot in tick.unfinished)
-        tally.tick(num_images, tick.num_workers, tick.short_of, tick.waits_for)
+        tally.tick(num_images, tick)
         shown.show(tally)
         watch.lease.update(tally)
         if watch.budget:

@@ -99,6 +99,6 @@ def generated_text(figures: RunFigures) -> str:
 
 
 def rate_text(images_per_second: float) -> str:
-    """`13.4 images/s`; a rate below one has two digits that count: `0.032 images/s`."""
+    """`13.4 images/s`, or, where that is below one, `31.5 s/image`."""
     is_slow = 0 < images_per_second < 1
-    return f"{images_per_second:{'.2g' if is_slow else '.1f'}} images/s"
+    return f"{1 / images_per_second:,.1f} s/image" if is_slow else f"{images_per_second:,.1f} images/s"

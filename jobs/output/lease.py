@@ -214,7 +214,7 @@ def _state(tally: Tally) -> dict[str, Any]:
         "images_per_second": tally.images_per_second,
         "seconds_left": tally.seconds_left,
         "failed": tally.failed,
-        "workers": tally.num_workers,
+        "workers": tally.workers.num_workers,
     }
 
 

@@ -1,14 +1,70 @@
 """The counts of a run while it goes on, from which its figures are taken at the end."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from actors.process import peak_rss_bytes
-from jobs.output.figures import RunFigures, rate_text
+from jobs.output.figures import RunFigures, codes_text, rate_text
 from schemas.job import FailedRows, Shard, ShardReport, merge_failed_rows
 from schemas.wording.amounts import counted, duration
+
+PACE_S = 120.0
+"""What came this many seconds ago counts a third of what comes now for the rate that is shown."""
+MAX_CODES = 3
+"""Error codes that a line of progress names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkersNow:
+    """What the workers of a run are doing."""
+
+    num_workers: int = 0
+    """Workers that are up."""
+    short_of: str = ""
+    """If workers find no room: `2 of 2 CPUs in use`."""
+    waits_for: str = ""
+    """If workers wait for the store or the Hub: how many, and for what."""
+    phases: Mapping[str, int] = field(default_factory=dict)
+    """How many workers are in each phase, such as `loading sd` or `denoising`."""
+    num_steps: int = 0
+    """The denoising steps of single images that they have run so far."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """How fast rows and images come of late, and how long the remaining rows will take at this pace.
+
+    It changes only when rows or images come. They come in bursts: between two of them the rate would sink
+    and the time left would climb.
+    """
+
+    images_per_second: float = 0.0
+    seconds_left: float | None = None
+    """None until a row is done."""
+    _images: float = 0.0
+    _rows: float = 0.0
+    _seconds: float = 0.0
+    """Sums in which everything older counts less; see PACE_S."""
+    _last: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """(seconds, images, rows) when something came last."""
+
+    def update(self, seconds: float, images: float, rows: float, rows_left: float) -> None:
+        """Count what has come. `seconds`: since the first worker was ready; `images`, `rows`: since then."""
+        last_seconds, last_images, last_rows = self._last
+        elapsed = seconds - last_seconds
+        if elapsed <= 0 or (images <= last_images and rows <= last_rows):
+            return
+        kept = math.exp(-elapsed / PACE_S)
+        self._seconds = self._seconds * kept + elapsed
+        # A shard whose worker dies takes its unfinished images with it.
+        self._images = self._images * kept + max(0.0, images - last_images)
+        self._rows = self._rows * kept + max(0.0, rows - last_rows)
+        self._last = seconds, images, rows
+        self.images_per_second = self._images / self._seconds
+        self.seconds_left = rows_left * self._seconds / self._rows if self._rows else None
 
 
 @dataclass(slots=True)
@@ -27,12 +83,8 @@ class Tally:
     """Images so far of shards that are not finished."""
     failed: int = 0
     """Those of `rows` that failed."""
-    num_workers: int = 0
-    """Workers that are ready now."""
-    short_of: str = ""
-    """What workers that find no room are short of."""
-    waits_for: str = ""
-    """How many workers wait for the store or the Hub, and why."""
+    workers: WorkersNow = field(default_factory=WorkersNow)
+    pace: Pace = field(default_factory=Pace)
     seconds_by_stage: Counter[str] = field(default_factory=Counter)
     cpu_by_worker: dict[str, float] = field(default_factory=dict)
     loads_by_worker: dict[str, int] = field(default_factory=dict)
@@ -58,14 +110,17 @@ class Tally:
         )
         self.worker_peak_rss_bytes = max(self.worker_peak_rss_bytes, report.peak_rss_bytes)
 
-    def tick(self, images_unfinished: int, num_workers: int, short_of: str = "", waits_for: str = "") -> None:
-        """Update the progress of unfinished shards, the number of workers, and what they wait for."""
+    def tick(self, images_unfinished: int, workers: WorkersNow) -> None:
+        """Update the progress of unfinished shards, and what the workers are doing."""
         self.images_unfinished = images_unfinished
-        self.num_workers = num_workers
-        self.short_of, self.waits_for = short_of, waits_for
+        self.workers = workers
         self.ticked = time.monotonic()
-        if self.working_since is None and num_workers:
+        if self.working_since is None and workers.num_workers:
             self.working_since = self.ticked
+        num_rows = self.rows_done - self.rows_before
+        self.pace.update(
+            self.working_seconds, self.images_generated, num_rows, self.rows_total - self.rows_done
+        )
 
     @property
     def images_generated(self) -> int:
@@ -91,16 +146,18 @@ class Tally:
 
     @property
     def images_per_second(self) -> float:
-        """Images per second since the first worker was ready; 0 before that."""
-        return self.images_generated / self.working_seconds if self.working_seconds else 0.0
+        """The rate of late; when all rows are done, that since the first worker was ready."""
+        return self._mean_rate if self.rows_done >= self.rows_total else self.pace.images_per_second
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds left at this run's present rate; None until a row is done."""
-        num_rows = self.rows_done - self.rows_before
-        if num_rows <= 0 or self.working_since is None:
-            return None
-        return (self.rows_total - self.rows_done) * self.working_seconds / num_rows
+        """Seconds left at the pace of late; None until a row is done."""
+        return 0.0 if self.rows_done >= self.rows_total else self.pace.seconds_left
+
+    @property
+    def _mean_rate(self) -> float:
+        """Images per second since the first worker was ready; 0 before that."""
+        return self.images_generated / self.working_seconds if self.working_seconds else 0.0
 
     def figures(self) -> RunFigures:
         """The figures of this run, taken when it is done."""
@@ -110,8 +167,8 @@ class Tally:
             images=self.images,
             seconds=self.seconds,
             working_seconds=self.working_seconds,
-            images_per_second=self.images_per_second,
-            workers=self.num_workers,
+            images_per_second=self._mean_rate,
+            workers=self.workers.num_workers,
             seconds_by_stage={name: round(seconds, 2) for name, seconds in self.seconds_by_stage.items()},
             checkpoint_loads=sum(self.loads_by_worker.values()),
             worker_cpu_seconds=sum(self.cpu_by_worker.values()),
@@ -128,24 +185,47 @@ class Tally:
         return f"interrupted: at least {saved:,} of {total} saved, at most {lost} of unfinished parts lost"
 
     def line(self) -> str:
-        """The progress as one line for the terminal."""
+        """The progress as one line for a log."""
+        return f"{self.rows_text()} · {self.details()}"
+
+    def rows_text(self) -> str:
+        """`about 12 of 40 rows (30%)`."""
         share = self.rows_done / self.rows_total if self.rows_total else 1.0
-        # The rows of unfinished parts are an estimate, and failures of earlier runs are not counted.
-        about, scope = "about " * bool(self.images_unfinished), " in this run" * bool(self.rows_before)
-        return (
-            f"{about}{self.rows_done:,.0f} of {counted(self.rows_total, 'row')} ({share:.0%}) · "
-            f"{rate_text(self.images_per_second)} · {_time_left(self)} · "
-            f"{self.failed:,} failed{scope} · {counted(self.num_workers, 'worker')}"
-            f"{self.waits_for and f' · {self.waits_for}'}"
-        )
+        # The rows of unfinished parts are an estimate.
+        about = "about " * bool(self.images_unfinished)
+        return f"{about}{self.rows_done:,.0f} of {counted(self.rows_total, 'row')} ({share:.0%})"
+
+    def details(self) -> str:
+        """`1.8 images/s · 15 s left · 1 failed (1 invalid_image) · 2 workers: denoising (304 steps)`."""
+        rate = [rate_text(self.images_per_second)] if self.images_generated else []
+        return " · ".join([*rate, _time_left(self), self._failures_text(), _workers_text(self.workers)])
+
+    def _failures_text(self) -> str:
+        # Failures of earlier runs are not counted.
+        scope = " in this run" * bool(self.rows_before)
+        most = sorted(self.failures.items(), key=lambda item: -item[1].num_rows)
+        codes = codes_text((code, failed.num_rows) for code, failed in most[:MAX_CODES])
+        others = ", ..." * (len(most) > MAX_CODES)
+        return f"{self.failed:,} failed{scope}{codes and f' ({codes}{others})'}"
 
 
 def _time_left(tally: Tally) -> str:
     """`3 min 10 s left`, or why that is not known yet."""
-    seconds = tally.seconds_left
-    if not tally.num_workers:
-        return f"waiting for workers ({tally.short_of})" if tally.short_of else "waiting for workers"
+    seconds, short_of = tally.seconds_left, tally.workers.short_of
+    if not tally.workers.num_workers:
+        return f"waiting for workers ({short_of})" if short_of else "waiting for workers"
     return "starting" if seconds is None else f"{duration(seconds)} left"
+
+
+def _workers_text(workers: WorkersNow) -> str:
+    """`3 workers: 2 denoising, 1 loading sd (1,204 steps) · 1 worker waits for ...`."""
+    text = counted(workers.num_workers, "worker")
+    if phases := sorted(workers.phases.items(), key=lambda item: -item[1]):
+        alike = phases[0][1] == workers.num_workers
+        text += f": {phases[0][0] if alike else ', '.join(f'{number:,} {phase}' for phase, number in phases)}"
+    if workers.num_steps:
+        text += f" ({counted(workers.num_steps, 'step')})"
+    return f"{text} · {workers.waits_for}" if workers.waits_for else text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

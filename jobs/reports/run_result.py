@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from shlex import quote
 
 from rich.console import Console
 
@@ -35,8 +36,11 @@ class RunResult:
     """The rows that failed in this run, by error_code."""
 
 
-def print_result(result: RunResult, console: Console) -> None:
-    """Print what the run has generated, the totals, and where the output and its contact sheet are."""
+def print_result(result: RunResult, console: Console, spec: str) -> None:
+    """Print what the run has generated, the totals, where the output is, and the commands that come next.
+
+    `spec`: the path of the job's YAML file, as the commands have it.
+    """
     totals = result.totals
     generated = generated_text(result.run) if result.run.rows or result.abandoned else "nothing to do"
     failed = "".join(f"{line}\n" for line in failure_lines(result.failures, MAX_CODES))
@@ -50,6 +54,26 @@ def print_result(result: RunResult, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    commands = _next_commands(result, spec)
+    width = max(len(command) for command, _ in commands)
+    console.print("next:", highlight=False)
+    for command, purpose in commands:
+        console.print(escaped(f"  {command:{width}}  # {purpose}"), highlight=False, soft_wrap=True)
+
+
+def _next_commands(result: RunResult, spec: str) -> list[tuple[str, str]]:
+    """(command, purpose) of the three commands that are most likely to be wanted now."""
+    output = quote(result.output)
+    commands = [
+        (f"darkroom verify {output}", "checks that every row has one outcome and every image is intact"),
+        (f"darkroom replay {output} ROW_ID", "generates one row again and compares it"),
+        (f"darkroom status {output}", "shows how far the job is, also from another machine"),
+    ]
+    if result.totals.failed:
+        commands.insert(0, (f"darkroom retry {quote(spec)}", "generates the failed rows again"))
+    if result.num_missing:
+        commands.insert(0, (f"darkroom run {quote(spec)}", "generates the missing parts"))
+    return commands[:3]
 
 
 def failure_lines(failures: Mapping[str, FailedRows], most: int) -> list[str]:

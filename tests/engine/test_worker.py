@@ -479,6 +479,35 @@ def test_a_worker_at_work_can_be_seen_to_move(tmp_path: Path) -> None:
     assert before < seen[0] < seen[1] < worker.progress().heartbeats
 
 
+def test_a_worker_tells_its_phase_and_its_denoising_steps(tmp_path: Path) -> None:
+    """Two rows of three steps each are six steps, whichever of them go through the UNet together."""
+    rows = [
+        {"row_id": i, "prompt": f"p{i}", "num_inference_steps": 3, "scheduler": "DDIMScheduler"}
+        for i in (0, 1)
+    ]
+    spec = job_spec(
+        write_rows(tmp_path / "in.parquet", rows), tmp_path / "out", models={"sd": {"checkpoint": "demo:sd"}}
+    )
+    plan = plan_for(spec)
+    engine = DiffusersEngine(model_cache(spec), spec)
+    seen: list[tuple[str, int]] = []
+
+    def look(*_: object) -> None:
+        progress = worker.progress()
+        seen.append((progress.phase, progress.num_steps))
+
+    with worker_for(plan, engine) as worker:
+        components = engine._models.get("sd").components
+        for name in ("text_encoder", "unet"):
+            components[name].register_forward_pre_hook(look)
+        worker.run(next(plan.shards()))
+        after = worker.progress()
+
+    assert {phase for phase, _ in seen} >= {"encoding prompts", "denoising"}
+    assert next(steps for phase, steps in seen if phase == "encoding prompts") == 0
+    assert (after.phase, after.num_steps) == ("", 6)
+
+
 def test_shards_of_many_row_groups_and_models_hold_the_right_rows(tmp_path: Path) -> None:
     """Rows of two models interleave over small row groups; each shard finds its own, in any order."""
     rows = [
@@ -506,6 +535,8 @@ class NotingEngine:
 
     num_loads = 0
     heartbeats = 0
+    phase = ""
+    num_steps = 0
     models_loaded: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -523,6 +554,8 @@ class WaitingEngine:
 
     num_loads = 0
     heartbeats = 0
+    phase = ""
+    num_steps = 0
     models_loaded: tuple[str, ...] = ()
 
     def __init__(self, before: Callable[[], None]) -> None:

@@ -738,6 +738,32 @@ def test_workers_that_find_no_room_say_what_is_in_use() -> None:
     assert {tick.short_of for _, tick in starting.ticks} == {""}
 
 
+def test_steps_of_a_worker_that_died_still_count() -> None:
+    """Its successor begins at zero; what is shown never falls."""
+
+    class Stepping(Worker):
+        def progress(self) -> WorkerProgress:
+            return replace(super().progress(), phase="denoising", num_steps=self.heartbeats)
+
+        def generate(self, shard: Shard) -> ShardReport:
+            self.work(10)
+            return report_of(shard)
+
+    class Dying(Stepping):
+        def generate(self, shard: Shard) -> ShardReport:
+            self.work(10)
+            self.actor.die()
+            raise AssertionError("its process has ended")
+
+    run = Run(Dying, then=Stepping).run()
+    steps = [tick.num_steps for _, tick in run.ticks]
+
+    assert steps == sorted(steps)
+    assert steps[-1] > max(worker.heartbeats for worker in run.workers)
+    assert {phase for _, tick in run.ticks for phase in tick.phases} == {"denoising"}
+    assert run.ticks[-1][1].phases == {}
+
+
 @pytest.mark.parametrize(("num", "text"), [(1, "1 worker waits for"), (2, "2 workers wait for")])
 def test_what_workers_wait_for_is_told_as_long_as_they_wait(num: int, text: str) -> None:
     """With their number, and one of the requests. Another worker waits for nothing."""

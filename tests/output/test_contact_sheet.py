@@ -576,7 +576,7 @@ def test_a_finished_output_tells_of_its_last_run(output: ReportedOutput) -> None
 
     older = output.sheet()
 
-    assert sheet.last_run == "generated 3 images in 6 s (0.5 images/s)"
+    assert sheet.last_run == "generated 3 images in 6 s (2.0 s/image)"
     assert sheet.finished_at == "2026-11-30T14:39:57+00:00"
     assert (sheet.totals.ok, sheet.totals.images) == (5, 7)
     assert older.last_run == ""
@@ -959,7 +959,7 @@ def test_a_browser_finds_chains_and_every_failed_row(output: ReportedOutput, tmp
     )
 
     assert whole.text_of("count") == "On this page: 1 frame of 9 images, 60 of 70 failed rows."
-    assert "the last run generated 3 images in 6 s (0.5 images/s)" in whole.all_text
+    assert "the last run generated 3 images in 6 s (2.0 s/image)" in whole.all_text
     assert f"<b>first{'x' * 12}…{'x' * 16}last" in whole.all_text
     assert "poster (text2img) · sd · 16\u00d716" in whole.all_text
     assert "upscale · x4 · 64\u00d764" in whole.all_text

@@ -1,5 +1,6 @@
 """How far a job is: its parts and their sums, its rate, the room that it still needs."""
 
+import io
 import json
 import shutil
 import time
@@ -8,16 +9,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.storage.output import Output, open_output
+from jobs.fleet.progress import display
 from jobs.output.capacity import bytes_to_come, refuse_full_disk
 from jobs.output.figures import Totals
 from jobs.output.parts import list_parts, output_totals
 from jobs.output.stored_images import read_image
-from jobs.output.tally import Tally
+from jobs.output.tally import Tally, WorkersNow
 from schemas.errors import RowError, SpecError
-from schemas.job import ShardReport
+from schemas.job import FailedRows, ShardReport
 from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, ShardNames, part_file, shard_name
 from tests.support.s3.quick_waits import QuickWaits
 
@@ -131,22 +134,23 @@ def test_the_rate_of_a_run_is_that_since_its_first_worker_was_ready(monkeypatch:
     # The field's default is the real clock, which goes on while this test stands still.
     tally = Tally(rows_total=100, rows_before=40, begun=time.monotonic())
     clock.pass_seconds(20)
-    tally.tick(0, 0)
+    tally.tick(0, WorkersNow(num_workers=0))
     clock.pass_seconds(10)
     rate_before, left_before = tally.images_per_second, tally.seconds_left
-    tally.tick(0, 2)
+    tally.tick(0, WorkersNow(num_workers=2))
 
     clock.pass_seconds(5)
-    tally.tick(6, 2)
+    tally.tick(6, WorkersNow(num_workers=2))
     early = (tally.rows_done, tally.images_per_second, tally.seconds_left)
     clock.pass_seconds(5)
     tally.add(report("a", ok=6, filtered=3, failed=1))
-    tally.tick(5, 1)
+    tally.tick(5, WorkersNow(num_workers=1))
 
     assert (rate_before, left_before) == (0, None)
     assert early == pytest.approx((46, 6 / 5, 54 * 5 / 6))
     late = (tally.rows_done, tally.images_per_second, tally.seconds_left)
-    assert late == pytest.approx((55, 17 / 10, 45 * 10 / 15))
+    # What came five seconds ago counts a little less than what comes now.
+    assert late == pytest.approx((55, 17 / 10, 45 * 10 / 15), rel=0.02)
     assert tally.seconds == pytest.approx(40)
     assert tally.failed == 1
 
@@ -155,11 +159,11 @@ def test_a_run_without_workers_says_what_they_wait_for() -> None:
     """Until the first one is there."""
     tally = Tally(rows_total=10, rows_before=0)
 
-    tally.tick(0, 0)
+    tally.tick(0, WorkersNow(num_workers=0))
     at_first = tally.line()
-    tally.tick(0, 0, "2 of 2 CPUs in use")
+    tally.tick(0, WorkersNow(num_workers=0, short_of="2 of 2 CPUs in use"))
     later = tally.line()
-    tally.tick(0, 1, "2 of 2 CPUs in use")
+    tally.tick(0, WorkersNow(num_workers=1, short_of="2 of 2 CPUs in use"))
 
     assert " waiting for workers · " in at_first
     assert " waiting for workers (2 of 2 CPUs in use) · " in later
@@ -170,19 +174,98 @@ def test_a_run_whose_workers_wait_for_the_store_says_so() -> None:
     """As long as they do."""
     tally = Tally(rows_total=10, rows_before=0)
 
-    tally.tick(0, 2, "", "1 worker waits for get_object s3://b/k: SlowDown (HTTP 503)")
+    tally.tick(
+        0, WorkersNow(num_workers=2, waits_for="1 worker waits for get_object s3://b/k: SlowDown (HTTP 503)")
+    )
     waiting = tally.line()
-    tally.tick(0, 2)
+    tally.tick(0, WorkersNow(num_workers=2))
 
     assert waiting.endswith(" · 2 workers · 1 worker waits for get_object s3://b/k: SlowDown (HTTP 503)")
     assert tally.line().endswith(" · 2 workers")
+
+
+def test_between_two_bursts_neither_the_rate_nor_the_time_left_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Batches come at once. What is shown then stays until the next one."""
+    clock = QuickWaits(monkeypatch)
+    tally = Tally(rows_total=100, rows_before=0, begun=time.monotonic())
+    tally.tick(0, WorkersNow(num_workers=1))
+    shown = []
+    for images in (20, 20, 20, 40):
+        clock.pass_seconds(10)
+        tally.tick(images, WorkersNow(num_workers=1))
+        shown.append((tally.images_per_second, tally.seconds_left))
+
+    assert shown[0] == shown[1] == shown[2] == pytest.approx((2.0, 40.0))
+    assert shown[3][0] < 2.0
+
+
+def test_the_rate_is_that_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first images come after the model has been loaded; ten minutes later that counts no more."""
+    clock = QuickWaits(monkeypatch)
+    tally = Tally(rows_total=10_000, rows_before=0, begun=time.monotonic())
+    tally.tick(0, WorkersNow(num_workers=1))
+    clock.pass_seconds(300)
+    for images in range(5, 3_001, 5):
+        clock.pass_seconds(1)
+        tally.tick(images, WorkersNow(num_workers=1))
+
+    assert tally.images_per_second == pytest.approx(5, rel=0.05)
+    assert tally.seconds_left == pytest.approx(7_000 / 5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("workers", "text"),
+    [
+        (
+            WorkersNow(num_workers=2, phases={"denoising": 2}, num_steps=1_204),
+            "2 workers: denoising (1,204 steps)",
+        ),
+        (
+            WorkersNow(num_workers=3, phases={"loading sd": 1, "denoising": 2}),
+            "3 workers: 2 denoising, 1 loading sd",
+        ),
+        (WorkersNow(num_workers=1, num_steps=1), "1 worker (1 step)"),
+    ],
+)
+def test_progress_tells_what_the_workers_do(workers: WorkersNow, text: str) -> None:
+    """Also in the minute before a large model's first image."""
+    tally = Tally(rows_total=10, rows_before=0)
+
+    tally.tick(0, workers)
+
+    assert tally.line() == f"0 of 10 rows (0%) · starting · 0 failed · {text}"
+
+
+def test_failures_are_told_by_code() -> None:
+    """The three most frequent ones."""
+    codes = {"a": 1, "b": 4, "c": 2, "d": 3}
+    tally = Tally(rows_total=10, rows_before=0, failed=10)
+    tally.failures = {code: FailedRows(num_rows=number, message="m") for code, number in codes.items()}
+
+    assert " · 10 failed (4 b, 3 d, 2 c, ...) · " in tally.line()
+
+
+def test_a_bar_has_the_whole_width_of_the_terminal_for_its_details() -> None:
+    """At 80 columns, nothing is cut off."""
+    screen = io.StringIO()
+    tally = Tally(rows_total=1_000_000, rows_before=0, failed=3)
+    workers = WorkersNow(num_workers=12, phases={"denoising": 11, "loading sd": 1}, num_steps=123_456)
+    tally.tick(123_456, workers)
+
+    with display(Console(file=screen, width=80, force_terminal=True, color_system=None)) as bar:
+        bar.show(tally)
+
+    assert f"{tally.rows_text()}\n" in screen.getvalue().replace(" \n", "\n")
+    assert tally.details() in screen.getvalue().replace("\n", " ").replace("  ", " ")
 
 
 def test_no_more_rows_are_done_than_there_are() -> None:
     """The images of unfinished shards are an estimate: a row may have several."""
     tally = Tally(rows_total=10, rows_before=4)
 
-    tally.tick(50, 1)
+    tally.tick(50, WorkersNow(num_workers=1))
 
     assert tally.rows_done == 10
     assert tally.seconds_left == 0

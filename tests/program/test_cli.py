@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import pytest
 import yaml
 from rich.console import Console
 
+from actors.parts.part import LIBRARIES
 from jobs.__main__ import app, main
 from jobs.output.figures import RunFigures, Totals
 from jobs.reports.run_result import RunResult, print_result
 from models.demo_cache import KINDS
+from schemas import __version__
 from tests.support.checkpoints import paper_checkpoint
 from tests.support.running import ROOT
 
@@ -448,7 +451,7 @@ def test_a_mistaken_command_ends_with_code_2(desk: Desk, arguments: tuple[str, .
     [
         (0, 0, "nothing to do; total: 0 rows ok"),
         (3, 0, "generated 0 images in 5 s; total: 0 rows ok"),
-        (3, 2, "generated 2 images in 5 s (0.4 images/s); total: 0 rows ok"),
+        (3, 2, "generated 2 images in 5 s (2.5 s/image); total: 0 rows ok"),
     ],
 )
 def test_a_run_tells_what_it_has_made(rows: int, images: int, says: str) -> None:
@@ -457,7 +460,7 @@ def test_a_run_tells_what_it_has_made(rows: int, images: int, says: str) -> None
     run = RunFigures(rows=rows, images=images, working_seconds=5.0, images_per_second=images / 5)
     result = RunResult(output="out", totals=Totals(), run=run)
 
-    print_result(result, Console(file=printed))
+    print_result(result, Console(file=printed), "job.yaml")
 
     assert printed.getvalue().startswith(says)
 
@@ -513,6 +516,15 @@ def test_help_lists_commands_and_exit_codes(desk: Desk) -> None:
 
     assert all(command in ended.out for command in COMMANDS)
     assert "Exit codes: 0 done" in ended.out
+
+
+def test_the_version_names_what_decides_the_images(desk: Desk) -> None:
+    """darkroom's own version, and those of the libraries that a part's footer names."""
+    ended = desk.call("--version")
+
+    assert ended.code == 0
+    assert ended.out.startswith(f"darkroom {__version__} (")
+    assert all(f"{name} {version(name)}" in ended.out for name in LIBRARIES)
 
 
 def test_the_schema_is_printed_or_written(desk: Desk) -> None:

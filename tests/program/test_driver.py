@@ -130,7 +130,11 @@ class TestRun:
         assert indices(driver.given) == [1, 4]
         assert (result.run.rows, result.totals.ok) == (6, 18)
         assert before.items() <= written_at(parts(output)).items()
-        assert "resuming: 3 of 5 parts already saved, 2 left to generate" in driver.printed
+        lines = driver.printed.splitlines()
+        begun = [line for line in lines if line.startswith(("rows: ", "models: ", "output: "))]
+        assert begun == ["rows: 18 in 5 parts", "models: sd", f"output: {output}, png images in Parquet"] * 2
+        assert "a new job: no part of it exists yet" in lines
+        assert "resuming: 3 of 5 parts already saved, 2 left to generate" in lines
         assert driver.printed.count("18 of 18 rows (100%)") == 2
 
     def test_shards_of_several_models_are_each_generated_once(self, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.output.figures import rate_text
 from tests.support.running import (
     ROOT,
     Finished,
@@ -115,8 +116,10 @@ def test_output_that_is_no_terminal_is_plain_lines(demo: Ran) -> None:
     text = demo.finished.out + demo.finished.err
 
     assert re.search(r"[\x1b\r\x07]", text) is None
-    assert "2 workers with 1 CPU each\n" in demo.finished.out
-    assert re.search(r"^40 of 40 rows \(100%\) · [0-9.]+ images/s · ", demo.finished.out, re.MULTILINE)
+    assert "devices: 2 workers with 1 CPU each\n" in demo.finished.out
+    assert re.search(
+        r"^40 of 40 rows \(100%\) · [0-9.]+ (images/s|s/image) · ", demo.finished.out, re.MULTILINE
+    )
     assert demo.finished.err == ""
 
 
@@ -158,7 +161,7 @@ def test_status_and_report_tell_of_a_finished_job(demo: Ran) -> None:
 def test_terminal_status_summary_card_and_sheet_have_the_same_figures(demo: Ran) -> None:
     """What the run printed is what everything else says, in its words or in its numbers."""
     out = demo.finished.out
-    said = re.search(r"^(generated (\d+) images? in .*? \((.*?) images/s\)); total: (.*)$", out, re.MULTILINE)
+    said = re.search(r"^(generated (\d+) images? in .*? \((.*?)\)); total: (.*)$", out, re.MULTILINE)
     assert said
     generated, num_images, rate, outcomes = said.groups()
 
@@ -169,14 +172,14 @@ def test_terminal_status_summary_card_and_sheet_have_the_same_figures(demo: Ran)
 
     assert outcomes == "39 rows ok, 0 filtered, 1 failed (1 invalid_image); 40 images"
     assert int(num_images) == 40
-    assert f"\n40 of 40 rows (100%) · {rate} images/s · " in out
+    assert f"\n40 of 40 rows (100%) · {rate} · " in out
     assert f"\n{outcomes}\nfinished at {summary['finished_at']}; the last run {generated}\n" in status
     assert f"40 rows, generated with darkroom: {outcomes}.\n" in card
     assert (sheet["last_run"], sheet["finished_at"]) == (generated, summary["finished_at"])
     run = summary["last_run"]
     assert (run["rows"], run["failed"], run["images"]) == (40, 1, 40)
     assert run["images_per_second"] == pytest.approx(run["images"] / run["working_seconds"])
-    assert f"{run['images_per_second']:.1f}" == rate
+    assert rate_text(run["images_per_second"]) == rate
     for name in ("ok", "filtered", "failed", "images", "size_bytes"):
         assert summary[name] == sheet["totals"][name], name
     assert summary["size_bytes"] == sum(part.stat().st_size for part in parts(demo.output))

@@ -46,7 +46,7 @@ def shown(driver: InProcessDriver, result: RunResult) -> Shown:
     """What all surfaces say now."""
     path = Path(driver.spec.output.path)
     terminal, status = io.StringIO(), io.StringIO()
-    print_result(result, Console(file=terminal, width=200))
+    print_result(result, Console(file=terminal, width=200), "job.yaml")
     print_status(str(path), Console(file=status, width=200))
     page = (path / "contact-sheet.html").read_text()
     island = re.search(r'<script id="sheet" type="application/json">(.*?)</script>', page, re.DOTALL)
@@ -113,8 +113,9 @@ def test_the_first_run_s_figures_are_the_same_everywhere(driver: InProcessDriver
 
     assert (run.rows, run.failed, run.images) == (10, 2, 8) == (10, 2, result.totals.images)
     assert seen.terminal.startswith(f"{generated_text(run)}; total: ")
-    assert f"10 of 10 rows (100%) · {rate_text(run.images_per_second)} · 0 s left · 2 failed · " in (
-        last_line(driver)
+    rate = rate_text(run.images_per_second)
+    assert last_line(driver).startswith(
+        f"10 of 10 rows (100%) · {rate} · 0 s left · 2 failed (2 missing_prompt) · "
     )
     assert run.images_per_second == pytest.approx(run.images / run.working_seconds)
     assert_equal_everywhere(driver, seen, run)
@@ -133,7 +134,7 @@ def test_a_resumed_run_tells_its_own_images_beside_the_totals(driver: InProcessD
     seen, run = shown(driver, result), result.run
     assert (run.rows, run.failed, run.images, result.totals.images) == (4, 2, 2, 8)
     assert run.images_per_second == pytest.approx(2 / run.working_seconds)
-    assert " · 2 failed in this run · " in last_line(driver)
+    assert " · 2 failed in this run (2 missing_prompt) · " in last_line(driver)
     assert_equal_everywhere(driver, seen, run)
 
 
@@ -228,15 +229,22 @@ def test_failures_of_this_run_are_told_from_those_of_all_runs(driver: InProcessD
 
 @pytest.mark.parametrize(
     ("rate", "text"),
-    [(0, "0.0"), (13.44, "13.4"), (1.0, "1.0"), (0.9, "0.9"), (0.0317, "0.032"), (1234.5, "1234.5")],
+    [
+        (0, "0.0 images/s"),
+        (13.44, "13.4 images/s"),
+        (1.0, "1.0 images/s"),
+        (0.9, "1.1 s/image"),
+        (0.0317, "31.5 s/image"),
+        (1234.5, "1,234.5 images/s"),
+    ],
 )
-def test_a_slow_rate_is_not_shown_as_none(rate: float, text: str) -> None:
+def test_a_slow_rate_is_shown_as_seconds_an_image(rate: float, text: str) -> None:
     """A large model on a CPU makes an image in half a minute."""
-    assert rate_text(rate) == f"{text} images/s"
+    assert rate_text(rate) == text
 
 
 def test_a_run_of_an_earlier_version_is_told_without_what_it_lacks() -> None:
     """Its summary has no `working_seconds`."""
     older = RunFigures(images=3, seconds=9.0, images_per_second=0.5)
 
-    assert generated_text(older) == "generated 3 images (0.5 images/s)"
+    assert generated_text(older) == "generated 3 images (2.0 s/image)"

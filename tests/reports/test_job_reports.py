@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -24,7 +25,7 @@ from jobs.planning.plan import make_plan
 from jobs.reports.contact_sheet import make_sheet, write_report
 from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult, print_result
-from jobs.reports.status import print_status
+from jobs.reports.status import print_status, watch_status
 from jobs.reports.success import is_finished
 from jobs.reports.summary import read_summary
 from jobs.survey.survey import make_survey
@@ -144,6 +145,29 @@ def test_status_tells_of_a_driver_only_while_it_lives(output: Output, record: Jo
     )
 
 
+def test_a_watched_status_is_shown_again_when_it_has_changed_and_ends_with_the_job(
+    output: Output, record: JobRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a log, nothing is printed while nothing changes."""
+    write_lease(output, age_s=VALID_S + 1)
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            finish(output, record, figures())
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    printed = io.StringIO()
+
+    watch_status(output.path, Console(file=printed, width=200))
+
+    lines = printed.getvalue().splitlines()
+    assert len(lines) == 6
+    assert lines[2].startswith("no driver is running")
+    assert lines[5].startswith("finished at 2")
+
+
 def test_the_reports_of_a_finished_job_count_every_part(output: Output, record: JobRecord) -> None:
     """The totals, the summary, the card, the sheet, and the manifest with a line for each part."""
     size_bytes = sum(part.stat().st_size for part in parts_of(output))
@@ -216,7 +240,28 @@ def test_a_run_that_left_shards_out_names_no_contact_sheet(
     printed = io.StringIO()
     result = RunResult(output="out", totals=TOTALS, num_missing=len(abandoned), abandoned=abandoned)
 
-    print_result(result, Console(file=printed, width=200))
+    print_result(result, Console(file=printed, width=200), "job.yaml")
 
     sheet = [] if abandoned else ["contact sheet: out/contact-sheet.html"]
-    assert printed.getvalue().splitlines() == lines + sheet
+    assert printed.getvalue().splitlines()[: len(lines + sheet) + 1] == [*lines, *sheet, "next:"]
+
+
+@pytest.mark.parametrize(
+    ("failed", "num_missing", "commands"),
+    [
+        (0, 0, ["verify 'my out'", "replay 'my out' ROW_ID", "status 'my out'"]),
+        (2, 0, ["retry job.yaml", "verify 'my out'", "replay 'my out' ROW_ID"]),
+        (2, 1, ["run job.yaml", "retry job.yaml", "verify 'my out'"]),
+    ],
+)
+def test_a_run_names_the_three_commands_that_come_next(
+    failed: int, num_missing: int, commands: list[str]
+) -> None:
+    """They can be pasted: names with spaces are quoted."""
+    printed = io.StringIO()
+    result = RunResult(output="my out", totals=Totals(failed=failed), num_missing=num_missing)
+
+    print_result(result, Console(file=printed, width=80), "job.yaml")
+
+    _, _, after = printed.getvalue().partition("next:\n")
+    assert re.findall(r"^  darkroom (.*?) +# .+$", after, re.MULTILINE) == commands

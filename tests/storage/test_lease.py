@@ -20,7 +20,7 @@ from actors.storage.stores import open_storage
 from actors.storage.uris import join
 from jobs.output import lease as lease_module
 from jobs.output.lease import PATIENCE_S, RENEW_EVERY_S, VALID_S, WATCH_S, Lease, read_lease
-from jobs.output.tally import Tally
+from jobs.output.tally import Tally, WorkersNow
 from schemas.errors import RefusedError
 from schemas.output_layout import LEASE
 from tests.support.running import wait_until
@@ -271,7 +271,7 @@ def test_a_driver_that_ends_does_not_wait_for_a_store_in_trouble(
 
 def test_a_lease_tells_how_far_its_driver_is(storage: Storage, folder: str) -> None:
     """Status reads it on any machine."""
-    tally = Tally(rows_total=10, rows_before=2, rows=3, images=4, num_workers=5)
+    tally = Tally(rows_total=10, rows_before=2, rows=3, images=4, workers=WorkersNow(num_workers=5))
 
     with Lease(Output(storage, folder)) as lease:
         before = read_lease(Output(storage, folder))

@@ -40,6 +40,8 @@ class NoiseEngine:
     num_loads = 1
     models_loaded = ("sd",)
     heartbeats = 0
+    phase = ""
+    num_steps = 0
 
     def __init__(self, seconds_per_image: float, hurry: Path | None = None) -> None:
         """`hurry`: once this file exists, images take no time."""
@@ -72,6 +74,8 @@ class GreyEngine:
 
     num_loads = 0
     heartbeats = 0
+    phase = ""
+    num_steps = 0
     models_loaded: tuple[str, ...] = ()
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
@@ -198,7 +202,7 @@ def main(engine: str, spec_path: str) -> None:
     with exit_codes():
         spec, console = load_spec(Path(spec_path)), Console(width=140)
         result = run_job(spec, console, engine=f"tests.support.engines:{engine}")
-        print_result(result, console)
+        print_result(result, console, "job.yaml")
         judge(spec.errors, result)
 
 

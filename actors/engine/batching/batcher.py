@@ -108,6 +108,8 @@ class Batcher(Generic[CallT]):
         self._policy: BatchPolicy[_SuspendedCall] = BatchPolicy(max_rows)
         self._alive: dict[_Running, _SuspendedCall | None] = {}
         """The calls that have not ended, in the order in which they began, and where each is suspended."""
+        self.stage: Stage | None = None
+        """The stage of the module that runs or ran last; None before the first."""
 
     @property
     def counts(self) -> dict[str, CallCount]:
@@ -144,6 +146,7 @@ class Batcher(Generic[CallT]):
     def _advance(self, batch: list[_SuspendedCall]) -> list[Outcome[CallT] | None]:
         """Run a module for these calls, and resume each until it is suspended again or ends."""
         module = batch[0].module
+        self.stage = module.point.stage
         module.count.images += num_rows(batch)
         answers = module.answers([suspended.request for suspended in batch])
         return [

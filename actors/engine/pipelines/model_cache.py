@@ -62,7 +62,8 @@ class ModelCache:
         """The model with this name and these ControlNets, which are loaded now if they are not in memory."""
         if name not in self._models:
             # Nothing arrives there if the checkpoint is not in a repository.
-            with self.signs.watched(hub_folder(repository_of(self._specs[name].checkpoint))):
+            folder = hub_folder(repository_of(self._specs[name].checkpoint))
+            with self.signs.watched(folder, f"loading {name}"):
                 self._load(name)
         self._models.move_to_end(name)
         model = self._models[name]
@@ -97,7 +98,7 @@ class ModelCache:
                 model.drop_net(idle[0])
             else:
                 break
-        with self.signs.watched(hub_folder(card.path)):
+        with self.signs.watched(hub_folder(card.path), f"loading {net}"):
             model.nets[net] = self._shared_nets.get(net, card, model.dtype)
 
     def _make_room(self, spec: ModelSpec) -> None:

@@ -28,17 +28,22 @@ class SignsOfWork:
 
     def __init__(self) -> None:
         self._count = 0
+        self.phase = ""
+        """What is going on within the block; empty outside of one."""
         self._folder: Path | None = None
         self._last: _Sample | None = None
 
     @contextmanager
-    def watched(self, folder: Path | None = None) -> Iterator[None]:
-        """Look for signs within the block. `folder`: what arrives there is a sign too, whoever brings it."""
-        self._folder, self._last = folder, _sample(folder)
+    def watched(self, folder: Path | None = None, phase: str = "") -> Iterator[None]:
+        """Look for signs within the block. `folder`: what arrives there is a sign too, whoever brings it.
+
+        `phase`: what goes on in it, in words for people.
+        """
+        self._folder, self._last, self.phase = folder, _sample(folder), phase
         try:
             yield
         finally:
-            self._last = None
+            self._last, self.phase = None, ""
 
     @property
     def count(self) -> int:

@@ -75,6 +75,8 @@ class _EngineOnDevice:
 
     num_loads = 0
     heartbeats = 0
+    phase = ""
+    num_steps = 0
 
     def __init__(self, engine: DiffusersEngine, gpu: PretendedGPU) -> None:
         self._engine = engine
