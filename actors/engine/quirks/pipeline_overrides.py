@@ -16,12 +16,12 @@ def with_overrides(cls: Any, device: torch.device, components: Mapping[str, Any]
     - `upcast_vae` warns that it is deprecated. It is replaced, since float32_vae.py has done its work.
     """
     members = {"_execution_device": device, "device": device, "upcast_vae": _keep_dtype}
-    if not any(map(_has_long_tokens, components.values())):
+    if not any(map(has_long_tokens, components.values())):
         members["maybe_convert_prompt"] = _unchanged_prompt
     return type(cls.__name__, (cls,), members)
 
 
-def _has_long_tokens(component: Any) -> bool:
+def has_long_tokens(component: Any) -> bool:
     """Whether the component is a tokenizer with a learned token of several vectors.
 
     Textual inversion adds `<cat>_1`, `<cat>_2` and so on for such a token `<cat>`.
