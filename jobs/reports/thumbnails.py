@@ -63,7 +63,9 @@ def text(value: object, most: int = MAX_TEXT) -> str:
 
 def _adapters_text(value: object) -> str:
     """The names of adapters, with their weights if they have such, as an output has them; else empty."""
-    if not isinstance(value, list) or not all(isinstance(each, dict) and "name" in each for each in value):
+    if not isinstance(value, list) or not all(
+        isinstance(each, dict) and {"name", "sha256"} <= each.keys() for each in value
+    ):
         return ""
     weights = (f" {text(each['weight'])}" if "weight" in each else "" for each in value)
     return ", ".join(f"{each['name']}{weight}" for each, weight in zip(value, weights, strict=True))
