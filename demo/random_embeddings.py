@@ -1,4 +1,4 @@
-"""Embeddings of random weights for the small checkpoints, saved as trainers of textual inversion save them."""
+"""Embeddings of random numbers for the small checkpoints, saved as trainers save them."""
 
 from pathlib import Path
 

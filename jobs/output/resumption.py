@@ -19,7 +19,7 @@ from schemas.errors import RefusedError
 from schemas.job import PlannedFile
 from schemas.output_layout import JOB_RECORD
 from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
-from schemas.spec.job_spec import ComponentSpec, JobSpec, ModelSpec
+from schemas.spec.job_spec import ComponentSpec, JobSpec
 from schemas.systems.model_card import AdapterFile, ComponentCard, ControlNetCard, ModelCard
 from schemas.wording.amounts import counted
 

@@ -81,7 +81,11 @@ def test_each_published_form_has_its_vectors_by_text_encoder(
         ("sd", {}, "a single tensor, and this file has 0 tensors: none"),
         ("sd", {"x": (0, WIDTH)}, "has the shape (0, 32)"),
         ("sd", {"x": (1, 1, WIDTH)}, "has the shape (1, 1, 32)"),
-        ("sdxl", {"x": (1, WIDTH)}, "XL has two text encoders, whose vectors are clip_l and clip_g; the tens"),
+        (
+            "sdxl",
+            {"x": (1, WIDTH)},
+            "XL has two text encoders, whose vectors are clip_l and clip_g; the tens",
+        ),
         ("sdxl", {"clip_l": (1, WIDTH)}, "Save both in one file under these names"),
         ("sdxl", {"clip_l": (1, WIDTH), "clip_g": (1, 16)}, "vectors of clip_g have 16 numbers"),
         ("sdxl-refiner", {"clip_l": (1, WIDTH), "clip_g": (1, 1280)}, "for XL's second text encoder: "),
@@ -118,7 +122,7 @@ def test_whole_numbers_a_file_that_is_cut_off_and_a_pickle_are_refused(tmp_path:
         (["th"], 1, "th is in the tokenizer's vocabulary; give the token another name, such as <th>"),
         (["<|endoftext|>"], 1, "the tokenizer would not find it"),
         (["a<|StartOfText|>"], 1, "the tokenizer would not find it"),
-        (["<Cat>"], 2, "would use only the first of its 2 vectors, because the tokenizer reads it as <cat>"),
+        (["<Cat>"], 2, "would use only the first of its 2 vectors, because the tokenizer reads <cat>;"),
         (["<Cat>", "<cat>"], 1, "the tokenizer reads it and <cat> as the same token"),
         (["<cat>_2", "<cat>"], 3, "diffusers takes the token <cat>_2 for a further vector of it"),
         (["<cat>", "<cat>_1"], 1, "diffusers takes the token <cat>_1 for a further vector of it"),
@@ -175,14 +179,20 @@ def test_the_vocabulary_is_that_of_the_tokenizers_files(tmp_path: Path) -> None:
     of_vocabulary = refusal(str(folder), cat=str(file))
     of_single = refusal(str(single), cat=str(write(tmp_path / "wide.safetensors", {"x": (1, 64)})))
 
+    (tokenizer / "vocab.json").write_text("[")
+    of_damaged = refusal(str(folder), cat=str(file))
+
     assert "<old> is in the tokenizer's vocabulary" in of_folder
     assert "cat is in the tokenizer's vocabulary" in of_vocabulary
     assert "cat is in the tokenizer's vocabulary" in of_single
+    assert of_damaged.startswith(f"models.m.checkpoint: {folder} is damaged: the files of its tokenizer")
 
 
 def test_tasks_read_tokens_where_diffusers_has_a_loader_for_them() -> None:
     loading = {
-        system.pipeline for system in SYSTEMS if hasattr(pipeline_class(system.pipeline), "load_textual_inversion")
+        system.pipeline
+        for system in SYSTEMS
+        if hasattr(pipeline_class(system.pipeline), "load_textual_inversion")
     }
 
     assert {system.pipeline for system in SYSTEMS if system.takes_embeddings} == loading

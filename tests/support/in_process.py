@@ -97,9 +97,7 @@ def model_cache(
 
 def models_of(job: Job) -> ModelCache:
     """A cache of the job's models with all of their adapters, on the CPU."""
-    return model_cache(
-        job.spec, loras=job.loras, controlnets=job.controlnets, embeddings=job.embeddings
-    )
+    return model_cache(job.spec, loras=job.loras, controlnets=job.controlnets, embeddings=job.embeddings)
 
 
 def loaded_models() -> ModelCache:

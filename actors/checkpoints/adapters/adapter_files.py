@@ -294,9 +294,7 @@ def _from_hub(who: str, file: AdapterFile, deadline_s: float) -> Path:
             ask_hub(lambda: hf_hub_download(file.path, name, revision=file.revision), file.path, deadline_s)
         )
     except HUB_ERRORS as error:
-        raise SpecError(
-            f"{who}: {file.path}/{name} cannot be downloaded: {error}"
-        ) from error
+        raise SpecError(f"{who}: {file.path}/{name} cannot be downloaded: {error}") from error
 
 
 def _downloaded(who: str, file: AdapterFile, deadline_s: float) -> Path:

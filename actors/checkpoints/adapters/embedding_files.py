@@ -1,4 +1,4 @@
-"""The files of tokens that were learned by textual inversion, compared with a checkpoint before it is loaded."""
+"""The files of tokens that textual inversion learned, compared with a checkpoint before it is loaded."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -44,12 +44,7 @@ def find_embeddings(name: str, model: ModelSpec, card: ModelCard, stores: Stores
     key = f"models.{name}.embeddings"
     if not any(system.takes_embeddings for system in SYSTEMS if system.family == card.family):
         raise SpecError(f"{key}: diffusers loads no embeddings for a checkpoint of {card.family}")
-    try:
-        files = files_of(pinned(model, card))
-        widths = {encoder: _width(files, encoder) for encoder in TEXT_ENCODERS if _config(encoder) in files}
-        vocabulary = {token for encoder in widths for token in _vocabulary(files, _tokenizer(encoder))}
-    except HUB_ERRORS as error:
-        raise not_on_the_hub(f"models.{name}.checkpoint", card.checkpoint, card.revision, error) from error
+    widths, vocabulary = _encoders(name, model, card)
 
     def find(entry: tuple[str, AdapterSpec]) -> EmbeddingFile:
         token, spec = entry
@@ -70,17 +65,27 @@ def find_embeddings(name: str, model: ModelSpec, card: ModelCard, stores: Stores
     return found
 
 
-def _config(encoder: str) -> str:
-    return f"{encoder}/config.json"
-
-
-def _tokenizer(encoder: str) -> str:
-    return encoder.replace("text_encoder", "tokenizer")
-
-
-def _width(files: Files, encoder: str) -> int:
-    # The default is that of transformers' CLIPTextConfig.
-    return int(json.loads(files[_config(encoder)].read()).get("hidden_size", 512))
+def _encoders(name: str, model: ModelSpec, card: ModelCard) -> tuple[dict[str, int], set[str]]:
+    """(width of the embeddings by text encoder, tokens that a tokenizer has) of a checkpoint."""
+    key = f"models.{name}.checkpoint"
+    try:
+        files = files_of(pinned(model, card))
+        configs = {each: files.get(f"{each}/config.json") for each in TEXT_ENCODERS}
+        # The default is that of transformers' CLIPTextConfig.
+        widths = {
+            encoder: int(json.loads(config.read()).get("hidden_size", 512))
+            for encoder, config in configs.items()
+            if config is not None
+        }
+        tokenizers = [encoder.replace("text_encoder", "tokenizer") for encoder in widths]
+        return widths, {token for tokenizer in tokenizers for token in _vocabulary(files, tokenizer)}
+    except HUB_ERRORS as error:
+        raise not_on_the_hub(key, card.checkpoint, card.revision, error) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SpecError(
+            f"{key}: {model.checkpoint} is damaged: the files of its tokenizer or its text encoder cannot be "
+            f"read ({error!r:.200})"
+        ) from error
 
 
 def _vocabulary(files: Files, tokenizer: str) -> Iterator[str]:
@@ -102,7 +107,7 @@ def _vocabulary(files: Files, tokenizer: str) -> Iterator[str]:
 
 
 def _vectors(tensors: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, LearnedVectors]:
-    """The vectors of a file with these tensors for encoders of these widths; ValueError if they do not fit."""
+    """The vectors of a file with these tensors for encoders of these widths; ValueError if they misfit."""
     return {
         encoder: _checked(tensor, tensors[tensor], encoder, widths[encoder])
         for encoder, tensor in _by_encoder(tensors, [*widths]).items()
@@ -156,8 +161,8 @@ def _problem(token: str, num_vectors: int, vocabulary: Collection[str], tokens: 
             return f"{each} is in the tokenizer's vocabulary; give the token another name, such as <{token}>"
     if num_vectors > 1 and read != token:
         return (
-            f"diffusers would use only the first of its {num_vectors} vectors, because the tokenizer reads it "
-            f"as {read}; write it so, in prompts too"
+            f"diffusers would use only the first of its {num_vectors} vectors, because the tokenizer reads "
+            f"{read}; write it so, in prompts too"
         )
     for other in tokens:
         if other != token and as_tokenizers_read(other) == read:

@@ -1,14 +1,12 @@
 """Tokens that were learned by textual inversion: added to a model's tokenizers and text encoders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from diffusers.loaders import TextualInversionLoaderMixin
 from safetensors.torch import load_file
 
 from actors.checkpoints.adapters.adapter_files import on_this_machine
 from actors.engine.adapters.false_reports import without_false_reports
-from actors.engine.quirks.pipeline_overrides import has_long_tokens
 from schemas.systems.model_card import EmbeddingFile
 
 
@@ -30,11 +28,3 @@ def learn_tokens(pipeline: Any, embeddings: Mapping[str, EmbeddingFile], deadlin
                 tokenizer=getattr(pipeline, encoder.replace("text_encoder", "tokenizer")),
                 text_encoder=getattr(pipeline, encoder),
             )
-
-
-def with_all_vectors(tokenizer: Any, texts: Sequence[str]) -> list[str]:
-    """The texts with a token for each vector, as diffusers encodes them: `<cat>` becomes `<cat> <cat>_1`."""
-    if not has_long_tokens(tokenizer):
-        return [*texts]
-    converted: list[str] = TextualInversionLoaderMixin().maybe_convert_prompt([*texts], tokenizer)
-    return converted

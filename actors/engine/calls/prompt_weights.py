@@ -13,7 +13,7 @@ import torch
 from compel import EmbeddingsProvider, PromptParser, SplitLongTextMode
 from compel.prompt_parser import FlattenedPrompt, Fragment
 
-from actors.engine.adapters.learned_tokens import with_all_vectors
+from actors.engine.quirks.pipeline_overrides import with_all_vectors
 from schemas.errors import RowError
 
 Fragments = tuple[tuple[str, float], ...]
@@ -133,7 +133,7 @@ def weighted_states(
 
 def _weighted(provider: _Provider, text: str, length: int) -> torch.Tensor:
     pieces, weights = zip(*parse(text), strict=True)
-    whole = with_all_vectors(provider.tokenizer, pieces)
+    whole = [with_all_vectors(provider.tokenizer, piece) for piece in pieces]
     state = provider.get_embeddings_for_weighted_prompt_fragments([whole], [[*weights]], device="cpu")
     empty = provider.empty_z
     missing = max(0, length - state.shape[1]) // empty.shape[1]

@@ -30,7 +30,7 @@ def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def refused_embeddings(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violation]:
-    """The violations of rows with learned tokens that a step of their route does not read as they are meant."""
+    """The violations of rows with learned tokens that a step of their route does not read as meant."""
     for number, step in enumerate(route.steps, 1):
         who = f"step {number} ({step.system.task}): " if route.then else ""
         problems = {
@@ -56,13 +56,15 @@ def _problem(tokens: Sequence[str], step: ResolvedRoute) -> str:
             if step.embeddings[inner].num_vectors > 1 and inner != outer and read[inner] in read[outer]:
                 # diffusers 0.42.1 replaces one token after the other, in no certain order.
                 return (
-                    f"the text has the learned tokens {inner} and {outer}, and diffusers would put the vectors "
-                    f"of {inner} into {outer} too; use one of them, or rename one"
+                    f"the text has the learned tokens {inner} and {outer}, and diffusers would put the "
+                    f"vectors of {inner} into {outer} too; use one of them, or rename one"
                 )
     return ""
 
 
-def rows_with_embeddings(batch: RowBatch, route: ResolvedRoute, selected: RowMask) -> Counter[tuple[str, str]]:
+def rows_with_embeddings(
+    batch: RowBatch, route: ResolvedRoute, selected: RowMask
+) -> Counter[tuple[str, str]]:
     """The number of selected rows whose texts have each learned token, by model and token, in any step."""
     tokens_by_row: dict[int, set[tuple[str, str]]] = {}
     for step in route.steps:
