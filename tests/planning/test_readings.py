@@ -67,7 +67,8 @@ def test_a_sign_in_a_negative_prompt_alone_is_counted(tmp_path: Path) -> None:
 
     assert (
         line
-        == "1 of 2 rows has `embedding:...` in a prompt: it is read as text, no embedding is loaded; see models.NAME.embeddings"
+        == "1 of 2 rows has `embedding:...` in a prompt: it is read as text, no embedding is loaded; see "
+        "models.NAME.embeddings"
     )
 
 
