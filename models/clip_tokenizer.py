@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import unicodedata
 from pathlib import Path
 
 import models
@@ -19,7 +20,7 @@ def write_tokenizer(folder: Path, pad_token: str) -> None:
 
     `pad_token`: END for the encoders of OpenAI's CLIP, "!" for those of OpenCLIP.
     """
-    merges = gzip.decompress(_MERGES.read_bytes())
+    merges = _merges()
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad_token}
     config = {
         **special,
@@ -29,7 +30,7 @@ def write_tokenizer(folder: Path, pad_token: str) -> None:
         "model_max_length": MAX_TOKENS,
         "tokenizer_class": "CLIPTokenizer",
     }
-    vocabulary = {token: number for number, token in enumerate(_tokens(merges.decode()))}
+    vocabulary = {token: number for number, token in enumerate(clip_tokens())}
     folder.mkdir(parents=True)
     (folder / "merges.txt").write_bytes(merges)
     for name, content in {
@@ -40,10 +41,19 @@ def write_tokenizer(folder: Path, pad_token: str) -> None:
         (folder / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
-def _tokens(merges: str) -> list[str]:
-    """The tokens in the order of their numbers: single bytes, bytes that end a word, pairs, and two signs."""
+def as_tokenizers_read(text: str) -> str:
+    """The text with its letters as CLIP's tokenizers compare them with those of tokens that were added."""
+    return unicodedata.normalize("NFC", text).lower()
+
+
+def _merges() -> bytes:
+    return gzip.decompress(_MERGES.read_bytes())
+
+
+def clip_tokens() -> list[str]:
+    """CLIP's tokens in the order of their numbers: bytes, bytes that end a word, pairs, and two signs."""
     letters = _letters_of_bytes()
-    pairs = ["".join(line.split()) for line in merges.splitlines()[1:]]
+    pairs = ["".join(line.split()) for line in _merges().decode().splitlines()[1:]]
     return [*letters, *(f"{letter}</w>" for letter in letters), *pairs, START, END]
 
 

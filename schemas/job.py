@@ -13,7 +13,7 @@ from schemas.errors import DEVICE_DEPENDENT
 from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
 from schemas.spec.job_spec import ComponentSpec, JobSpec, ModelSpec
 from schemas.systems.control_parameters import CONTROL
-from schemas.systems.model_card import AdapterFile, ComponentCard, ControlNetCard, ModelCard
+from schemas.systems.model_card import AdapterFile, ComponentCard, ControlNetCard, EmbeddingFile, ModelCard
 
 NO_MODEL = ""
 """The model of shards whose rows no model can take, such as rows with an unknown task."""
@@ -70,6 +70,11 @@ class Job:
         return {name: card.controlnets for name, card in self.models.items()}
 
     @property
+    def embeddings(self) -> dict[str, Mapping[str, EmbeddingFile]]:
+        """The learned tokens that prompts may have, by model and token."""
+        return {name: card.embeddings for name, card in self.models.items()}
+
+    @property
     def fingerprint(self) -> str:
         """A hash that two jobs share exactly when their parts must be equal byte for byte."""
         return fingerprint_of(self.identity())
@@ -85,9 +90,12 @@ class Job:
         spec["output"].pop("path")
         for section in (*spec["models"].values(), *spec["routes"].values()):
             # Jobs that were begun before there were these keys have no such entries.
-            for key in ("components", "loras", "recipe", "controlnets", *CONTROL):
+            for key in ("components", "loras", "recipe", "controlnets", "embeddings", *CONTROL):
                 if section.get(key) in (None, {}):
                     section.pop(key, None)
+            if "embeddings" in section:
+                # Their order too: tokens get their numbers in it, by which XL's encoders find a text's end.
+                section["embeddings"] = [[token, file] for token, file in section["embeddings"].items()]
         for key in ("path", "pictures", "hash"):
             spec["input"].pop(key)
         return {
@@ -104,6 +112,7 @@ def revisions_of(models: Mapping[str, ModelCard]) -> dict[str, str]:
         revisions |= {f"{name}.components.{part}": each.revision for part, each in card.components.items()}
         revisions |= {f"{name}.loras.{lora}": file.sha256 for lora, file in card.loras.items()}
         revisions |= {f"{name}.controlnets.{net}": each.revision for net, each in card.controlnets.items()}
+        revisions |= {f"{name}.embeddings.{token}": file.sha256 for token, file in card.embeddings.items()}
     return revisions
 
 
@@ -119,6 +128,7 @@ def pinned(model: ModelSpec, card: ModelCard) -> ModelSpec:
             "components": {part: component_spec(each) for part, each in card.components.items()},
             "loras": {name: _as_spec(file) for name, file in card.loras.items()},
             "controlnets": {net: net_spec(each) for net, each in card.controlnets.items()},
+            "embeddings": {token: _as_spec(file) for token, file in card.embeddings.items()},
         }
     )
 

@@ -20,6 +20,8 @@ has no safetensors. It is not a key of the spec: whoever runs the machines decid
 SAFE, PICKLED = ".safetensors", ".bin"
 
 HUB_TIMEOUT_S = 10.0
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+"""The components that encode prompts."""
 _SAVING_KEYS = ("transformers_version", "dtype", "torch_dtype")
 """Keys of a configuration that say how a component was saved, not what it is."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")

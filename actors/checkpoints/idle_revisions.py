@@ -28,7 +28,7 @@ def refuse_idle_revisions(name: str, model: ModelSpec) -> None:
 def _sources(key: str, model: ModelSpec) -> Iterator[tuple[str, str, str | None]]:
     """The key, path and revision of the checkpoint, and of each of its components and adapters."""
     yield key, model.checkpoint, model.revision
-    for section in ("components", "loras", "controlnets"):
+    for section in ("components", "loras", "controlnets", "embeddings"):
         for name, source in getattr(model, section).items():
             yield f"{key}.{section}.{name}", source.path, source.revision
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from actors.checkpoints.block_shapes import num_decoder_shapes, num_unet_shapes
 from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder, location_for_workers
-from actors.checkpoints.component_files import files_in, loaded_bytes
+from actors.checkpoints.component_files import TEXT_ENCODERS, files_in, loaded_bytes
 from actors.checkpoints.model_files import files_of
 from actors.checkpoints.named_components import (
     NamedComponent,
@@ -52,7 +52,6 @@ MAX_SIDE, MAX_VAE_BLOCKS, MAX_TRAIN_TIMESTEPS = 8192, 8, 100_000
 
 CLIP_LAYERS = 12
 """The number of layers in transformers of a CLIPTextConfig that does not give one."""
-_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 _XL = "StableDiffusionXL"
 """How the names of SDXL's pipelines begin. They count clip_skip from the last layer but one."""
 
@@ -131,7 +130,7 @@ def _check_vocabulary(
     name: str, model: ModelSpec, configs: Mapping[str, Mapping[str, Any]], components: Components
 ) -> None:
     """Raise SpecError if the tokenizer that comes with darkroom knows tokens that a text encoder does not."""
-    for part in _TEXT_ENCODERS:
+    for part in TEXT_ENCODERS:
         num_tokens = configs.get(f"{part}/config.json", {}).get("vocab_size", NUM_TOKENS)
         tokenizer = part.replace("text_encoder", "tokenizer")
         if num_tokens < NUM_TOKENS and not {part, tokenizer} & {*components}:
@@ -165,7 +164,7 @@ def _card(
     if pipeline not in {known for known, _ in FAMILIES}:
         raise _unknown_family(name, model, f"a {pipeline}")
     _check_components(name, model, index)
-    num_layers = [_num_layers(name, part, read_json) for part in _TEXT_ENCODERS if _has(index, part)]
+    num_layers = [_num_layers(name, part, read_json) for part in TEXT_ENCODERS if _has(index, part)]
     unet = read_json("unet/config.json")
     vae = read_json("vae/config.json")
     settings = scheduler_settings(read_json("scheduler/scheduler_config.json"))

@@ -10,6 +10,7 @@ from huggingface_hub import hf_hub_download
 
 from actors.checkpoints.checkpoint_folders import local_folder
 from actors.checkpoints.component_files import (
+    TEXT_ENCODERS,
     ComponentFiles,
     Files,
     components_with_weights,
@@ -35,7 +36,7 @@ def bytes_shared(models: Mapping[str, ModelSpec]) -> int:
     alike: dict[object, list[ComponentFiles]] = defaultdict(list)
     for spec in models.values():
         with suppress(*HUB_ERRORS):
-            for component in components_with_weights(files_of(spec), spec.variant):
+            for component in shareable_components(files_of(spec), spec):
                 alike[(spec.dtype, component.lookup_key())].append(component)
     shared_bytes = 0
     for group in alike.values():
@@ -43,6 +44,17 @@ def bytes_shared(models: Mapping[str, ModelSpec]) -> int:
             distinct = {component.weights_hash() for component in group}
             shared_bytes += group[0].size_bytes * (len(group) - len(distinct))
     return shared_bytes
+
+
+def shareable_components(files: Files, model: ModelSpec) -> list[ComponentFiles]:
+    """The components among a model's files that models with equal ones share.
+
+    Text encoders that learn tokens are not among them: other models must not find these.
+    """
+    components = components_with_weights(files, model.variant)
+    if not model.embeddings:
+        return components
+    return [component for component in components if component.name not in TEXT_ENCODERS]
 
 
 def files_of(model: ModelSpec, *, listed: bool = False) -> Files:

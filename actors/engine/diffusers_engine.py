@@ -155,7 +155,7 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
     # Ray sets OMP_NUM_THREADS=1 in actors, and more threads than cores are ten times slower.
     torch.set_num_threads(num_cpus)
     capacity = _capacity_bytes(job, device, num_cpus)
-    options = LoadOptions.of(job.spec, device)
+    options = LoadOptions.of(job.spec, device, job.embeddings)
     models = ModelCache(job.checkpoints, options, capacity, job.loras, job.controlnets)
     return DiffusersEngine(models, job.spec)
 

@@ -125,18 +125,29 @@ class InputFile:
         """Batches of all rows, with only their ids. The input must have a column of ids."""
         return self._read(0, self._own([self._columns.fields["row_id"]]), BATCH_ROWS)
 
-    def read_for_checks(self, batch_size: int = BATCH_ROWS) -> Iterator[RowBatch]:
+    def read_for_checks(
+        self, batch_size: int = BATCH_ROWS, *, with_texts: bool = False
+    ) -> Iterator[RowBatch]:
         """Batches of all rows, without images. Of texts they only tell which rows have one.
 
         A column of prompts is not read if the footer's statistics show that every row has one.
+        `with_texts`: all texts are read.
         """
         fields = [field for field in FIELD_KINDS if field not in ("row_id", "negative_prompt")]
-        return self._read(0, self._routing_columns(fields), batch_size, with_texts=False)
+        columns = self._routing_columns(fields)
+        if with_texts:
+            columns = [*dict.fromkeys([*columns, *self._text_columns()])]
+        return self._read(0, columns, batch_size, with_texts=with_texts)
 
     def read_texts(self) -> Iterator[RowBatch]:
         """Batches of all rows, with only their texts. The input must have a column of texts."""
-        columns = [self._columns.fields[field] for field in TEXT_FIELDS if field in self._columns.fields]
-        return self._read(0, self._own(columns), BATCH_ROWS)
+        return self._read(0, self._text_columns(), BATCH_ROWS)
+
+    def _text_columns(self) -> list[str]:
+        """The file's own columns of texts."""
+        return self._own(
+            self._columns.fields[field] for field in TEXT_FIELDS if field in self._columns.fields
+        )
 
     def read_rows(self, first_row: int, batch_size: int = CONVERTED_ROWS) -> Iterator[RowBatch]:
         """Batches with every needed column, from `first_row` to the file's end."""

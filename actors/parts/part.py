@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.parts.commit import PartIdentity
+from actors.rows.adapters.embedding_checks import learned_tokens_in
 from actors.rows.routing import Unroutable
 from actors.rows.row import Row
 from schemas import __version__
@@ -193,6 +194,11 @@ def _parameters(row: Row) -> Record:
         record["controls"] = [
             asdict(control) | {"sha256": nets[control.controlnet].sha256}
             for control in controls_of(row.parameters)
+        ]
+    if row.route.embeddings and row.route.system.takes_embeddings and row.problem is None:
+        texts, learned = (row.texts[field] for field in row.route.system.texts), row.route.embeddings
+        record["embeddings"] = [
+            {"name": token, "sha256": learned[token].sha256} for token in learned_tokens_in(texts, learned)
         ]
     return record
 

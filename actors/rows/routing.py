@@ -12,7 +12,7 @@ from schemas.errors import RowError
 from schemas.job import NO_MODEL
 from schemas.spec.job_spec import JobSpec, Route
 from schemas.systems.control_parameters import CONTROL_IMAGES, settled_controls
-from schemas.systems.model_card import AdapterFile, ControlNetCard, ModelCard
+from schemas.systems.model_card import AdapterFile, ControlNetCard, EmbeddingFile, ModelCard
 from schemas.systems.parameters import ParameterValue, with_preset
 from schemas.systems.sampler_names import with_sampler
 from schemas.systems.system_table import SD_LATENTS, System, find_system, tasks_of
@@ -38,6 +38,8 @@ class ResolvedRoute:
     """The model's LoRAs by name."""
     controlnets: Mapping[str, ControlNetCard] = field(default_factory=dict)
     """The model's ControlNets by name."""
+    embeddings: Mapping[str, EmbeddingFile] = field(default_factory=dict)
+    """The model's learned tokens."""
     keep_steps: bool = False
     """Whether the images of all steps are stored, not only the last one's."""
 
@@ -208,6 +210,7 @@ class Router:
             ),
             loras=card.loras,
             controlnets=card.controlnets,
+            embeddings=card.embeddings,
             keep_steps=route.keep_steps,
         )
 

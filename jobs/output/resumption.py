@@ -19,8 +19,8 @@ from schemas.errors import RefusedError
 from schemas.job import PlannedFile
 from schemas.output_layout import JOB_RECORD
 from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
-from schemas.spec.job_spec import ComponentSpec, JobSpec, ModelSpec
-from schemas.systems.model_card import ComponentCard, ControlNetCard, ModelCard
+from schemas.spec.job_spec import ComponentSpec, JobSpec
+from schemas.systems.model_card import AdapterFile, ComponentCard, ControlNetCard, ModelCard
 from schemas.wording.amounts import counted
 
 MAX_DIFFERENCES = 10
@@ -52,11 +52,13 @@ def survey_of(spec: JobSpec, record: JobRecord | None) -> Survey:
             pins[name] = pin.model_copy(
                 update={"components": _at_commits(present.components, card.components)}
             )
-        if present.loras:
-            loras = _pinned_loras(present, recorded, card)
-            pins[name] = pins.get(name, present).model_copy(update={"loras": present.loras | loras})
-            as_recorded = {lora: recorded.loras[lora] for lora in loras}
-            models[name] = present.model_copy(update={"loras": present.loras | as_recorded})
+        for key in ("loras", "embeddings"):
+            own, of_record = getattr(present, key), getattr(recorded, key)
+            if own:
+                at_commits = _files_at_commits(own, of_record, getattr(card, key))
+                pins[name] = pins.get(name, present).model_copy(update={key: own | at_commits})
+                as_recorded = {file: of_record[file] for file in at_commits}
+                models[name] = models[name].model_copy(update={key: own | as_recorded})
         if present.controlnets and present.controlnets == recorded.controlnets:
             nets = _at_commits(present.controlnets, card.controlnets)
             pins[name] = pins.get(name, present).model_copy(update={"controlnets": nets})
@@ -76,13 +78,17 @@ def _at_commits(
     }
 
 
-def _pinned_loras(present: ModelSpec, recorded: ModelSpec, card: ModelCard) -> dict[str, AdapterSpec]:
-    """The model's LoRAs that are on the Hub, and that the record has too, at the commits of the card."""
+def _files_at_commits(
+    present: Mapping[str, AdapterSpec],
+    recorded: Mapping[str, AdapterSpec],
+    cards: Mapping[str, AdapterFile],
+) -> dict[str, AdapterSpec]:
+    """The adapters' files that are on the Hub, and that the record has too, at the commits of their cards."""
     pinned = {}
-    for lora in present.loras.keys() & recorded.loras.keys() & card.loras.keys():
-        commit, now, then = card.loras[lora].revision, present.loras[lora], recorded.loras[lora]
+    for name in present.keys() & recorded.keys() & cards.keys():
+        commit, now, then = cards[name].revision, present[name], recorded[name]
         if commit and now in (then, then.model_copy(update={"revision": commit})):
-            pinned[lora] = then.model_copy(update={"revision": commit})
+            pinned[name] = then.model_copy(update={"revision": commit})
     return pinned
 
 

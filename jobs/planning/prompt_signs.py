@@ -27,7 +27,7 @@ MAX_BYTES = 64 << 20
 
 SIGNS: Mapping[str, tuple[str, str]] = {
     "<lora:...>": (r"<(?:lora|lyco|hypernet):[^<>]+>", "no LoRA is applied; see the column loras"),
-    "embedding:...": (r"\bembedding:\S", "no embedding is loaded"),
+    "embedding:...": (r"\bembedding:\S", "no embedding is loaded; see models.NAME.embeddings"),
     "BREAK": (r"\bBREAK\b", "the prompt is not broken there"),
     "[from:to:when]": (r"\[[^\[\]:]*:[^\[\]:]*:\s*[0-9]*\.?[0-9]+\s*\]", "nothing changes between steps"),
     "(text:1.2)": (r"\([^()]+:\s*[0-9]*\.?[0-9]+\s*\)", "it weighs nothing; see prompt_weights"),

@@ -271,7 +271,9 @@ def opened_input(uri: str, job: Job, stores: Stores) -> Iterator[InputFile]:
 def checked_batches(opened: InputFile, uri: str, job: Job, router: Router) -> Iterator[CheckedBatch]:
     """All rows of an opened file of the input, checked."""
     judge = UriJudge(uri, job.spec.input.pictures)
-    for batch in opened.read_for_checks():
+    # What else the plan needs of texts, the workers check.
+    has_learned_tokens = any(card.embeddings for card in job.models.values())
+    for batch in opened.read_for_checks(with_texts=has_learned_tokens):
         yield check_batch(batch, router, job.models, judge)
 
 

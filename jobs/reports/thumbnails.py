@@ -62,10 +62,13 @@ def text(value: object, most: int = MAX_TEXT) -> str:
 
 
 def _adapters_text(value: object) -> str:
-    """The names and weights of adapters, as an output has them; empty for any other value."""
-    if not isinstance(value, list) or not all(isinstance(each, dict) and "weight" in each for each in value):
+    """The names of adapters, with their weights if they have such, as an output has them; else empty."""
+    if not isinstance(value, list) or not all(
+        isinstance(each, dict) and {"name", "sha256"} <= each.keys() for each in value
+    ):
         return ""
-    return ", ".join(f"{each.get('name')} {text(each['weight'])}" for each in value)
+    weights = (f" {text(each['weight'])}" if "weight" in each else "" for each in value)
+    return ", ".join(f"{each['name']}{weight}" for each, weight in zip(value, weights, strict=True))
 
 
 def id_text(row_id: object, most: int = MAX_TEXT) -> str:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 import pyarrow as pa
 
 from actors.checkpoints.adapters.control_net_files import find_control_nets
+from actors.checkpoints.adapters.embedding_files import find_embeddings
 from actors.checkpoints.adapters.lora_check import find_loras
 from actors.checkpoints.checkpoint_folders import build_demo_checkpoints
 from actors.checkpoints.idle_revisions import refuse_idle_revisions
@@ -104,7 +105,12 @@ def _with_adapters(
     for name, card in models.items():
         model = pins.get(name, spec.models[name])
         loras, of_model = find_loras(name, model, card, stores)
-        cards[name] = replace(card, loras=loras, controlnets=find_control_nets(name, model, card))
+        cards[name] = replace(
+            card,
+            loras=loras,
+            controlnets=find_control_nets(name, model, card),
+            embeddings=find_embeddings(name, model, card, stores),
+        )
         notes += of_model
     return cards, notes
 

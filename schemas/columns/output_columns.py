@@ -51,6 +51,8 @@ WEIGHTS_TYPE = pa.list_(
     )
 )
 """The type of adapters that were applied, each with its weight and the hash of its file."""
+EMBEDDINGS_TYPE = pa.list_(pa.struct([pa.field("name", pa.string()), pa.field("sha256", pa.string())]))
+"""The type of the learned tokens in a row's texts, each with the hash of its file."""
 CONTROLS_TYPE = pa.list_(
     pa.struct(
         [
@@ -86,6 +88,7 @@ def output_schema(spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMa
     systems = _systems(spec, models)
     depth = any(system.gives_depth for system in systems)
     steps = any(route.keep_steps for route in spec.routes.values())
+    learned = any(card.embeddings for card in models.values())
     texts = [
         name for name in TEXT_FIELDS if name in PROMPTS or any(name in system.texts for system in systems)
     ]
@@ -102,6 +105,7 @@ def output_schema(spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMa
         *(pa.field(f"{name}_truncated", pa.string()) for name in texts),
         pa.field("seed", pa.int64()),
         *(pa.field(name, _ARROW_KINDS[PARAMETERS[name].kind]) for name in _used_parameters(systems, models)),
+        *([pa.field("embeddings", EMBEDDINGS_TYPE)] if learned else []),
         pa.field("nsfw", pa.bool_()),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error_code", pa.string()),

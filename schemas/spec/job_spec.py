@@ -97,8 +97,20 @@ class ModelSpec(StrictModel):
     """The LoRAs that rows and routes may apply, by the names that they use for them."""
     controlnets: dict[Name, ControlNetSpec] = Field(default_factory=dict)
     """The ControlNets that rows and routes may use, by the names that they use for them."""
+    embeddings: dict[Name, AdapterSpec] = Field(default_factory=dict)
+    """The files of tokens that were learned by textual inversion, by the tokens as prompts have them."""
     components: dict[Name, ComponentSpec] = Field(default_factory=dict)
     """Components that replace the checkpoint's own, by name: {vae: FOLDER_OR_REPOSITORY}."""
+
+    @field_validator("embeddings")
+    @classmethod
+    def _tokens_are_words(cls, embeddings: dict[str, AdapterSpec]) -> dict[str, AdapterSpec]:
+        for token in embeddings:
+            if any(map(str.isspace, token)):
+                raise ValueError(
+                    f"the token {shortened(token)!r} has white space; write it as one word, in prompts too"
+                )
+        return embeddings
 
     @field_validator("checkpoint")
     @classmethod

@@ -32,6 +32,31 @@ class AdapterFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedVectors:
+    """The vectors of a token for one text encoder, as the header of their file describes them."""
+
+    tensor: str
+    """The name of their tensor in the file."""
+    num_vectors: int
+    """The number of vectors, for each of which a prompt has a token."""
+    width: int
+    """The numbers in a vector, as many as the encoder's embeddings have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingFile(AdapterFile):
+    """The file of a token that was learned by textual inversion. Its name is the token."""
+
+    vectors: Mapping[str, LearnedVectors]
+    """What each text encoder gets, by the encoder's name, such as `text_encoder`."""
+
+    @property
+    def num_vectors(self) -> int:
+        """The number of vectors; the greatest one where encoders get different numbers."""
+        return max(each.num_vectors for each in self.vectors.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentCard:
     """Where a component is that the spec names by itself, and which."""
 
@@ -113,6 +138,8 @@ class ModelCard:
     """The model's LoRAs by name, in the order of the spec."""
     controlnets: Mapping[str, ControlNetCard] = field(default_factory=dict)
     """The model's ControlNets by name, in the order of the spec."""
+    embeddings: Mapping[str, EmbeddingFile] = field(default_factory=dict)
+    """The model's learned tokens, in the order of the spec, which gives them their numbers."""
 
     @property
     def adapter_bytes(self) -> dict[tuple[str, str], int]:
@@ -120,6 +147,7 @@ class ModelCard:
         kinds: Mapping[str, Mapping[str, AdapterFile | ControlNetCard]] = {
             "LoRA": self.loras,
             "ControlNet": self.controlnets,
+            "embedding": self.embeddings,
         }
         return {
             (kind, name): each.size_bytes for kind, cards in kinds.items() for name, each in cards.items()

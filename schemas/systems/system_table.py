@@ -68,6 +68,11 @@ class System:
     defaults: Defaults = field(default_factory=dict)
     """Every parameter that the pipeline takes, with its default."""
 
+    @property
+    def takes_embeddings(self) -> bool:
+        """Whether the pipeline reads learned tokens: in diffusers 0.42.1, each that loads LoRAs does."""
+        return "loras" in self.defaults
+
 
 def _frozen(*parts: Defaults, **changes: ParameterValue | None) -> Defaults:
     merged: dict[str, ParameterValue | None] = {}

@@ -65,7 +65,11 @@ def test_a_sign_in_a_negative_prompt_alone_is_counted(tmp_path: Path) -> None:
 
     (line,) = readings(tmp_path, rows)
 
-    assert line == "1 of 2 rows has `embedding:...` in a prompt: it is read as text, no embedding is loaded"
+    assert (
+        line
+        == "1 of 2 rows has `embedding:...` in a prompt: it is read as text, no embedding is loaded; see "
+        "models.NAME.embeddings"
+    )
 
 
 def test_a_plan_looks_into_a_few_files_and_says_at_how_many_rows(tmp_path: Path) -> None:

@@ -32,9 +32,9 @@ from jobs.planning.plan import Plan, make_plan
 from jobs.survey.survey import make_survey
 from jobs.verification.verify import verify_output
 from schemas.columns.output_columns import IMAGE_TYPE
-from schemas.job import ShardReport
+from schemas.job import Job, ShardReport
 from schemas.spec.job_spec import JobSpec
-from schemas.systems.model_card import AdapterFile, ControlNetCard
+from schemas.systems.model_card import AdapterFile, ControlNetCard, EmbeddingFile
 from tests.support import running
 
 DEVICE = torch.device("cpu")
@@ -88,9 +88,16 @@ def model_cache(
     capacity_bytes: int = 10**9,
     loras: Mapping[str, Mapping[str, AdapterFile]] | None = None,
     controlnets: Mapping[str, Mapping[str, ControlNetCard]] | None = None,
+    embeddings: Mapping[str, Mapping[str, EmbeddingFile]] | None = None,
 ) -> ModelCache:
     """A cache of the spec's models, on the CPU."""
-    return ModelCache(spec.models, LoadOptions.of(spec, DEVICE), capacity_bytes, loras, controlnets)
+    options = LoadOptions.of(spec, DEVICE, embeddings)
+    return ModelCache(spec.models, options, capacity_bytes, loras, controlnets)
+
+
+def models_of(job: Job) -> ModelCache:
+    """A cache of the job's models with all of their adapters, on the CPU."""
+    return model_cache(job.spec, loras=job.loras, controlnets=job.controlnets, embeddings=job.embeddings)
 
 
 def loaded_models() -> ModelCache:
@@ -102,11 +109,11 @@ def worker_for(
     plan: Plan, engine: Engine | None = None, *, num_threads: int = 2, output: Output | None = None
 ) -> Worker:
     """A worker in this process, on the CPU."""
-    spec = plan.job.spec
+    job = plan.job
+    spec = job.spec
     return Worker(
-        plan.job,
-        engine=engine
-        or DiffusersEngine(model_cache(spec, loras=plan.job.loras, controlnets=plan.job.controlnets), spec),
+        job,
+        engine=engine or DiffusersEngine(models_of(job), spec),
         stores=Stores(),
         output=output or open_output(spec.output.path),
         num_threads=num_threads,

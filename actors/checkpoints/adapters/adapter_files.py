@@ -263,45 +263,44 @@ def _below(folder: str | None, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def on_this_machine(file: AdapterFile, deadline_s: float) -> Path:
+def on_this_machine(file: AdapterFile, deadline_s: float, kind: str = "LoRA") -> Path:
     """The adapter's file on this machine, with the content that the driver saw; it is downloaded if need be.
 
-    SpecError if it is missing or has another content, StorageError if the store or the Hub is in trouble for
-    longer than the deadline.
+    `kind`: what messages call it. SpecError if it is missing or has another content, StorageError if the
+    store or the Hub is in trouble for longer than the deadline.
     """
+    who = f"the {kind} `{file.name}`"
     if file.path.startswith(S3_SCHEME):
-        return _downloaded(file, deadline_s)
-    path = _from_hub(file, deadline_s) if file.revision else Path(file.path)
+        return _downloaded(who, file, deadline_s)
+    path = _from_hub(who, file, deadline_s) if file.revision else Path(file.path)
     if not path.is_file():
         raise SpecError(
-            f"the LoRA `{file.name}`: the file {path} does not exist on {socket.gethostname()}; it must be "
+            f"{who}: the file {path} does not exist on {socket.gethostname()}; it must be "
             "on every machine of the cluster, on S3 or on the Hub"
         )
     if LocalFile(path).sha256() != file.sha256:
-        raise SpecError(_changed(file, f"{path} on {socket.gethostname()}"))
+        raise SpecError(_changed(who, f"{path} on {socket.gethostname()}"))
     return path
 
 
-def _changed(file: AdapterFile, place: str) -> str:
+def _changed(who: str, place: str) -> str:
     return (
-        f"the LoRA `{file.name}`: {place} does not have the content that the driver saw, so images would "
+        f"{who}: {place} does not have the content that the driver saw, so images would "
         "differ; put the file back, or copy the driver's file to every machine"
     )
 
 
-def _from_hub(file: AdapterFile, deadline_s: float) -> Path:
+def _from_hub(who: str, file: AdapterFile, deadline_s: float) -> Path:
     name = _below(file.subfolder, file.weight_name or "")
     try:
         return Path(
             ask_hub(lambda: hf_hub_download(file.path, name, revision=file.revision), file.path, deadline_s)
         )
     except HUB_ERRORS as error:
-        raise SpecError(
-            f"the LoRA `{file.name}`: {file.path}/{name} cannot be downloaded: {error}"
-        ) from error
+        raise SpecError(f"{who}: {file.path}/{name} cannot be downloaded: {error}") from error
 
 
-def _downloaded(file: AdapterFile, deadline_s: float) -> Path:
+def _downloaded(who: str, file: AdapterFile, deadline_s: float) -> Path:
     """The file in this machine's cache, where its content gives it its name; it is copied there at first."""
     path = cache_folder() / "adapters" / f"{file.sha256}{ENDING}"
     if path.is_file() and sha256_of(str(path)) == file.sha256:
@@ -312,10 +311,10 @@ def _downloaded(file: AdapterFile, deadline_s: float) -> Path:
         with unfinished.open("wb") as copy:
             digest = _copied(file.path, Stores(deadline_s), copy.write)
         if digest != file.sha256:
-            raise SpecError(_changed(file, file.path))
+            raise SpecError(_changed(who, file.path))
         os.replace(unfinished, path)  # Several workers of a machine may do this at once.
     except FileNotFoundError as error:
-        raise SpecError(f"the LoRA `{file.name}`: there is no object {file.path}") from error
+        raise SpecError(f"{who}: there is no object {file.path}") from error
     except OSError as error:
         raise StorageError(f"{path} cannot be written ({error.strerror}); check the disk's space") from error
     finally:

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionLatentUpscalePipeline
 
 from actors.engine.calls.prompt_weights import pieces_of, weighted_states
 from actors.engine.pipelines.pipeline_builder import pipeline_class
+from actors.engine.quirks.pipeline_overrides import with_all_vectors
 from schemas.columns.fields import TEXT_FIELDS
 
 Tokens = list[int]
@@ -20,8 +21,9 @@ def tokenize(tokenizer: Any, texts: list[str], *, weighted: bool) -> Iterator[tu
     """Yield each text with its tokens. A text with weights is tokenized piece by piece."""
     pieces = {text: pieces_of(text) if weighted else [text] for text in texts}
     distinct = list(dict.fromkeys(piece for text_pieces in pieces.values() for piece in text_pieces))
+    whole = [with_all_vectors(tokenizer, piece) for piece in distinct]
     # Without verbose=False, transformers warns of texts that are longer than one window.
-    ids = tokenizer(distinct, add_special_tokens=False, verbose=False).input_ids if distinct else []
+    ids = tokenizer(whole, add_special_tokens=False, verbose=False).input_ids if whole else []
     tokens = dict(zip(distinct, ids, strict=True))
     for text, text_pieces in pieces.items():
         yield text, [token for piece in text_pieces for token in tokens[piece]]

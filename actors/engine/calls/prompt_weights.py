@@ -13,6 +13,7 @@ import torch
 from compel import EmbeddingsProvider, PromptParser, SplitLongTextMode
 from compel.prompt_parser import FlattenedPrompt, Fragment
 
+from actors.engine.quirks.pipeline_overrides import with_all_vectors
 from schemas.errors import RowError
 
 Fragments = tuple[tuple[str, float], ...]
@@ -132,7 +133,8 @@ def weighted_states(
 
 def _weighted(provider: _Provider, text: str, length: int) -> torch.Tensor:
     pieces, weights = zip(*parse(text), strict=True)
-    state = provider.get_embeddings_for_weighted_prompt_fragments([[*pieces]], [[*weights]], device="cpu")
+    whole = [with_all_vectors(provider.tokenizer, piece) for piece in pieces]
+    state = provider.get_embeddings_for_weighted_prompt_fragments([whole], [[*weights]], device="cpu")
     empty = provider.empty_z
     missing = max(0, length - state.shape[1]) // empty.shape[1]
     filled: torch.Tensor = torch.cat([state, *[empty] * missing], dim=1)

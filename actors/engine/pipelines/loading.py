@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,6 +19,7 @@ from actors.checkpoints.checkpoint_folders import is_folder_name, local_folder
 from actors.checkpoints.component_files import allows_pickles
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
 from actors.checkpoints.single_files.single_file import is_single_file
+from actors.engine.adapters.learned_tokens import learn_tokens
 from actors.engine.pipelines.kernels import fuse_projections
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.engine.pipelines.prepared_folders import folder_with_components, single_file_folder
@@ -33,6 +34,7 @@ from actors.engine.quirks.published_components import (
 from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec, ModelSpec
+from schemas.systems.model_card import EmbeddingFile
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +57,16 @@ class LoadOptions:
     """The precision in which a VAE decodes that float16 does not hold: `auto` is float32."""
     deadline_s: float = 900.0
     """How long a download is tried again while the Hub is in trouble."""
+    embeddings: Mapping[str, Mapping[str, EmbeddingFile]] = field(default_factory=dict)
+    """The learned tokens that a checkpoint is loaded with, by model and token."""
 
     @classmethod
-    def of(cls, spec: JobSpec, device: torch.device) -> "LoadOptions":
+    def of(
+        cls,
+        spec: JobSpec,
+        device: torch.device,
+        embeddings: Mapping[str, Mapping[str, EmbeddingFile]] | None = None,
+    ) -> "LoadOptions":
         """The options of a job's workers on this device."""
         channels_last = spec.kernels.channels_last
         if channels_last == "auto":
@@ -71,6 +80,7 @@ class LoadOptions:
             fuse_qkv=spec.kernels.fuse_qkv,
             vae_dtype=spec.kernels.vae_dtype,
             deadline_s=spec.errors.storage_deadline_s,
+            embeddings=embeddings or {},
         )
 
 
@@ -152,6 +162,7 @@ def load(name: str, spec: ModelSpec, options: LoadOptions, shared: SharedModules
                 folder, variant=spec.variant, dtype=dtype, use_safetensors=_use_safetensors()
             )
             pipeline.register_modules(safety_checker=checker)
+        learn_tokens(pipeline, options.embeddings.get(name, {}), options.deadline_s)
         # If weights are missing, torch raises its error here.
         pipeline = pipeline.to(options.device)
     except LOADING_ERRORS as error:

@@ -27,7 +27,7 @@ def build_pipeline(system: System, base: Any, nets: Sequence[Any] = ()) -> Any:
     name = system.control_pipeline if nets else system.pipeline
     cls = pipeline_class(system.union_pipeline if nets and is_union(nets[0]) else name)
     with_nets = {"controlnet": nets[0] if len(nets) == 1 else [*nets]} if nets else {}
-    pipeline = with_overrides(cls, base.device, base.components)(**_arguments(cls, base), **with_nets)
+    pipeline = with_overrides(cls, base.device)(**_arguments(cls, base), **with_nets)
     if system.gives_depth and hasattr(pipeline, "image_processor"):
         pipeline.image_processor = LDM3DImageProcessor()
     pipeline.set_progress_bar_config(disable=True)

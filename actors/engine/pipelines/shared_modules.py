@@ -7,7 +7,8 @@ from weakref import ref
 
 import torch
 
-from actors.checkpoints.component_files import ComponentFiles, components_with_weights, files_in
+from actors.checkpoints.component_files import ComponentFiles, files_in
+from actors.checkpoints.model_files import shareable_components
 from schemas.spec.job_spec import ModelSpec
 
 
@@ -23,7 +24,7 @@ class SharedModules:
     def known(self, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
         """The checkpoint's components that are in memory already, by name."""
         known = {}
-        for component in components_with_weights(files_in(folder), spec.variant):
+        for component in shareable_components(files_in(folder), spec):
             for other, module in self._alike.get((dtype, component.lookup_key()), []):
                 # Gigabytes are hashed only here, where a component of the same kind and size is in memory.
                 alive = module()
@@ -33,7 +34,7 @@ class SharedModules:
 
     def add(self, folder: Path, spec: ModelSpec, dtype: torch.dtype, components: Mapping[str, Any]) -> None:
         """Remember a checkpoint's components."""
-        for component in components_with_weights(files_in(folder), spec.variant):
+        for component in shareable_components(files_in(folder), spec):
             module = components.get(component.name)
             if isinstance(module, torch.nn.Module):
                 alike = self._alike.setdefault((dtype, component.lookup_key()), [])

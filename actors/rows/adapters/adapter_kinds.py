@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from actors.inputs.input_file import RowBatch
 from actors.rows.adapters.control_checks import refused_controls, refused_later_controls, rows_with_controls
+from actors.rows.adapters.embedding_checks import refused_embeddings, rows_with_embeddings
 from actors.rows.adapters.lora_checks import refused_loras, rows_with_loras
 from actors.rows.routing import ResolvedRoute
 from actors.rows.row_values import RowMask, Violation
@@ -19,8 +20,8 @@ class _Kind:
     """A kind of adapters, and what rows say of it."""
 
     name: str
-    parameter: str
-    """The parameter of the systems that take this kind."""
+    parameter: str | None
+    """The parameter of the systems that take this kind; None: rows name such adapters in their texts."""
     refused: Callable[[RowBatch, ResolvedRoute], Iterator[Violation]]
     """The violations that rows commit whose adapters cannot be applied."""
     rows_with: Callable[[RowBatch, ResolvedRoute, RowMask], Counter[tuple[str, str]]]
@@ -30,13 +31,14 @@ class _Kind:
 _KINDS = (
     _Kind(name="LoRA", parameter="loras", refused=refused_loras, rows_with=rows_with_loras),
     _Kind(name="ControlNet", parameter="controlnet", refused=refused_controls, rows_with=rows_with_controls),
+    _Kind(name="embedding", parameter=None, refused=refused_embeddings, rows_with=rows_with_embeddings),
 )
 
 
 def refused_adapters(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violation]:
     """The violations that rows commit whose adapters cannot be applied."""
     for kind in _KINDS:
-        if kind.parameter in route.defaults:
+        if kind.parameter is None or kind.parameter in route.defaults:
             yield from kind.refused(batch, route)
     yield from refused_later_controls(batch, route)
 
