@@ -10,10 +10,12 @@ from pydantic import Field
 
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DEVICE_DEPENDENT
-from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
-from schemas.spec.job_spec import ComponentSpec, JobSpec, ModelSpec
+from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec, IpAdapterSpec
+from schemas.spec.component_spec import ComponentSpec
+from schemas.spec.job_spec import JobSpec, ModelSpec
 from schemas.systems.control_parameters import CONTROL
-from schemas.systems.model_card import AdapterFile, ComponentCard, ControlNetCard, ModelCard
+from schemas.systems.image_prompts import IP_ADAPTER
+from schemas.systems.model_card import AdapterFile, ComponentCard, ControlNetCard, IpAdapterCard, ModelCard
 
 NO_MODEL = ""
 """The model of shards whose rows no model can take, such as rows with an unknown task."""
@@ -70,6 +72,11 @@ class Job:
         return {name: card.controlnets for name, card in self.models.items()}
 
     @property
+    def ip_adapters(self) -> dict[str, Mapping[str, IpAdapterCard]]:
+        """The IP-Adapters that rows may have, by model and name."""
+        return {name: card.ip_adapters for name, card in self.models.items()}
+
+    @property
     def fingerprint(self) -> str:
         """A hash that two jobs share exactly when their parts must be equal byte for byte."""
         return fingerprint_of(self.identity())
@@ -85,7 +92,7 @@ class Job:
         spec["output"].pop("path")
         for section in (*spec["models"].values(), *spec["routes"].values()):
             # Jobs that were begun before there were these keys have no such entries.
-            for key in ("components", "loras", "recipe", "controlnets", *CONTROL):
+            for key in ("components", "loras", "recipe", "controlnets", *CONTROL, "ip_adapters", *IP_ADAPTER):
                 if section.get(key) in (None, {}):
                     section.pop(key, None)
         for key in ("path", "pictures", "hash"):
@@ -104,6 +111,9 @@ def revisions_of(models: Mapping[str, ModelCard]) -> dict[str, str]:
         revisions |= {f"{name}.components.{part}": each.revision for part, each in card.components.items()}
         revisions |= {f"{name}.loras.{lora}": file.sha256 for lora, file in card.loras.items()}
         revisions |= {f"{name}.controlnets.{net}": each.revision for net, each in card.controlnets.items()}
+        for adapter, each in card.ip_adapters.items():
+            key = f"{name}.ip_adapters.{adapter}"
+            revisions |= {key: each.file.sha256, f"{key}.image_encoder": each.image_encoder.revision}
     return revisions
 
 
@@ -119,6 +129,7 @@ def pinned(model: ModelSpec, card: ModelCard) -> ModelSpec:
             "components": {part: component_spec(each) for part, each in card.components.items()},
             "loras": {name: _as_spec(file) for name, file in card.loras.items()},
             "controlnets": {net: net_spec(each) for net, each in card.controlnets.items()},
+            "ip_adapters": {name: ip_adapter_spec(each) for name, each in card.ip_adapters.items()},
         }
     )
 
@@ -133,6 +144,12 @@ def net_spec(card: ControlNetCard) -> ControlNetSpec:
     return ControlNetSpec(
         path=card.path, revision=card.revision, subfolder=card.subfolder or None, variant=card.variant
     )
+
+
+def ip_adapter_spec(card: IpAdapterCard) -> IpAdapterSpec:
+    """The IP-Adapter's entry in the spec, as it would name exactly these files."""
+    file = _as_spec(card.file)
+    return IpAdapterSpec(**file.model_dump(), image_encoder=component_spec(card.image_encoder))
 
 
 def _as_spec(file: AdapterFile) -> AdapterSpec:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 import pyarrow as pa
 
 from actors.checkpoints.adapters.control_net_files import find_control_nets
+from actors.checkpoints.adapters.ip_adapter_files import find_ip_adapters
 from actors.checkpoints.adapters.lora_check import find_loras
 from actors.checkpoints.checkpoint_folders import build_demo_checkpoints
 from actors.checkpoints.model_cards import read_card
@@ -101,7 +102,12 @@ def _with_adapters(
     for name, card in models.items():
         model = pins.get(name, spec.models[name])
         loras, of_model = find_loras(name, model, card, stores)
-        cards[name] = replace(card, loras=loras, controlnets=find_control_nets(name, model, card))
+        cards[name] = replace(
+            card,
+            loras=loras,
+            controlnets=find_control_nets(name, model, card),
+            ip_adapters=find_ip_adapters(name, model, card, stores),
+        )
         notes += of_model
     return cards, notes
 

@@ -34,7 +34,7 @@ from jobs.verification.verify import verify_output
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.job import ShardReport
 from schemas.spec.job_spec import JobSpec
-from schemas.systems.model_card import AdapterFile, ControlNetCard
+from schemas.systems.model_card import AdapterFile, ControlNetCard, IpAdapterCard
 from tests.support import running
 
 DEVICE = torch.device("cpu")
@@ -88,9 +88,10 @@ def model_cache(
     capacity_bytes: int = 10**9,
     loras: Mapping[str, Mapping[str, AdapterFile]] | None = None,
     controlnets: Mapping[str, Mapping[str, ControlNetCard]] | None = None,
+    ip_adapters: Mapping[str, Mapping[str, IpAdapterCard]] | None = None,
 ) -> ModelCache:
     """A cache of the spec's models, on the CPU."""
-    return ModelCache(spec.models, LoadOptions.of(spec, DEVICE), capacity_bytes, loras, controlnets)
+    return ModelCache(spec.models, LoadOptions.of(spec, DEVICE), capacity_bytes, loras, controlnets, ip_adapters)
 
 
 def loaded_models() -> ModelCache:
@@ -106,7 +107,15 @@ def worker_for(
     return Worker(
         plan.job,
         engine=engine
-        or DiffusersEngine(model_cache(spec, loras=plan.job.loras, controlnets=plan.job.controlnets), spec),
+        or DiffusersEngine(
+            model_cache(
+                spec,
+                loras=plan.job.loras,
+                controlnets=plan.job.controlnets,
+                ip_adapters=plan.job.ip_adapters,
+            ),
+            spec,
+        ),
         stores=Stores(),
         output=output or open_output(spec.output.path),
         num_threads=num_threads,

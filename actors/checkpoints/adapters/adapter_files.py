@@ -271,7 +271,7 @@ def on_this_machine(file: AdapterFile, deadline_s: float) -> Path:
     path = _from_hub(file, deadline_s) if file.revision else Path(file.path)
     if not path.is_file():
         raise SpecError(
-            f"the LoRA `{file.name}`: the file {path} does not exist on {socket.gethostname()}; it must be "
+            f"the adapter `{file.name}`: the file {path} does not exist on {socket.gethostname()}; it must be "
             "on every machine of the cluster, on S3 or on the Hub"
         )
     if LocalFile(path).sha256() != file.sha256:
@@ -281,7 +281,7 @@ def on_this_machine(file: AdapterFile, deadline_s: float) -> Path:
 
 def _changed(file: AdapterFile, place: str) -> str:
     return (
-        f"the LoRA `{file.name}`: {place} does not have the content that the driver saw, so images would "
+        f"the adapter `{file.name}`: {place} does not have the content that the driver saw, so images would "
         "differ; put the file back, or copy the driver's file to every machine"
     )
 
@@ -294,7 +294,7 @@ def _from_hub(file: AdapterFile, deadline_s: float) -> Path:
         )
     except HUB_ERRORS as error:
         raise SpecError(
-            f"the LoRA `{file.name}`: {file.path}/{name} cannot be downloaded: {error}"
+            f"the adapter `{file.name}`: {file.path}/{name} cannot be downloaded: {error}"
         ) from error
 
 
@@ -312,7 +312,7 @@ def _downloaded(file: AdapterFile, deadline_s: float) -> Path:
             raise SpecError(_changed(file, file.path))
         os.replace(unfinished, path)  # Several workers of a machine may do this at once.
     except FileNotFoundError as error:
-        raise SpecError(f"the LoRA `{file.name}`: there is no object {file.path}") from error
+        raise SpecError(f"the adapter `{file.name}`: there is no object {file.path}") from error
     except OSError as error:
         raise StorageError(f"{path} cannot be written ({error.strerror}); check the disk's space") from error
     finally:
