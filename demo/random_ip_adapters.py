@@ -1,4 +1,4 @@
-"""IP-Adapters of random weights for the small checkpoints, and their image encoders, in the published forms."""
+"""IP-Adapters of random weights for the small checkpoints, in the published forms, and image encoders."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,7 +31,7 @@ def _image_encoder(seed: int) -> Any:
 
 
 def save_ip_adapter(file: Path, checkpoint: Path, *, seed: int, form: Form = "plain") -> Path:
-    """Save an IP-Adapter of random weights for the checkpoint and the small image encoder; return its file."""
+    """Save an IP-Adapter of random weights for a checkpoint and the small image encoder; return its file."""
     unet, encoder = plain_pipeline(checkpoint).unet, _image_encoder(0).config
     source = torch.Generator().manual_seed(seed)
 

@@ -76,7 +76,8 @@ class NamedComponent:
 def read_components(name: str, model: ModelSpec) -> dict[str, NamedComponent]:
     """The named components of the model `name`; SpecError for one that cannot be read."""
     return {
-        part: read_component(f"models.{name}.components.{part}", part, spec) for part, spec in model.components.items()
+        part: read_component(f"models.{name}.components.{part}", part, spec)
+        for part, spec in model.components.items()
     }
 
 

@@ -91,7 +91,9 @@ def model_cache(
     ip_adapters: Mapping[str, Mapping[str, IpAdapterCard]] | None = None,
 ) -> ModelCache:
     """A cache of the spec's models, on the CPU."""
-    return ModelCache(spec.models, LoadOptions.of(spec, DEVICE), capacity_bytes, loras, controlnets, ip_adapters)
+    return ModelCache(
+        spec.models, LoadOptions.of(spec, DEVICE), capacity_bytes, loras, controlnets, ip_adapters
+    )
 
 
 def loaded_models() -> ModelCache:

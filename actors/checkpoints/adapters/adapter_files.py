@@ -271,8 +271,8 @@ def on_this_machine(file: AdapterFile, deadline_s: float) -> Path:
     path = _from_hub(file, deadline_s) if file.revision else Path(file.path)
     if not path.is_file():
         raise SpecError(
-            f"the adapter `{file.name}`: the file {path} does not exist on {socket.gethostname()}; it must be "
-            "on every machine of the cluster, on S3 or on the Hub"
+            f"the adapter `{file.name}`: the file {path} does not exist on {socket.gethostname()}; it must "
+            "be on every machine of the cluster, on S3 or on the Hub"
         )
     if LocalFile(path).sha256() != file.sha256:
         raise SpecError(_changed(file, f"{path} on {socket.gethostname()}"))

@@ -68,9 +68,7 @@ def _find(
             raise ValueError(problem)
     except ValueError as error:
         raise SpecError(f"{key}: {adapter.location} cannot be used with {checkpoint}: {error}") from error
-    encoder = read_component(
-        f"{key}.{IMAGE_ENCODER}", IMAGE_ENCODER, _encoder_spec(key, spec, adapter.file)
-    )
+    encoder = read_component(f"{key}.{IMAGE_ENCODER}", IMAGE_ENCODER, _encoder_spec(key, spec, adapter.file))
     _check_encoder(encoder.key, encoder.config, encoder.source, form)
     return IpAdapterCard(file=adapter.file, image_encoder=encoder.source)
 
@@ -106,17 +104,15 @@ def _check_encoder(key: str, config: Mapping[str, Any], source: ComponentCard, f
     width = config.get(form.embedding_key, _WIDTHS[form.embedding_key])
     if width != form.embedding_width:
         raise SpecError(
-            f"{key}: {_place(source)} does not fit the adapter: its {form.embedding_key} is {width!r:.60}, and "
-            f"the adapter reads {form.embedding_width}; name the image encoder that it was trained with"
+            f"{key}: {_place(source)} does not fit the adapter: its {form.embedding_key} is {width!r:.60}, "
+            f"and the adapter reads {form.embedding_width}; name the image encoder that it was trained with"
         )
     spec = component_spec(source)
     try:
         files = files_of_component(IMAGE_ENCODER, spec, None)
     except (*HUB_ERRORS, HFValidationError) as error:
         raise not_on_the_hub(key, source.path, source.revision, error) from error
-    weights = [
-        each for each in weights_of(files, IMAGE_ENCODER, None) if not _name_of(each).endswith(".bin")
-    ]
+    weights = [each for each in weights_of(files, IMAGE_ENCODER, None) if not _name_of(each).endswith(".bin")]
     if not weights:
         raise SpecError(
             f"{key}: {_place(source)} has no model{SAFE}. Weights of other kinds are not read, because they "

@@ -1,4 +1,4 @@
-"""The forms of IP-Adapters, told from the names and shapes of their tensors, as diffusers 0.42.1 reads them."""
+"""The forms of IP-Adapters, told from their tensors' names and shapes, as diffusers 0.42.1 reads them."""
 
 import re
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ def _projection(shapes: Shapes) -> tuple[str, int, int]:
     """(key of the encoder's configuration, width of embeddings, width of tokens) of a projection."""
     if "proj.weight" in shapes:
         width = _shape(shapes, "norm.weight", 1)[0]
-        rows, embedding = _shape(shapes, "proj.weight", 2)
+        embedding = _shape(shapes, "proj.weight", 2)[1]
         return _checked(
             shapes,
             ("projection_dim", embedding, width),

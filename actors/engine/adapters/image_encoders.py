@@ -41,7 +41,7 @@ class ImageEncoder:
     def encode(
         self, pictures: Sequence[Image.Image], extractor: Any, *, hidden: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(embeddings, those of no picture), as diffusers' `encode_image` (0.42.1) gives them for each picture.
+        """(embeddings, those of no picture), as diffusers 0.42.1 computes them for each picture alone.
 
         The first has a row for each picture, the second has one row. `hidden`: whether they are the states of
         the last layer but one.

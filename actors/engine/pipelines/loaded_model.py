@@ -122,7 +122,7 @@ class LoadedModel:
         self._pipelines = {key: pipeline for key, pipeline in self._pipelines.items() if net not in key[1:]}
 
     def merge_points(self) -> Iterator[MergePoint]:
-        """The modules whose calls are merged: the checkpoint's, and those that its adapters have in memory."""
+        """The modules whose calls are merged: the checkpoint's, and those of its adapters in memory."""
         yield from find_merge_points(self.components, self.row_settings)
         for encoder in self.encoders.values():
             yield MergePoint(name=_encoder_point(encoder), module=encoder.module, stage=Stage.ENCODE)
@@ -166,7 +166,7 @@ class LoadedModel:
     def image_prompted(
         self, call: Any, pipeline: Any, prompt: ImagePrompt | None, pictures: Sequence[Any], *, alone: bool
     ) -> Iterator[dict[str, Any]]:
-        """While the block runs, the rows of a call of the pipeline have these pictures as their image prompts.
+        """While the block runs, the rows of a call of the pipeline have these pictures as image prompts.
 
         Yields further arguments of the pipeline. `alone`: as for LoRAs. SpecError if the IP-Adapter cannot be
         loaded.

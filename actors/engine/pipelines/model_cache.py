@@ -23,7 +23,7 @@ from schemas.systems.model_card import AdapterFile, ControlNetCard, IpAdapterCar
 logger = logging.getLogger(__name__)
 
 ADAPTER_SHARE = 8
-"""The LoRAs of a model take at most this part of the memory for weights, one eighth, and so do its IP-Adapters."""
+"""The LoRAs of a model take at most one eighth of the memory for weights, and so do its IP-Adapters."""
 
 
 class ModelCache:

@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 from huggingface_hub import hf_hub_download
 
+from actors.checkpoints.adapters.ip_adapter_files import IMAGE_ENCODER
 from actors.checkpoints.component_files import HubFile, LocalFile
 from actors.checkpoints.composed_folders import composed_folder
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
@@ -25,7 +26,6 @@ from actors.checkpoints.named_components import (
 )
 from actors.checkpoints.single_files.derived_folders import kept_folder, write_configuration
 from actors.checkpoints.single_files.single_file import SingleFile, hub_parts, is_on_hub, read_single_file
-from actors.checkpoints.adapters.ip_adapter_files import IMAGE_ENCODER
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.storage.stores import open_storage
 from actors.storage.uris import S3_SCHEME

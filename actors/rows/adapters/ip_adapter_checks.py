@@ -24,16 +24,8 @@ def refused_ip_adapters(batch: RowBatch, route: ResolvedRoute) -> Iterator[Viola
         return f"{problems[names.codes[row]]}{origin}"
 
     yield np.array([*map(bool, problems)], dtype=bool)[names.codes], "unknown_ip_adapter", describe
-    applied, present = _applied(batch, route, names), _present(batch)
-    yield applied & ~present, _MISSING, always(_needs_image(batch, "the IP-Adapter"))
-    in_later_steps = any(image_prompt_of(step.defaults) for step in route.then)
-    named = np.array([bool(name) for name in names.values], dtype=bool)[names.codes]
-    if route.ip_adapters and not in_later_steps:
-        message = (
-            f"the row has an `{IMAGE_PROMPT}`, and no `ip_adapter` to show it; name one of the model's, or leave "
-            "the picture out"
-        )
-        yield present & ~named, "unused_ip_adapter_image", always(message)
+    without = _applied(batch, route, names) & ~_present(batch)
+    yield without, _MISSING, always(_needs_image(batch, "the IP-Adapter"))
 
 
 def refused_later_ip_adapters(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violation]:
@@ -52,18 +44,27 @@ def rows_with_ip_adapters(
     The rows are those of the route, and none of them breaks a rule.
     """
     counts: Counter[tuple[str, str]] = Counter()
-    later = {(step.model, prompt.ip_adapter) for step in route.then if (prompt := image_prompt_of(step.defaults))}
-    counts.update(dict.fromkeys(later, int(selected.sum())))
-    if not route.ip_adapters:
-        return +counts
+    of_steps = {
+        (step.model, each.ip_adapter) for step in route.then if (each := image_prompt_of(step.defaults))
+    }
+    if not route.ip_adapters and not of_steps:
+        return counts
     names = coded_values(batch, route, "ip_adapter")
-    rows = selected & _applied(batch, route, names)
-    of_each = np.bincount(names.codes[rows], minlength=len(names.values)).tolist()
-    own: Counter[tuple[str, str]] = Counter()
-    for name, num_rows in zip(names.values, of_each, strict=True):
-        if name:
-            own[route.model, name] += num_rows
-    return +Counter({key: max(own[key], counts[key]) for key in own | counts})
+    applied = _applied(batch, route, names)
+    for code, name in enumerate(names.values):
+        rows = selected & (names.codes == code)
+        counts.update(dict.fromkeys(of_steps, int(rows.sum())))
+        if name and (route.model, name) not in of_steps:
+            counts[route.model, name] += int((rows & applied).sum())
+    return +counts
+
+
+def num_idle_pictures(batch: RowBatch, route: ResolvedRoute, selected: RowMask) -> int:
+    """The number of selected rows with a picture that no IP-Adapter shows, though the model has some."""
+    if not route.ip_adapters or any(image_prompt_of(step.defaults) for step in route.then):
+        return 0
+    applied = _applied(batch, route, coded_values(batch, route, "ip_adapter"))
+    return int((selected & _present(batch) & ~applied).sum())
 
 
 def _unknown(name: str | None, route: ResolvedRoute) -> str:
