@@ -25,9 +25,7 @@ _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, Run
 class ImageEncoder:
     """An image encoder in memory."""
 
-    def __init__(self, name: str, module: Any) -> None:
-        self.name = name
-        """The name of the IP-Adapter for which it was loaded."""
+    def __init__(self, module: Any) -> None:
         self.module = module
         self._blank: dict[torch.Size, torch.Tensor] = {}
 
@@ -83,7 +81,7 @@ class SharedEncoders:
         key = *card.encoder_key, dtype
         encoder = self._alike.get(key)
         if encoder is None:
-            encoder = self._alike[key] = ImageEncoder(name, self._load(name, card, dtype))
+            encoder = self._alike[key] = ImageEncoder(self._load(name, card, dtype))
         return encoder
 
     def _load(self, name: str, card: IpAdapterCard, dtype: torch.dtype) -> Any:

@@ -107,8 +107,13 @@ class LoadedModel:
     @property
     def modules(self) -> Mapping[str, Any]:
         """The checkpoint's components by name, and its ControlNets and image encoders in memory."""
-        encoders = {_encoder_point(encoder): encoder.module for encoder in self.encoders.values()}
-        return {**self.components, **encoders, **{_point_of(net): each for net, each in self.nets.items()}}
+        nets = {_point_of(net): module for net, module in self.nets.items()}
+        return {**self.components, **nets, **self._encoder_modules()}
+
+    def _encoder_modules(self) -> dict[str, Any]:
+        """The image encoders in memory, each under the name of the first of the IP-Adapters that have it."""
+        first = {card.encoder_key: name for name, card in reversed(self._ip_cards.items())}
+        return {f"image_encoder.{first[key]}": each.module for key, each in self.encoders.items()}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -124,8 +129,8 @@ class LoadedModel:
     def merge_points(self) -> Iterator[MergePoint]:
         """The modules whose calls are merged: the checkpoint's, and those of its adapters in memory."""
         yield from find_merge_points(self.components, self.row_settings)
-        for encoder in self.encoders.values():
-            yield MergePoint(name=_encoder_point(encoder), module=encoder.module, stage=Stage.ENCODE)
+        for name, module in self._encoder_modules().items():
+            yield MergePoint(name=name, module=module, stage=Stage.ENCODE)
         for net, module in self.nets.items():
             yield MergePoint(
                 name=_point_of(net),
@@ -217,11 +222,6 @@ class LoadedModel:
         # Its configuration is not copied: it is frozen, and copying it is half of the work.
         pipeline.scheduler = copy.deepcopy(fresh, {id(fresh.config): fresh.config})
         return pipeline
-
-
-def _encoder_point(encoder: ImageEncoder) -> str:
-    """The name under which the calls of an IP-Adapter's image encoder are counted."""
-    return f"image_encoder.{encoder.name}"
 
 
 def _point_of(net: str) -> str:

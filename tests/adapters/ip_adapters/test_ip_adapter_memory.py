@@ -44,7 +44,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_adapters_that_no_call_uses_make_room(published: Path) -> None:
     """Those in use stay, also beyond the room; a file that cannot be loaded is named."""
-    encoder = ImageEncoder("one", CLIPVisionModelWithProjection.from_pretrained(published / "image_encoder"))
+    encoder = ImageEncoder(CLIPVisionModelWithProjection.from_pretrained(published / "image_encoder"))
     size_bytes = (published / "plain.safetensors").stat().st_size
     files = dict.fromkeys(("one", "two", "three"), "plain") | {"faulty": "faulty"}
     adapters = IpAdapters(
@@ -89,6 +89,31 @@ def test_models_and_adapters_share_an_image_encoder(published: Path, tmp_path: P
     assert one.weight_bytes == idle_bytes + sum(
         each.nbytes for each in (*encoder.module.parameters(), *encoder.module.buffers())
     )
+
+
+def test_image_encoders_of_one_model_have_names_of_their_own(published: Path, tmp_path: Path) -> None:
+    """Though another model has them for adapters of other names: calls of one name are merged."""
+    second = save_image_encoder(tmp_path / "second", seed=2)
+    files = {form: str(published / f"{form}.safetensors") for form in ("plain", "plus")}
+    with_second = {form: {"path": file, "image_encoder": str(second)} for form, file in files.items()}
+    adapters = {
+        "sd": {"one": files["plain"], "two": with_second["plus"]},
+        "other": {"one": with_second["plain"], "two": files["plus"]},
+    }
+    models = {name: {"checkpoint": "demo:sd", "ip_adapters": each} for name, each in adapters.items()}
+    path = write_rows(tmp_path / "rows.parquet", [{"prompt": "a fox"}])
+    spec = job_spec(path, tmp_path / "out", models=models)
+    cards = plan_for(spec).job.ip_adapters
+    cache = ModelCache(spec.models, LoadOptions(device=CPU), 10**10, ip_adapters=cards)
+
+    points = [
+        {point.name: point.module for point in cache.get(name, (), {"one", "two"}).merge_points()}
+        for name in models
+    ]
+
+    names = ("image_encoder.one", "image_encoder.two")
+    assert [points[0][name] for name in names] == [points[1][name] for name in reversed(names)]
+    assert points[0][names[0]] is not points[0][names[1]]
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
