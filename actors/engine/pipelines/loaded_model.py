@@ -112,7 +112,7 @@ class LoadedModel:
 
     def _encoder_modules(self) -> dict[str, Any]:
         """The image encoders in memory, each under the name of the first of the IP-Adapters that have it."""
-        first = {card.encoder_key: name for name, card in reversed(self._ip_cards.items())}
+        first = {card.encoder_key: name for name, card in reversed([*self._ip_cards.items()])}
         return {f"image_encoder.{first[key]}": each.module for key, each in self.encoders.items()}
 
     @property
