@@ -6,10 +6,7 @@ from schemas.systems.image_prompts import IMAGE_PROMPT
 from schemas.systems.parameters import PARAMETERS
 from schemas.systems.system_table import SYSTEMS
 
-IMAGE_FIELDS: tuple[str, ...] = (
-    *("image", "mask_image", "depth_map"),
-    *(*CONTROL_IMAGES, IMAGE_PROMPT),
-)
+IMAGE_FIELDS: tuple[str, ...] = ("image", "mask_image", "depth_map", *CONTROL_IMAGES, IMAGE_PROMPT)
 """Fields that contain an image: a Hugging Face image struct, bytes, or a URI."""
 
 TEXT_FIELDS: tuple[str, ...] = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
