@@ -10,10 +10,19 @@ from pydantic import Field
 
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DEVICE_DEPENDENT
-from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
-from schemas.spec.job_spec import ComponentSpec, JobSpec, ModelSpec
+from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec, IpAdapterSpec
+from schemas.spec.component_spec import ComponentSpec
+from schemas.spec.job_spec import JobSpec, ModelSpec
 from schemas.systems.control_parameters import CONTROL
-from schemas.systems.model_card import AdapterFile, ComponentCard, ControlNetCard, EmbeddingFile, ModelCard
+from schemas.systems.image_prompts import IP_ADAPTER
+from schemas.systems.model_card import (
+    AdapterFile,
+    ComponentCard,
+    ControlNetCard,
+    EmbeddingFile,
+    IpAdapterCard,
+    ModelCard,
+)
 
 NO_MODEL = ""
 """The model of shards whose rows no model can take, such as rows with an unknown task."""
@@ -73,6 +82,9 @@ class Job:
     def embeddings(self) -> dict[str, Mapping[str, EmbeddingFile]]:
         """The learned tokens that prompts may have, by model and token."""
         return {name: card.embeddings for name, card in self.models.items()}
+    def ip_adapters(self) -> dict[str, Mapping[str, IpAdapterCard]]:
+        """The IP-Adapters that rows may have, by model and name."""
+        return {name: card.ip_adapters for name, card in self.models.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -90,7 +102,7 @@ class Job:
         spec["output"].pop("path")
         for section in (*spec["models"].values(), *spec["routes"].values()):
             # Jobs that were begun before there were these keys have no such entries.
-            for key in ("components", "loras", "recipe", "controlnets", "embeddings", *CONTROL):
+            for key in ("components", "loras", "recipe", "controlnets", *CONTROL, "ip_adapters", *IP_ADAPTER, "embeddings"):
                 if section.get(key) in (None, {}):
                     section.pop(key, None)
             if "embeddings" in section:
@@ -113,6 +125,9 @@ def revisions_of(models: Mapping[str, ModelCard]) -> dict[str, str]:
         revisions |= {f"{name}.loras.{lora}": file.sha256 for lora, file in card.loras.items()}
         revisions |= {f"{name}.controlnets.{net}": each.revision for net, each in card.controlnets.items()}
         revisions |= {f"{name}.embeddings.{token}": file.sha256 for token, file in card.embeddings.items()}
+        for adapter, each in card.ip_adapters.items():
+            key = f"{name}.ip_adapters.{adapter}"
+            revisions |= {key: each.file.sha256, f"{key}.image_encoder": each.image_encoder.revision}
     return revisions
 
 
@@ -129,6 +144,7 @@ def pinned(model: ModelSpec, card: ModelCard) -> ModelSpec:
             "loras": {name: _as_spec(file) for name, file in card.loras.items()},
             "controlnets": {net: net_spec(each) for net, each in card.controlnets.items()},
             "embeddings": {token: _as_spec(file) for token, file in card.embeddings.items()},
+            "ip_adapters": {name: ip_adapter_spec(each) for name, each in card.ip_adapters.items()},
         }
     )
 
@@ -143,6 +159,12 @@ def net_spec(card: ControlNetCard) -> ControlNetSpec:
     return ControlNetSpec(
         path=card.path, revision=card.revision, subfolder=card.subfolder or None, variant=card.variant
     )
+
+
+def ip_adapter_spec(card: IpAdapterCard) -> IpAdapterSpec:
+    """The IP-Adapter's entry in the spec, as it would name exactly these files."""
+    file = _as_spec(card.file)
+    return IpAdapterSpec(**file.model_dump(), image_encoder=component_spec(card.image_encoder))
 
 
 def _as_spec(file: AdapterFile) -> AdapterSpec:

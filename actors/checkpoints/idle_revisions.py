@@ -28,9 +28,13 @@ def refuse_idle_revisions(name: str, model: ModelSpec) -> None:
 def _sources(key: str, model: ModelSpec) -> Iterator[tuple[str, str, str | None]]:
     """The key, path and revision of the checkpoint, and of each of its components and adapters."""
     yield key, model.checkpoint, model.revision
-    for section in ("components", "loras", "controlnets", "embeddings"):
+    for section in ("components", "loras", "controlnets", "ip_adapters", "embeddings"):
         for name, source in getattr(model, section).items():
             yield f"{key}.{section}.{name}", source.path, source.revision
+    for name, adapter in model.ip_adapters.items():
+        encoder = adapter.image_encoder
+        if not isinstance(encoder, str):
+            yield f"{key}.ip_adapters.{name}.image_encoder", encoder.path, encoder.revision
 
 
 def _is_local(path: str) -> bool:

@@ -22,7 +22,8 @@ from actors.checkpoints.sources import (
     hub_reader,
 )
 from schemas.errors import SpecError
-from schemas.spec.job_spec import ComponentSpec, ModelSpec
+from schemas.spec.component_spec import ComponentSpec
+from schemas.spec.job_spec import ModelSpec
 from schemas.systems.model_card import ComponentCard
 from schemas.wording.nearest import did_you_mean
 
@@ -87,11 +88,13 @@ class NamedComponent:
 def read_components(name: str, model: ModelSpec) -> dict[str, NamedComponent]:
     """The named components of the model `name`; SpecError for one that cannot be read."""
     return {
-        part: _read(f"models.{name}.components.{part}", part, spec) for part, spec in model.components.items()
+        part: read_component(f"models.{name}.components.{part}", part, spec)
+        for part, spec in model.components.items()
     }
 
 
-def _read(key: str, name: str, spec: ComponentSpec) -> NamedComponent:
+def read_component(key: str, name: str, spec: ComponentSpec) -> NamedComponent:
+    """The component `name` that the entry `key` of the spec names; SpecError if it cannot be read."""
     if not name.isidentifier():
         raise SpecError(f"{key}: {name!r:.80} is not the name of a component")
     folder = component_folder(spec)

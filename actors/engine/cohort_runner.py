@@ -34,6 +34,7 @@ from schemas.errors import RowError
 from schemas.spec.job_spec import BatchingSpec
 from schemas.systems.adapter_weights import parse_weights
 from schemas.systems.control_parameters import controls_of
+from schemas.systems.image_prompts import IMAGE_PROMPT, image_prompt_of
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,12 @@ class CohortCall:
         check_steps(self.cohort, pipeline)
         if not self.exact:
             keep_on_host(pipeline.scheduler)
-        output = pipeline(**pipeline_arguments(self.cohort, self.decoded, pipeline))
+        pictures = [images[IMAGE_PROMPT] for _, images in self.decoded if IMAGE_PROMPT in images]
+        prompted = self.model.image_prompted(
+            self, pipeline, image_prompt_of(parameters), pictures, alone=self.exact
+        )
+        with prompted as prompts:
+            output = pipeline(**pipeline_arguments(self.cohort, self.decoded, pipeline), **prompts)
         outputs = pending_outputs(output, gives_latents=self.cohort.passes_latents_on)
         judged = None if self.model.safety_checker is None else outputs
         if judged and self.cohort.passes_latents_on:

@@ -25,6 +25,7 @@ from actors.rows.opened_rows import OpenedRow
 from schemas.job import Job
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.control_parameters import controls_of
+from schemas.systems.image_prompts import image_prompt_of
 
 COHORTS_A_BATCH = 4
 """How many cohorts fit in a batch, at least: pieces of a quarter always fill it to three quarters."""
@@ -114,7 +115,8 @@ class DiffusersEngine:
             by_model.setdefault(sample.route.model, []).append(sample)
         for name, group in by_model.items():
             nets = {each.controlnet for sample in group for each in controls_of(sample.parameters)}
-            model = self._models.get(name, nets)
+            prompts = (image_prompt_of(sample.parameters) for sample in group)
+            model = self._models.get(name, nets, {prompt.ip_adapter for prompt in prompts if prompt})
             exact = self._batching.exact or model.needs_plain_calls
             largest = 1 if exact else max(1, self._batching.max_batch_rows // COHORTS_A_BATCH)
             ahead = DecodeAhead(cut_into_cohorts(group, largest), decoders)
@@ -156,7 +158,7 @@ def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
     torch.set_num_threads(num_cpus)
     capacity = _capacity_bytes(job, device, num_cpus)
     options = LoadOptions.of(job.spec, device, job.embeddings)
-    models = ModelCache(job.checkpoints, options, capacity, job.loras, job.controlnets)
+    models = ModelCache(job.checkpoints, options, capacity, job.loras, job.controlnets, job.ip_adapters)
     return DiffusersEngine(models, job.spec)
 
 

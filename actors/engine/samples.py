@@ -11,6 +11,7 @@ from actors.images.input_images import EncodedImage
 from actors.rows.opened_rows import OpenedRow
 from actors.rows.routing import ResolvedRoute, hands_on_latents
 from schemas.systems.control_parameters import CONTROL_IMAGES, control_images
+from schemas.systems.image_prompts import IMAGE_PROMPT, image_prompt_of
 from schemas.systems.parameters import ParameterValue
 from schemas.systems.system_table import PROMPTS, System
 
@@ -129,10 +130,10 @@ class Sample:
     @property
     def images(self) -> Mapping[str, EncodedImage | StepResult]:
         """The step's input images, by field: the row's own, replaced by the results of the step before."""
-        followed = control_images(self.parameters, self.opened.images)
-        optional = [
-            field for field in self.system.optional_images if field not in CONTROL_IMAGES or field in followed
-        ]
+        guiding = control_images(self.parameters, self.opened.images)
+        guiding += [IMAGE_PROMPT] if image_prompt_of(self.parameters) else []
+        idle = {*CONTROL_IMAGES, IMAGE_PROMPT} - {*guiding}
+        optional = [field for field in self.system.optional_images if field not in idle]
         if self.step == 0:
             fields = (*self.system.images, *optional)
             return {field: image for field, image in self.opened.images.items() if field in fields}

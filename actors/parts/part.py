@@ -22,6 +22,7 @@ from schemas.job import Job, revisions_of
 from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, MODELS_KEY, VERSIONS_KEY
 from schemas.systems.adapter_weights import parse_weights
 from schemas.systems.control_parameters import controls_of
+from schemas.systems.image_prompts import image_prompt_of
 
 ROW_GROUP_BYTES = 64 << 20
 """The size from which a row group is full. Viewers read a whole group to show a page of rows; they stop at
@@ -185,6 +186,8 @@ def _parameters(row: Row) -> Record:
         return {**row.parameters}
     loras, nets = row.route.loras, row.route.controlnets
     record: Record = {**row.parameters}
+    if prompt := image_prompt_of(row.parameters):
+        record["ip_adapter_sha256"] = row.route.ip_adapters[prompt.ip_adapter].file.sha256
     if (weights := row.parameters.get("loras")) is not None:
         record["loras"] = [
             {"name": name, "weight": weight, "sha256": loras[name].sha256}

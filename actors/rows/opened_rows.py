@@ -9,6 +9,7 @@ from actors.rows.row import Row
 from actors.rows.step_sizes import Size, is_cropped, later_sizes, result_size, work_size
 from schemas.errors import RowError
 from schemas.systems.control_parameters import CONTROL_IMAGES, control_images
+from schemas.systems.image_prompts import IMAGE_PROMPT, image_prompt_of
 from schemas.systems.parameters import ParameterValue
 from schemas.systems.system_table import LEAST_SIZE_FACTOR, System
 
@@ -65,11 +66,13 @@ def _later(route: ResolvedRoute) -> Iterator[Mapping[str, ParameterValue | None]
 
 
 def _is_read(row: Row, field: str) -> bool:
-    """Whether the row's chain reads this optional image: those for ControlNets only if these guide it."""
+    """Whether the row's chain reads this optional image: those for adapters only if it has such."""
     assert isinstance(row.route, ResolvedRoute), "rows with a problem are not opened"
+    steps = (row.parameters, *_later(row.route))
+    if field == IMAGE_PROMPT:
+        return any(map(image_prompt_of, steps))
     if field not in CONTROL_IMAGES:
         return True
-    steps = (row.parameters, *_later(row.route))
     return any(field in control_images(each, row.images) for each in steps)
 
 

@@ -12,7 +12,8 @@ from schemas.errors import RowError
 from schemas.job import NO_MODEL
 from schemas.spec.job_spec import JobSpec, Route
 from schemas.systems.control_parameters import CONTROL_IMAGES, settled_controls
-from schemas.systems.model_card import AdapterFile, ControlNetCard, EmbeddingFile, ModelCard
+from schemas.systems.image_prompts import IMAGE_PROMPT, settled_image_prompt
+from schemas.systems.model_card import AdapterFile, ControlNetCard, EmbeddingFile, IpAdapterCard, ModelCard
 from schemas.systems.parameters import ParameterValue, with_preset
 from schemas.systems.sampler_names import with_sampler
 from schemas.systems.system_table import SD_LATENTS, System, find_system, tasks_of
@@ -40,6 +41,8 @@ class ResolvedRoute:
     """The model's ControlNets by name."""
     embeddings: Mapping[str, EmbeddingFile] = field(default_factory=dict)
     """The model's learned tokens."""
+    ip_adapters: Mapping[str, IpAdapterCard] = field(default_factory=dict)
+    """The model's IP-Adapters by name."""
     keep_steps: bool = False
     """Whether the images of all steps are stored, not only the last one's."""
 
@@ -63,13 +66,15 @@ class ResolvedRoute:
     def optional_images(self) -> list[str]:
         """The image fields that a step reads if the row has them and the step before does not give them.
 
-        Those for ControlNets are among them if the step's model has ControlNets.
+        Those for ControlNets and IP-Adapters are among them if the step's model has such.
         """
         names = [
             name
             for step, given in self._steps_with_given_fields()
             for name in step.system.optional_images
-            if name not in given and (step.controlnets or name not in CONTROL_IMAGES)
+            if name not in given
+            and (step.controlnets or name not in CONTROL_IMAGES)
+            and (step.ip_adapters or name != IMAGE_PROMPT)
         ]
         return [*dict.fromkeys(names)]
 
@@ -204,13 +209,14 @@ class Router:
             defaults=_defaults(system, card, route),
             # Rows do not change a later step's values, so its sampler is resolved here.
             then=tuple(
-                replace(step, defaults=settled_controls(with_sampler(step.defaults)))
+                replace(step, defaults=settled_image_prompt(settled_controls(with_sampler(step.defaults))))
                 for step in then
                 if isinstance(step, ResolvedRoute)
             ),
             loras=card.loras,
             controlnets=card.controlnets,
             embeddings=card.embeddings,
+            ip_adapters=card.ip_adapters,
             keep_steps=route.keep_steps,
         )
 

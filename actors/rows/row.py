@@ -21,6 +21,7 @@ from schemas.systems.control_parameters import (
     settled_controls,
     with_own_controls,
 )
+from schemas.systems.image_prompts import settled_image_prompt
 from schemas.systems.parameters import PARAMETERS, ParameterValue, with_preset
 from schemas.systems.sampler_names import with_sampler
 from schemas.systems.schedulers import options_text, parse_options
@@ -115,7 +116,7 @@ def _parameters(values: Mapping[str, Any], route: ResolvedRoute) -> dict[str, Pa
     }
     name_wins = "scheduler" in own and "scheduler_options" not in own
     parameters = with_sampler(with_own_controls(route.defaults, with_preset(own)), name_wins=name_wins)
-    return settled_controls(parameters)
+    return settled_image_prompt(settled_controls(parameters))
 
 
 _AS_KIND: dict[str, Callable[[Any], ParameterValue]] = {

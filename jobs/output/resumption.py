@@ -16,11 +16,12 @@ from jobs.planning.plan import Plan
 from jobs.survey.survey import Survey, SurveyedFile, make_survey
 from schemas.columns.folder_columns import folder_columns
 from schemas.errors import RefusedError
-from schemas.job import PlannedFile
+from schemas.job import PlannedFile, ip_adapter_spec
 from schemas.output_layout import JOB_RECORD
 from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
-from schemas.spec.job_spec import ComponentSpec, JobSpec
-from schemas.systems.model_card import AdapterFile, ComponentCard, ControlNetCard, ModelCard
+from schemas.spec.component_spec import ComponentSpec
+from schemas.spec.job_spec import JobSpec, ModelSpec
+from schemas.systems.model_card import ComponentCard, ControlNetCard, ModelCard
 from schemas.wording.amounts import counted
 
 MAX_DIFFERENCES = 10
@@ -62,6 +63,9 @@ def survey_of(spec: JobSpec, record: JobRecord | None) -> Survey:
         if present.controlnets and present.controlnets == recorded.controlnets:
             nets = _at_commits(present.controlnets, card.controlnets)
             pins[name] = pins.get(name, present).model_copy(update={"controlnets": nets})
+        if present.ip_adapters and present.ip_adapters == recorded.ip_adapters:
+            adapters = {key: ip_adapter_spec(each) for key, each in card.ip_adapters.items()}
+            pins[name] = pins.get(name, present).model_copy(update={"ip_adapters": adapters})
     return make_survey(spec.model_copy(update={"models": models}), pins)
 
 

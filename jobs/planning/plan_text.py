@@ -17,6 +17,7 @@ from jobs.planning.row_scan import MAX_EXAMPLES, BadRow, Findings
 from jobs.survey.survey import Survey, SurveyedFile
 from schemas.errors import SpecError
 from schemas.job import NO_MODEL, Job
+from schemas.systems.image_prompts import IMAGE_PROMPT
 from schemas.systems.model_card import UPCASTING_PIPELINES
 from schemas.wording.amounts import counted, size_text
 from schemas.wording.printable import escaped
@@ -198,6 +199,9 @@ def _adapter_lines(plan: Plan, findings: Findings) -> Iterator[str]:
         num_unused = sum(key not in findings.adapter_rows for key in others)
         unused = f"; no row applies {num_unused:,} of them" if num_unused else ""
         yield f"and {counted(len(others), 'more adapter')}: {size_text(size_bytes)}{unused}"
+    if findings.num_idle_pictures:
+        have = f"{counted(findings.num_idle_pictures, 'row')} with an `{IMAGE_PROMPT}`"
+        yield f"{have}, but without an ip_adapter to show it: the picture is not read"
 
 
 def _routes_table(findings: Findings) -> Table:

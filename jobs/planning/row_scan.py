@@ -13,6 +13,7 @@ import pyarrow as pa
 from actors.images.image_uris import UriJudge
 from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.adapters.adapter_kinds import AdapterName, rows_with_adapters
+from actors.rows.adapters.ip_adapter_checks import num_idle_pictures
 from actors.rows.checks import CheckedBatch, check_batch
 from actors.rows.routing import ResolvedRoute, Router
 from actors.rows.scheduler_checks import sampler_names
@@ -101,6 +102,8 @@ class Findings:
     """The names in the rows' `scheduler` that are read as a class of another name."""
     adapter_rows: Mapping[AdapterName, int] = field(default_factory=dict)
     """The number of rows to which each adapter is applied; one that no row applies is absent."""
+    num_idle_pictures: int = 0
+    """The number of rows with a picture that no IP-Adapter shows."""
     prompt_signs: PromptSigns = NO_SIGNS
     """The signs of other tools in the prompts of some of the rows."""
     ids_problem: str = ""
@@ -124,6 +127,7 @@ class _FileScan:
         self.depth_pixels: Counter[_CountKey] = Counter()
         self.num_bad: Counter[str] = Counter()
         self.adapter_rows: Counter[AdapterName] = Counter()
+        self.num_idle_pictures = 0
         self.samplers: set[str] = set()
         self.examples: list[tuple[int, RowError]] = []
         """(row number, problem) of the rows that the plan may name."""
@@ -158,8 +162,10 @@ class _FileScan:
             on_route = checked_batch.route_positions == position
             self.rows_by_model[route.model] += int(on_route.sum())
             if isinstance(route, ResolvedRoute):
-                self._count(checked_batch.batch, route, on_route & fit, job)
-                self.adapter_rows.update(rows_with_adapters(checked_batch.batch, route, on_route & fit))
+                selected = on_route & fit
+                self._count(checked_batch.batch, route, selected, job)
+                self.adapter_rows.update(rows_with_adapters(checked_batch.batch, route, selected))
+                self.num_idle_pictures += num_idle_pictures(checked_batch.batch, route, selected)
 
     def _with_repeated(self, checked_batch: CheckedBatch) -> CheckedBatch:
         """The batch with a problem for each row that has an earlier row's id."""
@@ -289,6 +295,7 @@ class ScanTotals:
         self._depth_pixels: Counter[_CountKey] = Counter()
         self._num_bad: Counter[str] = Counter()
         self._adapter_rows: Counter[AdapterName] = Counter()
+        self._num_idle_pictures = 0
         self._samplers: set[str] = set()
         self._bad_rows: dict[str, list[BadRow]] = {}
         self._contradictions: dict[str, str] = {}
@@ -304,6 +311,7 @@ class ScanTotals:
         self._depth_pixels += scan.depth_pixels
         self._num_bad += scan.num_bad
         self._adapter_rows += scan.adapter_rows
+        self._num_idle_pictures += scan.num_idle_pictures
         self.pictures.merge(scan.pictures)
         for column, text in scan.contradictions.items():
             self._contradictions.setdefault(column, f"column `{column}` of {scan.file.stored.uri}: {text}")
@@ -335,6 +343,7 @@ class ScanTotals:
             contradictions=tuple(self._contradictions.values()),
             samplers=tuple(sorted(self._samplers)),
             adapter_rows=dict(self._adapter_rows),
+            num_idle_pictures=self._num_idle_pictures,
         )
 
 

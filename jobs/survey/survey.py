@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from actors.checkpoints.adapters.control_net_files import find_control_nets
 from actors.checkpoints.adapters.embedding_files import find_embeddings
+from actors.checkpoints.adapters.ip_adapter_files import find_ip_adapters
 from actors.checkpoints.adapters.lora_check import find_loras
 from actors.checkpoints.checkpoint_folders import build_demo_checkpoints
 from actors.checkpoints.idle_revisions import refuse_idle_revisions
@@ -110,6 +111,7 @@ def _with_adapters(
             loras=loras,
             controlnets=find_control_nets(name, model, card),
             embeddings=find_embeddings(name, model, card, stores),
+            ip_adapters=find_ip_adapters(name, model, card, stores),
         )
         notes += of_model
     return cards, notes

@@ -2,10 +2,11 @@
 
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.control_parameters import CONTROL_IMAGES
+from schemas.systems.image_prompts import IMAGE_PROMPT
 from schemas.systems.parameters import PARAMETERS
 from schemas.systems.system_table import SYSTEMS
 
-IMAGE_FIELDS: tuple[str, ...] = ("image", "mask_image", "depth_map", *CONTROL_IMAGES)
+IMAGE_FIELDS: tuple[str, ...] = ("image", "mask_image", "depth_map", *CONTROL_IMAGES, IMAGE_PROMPT)
 """Fields that contain an image: a Hugging Face image struct, bytes, or a URI."""
 
 TEXT_FIELDS: tuple[str, ...] = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
@@ -33,4 +34,6 @@ def used_fields(spec: JobSpec) -> set[str]:
     }
     if not any(model.controlnets for model in spec.models.values()):
         read -= {*CONTROL_IMAGES}
+    if not any(model.ip_adapters for model in spec.models.values()):
+        read -= {IMAGE_PROMPT}
     return {name for name in FIELD_KINDS if name in read or name not in {*IMAGE_FIELDS, *PARAMETERS}}

@@ -10,6 +10,7 @@ from schemas.columns.input_columns import ColumnMap
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 from schemas.systems.control_parameters import CONTROL
+from schemas.systems.image_prompts import IP_ADAPTER
 from schemas.systems.model_card import ModelCard
 from schemas.systems.parameters import PARAMETERS
 from schemas.systems.system_table import PROMPTS, System, find_system
@@ -89,6 +90,7 @@ def output_schema(spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMa
     depth = any(system.gives_depth for system in systems)
     steps = any(route.keep_steps for route in spec.routes.values())
     learned = any(card.embeddings for card in models.values())
+    parameters = _used_parameters(systems, models)
     texts = [
         name for name in TEXT_FIELDS if name in PROMPTS or any(name in system.texts for system in systems)
     ]
@@ -104,7 +106,8 @@ def output_schema(spec: JobSpec, models: dict[str, ModelCard], columns: ColumnMa
         *(pa.field(name, pa.string()) for name in texts),
         *(pa.field(f"{name}_truncated", pa.string()) for name in texts),
         pa.field("seed", pa.int64()),
-        *(pa.field(name, _ARROW_KINDS[PARAMETERS[name].kind]) for name in _used_parameters(systems, models)),
+        *(pa.field(name, _ARROW_KINDS[PARAMETERS[name].kind]) for name in parameters),
+        *([pa.field("ip_adapter_sha256", pa.string())] if "ip_adapter" in parameters else []),
         *([pa.field("embeddings", EMBEDDINGS_TYPE)] if learned else []),
         pa.field("nsfw", pa.bool_()),
         pa.field("status", pa.string(), nullable=False),
@@ -157,6 +160,8 @@ def _used_parameters(systems: Sequence[System], models: Mapping[str, ModelCard])
         taken.discard("loras")
     if not any(card.controlnets for card in models.values()):
         taken -= CONTROL.keys()
+    if not any(card.ip_adapters for card in models.values()):
+        taken -= IP_ADAPTER.keys()
     return [name for name in PARAMETERS if name in taken]
 
 

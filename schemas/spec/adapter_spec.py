@@ -2,6 +2,7 @@
 
 from pydantic import field_validator
 
+from schemas.spec.component_spec import ComponentSpec
 from schemas.spec.path_or_mapping import PathOrMapping
 from schemas.spec.plain_text import Name, Plain
 from schemas.wording.printable import shortened
@@ -34,6 +35,24 @@ class AdapterSpec(PathOrMapping):
     @classmethod
     def _below_the_path(cls, name: str | None) -> str | None:
         return _checked_below(name)
+
+
+class IpAdapterSpec(AdapterSpec):
+    """One IP-Adapter's file of safetensors, and its image encoder. A text alone is the file's path."""
+
+    image_encoder: Plain | ComponentSpec = "image_encoder"
+    """The folder of the image encoder: a name is one beside the file, and a path such as
+    models/image_encoder begins at the adapter's folder or repository. An encoder elsewhere is
+    {path: FOLDER_OR_REPOSITORY}."""
+
+    @field_validator("image_encoder")
+    @classmethod
+    def _a_folder(cls, image_encoder: str | ComponentSpec) -> str | ComponentSpec:
+        if isinstance(image_encoder, str) and "://" in image_encoder:
+            raise ValueError("an image encoder is a folder or a repository of the Hub, not an address")
+        if isinstance(image_encoder, str) and not image_encoder.startswith(("/", "./", "~/")):
+            _checked_below(image_encoder)
+        return image_encoder
 
 
 class ControlNetSpec(PathOrMapping):

@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
-from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
-from schemas.spec.path_or_mapping import PathOrMapping
+from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec, IpAdapterSpec
+from schemas.spec.component_spec import ComponentSpec
 from schemas.spec.plain_text import Name, Plain, shown_as_it_is
 from schemas.systems.adapter_weights import unknown_adapter
 from schemas.systems.parameters import Parameters, StrictModel
@@ -55,32 +55,6 @@ class InputSpec(StrictModel):
         return folders
 
 
-class ComponentSpec(PathOrMapping):
-    """Where a component is that replaces the checkpoint's own. A text alone is its path."""
-
-    path: Name
-    """A folder or a repository of the Hugging Face Hub: that of the component, or of a whole checkpoint."""
-    revision: Plain | None = None
-    """A branch, tag or commit of the Hub repository."""
-    subfolder: Plain | None = None
-    """The component's folder in it; "" for the whole. Default: the folder of the component's name, or else
-    the whole."""
-
-    @field_validator("path")
-    @classmethod
-    def _no_address(cls, path: str) -> str:
-        if "://" in path:
-            raise ValueError("a component is a folder or a Hub repository such as owner/name, not an address")
-        return path
-
-    @field_validator("subfolder")
-    @classmethod
-    def _below(cls, subfolder: str | None) -> str | None:
-        if subfolder and {"", ".", ".."} & {*subfolder.split("/")}:
-            raise ValueError(f"{shortened(subfolder)!r} is not a folder below the component's path")
-        return subfolder
-
-
 class ModelSpec(StrictModel):
     """One checkpoint, under the name that routes and rows use for it."""
 
@@ -99,6 +73,8 @@ class ModelSpec(StrictModel):
     """The ControlNets that rows and routes may use, by the names that they use for them."""
     embeddings: dict[Name, AdapterSpec] = Field(default_factory=dict)
     """The files of tokens that were learned by textual inversion, by the tokens as prompts have them."""
+    ip_adapters: dict[Name, IpAdapterSpec] = Field(default_factory=dict)
+    """The IP-Adapters that rows and routes may use, by the names that they use for them."""
     components: dict[Name, ComponentSpec] = Field(default_factory=dict)
     """Components that replace the checkpoint's own, by name: {vae: FOLDER_OR_REPOSITORY}."""
 
@@ -392,6 +368,18 @@ class JobSpec(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _ip_adapters_have_attention_of_their_own(self) -> "JobSpec":
+        chosen = {"batching.compile": self.batching.compile, "kernels.fuse_qkv": self.kernels.fuse_qkv}
+        for name, model in self.models.items():
+            for key in chosen if model.ip_adapters else ():
+                if chosen[key]:
+                    raise ValueError(
+                        f"{key}: model `{shortened(name)}` has IP-Adapters, which change the attention of "
+                        f"some rows of a batch; leave out `{key.split('.')[1]}` or `ip_adapters`"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _exact_has_the_kernels_of_diffusers(self) -> "JobSpec":
         departures = self.kernels.departures()
         if self.batching.exact and departures:
@@ -430,6 +418,12 @@ class JobSpec(StrictModel):
                 raise ValueError(
                     f"routes.{name}.loras: {problem}. Name its file in models.{shortened(route.model)}.loras"
                 )
+        adapter, adapters = route.ip_adapter, self.models[route.model].ip_adapters
+        if adapter and (problem := unknown_adapter("IP-Adapter", adapter, route.model, adapters)):
+            raise ValueError(
+                f"routes.{name}.ip_adapter: {problem}. Name its file in "
+                f"models.{shortened(route.model)}.ip_adapters"
+            )
         for number, (start, end) in enumerate(route.control_ranges()):
             if start >= end:
                 key = f".controls.{number - 1}" if number else ""

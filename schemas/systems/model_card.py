@@ -71,6 +71,25 @@ class ComponentCard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IpAdapterCard:
+    """Where an IP-Adapter and its image encoder are, and what their files tell about them."""
+
+    file: AdapterFile
+    image_encoder: ComponentCard
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the adapter, without its image encoder, which others may share."""
+        return self.file.size_bytes
+
+    @property
+    def encoder_key(self) -> tuple[str, str, str]:
+        """Equal for adapters that have the same image encoder."""
+        encoder = self.image_encoder
+        return encoder.path, encoder.subfolder, encoder.revision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ControlNetCard:
     """Where a ControlNet is, and what its files tell about it."""
 
@@ -140,14 +159,17 @@ class ModelCard:
     """The model's ControlNets by name, in the order of the spec."""
     embeddings: Mapping[str, EmbeddingFile] = field(default_factory=dict)
     """The model's learned tokens, in the order of the spec, which gives them their numbers."""
+    ip_adapters: Mapping[str, IpAdapterCard] = field(default_factory=dict)
+    """The model's IP-Adapters by name, in the order of the spec."""
 
     @property
     def adapter_bytes(self) -> dict[tuple[str, str], int]:
         """The size of each adapter's weights by kind, such as `LoRA`, and name."""
-        kinds: Mapping[str, Mapping[str, AdapterFile | ControlNetCard]] = {
+        kinds: Mapping[str, Mapping[str, AdapterFile | ControlNetCard | IpAdapterCard]] = {
             "LoRA": self.loras,
             "ControlNet": self.controlnets,
             "embedding": self.embeddings,
+            "IP-Adapter": self.ip_adapters,
         }
         return {
             (kind, name): each.size_bytes for kind, cards in kinds.items() for name, each in cards.items()

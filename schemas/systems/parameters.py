@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from annotated_types import Ge, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from schemas.systems import image_prompts
 from schemas.systems.adapter_weights import checked_weights, weights_text
 from schemas.systems.control_parameters import MAX_MODE, MAX_SCALE, checked_controls, controls_text
 from schemas.systems.recipes import RECIPES
@@ -150,6 +151,12 @@ class Parameters(StrictModel):
     controls: list[dict[str, Setting]] | None = None
     """Several ControlNets for one image: a list of {controlnet: NAME}, each perhaps with a scale, start and
     end of its own; [] for none."""
+
+    ip_adapter: str | None = None
+    """The IP-Adapter that shows the row's `ip_adapter_image` to the model, by the name that the model has for
+    it; an empty text for none."""
+    ip_adapter_scale: float | None = Field(default=None, ge=0, le=image_prompts.MAX_SCALE)
+    """How much the picture counts beside the prompt; 0 is nothing."""
 
     @field_validator("controls")
     @classmethod

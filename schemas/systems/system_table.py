@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from schemas.systems.adapter_weights import NO_WEIGHTS
 from schemas.systems.control_parameters import CONTROL, CONTROL_IMAGES
+from schemas.systems.image_prompts import IMAGE_PROMPT, IP_ADAPTER
 from schemas.systems.parameters import SLD_PRESETS, ParameterValue
 
 Defaults = Mapping[str, ParameterValue | None]
@@ -88,6 +89,8 @@ _SIZE: Defaults = {"height": None, "width": None}
 _CLIP: Defaults = {"clip_skip": None}
 # Only pipelines with a StableDiffusionLoraLoaderMixin or StableDiffusionXLLoraLoaderMixin have this.
 _LORAS: Defaults = {"recipe": None, "loras": NO_WEIGHTS}
+# These pipelines have an IPAdapterMixin, and a sibling with ControlNets.
+_GUIDES: Defaults = {**CONTROL, **IP_ADAPTER}
 _SLD: Defaults = {"sld_preset": None, **SLD_PRESETS["medium"]}
 _SAFE = _frozen(_STEPS, _SIZE, _SLD)
 _UPSCALE: Defaults = {"num_inference_steps": 75, "guidance_scale": 9.0, "noise_level": 20}
@@ -105,15 +108,16 @@ _XL_IMAGE: Defaults = _frozen(
     _STEPS, _CLIP, _LORAS, _XL, denoising_start=None, aesthetic_score=6.0, negative_aesthetic_score=2.5
 )
 _INPAINT = _frozen(
-    *(_STEPS, _CLIP, _LORAS, CONTROL, _SIZE),
+    *(_STEPS, _CLIP, _LORAS, _GUIDES, _SIZE),
     strength=1.0,
     padding_mask_crop=None,
     controlnet_conditioning_scale=0.5,
 )
 _XL_IMG2IMG = _frozen(_XL_IMAGE, guidance_scale=5.0, strength=0.3)
-_XL_INPAINT = _frozen(_XL_IMAGE, CONTROL, _SIZE, strength=0.9999, padding_mask_crop=None)
+_XL_INPAINT = _frozen(_XL_IMAGE, _GUIDES, _SIZE, strength=0.9999, padding_mask_crop=None)
 _XL_NEGATIVE_SIZES = tuple(name for name in _XL if name.startswith("negative"))
 _MASKED = ("image", "mask_image")
+_GUIDING_IMAGES = (*CONTROL_IMAGES, IMAGE_PROMPT)
 
 
 def _each(pipelines: tuple[str, ...], channels: int) -> tuple[tuple[str, int], ...]:
@@ -133,10 +137,10 @@ SYSTEMS: tuple[System, ...] = (
         task="text2img",
         pipeline="StableDiffusionPipeline",
         checkpoints=_each(_SD_CLASSES, 4),
-        optional_images=CONTROL_IMAGES,
+        optional_images=_GUIDING_IMAGES,
         control_pipeline="StableDiffusionControlNetPipeline",
         lost_with_control=("guidance_rescale",),
-        defaults=_frozen(_STEPS, _CLIP, _LORAS, CONTROL, _SIZE, guidance_rescale=0.0),
+        defaults=_frozen(_STEPS, _CLIP, _LORAS, _GUIDES, _SIZE, guidance_rescale=0.0),
     ),
     System(
         family="sd",
@@ -144,9 +148,9 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionImg2ImgPipeline",
         images=("image",),
         rounds_image_down=True,
-        optional_images=CONTROL_IMAGES,
+        optional_images=_GUIDING_IMAGES,
         control_pipeline="StableDiffusionControlNetImg2ImgPipeline",
-        defaults=_frozen(*(_STEPS, _CLIP, _LORAS, CONTROL), strength=0.8, controlnet_conditioning_scale=0.8),
+        defaults=_frozen(*(_STEPS, _CLIP, _LORAS, _GUIDES), strength=0.8, controlnet_conditioning_scale=0.8),
     ),
     System(
         family="sd",
@@ -154,7 +158,7 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionInpaintPipeline",
         images=_MASKED,
         resizes_image=True,
-        optional_images=CONTROL_IMAGES,
+        optional_images=_GUIDING_IMAGES,
         control_pipeline="StableDiffusionControlNetInpaintPipeline",
         defaults=_INPAINT,
     ),
@@ -165,7 +169,7 @@ SYSTEMS: tuple[System, ...] = (
         checkpoints=_each(_SD_CLASSES, 9),
         images=_MASKED,
         resizes_image=True,
-        optional_images=CONTROL_IMAGES,
+        optional_images=_GUIDING_IMAGES,
         control_pipeline="StableDiffusionControlNetInpaintPipeline",
         defaults=_INPAINT,
     ),
@@ -249,11 +253,11 @@ SYSTEMS: tuple[System, ...] = (
         pipeline="StableDiffusionXLPipeline",
         checkpoints=_each(_XL_CLASSES, 4),
         texts=XL_PROMPTS,
-        optional_images=CONTROL_IMAGES,
+        optional_images=_GUIDING_IMAGES,
         control_pipeline="StableDiffusionXLControlNetPipeline",
         union_pipeline="StableDiffusionXLControlNetUnionPipeline",
         lost_with_control=("guidance_rescale",),
-        defaults=_frozen(_STEPS, _CLIP, _LORAS, CONTROL, _SIZE, _XL, guidance_scale=5.0),
+        defaults=_frozen(_STEPS, _CLIP, _LORAS, _GUIDES, _SIZE, _XL, guidance_scale=5.0),
     ),
     System(
         family="sdxl",
@@ -262,11 +266,11 @@ SYSTEMS: tuple[System, ...] = (
         texts=XL_PROMPTS,
         images=("image",),
         rounds_image_down=True,
-        optional_images=CONTROL_IMAGES,
+        optional_images=_GUIDING_IMAGES,
         control_pipeline="StableDiffusionXLControlNetImg2ImgPipeline",
         union_pipeline="StableDiffusionXLControlNetUnionImg2ImgPipeline",
         lost_with_control=("guidance_rescale", "denoising_start", "denoising_end"),
-        defaults=_frozen(_XL_IMG2IMG, CONTROL, controlnet_conditioning_scale=0.8),
+        defaults=_frozen(_XL_IMG2IMG, _GUIDES, controlnet_conditioning_scale=0.8),
     ),
     System(
         family="sdxl",
@@ -275,7 +279,7 @@ SYSTEMS: tuple[System, ...] = (
         texts=XL_PROMPTS,
         images=_MASKED,
         resizes_image=True,
-        optional_images=CONTROL_IMAGES,
+        optional_images=_GUIDING_IMAGES,
         control_pipeline="StableDiffusionXLControlNetInpaintPipeline",
         union_pipeline="StableDiffusionXLControlNetUnionInpaintPipeline",
         lost_with_control=_XL_NEGATIVE_SIZES,
@@ -298,7 +302,7 @@ SYSTEMS: tuple[System, ...] = (
         texts=XL_PROMPTS,
         images=_MASKED,
         resizes_image=True,
-        optional_images=CONTROL_IMAGES,
+        optional_images=_GUIDING_IMAGES,
         control_pipeline="StableDiffusionXLControlNetInpaintPipeline",
         union_pipeline="StableDiffusionXLControlNetUnionInpaintPipeline",
         lost_with_control=_XL_NEGATIVE_SIZES,

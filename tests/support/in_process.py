@@ -34,7 +34,7 @@ from jobs.verification.verify import verify_output
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.job import Job, ShardReport
 from schemas.spec.job_spec import JobSpec
-from schemas.systems.model_card import AdapterFile, ControlNetCard, EmbeddingFile
+from schemas.systems.model_card import AdapterFile, ControlNetCard, EmbeddingFile, IpAdapterCard
 from tests.support import running
 
 DEVICE = torch.device("cpu")
@@ -88,16 +88,23 @@ def model_cache(
     capacity_bytes: int = 10**9,
     loras: Mapping[str, Mapping[str, AdapterFile]] | None = None,
     controlnets: Mapping[str, Mapping[str, ControlNetCard]] | None = None,
+    ip_adapters: Mapping[str, Mapping[str, IpAdapterCard]] | None = None,
     embeddings: Mapping[str, Mapping[str, EmbeddingFile]] | None = None,
 ) -> ModelCache:
     """A cache of the spec's models, on the CPU."""
     options = LoadOptions.of(spec, DEVICE, embeddings)
-    return ModelCache(spec.models, options, capacity_bytes, loras, controlnets)
+    return ModelCache(spec.models, options, capacity_bytes, loras, controlnets, ip_adapters)
 
 
 def models_of(job: Job) -> ModelCache:
     """A cache of the job's models with all of their adapters, on the CPU."""
-    return model_cache(job.spec, loras=job.loras, controlnets=job.controlnets, embeddings=job.embeddings)
+    return model_cache(
+        job.spec,
+        loras=job.loras,
+        controlnets=job.controlnets,
+        ip_adapters=job.ip_adapters,
+        embeddings=job.embeddings,
+    )
 
 
 def loaded_models() -> ModelCache:

@@ -21,7 +21,7 @@ FILES_AT_ONCE = 16
 MAX_NOTES = 20
 """The most LoRAs of a model that have a note of their own."""
 _XL = "StableDiffusionXL"
-_MADE_FOR = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "XL", 1280: "XL's refiner"}
+MADE_FOR = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "XL", 1280: "XL's refiner"}
 """The kind of checkpoint, by the width of the encoded prompt that its UNet is given."""
 
 
@@ -110,7 +110,7 @@ def _misfit(layer: LoraLayer, weight: tuple[int, ...]) -> str:
     """How a LoRA's layer differs from the checkpoint's, whose weight has this shape; empty if it fits."""
     if layer.down[1:] == weight[1:] and layer.up[0] == weight[0]:
         return ""
-    made_for = _MADE_FOR.get(layer.down[1]) if layer.name.endswith("attn2_to_k") else None
+    made_for = MADE_FOR.get(layer.down[1]) if layer.name.endswith("attn2_to_k") else None
     kind = f"it was made for {made_for}" if made_for else "it was made for another kind of checkpoint"
     return (
         f"{kind}: its layer {layer.name:.100} goes from {_sides(layer.down[1:])} to {layer.up[0]}, and the "

@@ -149,7 +149,7 @@ def _layers_with(name: str, module: torch.nn.Module | None) -> Iterator[Any]:
 
 
 class LoraSettings:
-    """How a component's LoRAs are set for each row of a batch (`merged_modules.RowSettings`)."""
+    """How a component's LoRAs are set for each row of a batch (`RowSettings`)."""
 
     def __init__(self, component: str, loaded: Mapping[str, _LoadedLora]) -> None:
         self._component = component

@@ -5,7 +5,8 @@ from operator import attrgetter
 from typing import Any
 
 from actors.engine.batching.batch_policy import Stage
-from actors.engine.batching.merged_modules import MergePoint, RowSettings
+from actors.engine.batching.merged_modules import MergePoint
+from actors.engine.batching.row_settings import RowSettings
 
 # The VAE's two halves, and not its `encode` and `decode`, which wrap results in objects that have no rows.
 _ENCODERS = ("text_encoder", "text_encoder_2", "image_encoder", "depth_estimator", "vae.encoder")

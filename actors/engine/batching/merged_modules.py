@@ -1,17 +1,18 @@
 """Merged modules: calls are suspended at them, and answered together in batches."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from traceback import clear_frames
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from actors.engine.batching import tensor_trees
 from actors.engine.batching.batch_policy import Stage
 from actors.engine.batching.row_cache import RowCache, RowKey, concatenated_results, row_keys
+from actors.engine.batching.row_settings import RowSettings, Setting
 from actors.engine.quirks.torch_errors import ends_the_run, is_out_of_memory
 
 Arguments = Mapping[str, Any]
@@ -20,20 +21,7 @@ Arguments = Mapping[str, Any]
 Autocast = tuple[str, torch.dtype]
 """A device type and the dtype of torch.autocast on it."""
 
-Setting = Hashable
-"""What a call sets of a module beside its arguments, such as the LoRAs of its rows; None sets nothing."""
-
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-
-
-class RowSettings(Protocol):
-    """How a module is set, for each row of a batch."""
-
-    def of(self, call: Any) -> Setting:
-        """What a call sets of this module; equal for calls that set the same."""
-
-    def applied(self, settings: Sequence[Setting]) -> AbstractContextManager[None]:
-        """While the block runs, row i of what the module gets has `settings[i]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

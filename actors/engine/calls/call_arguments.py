@@ -19,6 +19,7 @@ from actors.engine.pipelines.pipeline_builder import is_union
 from actors.engine.samples import Sample
 from schemas.errors import RowError
 from schemas.systems.control_parameters import CONTROL_IMAGES, control_images, controls_of
+from schemas.systems.image_prompts import IMAGE_PROMPT, IP_ADAPTER
 from schemas.wording.amounts import counted
 
 DecodedSample = tuple[Sample, Mapping[str, Image.Image]]
@@ -29,9 +30,12 @@ Images are RGB, masks L and depth maps I;16. In a chain, an image can also be th
 
 Arguments = dict[str, Any]
 
-NO_ARGUMENTS = ("scheduler", "scheduler_options", "sld_preset", "recipe", "loras", "controlnet", "controls")
+NO_ARGUMENTS = (
+    *("scheduler", "scheduler_options", "sld_preset", "recipe"),
+    *("loras", "controlnet", "controls", *IP_ADAPTER),
+)
 """Parameters that are not arguments of a pipeline: it has its scheduler and its ControlNets, gets a preset's
-numbers, and LoRAs change its modules."""
+numbers, and LoRAs and IP-Adapters change its modules."""
 
 
 def check_images(sample: Sample, images: Mapping[str, Image.Image]) -> None:
@@ -82,7 +86,7 @@ def pipeline_arguments(cohort: Cohort, decoded: Sequence[DecodedSample], pipelin
         arguments[field] = [sample.texts[field] for sample, _ in decoded]
     # On the CPU whatever the device is: a seed must give the same image on every machine.
     arguments["generator"] = [torch.Generator("cpu").manual_seed(sample.seed) for sample, _ in decoded]
-    for field in decoded[0][1]:
+    for field in (field for field in decoded[0][1] if field != IMAGE_PROMPT):
         arguments[field] = [images[field] for _, images in decoded]
         if isinstance(arguments[field][0], torch.Tensor):
             arguments[field] = torch.stack(arguments[field])

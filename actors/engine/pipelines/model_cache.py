@@ -11,17 +11,19 @@ from actors.checkpoints.component_files import components_with_weights, files_in
 from actors.checkpoints.hub import hub_folder
 from actors.checkpoints.single_files.single_file import repository_of
 from actors.engine.adapters.control_nets import SharedNets
-from actors.engine.pipelines.loaded_model import LoadedModel, weight_bytes
+from actors.engine.adapters.image_encoders import SharedEncoders
+from actors.engine.pipelines.loaded_model import LoadedModel, ModelAdapters, weight_bytes
 from actors.engine.pipelines.loading import LoadOptions, on_this_machine
+from actors.engine.pipelines.prepared_folders import encoder_folder
 from actors.engine.pipelines.shared_modules import SharedModules
 from actors.engine.pipelines.signs_of_work import SignsOfWork
 from schemas.spec.job_spec import ModelSpec
-from schemas.systems.model_card import AdapterFile, ControlNetCard
+from schemas.systems.model_card import AdapterFile, ControlNetCard, IpAdapterCard
 
 logger = logging.getLogger(__name__)
 
-LORA_SHARE = 8
-"""The LoRAs of a model take at most this part of the memory for weights: one eighth."""
+ADAPTER_SHARE = 8
+"""The LoRAs of a model take at most one eighth of the memory for weights, and so do its IP-Adapters."""
 
 
 class ModelCache:
@@ -37,13 +39,18 @@ class ModelCache:
         capacity_bytes: int,
         loras: Mapping[str, Mapping[str, AdapterFile]] | None = None,
         controlnets: Mapping[str, Mapping[str, ControlNetCard]] | None = None,
+        ip_adapters: Mapping[str, Mapping[str, IpAdapterCard]] | None = None,
     ) -> None:
-        """`loras` and `controlnets`: those that rows may have, by model and name."""
+        """`loras`, `controlnets` and `ip_adapters`: those that rows may have, by model and name."""
         self._specs = specs
         self._loras = loras or {}
         self._controlnets = controlnets or {}
+        self._ip_adapters = ip_adapters or {}
         self._shared_nets = SharedNets(
             options.device, channels_last=options.channels_last, deadline_s=options.deadline_s
+        )
+        self._shared_encoders = SharedEncoders(
+            options.device, lambda adapter, card: encoder_folder(adapter, card, options.deadline_s)
         )
         self._options = options
         self._capacity_bytes = capacity_bytes
@@ -58,8 +65,11 @@ class ModelCache:
         """The names of the models in memory; the last one was used last."""
         return tuple(self._models)
 
-    def get(self, name: str, nets: Collection[str] = ()) -> LoadedModel:
-        """The model with this name and these ControlNets, which are loaded now if they are not in memory."""
+    def get(self, name: str, nets: Collection[str] = (), ip_adapters: Collection[str] = ()) -> LoadedModel:
+        """The model with this name, these ControlNets and the image encoders of these IP-Adapters.
+
+        They are loaded now if they are not in memory.
+        """
         if name not in self._models:
             # Nothing arrives there if the checkpoint is not in a repository.
             folder = hub_folder(repository_of(self._specs[name].checkpoint))
@@ -71,6 +81,9 @@ class ModelCache:
             if net not in model.nets:
                 self._load_net(name, net, nets)
             model.nets.move_to_end(net)
+        for adapter in sorted(ip_adapters):
+            if self._ip_adapters[name][adapter].encoder_key not in model.encoders:
+                self._load_encoder(name, adapter)
         return model
 
     def _load(self, name: str) -> None:
@@ -81,8 +94,11 @@ class ModelCache:
             spec,
             self._options,
             self._shared,
-            self._loras.get(name),
-            self._capacity_bytes // LORA_SHARE,
+            ModelAdapters(
+                loras=self._loras.get(name, {}),
+                ip_adapters=self._ip_adapters.get(name, {}),
+                capacity_bytes=self._capacity_bytes // ADAPTER_SHARE,
+            ),
         )
         self.num_loads += 1
         self._evict(keep=name)
@@ -100,6 +116,13 @@ class ModelCache:
                 break
         with self.signs.watched(hub_folder(card.path), f"loading {net}"):
             model.nets[net] = self._shared_nets.get(net, card, model.dtype)
+
+    def _load_encoder(self, name: str, adapter: str) -> None:
+        """Load the image encoder of a model's IP-Adapter. Other models make room."""
+        model, card = self._models[name], self._ip_adapters[name][adapter]
+        with self.signs.watched(hub_folder(card.image_encoder.path), f"loading {adapter}"):
+            model.encoders[card.encoder_key] = self._shared_encoders.get(adapter, card, model.dtype)
+        self._evict(keep=name)
 
     def _make_room(self, spec: ModelSpec) -> None:
         """Drop models until one with this spec fits in memory beside the others; its size is that on disk."""

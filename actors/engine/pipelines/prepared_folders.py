@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from filelock import FileLock
 from huggingface_hub import hf_hub_download
 
+from actors.checkpoints.adapters.ip_adapter_files import IMAGE_ENCODER
 from actors.checkpoints.component_files import HubFile, LocalFile
 from actors.checkpoints.composed_folders import composed_folder
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
@@ -19,6 +21,7 @@ from actors.checkpoints.named_components import (
     composed_index,
     files_of_component,
     needed_files,
+    read_component,
     read_components,
 )
 from actors.checkpoints.single_files.derived_folders import kept_folder, write_configuration
@@ -30,6 +33,7 @@ from models.whole_folder import all_or_nothing
 from schemas.errors import SpecError
 from schemas.job import component_spec
 from schemas.spec.job_spec import ModelSpec
+from schemas.systems.model_card import IpAdapterCard
 from schemas.wording.printable import in_one_line
 
 logger = logging.getLogger(__name__)
@@ -127,6 +131,22 @@ def folder_with_components(name: str, spec: ModelSpec, checkpoint: Path, deadlin
         files |= _local_files(component, spec.variant, deadline_s)
     index = json.loads((checkpoint / "model_index.json").read_bytes())
     return composed_folder(checkpoint, files, composed_index(name, index, components))
+
+
+def encoder_folder(name: str, card: IpAdapterCard, deadline_s: float) -> Path:
+    """The folder on this machine of an IP-Adapter's image encoder, which is downloaded if need be.
+
+    SpecError if it is missing, or has other files than the driver saw.
+    """
+    key, spec = f"the IP-Adapter `{name}`: image_encoder", component_spec(card.image_encoder)
+    component = ask_hub(lambda: read_component(key, IMAGE_ENCODER, spec), spec.path, deadline_s)
+    if component.source.revision != card.image_encoder.revision:
+        raise SpecError(
+            f"{key}: {spec.path} on {socket.gethostname()} does not have the content that the driver saw, so "
+            "images would differ; put the files back, or copy the driver's to every machine"
+        )
+    files = _local_files(component, None, deadline_s)
+    return files[f"{IMAGE_ENCODER}/config.json"].path.parent
 
 
 def _local_files(component: NamedComponent, variant: str | None, deadline_s: float) -> dict[str, LocalFile]:

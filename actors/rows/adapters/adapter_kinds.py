@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from actors.inputs.input_file import RowBatch
 from actors.rows.adapters.control_checks import refused_controls, refused_later_controls, rows_with_controls
 from actors.rows.adapters.embedding_checks import refused_embeddings, rows_with_embeddings
+from actors.rows.adapters.ip_adapter_checks import (
+    refused_ip_adapters,
+    refused_later_ip_adapters,
+    rows_with_ip_adapters,
+)
 from actors.rows.adapters.lora_checks import refused_loras, rows_with_loras
 from actors.rows.routing import ResolvedRoute
 from actors.rows.row_values import RowMask, Violation
@@ -32,6 +37,12 @@ _KINDS = (
     _Kind(name="LoRA", parameter="loras", refused=refused_loras, rows_with=rows_with_loras),
     _Kind(name="ControlNet", parameter="controlnet", refused=refused_controls, rows_with=rows_with_controls),
     _Kind(name="embedding", parameter=None, refused=refused_embeddings, rows_with=rows_with_embeddings),
+    _Kind(
+        name="IP-Adapter",
+        parameter="ip_adapter",
+        refused=refused_ip_adapters,
+        rows_with=rows_with_ip_adapters,
+    ),
 )
 
 
@@ -41,6 +52,7 @@ def refused_adapters(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violatio
         if kind.parameter is None or kind.parameter in route.defaults:
             yield from kind.refused(batch, route)
     yield from refused_later_controls(batch, route)
+    yield from refused_later_ip_adapters(batch, route)
 
 
 def rows_with_adapters(batch: RowBatch, route: ResolvedRoute, selected: RowMask) -> Counter[AdapterName]:

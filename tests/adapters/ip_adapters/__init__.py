@@ -1,0 +1,1 @@
+"""Facts about IP-Adapters: each row is shown a picture of its own."""
