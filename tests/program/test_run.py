@@ -1,4 +1,4 @@
-"""`darkroom run` on real parts from beginning to end: the demo's spec, a local Ray, real pipelines."""
+"""`darkroom run` from beginning to end, and again: the demo on a local Ray, and a job with bad images."""
 
 import io
 import json
@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from schemas.spec.spec_file import load_spec
+from tests.support.engines import GreyEngine
 from tests.support.running import (
     ROOT,
     Finished,
@@ -24,6 +26,7 @@ from tests.support.running import (
     write_rows,
     write_spec,
 )
+from tests.support.simulation.in_process_driver import InProcessDriver
 
 DEMO = "configs/demo.yaml"
 RED_CIRCLE = "text2img-a-big-red-circle-at-the-left-on-a-white-background"
@@ -57,8 +60,10 @@ def over_budget(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     output = folder / "out"
     files = {"output": {"path": str(output), "images": "files"}}
     spec = write_spec(folder / "job.yaml", "rows.parquet", output, **files, workers={"num": 1})
+    driver = InProcessDriver(load_spec(spec), num_workers=1)
+    driver.engine = GreyEngine
     # A log in ASCII, which lacks some signs of the progress.
-    finished = darkroom("run", spec, cwd=folder, PYTHONIOENCODING="ascii")
+    finished = driver.command("run", spec, cwd=folder, PYTHONIOENCODING="ascii")
     return Ran(finished=finished, output=output, spec=spec)
 
 
