@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -326,8 +327,9 @@ def paper_file(path: Path, tensors: Mapping[str, Any], size_bytes: int | None = 
     return path
 
 
+@cache
 def whole() -> dict[str, Tensor]:
-    """The tensors of a small Stable Diffusion 1."""
+    """The tensors of a small Stable Diffusion 1, which every test process needs to collect the tests."""
     return dict(header_of(small_pipeline("sd1")).tensors)
 
 
