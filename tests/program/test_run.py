@@ -210,17 +210,6 @@ def test_a_job_that_was_killed_while_finishing_is_finished_by_the_next_run(demo:
     assert (demo.output / "contact-sheet.html").exists()
 
 
-def test_workers_larger_than_this_machine_are_refused(tmp_path: Path) -> None:
-    """Nothing larger can join a Ray that was started for the job."""
-    rows = write_rows(tmp_path / "rows.parquet", text_rows(1))
-    spec = write_spec(tmp_path / "job.yaml", rows, tmp_path / "out", workers={"num_cpus": 100_000})
-
-    refused = darkroom("run", spec)
-
-    assert refused.code == 2
-    assert "a worker needs 0 GPUs and 100,000 CPUs, and this machine has" in refused.err
-
-
 def test_a_changed_spec_is_refused_and_the_difference_named(demo: Ran) -> None:
     """Exit code 4, before anything is generated."""
     changed = darkroom_here("run", DEMO, "--set", f"output.path={demo.output}", "--set", "seed=7", **NO_RAY)
