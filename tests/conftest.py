@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import huggingface_hub
 
+from actors.checkpoints.component_files import files_on_hub
 from actors.storage.objects import Storage
 from actors.storage.stores import open_storage
 from tests.support.fake_hub import use_address
@@ -40,13 +41,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[RayNodes]:
-    """A Ray cluster with a node for two workers, which the tests of one file share.
+    """A Ray cluster whose only node has room for two workers, which the tests of one file share.
 
     A driver joins it with the environment `nodes.env`. Its workers see nothing of the driver's environment.
     """
     # It does not stay for the whole session: a cluster without work takes a seventh of a processor.
-    with RayNodes() as cluster:
-        cluster.add(num_cpus=2)
+    # Its head is its only node: for each node, Ray starts processes that take four seconds of a processor.
+    with RayNodes(head_cpus=2) as cluster:
         yield cluster
 
 
@@ -121,6 +122,7 @@ def faulty(s3_faults: FaultProxy, s3_folder: str) -> Storage:
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of this process's own; the Hub itself is out of reach in tests."""
+    files_on_hub.cache_clear()
     folder = tmp_path / "hub"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
     return folder

@@ -440,14 +440,32 @@ def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
 
 
 def test_builders_at_once_end_with_one_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that need a checkpoint at the same moment all get it, and leave no scraps."""
+    """Workers that need a checkpoint at the same moment all get it, and leave no scraps."""
     monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path))
 
-    with ThreadPoolExecutor(2) as threads:
-        folders = set(threads.map(demo_checkpoint, ["sd", "sd"]))
+    with ThreadPoolExecutor(4) as threads:
+        folders = set(threads.map(demo_checkpoint, ["shapes"] * 4))
 
-    assert list(tmp_path.iterdir()) == list(folders)
-    assert DiffusionPipeline.from_pretrained(folders.pop(), use_safetensors=True)
+    assert [*tmp_path.iterdir()] == [demo_folder("shapes")] == [*folders]
+    assert contents(demo_folder("shapes") / "unet") == contents(trained_models.FOLDER / "shapes" / "unet")
+
+
+def overtaken(folder: Path) -> None:
+    """Write a folder, while another one is quicker."""
+    with all_or_nothing(folder) as late:
+        (late / "late").mkdir(parents=True)
+        with all_or_nothing(folder) as first:
+            (first / "first").mkdir(parents=True)
+
+
+def test_of_two_builders_the_first_to_end_wins(tmp_path: Path) -> None:
+    """The other one is refused, and what it has written is gone."""
+    folder = tmp_path / "model"
+
+    with pytest.raises(SpecError, match="already exists"):
+        overtaken(folder)
+
+    assert sorted(tmp_path.rglob("*")) == [folder, folder / "first"]
 
 
 @pytest.mark.parametrize("kind", trained_models.KINDS)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import huggingface_hub
 import pytest
 import torch
 
@@ -27,15 +28,8 @@ from schemas.spec.job_spec import JobSpec, ModelSpec
 from tests.support.checkpoints import demo, paper_checkpoint
 from tests.support.fake_hub import commit_of, put_in_cache, serve_hub
 from tests.support.in_process import job_spec, plan_for, read_output, worker_for
-from tests.support.running import (
-    Started,
-    darkroom,
-    parts,
-    run_with,
-    text_rows,
-    write_rows,
-    write_spec,
-)
+from tests.support.running import Started, darkroom_here, parts, text_rows, write_rows, write_spec
+from tests.support.simulation.in_process_driver import InProcessDriver
 
 CPU = torch.device("cpu")
 NOBODY = "http://127.0.0.1:1"
@@ -155,34 +149,41 @@ def test_another_repository_or_branch_is_another_job(
         plan_of(record, survey_of(changed, record), output.path)
 
 
-def test_a_job_is_resumed_after_its_branch_has_moved(tmp_path: Path) -> None:
+def test_a_job_is_resumed_after_its_branch_has_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_hub: Callable[[str], None]
+) -> None:
     """Also on a machine whose cache has neither commit, and as long as the Hub has the first."""
     first, second = (paper_checkpoint(tmp_path / name) for name in ("a", "b"))
-    spec = write_spec(
-        tmp_path / "job.yaml",
-        write_rows(tmp_path / "rows.parquet", text_rows(2)),
-        tmp_path / "out",
-        models={"sd": {"checkpoint": "studio/sd"}},
-        routes={"text2img": {"model": "sd"}},
-        batching={"shard_rows": 1},
+    rows = write_rows(tmp_path / "rows.parquet", text_rows(2))
+    driver = InProcessDriver(
+        job_spec(
+            rows,
+            tmp_path / "out",
+            models={"sd": {"checkpoint": "studio/sd"}},
+            batching={"shard_rows": 1},
+        )
     )
     commits = [first]
 
-    with serve_hub({"studio/sd": commits}) as (address, _):
-        begun = run_with("quick", spec, **hub_env(tmp_path / "one", address))
+    def come_to_another_machine() -> None:
         parts(tmp_path / "out")[1].unlink()
-        commits.append(second)
-        resumed = run_with("quick", spec, **hub_env(tmp_path / "two", address))
-        parts(tmp_path / "out")[1].unlink()
-        commits.remove(first)
-        gone = run_with("quick", spec, **hub_env(tmp_path / "three", address))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / f"hub-{len(commits)}"))
 
-    assert (begun.code, resumed.code) == (0, 0), begun.err + resumed.err
-    assert "resuming: 1 of 2 parts already saved" in resumed.out
-    assert gone.code == 2
-    assert (
-        f"models.sd.revision: studio/sd has no branch, tag or commit {commit_of(first)} on the Hub"
-        in gone.err
+    with serve_hub({"studio/sd": commits}) as (address, _):
+        use_hub(address)
+        begun = driver.run()
+        commits.append(second)
+        come_to_another_machine()
+        resumed = driver.run()
+        commits.remove(first)
+        come_to_another_machine()
+        with pytest.raises(SpecError) as gone:
+            driver.run()
+
+    assert (begun.totals.ok, resumed.totals.ok) == (2, 2)
+    assert "resuming: 1 of 2 parts already saved" in driver.printed
+    assert f"models.sd.revision: studio/sd has no branch, tag or commit {commit_of(first)} on the Hub" in str(
+        gone.value
     )
 
 
@@ -223,13 +224,16 @@ def job_of_three(folder: Path, tuned: Path) -> Path:
     )
 
 
-def test_a_plan_tells_what_repositories_share_before_any_is_downloaded(tmp_path: Path, tuned: Path) -> None:
+def test_a_plan_tells_what_repositories_share_before_any_is_downloaded(
+    tmp_path: Path, tuned: Path, use_hub: Callable[[str], None]
+) -> None:
     """The Hub knows the hashes of its files: no weights are fetched for it."""
     spec = job_of_three(tmp_path, tuned)
     shared = 2 * size_of(tuned, ["vae", "text_encoder"]) + size_of(tuned, ["unet"])
 
     with serve_hub({"studio/base": demo("sd"), "studio/tuned": tuned}) as (address, asked):
-        planned = darkroom("plan", spec, **hub_env(tmp_path, address))
+        use_hub(address)
+        planned = darkroom_here("plan", spec)
 
     assert planned.code == 0, planned.err
     assert f"{shared / 1e6:.1f} MB of weights are the same in two checkpoints" in planned.out
@@ -237,16 +241,19 @@ def test_a_plan_tells_what_repositories_share_before_any_is_downloaded(tmp_path:
     assert sum("blobs=" in request for request in asked) == 2
 
 
-@pytest.mark.parametrize("offline", ["1", "0"])
+@pytest.mark.parametrize("offline", [True, False])
 @pytest.mark.parametrize("weights", [True, False])
-def test_a_plan_needs_no_hub(tmp_path: Path, tuned: Path, weights: bool, offline: str) -> None:
+def test_a_plan_needs_no_hub(
+    hub_cache: Path, tmp_path: Path, tuned: Path, use_hub: Callable[[str], None], weights: bool, offline: bool
+) -> None:
     """Forbidden or out of reach: it says what downloaded repositories share, and of others nothing."""
     spec = job_of_three(tmp_path, tuned)
-    put_in_cache(tmp_path / "hub", "studio/base", demo("sd"), weights=weights)
-    put_in_cache(tmp_path / "hub", "studio/tuned", tuned, weights=weights)
-    hub = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": offline, "HF_ENDPOINT": NOBODY}
+    put_in_cache(hub_cache, "studio/base", demo("sd"), weights=weights)
+    put_in_cache(hub_cache, "studio/tuned", tuned, weights=weights)
+    if not offline:
+        use_hub(NOBODY)
 
-    planned = darkroom("plan", spec, **hub)
+    planned = darkroom_here("plan", spec)
 
     assert planned.code == 0, planned.err
     assert ("of weights are the same in two checkpoints" in planned.out) is weights
@@ -260,7 +267,7 @@ def test_a_plan_needs_no_hub(tmp_path: Path, tuned: Path, weights: bool, offline
     ],
 )
 def test_a_repository_without_safetensors_is_refused_by_the_plan(
-    tmp_path: Path, tuned: Path, suffix: str, way_out: str
+    tmp_path: Path, tuned: Path, use_hub: Callable[[str], None], suffix: str, way_out: str
 ) -> None:
     """Before anything is downloaded or started; a variant that has them is named."""
     published = tmp_path / "published"
@@ -270,7 +277,8 @@ def test_a_repository_without_safetensors_is_refused_by_the_plan(
     spec = job_of_three(tmp_path, tuned)
 
     with serve_hub({"studio/base": tuned, "studio/tuned": published}) as (address, _):
-        planned = darkroom("plan", spec, **hub_env(tmp_path, address))
+        use_hub(address)
+        planned = darkroom_here("plan", spec)
 
     assert planned.code == 2
     assert (
@@ -378,7 +386,9 @@ def test_a_hub_in_lasting_trouble_is_the_storages_fault_and_a_missing_repository
     assert len(asked) < 5
 
 
-def test_a_plan_says_whether_the_hub_or_the_repository_is_at_fault(tmp_path: Path, tuned: Path) -> None:
+def test_a_plan_says_whether_the_hub_or_the_repository_is_at_fault(
+    tmp_path: Path, tuned: Path, use_hub: Callable[[str], None]
+) -> None:
     """A network that is down must not look like a repository in another format."""
     other = tmp_path / "other"
     shutil.copytree(tuned, other)
@@ -388,9 +398,11 @@ def test_a_plan_says_whether_the_hub_or_the_repository_is_at_fault(tmp_path: Pat
         tmp_path / "job.yaml", rows, tmp_path / "out", models={"sd": {"checkpoint": "studio/sd"}}
     )
 
-    away = darkroom("plan", spec, **hub_env(tmp_path, NOBODY))
+    use_hub(NOBODY)
+    away = darkroom_here("plan", spec)
     with serve_hub({"studio/sd": other}) as (address, _):
-        no_checkpoint = darkroom("plan", spec, **hub_env(tmp_path, address))
+        use_hub(address)
+        no_checkpoint = darkroom_here("plan", spec)
 
     assert away.code == no_checkpoint.code == 2
     assert "studio/sd is not a folder here, and the Hub does not answer: it cannot be reached" in away.err
@@ -413,6 +425,8 @@ def hub_env(folder: Path, address: str) -> dict[str, str]:
         ({"loras": {"chalk": {"path": "s3://bucket/loras", "weight_name": "x"}}}, "models.m.loras.chalk"),
         ({"loras": {"chalk": {"path": "file:///chalk.safetensors"}}}, "models.m.loras.chalk"),
         ({"controlnets": {"canny": {"path": "own/canny"}}}, "models.m.controlnets.canny"),
+        ({"embeddings": {"<cat>": {"path": "s3://bucket/cat.safetensors"}}}, "models.m.embeddings.<cat>"),
+        ({"ip_adapters": {"face": {"path": "own/canny"}}}, "models.m.ip_adapters.face"),
     ],
 )
 def test_a_revision_of_something_that_is_not_on_the_hub_is_refused(
@@ -429,6 +443,17 @@ def test_a_revision_of_something_that_is_not_on_the_hub_is_refused(
 
     assert str(raised.value).startswith(f"{key}.revision: ")
     assert "leave `revision` out" in str(raised.value)
+
+
+def test_a_revision_of_an_image_encoder_that_is_not_on_the_hub_is_refused(tmp_path: Path) -> None:
+    """The adapter is on the Hub, its encoder in a folder here."""
+    encoder = {"path": str(tmp_path), "revision": "main"}
+    adapters = {"face": {"path": "studio/face", "image_encoder": encoder}}
+
+    with pytest.raises(SpecError, match=r"^models\.m\.ip_adapters\.face\.image_encoder\.revision: "):
+        refuse_idle_revisions(
+            "m", ModelSpec.model_validate({"checkpoint": "studio/sd", "ip_adapters": adapters})
+        )
 
 
 def test_a_revision_of_a_repository_is_not_judged() -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from accelerate import init_empty_weights
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from actors.checkpoints.component_files import files_on_hub
@@ -261,7 +261,7 @@ class Published:
 
     def __init__(self, kind: str) -> None:
         configs = PUBLISHED[kind]
-        with init_empty_weights():
+        with torch.device("meta"):
             self.unet = diffusers.UNet2DConditionModel(**configs["unet"])
             self.vae = diffusers.AutoencoderKL(
                 block_out_channels=(128, 256, 512, 512),
@@ -283,7 +283,8 @@ def test_the_configuration_is_the_published_one(kind: str) -> None:
     recognised = recognise(header_of(Published(kind)))
 
     for component, expected in PUBLISHED[kind].items():
-        defaults = diffusers.UNet2DConditionModel().config if component == "unet" else {}
+        with torch.device("meta"):
+            defaults = diffusers.UNet2DConditionModel().config if component == "unet" else {}
         config = {**defaults, **recognised.configs[f"{component}/config.json"]}
         if isinstance(expected.get("transformer_layers_per_block"), int):
             # Levels without attention have no such number.
@@ -326,8 +327,9 @@ def paper_file(path: Path, tensors: Mapping[str, Any], size_bytes: int | None = 
     return path
 
 
+@cache
 def whole() -> dict[str, Tensor]:
-    """The tensors of a small Stable Diffusion 1."""
+    """The tensors of a small Stable Diffusion 1, which every test process needs to collect the tests."""
     return dict(header_of(small_pipeline("sd1")).tensors)
 
 

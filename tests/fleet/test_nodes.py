@@ -28,9 +28,8 @@ DRAINED_WITHIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2"}
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[RayNodes]:
-    """A cluster with a node for one worker, to which the tests of this file add others."""
-    with RayNodes() as cluster:
-        cluster.add(num_cpus=1)
+    """A cluster whose head has room for one worker, to which the tests of this file add machines."""
+    with RayNodes(head_cpus=1) as cluster:
         yield cluster
 
 
@@ -55,11 +54,8 @@ def test_a_job_uses_a_machine_that_joins_and_outlives_one_that_is_lost(
         before = len(parts(output))
         run.wait_until(lambda: len(parts(output)) > before + 2)
         lost.kill_all()
-        joined = nodes.add()
-        run.wait_until(lambda: joined.pids(WORKER))
         hurry(tmp_path / "rows.parquet")
         finished = run.wait()
-        joined.kill_all()
 
     assert finished.code == 0, finished.err
     assert "workers_added=1: the cluster has room now" in finished.err
@@ -100,7 +96,7 @@ def test_a_job_whose_workers_fit_on_no_machine_says_what_it_waits_for(
         joined.kill_all()
 
     assert finished.code == 0, finished.err
-    assert "those in the cluster now have 0 GPUs and 0 CPUs, 0 GPUs and 1 CPU" in finished.err
+    assert "those in the cluster now have 0 GPUs and 1 CPU" in finished.err
     assert_whole(output, rows)
 
 
@@ -123,30 +119,6 @@ def test_a_worker_that_is_told_to_end_finishes_what_it_is_at(nodes: RayNodes, tm
     assert_whole(output, rows)
 
 
-def test_a_worker_that_has_no_time_to_finish_drops_its_shard(nodes: RayNodes, tmp_path: Path) -> None:
-    """After `workers.notice_s`; another worker makes the shard, and no death is counted."""
-    rows, output = text_rows(4), tmp_path / "out"
-    spec = job(
-        tmp_path,
-        rows,
-        batching={"shard_rows": 4},
-        output={"path": str(output), "images": "files"},
-        workers={"num": 1, "notice_s": 0.2},
-    )
-
-    with start_with("leisurely", spec, **nodes.env) as run:
-        run.wait_until(lambda: list((output / "images").rglob("*.png")))
-        os.kill(nodes.workers()[0], signal.SIGTERM)
-        run.wait_until(lambda: "was taken away" in run.err())
-        half = parts(output)
-        finished = run.wait()
-
-    assert half == []
-    assert finished.code == 0, finished.err
-    assert " died: " not in finished.err
-    assert_whole(output, rows)
-
-
 @pytest.fixture(scope="module")
 def breaks(nodes: RayNodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A machine joins whose workers fail as this file says."""
@@ -155,10 +127,8 @@ def breaks(nodes: RayNodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-# Last, because the broken machine stays.
-@pytest.mark.parametrize(
-    "how", ["cannot start", "raises", "loses its device", "dies", "makes no image", "reaches no storage"]
-)
+# Last, because the broken machine stays. tests/fleet/test_bad_machine.py has all ways to be broken.
+@pytest.mark.parametrize("how", ["loses its device", "dies"])
 def test_a_machine_that_is_broken_costs_one_machine(
     nodes: RayNodes, breaks: Path, tmp_path: Path, how: str
 ) -> None:

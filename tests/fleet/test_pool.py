@@ -177,6 +177,22 @@ class TestStalls:
         assert STALL_S < run.workers[2].started_s <= STALL_S + 2 * PROGRESS_EVERY_S
         assert run.num_alive_at_start == [0, 1, 1]
 
+    def test_a_row_that_is_never_done_is_found_like_one_that_kills(self) -> None:
+        """Its worker is killed when nothing has moved for `errors.stall_timeout_s`."""
+
+        class Endless(Worker):
+            def generate(self, shard: Shard) -> ShardReport:
+                first, end = shard.rehearse or (0, ROWS)
+                if shard.index == 1 and 2 in range(first, end) and 2 not in shard.skip:
+                    self.clock.thread.sleep(FOREVER)
+                self.work(1)
+                return report_of(shard)
+
+        run = Run(then=Endless, max_attempts=1).run()
+
+        assert run.reported == [0, 1, 2, 3, 4]
+        assert {shard.skip for shard in run.given if shard.index == 1 and not shard.rehearse} == {(), (2,)}
+
     def test_a_worker_with_heartbeats_may_take_as_long_as_it_likes(self) -> None:
         """A shard is as long as it is."""
         run = Run(then=SlowWorker, shards={"sd": 3}).run()

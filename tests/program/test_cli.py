@@ -102,11 +102,6 @@ def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     return Desk(tmp_path, capsys, monkeypatch)
 
 
-def darkroom(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 def test_a_good_spec_is_planned(desk: Desk) -> None:
     """The plan shows models, routes, shards and size, and nothing is written."""
     ended = desk.ask("plan")
@@ -538,19 +533,19 @@ def test_the_schema_is_printed_or_written(desk: Desk) -> None:
     assert printed.out == path.read_text()
 
 
-def test_a_demo_model_is_built_where_nothing_is(tmp_path: Path) -> None:
+def test_a_demo_model_is_built_where_nothing_is(desk: Desk) -> None:
     """`demo-model` makes the folders on the way, and never writes where something is already."""
-    folder = tmp_path / "models" / "demo"
+    folder = desk.folder / "models" / "demo"
 
-    built = darkroom("demo-model", str(folder))
-    again = darkroom("demo-model", str(folder))
+    built = desk.call("demo-model", str(folder))
+    again = desk.call("demo-model", str(folder))
 
-    assert built.returncode == 0, built.stderr
-    assert "its images are noise by design" in built.stdout
+    assert built.code == 0, built.err
+    assert "its images are noise by design" in built.out
     assert (folder / "model_index.json").is_file()
-    assert again.returncode == 2
-    assert "already exists; choose a new folder for the demo checkpoint" in again.stderr
-    assert "Traceback" not in again.stderr
+    assert again.code == 2
+    assert "already exists; choose a new folder for the demo checkpoint" in again.err
+    assert "Traceback" not in again.err
 
 
 def test_an_unknown_kind_of_demo_model_is_answered_with_those_there_are(desk: Desk) -> None:

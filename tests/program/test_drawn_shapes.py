@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from actors.engine.diffusers_engine import DiffusersEngine
+from schemas.job import Shard
 from schemas.spec.job_spec import JobSpec
-from tests.support.in_process import Record, encoded, image_of, job_spec, make, write_rows
-from tests.support.running import Started, darkroom, output_rows, parts, write_spec
+from tests.support.in_process import Record, encoded, image_of, job_spec, make, model_cache, write_rows
+from tests.support.running import output_rows
+from tests.support.simulation.fake_ray import Actor
+from tests.support.simulation.in_process_driver import InProcessDriver
 from tools.shapes import world
 from tools.shapes.world import Scene
 
@@ -124,27 +128,26 @@ def test_a_chain_goes_on_with_its_own_rows_image(tmp_path: Path) -> None:
     assert [shown({"image": row["step_images"][0]}) for row in made.rows] == asked(wanted)
 
 
-def test_a_job_that_was_killed_and_run_again_pairs_each_prompt_with_its_image(tmp_path: Path) -> None:
-    """Real Ray, two workers after one, a driver killed in its middle."""
+def test_a_job_that_was_broken_off_and_run_again_pairs_each_prompt_with_its_image(tmp_path: Path) -> None:
+    """The first run generates two parts of five, the second one the others, with two workers."""
     wanted = scenes(20, seed=3)
-    rows = write_rows(tmp_path / "in.parquet", [told(scene, i) for i, scene in enumerate(wanted)])
-    path = write_spec(
-        tmp_path / "job.yaml",
-        rows,
-        tmp_path / "out",
-        models=MODELS,
-        routes=ROUTES,
-        batching={"shard_rows": 4},
-        workers={"num": 2, "num_cpus": 1},
-    )
-    with Started("-m", "jobs", "run", path, "--set", "workers.num=1") as first:
-        first.wait_until(lambda: parts(tmp_path / "out"))
+    job = spec(tmp_path, [told(scene, i) for i, scene in enumerate(wanted)], batching={"shard_rows": 4})
+    driver = InProcessDriver(job)
+    driver.engine = lambda: DiffusersEngine(model_cache(job), job)
+    driver.before = fail_from_the_third_on
+    driver.run()
+    driver.before = lambda actor, shard: None
 
-    again = darkroom("run", path)
+    driver.run()
 
-    assert again.code == 0, again.err
-    assert "parts already saved" in again.out
+    assert "resuming: 2 of 5 parts already saved" in driver.printed
     assert [shown(row) for row in output_rows(tmp_path / "out")] == asked(wanted)
+
+
+def fail_from_the_third_on(actor: Actor, shard: Shard) -> None:
+    """Generate the shards 0 and 1 alone."""
+    if shard.index > 1:
+        raise RuntimeError("broken off")
 
 
 MASK = np.zeros((64, 64), np.uint8)

@@ -36,7 +36,7 @@ from tests.support.in_process import (
     worker_for,
     write_rows,
 )
-from tests.support.running import darkroom, darkroom_here, output_rows, write_spec
+from tests.support.running import darkroom_here, output_rows, write_spec
 from tests.support.running import write_rows as write_plain_rows
 from tests.support.simulation.in_process_driver import InProcessDriver
 
@@ -182,12 +182,13 @@ def test_the_command_makes_what_can_be_made_now(tmp_path: Path) -> None:
     write_plain_rows(tmp_path / "rows.parquet", rows)
     output = tmp_path / "out"
     spec = write_spec(tmp_path / "job.yaml", tmp_path / "rows.parquet", output, workers={"num": 1})
-    InProcessDriver(load_spec(spec)).run()
+    driver = InProcessDriver(load_spec(spec), num_workers=1)
+    driver.run()
     before = {row["row_id"]: row for row in output_rows(output)}
     Image.open(io.BytesIO(drawn_image()["bytes"])).save(tmp_path / "p.png")
 
     unknown = darkroom_here("retry", spec, "--only", "unreadable_url", cwd=tmp_path, **NO_RAY)
-    retried = darkroom("retry", spec, "--only", "unreadable_uri", cwd=tmp_path)
+    retried = driver.command("retry", spec, "--only", "unreadable_uri", cwd=tmp_path)
     nothing = darkroom_here("retry", spec, cwd=tmp_path, **NO_RAY)
     verified = darkroom_here("verify", output)
 

@@ -1,4 +1,4 @@
-"""`darkroom run` on real parts from beginning to end: the demo's spec, a local Ray, real pipelines."""
+"""`darkroom run` from beginning to end, and again: the demo on a local Ray, and a job with bad images."""
 
 import io
 import json
@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from jobs.output.figures import rate_text
+from schemas.spec.spec_file import load_spec
+from tests.support.engines import GreyEngine
 from tests.support.running import (
     ROOT,
     Finished,
@@ -25,6 +27,7 @@ from tests.support.running import (
     write_rows,
     write_spec,
 )
+from tests.support.simulation.in_process_driver import InProcessDriver
 
 DEMO = "configs/demo.yaml"
 RED_CIRCLE = "text2img-a-big-red-circle-at-the-left-on-a-white-background"
@@ -58,8 +61,10 @@ def over_budget(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     output = folder / "out"
     files = {"output": {"path": str(output), "images": "files"}}
     spec = write_spec(folder / "job.yaml", "rows.parquet", output, **files, workers={"num": 1})
+    driver = InProcessDriver(load_spec(spec), num_workers=1)
+    driver.engine = GreyEngine
     # A log in ASCII, which lacks some signs of the progress.
-    finished = darkroom("run", spec, cwd=folder, PYTHONIOENCODING="ascii")
+    finished = driver.command("run", spec, cwd=folder, PYTHONIOENCODING="ascii")
     return Ran(finished=finished, output=output, spec=spec)
 
 
@@ -206,17 +211,6 @@ def test_a_job_that_was_killed_while_finishing_is_finished_by_the_next_run(demo:
     assert again.code == 0, again.err
     assert (demo.output / "_SUCCESS").exists()
     assert (demo.output / "contact-sheet.html").exists()
-
-
-def test_workers_larger_than_this_machine_are_refused(tmp_path: Path) -> None:
-    """Nothing larger can join a Ray that was started for the job."""
-    rows = write_rows(tmp_path / "rows.parquet", text_rows(1))
-    spec = write_spec(tmp_path / "job.yaml", rows, tmp_path / "out", workers={"num_cpus": 100_000})
-
-    refused = darkroom("run", spec)
-
-    assert refused.code == 2
-    assert "a worker needs 0 GPUs and 100,000 CPUs, and this machine has" in refused.err
 
 
 def test_a_changed_spec_is_refused_and_the_difference_named(demo: Ran) -> None:

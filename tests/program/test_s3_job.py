@@ -1,4 +1,4 @@
-"""A whole job of the program as it is, with input and output on a real S3 server."""
+"""A whole job whose input and output are on a real S3 server."""
 
 import io
 from pathlib import Path
@@ -8,16 +8,11 @@ from PIL import Image
 
 from actors.storage.objects import Storage
 from actors.storage.s3 import S3Storage
-from tests.support.running import (
-    Finished,
-    Record,
-    darkroom,
-    darkroom_here,
-    row_ids,
-    text_rows,
-    write_spec,
-)
+from jobs.reports.run_result import RunResult
+from schemas.spec.spec_file import load_spec
+from tests.support.running import Record, darkroom_here, row_ids, text_rows, write_spec
 from tests.support.s3.on_s3 import download, upload
+from tests.support.simulation.in_process_driver import InProcessDriver
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +29,7 @@ def mixed_input(store: Storage, tmp_path_factory: pytest.TempPathFactory) -> str
 
 
 @pytest.fixture(scope="module")
-def on_s3(
-    store: Storage, s3_only: dict[str, str], mixed_input: str, tmp_path_factory: pytest.TempPathFactory
-) -> Finished:
+def on_s3(store: Storage, mixed_input: str, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     """A job from S3 to s3://out/mixed, where uploads of a killed writer and of somebody else stay."""
     assert isinstance(store, S3Storage)
     store._call("create_multipart_upload", "s3://out", {"Bucket": "out", "Key": "mixed/data/part"})
@@ -44,15 +37,14 @@ def on_s3(
     spec = write_spec(
         tmp_path_factory.mktemp("spec") / "job.yaml", mixed_input, "s3://out/mixed", workers={"num": 1}
     )
-    return darkroom("run", spec, **s3_only)
+    return InProcessDriver(load_spec(spec), num_workers=1).run()
 
 
 def test_a_job_reads_its_rows_and_images_from_s3_and_writes_there(
-    on_s3: Finished, store: Storage, s3_only: dict[str, str], tmp_path: Path
+    on_s3: RunResult, store: Storage, s3_only: dict[str, str], tmp_path: Path
 ) -> None:
     """Every row once, all of them ok, and `verify` and `status` read the output where it is."""
-    assert on_s3.code == 0, on_s3.err
-    assert "total: 12 rows ok, 0 filtered, 0 failed" in on_s3.out
+    assert (on_s3.totals.rows, on_s3.totals.ok) == (12, 12)
     assert row_ids(download(store, "s3://out/mixed", tmp_path)) == [row["row_id"] for row in text_rows(12)]
 
     assert isinstance(store, S3Storage)

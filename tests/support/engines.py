@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 
@@ -18,13 +17,11 @@ from actors.engine.engine import Generated
 from actors.engine.samples import Sample
 from actors.images.input_images import EncodedImage
 from actors.rows.opened_rows import OpenedRow
-from schemas.errors import DeviceError, RowError, StorageError
+from schemas.errors import DeviceError, RowError
 from schemas.job import Job
 
 FATAL_WIDTH = 13
 """Width in pixels of an image whose decoding ends the process."""
-ENDLESS_PROMPT = "is never done"
-"""The prompt of a row whose generation never ends."""
 
 
 def decode(image: EncodedImage) -> None:
@@ -53,8 +50,6 @@ class NoiseEngine:
         for opened in rows:
             for image in opened.images.values():
                 decoders.submit(decode, image).result()
-            if opened.row.texts["prompt"] == ENDLESS_PROMPT:
-                Event().wait()
             self._take_time()
             sample = Sample(opened=opened, image_index=0)
             pixels = np.random.default_rng(sample.seed).integers(0, 256, (16, 16, 3), np.uint8)
@@ -130,33 +125,18 @@ def _hurry(rows: Path) -> Path:
     return rows.with_suffix(".hurry")
 
 
-def leisurely(job: Job, num_cpus: int) -> NoiseEngine:
-    """The engine of a job whose shards a test wants to see at work."""
-    return NoiseEngine(1.0)
-
-
-def stuck_once(job: Job, num_cpus: int) -> NoiseEngine:
-    """The engine of a job with a local input file: in the job's first process it never finishes loading."""
-    try:
-        Path(job.spec.input.path).with_suffix(".stuck").touch(exist_ok=False)
-    except FileExistsError:
-        return quick(job, num_cpus)
-    Event().wait()
-    raise AssertionError("not reached")
-
-
 class BrokenEngine(NoiseEngine):
-    """An engine on a machine whose device is broken: with its first row it raises an error or dies."""
+    """An engine on a machine whose device is broken: with its first row it dies, or raises an error."""
 
-    def __init__(self, error: Exception | None) -> None:
+    def __init__(self, *, dies: bool) -> None:
         super().__init__(0.1)
-        self._error = error
+        self._dies = dies
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
         """Yield nothing."""
-        if self._error:
-            raise self._error
-        os._exit(1)
+        if self._dies:
+            os._exit(1)
+        raise DeviceError("CUDA error: unspecified launch failure")
 
 
 BROKEN = "DARKROOM_TEST_BROKEN"
@@ -167,25 +147,7 @@ def slow_unless_broken(job: Job, num_cpus: int) -> NoiseEngine:
     """The engine of a job one of whose machines is broken; the others work until the test calls `hurry`."""
     if BROKEN not in os.environ:
         return slow_until_told(job, num_cpus)
-    match Path(os.environ[BROKEN]).read_text():
-        case "cannot start":
-            raise RuntimeError("no CUDA device here")
-        case "raises":
-            return BrokenEngine(RuntimeError("cuBLAS is not initialised"))
-        case "loses its device":
-            return BrokenEngine(DeviceError("CUDA error: unspecified launch failure"))
-        case "dies":
-            return BrokenEngine(None)
-        case "makes no image":
-            return NaNEngine(0.1)
-        case "reaches no storage":
-            return BrokenEngine(StorageError("s3://out cannot be reached"))
-    raise AssertionError("the file names none of these")
-
-
-def without_gpu(job: Job, num_cpus: int) -> NoiseEngine:
-    """Raise RuntimeError, as an engine that cannot start."""
-    raise RuntimeError("no CUDA device here")
+    return BrokenEngine(dies=Path(os.environ[BROKEN]).read_text() == "dies")
 
 
 def main(engine: str, spec_path: str) -> None:

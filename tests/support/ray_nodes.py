@@ -11,9 +11,13 @@ from types import TracebackType
 from typing import Any
 
 from models.caches import cache_folder
-from tests.support.running import ABSENT, ROOT, Started, free_ports
+from tests.support.running import ABSENT, ROOT, Started, free_ports, wait_until
 
 RAY = ("-m", "ray.scripts.scripts")
+MAX_STARTS = 3
+_STARTED = "Ray runtime started"
+_TOO_LATE = "The current node timed out during startup"
+"""What Ray 2.60 says after 30 s, which a machine that does much else may need: then it is tried again."""
 WORKER = "ray::RayWorker"
 """What the command line of a worker contains."""
 _DEAD_IS_SEEN_SOON = {
@@ -123,8 +127,12 @@ class RayNodes:
 
     def _start(self, *options: object, **env: str) -> Started:
         start = ("start", "--block", "--dashboard-agent-listen-port", 0, "--include-log-monitor=false")
-        started = Started(*RAY, *start, *options, **self._env | env)
-        node = self._running.enter_context(started)
-        self.started.append(node)
-        node.wait_until(lambda: "Ray runtime started" in node.out())
-        return node
+        for _ in range(MAX_STARTS):
+            node = self._running.enter_context(Started(*RAY, *start, *options, **self._env | env))
+            wait_until(lambda node=node: not node.is_alive or _STARTED in node.out())
+            if _STARTED in node.out():
+                self.started.append(node)
+                return node
+            assert _TOO_LATE in node.err(), node.err()
+            node.kill_all()
+        raise AssertionError(node.err())

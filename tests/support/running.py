@@ -166,7 +166,8 @@ def darkroom(*arguments: object, cwd: Path = ROOT, **env: str) -> Finished:
 
 def darkroom_here(*arguments: object, cwd: Path = ROOT, **env: str) -> Finished:
     """Do in this process what `python -m jobs` does: to start another one takes a second of a processor."""
-    out, err = io.StringIO(), io.StringIO()
+    encoding = env.get("PYTHONIOENCODING", "utf-8")
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in ("out", "err"))
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(cwd)
         patch.setattr(sys, "argv", ["darkroom", *map(str, arguments)])
@@ -174,7 +175,7 @@ def darkroom_here(*arguments: object, cwd: Path = ROOT, **env: str) -> Finished:
             patch.setenv(name, value)
         with pytest.raises(SystemExit) as ended:
             main()
-    return Finished(code=int(ended.value.code or 0), out=out.getvalue(), err=err.getvalue())
+    return Finished(code=int(ended.value.code or 0), out=_content(out), err=_content(err))
 
 
 def start_with(engine: str, spec: Path, **env: str) -> Started:

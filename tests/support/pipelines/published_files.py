@@ -3,6 +3,7 @@
 import re
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -296,8 +297,9 @@ def _small_text(cls: Any, width: int, act: str) -> Any:
     return cls(config).eval()
 
 
+@cache
 def _tokenizer(pad_token: str) -> Any:
-    """CLIP's tokenizer."""
+    """CLIP's tokenizer, whose vocabulary takes longest to write and read."""
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder) / "tokenizer", pad_token)
         return CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")

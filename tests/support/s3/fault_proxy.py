@@ -88,6 +88,8 @@ class Storm:
 class FaultProxy:
     """The proxy as a test sees it: its address, the faults to inject, and the requests that it got."""
 
+    target: str
+    """The URL of the store."""
     port: int = 0
     requests: list[str] = field(default_factory=list)
     """`METHOD /path` of every request, in the order of arrival."""
@@ -156,10 +158,10 @@ class FaultProxy:
 @contextmanager
 def serve_fault_proxy(target: str) -> Iterator[FaultProxy]:
     """Run a proxy in front of the store at the URL `target`, in a separate thread."""
-    proxy = FaultProxy()
+    proxy = FaultProxy(target=target)
     ready, loop = threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()
-    thread = threading.Thread(target=lambda: loop.run_until_complete(_serve(proxy, target, ready, stop)))
+    thread = threading.Thread(target=lambda: loop.run_until_complete(_serve(proxy, ready, stop)))
     thread.start()
     ready.wait()
     try:
@@ -170,11 +172,11 @@ def serve_fault_proxy(target: str) -> Iterator[FaultProxy]:
         loop.close()
 
 
-async def _serve(proxy: FaultProxy, target: str, ready: threading.Event, stop: asyncio.Event) -> None:
+async def _serve(proxy: FaultProxy, ready: threading.Event, stop: asyncio.Event) -> None:
     connections: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(_handle(proxy, target, reader, writer))
+        task = asyncio.ensure_future(_handle(proxy, reader, writer))
         connections.add(task)
         task.add_done_callback(connections.discard)
 
@@ -189,9 +191,7 @@ async def _serve(proxy: FaultProxy, target: str, ready: threading.Event, stop: a
     await server.wait_closed()
 
 
-async def _handle(
-    proxy: FaultProxy, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> None:
+async def _handle(proxy: FaultProxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         head, body = await _read_request(reader, writer)
         method, path = head.split(b" ", 2)[:2]
@@ -199,7 +199,7 @@ async def _handle(
         fault = proxy._next_fault(method.decode(), path.decode(), head)
         if fault:
             proxy.injected[fault] += 1
-        reply = await _reply(proxy, fault, target, head, body)
+        reply = await _reply(proxy, fault, head, body)
         if reply is None:
             _reset(writer)
         else:
@@ -212,9 +212,7 @@ async def _handle(
         writer.close()
 
 
-async def _reply(
-    proxy: FaultProxy, fault: FaultKind | None, target: str, head: bytes, body: bytes
-) -> bytes | None:
+async def _reply(proxy: FaultProxy, fault: FaultKind | None, head: bytes, body: bytes) -> bytes | None:
     """The reply that the client gets; None if the connection should break."""
     if fault in _REPLIES:
         return _error_reply(fault)
@@ -226,7 +224,7 @@ async def _reply(
         await asyncio.sleep(POLL_S)
     is_completion = head.startswith(b"POST ") and b"uploadId=" in head.partition(b"\r\n")[0]
     async with proxy._completing if proxy.orderly and is_completion else nullcontext():
-        reply = await _forward(target, head, body)
+        reply = await _forward(proxy.target, head, body)
     if proxy.orderly:
         reply = reply.replace(b"\r\nServer: SeaweedFS", b"\r\nServer: ", 1)
     request = b" ".join(head.split(b" ", 2)[:2] + reply.split(b" ", 2)[1:2])

@@ -16,6 +16,7 @@ from schemas.job import Shard, ShardReport, WorkerProgress
 from schemas.spec.job_spec import JobSpec
 from tests.support.engines import NoiseEngine
 from tests.support.in_process import worker_for
+from tests.support.running import Finished, darkroom_here
 from tests.support.simulation.fake_ray import Actor, FakeRay, installed
 from tests.support.simulation.simulated_time import Clock, Process
 
@@ -79,6 +80,10 @@ class InProcessDriver:
     def retry(self, *only: str) -> RunResult:
         """Do what `darkroom retry` does."""
         return self._on_fake_ray(lambda console: retry_job(self.spec, console, only))
+
+    def command(self, *arguments: object, **options: Any) -> Finished:
+        """Do what `python -m jobs` does with these arguments; the options are those of `darkroom_here`."""
+        return self._on_fake_ray(lambda console: darkroom_here(*arguments, **options))
 
     def _on_fake_ray(self, drive: Callable[[Console], _T]) -> _T:
         with self.processes:
