@@ -69,8 +69,10 @@ def text(value: object, most: int = MAX_TEXT) -> str:
     """The text that the page shows for a value, cut after so many characters."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    is_adapters = isinstance(value, list) and all(isinstance(each, dict) for each in value)
-    shown = _adapters_text(value) if is_adapters else str(value)
+    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        shown = _adapters_text(value)
+    else:
+        shown = str(value)
     return shown if len(shown) <= most else f"{shown[:most]}… ({len(shown):,} characters)"
 
 
