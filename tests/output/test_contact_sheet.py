@@ -449,12 +449,12 @@ def test_a_frame_tells_the_adapters_of_its_row_and_their_weights(output: Reporte
     assert plain.parameters == {"loras": ""}
 
 
-def test_a_kept_image_stands_beside_the_result(output: ReportedOutput, tmp_path: Path) -> None:
-    """As the input had it. One that cannot be opened, or that is only named, does not hide the result."""
-    outside = tmp_path / "outside.png"
-    outside.write_bytes(noise(16, 3))
+def test_a_kept_image_stands_beside_the_result(output: ReportedOutput) -> None:
+    """As the input had it. One that cannot be opened, or is only named, does not hide the result: its name is
+    that of a file of the input, which another one in the output may have."""
+    output.storage.create(join(output.root, "images", "named.png"), noise(16, 3), {})
     kept = [{"bytes": noise(24, 1), "path": "a.png"}, {"bytes": b"damaged", "path": None}]
-    kept.append({"bytes": None, "path": str(outside)})
+    kept.append({"bytes": None, "path": "images/named.png"})
     rows = [row(i, keep={"reference": pa.array([each], IMAGE_TYPE)}) for i, each in enumerate(kept)]
     output.write_part(0, [made(each, noise(16, each.index)) for each in rows])
 
