@@ -26,7 +26,7 @@ Colour = tuple[int, int, int]
 Row = dict[str, Any]
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
-IMAGE_COLUMNS = ("image", "mask_image", "depth_map")
+IMAGE_COLUMNS = ("image", "mask_image", "depth_map", "control_image")
 FEATURES = {"info": {"features": {name: {"_type": "Image"} for name in IMAGE_COLUMNS}}}
 SCHEMA = pa.schema(
     [
@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         ("image", IMAGE),
         ("mask_image", IMAGE),
         ("depth_map", IMAGE),
+        ("control_image", IMAGE),
         ("seed", pa.int64()),
         ("num_inference_steps", pa.int32()),
         ("guidance_scale", pa.float64()),
@@ -45,6 +46,7 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("num_images_per_prompt", pa.int32()),
+        ("loras", pa.string()),
         ("category", pa.string()),
     ],
     metadata={"huggingface": json.dumps(FEATURES)},
@@ -95,7 +97,22 @@ def demo_rows() -> Iterator[Row]:
     yield words(
         "ldm3d", "a big blue star at the right on an orange background", seed=37, height=64, width=128
     )
+    yield from rows_with_adapters()
     yield from rows_of_random_weights()
+
+
+def rows_with_adapters() -> Iterator[Row]:
+    """Yield rows with a LoRA, with a ControlNet, and with both."""
+    by_day = "a big yellow star in the centre on a white background"
+    yield words("night", by_day, seed=40)
+    yield words("night", by_day, seed=40, loras={"night": 0.75}) | {"row_id": "night-falls"}
+    yield words("night", by_day, seed=40, loras={}) | {"row_id": "night-has-not-come"}
+    yield outlined("big orange triangle left white", "a green shape on a yellow background", seed=41)
+    # The outline decides, and not the prompt.
+    yield outlined("big red star right white", "a small blue circle on a white background", seed=42)
+    yield outlined(
+        "big red ring top white", "a purple ring on an orange background", seed=43, loras={"night": 1.0}
+    )
 
 
 def rows_of_random_weights() -> Iterator[Row]:
@@ -139,6 +156,13 @@ def drawn(
     image, depth = _draw(scene)
     row = _row(task, _name(task, prompt), "shapes", prompt, negative, image=_struct(_png(image)), **values)
     return row | {"depth_map": _struct(_png(depth)) if with_depth else None}
+
+
+def outlined(scene: str, prompt: str, **values: Any) -> Row:
+    """Return a row that follows the outline of a scene's shape."""
+    _, depths = world.draw([_scene(scene)], np.random.default_rng(0))
+    outline = Image.fromarray(world.outlines(depths)[0]).convert("RGB")
+    return words("outline", prompt, **values) | {"control_image": _struct(_png(outline))}
 
 
 def redraw(scene: str, prompt: str, negative: str | None = None, **values: Any) -> Row:
@@ -215,6 +239,7 @@ def _row(
     height: int | None = None,
     width: int | None = None,
     num_images: int | None = None,
+    loras: dict[str, float] | None = None,
 ) -> Row:
     return {
         "row_id": row_id,
@@ -224,6 +249,7 @@ def _row(
         "image": image,
         "mask_image": None,
         "depth_map": None,
+        "control_image": None,
         "seed": seed,
         "num_inference_steps": steps,
         "guidance_scale": guidance,
@@ -232,6 +258,7 @@ def _row(
         "height": height,
         "width": width,
         "num_images_per_prompt": num_images,
+        "loras": None if loras is None else json.dumps(loras),
         "category": category,
     }
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from actors.storage.file_hashes import tell_of_hashing
 from jobs.signals import Interrupted
+from models.demo_adapters import KINDS as ADAPTERS
 from schemas import __version__
 from schemas.errors import DarkroomError, SpecError
 from schemas.spec.spec_file import load_spec
@@ -227,15 +228,30 @@ def schema(
 
 @app.command(name="demo-model")
 def demo_model(
-    folder: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to.")],
-    kind: Annotated[str, typer.Option(help="Kind of checkpoint; docs/job-spec.md lists all.")] = "sd",
+    folder: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            help=f"Kind of checkpoint; docs/job-spec.md lists all. Or of adapter: {', '.join(ADAPTERS)}."
+        ),
+    ] = "sd",
+    checkpoint: Annotated[
+        str, typer.Option(help="What a random adapter is for: a checkpoint's folder, or demo:KIND.")
+    ] = "demo:sd",
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
 ) -> None:
-    """Write a small checkpoint to try darkroom with: one that draws shapes, or one with random weights."""
-    from models.demo_cache import RANDOM_KINDS, build
+    """Write a small checkpoint or adapter to try darkroom with: a trained one, or one with random weights."""
+    from models import demo_adapters, demo_cache
 
-    build(folder, kind, seed)
-    weights = " with random weights; its images are noise by design" if kind in RANDOM_KINDS else ""
+    if kind in demo_adapters.KINDS:
+        demo_adapters.build(folder, kind, checkpoint, seed)
+        of_random = f" for {checkpoint} with random weights" if kind in demo_adapters.RANDOM_KINDS else ""
+        console().print(f"{folder}: the adapter {kind}{of_random}", soft_wrap=True)
+        return
+    demo_cache.build(folder, kind, seed)
+    weights = (
+        " with random weights; its images are noise by design" if kind in demo_cache.RANDOM_KINDS else ""
+    )
     console().print(f"{folder}: a {kind} checkpoint{weights}", soft_wrap=True)
 
 

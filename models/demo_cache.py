@@ -17,6 +17,8 @@ from models.caches import cache_folder
 from models.whole_folder import all_or_nothing, refuse_used
 from schemas.errors import SpecError
 
+SCHEME = "demo:"
+"""How the paths begin that name what comes with darkroom, or what it builds."""
 RANDOM_KINDS = (
     "sd",
     "sd-safety",
@@ -98,7 +100,7 @@ def _build(folders: Mapping[str, Path], seed: int) -> str:
 
 
 def _build_random(folders: Mapping[str, Path], seed: int) -> str:
-    """Build checkpoints in a process of its own; return the last line of its errors, or an empty text."""
+    """Build checkpoints with random weights, as `_build` does."""
     try:
         # Before the builder takes seconds to import torch.
         for folder in folders.values():
@@ -106,13 +108,20 @@ def _build_random(folders: Mapping[str, Path], seed: int) -> str:
     except OSError as error:
         return f"{type(error).__name__}: {error}"
     targets = [str(argument) for kind, folder in folders.items() for argument in (kind, folder.absolute())]
-    command = [sys.executable, "-m", "demo.random_checkpoints", str(seed), *targets]
+    return run_builder("demo.random_checkpoints", str(seed), *targets)
+
+
+def run_builder(module: str, *arguments: str) -> str:
+    """Run a module in a process of its own, because it needs torch; the last line of its errors, or an empty
+    text.
+    """
+    command = [sys.executable, "-m", module, *arguments]
     try:
         built = subprocess.run(
             command, cwd=builder_folder().parent, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S
         )
     except subprocess.TimeoutExpired as error:
-        raise SpecError(f"building demo checkpoints took longer than {BUILD_TIMEOUT_S} s") from error
+        raise SpecError(f"building for the demo took longer than {BUILD_TIMEOUT_S} s") from error
     return _last_line(built.stderr) if built.returncode else ""
 
 

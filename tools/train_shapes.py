@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 
 from schemas.wording.amounts import counted
-from tools.shapes import family
+from tools.shapes import family, world
 from tools.shapes import model_parts as parts
 from tools.shapes.autoencoder import train_decoder, train_vae
 from tools.shapes.depth import train_estimator
@@ -52,7 +53,9 @@ def main(
     text_encoder = train_text_encoder(stage("text", text_steps, 2e-3, 0.99), tokenizer, work)
     vae = train_vae(stage("vae", vae_steps, 2e-3, 0.995), work)
     deep_vae = train_decoder(stage("decoder", decoder_steps, 1e-3, 0.995), vae, work)
-    images = draw_latents(vae, num_images, seed)
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    images = draw_latents(vae, world.some_scenes(rng, num_images), rng)
     torch.manual_seed(seed)
     unet = parts.unet()
     unet = train_unet(stage("unet", unet_steps, 1e-3, 0.997), unet, images, tokenizer, text_encoder, work)
@@ -63,11 +66,11 @@ def main(
     deep_unet = train_unet(deep_stage, with_depth(unet), images, tokenizer, text_encoder, work)
     estimator = train_estimator(stage("depth-estimator", depth_estimator_steps, 1e-3, 0.99), work)
     family.save_depth2img(output, deep_unet, estimator)
-    for line in _summary(output, work):
+    for line in summary(output, work):
         print(line)
 
 
-def _summary(output: Path, work: Path) -> Iterator[str]:
+def summary(output: Path, work: Path) -> Iterator[str]:
     """Lines with the time and the last loss of each stage, the size of the checkpoints, and the machine."""
     entries = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
     for last in {entry["stage"]: entry for entry in entries}.values():

@@ -3,11 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from models.demo_cache import KINDS, build_missing, demo_checkpoint
+from models.demo_adapters import demo_adapter
+from models.demo_cache import KINDS, SCHEME, build_missing, demo_checkpoint
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
-
-DEMO_SCHEME = "demo:"
 
 
 def local_folder(model: ModelSpec) -> Path | None:
@@ -16,7 +15,7 @@ def local_folder(model: ModelSpec) -> Path | None:
     A `demo:KIND` checkpoint is built here if this machine has none yet.
     """
     if _is_demo(model):
-        return demo_checkpoint(model.checkpoint.removeprefix(DEMO_SCHEME))
+        return demo_checkpoint(model.checkpoint.removeprefix(SCHEME))
     try:
         folder = Path(model.checkpoint).expanduser().absolute()
         return folder if folder.is_dir() else None
@@ -30,7 +29,23 @@ def is_folder_name(checkpoint: str) -> bool:
 
 
 def _is_demo(model: ModelSpec) -> bool:
-    return model.checkpoint.startswith(DEMO_SCHEME)
+    return model.checkpoint.startswith(SCHEME)
+
+
+def adapter_path(path: str) -> Path:
+    """The file or folder on this machine that the path of an adapter names; it need not exist.
+
+    `demo:KIND` is one that comes with darkroom; SpecError for an unknown kind.
+    """
+    return demo_adapter(path) or Path(path).expanduser().absolute()
+
+
+def adapter_for_workers(path: str, present: Path) -> str:
+    """The path of an adapter as workers find it, whatever their working folder.
+
+    `present`: where it is on this machine. Each machine has its own of those that come with darkroom.
+    """
+    return path if path.startswith(SCHEME) else str(present)
 
 
 def build_demo_checkpoints(models: Iterable[ModelSpec]) -> None:
@@ -38,7 +53,7 @@ def build_demo_checkpoints(models: Iterable[ModelSpec]) -> None:
 
     Unknown kinds are passed over here: `read_card` refuses them.
     """
-    kinds = [model.checkpoint.removeprefix(DEMO_SCHEME) for model in models if _is_demo(model)]
+    kinds = [model.checkpoint.removeprefix(SCHEME) for model in models if _is_demo(model)]
     build_missing(kind for kind in dict.fromkeys(kinds) if kind in KINDS)
 
 

@@ -10,16 +10,19 @@ from actors.inputs.footers import FooterReader
 from actors.storage.output import Output
 from jobs.in_flight import map_in_flight
 from jobs.output.parts import FOOTERS_AT_ONCE, PartFile, totals_in
-from schemas.columns.output_columns import column_problems
+from schemas.columns.output_columns import IMAGE_TYPE, column_problems
 from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import RefusedError
+from schemas.systems.parameters import PARAMETERS
 
 _IMAGE_LEAVES = {
     "image": "image.bytes",
     "depth": "depth.bytes",
     "step_images": "step_images.list.element.bytes",
 }
-"""Parquet's name of the bytes of each column that is shown as images."""
+"""Parquet's name of the bytes of each column of darkroom's own that is shown as images."""
+MAX_KEPT_IMAGES = 4
+"""Kept columns that are shown as images: as many as one row has control images at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +38,18 @@ class RowGroup:
     """Position of its first row in the part."""
     num_rows: int
     image_columns: tuple[str, ...]
-    """The columns to be shown as images."""
+    """The columns to be shown as images: darkroom's own, then kept ones."""
     image_bytes: int
     """Size of its embedded images; 0 where images are objects of their own."""
     columns: tuple[str, ...]
-    """The columns of the part that can be shown as a line of text."""
+    """The columns of the part that can be shown as a line of text: plain values, and parameters."""
     kinds: tuple[tuple[str, str] | None, ...]
     """(least, greatest) for model, task and status; None for a column without statistics."""
+
+    @property
+    def kept_images(self) -> tuple[str, ...]:
+        """The kept columns to be shown as images."""
+        return tuple(name for name in self.image_columns if name not in _IMAGE_LEAVES)
 
     @property
     def has_failures(self) -> bool:
@@ -82,8 +90,12 @@ def _read_footer(footers: FooterReader, uri: str) -> PartFooter:
         schema = metadata.schema.to_arrow_schema()
         for misfit in column_problems(schema):
             raise RefusedError(f"{uri} is not a darkroom part: {misfit}")
-        columns = tuple(field.name for field in schema if _is_plain(field.type))
-        groups = tuple(_groups(uri, metadata, columns))
+        columns = tuple(field.name for field in schema if _is_plain(field.type) or field.name in PARAMETERS)
+        kept = [
+            field.name for field in schema if field.type == IMAGE_TYPE and field.name not in _IMAGE_LEAVES
+        ]
+        leaves = _IMAGE_LEAVES | {name: f"{name}.bytes" for name in kept[:MAX_KEPT_IMAGES]}
+        groups = tuple(_groups(uri, metadata, columns, leaves))
     return PartFooter(groups=groups, error_codes=dict(totals_in(metadata.metadata or {}, uri).error_codes))
 
 
@@ -93,12 +105,14 @@ def _is_plain(arrow_type: pa.DataType) -> bool:
     return not pa.types.is_nested(arrow_type) and not any(check(arrow_type) for check in binary)
 
 
-def _groups(uri: str, footer: Any, columns: tuple[str, ...]) -> Iterator[RowGroup]:
+def _groups(
+    uri: str, footer: Any, columns: tuple[str, ...], image_leaves: Mapping[str, str]
+) -> Iterator[RowGroup]:
     first_row = 0
     for index in range(footer.num_row_groups):
         group = footer.row_group(index)
         chunks = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
-        image_columns = tuple(name for name, leaf in _IMAGE_LEAVES.items() if leaf in chunks)
+        image_columns = tuple(name for name, leaf in image_leaves.items() if leaf in chunks)
         if group.num_rows:
             yield RowGroup(
                 uri=uri,
@@ -107,7 +121,7 @@ def _groups(uri: str, footer: Any, columns: tuple[str, ...]) -> Iterator[RowGrou
                 first_row=first_row,
                 num_rows=group.num_rows,
                 image_columns=image_columns,
-                image_bytes=sum(chunks[_IMAGE_LEAVES[name]].total_compressed_size for name in image_columns),
+                image_bytes=sum(chunks[image_leaves[name]].total_compressed_size for name in image_columns),
                 columns=columns,
                 kinds=tuple(_min_and_max(chunks[name]) for name in ("model", "task", "status")),
             )

@@ -4,7 +4,7 @@ Outputs may have any size, so the reading is bounded: the footers of MAX_FOOTERS
 MAX_GROUPS row groups (only the first rows of each), and the failed rows of MAX_FAILED_PARTS parts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from actors.storage.output import Output
 from jobs.output.part_footers import PartFooter, RowGroup
 from jobs.reports.chain_steps import ChainStep, chain_steps
 from jobs.reports.even_choice import by_key, share
-from jobs.reports.thumbnails import Thumbnails, id_text, text, thumbnails_of
+from jobs.reports.thumbnails import KeptImage, Thumbnails, id_text, text, thumbnails_of
 from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import RefusedError
 from schemas.systems.parameters import PARAMETERS
@@ -93,6 +93,8 @@ class Frame:
     """Why the image cannot be opened; else empty."""
     steps: tuple[ChainStep, ...]
     """The steps of the row's chain; empty for a row of one step."""
+    kept_images: tuple[KeptImage, ...]
+    """The images that were kept of the input row."""
     place: str
     """The part's file name and the row in it, counted from 0."""
 
@@ -194,11 +196,14 @@ def _frames_of(
     ):
         in_batch = [row - first for row in rows if first <= row < first + batch.num_rows]
         records = _records(batch.take(pa.array(in_batch, pa.int64())))
-        all_thumbnails = thumbnail_pool.map(lambda record: thumbnails_of(output, record), records)
+        all_thumbnails = thumbnail_pool.map(
+            lambda record: thumbnails_of(output, record, group.kept_images), records
+        )
         for row, record, thumbnails in zip(in_batch, records, all_thumbnails, strict=True):
             route = router.resolve(record["task"], record["model"])
             steps = chain_steps(route, record, thumbnails.steps)
-            frames.append(_frame(record, thumbnails, steps, _location(group, first + row)))
+            location = _location(group, first + row)
+            frames.append(_frame(record, thumbnails, steps, location, images=group.image_columns))
         if first + batch.num_rows > rows[-1]:
             break
     return frames
@@ -242,14 +247,16 @@ def _read_batches(
 
 
 def _frame(
-    record: Mapping[str, Any], thumbnails: Thumbnails, steps: tuple[ChainStep, ...], location: str
+    record: Mapping[str, Any],
+    thumbnails: Thumbnails,
+    steps: tuple[ChainStep, ...],
+    location: str,
+    *,
+    images: Collection[str],
 ) -> Frame:
+    """The frame of an output row; `images` are the columns that are not shown as text."""
     # The text of an image would be all of its bytes.
-    texts = {
-        name: text(value)
-        for name, value in record.items()
-        if value is not None and name not in ("image", "depth", "step_images")
-    }
+    texts = {name: text(value) for name, value in record.items() if value is not None and name not in images}
     return Frame(
         row_id=id_text(record["row_id"]),
         image_index=record["image_index"] or 0,
@@ -267,6 +274,7 @@ def _frame(
         depth=thumbnails.depth,
         problem=thumbnails.problem,
         steps=steps,
+        kept_images=thumbnails.kept,
         place=location,
     )
 

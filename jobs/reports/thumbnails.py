@@ -2,7 +2,8 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ THUMBNAIL_BYTES = 20_000
 """A thumbnail's size. Noise takes ten times what a photograph takes; its quality is lowered until it fits."""
 STEP_SIDE = 160
 STEP_BYTES = 6_000
-"""Both limits for an image of a chain's earlier step."""
+"""Both limits for an image of a chain's earlier step, and for one that was kept of the input."""
 QUALITIES = (80, 60, 30, 5)
 """WebP qualities, tried in this order until a thumbnail fits."""
 MAX_TEXT = 2000
@@ -40,6 +41,15 @@ class Thumbnail:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptImage:
+    """An image of the input row that the output has kept, such as a control image."""
+
+    column: str
+    thumbnail: str
+    """The image as a data: URI."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Thumbnails:
     """The thumbnails of an output row, or why it has none."""
 
@@ -49,6 +59,8 @@ class Thumbnails:
     """The depth map as a data: URI; None where the row has none."""
     steps: tuple[Thumbnail, ...] = ()
     """The images of a chain's earlier steps, if the row has them."""
+    kept: tuple[KeptImage, ...] = ()
+    """The images that were kept of the input row."""
     problem: str = ""
     """Why the images cannot be opened; else empty."""
 
@@ -57,18 +69,25 @@ def text(value: object, most: int = MAX_TEXT) -> str:
     """The text that the page shows for a value, cut after so many characters."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    shown = _adapters_text(value) or str(value)
+    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        shown = _adapters_text(value)
+    else:
+        shown = str(value)
     return shown if len(shown) <= most else f"{shown[:most]}… ({len(shown):,} characters)"
 
 
-def _adapters_text(value: object) -> str:
-    """The names of adapters, with their weights if they have such, as an output has them; else empty."""
-    if not isinstance(value, list) or not all(
-        isinstance(each, dict) and {"name", "sha256"} <= each.keys() for each in value
-    ):
-        return ""
-    weights = (f" {text(each['weight'])}" if "weight" in each else "" for each in value)
-    return ", ".join(f"{each['name']}{weight}" for each, weight in zip(value, weights, strict=True))
+_ADAPTERS = {"name": "weight", "controlnet": "controlnet_conditioning_scale"}
+"""By the field of an adapter's name in an output's lists of adapters, that of its weight, if it has one."""
+
+
+def _adapters_text(adapters: Sequence[Mapping[str, Any]]) -> str:
+    """The names and weights of adapters, as an output has them."""
+    return ", ".join(
+        f"{each[name]} {text(each[weight])}" if weight in each else str(each[name])
+        for each in adapters
+        for name, weight in _ADAPTERS.items()
+        if name in each
+    )
 
 
 def id_text(row_id: object, most: int = MAX_TEXT) -> str:
@@ -77,13 +96,17 @@ def id_text(row_id: object, most: int = MAX_TEXT) -> str:
     return shown if len(shown) <= most else f"{shown[:half]}…{shown[-half:]}"
 
 
-def thumbnails_of(output: Output, record: Mapping[str, Any]) -> Thumbnails:
-    """The thumbnails of an output row; the row's images are in it or in the output's `images/`."""
+def thumbnails_of(output: Output, record: Mapping[str, Any], kept: Sequence[str] = ()) -> Thumbnails:
+    """The thumbnails of an output row; the row's images are in it or in the output's `images/`.
+
+    `kept`: the kept columns that are images.
+    """
     try:
         return Thumbnails(
             thumbnail=_thumbnail_of(output, "image", record["image"]),
             depth=_thumbnail_of(output, "depth_map", record.get("depth")),
             steps=tuple(_step_of(output, image) for image in record.get("step_images") or ()),
+            kept=tuple(_kept_of(output, record, kept)),
         )
     except RowError as error:
         return Thumbnails(problem=text(error.message))
@@ -106,6 +129,16 @@ def _step_of(output: Output, image: Mapping[str, Any]) -> Thumbnail:
         return Thumbnail(uri=None, size=None)
     size = decoded.size
     return Thumbnail(uri=_thumbnail(decoded, STEP_SIDE, STEP_BYTES), size=size)
+
+
+def _kept_of(output: Output, record: Mapping[str, Any], columns: Sequence[str]) -> Iterator[KeptImage]:
+    """The kept images that can be opened; those that are only named are the input's, and are not read."""
+    for column in columns:
+        image = record[column]
+        if image and image["bytes"]:
+            with suppress(RowError):
+                thumbnail = _thumbnail(_decoded(output, "image", image), STEP_SIDE, STEP_BYTES)
+                yield KeptImage(column=column, thumbnail=thumbnail)
 
 
 def _decoded(output: Output, kind: str, image: Mapping[str, Any]) -> Image.Image:

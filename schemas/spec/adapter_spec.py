@@ -12,7 +12,8 @@ class AdapterSpec(PathOrMapping):
     """One adapter's file of safetensors. A text alone is its path."""
 
     path: Name
-    """The file, local or s3://; or a local folder or a repository of the Hugging Face Hub that has it."""
+    """The file, local or s3://; or a local folder or a repository of the Hugging Face Hub that has it. Some
+    come with darkroom: demo:KIND."""
     weight_name: Plain | None = None
     """The file's name in the folder or the repository. Default: its only file of safetensors."""
     subfolder: Plain | None = None
@@ -59,7 +60,7 @@ class ControlNetSpec(PathOrMapping):
     """One ControlNet in diffusers' format. A text alone is its path."""
 
     path: Name
-    """A folder that `save_pretrained` wrote, or a repository of the Hugging Face Hub."""
+    """A folder that `save_pretrained` wrote, a repository of the Hugging Face Hub, or demo:KIND."""
     revision: Plain | None = None
     """A branch, tag or commit of the Hub repository."""
     subfolder: Plain | None = None

@@ -19,7 +19,7 @@ class AdapterFile:
     name: str
     """The adapter's name in the spec."""
     path: str
-    """The absolute path of the file, its URI on S3, or the Hub's repository."""
+    """The absolute path of the file, its URI on S3, the Hub's repository, or demo:KIND."""
     weight_name: str | None = None
     """The file's name in the Hub's repository; None elsewhere."""
     subfolder: str | None = None
@@ -94,7 +94,7 @@ class ControlNetCard:
     """Where a ControlNet is, and what its files tell about it."""
 
     path: str
-    """The absolute path of a folder, or a Hub repository."""
+    """The absolute path of a folder, a Hub repository, or demo:KIND."""
     revision: str
     """The Hub's commit, or a digest of a local folder's files."""
     subfolder: str

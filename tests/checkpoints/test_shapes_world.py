@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from tests.support.running import ROOT
-from tools import train_shapes
+from tools import train_adapters, train_shapes
 from tools.shapes import exam, family, training, world
 from tools.shapes import model_parts as parts
 from tools.shapes.judge import look
@@ -174,6 +174,35 @@ def test_the_trainer_writes_checkpoints_that_diffusers_loads(tmp_path: Path) -> 
     assert deep.rgb.shape[1:] == (world.SIZE, world.SIZE, 3)
     assert deep.depth.shape[1:3] == (world.SIZE, world.SIZE)
     assert repainted.size == (world.SIZE, world.SIZE)
+
+
+def test_an_outline_is_a_thin_white_line_around_its_shape() -> None:
+    """Two pixels wide or three, at the edge of a filled circle and neither within nor outside of it."""
+    scene = Scene(shape="circle", colour="red", background="white", size="big", position="left")
+    _, depths = world.draw([scene], np.random.default_rng(0), jitter=0)
+
+    (outline,) = world.outlines(depths)
+
+    x, y = world.POSITIONS["left"]
+    axis = np.arange(world.SIZE) + 0.5
+    distances = np.hypot(axis[None] - x, axis[:, None] - y)
+    least, most = world.RADII["big"]
+    on_line = (distances > most - 1) & (distances < least + 1)
+    assert (outline[on_line] == 255).all()
+    assert (outline[(distances < least - 3) | (distances > most + 3)] == 0).all()
+
+
+def test_the_trainer_of_adapters_writes_what_diffusers_loads(tmp_path: Path) -> None:
+    """A few steps make a LoRA and a ControlNet for the finished checkpoint, which stays as it is."""
+    (tmp_path / family.BASE).symlink_to(MODEL)
+
+    train_adapters.main(
+        output=tmp_path, work=tmp_path / "work", lora_steps=1, net_steps=1, num_images=4, num_threads=1
+    )
+
+    for task in ("night", "outline"):
+        (answer,) = exam.TASKS[task](tmp_path / family.BASE, 1, seed=1, num_inference_steps=1)
+        assert answer.image.shape == (world.SIZE, world.SIZE, 3)
 
 
 def test_the_model_draws_what_its_prompt_says() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.planning.prompt_signs import SIGNS
+from models.demo_adapters import KINDS as ADAPTERS
 from models.demo_cache import KINDS
 from schemas.columns.fields import FIELD_KINDS
 from schemas.errors import FOUND_BY_PLAN
@@ -95,11 +96,12 @@ def test_every_column_and_foreign_name_is_documented() -> None:
     )
 
 
-def test_every_demo_checkpoint_is_documented() -> None:
-    """`demo:` and one of these."""
+def test_every_demo_checkpoint_and_adapter_is_documented() -> None:
+    """`demo:` and one of these, or a kind that `demo-model` builds."""
     section = SPEC_PAGE[SPEC_PAGE.index("## Demo checkpoints") :]
 
-    assert set(KINDS) <= set(re.findall(r"`([\w-]+)`", section))
+    words = set(re.findall(r"`([\w-]+)`", section)) | set(re.findall(r"\"demo:([\w-]+)\"", section))
+    assert {*KINDS, *ADAPTERS} <= words
 
 
 def test_every_error_code_is_documented() -> None:

@@ -40,10 +40,12 @@ from jobs.reports.even_choice import share, spread
 from jobs.reports.frames import MAX_FAILED_PARTS, MAX_FAILURES, MAX_FOOTERS, MAX_GROUPS, MAX_ROWS_PER_GROUP
 from jobs.reports.manifest import write_manifest
 from jobs.reports.thumbnails import CRISP_SIDE, THUMBNAIL_BYTES, THUMBNAIL_SIDE
-from schemas.columns.output_columns import IMAGE_TYPE
+from schemas.columns.output_columns import CONTROLS_TYPE, IMAGE_TYPE, WEIGHTS_TYPE
 from schemas.errors import RefusedError, RowError, SpecError
 from schemas.job import PlannedFile, fingerprint_of
 from schemas.output_layout import JOB_RECORD, SUCCESS, SUMMARY, ShardNames
+from schemas.systems.control_parameters import CONTROL
+from schemas.systems.model_card import AdapterFile, ControlNetCard
 from schemas.systems.system_table import SYSTEMS
 from tests.support.checkpoints import model_card
 from tests.support.in_process import job_spec
@@ -77,6 +79,8 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("num_inference_steps", pa.int64()),
         ("guidance_scale", pa.float64()),
+        ("loras", WEIGHTS_TYPE),
+        ("controls", CONTROLS_TYPE),
         ("nsfw", pa.bool_()),
         pa.field("status", pa.string(), nullable=False),
         ("error_code", pa.string()),
@@ -425,6 +429,42 @@ def test_a_depth_map_stands_beside_its_image(output: ReportedOutput) -> None:
         assert np.array_equal(np.asarray(thumbnail.convert("L")), ramp >> 8)
     assert flat.depth is None
     assert deep.keep == {"category": "coast"}
+
+
+def test_a_frame_tells_the_adapters_of_its_row_and_their_weights(output: ReportedOutput) -> None:
+    """As the output has them; a row without any has no text for them."""
+    night = AdapterFile(name="night", path="n", sha256="0" * 64, size_bytes=1)
+    net = ControlNetCard(path="o", revision="r", subfolder="", variant=None, sha256="1" * 64, size_bytes=1)
+    adapted = replace(route("text2img", "sd"), loras={"night": night}, controlnets={"outline": net})
+    controls = dict(CONTROL) | {
+        "controls": '[{"controlnet": "outline", "controlnet_conditioning_scale": 0.75}]'
+    }
+    both = controls | {"loras": '{"night": -0.5}'}
+    rows = [row(0, route=adapted, parameters=both), row(1, route=adapted, parameters={"loras": "{}"})]
+    output.write_part(0, [made(each, noise(16)) for each in rows])
+
+    with_both, plain = output.sheet().frames
+
+    assert with_both.parameters == {"loras": "night -0.5", "controls": "outline 0.75"}
+    assert plain.parameters == {"loras": ""}
+
+
+def test_a_kept_image_stands_beside_the_result(output: ReportedOutput) -> None:
+    """As the input had it. One that cannot be opened, or is only named, does not hide the result: its name is
+    that of a file of the input, which another one in the output may have."""
+    output.storage.create(join(output.root, "images", "named.png"), noise(16, 3), {})
+    kept = [{"bytes": noise(24, 1), "path": "a.png"}, {"bytes": b"damaged", "path": None}]
+    kept.append({"bytes": None, "path": "images/named.png"})
+    rows = [row(i, keep={"reference": pa.array([each], IMAGE_TYPE)}) for i, each in enumerate(kept)]
+    output.write_part(0, [made(each, noise(16, each.index)) for each in rows])
+
+    frames = output.sheet().frames
+
+    (reference,) = frames[0].kept_images
+    with opened(reference.thumbnail) as thumbnail, Image.open(io.BytesIO(noise(24, 1))) as image:
+        assert (reference.column, thumbnail.convert("RGB").tobytes()) == ("reference", image.tobytes())
+    assert [frame.kept_images for frame in frames[1:]] == [(), ()]
+    assert [(frame.thumbnail is None, frame.problem) for frame in frames] == [(False, "")] * 3
 
 
 def test_a_damaged_depth_map_says_so(output: ReportedOutput) -> None:

@@ -4,6 +4,7 @@ The model that comes with darkroom draws what it is told: here a big circle of o
 that met another row's noise, image, mask or place in the output would be seen.
 """
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,9 +22,16 @@ from tests.support.running import output_rows
 from tests.support.simulation.fake_ray import Actor
 from tests.support.simulation.in_process_driver import InProcessDriver
 from tools.shapes import world
+from tools.shapes.judge import look
 from tools.shapes.world import Scene
 
-MODELS = {"shapes": {"checkpoint": "demo:shapes"}}
+MODELS = {
+    "shapes": {
+        "checkpoint": "demo:shapes",
+        "loras": {"night": "demo:night"},
+        "controlnets": {"outline": "demo:outline"},
+    }
+}
 DRAWS: Record = {"model": "shapes", "num_inference_steps": 20, "guidance_scale": 2.5}
 ROUTES: Record = {
     "text2img": DRAWS,
@@ -118,6 +126,54 @@ def test_images_and_masks_stay_with_their_rows(tmp_path: Path) -> None:
         assert changes[MASK == 0].mean() < 8 < changes[MASK == 255].mean()
 
 
+def test_each_row_has_the_night_of_its_own_weight(tmp_path: Path) -> None:
+    """The LoRA blackens the background whatever the prompt says of it, and leaves the shape as it is.
+
+    Half of its weight does not do what the whole does, and rows without it are as ever.
+    """
+    by_day = [each for each in scenes(40, seed=4) if "black" not in (each.colour, each.background)][:15]
+    weights = [(0.0, 0.5, 1.0)[i % 3] for i in range(len(by_day))]
+    rows = [
+        told(scene, i, loras=json.dumps({"night": weight}))
+        for i, (scene, weight) in enumerate(zip(by_day, weights, strict=True))
+    ]
+
+    made = make(spec(tmp_path, rows, batching={"shard_rows": 8, "max_batch_rows": 8}))
+
+    pairs = [*zip(made.rows, by_day, strict=True)]
+    assert [shown(row) for row in made.rows[::3]] == asked(by_day[::3])
+    assert [shown(row) for row in made.rows[2::3]] == [(each.colour, "black") for each in by_day[2::3]]
+    light = [float(np.mean([light_of(row) / day_of(scene) for row, scene in pairs[i::3]])) for i in range(3)]
+    assert light[2] < 0.3, light
+    assert min(light[:2]) > 0.6, light
+
+
+def test_a_shape_stands_where_its_own_outline_says(tmp_path: Path) -> None:
+    """Whatever the prompt tells of shape and position; it gives the colours.
+
+    Such rows share batches with others that have no outline.
+    """
+    outlined = [
+        Scene(shape=shape, colour="red", background="white", size="big", position=position)
+        for shape, position in zip(OUTLINED, world.POSITIONS, strict=True)
+    ]
+    _, depths = world.draw(outlined, np.random.default_rng(5))
+    prompts = scenes(len(outlined), seed=5)
+    rows = [
+        told(prompt, i, controlnet=("outline", "")[i % 2], control_image=png(world.outlines(depths)[i // 2]))
+        for i, prompt in enumerate(each for each in prompts for _ in range(2))
+    ]
+
+    made = make(spec(tmp_path, rows, batching={"max_batch_rows": 8}))
+
+    seen = [look(np.asarray(image_of(row))) for row in made.rows]
+    assert [(each.shape, each.position) for each in seen[::2]] == [
+        (each.shape, each.position) for each in outlined
+    ]
+    assert [each.shape for each in seen[1::2]] == [each.shape for each in prompts]
+    assert [(each.colour, each.background) for each in seen[::2]] == asked(prompts)
+
+
 def test_a_chain_goes_on_with_its_own_rows_image(tmp_path: Path) -> None:
     """What the first step has drawn is repainted by the second, under the same prompt."""
     wanted = scenes(8, seed=2)
@@ -148,6 +204,21 @@ def fail_from_the_third_on(actor: Actor, shard: Shard) -> None:
     """Generate the shards 0 and 1 alone."""
     if shard.index > 1:
         raise RuntimeError("broken off")
+
+
+OUTLINED = ("square", "star", "cross", "triangle", "ring")
+"""Shapes with outlines, all big; the prompts tell of circles in the centre."""
+
+
+def light_of(row: Record) -> float:
+    """The mean level of an image's edges."""
+    picture = np.asarray(image_of(row), float)
+    return float(np.median(np.concatenate([picture[:3], picture[-3:]]), axis=(0, 1)).sum())
+
+
+def day_of(scene: Scene) -> float:
+    """That of the background that a scene has by day."""
+    return float(sum(world.COLOURS[scene.background]))
 
 
 MASK = np.zeros((64, 64), np.uint8)

@@ -114,9 +114,9 @@ def test_the_demo_runs_as_a_ray_job(demo: tuple[Finished, Path]) -> None:
 
     assert finished.code == 0, finished.err
     assert "1 worker with 1 CPU\n" in finished.out
-    assert "total: 39 rows ok, 0 filtered, 1 failed" in finished.out
+    assert "total: 45 rows ok, 0 filtered, 1 failed" in finished.out
     assert f"output: {output}\n" in finished.out
-    assert len(output_rows(output)) == 41
+    assert len(output_rows(output)) == 47
 
 
 def test_a_job_ships_what_it_needs_and_no_more(demo: tuple[Finished, Path], cluster: Cluster) -> None:

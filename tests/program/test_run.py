@@ -87,7 +87,7 @@ def test_the_demo_makes_every_input_row_once(demo: Ran) -> None:
     """Exit code 0, and `verify` agrees."""
     assert demo.finished.code == 0, demo.finished.err
     assert row_ids(demo.output) == demo_ids()
-    assert "total: 39 rows ok, 0 filtered, 1 failed" in demo.finished.out
+    assert "total: 45 rows ok, 0 filtered, 1 failed" in demo.finished.out
 
     verified = darkroom_here("verify", demo.output)
 
@@ -123,7 +123,7 @@ def test_output_that_is_no_terminal_is_plain_lines(demo: Ran) -> None:
     assert re.search(r"[\x1b\r\x07]", text) is None
     assert "devices: 2 workers with 1 CPU each\n" in demo.finished.out
     assert re.search(
-        r"^40 of 40 rows \(100%\) · [0-9.]+ (images/s|s/image) · ", demo.finished.out, re.MULTILINE
+        r"^46 of 46 rows \(100%\) · [0-9.]+ (images/s|s/image) · ", demo.finished.out, re.MULTILINE
     )
     assert demo.finished.err == ""
 
@@ -157,7 +157,7 @@ def test_status_and_report_tell_of_a_finished_job(demo: Ran) -> None:
     """From the output alone."""
     status, report = darkroom_here("status", demo.output), darkroom_here("report", demo.output)
 
-    assert "demo: 10 of 10 parts, 40 of 40 rows" in status.out
+    assert "demo: 11 of 11 parts, 46 of 46 rows" in status.out
     assert "finished at 20" in status.out
     assert report.code == 0
     assert report.out == f"{demo.output}/contact-sheet.html\n"
@@ -175,14 +175,14 @@ def test_terminal_status_summary_card_and_sheet_have_the_same_figures(demo: Ran)
     card, page = ((demo.output / name).read_text() for name in ("README.md", "contact-sheet.html"))
     sheet = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
 
-    assert outcomes == "39 rows ok, 0 filtered, 1 failed (1 invalid_image); 40 images"
-    assert int(num_images) == 40
-    assert f"\n40 of 40 rows (100%) · {rate} · " in out
+    assert outcomes == "45 rows ok, 0 filtered, 1 failed (1 invalid_image); 46 images"
+    assert int(num_images) == 46
+    assert f"\n46 of 46 rows (100%) · {rate} · " in out
     assert f"\n{outcomes}\nfinished at {summary['finished_at']}; the last run {generated}\n" in status
-    assert f"40 rows, generated with darkroom: {outcomes}.\n" in card
+    assert f"46 rows, generated with darkroom: {outcomes}.\n" in card
     assert (sheet["last_run"], sheet["finished_at"]) == (generated, summary["finished_at"])
     run = summary["last_run"]
-    assert (run["rows"], run["failed"], run["images"]) == (40, 1, 40)
+    assert (run["rows"], run["failed"], run["images"]) == (46, 1, 46)
     assert run["images_per_second"] == pytest.approx(run["images"] / run["working_seconds"])
     assert rate_text(run["images_per_second"]) == rate
     for name in ("ok", "filtered", "failed", "images", "size_bytes"):
@@ -197,7 +197,7 @@ def test_a_second_run_finds_nothing_to_do_and_starts_no_ray(demo: Ran) -> None:
     again = darkroom_here("run", DEMO, "--set", f"output.path={demo.output}", **NO_RAY)
 
     assert again.code == 0, again.err
-    assert "nothing to do; total: 39 rows ok" in again.out
+    assert "nothing to do; total: 45 rows ok" in again.out
     assert [part.stat().st_mtime_ns for part in parts(demo.output)] == before
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tools.shapes import model_parts as parts
 from tools.shapes import world
-from tools.shapes.training import Stage, train
+from tools.shapes.training import Stage, quick_precision, train
 
 BATCH = 16
 KL_WEIGHT = 2e-4
@@ -36,7 +36,7 @@ def train_vae(stage: Stage, folder: Path) -> AutoencoderKL:
 
 def _loss(modules: nn.ModuleDict, rng: np.random.Generator) -> torch.Tensor:
     images = images_for(rng, BATCH)[0]
-    with torch.autocast("cpu", torch.bfloat16):
+    with quick_precision():
         posterior = modules["vae"].encode(images).latent_dist
         decoded = modules["vae"].decode(posterior.sample()).sample
     return difference(decoded.float(), images) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
@@ -57,7 +57,7 @@ def train_decoder(stage: Stage, vae: AutoencoderKL, folder: Path) -> Autoencoder
         latents = encode(vae, images)
         spread = torch.rand(BATCH, 1, 1, 1) * LATENT_NOISE / vae.config.scaling_factor
         latents = latents + spread * torch.randn_like(latents)
-        with torch.autocast("cpu", torch.bfloat16):
+        with quick_precision():
             decoded = modules["decoder"](modules["post_quant_conv"](latents))
         return difference(decoded.float(), torch.cat([images, depths], dim=1))
 
@@ -102,5 +102,5 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """The images' latents, sampled as a pipeline samples them and not yet scaled."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with quick_precision():
         return vae.encode(images).latent_dist.sample().float()

@@ -9,7 +9,9 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import (
+    ControlNetModel,
     DiffusionPipeline,
+    StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -112,7 +114,44 @@ def depth2img(model: Path, count: int, seed: int, scheduler: str = "", **values:
     return [_answer(scene, image, before=old) for scene, image, old in answers]
 
 
-TASKS = {"text2img": text2img, "img2img": img2img, "inpaint": inpaint, "depth2img": depth2img}
+def night(model: Path, count: int, seed: int, scheduler: str = "", **values: Any) -> list[Answer]:
+    """Answers about scenes that the prompts tell by day, with the LoRA that makes it night."""
+    by_day = [scene for scene in held_out(2 * count, seed) if scene.colour != world.NIGHT][:count]
+    pipeline = load(StableDiffusionPipeline, model, scheduler)
+    pipeline.load_lora_weights(model.parent / family.NIGHT)
+    images = _run(pipeline, [world.full_prompt(scene) for scene in by_day], seed, values)
+    return [
+        _answer(replace(scene, background=world.NIGHT), image)
+        for scene, image in zip(by_day, images, strict=True)
+    ]
+
+
+def outline(model: Path, count: int, seed: int, scheduler: str = "", **values: Any) -> list[Answer]:
+    """Answers about scenes whose outlines the ControlNet follows.
+
+    The prompts tell their colours, and the shape, size and position of other scenes.
+    """
+    scenes, others = held_out(count, seed), held_out(count, seed + 1)
+    outlines = world.outlines(world.draw(scenes, np.random.default_rng(seed))[1])
+    prompts = [
+        world.full_prompt(replace(other, colour=scene.colour, background=scene.background))
+        for scene, other in zip(scenes, others, strict=True)
+    ]
+    net = ControlNetModel.from_pretrained(model.parent / family.OUTLINE, dtype=torch.float32)
+    base = load(StableDiffusionPipeline, model, scheduler)
+    pipeline = _ready(StableDiffusionControlNetPipeline(**base.components, controlnet=net), scheduler)
+    images = _run(pipeline, prompts, seed, values, image=np.stack([outlines] * 3, axis=-1))
+    return [_answer(scene, image) for scene, image in zip(scenes, images, strict=True)]
+
+
+TASKS = {
+    "text2img": text2img,
+    "img2img": img2img,
+    "inpaint": inpaint,
+    "depth2img": depth2img,
+    "night": night,
+    "outline": outline,
+}
 
 
 def _answer(scene: Scene, image: Array, **inputs: Array) -> Answer:

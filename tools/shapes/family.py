@@ -1,12 +1,14 @@
 """The checkpoints' folders: the base is complete, and a sibling's folder has only what differs from it."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     StableDiffusionDepth2ImgPipeline,
     StableDiffusionLDM3DPipeline,
     StableDiffusionPipeline,
@@ -18,6 +20,7 @@ from tools.shapes import model_parts as parts
 from tools.shapes.autoencoder import with_channels
 
 BASE, LDM3D, DEPTH2IMG = "shapes", "shapes-ldm3d", "shapes-depth2img"
+NIGHT, OUTLINE = "shapes-night", "shapes-outline"
 UNCHECKED: dict[str, Any] = {
     "safety_checker": None,
     "feature_extractor": None,
@@ -59,6 +62,17 @@ def save_depth2img(models: Path, unet: UNet2DConditionModel, estimator: DPTForDe
     estimator.save_pretrained(folder / "depth_estimator")
     parts.depth_processor().save_pretrained(folder / "feature_extractor")
     load_depth2img(models).save_config(folder)
+
+
+def save_lora(models: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Save a LoRA for the base's UNet in float16."""
+    half = {name: weight.half() for name, weight in weights.items()}
+    StableDiffusionPipeline.save_lora_weights(models / NIGHT, unet_lora_layers=half, safe_serialization=True)
+
+
+def save_control_net(models: Path, net: ControlNetModel) -> None:
+    """Save a ControlNet for the base in float16."""
+    _half(net).save_pretrained(models / OUTLINE, safe_serialization=True)
 
 
 def load_ldm3d(models: Path) -> StableDiffusionLDM3DPipeline:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -58,6 +58,33 @@ def unet(in_channels: int = 4) -> UNet2DConditionModel:
         attention_head_dim=4,
         norm_num_groups=16,
     )
+
+
+def control_net(unet: UNet2DConditionModel) -> ControlNetModel:
+    """A ControlNet for the UNet, which has no effect before training; it does not read the prompt.
+
+    It begins with the weights of the UNet's first layers, as far as it has these layers.
+    """
+    net = ControlNetModel(
+        down_block_types=("DownBlock2D",) * 3,
+        mid_block_type="UNetMidBlock2D",
+        conditioning_embedding_out_channels=(8, 16, 32),
+        **{
+            name: unet.config[name]
+            for name in (
+                "in_channels",
+                "block_out_channels",
+                "layers_per_block",
+                "cross_attention_dim",
+                "attention_head_dim",
+                "norm_num_groups",
+            )
+        },
+    )
+    weights = unet.state_dict()
+    shared = {name: weights[name] for name in net.state_dict().keys() & weights.keys()}
+    net.load_state_dict(shared, strict=False)
+    return net
 
 
 def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -34,6 +34,11 @@ class Stage:
     save_every_s: float = 60
 
 
+def quick_precision() -> torch.autocast:
+    """Computation in bfloat16 where the processor has it; others take 15 times as long as in float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu.get_capabilities()["avx512_bf16"])
+
+
 def train(stage: Stage, modules: nn.ModuleDict, loss_of: LossOf, folder: Path) -> nn.ModuleDict:
     """Train the modules, and return them with the average of their weights over the last steps.
 

@@ -19,6 +19,8 @@ COLOURS = {
     "white": (250, 250, 250),
     "black": (15, 15, 20),
 }
+NIGHT = "black"
+"""The colour of every background at night."""
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 RADII = {"small": (8.0, 9.2), "big": (14.2, 15.8)}
 """The range of a shape's radius for each size, in pixels."""
@@ -108,13 +110,13 @@ def all_words() -> list[str]:
     return sorted({*COLOURS, *SHAPES, *sizes, *positions, "a", "on", "background"})
 
 
-def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[Array, Array]:
+def draw(scenes: Sequence[Scene], rng: np.random.Generator, jitter: float = JITTER) -> tuple[Array, Array]:
     """Images of the scenes as (N, 64, 64, 3) bytes, and their depths as (N, 64, 64) in [0, 1].
 
     Position and size of each shape vary a little at random.
     """
     centres = np.array([POSITIONS[scene.position] for scene in scenes], dtype=np.float32)
-    centres += rng.uniform(-JITTER, JITTER, centres.shape).astype(np.float32)
+    centres += rng.uniform(-jitter, jitter, centres.shape).astype(np.float32)
     bounds = np.array([RADII[scene.size] for scene in scenes])
     radii = rng.uniform(bounds[:, 0], bounds[:, 1]).astype(np.float32)
     shapes = np.array([SHAPES.index(scene.shape) for scene in scenes])
@@ -123,6 +125,14 @@ def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[Array, Arra
     grounds = np.array([COLOURS[scene.background] for scene in scenes], dtype=np.float32)[:, None, None]
     images = grounds + (colours - grounds) * inside[..., None]
     return np.rint(images).astype(np.uint8), inside * nearness(radii)[:, None, None]
+
+
+def outlines(depths: Array) -> Array:
+    """The outlines of the shapes with these depths, (N, 64, 64): white lines on black, as bytes."""
+    padded = np.pad(depths, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    differences = around.max((3, 4)) - around.min((3, 4))
+    return np.where(differences > depths.max((1, 2), keepdims=True) / 2, 255, 0).astype(np.uint8)
 
 
 def nearness(radii: Array) -> Array:

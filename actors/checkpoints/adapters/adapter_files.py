@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
-from actors.checkpoints.checkpoint_folders import is_folder_name
+from actors.checkpoints.checkpoint_folders import adapter_for_workers, adapter_path, is_folder_name
 from actors.checkpoints.component_files import HubFile, LocalFile, files_on_hub
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
 from actors.checkpoints.single_files.safetensors_headers import Header, read_header, refuse_whole_numbers
@@ -33,6 +33,7 @@ from actors.storage.objects import Storage, StoredObject
 from actors.storage.stores import Stores
 from actors.storage.uris import S3_SCHEME, join, normalise
 from models.caches import cache_folder
+from models.demo_adapters import demo_adapter
 from schemas.errors import SpecError, StorageError
 from schemas.spec.adapter_spec import AdapterSpec
 from schemas.systems.model_card import AdapterFile
@@ -86,7 +87,7 @@ def _read(key: str, name: str, spec: AdapterSpec, stores: Stores) -> FoundAdapte
 
 def _normalised(key: str, path: str) -> str:
     try:
-        return normalise(path)
+        return str(demo_adapter(path) or normalise(path))
     except SpecError as error:
         raise SpecError(f"{key}: {error}") from error
 
@@ -138,7 +139,12 @@ def _on_disk(key: str, name: str, spec: AdapterSpec, path: Path) -> FoundAdapter
         raise SpecError(f"{key}: the file {path} does not exist")
     header, file = local_header(path), LocalFile(path)
     return FoundAdapter(
-        file=AdapterFile(name=name, path=str(path), sha256=file.sha256(), size_bytes=file.size_bytes),
+        file=AdapterFile(
+            name=name,
+            path=adapter_for_workers(spec.path, path),
+            sha256=file.sha256(),
+            size_bytes=file.size_bytes,
+        ),
         location=str(path),
         header=header,
     )
@@ -272,7 +278,7 @@ def on_this_machine(file: AdapterFile, deadline_s: float, kind: str = "LoRA") ->
     who = f"the {kind} `{file.name}`"
     if file.path.startswith(S3_SCHEME):
         return _downloaded(who, file, deadline_s)
-    path = _from_hub(who, file, deadline_s) if file.revision else Path(file.path)
+    path = _from_hub(who, file, deadline_s) if file.revision else adapter_path(file.path)
     if not path.is_file():
         raise SpecError(
             f"{who}: the file {path} does not exist on {socket.gethostname()}; it must be "

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
-from actors.checkpoints.checkpoint_folders import is_folder_name
+from actors.checkpoints.checkpoint_folders import adapter_for_workers, adapter_path, is_folder_name
 from actors.checkpoints.component_files import (
     SAFE,
     CheckpointFile,
@@ -94,8 +94,11 @@ def find_control_nets(name: str, model: ModelSpec, card: ModelCard) -> dict[str,
 
 def _read(key: str, spec: ControlNetSpec) -> tuple[ControlNetCard, Mapping[str, Any]]:
     """(card, configuration) of a ControlNet."""
+    try:
+        path = adapter_path(spec.path)
+    except SpecError as error:
+        raise SpecError(f"{key}: {error}") from error
     folder = local_net(spec)
-    path = Path(spec.path).expanduser()
     refuse_single_file(key, spec.path, CLASSES[0])
     if folder is None:
         if is_folder_name(spec.path):
@@ -106,12 +109,12 @@ def _read(key: str, spec: ControlNetSpec) -> tuple[ControlNetCard, Mapping[str, 
     files = {f"{_NET}/{each.name}": LocalFile(each) for each in files_directly_in(folder)}
     weights = _weights(key, spec, files)
     hashes = hashes_of(key, folder, [folder / CONFIG, *(each.path for each in weights)])
-    return _card(spec, str(path.absolute()), digest_of(hashes), weights, config), config
+    return _card(spec, adapter_for_workers(spec.path, path), digest_of(hashes), weights, config), config
 
 
 def local_net(spec: ControlNetSpec) -> Path | None:
     """The folder on this machine with the ControlNet's files; None for a repository on the Hub."""
-    folder = Path(spec.path).expanduser().absolute()
+    folder = adapter_path(spec.path)
     return folder / (spec.subfolder or "") if folder.is_dir() else None
 
 

@@ -1,0 +1,1 @@
+"""What comes with darkroom or is built by it: adapters of the demo."""
