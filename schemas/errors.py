@@ -66,7 +66,7 @@ FOUND_BY_PLAN = frozenset(
         *("missing_image", "missing_mask_image", "missing_depth_map", "duplicate_row_id", "invalid_text"),
         *("text_too_long", "corrupt_page", "invalid_parameter", "invalid_size", "invalid_scheduler"),
         *("disallowed_uri", "image_url", "image_as_text", "unknown_lora"),
-        *("unknown_controlnet", "missing_control_image"),
+        *("unknown_controlnet", "missing_control_image", "invalid_value"),
     }
 )
 """Codes of rows whose values alone may show that they cannot be generated. For some of these codes there are

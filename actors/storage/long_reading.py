@@ -11,13 +11,13 @@ TELL_AFTER_S, TELL_EVERY_S = 2.0, 10.0
 MAX_PAUSE_S = 0.5
 """A longer time without a block is not spent on reading."""
 
-_tell: Callable[[str], None] = lambda line: None
+_listeners: list[Callable[[str], None]] = []
+"""Who is told: at most one."""
 
 
 def tell_of_reading(tell: Callable[[str], None]) -> None:
     """Call `tell` with a line now and then while this process reads files for a long time."""
-    global _tell
-    _tell = tell
+    _listeners[:] = [tell]
 
 
 class LongReading:
@@ -43,4 +43,5 @@ class LongReading:
             if self._seconds < self._next_told:
                 return
             self._next_told = self._seconds + TELL_EVERY_S
-            _tell(f"{self._purpose}: {size_text(self._num_bytes)} read, now {name}")
+            for tell in _listeners:
+                tell(f"{self._purpose}: {size_text(self._num_bytes)} read, now {name}")
