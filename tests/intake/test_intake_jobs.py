@@ -4,18 +4,20 @@ import gzip
 import json
 import shutil
 import signal
+import uuid
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors.storage.stores import open_storage
 from jobs.survey.survey import make_survey
 from schemas.errors import RefusedError, SpecError
 from schemas.spec.job_spec import JobSpec
 from tests.support.in_process import drawn_image, job_spec, printed_by_verify
 from tests.support.running import Started, output_rows, write_spec
+from tests.support.s3.s3_server import S3Server
 from tests.support.side_effects import Executioner
 from tests.support.simulation.in_process_driver import InProcessDriver
 
@@ -25,11 +27,12 @@ FIRST_COPY = 5
 """The writes before that of the first copy: those of the probe and of the lease."""
 
 
-def spec_of(path: Path, folder: Path, **section: Any) -> JobSpec:
+def spec_of(path: Path | str, output: Path | str) -> JobSpec:
     return job_spec(
-        path,
-        folder / "out",
-        input={"path": str(path), **section},
+        Path(path),
+        Path(output),
+        input={"path": str(path)},
+        output={"path": str(output)},
         batching={"shard_rows": 2},
         errors={"max_rate": 1.0},
     )
@@ -53,7 +56,7 @@ def outcomes(folder: Path) -> list[tuple[object, object, object]]:
 def test_a_job_reads_a_copy_that_lies_in_its_output(tmp_path: Path) -> None:
     """Rows are named after the source. The output is whole without it, and wherever it is moved."""
     source = write_csv(tmp_path / "rows.csv")
-    driver = InProcessDriver(spec_of(source, tmp_path))
+    driver = InProcessDriver(spec_of(source, tmp_path / "out"))
 
     driver.run()
 
@@ -69,21 +72,19 @@ def test_a_job_reads_a_copy_that_lies_in_its_output(tmp_path: Path) -> None:
 def test_a_job_of_text_makes_the_images_of_one_of_parquet(tmp_path: Path) -> None:
     """With the same ids, byte for byte."""
     ids = [f"{i:03d}" for i in range(5)]
-    table = {"id": ids, "prompt": [f"owl {i}" for i in ids], "seed": [*range(5)], "n": [1, 2, 1, 1, 2]}
+    table = {"id": ids, "prompt": [f"owl {i}" for i in ids], "seed": [*range(5)]}
     pq.write_table(pa.table(table), tmp_path / "rows.parquet")
     lines = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
     images = {}
 
     for name in ("rows.parquet", "rows.jsonl.gz"):
-        spec = spec_of(
-            tmp_path / name, tmp_path / name.replace(".", "-"), columns={"num_images_per_prompt": "n"}
-        )
+        spec = spec_of(tmp_path / name, tmp_path / name.replace(".", "-") / "out")
         InProcessDriver(spec).run()
         rows = output_rows(Path(spec.output.path))
         images[name] = [(row["row_id"], row["seed"], row["image"]["bytes"]) for row in rows]
 
-    assert len(images["rows.parquet"]) == 7
+    assert len(images["rows.parquet"]) == 5
     assert images["rows.parquet"] == images["rows.jsonl.gz"]
 
 
@@ -96,7 +97,7 @@ def test_a_driver_may_be_killed_before_any_of_its_first_writes(
     output, executioner, left = tmp_path / "out", Executioner(monkeypatch), []
 
     for num_writes in range(FIRST_COPY, FIRST_COPY + 3):
-        driver = InProcessDriver(spec_of(tmp_path / "in", tmp_path))
+        driver = InProcessDriver(spec_of(tmp_path / "in", tmp_path / "out"))
         assert executioner.kills(output, driver.run, num_writes)
         left.append((len(copies(tmp_path)), (output / "_darkroom" / "job.json").exists()))
         driver.run()
@@ -125,7 +126,7 @@ def test_a_driver_that_is_killed_as_it_copies_leaves_the_output_alone(tmp_path: 
 def test_a_job_that_has_begun_needs_no_second_copy(tmp_path: Path) -> None:
     """It goes on with the rows that it began with, and a source that has changed is refused."""
     source = write_csv(tmp_path / "rows.csv")
-    driver = InProcessDriver(spec_of(source, tmp_path))
+    driver = InProcessDriver(spec_of(source, tmp_path / "out"))
     driver.run()
     before = copies(tmp_path)
     (tmp_path / "out" / "data" / "train-00001-of-00004.parquet").unlink()
@@ -143,7 +144,7 @@ def test_a_job_that_has_begun_needs_no_second_copy(tmp_path: Path) -> None:
 
 def test_a_copy_that_was_deleted_is_missed(tmp_path: Path) -> None:
     """By the driver before it does anything."""
-    driver = InProcessDriver(spec_of(write_csv(tmp_path / "rows.csv"), tmp_path))
+    driver = InProcessDriver(spec_of(write_csv(tmp_path / "rows.csv"), tmp_path / "out"))
     driver.run()
     (copy,) = (tmp_path / "out" / "_darkroom" / "input").iterdir()
     copy.unlink()
@@ -155,7 +156,7 @@ def test_a_copy_that_was_deleted_is_missed(tmp_path: Path) -> None:
 def test_a_job_grows_by_text_files(tmp_path: Path) -> None:
     """Only the new file is copied."""
     write_csv(tmp_path / "in" / "a.csv")
-    driver = InProcessDriver(spec_of(tmp_path / "in", tmp_path))
+    driver = InProcessDriver(spec_of(tmp_path / "in", tmp_path / "out"))
     driver.run()
     write_csv(tmp_path / "in" / "b.csv", 2, first=50)
 
@@ -187,7 +188,7 @@ def test_a_folder_is_its_parquet_files_or_its_text_files(
         if name.endswith(".parquet"):
             pq.write_table(pa.table({"prompt": ["owl"]}), path)
 
-    survey = make_survey(spec_of(folder, tmp_path))
+    survey = make_survey(spec_of(folder, tmp_path / "out"))
 
     assert [file.stored.uri.removeprefix(f"{folder}/") for file in survey.files] == read
     others = [name for name in names if name not in read and name[0] not in "_."]
@@ -204,7 +205,7 @@ def test_a_folder_with_several_formats_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         SpecError, match=r"several formats, such as README.txt, rows.csv; name those .*pattern"
     ):
-        InProcessDriver(spec_of(tmp_path / "in", tmp_path)).run()
+        InProcessDriver(spec_of(tmp_path / "in", tmp_path / "out")).run()
 
 
 def test_rows_of_text_may_name_images_beside_their_file(tmp_path: Path) -> None:
@@ -215,7 +216,22 @@ def test_rows_of_text_may_name_images_beside_their_file(tmp_path: Path) -> None:
         "id,task,prompt,image\na,img2img,an owl,pictures/owl.png\nb,text2img,a fox,\nc,img2img,x,/etc/a\n"
     )
 
-    InProcessDriver(spec_of(tmp_path / "in" / "rows.csv", tmp_path)).run()
+    InProcessDriver(spec_of(tmp_path / "in" / "rows.csv", tmp_path / "out")).run()
 
     rows = sorted((row["row_id"], row["status"], row["error_code"]) for row in output_rows(tmp_path / "out"))
     assert rows == [("a", "ok", None), ("b", "ok", None), ("c", "failed", "disallowed_uri")]
+
+
+def test_text_in_a_bucket_is_copied_to_the_bucket_of_the_output(s3_env: S3Server) -> None:
+    """And read there by the workers."""
+    name = uuid.uuid4().hex
+    source, output = f"s3://inp/{name}/rows.csv.gz", f"s3://out/{name}"
+    storage = open_storage(source)
+    storage.create(source, gzip.compress(b"prompt,seed\nan owl,1\na fox,2\n"), {})
+    driver = InProcessDriver(spec_of(source, output))
+
+    driver.run()
+
+    (copy,) = storage.list(f"{output}/_darkroom/input")
+    assert copy.uri.startswith(f"{output}/_darkroom/input/rows.csv.gz-")
+    assert "2 of 2 input rows have exactly one outcome" in printed_by_verify(driver.spec)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -81,7 +81,10 @@ def serve_hub(
                 if not files:
                     self._answer(b"", {"X-Error-Code": "EntryNotFound"}, status=404)
                     return
-                self._answer_json([_tree_entry(name, path) for name, path in files.items()])
+                entries = _folder_entries(files) + [_tree_entry(name, path) for name, path in files.items()]
+                if "recursive=true" not in self.path.lower():
+                    entries = [each for each in entries if "/" not in each["path"].removeprefix(below)]
+                self._answer_json(entries)
             else:
                 siblings = [_sibling(name, path) for name, path in _files(folder).items()]
                 self._answer_json({"id": "/".join(parts[:2]), "sha": commit_of(folder), "siblings": siblings})
@@ -142,6 +145,12 @@ def _sibling(name: str, path: Path) -> dict[str, Any]:
     size, digest = path.stat().st_size, _blob_name(path)
     lfs = {"lfs": {"sha256": digest, "size": size, "pointerSize": 130}} if len(digest) == 64 else {}
     return {"rfilename": name, "size": size, "blobId": digest[:40], **lfs}
+
+
+def _folder_entries(files: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """The entries of the folders in which these files are, in the tree of a repository."""
+    folders = {str(folder) for name in files for folder in PurePosixPath(name).parents} - {"."}
+    return [{"type": "directory", "path": folder, "oid": "0" * 40, "size": 0} for folder in sorted(folders)]
 
 
 def _tree_entry(name: str, path: Path) -> dict[str, Any]:
