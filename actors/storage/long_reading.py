@@ -23,9 +23,10 @@ def tell_of_reading(tell: Callable[[str], None]) -> None:
 class LongReading:
     """All files of this process that are read for one purpose."""
 
-    def __init__(self, purpose: str) -> None:
+    def __init__(self, purpose: str, max_pause_s: float = MAX_PAUSE_S) -> None:
         """`purpose`: what the files are read for, as the lines begin."""
         self._purpose = purpose
+        self._max_pause_s = max_pause_s
         self._lock = threading.Lock()
         self._last_block = 0.0
         self._seconds = 0.0
@@ -39,7 +40,7 @@ class LongReading:
             pause = now - self._last_block
             self._last_block = now
             self._num_bytes += num_bytes
-            self._seconds += pause if pause < MAX_PAUSE_S else 0.0
+            self._seconds += pause if pause < self._max_pause_s else 0.0
             if self._seconds < self._next_told:
                 return
             self._next_told = self._seconds + TELL_EVERY_S

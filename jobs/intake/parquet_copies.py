@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from actors.storage.long_reading import LongReading
 from actors.storage.objects import StoredObject
+from actors.storage.output import Output
 from jobs.intake.formats import TextFormat
 from jobs.intake.text_lines import line_blocks
 from jobs.intake.text_tables import BOOL, FLOAT, INT, LONG_INT, TEXT, TextBatch
@@ -40,7 +41,9 @@ _TYPES: Mapping[frozenset[str], pa.DataType] = {
 }
 """The type of a column of JSON by the kinds of its values. All others are text, as it is written."""
 
-_reading = LongReading("turning the input into Parquet, which is done once")
+MAX_PAUSE_S = 60.0
+"""What is done with a block takes longer than to read it, and it belongs to the reading."""
+_reading = LongReading("copying the input as Parquet, which is done once", MAX_PAUSE_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,18 @@ class CopyFolder:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return ParquetCopy(name=input_copy(posixpath.basename(stored.uri), digest), uri=path)
+
+
+def store_copies(copies: Iterable[ParquetCopy], output: Output) -> None:
+    """Store the copies that the output does not have yet. This comes before the record that names them.
+
+    A driver that is killed in between leaves copies to which nothing refers. The next one finds or makes the
+    same, because their names have the hashes of their contents.
+    """
+    for name, uri in {copy.name: copy.uri for copy in copies}.items():
+        if uri != output.uri(name):
+            with pa.memory_map(uri) as content:
+                output.storage.create(output.uri(name), memoryview(content.read_buffer()), {})
 
 
 class _Counted(io.RawIOBase):

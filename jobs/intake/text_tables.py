@@ -14,6 +14,10 @@ from schemas.wording.printable import listed, shortened
 MAX_BLOCKS = 2
 """The blocks of lines whose rows are in memory together."""
 
+JSON_ROWS = 1 << 14
+"""The most rows of a batch of JSON, each of which may have keys of its own."""
+MAX_COLUMNS = 1_000
+
 Cells = list[str | None]
 
 
@@ -110,26 +114,43 @@ def _column_names(cells: Sequence[str], uri: str) -> list[str]:
             f"input.path: {uri} has more than one column of the name {listed(twice)} in its first line; "
             "rename all but one"
         )
+    _refuse_many_columns(len(names), uri)
     return names
 
 
 def json_lines(blocks: Blocks, uri: str) -> Iterator[TextBatch]:
     """The rows of a file with a JSON object in each line. Of several equal keys the last one counts."""
-    num_lines = 0
+    num_lines, names = 0, set[str]()
     for block in blocks:
-        columns: dict[str, Cells] = {}
-        kinds: dict[str, set[str]] = {}
         objects = [_object(line, num_lines + i, uri) for i, line in enumerate(block, 1) if line.strip()]
-        for row, values in enumerate(objects):
-            for key, value in values.items():
-                name = key if key.isascii() else _as_text(key)
-                if name not in columns:
-                    columns[name], kinds[name] = [None] * len(objects), set()
-                if value is not None:
-                    columns[name][row] = _as_text(value)
-                    kinds[name].add(_kind(value))
-        yield TextBatch(num_rows=len(objects), columns=columns, kinds=kinds)
         num_lines += len(block)
+        for start in range(0, len(objects), JSON_ROWS):
+            batch = _json_batch(objects[start : start + JSON_ROWS], uri)
+            names.update(batch.columns)
+            _refuse_many_columns(len(names), uri)
+            yield batch
+
+
+def _json_batch(objects: Sequence[Mapping[str, Any]], uri: str) -> TextBatch:
+    columns: dict[str, Cells] = {}
+    kinds: dict[str, set[str]] = {}
+    for row, values in enumerate(objects):
+        for key, value in values.items():
+            name = key if key.isascii() else _as_text(key)
+            if name not in columns:
+                _refuse_many_columns(len(columns) + 1, uri)
+                columns[name], kinds[name] = [None] * len(objects), set()
+            if value is not None:
+                columns[name][row] = _as_text(value)
+                kinds[name].add(_kind(value))
+    return TextBatch(num_rows=len(objects), columns=columns, kinds=kinds)
+
+
+def _refuse_many_columns(num_columns: int, uri: str) -> None:
+    if num_columns > MAX_COLUMNS:
+        raise SpecError(
+            f"input.path: {uri} has more than {MAX_COLUMNS:,} columns; leave out those that nobody needs"
+        )
 
 
 def _object(line: str, number: int, uri: str) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import pytest
 from jobs.planning.plan import make_plan
 from jobs.survey.survey import make_survey
 from schemas.errors import SpecError
+from tests.intake.text_rows import read_cells, rows_of
 from tests.support.in_process import job_spec
-from tests.support.intake import read_cells, rows_of
 
 PROMPTS = [f"owl {number}, grey" for number in range(40)]
 
@@ -182,6 +182,12 @@ def test_the_plan_names_the_row_and_the_cell_at_fault(tmp_path: Path) -> None:
         ("rows.jsonl", b"[" * 100_000, "line 1 is not JSON"),
         ("rows.csv.gz", b"prompt\nx\n", "cannot be unpacked"),
         ("rows.csv.gz", gzip.compress(b"prompt\nx\n")[:-9], "cannot be unpacked"),
+        (
+            "rows.jsonl",
+            b"".join(b'{"prompt": "a", "key%d": 1}\n' % i for i in range(60_000)),
+            "more than 1,000 columns",
+        ),
+        ("rows.csv", b",".join(b"a%d" % i for i in range(1001)), "more than 1,000 columns"),
         ("rows.data", b"prompt\nx\n", "is not a readable Parquet file"),
     ],
 )
