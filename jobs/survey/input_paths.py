@@ -114,7 +114,7 @@ def _names(path: InputPath, others: Sequence[ListedObject]) -> str:
     """How many files these are, and some of their names."""
     names = [file.uri.removeprefix(f"{path.name}/") for file in others]
     packed = any(".parquet." in name.lower() for name in names)
-    return f"{counted(len(names), 'file')} without rows in them, such as {listed(names[:MAX_NAMED])}" + (
+    return f"{counted(len(names), 'file')}, such as {listed(names[:MAX_NAMED])}" + (
         "; a file that is compressed as a whole must be unpacked" if packed else ""
     )
 

@@ -193,7 +193,7 @@ def test_a_folder_is_its_parquet_files_or_its_text_files(
     assert [file.stored.uri.removeprefix(f"{folder}/") for file in survey.files] == read
     others = [name for name in names if name not in read and name[0] not in "_."]
     assert [note for note in survey.notes if note.startswith("not read in")] == [
-        f"not read in {folder}: 1 file without rows in them, such as {name}" for name in others
+        f"not read in {folder}: 1 file, such as {name}" for name in others
     ]
 
 
