@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from actors.storage.file_hashes import tell_of_hashing
+from actors.storage.long_reading import tell_of_reading
 from jobs.signals import Interrupted
 from models.demo_adapters import KINDS as ADAPTERS
 from schemas import __version__
@@ -260,7 +260,7 @@ def console() -> Console:
     width = None if Console().is_terminal else 140
     # Without markup, names and paths with brackets are printed unchanged.
     out = Console(width=width, markup=False, highlight=False)
-    tell_of_hashing(lambda line: out.print(escaped(line), soft_wrap=True))
+    tell_of_reading(lambda line: out.print(escaped(line), soft_wrap=True))
     return out
 
 

@@ -57,7 +57,7 @@ def replay_row(
         raise RefusedError(
             f"row {row_id} was left out because it takes its worker down, as it would this process"
         )
-    plan = plan_of_record(record)
+    plan = plan_of_record(record, output.path)
     shard = ShardFinder(plan).shard_at(stored.part.index)
     is_alone = alone or record.spec.batching.exact
     others = {*range(shard.num_rows)} - {stored.position}

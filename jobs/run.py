@@ -8,6 +8,7 @@ from jobs.dispatch.dispatcher import Dispatcher
 from jobs.fleet.budget import Budget
 from jobs.fleet.cluster import with_output_settled
 from jobs.fleet.shard_loop import RunWatch, generate_shards
+from jobs.intake.parquet_copies import store_copies
 from jobs.output.capacity import bytes_to_come, for_store, refuse_full_disk
 from jobs.output.figures import Totals
 from jobs.output.job_record import JobRecord, claim, read_record, require_record
@@ -46,6 +47,8 @@ def run_job(spec: JobSpec, console: Console, *, extend: bool = False, engine: st
         with Lease(output) as lease:
             # No report is to be believed that is older than the rows and parts that come now.
             unfinish(output)
+            if new:
+                store_copies((file.copy for file in surveyed.files if file.copy), output)
             record = claim(output, new.plan, new.findings, record) if new else require_record(output)
             plan = plan_of(record, surveyed, output.path)
             parts = list_parts(output, record.shard_names)

@@ -67,7 +67,7 @@ FOUND_BY_PLAN = frozenset(
         *("text_too_long", "corrupt_page", "invalid_parameter", "invalid_size", "invalid_scheduler"),
         *("disallowed_uri", "image_url", "image_as_text", "unknown_lora"),
         *("unknown_controlnet", "missing_control_image", "unknown_ip_adapter", "missing_ip_adapter_image"),
-        "invalid_prompt",
+        *("invalid_prompt", "invalid_value"),
     }
 )
 """Codes of rows whose values alone may show that they cannot be generated. For some of these codes there are

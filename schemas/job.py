@@ -33,7 +33,7 @@ StoredCount = Annotated[int, Field(ge=0, lt=2**63)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedFile:
-    """One Parquet file of the input, as the plan records it."""
+    """One file of the input, as the plan records it."""
 
     uri: str
     size_bytes: StoredCount
@@ -41,6 +41,8 @@ class PlannedFile:
     """The store's fingerprint of the file's content. A worker that meets another one stops the job."""
     sha256: str = ""
     """The same for the hash of the whole content; empty on S3, or if `input.hash` is `ends`."""
+    copy: str = ""
+    """The path, relative to the output, of the Parquet copy that is read; empty: the file itself is read."""
     num_rows: StoredCount
     rows_by_model: Mapping[str, StoredCount]
     """The number of rows that are routed to each model. Rows that no model can take are under NO_MODEL."""
@@ -203,6 +205,8 @@ class Shard:
     """The row after the last one, counted in the same way."""
     sha256: str = ""
     """The hash of the file's whole content when the job was planned; empty: only the etag is compared."""
+    copy: str = ""
+    """The URI of the Parquet copy in which the rows are read; empty: in the file itself."""
     file_name: str = ""
     """The name with which the ids of this file's rows begin if the input has no ids."""
     repeated: tuple[int, ...] = ()
@@ -224,6 +228,11 @@ class Shard:
     def num_rows(self) -> int:
         """The number of input rows in this shard."""
         return self.stop - self.start
+
+    @property
+    def rows_uri(self) -> str:
+        """The URI of the Parquet file in which the rows are read."""
+        return self.copy or self.uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

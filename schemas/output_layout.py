@@ -5,6 +5,7 @@ data/train-x0001-00003-of-00020.parquet     one part of the first extension of t
 images/train-00012-of-00400/ROW-ID-HASH.png one image, if output.images is `files`
 _darkroom/job.json                          the job to which the output belongs
 _darkroom/job-x0001.json                    the first extension of that job: further input files
+_darkroom/input/rows.csv-HASH.parquet       the rows of an input file that is not Parquet, or is on the Hub
 _darkroom/driver.json                       the lease: which driver runs the job, and how far it is
 _darkroom/summary.json, manifest.jsonl      written when the job is done
 README.md, contact-sheet.html, _SUCCESS     written when the job is done, _SUCCESS last
@@ -26,6 +27,7 @@ TEMPORARY_FOLDER = "tmp"
 """A folder below OWN_FOLDER, on a local disk only, for files that are still being written."""
 
 JOB_RECORD = f"{OWN_FOLDER}/job.json"
+INPUT_FOLDER = f"{OWN_FOLDER}/input"
 MAX_EXTENSIONS = 9_999
 """The names of more would not sort in the order of the extensions."""
 LEASE = f"{OWN_FOLDER}/driver.json"
@@ -45,6 +47,8 @@ VERSIONS_KEY = b"darkroom.versions"
 
 _ID_CHARACTERS = 64
 """Characters of a row's id in the name of its image's object."""
+_HASH_DIGITS = 32
+"""Hexadecimal digits of a copy's hash in its name."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _PART_FILE = re.compile(r"^train-(?:x(\d{4,})-)?(\d{5,})-of-(\d{5,})\.parquet$")
 _EXTENSION_RECORD = re.compile(rf"^{OWN_FOLDER}/job-x(\d{{4,}})\.json$")
@@ -59,6 +63,14 @@ def parse_record_file(path: str) -> int | None:
     """The number of the extension whose record has this path; None if it is no such path."""
     match = _EXTENSION_RECORD.match(path)
     return match and int(match[1])
+
+
+def input_copy(name: str, content_hash: str) -> str:
+    """The path, relative to the output, of the Parquet copy of an input file that has this name.
+
+    It contains the hash of the copy's content, so a copy of this path is right whichever driver wrote it.
+    """
+    return f"{INPUT_FOLDER}/{_readable(name)}-{content_hash[:_HASH_DIGITS]}.parquet"
 
 
 class PartFileName(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.storage.stores import Stores
-from actors.storage.uris import S3_SCHEME, normalise, not_a_place
+from actors.storage.uris import HUB_SCHEME, S3_SCHEME, normalise, not_a_place
 from schemas.errors import RowError, SpecError
 from schemas.output_layout import IMAGES_FOLDER, output_of_image
 
@@ -104,7 +104,7 @@ def resolve(uri: str, beside: str, folders: Sequence[str] = ()) -> str:
         raise RowError("disallowed_uri", str(error)) from error
     own = folder if own_output is None else f"{own_output}/{IMAGES_FOLDER}"
     own = _bucket(beside) if beside.startswith(S3_SCHEME) else own
-    roots = [own, *folders]
+    roots = [*folders] if beside.startswith(HUB_SCHEME) else [own, *folders]
     if not resolved.startswith(S3_SCHEME):
         # A link can lead anywhere, so what counts is its target.
         resolved = os.path.realpath(resolved)

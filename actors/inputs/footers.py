@@ -71,11 +71,15 @@ class _FooterOnly(io.RawIOBase):
         return data
 
 
-def read_footer(storage: Storage, uri: str) -> tuple[int, pa.Schema]:
-    """(number of rows, schema) of a Parquet file; SpecError where the file cannot be read or is encrypted."""
+def read_footer(storage: Storage, uri: str, copy_of: str = "") -> tuple[int, pa.Schema]:
+    """(number of rows, schema) of a Parquet file; SpecError where the file cannot be read or is encrypted.
+
+    `copy_of`: the file of which it is a copy, as messages name it.
+    """
+    name = copy_of or uri
     try:
         with (
-            parquet_errors_as(SpecError, f"input.path: {uri} is not a readable Parquet file"),
+            parquet_errors_as(SpecError, f"input.path: {name} is not a readable Parquet file"),
             _FooterOnly(_tail_with_footer(storage, uri, FIRST_READ_BYTES)) as source,
             # Without a buffer (buffer_size=0) it would read all columns before it looks at the first.
             pq.ParquetFile(source, buffer_size=1, pre_buffer=False) as parquet,
@@ -85,7 +89,7 @@ def read_footer(storage: Storage, uri: str) -> tuple[int, pa.Schema]:
             return num_rows, schema
     except _EncryptedError as error:
         raise SpecError(
-            f"input.path: {uri} is encrypted, and darkroom has no keys; write it without encryption"
+            f"input.path: {name} is encrypted, and darkroom has no keys; write it without encryption"
         ) from error
 
 

@@ -17,7 +17,8 @@ from actors.inputs.column_reader import BATCH_ROWS, ColumnReader
 from actors.inputs.damaged_pages import is_damage
 from actors.inputs.footer_statistics import FooterStatistics
 from actors.inputs.texts import Problems, is_text
-from actors.inputs.values import as_kept, as_kind, is_present, presence
+from actors.inputs.values import as_kept, as_kind, cells_as_kind, is_present, presence
+from schemas.columns.cells import is_cell
 from schemas.columns.column_types import storage_type
 from schemas.columns.control_lists import first_given, has_images, images_apart
 from schemas.columns.fields import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS
@@ -346,7 +347,8 @@ class InputFile:
                 if name == "controls" and has_images(array.type):
                     array, images = images_apart(array)
                     problems = self._add_images(fields, images) | problems
-                fields[name], field_problems = as_kind(array, name)
+                convert = cells_as_kind if self._has_cells(column) else as_kind
+                fields[name], field_problems = convert(array, name)
                 problems = field_problems | problems
         present = {
             field: is_present(fields[field]) if field in fields else np.ones(num_rows, dtype=bool)
@@ -370,6 +372,9 @@ class InputFile:
             keep=keep,
             problems=problems | lost,
         )
+
+    def _has_cells(self, column: str) -> bool:
+        return column not in self._folders and is_cell(self._types.field(column).type)
 
     def _add_images(self, fields: dict[str, pa.Array], images: Mapping[str, pa.Array]) -> Problems:
         """Add the images of `controls` to the fields, over those of columns; the problems of rows."""

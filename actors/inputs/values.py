@@ -1,7 +1,8 @@
 """A column of the input in darkroom's type for it, and the errors of rows whose value cannot be used."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,14 @@ from actors.inputs.texts import (
 )
 from actors.inputs.value_sizes import size_problems
 from actors.storage.uris import not_a_place
-from schemas.columns.column_types import dense, id_type, kept_type
-from schemas.columns.fields import FIELD_KINDS
+from schemas.columns.cells import value_reader
+from schemas.columns.column_types import dense, fits, id_type, kept_type, needed
+from schemas.columns.fields import FIELD_KINDS, TEXT_FIELDS
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.errors import RowError
 from schemas.systems.control_parameters import ENTRY_KEYS
 from schemas.systems.schedulers import options_text
+from schemas.wording.printable import shortened
 
 MAX_KEPT_VALUE_BYTES = 16 << 20
 """The largest value in a kept column that is not text. An image of eight megapixels fits."""
@@ -83,6 +86,43 @@ def as_kind(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
     if pa.types.is_nested(array.type):
         problems |= invalid_value_problems(array, field, dense(array.type))
     return _as_values(nulled(array, problems), FIELD_KINDS[field]), problems
+
+
+def cells_as_kind(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
+    """(values, problems) of a field whose column has cells. An empty one is null, except as prompt or id."""
+    array = _as_storage(array)
+    if not is_text(array.type) and not fits(field, array.type):
+        array = array.cast(pa.string())
+    if not is_text(array.type) or field in TEXT_FIELDS or FIELD_KINDS[field] == "id":
+        return as_kind(array, field)
+    array = array.cast(pa.string())
+    blank = pc.equal(pc.utf8_trim_whitespace(array), "")
+    array = pc.if_else(blank, pa.scalar(None, pa.string()), array)
+    if FIELD_KINDS[field] == "weights by name":
+        array = pa.array([text and _as_object(text) for text in array.to_pylist()], pa.string())
+    if (reader := value_reader(field)) is None:
+        return as_kind(array, field)
+    return _read_cells(pc.utf8_trim_whitespace(array), field, *reader)
+
+
+def _read_cells(
+    array: pa.Array, field: str, arrow_type: pa.DataType, read: Callable[[str], Any]
+) -> tuple[pa.Array, Problems]:
+    """(values, problems) of a field's texts, of which `read` makes values or raises ValueError."""
+    try:
+        if not pa.types.is_nested(arrow_type):
+            return array.cast(arrow_type), {}  # This is fast, and mostly all of them fit.
+    except pa.ArrowInvalid:
+        pass
+    values, problems = [], {}
+    for row, text in enumerate(array.to_pylist()):
+        try:
+            values.append(None if text is None else read(text))
+        except ValueError:
+            values.append(None)
+            message = f"`{field}` is {shortened(text)!r}, and it needs {needed(field)}"
+            problems[row] = RowError("invalid_value", message)
+    return pa.array(values, arrow_type), problems
 
 
 def _as_storage(array: pa.Array) -> pa.Array:
@@ -171,6 +211,17 @@ def _as_weights(array: pa.Array) -> pa.Array:
     else:
         return array.cast(pa.string())
     return pa.array([None if row is None else _object_text(row) for row in of_rows], pa.string())
+
+
+def _as_object(text: str) -> str:
+    """The text; a JSON list of objects with a name and a weight, as an output has it, as an object."""
+    if not text.lstrip().startswith("["):
+        return text
+    try:
+        pairs = [(str(each["name"]), each["weight"]) for each in json.loads(text)]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return text  # The checks say what is wrong with it.
+    return _object_text(pairs)
 
 
 def _as_controls(array: pa.Array) -> pa.Array:

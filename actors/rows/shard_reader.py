@@ -51,8 +51,12 @@ class ShardReader:
             self._refuse_changed(shard)
 
     def _refuse_changed(self, shard: Shard) -> None:
-        storage = self._stores.of(shard.uri)
-        stored = storage.stat(shard.uri)
+        storage = self._stores.of(shard.rows_uri)
+        stored = storage.stat(shard.rows_uri)
+        if shard.copy:  # Its name has the hash of its content, and its source may be out of a worker's reach.
+            if stored is None:
+                raise missing_copy_error(shard.copy)
+            return
         if stored is None or stored.etag != shard.etag:
             raise changed_input_error(shard.uri)
         # The file is read whole for this once on a machine, unless its times change.
@@ -89,7 +93,7 @@ class ShardReader:
         if self._cursor is None or self._cursor.uri != shard.uri:
             self.close()
             self._refuse_changed(shard)
-            source = self._stores.of(shard.uri).open(shard.uri)
+            source = self._stores.of(shard.rows_uri).open(shard.rows_uri)
             file = InputFile(source, self._job.columns, shard.uri, self._beat)
             judge = UriJudge(shard.uri, self._job.spec.input.pictures)
             self._cursor = _Cursor(shard.uri, file, self._router, judge)
@@ -101,6 +105,14 @@ def changed_input_error(uri: str) -> RefusedError:
     return RefusedError(
         f"{uri} changed after this job was planned; a job's input must stay as it is until the job is done. "
         "Put it back, or start a job with an output of its own"
+    )
+
+
+def missing_copy_error(uri: str) -> RefusedError:
+    """The error of a copy in the output that is no longer there."""
+    return RefusedError(
+        f"{uri}, the copy of an input file, was deleted after this job was planned. Put it back, or start a "
+        "job with an output of its own"
     )
 
 

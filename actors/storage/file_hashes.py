@@ -4,15 +4,14 @@ import hashlib
 import json
 import os
 import re
-import threading
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from actors.storage.long_reading import LongReading
 from models.caches import cache_folder
-from schemas.wording.amounts import size_text
 
 KEPT_BYTES = 1 << 20
 """The size of a file from which its hash is kept for later processes. Smaller ones are read as fast."""
@@ -25,10 +24,6 @@ BLOCK_BYTES = 1 << 20
 """Bytes that are read at a time."""
 MAX_KNOWN = 10_000
 """Files of which a process knows the hashes without looking into the cache."""
-TELL_AFTER_S, TELL_EVERY_S = 2.0, 10.0
-"""How long files are read before anybody is told, and how often then, in seconds."""
-MAX_PAUSE_S = 0.5
-"""A longer time without a block is not spent on hashing."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,39 +39,7 @@ class _State(NamedTuple):
 
 _known: dict[str, tuple[_State, str]] = {}
 """The state and the hash of files, by path."""
-
-
-class _Reading:
-    """The reading of all files of this process that are hashed, which is told of if it takes long."""
-
-    def __init__(self) -> None:
-        self.tell: Callable[[str], None] = lambda line: None
-        self._lock = threading.Lock()
-        self._last_block = 0.0
-        self._seconds = 0.0
-        self._next_told = TELL_AFTER_S
-        self._num_bytes = 0
-
-    def add(self, path: str, num_bytes: int) -> None:
-        """Count a block of a file. Several threads may call this."""
-        with self._lock:
-            now = time.monotonic()
-            pause = now - self._last_block
-            self._last_block = now
-            self._num_bytes += num_bytes
-            self._seconds += pause if pause < MAX_PAUSE_S else 0.0
-            if self._seconds < self._next_told:
-                return
-            self._next_told = self._seconds + TELL_EVERY_S
-            self.tell(f"hashing files, which is done once: {size_text(self._num_bytes)} read, now {path}")
-
-
-_reading = _Reading()
-
-
-def tell_of_hashing(tell: Callable[[str], None]) -> None:
-    """Call `tell` with a line now and then while this process reads files for a long time."""
-    _reading.tell = tell
+_reading = LongReading("hashing files, which is done once")
 
 
 def sha256_of(path: str, beat: Callable[[], None] = lambda: None) -> str:

@@ -8,6 +8,7 @@ from schemas.errors import RowError, SpecError
 from schemas.wording.printable import shortened
 
 S3_SCHEME = "s3://"
+HUB_SCHEME = "hf://"
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _SIGNATURE = re.compile(

@@ -234,8 +234,11 @@ def to_json(record: StoredRecord) -> bytes:
     return json.dumps(values, indent=2, ensure_ascii=False).encode()
 
 
-def plan_of_record(record: JobRecord) -> Plan:
-    """The recorded plan without a comparison, for commands that have no spec."""
+def plan_of_record(record: JobRecord, path: str = "") -> Plan:
+    """The recorded plan without a comparison, for commands that have no spec.
+
+    `path`: that of the output, which may have moved; empty: as it was recorded.
+    """
     columns = ColumnMap(
         fields=record.identity["columns"],
         recognised={},
@@ -243,5 +246,8 @@ def plan_of_record(record: JobRecord) -> Plan:
         keep=dict.fromkeys(record.spec.input.keep, pa.null()),
         id_type=pa.null(),
     )
-    job = Job(spec=record.spec, models=record.models, columns=columns, schema=b"")
+    spec = record.spec
+    if path:
+        spec = spec.model_copy(update={"output": spec.output.model_copy(update={"path": path})})
+    job = Job(spec=spec, models=record.models, columns=columns, schema=b"")
     return Plan(job=job, files=record.files, nums_of_files=record.nums_of_files)

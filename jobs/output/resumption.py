@@ -10,6 +10,8 @@ from typing import NamedTuple, TypeVar
 
 from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
+from actors.storage.uris import normalise
+from jobs.intake.taking_in import EarlierInput
 from jobs.output.content_hashes import changed_files
 from jobs.output.job_record import JobRecord
 from jobs.planning.plan import Plan
@@ -32,12 +34,19 @@ _SpecT = TypeVar("_SpecT", ComponentSpec, ControlNetSpec)
 
 
 def survey_of(spec: JobSpec, record: JobRecord | None) -> Survey:
-    """The survey of a job that is new (None), or has begun: then of the Hub's commits that it began with.
+    """The survey of a job that is new (None), or has begun: then of the Hub's commits that it began with, and
+    of the copies of its input that the output has.
 
     A branch may move in the meantime. The spec may name the commit then, or what it named before.
     """
     if record is None:
         return make_survey(spec)
+    paths = record.spec.input.path
+    earlier = EarlierInput(
+        paths=[paths] if isinstance(paths, str) else paths,
+        files=record.files,
+        output=normalise(spec.output.path),
+    )
     models, pins = dict(spec.models), {}
     for name in models.keys() & record.models.keys():
         card, recorded, present = record.models[name], record.spec.models[name], models[name]
@@ -66,7 +75,7 @@ def survey_of(spec: JobSpec, record: JobRecord | None) -> Survey:
         if present.ip_adapters and present.ip_adapters == recorded.ip_adapters:
             adapters = {key: ip_adapter_spec(each) for key, each in card.ip_adapters.items()}
             pins[name] = pins.get(name, present).model_copy(update={"ip_adapters": adapters})
-    return make_survey(spec.model_copy(update={"models": models}), pins)
+    return make_survey(spec.model_copy(update={"models": models}), pins, earlier)
 
 
 def _at_commits(

@@ -47,7 +47,7 @@ def _scan(plan: Plan, file: PlannedFile, shards: list[Shard], router: Router, st
     # A repeated id is what a worker looks at last.
     codes = {shard.index: Counter({"duplicate_row_id": len(shard.repeated)}) for shard in shards}
     num_before: Counter[str] = Counter()
-    with opened_input(file.uri, plan.job, stores) as opened:
+    with opened_input(file.uri, plan.rows_uri(file), plan.job, stores) as opened:
         for checked_batch in checked_batches(opened, file.uri, plan.job, router):
             for model, number, code in _problems(checked_batch, num_before):
                 if shard := by_start.get((model, number - number % plan.shard_rows)):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from actors.images.encoding import TYPICAL_BYTES_PER_PIXEL, TYPICAL_DEPTH_BYTES_PER_PIXEL
 from actors.storage.stores import Stores
+from actors.storage.uris import join, normalise
 from jobs.planning.prompt_signs import count_signs
 from jobs.planning.row_ids import find_repeated
 from jobs.planning.row_keys import RowKeys
@@ -93,6 +94,10 @@ class Plan:
                 index = end
             yield file, by_model
 
+    def rows_uri(self, file: PlannedFile) -> str:
+        """The URI of the Parquet file with the rows of a file: its copy in the output, or the file itself."""
+        return join(normalise(self.job.spec.output.path), file.copy) if file.copy else file.uri
+
     @property
     def shard_rows(self) -> int:
         """The number of rows of a shard that is not its file's last."""
@@ -137,6 +142,7 @@ class ShardFinder:
             file_name=self._file_names[file.uri],
             etag=file.etag,
             sha256=file.sha256,
+            copy=self._plan.rows_uri(file) if file.copy else "",
             model=model,
             start=start,
             stop=stop,

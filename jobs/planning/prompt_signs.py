@@ -55,7 +55,8 @@ def count_signs(survey: Survey, stores: Stores) -> PromptSigns:
     for file in _chosen(survey.files):
         uri = file.stored.uri
         try:
-            with InputFile(stores.of(uri).open(uri), survey.job.columns, uri) as opened:
+            source = stores.of(file.rows_uri).open(file.rows_uri)
+            with InputFile(source, survey.job.columns, uri) as opened:
                 num_rows += _count(opened, survey.job.columns, counts)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise SpecError(f"input.path: {uri} cannot be read: {error}") from error

@@ -62,7 +62,7 @@ def _rows_with(
     """(URI, row number, id) of each row with one of these keys. Different ids may have one key by chance."""
     for file in files:
         uri = file.stored.uri
-        with InputFile(stores.of(uri).open(uri), columns, uri) as opened:
+        with InputFile(stores.of(file.rows_uri).open(file.rows_uri), columns, uri) as opened:
             for first_row, ids in _ids(opened):
                 for position in np.flatnonzero(np.isin(_keys(ids), searched_keys)).tolist():
                     yield uri, first_row + position, ids[position]

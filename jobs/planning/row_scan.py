@@ -142,6 +142,7 @@ class _FileScan:
             uri=self.file.stored.uri,
             size_bytes=self.file.stored.size_bytes,
             etag=self.file.stored.etag,
+            copy=self.file.copy.name if self.file.copy else "",
             num_rows=self.file.num_rows,
             rows_by_model=dict(sorted(self.rows_by_model.items())),
             repeated=self.repeated,
@@ -237,7 +238,7 @@ def add_keys(row_keys: RowKeys, files: Iterable[SurveyedFile], job: Job, stores:
     """Add the keys of the ids, if the input has ids, of files of which nothing else is read."""
 
     def add(file: SurveyedFile) -> None:
-        with opened_input(file.stored.uri, job, stores) as opened:
+        with opened_input(file.stored.uri, file.rows_uri, job, stores) as opened:
             for keys in id_keys(opened):
                 row_keys.add(keys)
 
@@ -251,7 +252,7 @@ def _scan(
     uri = scan.file.stored.uri
     if not scan.file.num_rows:  # Such a file may lack columns that all others have.
         return
-    with opened_input(uri, job, stores) as opened:
+    with opened_input(uri, scan.file.rows_uri, job, stores) as opened:
         _check_ids(opened, uri, job)
         scan.contradictions = opened.contradictions()
         if keys and "row_id" in job.columns.fields:
@@ -264,10 +265,13 @@ def _scan(
 
 
 @contextmanager
-def opened_input(uri: str, job: Job, stores: Stores) -> Iterator[InputFile]:
-    """The opened file of the input; SpecError where it cannot be read to its end."""
+def opened_input(uri: str, rows_uri: str, job: Job, stores: Stores) -> Iterator[InputFile]:
+    """The opened file of the input; SpecError where it cannot be read to its end.
+
+    `rows_uri`: that of the Parquet file with its rows, which may be a copy.
+    """
     try:
-        with InputFile(stores.of(uri).open(uri), job.columns, uri) as opened:
+        with InputFile(stores.of(rows_uri).open(rows_uri), job.columns, uri) as opened:
             yield opened
     # Any other ValueError would be a mistake of the checks, and not of the file.
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from actors.storage.objects import ListedObject, Storage
+from actors.storage.objects import ListedObject
+from jobs.intake.input_stores import Source
 
 ENDINGS = (".parquet", ".parq", ".pq")
 """The endings of Parquet files, in lower or upper case. Files with one of these are not looked at."""
@@ -18,7 +19,7 @@ LOOKS_AT_ONCE = 16
 
 
 def split_parquet(
-    files: Iterable[ListedObject], storage: Storage
+    files: Iterable[ListedObject], storage: Source
 ) -> tuple[list[ListedObject], list[ListedObject]]:
     """(Parquet files, others): the files of a folder, each list in the order of the URIs."""
     by_ending: defaultdict[str, list[ListedObject]] = defaultdict(list)

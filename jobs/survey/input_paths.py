@@ -4,9 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from actors.storage.objects import ListedObject, Storage, StoredObject
-from actors.storage.stores import Stores
-from actors.storage.uris import S3_SCHEME, normalise
+from actors.storage.objects import ListedObject, StoredObject
+from actors.storage.uris import HUB_SCHEME, S3_SCHEME, normalise
+from jobs.intake.formats import split_texts
+from jobs.intake.hub_files import parse_hub_path
+from jobs.intake.input_stores import InputStores, Source
+from jobs.intake.taking_in import EarlierInput
 from jobs.survey.folder_files import split_parquet
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
@@ -42,9 +45,12 @@ class InputPath:
         return _matches(names, self.pattern) if self.pattern else not any(map(_is_hidden, names))
 
 
-def find_files(paths: Iterable[InputPath], stores: Stores) -> tuple[list[StoredObject], list[str]]:
-    """(files, notes): the input's Parquet files in the order of their URIs, each once, and a note for each
-    folder in which other files are passed over."""
+def find_files(paths: Iterable[InputPath], stores: InputStores) -> tuple[list[StoredObject], list[str]]:
+    """(files, notes): the input's files in the order of their URIs, each once, and a note for each folder in
+    which other files are passed over.
+
+    Of a folder these are its Parquet files or, if it has none, its text files.
+    """
     files_by_uri: dict[str, StoredObject] = {}
     notes = []
     for path in paths:
@@ -72,12 +78,28 @@ def _refuse_too_many(files: Sequence[StoredObject]) -> None:
         )
 
 
-def input_paths(spec: JobSpec, stores: Stores) -> list[InputPath]:
-    """The paths of input.path. A name with a pattern's signs is a pattern only if nothing has that name."""
-    return [_parse(path, stores.of(path)) for path in paths_of(spec)]
+def input_paths(spec: JobSpec, stores: InputStores, earlier: EarlierInput | None = None) -> list[InputPath]:
+    """The paths of input.path. A name with a pattern's signs is a pattern only if nothing has that name.
+
+    Those on the Hub are at the commits with which the job began, if it had the same paths, or at today's.
+    """
+    paths = [
+        _at_commit(path, stores, earlier) if path.startswith(HUB_SCHEME) else path for path in paths_of(spec)
+    ]
+    return [_parse(path, stores.of(path)) for path in paths]
 
 
-def _parse(path: str, storage: Storage) -> InputPath:
+def _at_commit(path: str, stores: InputStores, earlier: EarlierInput | None) -> str:
+    hub_path = parse_hub_path(path)
+    if earlier and path in map(_normalised_path, earlier.paths) and not hub_path.is_pinned:
+        files = [parse_hub_path(file.uri) for file in earlier.files if file.uri.startswith(HUB_SCHEME)]
+        commits = {file.revision for file in files if file.repository == hub_path.repository}
+        if len(commits) == 1:
+            return str(hub_path._replace(revision=commits.pop()))
+    return str(stores.hub.at_commit(hub_path))
+
+
+def _parse(path: str, storage: Source) -> InputPath:
     names = path.split("/")
     signs = [index for index, name in enumerate(names) if any(sign in name for sign in _WILDCARDS)]
     if not signs or storage.stat(path):
@@ -92,25 +114,25 @@ def _names(path: InputPath, others: Sequence[ListedObject]) -> str:
     """How many files these are, and some of their names."""
     names = [file.uri.removeprefix(f"{path.name}/") for file in others]
     packed = any(".parquet." in name.lower() for name in names)
-    return f"{counted(len(names), 'file')} without Parquet in them, such as {listed(names[:MAX_NAMED])}" + (
+    return f"{counted(len(names), 'file')}, such as {listed(names[:MAX_NAMED])}" + (
         "; a file that is compressed as a whole must be unpacked" if packed else ""
     )
 
 
 def _nothing_at(path: InputPath, others: Sequence[ListedObject]) -> str:
     if others:
-        return f"input.path: there is no Parquet file in {path}, only {_names(path, others)}"
+        return f"input.path: there is no file with rows in {path}, only {_names(path, others)}"
     # Nobody means a `*` as part of a name.
     escaped = [f"[{sign}] for `{sign}`" for sign in "?[" if any(sign in name for name in path.pattern)]
     hint = f". If this is the name itself, write {' and '.join(escaped)}" if escaped else ""
-    return f"input.path: there is no Parquet file at {path} (a file, a folder or a pattern){hint}"
+    return f"input.path: there is no file with rows at {path} (a file, a folder or a pattern){hint}"
 
 
 def _check_name(uri: str) -> None:
     """Raise SpecError for a file name that is not valid UTF-8: workers and the job's record need the name."""
     try:
         uri.encode()
-        normalised("input.path", uri)
+        _normalised_path(uri)
     except UnicodeEncodeError as error:
         raise SpecError(f"input.path: {uri!r} has a name that is not valid UTF-8; rename it") from error
 
@@ -120,7 +142,15 @@ def paths_of(spec: JobSpec) -> list[str]:
     for folder in spec.input.pictures:
         normalised("input.pictures", folder)
     paths = [spec.input.path] if isinstance(spec.input.path, str) else spec.input.path
-    return [normalised("input.path", path) for path in paths]
+    return [*map(_normalised_path, paths)]
+
+
+def _normalised_path(path: str) -> str:
+    """The normalised path of input.path, which may be one on the Hub; SpecError where it is not valid."""
+    if path.lower().startswith(HUB_SCHEME):
+        parse_hub_path(path)
+        return path.rstrip("/")
+    return normalised("input.path", path)
 
 
 def normalised(key: str, path: str) -> str:
@@ -131,8 +161,8 @@ def normalised(key: str, path: str) -> str:
         raise SpecError(f"{key}: {error}") from error
 
 
-def _expand(path: InputPath, storage: Storage) -> tuple[list[StoredObject], list[ListedObject]]:
-    """(files, others): the Parquet files at a path, and what else its folder has."""
+def _expand(path: InputPath, storage: Source) -> tuple[list[StoredObject], list[ListedObject]]:
+    """(files, others): the files with rows at a path, and what else its folder has."""
     is_bucket = path.name.startswith(S3_SCHEME) and "/" not in path.name.removeprefix(S3_SCHEME)
     stored = None if is_bucket or path.pattern else storage.stat(path.name)
     if stored is not None:
@@ -140,6 +170,8 @@ def _expand(path: InputPath, storage: Storage) -> tuple[list[StoredObject], list
     listed_files = (file for file in storage.list_sizes(path.name) if path.includes(file.uri))
     included = sorted(listed_files, key=lambda file: file.uri)
     files, others = (included, []) if path.pattern else split_parquet(included, storage)
+    if not files:
+        files, others = split_texts(others, path.name)
     found = (file if isinstance(file, StoredObject) else storage.stat(file.uri) for file in files)
     return [file for file in found if file], others
 

@@ -19,6 +19,9 @@ from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
 from actors.storage.uris import join
 from jobs.in_flight import map_in_flight
+from jobs.intake.input_stores import InputStores
+from jobs.intake.parquet_copies import CopyFolder, ParquetCopy
+from jobs.intake.taking_in import EarlierInput, take_in
 from jobs.survey.few_steps import few_step_notes
 from jobs.survey.input_paths import InputPath, find_files, input_paths, normalised
 from jobs.survey.route_checks import check_routes
@@ -47,6 +50,13 @@ class SurveyedFile:
 
     stored: StoredObject
     num_rows: int
+    copy: ParquetCopy | None = None
+    """The Parquet copy that is read; None: the file itself is read."""
+
+    @property
+    def rows_uri(self) -> str:
+        """The URI of the Parquet file with its rows."""
+        return self.copy.uri if self.copy else self.stored.uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +67,8 @@ class Survey:
     files: tuple[SurveyedFile, ...]
     notes: tuple[str, ...] = ()
     """What the user should know about the input's files and columns and about the routes, a line each."""
+    copies: CopyFolder | None = None
+    """It has the files' copies that are not in the output, as long as the survey lasts."""
 
     @property
     def num_rows(self) -> int:
@@ -64,16 +76,23 @@ class Survey:
         return sum(file.num_rows for file in self.files)
 
 
-def make_survey(spec: JobSpec, pins: Mapping[str, ModelSpec] = MappingProxyType({})) -> Survey:
+def make_survey(
+    spec: JobSpec,
+    pins: Mapping[str, ModelSpec] = MappingProxyType({}),
+    earlier: EarlierInput | None = None,
+) -> Survey:
     """The survey of everything that a job needs; SpecError for what is missing or does not fit.
 
     `pins`: by name, models at the commits of the Hub that are read, whatever their revisions name by now.
+    `earlier`: the input of a job that has begun.
     """
     stores = Stores(spec.errors.storage_deadline_s)
-    paths = input_paths(spec, stores)
+    input_stores = InputStores(stores, spec.errors.storage_deadline_s)
+    paths = input_paths(spec, input_stores, earlier)
     _check_output(spec, paths)
-    stored, notes = find_files(paths, stores)
-    files, schemas = _read_footers(stored, stores)
+    stored, notes = find_files(paths, input_stores)
+    taken_in = take_in(stored, input_stores, earlier)
+    files, schemas = _read_footers(stored, taken_in.copies, stores)
     if not any(file.num_rows for file in files):
         raise SpecError(f"input.path: no rows in {', '.join(map(str, paths))}")
     columns = map_columns(schemas, spec.input, used_fields(spec))
@@ -94,8 +113,8 @@ def make_survey(spec: JobSpec, pins: Mapping[str, ModelSpec] = MappingProxyType(
     for name, model in job.checkpoints.items():
         check_weights(name, model, with_checker=spec.safety.checker == "on")
     of_routes = few_step_notes(spec, models)
-    notes = [*column_notes(schemas, columns, spec), *notes, *lora_notes, *of_routes]
-    return Survey(job=job, files=files, notes=tuple(notes))
+    notes = [*taken_in.notes, *column_notes(schemas, columns, spec), *notes, *lora_notes, *of_routes]
+    return Survey(job=job, files=files, notes=tuple(notes), copies=taken_in.folder)
 
 
 def _with_adapters(
@@ -118,15 +137,22 @@ def _with_adapters(
 
 
 def _read_footers(
-    stored: Sequence[StoredObject], stores: Stores
+    stored: Sequence[StoredObject], copies: Mapping[str, ParquetCopy], stores: Stores
 ) -> tuple[tuple[SurveyedFile, ...], InputSchemas]:
     """(files, schemas): each file's number of rows, and the columns of the files that have rows."""
+
+    def footer_of(file: StoredObject) -> tuple[int, pa.Schema]:
+        copy = copies.get(file.uri)
+        return (
+            read_footer(stores.of(copy.uri), copy.uri, file.uri)
+            if copy
+            else read_footer(stores.of(file.uri), file.uri)
+        )
+
     files, schemas = [], InputSchemas()
-    footers = map_in_flight(
-        lambda file: read_footer(stores.of(file.uri), file.uri), stored, at_once=FOOTERS_AT_ONCE
-    )
+    footers = map_in_flight(footer_of, stored, at_once=FOOTERS_AT_ONCE)
     for file, (num_rows, schema) in zip(stored, footers, strict=True):
-        files.append(SurveyedFile(stored=file, num_rows=num_rows))
+        files.append(SurveyedFile(stored=file, num_rows=num_rows, copy=copies.get(file.uri)))
         if num_rows:  # Writers make null columns, or none, of no rows.
             schemas.add(file.uri, schema)
     return tuple(files), schemas

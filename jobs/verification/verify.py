@@ -42,7 +42,7 @@ def verify_output(path: str, console: Console) -> None:
     """Compare every part with the input; DarkroomError where anything is wrong or missing."""
     output = open_output(path)
     record = require_record(output)
-    plan = plan_of_record(record)
+    plan = plan_of_record(record, output.path)
     parts = list_parts(output, record.shard_names)
     stores = Stores(plan.job.spec.errors.storage_deadline_s)
     verifier = _Verifier(output, record, plan, parts)
@@ -81,19 +81,21 @@ def _input_faults(plan: Plan, stores: Stores) -> list[str]:
     columns = plan.job.columns.columns()
 
     def fault_of(file: PlannedFile) -> str:
-        return _input_fault(stores.of(file.uri), file, columns)
+        rows_uri = plan.rows_uri(file)
+        return _input_fault(stores.of(rows_uri), file, rows_uri, columns)
 
     return [*filter(None, map_in_flight(fault_of, plan.files, at_once=FOOTERS_AT_ONCE))]
 
 
-def _input_fault(storage: Storage, file: PlannedFile, columns: Collection[str]) -> str:
-    """What is wrong with an input file; empty if it is as it was planned."""
-    stored = storage.stat(file.uri)
-    if stored is None or stored.etag != file.etag or not has_hash(storage, file):
-        state = "is gone" if stored is None else "has changed"
-        return f"the input {file.uri} {state} since the job was planned"
+def _input_fault(storage: Storage, file: PlannedFile, rows_uri: str, columns: Collection[str]) -> str:
+    """What is wrong with an input file, or with its copy; empty if it is as it was planned."""
+    stored = storage.stat(rows_uri)
+    if stored is None:
+        return f"the input {rows_uri} is gone since the job was planned"
+    if not file.copy and (stored.etag != file.etag or not has_hash(storage, file)):
+        return f"the input {file.uri} has changed since the job was planned"
     try:
-        with storage.open(file.uri) as source:
+        with storage.open(rows_uri) as source:
             footer = pq.read_metadata(source)
         missing = {*columns} - {*footer.schema.to_arrow_schema().names, *folder_columns(file.uri)}
     except (pa.ArrowException, OSError) as error:
@@ -112,7 +114,7 @@ def _expected_shards(plan: Plan, stores: Stores) -> Iterator[_ExpectedShard]:
     for file, upcoming in plan.shards_by_file():
         ids: defaultdict[str, list[Any]] = defaultdict(list)
         current = {model: next(upcoming[model], None) for model in upcoming}
-        for model, row_id in _ids(plan, stores.of(file.uri), file.uri, names[file.uri], router):
+        for model, row_id in _ids(plan, stores, file, names[file.uri], router):
             if (current_shard := current[model]) is None:
                 raise RefusedError(f"`rows_by_model` in {JOB_RECORD} does not match the rows of {file.uri}")
             ids[model].append(row_id)
@@ -121,10 +123,13 @@ def _expected_shards(plan: Plan, stores: Stores) -> Iterator[_ExpectedShard]:
                 current[model] = next(upcoming[model], None)
 
 
-def _ids(plan: Plan, storage: Storage, uri: str, name: str, router: Router) -> Iterator[tuple[str, Any]]:
+def _ids(
+    plan: Plan, stores: Stores, file: PlannedFile, name: str, router: Router
+) -> Iterator[tuple[str, Any]]:
     """(model, row_id) of every row of a file; `name` begins the ids of rows whose input has none."""
-    with InputFile(storage.open(uri), plan.job.columns, uri) as file:
-        for batch in file.read_routing(with_ids=True):
+    rows_uri = plan.rows_uri(file)
+    with InputFile(stores.of(rows_uri).open(rows_uri), plan.job.columns, file.uri) as opened:
+        for batch in opened.read_routing(with_ids=True):
             tasks, models = batch.fields.get("task"), batch.fields.get("model")
             positions, routes = router.resolve_batch(tasks, models, batch.num_rows)
             ids = batch.fields["row_id"].to_pylist() if "row_id" in batch.fields else None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
+from schemas.columns.cells import is_cell
 from schemas.columns.fields import FIELD_KINDS
 from schemas.errors import SpecError
 from schemas.systems.control_parameters import CONTROL_IMAGES, ENTRY_KEYS, nearest_key
@@ -96,7 +97,7 @@ def id_type(arrow_type: pa.DataType) -> pa.DataType:
 
 def fits(field: str, arrow_type: pa.DataType) -> bool:
     """Whether a column of this type can fill a field."""
-    return _accepts(FIELD_KINDS[field], dense(storage_type(arrow_type)))
+    return is_cell(arrow_type) or _accepts(FIELD_KINDS[field], dense(storage_type(arrow_type)))
 
 
 _LIST_KEYS = {

@@ -20,7 +20,8 @@ class InputSpec(StrictModel):
     """The input rows, and the meaning of their columns."""
 
     path: str | list[str] = Field(min_length=1)
-    """A Parquet file, a folder, a pattern, or a list of these; local or s3://."""
+    """A file, a folder, a pattern, or a list of these; local, s3:// or hf://. The rows may be Parquet, lines
+    of text, CSV, TSV or JSON lines."""
     columns: dict[str, str | None] = Field(default_factory=dict)
     """Maps darkroom's field names to the input's columns: {prompt: caption}. null leaves a field unread."""
     keep: list[str] = Field(default_factory=list)

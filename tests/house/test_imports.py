@@ -50,6 +50,7 @@ HOUSE: Mapping[str, Order] = {
     ),
     "jobs": order(
         "signals in_flight",
+        "intake",
         "survey",
         "planning",
         "output",

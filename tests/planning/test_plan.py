@@ -399,7 +399,7 @@ def test_a_pattern_that_finds_nothing_says_how_its_signs_are_escaped(spec: JobSp
     path = f"{spec.input.path}/what?[1]"
 
     assert refusal(change(spec, input={"path": path})) == (
-        f"input.path: there is no Parquet file at {path} (a file, a folder or a pattern). "
+        f"input.path: there is no file with rows at {path} (a file, a folder or a pattern). "
         "If this is the name itself, write [?] for `?` and [[] for `[`"
     )
 
@@ -426,7 +426,7 @@ def test_an_input_that_is_not_there_is_refused(spec: JobSpec) -> None:
         str(Path(path).parent / "no" / "*"),
     ):
         assert refusal(change(spec, input={"path": [path, missing]})) == (
-            f"input.path: there is no Parquet file at {missing} (a file, a folder or a pattern)"
+            f"input.path: there is no file with rows at {missing} (a file, a folder or a pattern)"
         )
 
 

@@ -300,7 +300,7 @@ MISTAKES: list[tuple[Mistake, str]] = [
     (misspelt_column, "the input has no column `captoin` (did you mean `caption`?)"),
     (column_of_a_useless_type, "column `seed` is string, but the field `seed` needs whole numbers"),
     (empty_input, "input.path: no rows in"),
-    (no_input, "input.path: there is no Parquet file at "),
+    (no_input, "input.path: there is no file with rows at "),
     (unreadable_file, "rows.parquet is not a readable Parquet file"),
     (foreign_store, "input.path: 'https://example.com/rows.parquet': https:// is not supported; use s3://"),
     (

@@ -9,14 +9,8 @@ from pathlib import Path
 import pytest
 
 from actors.storage import file_hashes
-from actors.storage.file_hashes import (
-    BLOCK_BYTES,
-    KEPT_BYTES,
-    TELL_AFTER_S,
-    TELL_EVERY_S,
-    sha256_of,
-    tell_of_hashing,
-)
+from actors.storage.file_hashes import BLOCK_BYTES, KEPT_BYTES, sha256_of
+from actors.storage.long_reading import TELL_AFTER_S, TELL_EVERY_S, LongReading, tell_of_reading
 
 
 @pytest.fixture(autouse=True)
@@ -139,9 +133,9 @@ def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, cache: P
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a program is told of the hashing of its files."""
-    monkeypatch.setattr(file_hashes, "_reading", file_hashes._Reading())
+    monkeypatch.setattr(file_hashes, "_reading", LongReading("hashing files"))
     lines: list[str] = []
-    tell_of_hashing(lines.append)
+    tell_of_reading(lines.append)
     return lines
 
 

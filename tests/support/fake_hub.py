@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -44,7 +44,8 @@ def serve_hub(
 ) -> Iterator[tuple[str, list[str]]]:
     """Serve a Hub with these repositories; yield its address and the list of the requests that it answers.
 
-    A repository is a folder, or a list with one for each commit, the last of which all branches name.
+    A repository, of models or data sets, is a folder, or a list with one for each commit, the last of which
+    all branches name.
     `trouble` says with which status the request of a number, from 0 on, is refused instead; 0: it is not.
     """
     requests: list[str] = []
@@ -56,7 +57,8 @@ def serve_hub(
                 self.send_error(status)
                 return
             requests.append(f"{self.command} {self.path}")
-            parts = unquote(urlsplit(self.path).path).strip("/").removeprefix("api/models/").split("/")
+            path = urlsplit(self.path).path.strip("/").removeprefix("api/").removeprefix("models/")
+            parts = [unquote(name) for name in path.removeprefix("datasets/").split("/")]
             repository, rest = repositories.get("/".join(parts[:2])), parts[2:]
             if repository is None:
                 self.send_error(404)
@@ -72,9 +74,17 @@ def serve_hub(
                     self._answer(b"", {"X-Error-Code": "EntryNotFound"}, status=404)
                     return
                 headers = {"ETag": f'"{_blob_name(path)}"', "X-Repo-Commit": commit_of(folder)}
-                self._answer(path.read_bytes(), headers)
+                self._answer_range(path.read_bytes(), headers)
             elif rest[:1] == ["tree"]:
-                self._answer_json([_tree_entry(name, path) for name, path in _files(folder).items()])
+                below = "".join(f"{name}/" for name in rest[2:])
+                files = {name: path for name, path in _files(folder).items() if name.startswith(below)}
+                if not files:
+                    self._answer(b"", {"X-Error-Code": "EntryNotFound"}, status=404)
+                    return
+                entries = _folder_entries(files) + [_tree_entry(name, path) for name, path in files.items()]
+                if "recursive=true" not in self.path.lower():
+                    entries = [each for each in entries if "/" not in each["path"].removeprefix(below)]
+                self._answer_json(entries)
             else:
                 siblings = [_sibling(name, path) for name, path in _files(folder).items()]
                 self._answer_json({"id": "/".join(parts[:2]), "sha": commit_of(folder), "siblings": siblings})
@@ -83,6 +93,14 @@ def serve_hub(
 
         def _answer_json(self, answer: object) -> None:
             self._answer(json.dumps(answer).encode(), {})
+
+        def _answer_range(self, content: bytes, headers: Mapping[str, str]) -> None:
+            """Answer with the part of the content that the request asks for."""
+            first, _, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+            if last:
+                self._answer(content[int(first) : int(last) + 1], headers, status=206)
+            else:
+                self._answer(content, headers)
 
         def _answer(self, content: bytes, headers: Mapping[str, str], status: int = 200) -> None:
             self.send_response(status)
@@ -127,6 +145,12 @@ def _sibling(name: str, path: Path) -> dict[str, Any]:
     size, digest = path.stat().st_size, _blob_name(path)
     lfs = {"lfs": {"sha256": digest, "size": size, "pointerSize": 130}} if len(digest) == 64 else {}
     return {"rfilename": name, "size": size, "blobId": digest[:40], **lfs}
+
+
+def _folder_entries(files: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """The entries of the folders in which these files are, in the tree of a repository."""
+    folders = {str(folder) for name in files for folder in PurePosixPath(name).parents} - {"."}
+    return [{"type": "directory", "path": folder, "oid": "0" * 40, "size": 0} for folder in sorted(folders)]
 
 
 def _tree_entry(name: str, path: Path) -> dict[str, Any]:

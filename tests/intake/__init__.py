@@ -1,0 +1,1 @@
+"""Tests of inputs that are not Parquet, or are on the Hub."""
