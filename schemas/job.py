@@ -84,6 +84,8 @@ class Job:
     def embeddings(self) -> dict[str, Mapping[str, EmbeddingFile]]:
         """The learned tokens that prompts may have, by model and token."""
         return {name: card.embeddings for name, card in self.models.items()}
+
+    @property
     def ip_adapters(self) -> dict[str, Mapping[str, IpAdapterCard]]:
         """The IP-Adapters that rows may have, by model and name."""
         return {name: card.ip_adapters for name, card in self.models.items()}
@@ -104,7 +106,16 @@ class Job:
         spec["output"].pop("path")
         for section in (*spec["models"].values(), *spec["routes"].values()):
             # Jobs that were begun before there were these keys have no such entries.
-            for key in ("components", "loras", "recipe", "controlnets", *CONTROL, "ip_adapters", *IP_ADAPTER, "embeddings"):
+            for key in (
+                "components",
+                "loras",
+                "recipe",
+                "controlnets",
+                *CONTROL,
+                "ip_adapters",
+                *IP_ADAPTER,
+                "embeddings",
+            ):
                 if section.get(key) in (None, {}):
                     section.pop(key, None)
             if "embeddings" in section:

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from actors.checkpoints.checkpoint_folders import DEMO_SCHEME, is_folder_name
+from actors.checkpoints.checkpoint_folders import is_folder_name
 from actors.storage.uris import S3_SCHEME
+from models.demo_cache import SCHEME
 from schemas.errors import SpecError
 from schemas.spec.job_spec import ModelSpec
 
-_NOT_ON_THE_HUB = (DEMO_SCHEME, S3_SCHEME, "file://")
+_NOT_ON_THE_HUB = (SCHEME, S3_SCHEME, "file://")
 
 
 def refuse_idle_revisions(name: str, model: ModelSpec) -> None:

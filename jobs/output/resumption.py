@@ -22,8 +22,8 @@ from schemas.job import PlannedFile, ip_adapter_spec
 from schemas.output_layout import JOB_RECORD
 from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec
 from schemas.spec.component_spec import ComponentSpec
-from schemas.spec.job_spec import JobSpec, ModelSpec
-from schemas.systems.model_card import ComponentCard, ControlNetCard, ModelCard
+from schemas.spec.job_spec import JobSpec
+from schemas.systems.model_card import AdapterFile, ComponentCard, ControlNetCard, ModelCard
 from schemas.wording.amounts import counted
 
 MAX_DIFFERENCES = 10
