@@ -68,6 +68,6 @@ class BuiltModels:
         self.names = (name,)
         self.signs = SignsOfWork()
 
-    def get(self, name: str, nets: Collection[str] = ()) -> LoadedModel:
+    def get(self, name: str, nets: Collection[str] = (), ip_adapters: Collection[str] = ()) -> LoadedModel:
         """The model. It has no ControlNets."""
         return self._model

@@ -69,7 +69,7 @@ def text(value: object, most: int = MAX_TEXT) -> str:
     """The text that the page shows for a value, cut after so many characters."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+    if isinstance(value, list) and all(isinstance(each, dict) and "sha256" in each for each in value):
         shown = _adapters_text(value)
     else:
         shown = str(value)

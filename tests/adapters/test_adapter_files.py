@@ -244,7 +244,7 @@ def test_a_cache_that_cannot_be_written_is_the_operators_matter(
     [
         ("/none.safetensors", "there is no object s3://"),
         ("/old.bin", "old.bin is a pickle, which can run code"),
-        ("", "has no .safetensors file; old.bin can run code"),
+        ("", "has no .safetensors file; it has old.bin, but pickles can run code"),
         ("/cut.safetensors", "it is cut off or damaged"),
         ("?token=x", "query strings are not supported"),
     ],

@@ -103,9 +103,7 @@ BOTH = '{"chalk":-2.0,"ink":0.1}'
         # Columns from CSV files have empty texts.
         (pa.string(), "", "{}"),
         (
-            pa.large_list(
-                pa.struct([("weight", pa.int8()), ("name", pa.large_string()), ("note", pa.string())])
-            ),
+            pa.large_list(pa.struct([("weight", pa.int8()), ("name", pa.large_string())])),
             [{"name": "chalk", "weight": -2}, {"name": "ink", "weight": 0}, None],
             '{"chalk":-2.0}',
         ),

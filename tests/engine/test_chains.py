@@ -46,9 +46,11 @@ MODELS = {
     }.items()
 }
 STEPS: Record = {"num_inference_steps": 4}
+GENTLE: Record = {"noise_level": 10, "guidance_scale": 3.0}
+"""Of the upscaler with random weights: much guidance multiplies the rounding of the steps before it."""
 ROUTES: Record = {
     "text2img": {"model": "sd", **STEPS},
-    "upscale": {"model": "x4", **STEPS, "noise_level": 10},
+    "upscale": {"model": "x4", **STEPS, **GENTLE},
     "latent_upscale": {"model": "x2", **STEPS},
     "img2img": {"model": "sd", **STEPS, "strength": 0.6},
     "poster": {"task": "text2img", "model": "sd", **STEPS, "then": ["latent_upscale"], "keep_steps": True},
@@ -127,7 +129,7 @@ def redrawn_once(seed: int) -> list[Image.Image]:
 
 def again(seed: int) -> list[Image.Image]:
     cls, second = "StableDiffusionUpscalePipeline", redrawn_once(seed)[-1]
-    return [*call("upscale", cls, seed, image=second, noise_level=10, **STEPS).images]
+    return [*call("upscale", cls, seed, image=second, **GENTLE, **STEPS).images]
 
 
 def larger(seed: int) -> list[Image.Image]:

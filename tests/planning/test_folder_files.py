@@ -74,7 +74,7 @@ def test_a_folder_without_parquet_is_refused_with_what_it_has(folder: Path) -> N
     for name in (*PARQUET_NAMES, "labels.csv", "day=1/notes.txt"):
         (folder / name).unlink()
 
-    with pytest.raises(SpecError, match=r"there is no file with rows in .*/in, only 2 files .* such as .*"):
+    with pytest.raises(SpecError, match=r"there is no file with rows in .*/in, only 2 files, such as .*"):
         found(str(folder))
 
 

@@ -140,7 +140,7 @@ def test_a_finished_job_has_everything_that_goes_with_the_parts(demo: Ran) -> No
         "_darkroom/job.json",
         "_darkroom/manifest.jsonl",
         "_darkroom/summary.json",
-        *(f"data/train-0000{i}-of-00010.parquet" for i in range(10)),
+        *(f"data/train-{i:05d}-of-00011.parquet" for i in range(11)),
     }
 
 

@@ -133,7 +133,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, cache: P
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a program is told of the hashing of its files."""
-    monkeypatch.setattr(file_hashes, "_reading", LongReading("hashing files"))
+    monkeypatch.setattr(file_hashes, "_reading", LongReading("hashing files, which is done once"))
     lines: list[str] = []
     tell_of_reading(lines.append)
     return lines
