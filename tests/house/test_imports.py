@@ -57,6 +57,7 @@ HOUSE: Mapping[str, Order] = {
         "dispatch reports verification",
         "fleet preparation",
         "run retry replay",
+        "commands",
         "__main__",
     ),
 }

@@ -18,17 +18,13 @@ import yaml
 from rich.console import Console
 
 from actors.parts.part import LIBRARIES
-from jobs.__main__ import app, main
+from jobs.__main__ import COMMANDS, main
 from jobs.output.figures import RunFigures, Totals
 from jobs.reports.run_result import RunResult, print_result
 from models.demo_cache import KINDS
 from schemas import __version__
 from tests.support.checkpoints import paper_checkpoint
 from tests.support.running import ROOT
-
-COMMANDS = [
-    command.name or command.callback.__name__ for command in app.registered_commands if command.callback
-]
 
 Spec = dict[str, Any]
 

@@ -155,7 +155,7 @@ def main(engine: str, spec_path: str) -> None:
     # Workers import this module too, and need nothing of the driver's.
     from rich.console import Console
 
-    from jobs.__main__ import exit_codes
+    from jobs.commands.command_line import exit_codes
     from jobs.fleet.budget import judge
     from jobs.reports.run_result import print_result
     from jobs.run import run_job

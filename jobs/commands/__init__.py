@@ -1,0 +1,1 @@
+"""The commands of `darkroom`: a file for each kind, which imports what does the work when it runs."""
