@@ -46,6 +46,6 @@ def replay(
     ] = False,
 ) -> None:
     """Generate one row again, here and now, and compare it with the output, which is only read."""
-    from jobs.replay import replay_row
+    from jobs.trial.replay import replay_row
 
     replay_row(output, row_id, console(), alone=alone)

@@ -56,7 +56,7 @@ HOUSE: Mapping[str, Order] = {
         "output",
         "dispatch reports verification",
         "fleet preparation",
-        "run retry replay",
+        "run retry trial",
         "commands",
         "__main__",
     ),

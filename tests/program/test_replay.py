@@ -20,7 +20,7 @@ from actors.storage.output import open_output
 from jobs import replay
 from jobs.output.job_record import claim, require_record
 from jobs.planning.plan import make_plan
-from jobs.replay import find_row, replay_row
+from jobs.trial.replay import find_row, replay_row
 from jobs.survey.survey import make_survey
 from jobs.verification.row_comparison import environment_differences, image_difference
 from schemas.errors import DarkroomError, RefusedError, SpecError
