@@ -7,10 +7,12 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 from actors.checkpoints.model_cards import refuse_other_files
+from actors.engine.engine import Engine
 from actors.storage.output import Output, open_output
 from actors.storage.stores import Stores
 from actors.worker import Worker
@@ -33,14 +35,36 @@ def build_worker(job: Job, output: Output, *, num_cpus: int, engine: str = ENGIN
     if job.spec.batching.compile:
         # Before torch is imported, which sets the variable itself (2.13): to a folder of all versions.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled_folder()))
-    module, _, function = engine.partition(":")
     return Worker(
         job,
-        engine=getattr(import_module(module), function)(job, num_cpus),
+        engine=_make_engine(engine)(job, num_cpus),
         stores=Stores(job.spec.errors.storage_deadline_s),
         output=output,
         num_threads=num_cpus,
     )
+
+
+def load_ahead(engine: str = ENGINE) -> None:
+    """Import the engine's libraries on a thread, which takes seconds, while the caller does something else.
+
+    Errors come where the engine is built, which imports them again.
+    """
+
+    def try_to_import() -> None:
+        with suppress(Exception):
+            _make_engine(engine)
+
+    threading.Thread(target=try_to_import, daemon=True).start()
+
+
+def _make_engine(engine: str) -> Callable[[Job, int], Engine]:
+    """The function that builds the engine of this name."""
+    # When they are imported, both would warn of libraries that they do without.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    module, _, function = engine.partition(":")
+    make: Callable[[Job, int], Engine] = getattr(import_module(module), function)
+    return make
 
 
 class WorkerProcess:

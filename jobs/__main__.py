@@ -15,7 +15,7 @@ import typer
 
 from jobs.commands.command_line import console, exit_codes
 from jobs.commands.file_commands import demo_model, schema
-from jobs.commands.job_commands import plan, retry, run, submit, validate
+from jobs.commands.job_commands import plan, retry, run, submit, try_rows, validate
 from jobs.commands.output_commands import replay, report, status, verify
 from schemas import __version__
 
@@ -50,6 +50,7 @@ def options(
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "validate": validate,
     "plan": plan,
+    "try": try_rows,
     "run": run,
     "retry": retry,
     "submit": submit,

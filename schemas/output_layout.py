@@ -9,6 +9,8 @@ _darkroom/input/rows.csv-HASH.parquet       the rows of an input file that is no
 _darkroom/driver.json                       the lease: which driver runs the job, and how far it is
 _darkroom/summary.json, manifest.jsonl      written when the job is done
 README.md, contact-sheet.html, _SUCCESS     written when the job is done, _SUCCESS last
+
+Beside an output are those of its job's trials, OUTPUT.trials/0001 and so on, each with all of the above.
 """
 
 import re
@@ -63,6 +65,11 @@ def parse_record_file(path: str) -> int | None:
     """The number of the extension whose record has this path; None if it is no such path."""
     match = _EXTENSION_RECORD.match(path)
     return match and int(match[1])
+
+
+def trial_folder(output: str, number: int) -> str:
+    """The path of the output of a trial of a job, beside the job's own output. Trials count from 1."""
+    return f"{output}.trials/{number:04d}"
 
 
 def input_copy(name: str, content_hash: str) -> str:

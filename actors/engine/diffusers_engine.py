@@ -18,6 +18,7 @@ from actors.engine.engine import Generated
 from actors.engine.pipelines.kernels import kernel_settings
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
+from actors.engine.quirks.library_messages import hide_library_messages
 from actors.engine.quirks.torch_errors import device_errors
 from actors.engine.samples import Sample
 from actors.images.encoding import Pixels
@@ -153,6 +154,7 @@ class DiffusersEngine:
 
 def make_engine(job: Job, num_cpus: int) -> DiffusersEngine:
     """The engine of one worker process: on the GPU that Ray gave the process, or else on `num_cpus` CPUs."""
+    hide_library_messages()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Ray sets OMP_NUM_THREADS=1 in actors, and more threads than cores are ten times slower.
     torch.set_num_threads(num_cpus)

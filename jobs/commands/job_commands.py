@@ -39,6 +39,34 @@ def plan(
     show_plan(checked, console(), extend=extend, max_examples=bad_rows or MAX_EXAMPLES)
 
 
+def try_rows(
+    spec: SpecPath,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Rows to generate: some of each route, always the same.")
+    ] = 16,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="Generate this prompt instead; may be repeated.", metavar="TEXT"),
+    ] = None,
+    rows: Annotated[
+        str, typer.Option("--rows", help="Generate the rows with these ids instead.", metavar="ID,ID")
+    ] = "",
+    show: Annotated[bool, typer.Option("--open", help="Open the contact sheet in a browser.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Generate a few rows of a job here and now, beside its output, which is not touched.
+
+    Example: darkroom try configs/demo.yaml --limit 4
+    """
+    from jobs.trial.trial_run import Choice, open_sheet, run_trial
+
+    ids = tuple(filter(None, (row_id.strip() for row_id in rows.split(","))))
+    choice = Choice(limit=limit, prompts=tuple(prompts or ()), ids=ids)
+    result = run_trial(load_spec(spec, overrides or []), choice, console(), spec=str(spec))
+    if show:
+        open_sheet(result.output, console())
+
+
 def run(spec: SpecPath, extend: Extend = False, overrides: Overrides = None) -> None:
     """Run a job, or resume it, on the Ray cluster at RAY_ADDRESS or on this machine."""
     from jobs.fleet.budget import judge

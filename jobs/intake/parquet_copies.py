@@ -79,6 +79,12 @@ class CopyFolder:
             shutil.copyfileobj(_Counted(source, stored.uri), file, _BLOCK_BYTES)
         return self._named(path, stored)
 
+    def copy_table(self, rows: pa.Table, stored: StoredObject) -> ParquetCopy:
+        """A copy that has only these rows of a file."""
+        with self._written(stored.uri) as path:
+            pq.write_table(rows, path, compression="zstd")
+        return self._named(path, stored)
+
     @contextmanager
     def _unfinished(self) -> Iterator[str]:
         """The path of a file that is removed afterwards."""

@@ -1,6 +1,7 @@
 """The texts of `darkroom plan`: its tables, its bad rows, and the refusal of too many of them."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import PurePath
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from actors.storage.uris import S3_SCHEME
 from jobs.planning.graph_counts import graph_lines
 from jobs.planning.plan import Plan, expected_bytes, largest_part, make_plan
 from jobs.planning.readings import picture_lines, reading_lines
-from jobs.planning.row_scan import MAX_EXAMPLES, BadRow, Findings
+from jobs.planning.row_scan import MAX_EXAMPLES, BadRow, Findings, ReportProgress
 from jobs.survey.survey import Survey, SurveyedFile
 from schemas.errors import SpecError
 from schemas.job import NO_MODEL, Job
@@ -45,14 +46,19 @@ def check_rows(
     What it reads in its own way is printed, and what is to be compiled. `earlier`: the files that the job has
     already.
     """
-    columns = (TextColumn("checking rows"), BarColumn(30), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=surveyed.num_rows)
-        planned, findings = make_plan(
-            surveyed, lambda rows: progress.advance(task, rows), max_examples, earlier
-        )
+    with shown_rows(surveyed.num_rows, console) as report:
+        planned, findings = make_plan(surveyed, report, max_examples, earlier)
     _print_lines([*reading_lines(planned, findings), *graph_lines(planned.job, findings)], console)
     return planned, findings
+
+
+@contextmanager
+def shown_rows(num_rows: int, console: Console) -> Iterator[ReportProgress]:
+    """Show a bar on a terminal while rows are checked; the function that counts those which have been."""
+    columns = (TextColumn("checking rows"), BarColumn(30), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=num_rows)
+        yield lambda rows: progress.advance(task, rows)
 
 
 def refuse_hopeless(surveyed: Survey, findings: Findings, *, listed: bool = False) -> None:

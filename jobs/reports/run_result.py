@@ -1,6 +1,6 @@
 """The result of a run, for the terminal and the exit code."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from shlex import quote
 
@@ -54,7 +54,11 @@ def print_result(result: RunResult, console: Console, spec: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    commands = _next_commands(result, spec)
+    print_commands(_next_commands(result, spec), console)
+
+
+def print_commands(commands: Sequence[tuple[str, str]], console: Console) -> None:
+    """Print the commands that come next, each with its purpose."""
     width = max(len(command) for command, _ in commands)
     console.print("next:", highlight=False)
     for command, purpose in commands:

@@ -264,6 +264,7 @@ def test_the_rules_see_every_module() -> None:
         ("jobs.__main__", {"torch", "diffusers", "transformers", "ray", "pyarrow", "numpy"}),
         ("jobs.planning.plan_text", {"torch", "diffusers", "transformers", "ray"}),
         ("jobs.run", {"torch", "diffusers", "transformers"}),
+        ("jobs.trial.trial_run", {"torch", "diffusers", "transformers", "ray"}),
         ("jobs.verification.verify", {"torch", "diffusers", "transformers", "ray"}),
         ("jobs.reports.status", {"torch", "diffusers", "transformers", "ray"}),
     ],

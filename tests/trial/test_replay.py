@@ -17,11 +17,11 @@ from PIL import Image
 from rich.console import Console
 
 from actors.storage.output import open_output
-from jobs import replay
 from jobs.output.job_record import claim, require_record
 from jobs.planning.plan import make_plan
-from jobs.trial.replay import find_row, replay_row
 from jobs.survey.survey import make_survey
+from jobs.trial import replay
+from jobs.trial.replay import find_row, replay_row
 from jobs.verification.row_comparison import environment_differences, image_difference
 from schemas.errors import DarkroomError, RefusedError, SpecError
 from schemas.output_layout import MODELS_KEY, VERSIONS_KEY

@@ -1,0 +1,1 @@
+"""Facts about rows that are generated in one process: `darkroom try` and `darkroom replay`."""
