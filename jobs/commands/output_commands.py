@@ -25,7 +25,7 @@ def status(
 def report(output: OutputPath) -> None:
     """Write the contact sheet, an HTML page with a sample of the images. The job may be unfinished."""
     from actors.storage.output import open_output
-    from jobs.reports.contact_sheet import write_report
+    from jobs.reports.sheet.contact_sheet import write_report
 
     console().print(write_report(open_output(output)), highlight=False, soft_wrap=True)
 

@@ -4,8 +4,8 @@ from actors.storage.output import Output
 from jobs.output.figures import RunFigures, Totals, outcomes_text
 from jobs.output.job_record import JobRecord
 from jobs.output.parts import list_parts, totals_of
-from jobs.reports.contact_sheet import write_report
 from jobs.reports.manifest import write_manifest
+from jobs.reports.sheet.contact_sheet import write_report
 from jobs.reports.summary import read_summary, write_summary
 from schemas.errors import StorageError
 from schemas.output_layout import (

@@ -18,7 +18,7 @@ from jobs.output.job_record import claim
 from jobs.output.resumption import plan_of, survey_of
 from jobs.planning.plan import make_plan
 from jobs.planning.plan_text import print_plan
-from jobs.reports.thumbnails import text
+from jobs.reports.sheet.thumbnails import text
 from jobs.survey.survey import make_survey
 from schemas.errors import RefusedError
 from schemas.spec.job_spec import JobSpec

@@ -35,11 +35,17 @@ from actors.storage.stores import open_storage
 from actors.storage.uris import join
 from jobs.output.job_record import StoredRecord, to_json
 from jobs.output.parts import list_parts
-from jobs.reports.contact_sheet import Sheet, make_sheet, render, write_report
-from jobs.reports.even_choice import share, spread
-from jobs.reports.frames import MAX_FAILED_PARTS, MAX_FAILURES, MAX_FOOTERS, MAX_GROUPS, MAX_ROWS_PER_GROUP
 from jobs.reports.manifest import write_manifest
-from jobs.reports.thumbnails import CRISP_SIDE, THUMBNAIL_BYTES, THUMBNAIL_SIDE
+from jobs.reports.sheet.contact_sheet import Sheet, make_sheet, render, write_report
+from jobs.reports.sheet.even_choice import share, spread
+from jobs.reports.sheet.frames import (
+    MAX_FAILED_PARTS,
+    MAX_FAILURES,
+    MAX_FOOTERS,
+    MAX_GROUPS,
+    MAX_ROWS_PER_GROUP,
+)
+from jobs.reports.sheet.thumbnails import CRISP_SIDE, THUMBNAIL_BYTES, THUMBNAIL_SIDE
 from schemas.columns.output_columns import CONTROLS_TYPE, IMAGE_TYPE, WEIGHTS_TYPE
 from schemas.errors import RefusedError, RowError, SpecError
 from schemas.job import PlannedFile, fingerprint_of

@@ -14,7 +14,7 @@ from rich.console import Console
 from actors.storage.output import open_output
 from jobs.output.job_record import require_record
 from jobs.preparation import show_plan
-from jobs.reports.contact_sheet import make_sheet
+from jobs.reports.sheet.contact_sheet import make_sheet
 from jobs.reports.status import print_status
 from jobs.retry import retry_job
 from schemas.errors import RefusedError, SpecError

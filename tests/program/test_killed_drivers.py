@@ -10,8 +10,8 @@ from rich.console import Console
 
 from actors.storage.output import open_output
 from jobs.output.figures import Totals
-from jobs.reports.contact_sheet import make_sheet, write_report
 from jobs.reports.run_result import RunResult
+from jobs.reports.sheet.contact_sheet import make_sheet, write_report
 from jobs.reports.status import print_status
 from schemas.output_layout import CONTACT_SHEET, DATASET_CARD, MANIFEST, SUCCESS, SUMMARY
 from tests.support.engines import NaNEngine, NoiseEngine

@@ -22,9 +22,9 @@ from jobs.output.job_record import JobRecord, claim
 from jobs.output.lease import VALID_S
 from jobs.output.tally import Abandoned, Tally
 from jobs.planning.plan import make_plan
-from jobs.reports.contact_sheet import make_sheet, write_report
 from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult, print_result
+from jobs.reports.sheet.contact_sheet import make_sheet, write_report
 from jobs.reports.status import print_status, watch_status
 from jobs.reports.success import is_finished
 from jobs.reports.summary import read_summary

@@ -15,8 +15,8 @@ from jobs.output.figures import Totals, generated_text
 from jobs.output.job_record import require_record
 from jobs.output.part_footers import read_footers
 from jobs.output.parts import list_parts, totals_of
-from jobs.reports.even_choice import spread
-from jobs.reports.frames import IMAGE_BYTES, MAX_FOOTERS, Failure, Frame, sample_failures, sample_frames
+from jobs.reports.sheet.even_choice import spread
+from jobs.reports.sheet.frames import IMAGE_BYTES, MAX_FOOTERS, Failure, Frame, sample_failures, sample_frames
 from jobs.reports.summary import Summary, current_summary
 from models.demo_cache import RANDOM_KINDS
 from schemas.errors import RefusedError
@@ -25,7 +25,9 @@ from schemas.wording.amounts import size_text
 from schemas.wording.printable import escaped
 
 _RANDOM = {f"demo:{kind}" for kind in RANDOM_KINDS}
-_TEMPLATE = Path(__file__).with_name("contact_sheet.html")
+_FOLDER = Path(__file__).parent
+_STYLES = ("contact_sheet.css",)
+_SCRIPTS = ("contact_sheet.js",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +110,7 @@ def make_sheet(
 
 def render(sheet: Sheet) -> str:
     """The page: the template with the sheet as JSON inside, whose values the script shows as text only."""
-    template = _TEMPLATE.read_text(encoding="utf-8")
+    template = _template()
     sheet_json = json.dumps({**asdict(sheet), "rows_done": sheet.totals.rows}, ensure_ascii=False)
     # The JSON must not end its element or begin a comment, so these characters are written as JSON escapes.
     for character in "<>&":
@@ -120,6 +122,17 @@ def render(sheet: Sheet) -> str:
     }
     # All in one pass, because a prompt may contain {{title}}.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+
+
+def _template() -> str:
+    """The page without what comes from an output, with its style and its script inside."""
+    page = _read("contact_sheet.html")
+    return page.replace("{{style}}", _read(*_STYLES)).replace("{{script}}", _read(*_SCRIPTS))
+
+
+def _read(*names: str) -> str:
+    """These files of this folder, one after the other."""
+    return "".join((_FOLDER / name).read_text(encoding="utf-8") for name in names)
 
 
 def _policy(template: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.rows.routing import AnyRoute, ResolvedRoute
-from jobs.reports.thumbnails import Thumbnail
+from jobs.reports.sheet.thumbnails import Thumbnail
 
 Size = tuple[int, int]
 """Width and height in pixels."""

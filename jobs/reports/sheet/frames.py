@@ -16,9 +16,9 @@ from actors.rows.routing import Router
 from actors.storage.objects import Storage
 from actors.storage.output import Output
 from jobs.output.part_footers import PartFooter, RowGroup
-from jobs.reports.chain_steps import ChainStep, chain_steps
-from jobs.reports.even_choice import by_key, share
-from jobs.reports.thumbnails import KeptImage, Thumbnails, id_text, text, thumbnails_of
+from jobs.reports.sheet.chain_steps import ChainStep, chain_steps
+from jobs.reports.sheet.even_choice import by_key, share
+from jobs.reports.sheet.thumbnails import KeptImage, Thumbnails, id_text, text, thumbnails_of
 from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import RefusedError
 from schemas.systems.parameters import PARAMETERS

@@ -1,0 +1,1 @@
+"""The contact sheet: a page with a sample of the images."""
