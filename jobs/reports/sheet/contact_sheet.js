@@ -222,7 +222,12 @@ function filter() {
   for (const group of failureGroups) group.element.hidden = isFiltered && !shownCodes.has(group.name);
   byId("failures").hidden = isFiltered ? !failed.length : !failureGroups.length;
   for (const { facet, value, chip } of chips) chip.setAttribute("aria-pressed", String(picked[facet].has(value)));
-  byId("count").textContent = isFiltered
+  byId("frames").hidden = grid.isOn;
+  byId("grid").hidden = !grid.isOn;
+  byId("view-frames").setAttribute("aria-pressed", String(!grid.isOn));
+  byId("view-grid").setAttribute("aria-pressed", String(grid.isOn));
+  if (grid.isOn) visible = drawGrid(visible, failed.map((entry) => entry.record));
+  byId("count").textContent = isFiltered || visible.length < sheet.frames.length
     ? `Found on this page: ${number(visible.length)} of ${plural(sheet.frames.length, "frame", "frames")}, `
       + `${number(failed.length)} of ${plural(sheet.failures.length, "failed row", "failed rows")}.`
     : `On this page: ${plural(sheet.frames.length, "frame", "frames")} of ${plural(totals.images, "image", "images")}, `
@@ -236,6 +241,12 @@ function keepState(words) {
   const state = new URLSearchParams();
   if (words.length) state.set("q", byId("search").value);
   for (const [facet, values] of Object.entries(picked)) for (const value of values) state.append(facet, value);
+  if (grid.isOn !== isGridByDefault) state.set("view", grid.isOn ? "grid" : "frames");
+  if (grid.isOn && areAxesChosen()) {
+    state.set("x", grid.x.name);
+    state.set("y", grid.y ? grid.y.name : "");
+    for (const [name, value] of grid.picked) if (value !== ALL) state.set(`is.${name}`, value);
+  }
   const hash = state.toString();
   if (hash !== location.hash.slice(1)) history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
 }
@@ -246,6 +257,7 @@ function readState() {
     values.clear();
     for (const { facet: of, value } of chips) if (of === facet && state.getAll(facet).includes(value)) values.add(value);
   }
+  readGrid(state);
   filter();
 }
 byId("search").addEventListener("input", filter);
@@ -257,106 +269,3 @@ byId("clear").addEventListener("click", () => {
   byId("search").focus();
 });
 addEventListener("hashchange", readState);
-
-// Large view
-
-const large = byId("large");
-let current = null;
-function show(i) {
-  draw(sheet.frames[i]);
-  if (!large.open) large.showModal();
-}
-function draw(frame) {
-  current = frame;
-  const at = visible.indexOf(frame);
-  byId("stage-picture").replaceChildren(...pictures(frame));
-  byId("stage-picture").classList.toggle("deep", Boolean(frame.depth || frame.kept_images.length));
-  byId("position").textContent = `${number(at + 1)} of ${number(visible.length)}`;
-  byId("back").disabled = at <= 0;
-  byId("on").disabled = at >= visible.length - 1;
-  byId("large-prompt").replaceChildren(promptOf(frame));
-  byId("large-chain").replaceChildren(...chain(frame));
-  byId("large-chain").hidden = !frame.steps.length;
-  const values = [
-    ["negative prompt", frame.negative_prompt],
-    ["row ID", frame.row_id, true],
-    ["image", frame.image_index ? String(frame.image_index) : ""],
-    ["seed", frame.seed, true],
-    ["task", frame.task],
-    ["model", frame.model],
-    ["checkpoint", sheet.checkpoints[frame.model] || ""],
-    ["status", frame.status],
-    ["size", frame.width ? `${frame.width} × ${frame.height}` : ""],
-    ...Object.entries(frame.parameters),
-    ...Object.entries(frame.keep),
-    ["stored in", frame.place],
-  ].filter(([, value]) => value);
-  byId("large-values").replaceChildren(...values.flatMap(([name, value, copies]) => [
-    make("dt", {}, name),
-    make("dd", {}, copies ? copyButton(name, value) : null, value),
-  ]));
-  large.querySelector(".detail").scrollTop = 0;
-}
-function copyButton(name, value) {
-  const button = make("button", { type: "button", class: "copy", "aria-label": `Copy the ${name}` }, "Copy");
-  button.addEventListener("click", async () => {
-    button.textContent = (await copy(value)) ? "Copied" : "Press Ctrl+C";
-  });
-  return button;
-}
-async function copy(value) {
-  try {
-    await navigator.clipboard.writeText(value);
-    return true;
-  } catch {
-    // A page that was loaded over plain HTTP has no clipboard.
-    const field = make("textarea", { class: "visually-hidden" }, value);
-    large.append(field);
-    field.select();
-    const done = document.execCommand("copy");
-    field.remove();
-    return done;
-  }
-}
-function step(by) {
-  const next = visible[visible.indexOf(current) + by];
-  if (next) draw(next);
-}
-byId("back").addEventListener("click", () => step(-1));
-byId("on").addEventListener("click", () => step(1));
-byId("close").addEventListener("click", () => large.close());
-large.addEventListener("close", () => {
-  const item = frameItems[sheet.frames.indexOf(current)];
-  item.querySelector(".film").focus({ preventScroll: true });
-  item.scrollIntoView({ block: "nearest" });
-});
-large.addEventListener("keydown", (event) => {
-  const by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
-  if (!by) return;
-  event.preventDefault();
-  step(by);
-});
-byId("frames").addEventListener("keydown", (event) => {
-  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (!by || !event.target.matches(".film")) return;
-  const films = visible.map((frame) => frameItems[sheet.frames.indexOf(frame)].querySelector(".film"));
-  films[films.indexOf(event.target) + by]?.focus();
-});
-addEventListener("keydown", (event) => {
-  if (event.key !== "/" || large.open || event.target.matches("input")) return;
-  event.preventDefault();
-  byId("search").focus();
-});
-
-// Colophon
-
-function colophon(...children) { byId("colophon").append(make("p", {}, ...children)); }
-const made = sheet.frames.filter((frame) => frame.thumbnail).length;
-if (made) {
-  colophon(`Shown here: ${number(made)} of ${plural(totals.images, "image", "images")}, chosen evenly from the parts, their models and tasks, `,
-    "and reduced in size. The output has the originals.");
-}
-for (const [name, place] of Object.entries(sheet.checkpoints)) colophon(`${name}: `, code(place));
-colophon("Job ", code(sheet.fingerprint));
-
-readState();

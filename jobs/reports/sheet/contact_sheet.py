@@ -26,8 +26,8 @@ from schemas.wording.printable import escaped
 
 _RANDOM = {f"demo:{kind}" for kind in RANDOM_KINDS}
 _FOLDER = Path(__file__).parent
-_STYLES = ("contact_sheet.css",)
-_SCRIPTS = ("contact_sheet.js",)
+_STYLES = ("contact_sheet.css", "grid.css")
+_SCRIPTS = ("contact_sheet.js", "large_view.js", "grid.js", "start.js")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

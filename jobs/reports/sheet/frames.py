@@ -6,7 +6,7 @@ MAX_GROUPS row groups (only the first rows of each), and the failed rows of MAX_
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from actors.storage.objects import Storage
 from actors.storage.output import Output
 from jobs.output.part_footers import PartFooter, RowGroup
 from jobs.reports.sheet.chain_steps import ChainStep, chain_steps
+from jobs.reports.sheet.copied_row import row_line
 from jobs.reports.sheet.even_choice import by_key, share
 from jobs.reports.sheet.thumbnails import KeptImage, Thumbnails, id_text, text, thumbnails_of
 from schemas.columns.parquet_errors import parquet_errors_as
@@ -97,6 +98,8 @@ class Frame:
     """The images that were kept of the input row."""
     place: str
     """The part's file name and the row in it, counted from 0."""
+    line: str
+    """The row as a line of JSON that darkroom takes as input; empty if it is too long for the page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +114,8 @@ class Failure:
     error_message: str
     place: str
     """The part's file name and the row in it, counted from 0."""
+    keep: Mapping[str, str]
+    """The columns of a sweep, which tell where the row is in a grid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +208,8 @@ def _frames_of(
             route = router.resolve(record["task"], record["model"])
             steps = chain_steps(route, record, thumbnails.steps)
             location = _location(group, first + row)
-            frames.append(_frame(record, thumbnails, steps, location, images=group.image_columns))
+            frame = _frame(record, thumbnails, steps, location, images=group.image_columns)
+            frames.append(replace(frame, line=row_line(route, record)))
         if first + batch.num_rows > rows[-1]:
             break
     return frames
@@ -276,6 +282,7 @@ def _frame(
         steps=steps,
         kept_images=thumbnails.kept,
         place=location,
+        line="",
     )
 
 
@@ -300,7 +307,8 @@ def _failures_of(storage: Storage, footer: PartFooter, per_code: int) -> Iterato
     """A part's first `per_code` failed rows of every code; reading stops with the last of them."""
     missing = {code: min(per_code, num_rows) for code, num_rows in footer.error_codes.items()}
     for group in (group for group in footer.groups if group.has_failures):
-        for first, batch in _read_batches(storage, group, FAILURE_COLUMNS, MAX_ROWS_PER_GROUP):
+        columns = [*FAILURE_COLUMNS, *filter(is_sweep_column, group.columns)]
+        for first, batch in _read_batches(storage, group, columns, MAX_ROWS_PER_GROUP):
             for row, record in enumerate(batch.to_pylist(), first):
                 if record["status"] == "failed" and missing.get(record["error_code"], 0):
                     missing[record["error_code"]] -= 1
@@ -313,7 +321,8 @@ def _failure(record: Mapping[str, Any], location: str) -> Failure:
     texts = {name: text(value, FAILURE_TEXT) for name, value in record.items() if value is not None}
     texts["row_id"] = id_text(record["row_id"], FAILURE_TEXT)
     columns = (name for name in FAILURE_COLUMNS if name != "status")
-    return Failure(**{name: texts.get(name, "") for name in columns}, place=location)
+    keep = {name: text(value) for name, value in record.items() if is_sweep_column(name) and value is not None}
+    return Failure(**{name: texts.get(name, "") for name in columns}, place=location, keep=keep)
 
 
 def _location(group: RowGroup, row: int) -> str:
