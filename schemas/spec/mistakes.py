@@ -126,7 +126,8 @@ def _keys_of(at: Location, root: type[BaseModel]) -> list[str]:
         else:
             section = next(iter(get_args(section)[-1:]), None)
     fields = section.model_fields if _is_model(section) else {}
-    return sorted(fields, key=lambda name: not fields[name].is_required())
+    names = sorted(fields, key=lambda name: not fields[name].is_required())
+    return [fields[name].alias or name for name in names]
 
 
 def _is_model(kind: object) -> bool:

@@ -1,0 +1,92 @@
+"""The choices in the prompts of a sweep's rows."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from jobs.sweeps.axes import SweptField
+from jobs.sweeps.prompt_templates import Template, parsed
+from jobs.sweeps.sweep_file import SweepFile
+from jobs.sweeps.word_lists import WordLists
+from schemas.columns.fields import TEXT_FIELDS
+from schemas.errors import SpecError
+from schemas.spec.strict_yaml import Location
+from schemas.wording.printable import shortened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowNames:
+    """What the choices of neighbouring rows depend on, and where the rows are."""
+
+    names: Sequence[str]
+    """The ids of the table's rows of which these are made."""
+    words: Mapping[str, Sequence[str]]
+    """The rows' own words, by the swept list."""
+    sources: Sequence[str]
+    """Where the table's rows are, for messages."""
+
+
+class PromptChoices:
+    """What makes the choices, and checks that they can be made."""
+
+    def __init__(self, sweep: SweepFile, lists: WordLists, swept: Iterable[SweptField]) -> None:
+        """SpecError for a prompt of the sweep's own in which no choice can be made."""
+        swept = [*swept]
+        self._sweep = sweep
+        self._lists = lists
+        self._words = {field.name: field.at for field in swept if field.is_words}
+        own: dict[Location, object] = {("set", field): text for field, text in sweep.spec.set.items()}
+        for field in swept:
+            if field.is_words or field.name in TEXT_FIELDS:
+                own |= {(*field.at, i): text for i, text in enumerate(field.values)}
+        for at, text in own.items():
+            if isinstance(text, str) and (at[-1] in TEXT_FIELDS or at[0] != "set"):
+                self._template(text, sweep.source(*at))
+
+    def choose(self, columns: dict[str, pa.Array], rows: RowNames) -> None:
+        """Replace the columns of prompts by those with a choice made at each place.
+
+        A choice depends on the name of the table's row, the seed and the prompt. So rows that differ in
+        another value, such as the guidance scale, have the same prompt.
+        """
+        if self._sweep.spec.choices == "off":
+            return
+        seeds = columns["seed"].to_pylist() if "seed" in columns else [None] * len(rows.names)
+        for field in TEXT_FIELDS:
+            if field in columns:
+                texts = [
+                    text and self._chosen(text, f"{rows.names[i]}\0{seeds[i]}\0{field}\0{text}", rows, i)
+                    for i, text in enumerate(columns[field].to_pylist())
+                ]
+                columns[field] = pa.array(texts, pa.string())
+
+    def refuse_idle_words(self) -> None:
+        """Raise SpecError for a swept list that no prompt of the rows so far has named."""
+        for name, at in self._words.items():
+            if name not in self._lists.named:
+                raise self._sweep.error(at, f"no prompt has __{name}__, so its words would change nothing")
+
+    def _chosen(self, text: str, key: str, rows: RowNames, i: int) -> str:
+        template = self._template(text, rows.sources[i])
+        if template.is_plain:
+            return template.plain_text
+        try:
+            words = {name: of_rows[i] for name, of_rows in rows.words.items()}
+            return self._lists.rendered(template, key, words)
+        except ValueError as error:
+            raise SpecError(f"{rows.sources[i]}: the prompt {shortened(text)!r}: {error}") from error
+
+    def _template(self, text: str, source: str) -> Template:
+        """The template that a prompt is, whose lists are read."""
+        if self._sweep.spec.choices == "off":
+            return Template((text,))
+        try:
+            template = parsed(text)
+        except ValueError as error:
+            raise SpecError(
+                f"{source}: the prompt {shortened(text)!r}: {error}; choices: off reads all prompts as text"
+            ) from error
+        if not template.is_plain:
+            self._lists.check(template, self._words)
+        return template
