@@ -102,7 +102,7 @@ class Expansion:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All rows. SpecError for a prompt, or a value of the table, that cannot be used."""
         choices = PromptChoices(self.sweep, self.lists, self.swept)
-        alone = TableRows(names=pa.array([""]), columns={}, sources=[str(self.sweep.path)])
+        alone = TableRows(names=pa.array([""]), columns={}, source_of=lambda i: str(self.sweep.path))
         for rows in self.table.batches() if self.table else [alone]:
             num_rows = len(rows.names) * self.num_combinations
             row_bytes = sum(column.nbytes for column in rows.columns.values()) // len(rows.names)
@@ -138,7 +138,7 @@ class Expansion:
             RowNames(
                 names=table_names.to_pylist(),
                 words={name: column.to_pylist() for name, column in words.items()},
-                sources=[rows.sources[i] for i in of_table],
+                source_of=lambda i: rows.source_of(of_table[i]),
             ),
         )
         columns |= {"row_id": pc.binary_join_element_wise(*names, "."), **shown}

@@ -1,7 +1,8 @@
 """The choices in the prompts of a sweep's rows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -23,8 +24,8 @@ class RowNames:
     """The ids of the table's rows of which these are made."""
     words: Mapping[str, Sequence[str]]
     """The rows' own words, by the swept list."""
-    sources: Sequence[str]
-    """Where the table's rows are, for messages."""
+    source_of: Callable[[int], str]
+    """Where the table's row is of which a row is made, for messages."""
 
 
 class PromptChoices:
@@ -53,29 +54,38 @@ class PromptChoices:
         if self._sweep.spec.choices == "off":
             return
         seeds = columns["seed"].to_pylist() if "seed" in columns else [None] * len(rows.names)
+        of_rows = [*zip(rows.names, seeds, *rows.words.values(), strict=True)]
         for field in TEXT_FIELDS:
             if field in columns:
-                texts = [
-                    text and self._chosen(text, f"{rows.names[i]}\0{seeds[i]}\0{field}\0{text}", rows, i)
-                    for i, text in enumerate(columns[field].to_pylist())
-                ]
-                columns[field] = pa.array(texts, pa.string())
+                columns[field] = self._chosen(field, columns[field].to_pylist(), of_rows, rows)
+
+    def _chosen(
+        self, field: str, texts: Sequence[str | None], of_rows: Sequence[tuple[Any, ...]], rows: RowNames
+    ) -> pa.Array:
+        """The rows' prompts. `of_rows`: each row's name, seed and words, which decide its choices."""
+        made: dict[tuple[Any, ...], str | None] = {}
+        for i, (text, of_row) in enumerate(zip(texts, of_rows, strict=True)):
+            if (text, of_row) not in made:
+                made[text, of_row] = text and self._choose(field, text, of_row, rows, i)
+        return pa.array([made[each] for each in zip(texts, of_rows, strict=True)], pa.string())
+
+    def _choose(self, field: str, text: str, of_row: tuple[Any, ...], rows: RowNames, i: int) -> str:
+        template = self._template(text, rows.source_of(i))
+        if template.is_plain:
+            return template.plain_text
+        name, seed, *words = of_row
+        try:
+            return self._lists.rendered(
+                template, f"{name}\0{seed}\0{field}\0{text}", dict(zip(rows.words, words, strict=True))
+            )
+        except ValueError as error:
+            raise SpecError(f"{rows.source_of(i)}: the prompt {shortened(text)!r}: {error}") from error
 
     def refuse_idle_words(self) -> None:
         """Raise SpecError for a swept list that no prompt of the rows so far has named."""
         for name, at in self._words.items():
             if name not in self._lists.named:
                 raise self._sweep.error(at, f"no prompt has __{name}__, so its words would change nothing")
-
-    def _chosen(self, text: str, key: str, rows: RowNames, i: int) -> str:
-        template = self._template(text, rows.sources[i])
-        if template.is_plain:
-            return template.plain_text
-        try:
-            words = {name: of_rows[i] for name, of_rows in rows.words.items()}
-            return self._lists.rendered(template, key, words)
-        except ValueError as error:
-            raise SpecError(f"{rows.sources[i]}: the prompt {shortened(text)!r}: {error}") from error
 
     def _template(self, text: str, source: str) -> Template:
         """The template that a prompt is, whose lists are read."""

@@ -60,6 +60,8 @@ class SweepSpec(StrictModel):
     @field_validator("rows", mode="before")
     @classmethod
     def _path_alone(cls, rows: object) -> object:
+        if not isinstance(rows, (str, list, dict, type(None))):
+            raise ValueError(f"must be a path such as prompts.txt, or a list of paths, not {rows}")
         return {"path": rows} if isinstance(rows, (str, list)) else rows
 
     @field_validator("zip", mode="before")

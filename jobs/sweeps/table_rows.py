@@ -1,7 +1,7 @@
 """The rows of the table that a sweep multiplies: any input that darkroom takes."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -38,8 +38,8 @@ class TableRows:
     """The rows' ids; for rows without one, the first words of their prompts, and their numbers."""
     columns: Mapping[str, pa.Array]
     """Their fields but `row_id`, by darkroom's names, and all other columns."""
-    sources: list[str]
-    """Where each row is, for messages."""
+    source_of: Callable[[int], str]
+    """Where a row is, for messages, by its position."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +72,15 @@ class Table:
 
     def _rows(self, batch: RowBatch, uri: str, number: int) -> TableRows:
         """The rows of a batch, the first of which has this number in the table."""
-        sources = [f"row {batch.first_row + i} of {uri}" for i in range(batch.num_rows)]
-        for row, problem in sorted(batch.problems.items()):
-            raise SpecError(f"{sources[row]}: {problem.message}")
+
+        def source_of(i: int) -> str:
+            return f"row {batch.first_row + i} of {uri}"
+
+        for i, problem in sorted(batch.problems.items()):
+            raise SpecError(f"{source_of(i)}: {problem.message}")
         arrays = {**batch.keep, **batch.fields}
         columns = {name: _cast(arrays[name], kind, name, uri) for name, kind in self.types.items()}
-        return TableRows(names=_names(batch, number), columns=columns, sources=sources)
+        return TableRows(names=_names(batch, number), columns=columns, source_of=source_of)
 
 
 def open_table(sweep: SweepFile) -> Table | None:

@@ -1,8 +1,9 @@
 """What is wrong with a YAML file that a pydantic type refuses, in words that say how to fix it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from types import UnionType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -29,6 +30,9 @@ _EXPECTED = {
 }
 """What the value must be, by pydantic's type of error."""
 
+Hint = Callable[[Location, object], str]
+"""The way out that a message ends with, for the keys that lead to a value, and the value."""
+
 
 def described(
     error: ValidationError,
@@ -36,10 +40,12 @@ def described(
     sources: Mapping[Location, str],
     path: str,
     root: type[BaseModel],
+    hint: Hint = lambda at, value: "",
 ) -> str:
     """The message about a file of this value: one line for each faulty value, for at most MAX_MISTAKES.
 
-    `sources`: what wrote each value, as a message begins; `root`: the type of the whole file.
+    `sources`: what wrote each value, as a message begins; `root`: the type of the whole file; `hint`: what is
+    to be said of single values besides.
     """
     details: dict[Location, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
@@ -52,7 +58,7 @@ def described(
             at = tuple(key.split("."))
         source = next((sources[at[:n]] for n in range(len(at), -1, -1) if at[:n] in sources), path)
         key = ".".join(shortened(str(key)) or '""' for key in at)
-        lines.append(f"{source}: {key}: {problem}")
+        lines.append(f"{source}: {key}: {problem}{hint(at, value_details[0]['input'])}")
     if len(details) > MAX_MISTAKES:
         lines.append(f"and {counted(len(details) - MAX_MISTAKES, 'more mistake')}")
     return "\n".join(lines)
@@ -123,6 +129,8 @@ def _keys_of(at: Location, root: type[BaseModel]) -> list[str]:
         if _is_model(section):
             field = section.model_fields.get(str(key))
             section = field and field.annotation
+            if isinstance(section, UnionType):
+                section = next(filter(_is_model, get_args(section)), section)
         else:
             section = next(iter(get_args(section)[-1:]), None)
     fields = section.model_fields if _is_model(section) else {}

@@ -1,5 +1,6 @@
 """From a YAML file to a JobSpec, with errors that name the line and the key and say how to fix them."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ from schemas.spec.job_spec import JobSpec
 from schemas.spec.mistakes import described
 from schemas.spec.secret_forms import has_secret_form
 from schemas.spec.strict_yaml import MAX_DEPTH, Location, parse_yaml, read_yaml
+from schemas.systems.parameters import PARAMETERS
+from schemas.systems.system_table import XL_PROMPTS
 from schemas.wording.printable import shortened
+
+_LISTS = {name for name, bounds in PARAMETERS.items() if bounds.kind in ("pair of whole numbers", "controls")}
+_SWEPT = {*PARAMETERS, *XL_PROMPTS, "task", "model", "seed", "num_images_per_prompt"} - _LISTS
+"""The fields of which a row has one value, and which somebody may give several of in a route."""
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
@@ -29,7 +36,21 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     try:
         return JobSpec.model_validate(value)
     except ValidationError as error:
-        raise SpecError(described(error, value, sources, str(path), JobSpec)) from error
+        raise SpecError(described(error, value, sources, str(path), JobSpec, _sweep_hint)) from error
+
+
+def _sweep_hint(at: Location, value: object) -> str:
+    """How a list of values becomes rows, where a route or the job can have only one of them."""
+    if at != ("seed",) and not (len(at) == 3 and at[0] == "routes" and at[2] in _SWEPT):
+        return ""
+    if not isinstance(value, list) or not value:
+        return ""
+    values = json.dumps(value, ensure_ascii=False)
+    return (
+        f". For rows with each of these values, write a sweep.yaml with the two lines\n  version: 1\n  "
+        f"product: {{{at[-1]}: {shortened(values)}}}\nand run: darkroom expand sweep.yaml rows.parquet "
+        "(docs/sweeps.md)"
+    )
 
 
 def _refuse_secrets(value: object, sources: dict[Location, str], at: Location = ()) -> None:
