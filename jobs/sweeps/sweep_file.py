@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from schemas.errors import SpecError
+from schemas.spec.job_spec import FormatVersion
 from schemas.spec.mistakes import described
 from schemas.spec.strict_yaml import Location, read_yaml
 from schemas.systems.parameters import StrictModel
@@ -41,7 +42,7 @@ class RangeSpec(StrictModel):
 class SweepSpec(StrictModel):
     """What is multiplied."""
 
-    version: Literal[1]
+    version: FormatVersion
     """The version of the sweep's format."""
     rows: RowsSpec | None = None
     """A table, each of whose rows is multiplied. Its own columns are kept."""

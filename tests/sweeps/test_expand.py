@@ -173,6 +173,7 @@ def test_pictures_of_a_table_stay_with_their_rows(tmp_path: Path) -> None:
     ("sweep", "message"),
     [
         ("produkt: {seed: [1]}", "sweep.yaml:2: produkt: unknown key (did you mean `product`?)"),
+        ("version: 2", "the key `version` appears twice"),
         ("product:\n  promt: [a]", "sweep.yaml:3: product.promt: unknown field (did you mean `prompt`?)"),
         ("product: {cfg: [1]}", "product.cfg: unknown field; darkroom calls it `guidance_scale`"),
         ("product: {rows: [1]}", "unknown field; the key `rows` belongs at the top level"),
