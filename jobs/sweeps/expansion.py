@@ -71,6 +71,11 @@ class Expansion:
         return [name for name in self._table_types if name in given]
 
     @property
+    def _names_table(self) -> bool:
+        """Whether a column says which row of the table was multiplied."""
+        return bool(self.table and self.axes)
+
+    @property
     def _table_types(self) -> Mapping[str, pa.DataType]:
         return self.table.types if self.table else {}
 
@@ -94,7 +99,7 @@ class Expansion:
         names = [name for name in FIELD_KINDS if name in types]
         names += [name for name in types if name not in FIELD_KINDS]
         columns = {"row_id": pa.string()} | {name: types[name] for name in names}
-        if self.table and self.axes:
+        if self._names_table:
             columns[TABLE] = pa.string()
         columns |= {sweep_column(name): each.shown.type for name, each in self._swept_columns.items()}
         return pa.schema([*columns.items()])
@@ -120,7 +125,8 @@ class Expansion:
         columns = {name: column.take(of_table) for name, column in rows.columns.items()}
         columns |= {name: column.take(np.zeros_like(numbers)) for name, column in self.constants.items()}
         table_names = rows.names.take(of_table)
-        names, shown = [table_names] if self.table else [], {TABLE: table_names}
+        names = [table_names] if self.table else []
+        shown = {TABLE: table_names} if self._names_table else {}
         words: dict[str, pa.Array] = {}
         stride = self.num_combinations
         for axis in self.axes:

@@ -75,17 +75,23 @@ def _created(uri: str) -> Iterator[str]:
         ) as folder:
             path = os.path.join(folder, "rows.parquet")
             yield path
-            if is_local:
-                os.link(path, uri)
-            elif not _uploaded(path, uri):
+            if not (_linked(path, uri) if is_local else _uploaded(path, uri)):
                 raise _exists(uri)
-    except FileExistsError as error:
-        raise _exists(uri) from error
     except OSError as error:
         raise StorageError(f"{uri} cannot be written: {error.strerror or error}") from error
 
 
+def _linked(path: str, uri: str) -> bool:
+    """Whether the file got this name, which nothing had."""
+    try:
+        os.link(path, uri)
+    except FileExistsError:
+        return False
+    return True
+
+
 def _uploaded(path: str, uri: str) -> bool:
+    """Whether the file became this object, which did not exist."""
     with pa.memory_map(path) as content:
         return Stores(DEADLINE_S).of(uri).create(uri, memoryview(content.read_buffer()), {})
 

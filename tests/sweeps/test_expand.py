@@ -1,16 +1,20 @@
 """Facts about the rows that a sweep becomes."""
 
+import io
 import re
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors.storage.stores import open_storage
 from jobs.sweeps.field_values import FieldValues
 from jobs.sweeps.value_names import value_names
 from schemas.columns.fields import FIELD_KINDS
 from tests.support.running import ROOT, Finished, Record, darkroom_here
+from tests.support.s3.s3_server import S3Server
 
 
 def expanded(folder: Path, sweep: str, *options: str) -> Finished:
@@ -139,10 +143,28 @@ def test_each_row_of_a_table_is_multiplied(tmp_path: Path) -> None:
         "sweep_guidance_scale": 4.0,
         "sweep_seed": 8,
     }
-    assert (
-        "replaced columns of the table: guidance_scale"
-        in expanded(tmp_path, "rows: table.parquet\nset: {guidance_scale: 3}").out
-    )
+    again = expanded(tmp_path, "rows: table.parquet\nset: {guidance_scale: 3}")
+    assert "replaced columns of the table: guidance_scale" in again.out
+
+
+def test_the_rows_of_a_sweep_can_be_multiplied_again(tmp_path: Path) -> None:
+    """Their names grow, and the columns of the first sweep stay; without lists, all of them do."""
+    (tmp_path / "prompts.txt").write_text("owl\ncrow\n")
+    assert expanded(tmp_path, "rows: prompts.txt\nproduct: {seed: [1, 2]}").code == 0
+    (tmp_path / "rows.parquet").rename(tmp_path / "first.parquet")
+
+    rows = rows_of(tmp_path, "rows: first.parquet\nproduct: {guidance_scale: [3]}")
+
+    assert rows[3] == {
+        "row_id": "crow-1.seed2.g3",
+        "prompt": "crow",
+        "seed": 2,
+        "guidance_scale": 3.0,
+        "sweep_row": "crow-1.seed2",
+        "sweep_seed": 2,
+        "sweep_guidance_scale": 3.0,
+    }
+    assert rows_of(tmp_path, "rows: first.parquet\nset: {eta: 0}")[3]["sweep_row"] == "crow-1"
 
 
 def test_a_table_of_text_is_typed_by_its_fields(tmp_path: Path) -> None:
@@ -215,6 +237,18 @@ def test_a_file_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "rows.parquet").read_bytes() == b"precious"
     csv = darkroom_here("expand", "sweep.yaml", "rows.csv", cwd=tmp_path)
     assert "choose a name such as rows.parquet" in csv.err
+
+
+def test_rows_can_be_written_to_a_bucket(s3_env: S3Server, tmp_path: Path) -> None:
+    """And an object is not overwritten either."""
+    (tmp_path / "sweep.yaml").write_text("version: 1\nproduct: {prompt: [owl], seed: [1, 2, 3]}")
+    uri = f"s3://inp/{uuid.uuid4().hex}/rows.parquet"
+
+    first, second = (darkroom_here("expand", tmp_path / "sweep.yaml", uri) for _ in range(2))
+
+    assert f"{uri}: 3 rows" in first.out
+    assert pq.read_table(io.BytesIO(open_storage(uri).read(uri))).num_rows == 3
+    assert (second.code, f"{uri} exists" in second.err) == (4, True)
 
 
 def test_more_than_a_million_rows_must_be_meant(tmp_path: Path) -> None:

@@ -126,9 +126,9 @@ def test_what_cannot_be_chosen_is_refused(tmp_path: Path, sweep: str, message: s
 
 
 def test_lists_cannot_grow_a_prompt_without_bounds(tmp_path: Path) -> None:
-    """Twenty lists of two words each could make a million."""
-    words = ", ".join(f"w{i}: [__w{i + 1}__ __w{i + 1}__]" for i in range(20))
+    """Twelve lists of a line each are enough to make 4,096 words."""
+    words = ", ".join(f"w{i}: [__w{i + 1}__ __w{i + 1}__]" for i in range(12))
 
-    said = refusal(tmp_path, f"words: {{{words}, w20: [owl]}}\nproduct: {{prompt: [__w0__]}}")
+    said = refusal(tmp_path, f"words: {{{words}, w12: [owl]}}\nproduct: {{prompt: [__w0__]}}")
 
     assert "more than 1,000 choices are made for it" in said
