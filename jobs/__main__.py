@@ -17,6 +17,7 @@ from jobs.commands.command_line import console, exit_codes
 from jobs.commands.file_commands import demo_model, schema
 from jobs.commands.job_commands import plan, retry, run, submit, try_rows, validate
 from jobs.commands.output_commands import replay, report, status, verify
+from jobs.commands.row_commands import expand
 from schemas import __version__
 
 app = typer.Typer(
@@ -48,6 +49,7 @@ def options(
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
+    "expand": expand,
     "validate": validate,
     "plan": plan,
     "try": try_rows,

@@ -32,6 +32,7 @@ from schemas.columns.folder_columns import folder_array, folder_columns, folder_
 from schemas.columns.input_columns import ColumnMap, map_columns
 from schemas.columns.input_schemas import InputSchemas
 from schemas.columns.output_columns import output_schema
+from schemas.columns.sweep_columns import keeping_sweeps
 from schemas.errors import SpecError
 from schemas.job import Job
 from schemas.output_layout import part_file, shard_name
@@ -88,13 +89,14 @@ def make_survey(
     """
     stores = Stores(spec.errors.storage_deadline_s)
     input_stores = InputStores(stores, spec.errors.storage_deadline_s)
-    paths = input_paths(spec, input_stores, earlier)
+    paths = input_paths(spec.input, input_stores, earlier)
     _check_output(spec, paths)
     stored, notes = find_files(paths, input_stores)
     taken_in = take_in(stored, input_stores, earlier)
-    files, schemas = _read_footers(stored, taken_in.copies, stores)
+    files, schemas = read_footers(stored, taken_in.copies, stores)
     if not any(file.num_rows for file in files):
         raise SpecError(f"input.path: no rows in {', '.join(map(str, paths))}")
+    as_written, spec = spec, keeping_sweeps(spec, schemas)
     columns = map_columns(schemas, spec.input, used_fields(spec))
     _check_folders(columns, schemas, files)
     _check_columns(spec, columns, schemas)
@@ -113,7 +115,7 @@ def make_survey(
     for name, model in job.checkpoints.items():
         check_weights(name, model, with_checker=spec.safety.checker == "on")
     of_routes = few_step_notes(spec, models)
-    notes = [*taken_in.notes, *column_notes(schemas, columns, spec), *notes, *lora_notes, *of_routes]
+    notes = [*taken_in.notes, *column_notes(schemas, columns, as_written), *notes, *lora_notes, *of_routes]
     return Survey(job=job, files=files, notes=tuple(notes), copies=taken_in.folder)
 
 
@@ -136,7 +138,7 @@ def _with_adapters(
     return cards, notes
 
 
-def _read_footers(
+def read_footers(
     stored: Sequence[StoredObject], copies: Mapping[str, ParquetCopy], stores: Stores
 ) -> tuple[tuple[SurveyedFile, ...], InputSchemas]:
     """(files, schemas): each file's number of rows, and the columns of the files that have rows."""

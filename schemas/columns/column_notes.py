@@ -25,6 +25,9 @@ def column_notes(found: InputSchemas, columns: ColumnMap, spec: JobSpec) -> list
     ]
     own = [field for field, column in columns.fields.items() if field == column]
     notes.append(f"columns read: {listed(own)}" if own else "columns read: none by its own name")
+    sweeps = [name for name in columns.keep if name not in spec.input.keep]
+    if sweeps:
+        notes.append(f"columns of a sweep, which the output keeps: {listed(sweeps)}")
     unread = [name for name in found.names if name not in columns.columns()]
     reasons = {name: _reason(name, found, columns, spec) for name in unread}
     if unread:

@@ -48,6 +48,11 @@ class InputSchemas:
             if not count and column not in folders:
                 raise SpecError(f"{uri} has no column `{column}`, which {having} has; all files must have it")
 
+    def agree_on(self, column: str) -> bool:
+        """Whether each file has one column of this name, and all have it with the same type."""
+        counts = {schema.names.count(column) for schema, _ in self._files}
+        return counts == {1} and len([*self._types(column)]) == 1
+
     def misfit(self, field: str, column: str) -> str:
         """The type, and its file, of the first column of this name that cannot fill the field; else empty."""
         for uri, arrow_type in self._types(column):

@@ -1,8 +1,8 @@
 """A job's YAML as types: one frozen model per section, strict, with unknown keys refused."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
 from schemas.spec.adapter_spec import AdapterSpec, ControlNetSpec, IpAdapterSpec
@@ -14,6 +14,16 @@ from schemas.systems.sampler_names import unknown_scheduler
 from schemas.systems.system_table import TASKS, takes
 from schemas.wording.nearest import did_you_mean
 from schemas.wording.printable import listed, shortened
+
+
+def _number_one(version: object) -> object:
+    # pydantic takes true for Literal[1] too.
+    if type(version) is not int or version != 1:
+        raise PydanticKnownError("literal_error", {"expected": "1"})
+    return version
+
+
+FormatVersion = Annotated[Literal[1], BeforeValidator(_number_one)]
 
 
 class InputSpec(StrictModel):
@@ -308,7 +318,7 @@ class ErrorsSpec(StrictModel):
 class JobSpec(StrictModel):
     """One job: its input, models, routes and output."""
 
-    version: Literal[1]
+    version: FormatVersion
     """The version of the spec's format."""
     name: Name = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """The name of the job in reports and in the dataset card."""
@@ -332,14 +342,6 @@ class JobSpec(StrictModel):
     kernels: KernelsSpec = KernelsSpec()
     workers: WorkersSpec = WorkersSpec()
     errors: ErrorsSpec = ErrorsSpec()
-
-    @field_validator("version", mode="before")
-    @classmethod
-    def _the_number_one(cls, version: object) -> object:
-        # pydantic takes true for Literal[1] too.
-        if type(version) is not int or version != 1:
-            raise PydanticKnownError("literal_error", {"expected": "1"})
-        return version
 
     @model_validator(mode="after")
     def _names_exist(self) -> "JobSpec":

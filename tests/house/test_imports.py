@@ -52,7 +52,7 @@ HOUSE: Mapping[str, Order] = {
         "signals in_flight",
         "intake",
         "survey",
-        "planning",
+        "planning sweeps",
         "output",
         "dispatch reports verification",
         "fleet preparation",

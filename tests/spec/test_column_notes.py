@@ -1,5 +1,6 @@
 """Facts about what the plan says of the input's columns."""
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -9,7 +10,9 @@ from schemas.columns.column_notes import column_notes
 from schemas.columns.fields import used_fields
 from schemas.columns.input_columns import map_columns
 from schemas.columns.input_schemas import InputSchemas
+from schemas.columns.sweep_columns import keeping_sweeps
 from schemas.spec.job_spec import JobSpec
+from tests.support.in_process import job_spec
 
 TEXT, NUMBER = pa.string(), pa.int64()
 
@@ -27,7 +30,8 @@ def said(columns: dict[str, pa.DataType], task: str = "text2img", /, **section: 
         }
     )
     found = InputSchemas({"x": pa.schema([*columns.items()])})
-    return column_notes(found, map_columns(found, spec.input, used_fields(spec)), spec)
+    keeping = keeping_sweeps(spec, found)
+    return column_notes(found, map_columns(found, keeping.input, used_fields(spec)), spec)
 
 
 def test_every_column_is_accounted_for() -> None:
@@ -37,6 +41,22 @@ def test_every_column_is_accounted_for() -> None:
         "column `cfg` is read as `guidance_scale`",
         "columns read: prompt, seed",
         "columns not read: license",
+    ]
+
+
+def test_columns_of_a_sweep_are_kept_without_being_told() -> None:
+    """Those that the spec keeps itself are no news. A column is not kept that one file lacks, or has with
+    another type."""
+    columns = {"prompt": TEXT, "sweep_prompt": TEXT, "sweep_seed": NUMBER}
+    others = {"prompt": TEXT, "sweep_prompt": TEXT, "sweep_seed": TEXT, "sweep_eta": NUMBER}
+    found = InputSchemas({"a": pa.schema([*columns.items()]), "b": pa.schema([*others.items()])})
+
+    spec = keeping_sweeps(job_spec(Path("x"), Path("out"), input={"path": "x", "keep": ["note"]}), found)
+
+    assert spec.input.keep == ["note", "sweep_prompt"]
+    assert said(columns, keep=["sweep_seed"]) == [
+        "columns read: prompt",
+        "columns of a sweep, which the output keeps: sweep_prompt",
     ]
 
 

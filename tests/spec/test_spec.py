@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.sweeps.expansion import read_expansion
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 from schemas.spec.spec_file import load_spec
@@ -203,6 +204,38 @@ def test_a_value_that_does_not_fit_is_shown_beside_what_is_wanted(
 ) -> None:
     """Types are strict and bounds are checked; the message has both the value and what would do."""
     assert says in refusal(spec_path, GOOD, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "values"),
+    [
+        ("routes.text2img.guidance_scale=[2, 3, 5]", "guidance_scale", "[2, 3, 5]"),
+        ("routes.text2img.scheduler=[Euler, DDIM]", "scheduler", '["Euler", "DDIM"]'),
+        ("routes.text2img.loras=[{}, {a: 1}]", "loras", '[{}, {"a": 1}]'),
+        ("routes.text2img.seed=[1, 2]", "seed", "[1, 2]"),
+        ("seed=[1, 2]", "seed", "[1, 2]"),
+    ],
+)
+def test_a_list_for_one_value_is_answered_with_a_sweep(
+    spec_path: Path, override: str, key: str, values: str
+) -> None:
+    """The two lines of it can be copied, and `darkroom expand` reads them."""
+    said = refusal(spec_path, GOOD, override)
+
+    assert said.splitlines()[1:] == [
+        "  version: 1",
+        f"  product: {{{key}: {values}}}",
+        "and run: darkroom expand sweep.yaml rows.parquet (docs/sweeps.md)",
+    ]
+    sweep = spec_path.with_name("sweep.yaml")
+    sweep.write_text("\n".join(said.splitlines()[1:3]))
+    assert [len(axis) for axis in read_expansion(sweep).axes] == [values.count(",") + 1]
+
+
+@pytest.mark.parametrize("override", ["seed=x", "models.sd.dtype=[1, 2]", "routes.img2img.original_size=[1]"])
+def test_what_no_sweep_helps_names_none(spec_path: Path, override: str) -> None:
+    """A single value, a key of a model, and a list that is only too short."""
+    assert "expand" not in refusal(spec_path, GOOD, override)
 
 
 @pytest.mark.parametrize(

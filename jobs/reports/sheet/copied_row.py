@@ -1,4 +1,4 @@
-"""A row of an output as a line of JSON that darkroom takes as input, so that one can be copied from the page."""
+"""A row of an output as a line of JSON that darkroom takes as input, to be copied from the page."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ MAX_LINE = 20_000
 def row_line(route: AnyRoute, record: Mapping[str, Any]) -> str:
     """The row as a line of JSON lines, with all of its parameters; empty where it would be very long.
 
-    Images of the input are not in it. The seed is that of the row's image, so the line gives this image alone.
+    Images of the input are not in it. The seed is that of the image, so the line gives this image alone.
     """
     names = ["row_id", "task", "model", "seed", *TEXT_FIELDS]
     if isinstance(route, ResolvedRoute):
@@ -31,6 +31,7 @@ def _as_input(name: str, value: Any) -> Any:
         return {each["name"]: each["weight"] for each in value}
     if name == "controls" and value is not None:
         return [
-            {key: part for key, part in each.items() if key != "sha256" and part is not None} for each in value
+            {key: part for key, part in each.items() if key != "sha256" and part is not None}
+            for each in value
         ]
     return value

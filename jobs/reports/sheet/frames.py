@@ -21,6 +21,7 @@ from jobs.reports.sheet.copied_row import row_line
 from jobs.reports.sheet.even_choice import by_key, share
 from jobs.reports.sheet.thumbnails import KeptImage, Thumbnails, id_text, text, thumbnails_of
 from schemas.columns.parquet_errors import parquet_errors_as
+from schemas.columns.sweep_columns import is_sweep_column
 from schemas.errors import RefusedError
 from schemas.systems.parameters import PARAMETERS
 
@@ -321,7 +322,9 @@ def _failure(record: Mapping[str, Any], location: str) -> Failure:
     texts = {name: text(value, FAILURE_TEXT) for name, value in record.items() if value is not None}
     texts["row_id"] = id_text(record["row_id"], FAILURE_TEXT)
     columns = (name for name in FAILURE_COLUMNS if name != "status")
-    keep = {name: text(value) for name, value in record.items() if is_sweep_column(name) and value is not None}
+    keep = {
+        name: text(value) for name, value in record.items() if is_sweep_column(name) and value is not None
+    }
     return Failure(**{name: texts.get(name, "") for name in columns}, place=location, keep=keep)
 
 

@@ -1,0 +1,1 @@
+"""Facts about sweeps: which rows they become, and what is refused."""
