@@ -19,12 +19,16 @@ from jobs.reports.sheet.even_choice import spread
 from jobs.reports.sheet.frames import IMAGE_BYTES, MAX_FOOTERS, Failure, Frame, sample_failures, sample_frames
 from jobs.reports.summary import Summary, current_summary
 from models.demo_cache import RANDOM_KINDS
+from schemas.columns.sweep_columns import is_sweep_column
 from schemas.errors import RefusedError
 from schemas.output_layout import CONTACT_SHEET
 from schemas.wording.amounts import size_text
 from schemas.wording.printable import escaped
 
 _RANDOM = {f"demo:{kind}" for kind in RANDOM_KINDS}
+MAX_FRAMES = 240
+MAX_SWEEP_FRAMES = 2000
+"""The most frames of an output with the columns of a sweep, whose grid should have no holes."""
 _FOLDER = Path(__file__).parent
 _STYLES = ("contact_sheet.css", "grid.css")
 _SCRIPTS = ("contact_sheet.js", "large_view.js", "grid.js", "start.js")
@@ -59,7 +63,7 @@ class Sheet:
     failures: tuple[Failure, ...]
 
 
-def write_report(output: Output, *, max_images: int = 240, summary: Summary | None = None) -> str:
+def write_report(output: Output, *, max_images: int = MAX_FRAMES, summary: Summary | None = None) -> str:
     """Write the contact sheet of an output, finished or not; its URI.
 
     `summary`: that of a job which is being finished; None: the output's own, if it is that of its parts.
@@ -89,6 +93,8 @@ def make_sheet(
     router = Router(record.spec, record.models)
     footers = list(read_footers(output, spread(parts, MAX_FOOTERS)))
     models = record.spec.models
+    if any(is_sweep_column(name) for footer in footers for group in footer.groups for name in group.columns):
+        max_images = max(max_images, MAX_SWEEP_FRAMES)
     return Sheet(
         name=record.name,
         output=output.path,

@@ -139,10 +139,13 @@ def sample_frames(
     About `image_bytes` of embedded images are read for them.
     """
     with_images = [group for footer in footers for group in footer.groups if group.has_images]
-    groups = share(by_key((group.kinds, group) for group in with_images), min(MAX_GROUPS, max_images))
+    # Every image is shown where all of them fit, so that a sweep's grid has no holes.
+    all_fit = sum(group.num_rows for group in with_images) <= max_images
+    max_groups = max_images if all_fit else min(MAX_GROUPS, max_images)
+    groups = share(by_key((group.kinds, group) for group in with_images), max_groups)
     if not groups:
         return
-    at_least = -(-max_images // len(groups))
+    at_least = max_images if all_fit else -(-max_images // len(groups))
     with ThreadPoolExecutor(GROUPS_AT_ONCE) as pool, ThreadPoolExecutor(THUMBNAILS_AT_ONCE) as thumbnail_pool:
         candidates = pool.map(
             lambda group: _candidates(output.storage, group, image_bytes // len(groups), at_least), groups
