@@ -1,0 +1,1 @@
+"""Facts about the contact sheet in a real browser."""
