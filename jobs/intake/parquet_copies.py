@@ -26,8 +26,8 @@ from actors.storage.output import Output
 from jobs.intake.formats import TextFormat
 from jobs.intake.text_lines import line_blocks
 from jobs.intake.text_tables import BOOL, FLOAT, INT, LONG_INT, TEXT, TextBatch
-from schemas.columns.cells import cell_type
-from schemas.errors import StorageError
+from schemas.columns.cells import LINE_COLUMN, LINE_TYPE, cell_type
+from schemas.errors import SpecError, StorageError
 from schemas.output_layout import input_copy
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class CopyFolder:
         """The copy of a text file; SpecError where it cannot be read."""
         blocks = line_blocks(_Counted(source, stored.uri), text_format.compression, stored.uri)
         with self._written(stored.uri) as path, self._unfinished() as spooled:
-            schema = _spool(text_format.read(blocks, stored.uri), spooled)
+            schema = _spool(text_format.read(blocks, stored.uri), spooled, stored.uri)
             with pq.ParquetWriter(path, schema, compression="zstd") as writer:
                 for batch in _spooled(spooled):
                     writer.write_batch(_as_cells(batch, schema))
@@ -135,19 +135,25 @@ class _Counted(io.RawIOBase):
         return len(data)
 
 
-def _spool(batches: Iterable[TextBatch], path: str) -> pa.Schema:
+def _spool(batches: Iterable[TextBatch], path: str, uri: str) -> pa.Schema:
     """Write the batches to a file; the schema of all of them: a key of JSON may come late."""
     kinds: dict[str, set[str]] = {}
     with pa.OSFile(path, "wb") as sink:
         for batch in batches:
             for name in batch.columns:
                 kinds.setdefault(name, set()).update(batch.kinds.get(name, {TEXT}))
+            if LINE_COLUMN in kinds:
+                raise SpecError(
+                    f"input.path: {uri} has a column `{LINE_COLUMN}`, a name that is taken; rename it"
+                )
             arrays = [pa.array(cells, pa.string()) for cells in batch.columns.values()]
-            table = pa.RecordBatch.from_arrays(arrays, [*batch.columns])
+            lines = pa.array(batch.lines, pa.int64())
+            table = pa.RecordBatch.from_arrays([*arrays, lines], [*batch.columns, LINE_COLUMN])
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_batch(table)
     types = {name: _TYPES.get(frozenset(of_column), pa.string()) for name, of_column in kinds.items()}
-    return pa.schema([(name, cell_type(arrow_type)) for name, arrow_type in types.items()])
+    cells = [(name, cell_type(arrow_type)) for name, arrow_type in types.items()]
+    return pa.schema([*cells, (LINE_COLUMN, LINE_TYPE)])
 
 
 def _spooled(path: str) -> Iterator[pa.RecordBatch]:

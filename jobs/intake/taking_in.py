@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from actors.storage.objects import StoredObject
 from actors.storage.uris import HUB_SCHEME, join
 from jobs.in_flight import map_in_flight
-from jobs.intake.formats import TextFormat, text_format
+from jobs.intake.formats import PARQUET_ENDINGS, TextFormat, text_format, what_to_do
 from jobs.intake.input_stores import InputStores
 from jobs.intake.parquet_copies import CopyFolder, ParquetCopy
-from schemas.errors import RefusedError
+from schemas.errors import RefusedError, SpecError
 from schemas.job import PlannedFile
 from schemas.wording.amounts import counted, size_text
 from schemas.wording.printable import listed
@@ -18,7 +18,7 @@ from schemas.wording.printable import listed
 FILES_AT_ONCE = 4
 MAX_NAMED = 5
 """The files that a note names."""
-_MAGIC = b"PAR1"
+_MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +85,17 @@ def _is_new_on_hub(file: StoredObject, copies: Mapping[str, ParquetCopy]) -> boo
 
 
 def _format(uri: str, stores: InputStores) -> TextFormat | None:
-    """How a text file is read; None for a Parquet file, whatever its name is."""
-    found = text_format(uri)
-    return found if found and stores.of(uri).read_tail(uri, len(_MAGIC)).data != _MAGIC else None
+    """How a text file is read; None for a Parquet file, whatever its name is. SpecError for any other."""
+    if uri.lower().endswith(PARQUET_ENDINGS) or stores.of(uri).read_tail(uri, len(_MAGIC)).data in (
+        _MAGIC,
+        _ENCRYPTED_MAGIC,
+    ):
+        return None
+    if not (by_name := text_format(uri)):
+        raise SpecError(
+            f"input.path: {uri} is not a Parquet file, and no text file by its name; {what_to_do(uri)}"
+        )
+    return by_name
 
 
 def _content(file: PlannedFile | StoredObject) -> tuple[str, int, str]:

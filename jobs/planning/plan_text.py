@@ -104,7 +104,7 @@ def _sufficient_rate(num_bad: int, num_rows: int) -> float:
 def describe_bad_row(bad: BadRow) -> str:
     """A line about a bad row: `rows.parquet row 12 (owl): invalid_size: height is ...`"""
     row_id = f" ({bad.row_id})" if bad.row_id else ""
-    return escaped(f"{PurePath(bad.uri).name} row {bad.row}{row_id}: {bad.problem}")
+    return escaped(f"{PurePath(bad.uri).name} {bad.location}{row_id}: {bad.problem}")
 
 
 def print_plan(plan: Plan, findings: Findings, console: Console) -> None:

@@ -19,12 +19,14 @@ from actors.storage.objects import StoredObject
 from actors.storage.stores import Stores
 from actors.storage.uris import join
 from jobs.in_flight import map_in_flight
+from jobs.intake.formats import has_header
 from jobs.intake.input_stores import InputStores
 from jobs.intake.parquet_copies import CopyFolder, ParquetCopy
 from jobs.intake.taking_in import EarlierInput, take_in
 from jobs.survey.few_steps import few_step_notes
 from jobs.survey.input_paths import InputPath, find_files, input_paths, normalised
 from jobs.survey.route_checks import check_routes
+from schemas.columns.cells import without_lines
 from schemas.columns.column_notes import column_notes
 from schemas.columns.column_types import needed
 from schemas.columns.fields import used_fields
@@ -97,7 +99,7 @@ def make_survey(
         raise SpecError(f"input.path: no rows in {', '.join(map(str, paths))}")
     columns = map_columns(schemas, spec.input, used_fields(spec))
     _check_folders(columns, schemas, files)
-    _check_columns(spec, columns, schemas)
+    _check_columns(spec, columns, schemas, has_headers=any(has_header(file.uri) for file in stored))
     for name, model in spec.models.items():
         refuse_idle_revisions(name, model)
     build_demo_checkpoints(spec.models.values())
@@ -154,7 +156,7 @@ def _read_footers(
     for file, (num_rows, schema) in zip(stored, footers, strict=True):
         files.append(SurveyedFile(stored=file, num_rows=num_rows, copy=copies.get(file.uri)))
         if num_rows:  # Writers make null columns, or none, of no rows.
-            schemas.add(file.uri, schema)
+            schemas.add(file.uri, without_lines(schema))
     return tuple(files), schemas
 
 
@@ -185,14 +187,15 @@ def _check_output(spec: JobSpec, paths: Iterable[InputPath]) -> None:
             )
 
 
-def _check_columns(spec: JobSpec, columns: ColumnMap, schemas: InputSchemas) -> None:
+def _check_columns(spec: JobSpec, columns: ColumnMap, schemas: InputSchemas, *, has_headers: bool) -> None:
     tasks = {spec.task_of(route) for route in spec.routes}
     if "prompt" not in columns.fields and any(
         "prompt" in system.texts for system in SYSTEMS if system.task in tasks
     ):
+        is_row = ". If this is a row, put a line with the columns' names before it" if has_headers else ""
         raise SpecError(
             f"the input has no column `prompt`; it has {listed(schemas.names)}. "
-            "Name the one to use with input.columns: {prompt: ...}"
+            f"Name the one to use with input.columns: {{prompt: ...}}{is_row}"
         )
     if "task" not in columns.fields and spec.fallback_route() is None:
         raise SpecError(
