@@ -243,7 +243,7 @@ class InputFile:
     @property
     def _has_lines(self) -> bool:
         index = self._types.get_field_index(LINE_COLUMN)
-        return index >= 0 and self._types.field(index).type == LINE_TYPE
+        return bool(index >= 0 and self._types.field(index).type == LINE_TYPE)
 
     def num_nulls(self, field: str) -> int:
         """The number of rows without a value in this field. The column is read if the footer does not say."""

@@ -4,6 +4,8 @@ A copy is made in a folder for temporary files, and stored in the output when th
 cells: the field that a cell fills decides its type when it is read, so the copy is right for any spec.
 """
 
+import fcntl
+import glob
 import hashlib
 import io
 import os
@@ -21,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.storage.long_reading import LongReading
-from actors.storage.objects import StoredObject
+from actors.storage.objects import MAX_PUT_BYTES, StoredObject
 from actors.storage.output import Output
 from jobs.intake.formats import TextFormat
 from jobs.intake.text_lines import line_blocks
@@ -29,11 +31,13 @@ from jobs.intake.text_tables import BOOL, FLOAT, INT, LONG_INT, TEXT, TextBatch
 from schemas.columns.cells import LINE_COLUMN, LINE_TYPE, cell_type
 from schemas.errors import SpecError, StorageError
 from schemas.output_layout import input_copy
+from schemas.wording.amounts import size_text
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _BLOCK_BYTES = 1 << 20
+_PREFIX = "darkroom-input-"
 _TYPES: Mapping[frozenset[str], pa.DataType] = {
     **dict.fromkeys(map(frozenset, ({INT}, {LONG_INT}, {INT, LONG_INT})), pa.int64()),
     **dict.fromkeys(map(frozenset, ({FLOAT}, {INT, FLOAT})), pa.float64()),
@@ -60,8 +64,15 @@ class CopyFolder:
     """A folder for temporary files that lasts as long as this object."""
 
     def __init__(self) -> None:
-        self._path = tempfile.mkdtemp(prefix="darkroom-input-")
-        self.remove = weakref.finalize(self, shutil.rmtree, self._path, ignore_errors=True)
+        _remove_left()
+        made = tempfile.mkdtemp(prefix=f".{_PREFIX}")
+        # The lock tells other drivers that this one lives: it goes with the process, however that ends.
+        lock = os.open(made, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Before the folder has its lock, its name is not one that other drivers look for.
+        self._path = os.path.join(os.path.dirname(made), os.path.basename(made).removeprefix("."))
+        os.rename(made, self._path)
+        self.remove = weakref.finalize(self, _remove, self._path, lock)
 
     def copy_text(self, source: BinaryIO, stored: StoredObject, text_format: TextFormat) -> ParquetCopy:
         """The copy of a text file; SpecError where it cannot be read."""
@@ -113,8 +124,41 @@ def store_copies(copies: Iterable[ParquetCopy], output: Output) -> None:
     """
     for name, uri in {copy.name: copy.uri for copy in copies}.items():
         if uri != output.uri(name):
+            refuse_large_copy(name, os.path.getsize(uri), output)
             with pa.memory_map(uri) as content:
                 output.storage.create(output.uri(name), memoryview(content.read_buffer()), {})
+
+
+def refuse_large_copy(name: str, size_bytes: int, output: Output) -> None:
+    """Raise SpecError for a copy that the output's store cannot take, which is asked only if it must be."""
+    if size_bytes > MAX_PUT_BYTES and not output.storage.takes_pieces(output.uri(name)):
+        raise SpecError(
+            f"input.path: the copy of a file for the output, {name}, has {size_text(size_bytes)}, and the "
+            f"store of {output.path} takes at most {size_text(MAX_PUT_BYTES)}, because it cannot be trusted "
+            "with a conditional upload in pieces; write the rows into several files, or use another store"
+        )
+
+
+def _remove(path: str, lock: int) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    os.close(lock)
+
+
+def _remove_left() -> None:
+    """Remove the folders of this user's drivers that were killed."""
+    for path in glob.glob(os.path.join(glob.escape(tempfile.gettempdir()), f"{_PREFIX}*")):
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue  # Another user's, or removed just now.
+        try:
+            if os.fstat(lock).st_uid == os.getuid():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            pass  # Its driver lives.
+        finally:
+            os.close(lock)
 
 
 class _Counted(io.RawIOBase):

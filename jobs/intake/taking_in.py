@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.storage.objects import StoredObject
+from actors.storage.output import Output
 from actors.storage.uris import HUB_SCHEME, join
 from jobs.in_flight import map_in_flight
 from jobs.intake.formats import PARQUET_ENDINGS, TextFormat, text_format, what_to_do
 from jobs.intake.input_stores import InputStores
-from jobs.intake.parquet_copies import CopyFolder, ParquetCopy
+from jobs.intake.parquet_copies import CopyFolder, ParquetCopy, refuse_large_copy
 from schemas.errors import RefusedError, SpecError
 from schemas.job import PlannedFile
+from schemas.output_layout import input_copy
 from schemas.wording.amounts import counted, size_text
 from schemas.wording.printable import listed
 
@@ -51,10 +53,13 @@ class TakenIn:
     notes: tuple[str, ...]
 
 
-def take_in(files: Sequence[StoredObject], stores: InputStores, earlier: EarlierInput | None) -> TakenIn:
+def take_in(
+    files: Sequence[StoredObject], stores: InputStores, earlier: EarlierInput | None, output: Output
+) -> TakenIn:
     """The copies of these files, which are made unless the job began with them.
 
-    SpecError for a file that cannot be read. RefusedError where a copy was deleted.
+    `output`: where they are to be stored. SpecError for a file that cannot be read, or stored there.
+    RefusedError where a copy was deleted.
     """
     recorded = earlier.copies() if earlier else {}
     copies = {file.uri: recorded[_content(file)] for file in files if _content(file) in recorded}
@@ -73,6 +78,7 @@ def take_in(files: Sequence[StoredObject], stores: InputStores, earlier: Earlier
         with stores.of(file.uri).open(file.uri) as source:
             if found := formats[file.uri]:
                 return folder.copy_text(source, file, found)
+            refuse_large_copy(input_copy(posixpath.basename(file.uri), ""), file.size_bytes, output)
             return folder.copy_parquet(source, file)
 
     made = map_in_flight(copied, new, at_once=FILES_AT_ONCE)

@@ -16,6 +16,7 @@ from actors.checkpoints.model_cards import read_card
 from actors.checkpoints.weights_check import check_weights
 from actors.inputs.footers import read_footer
 from actors.storage.objects import StoredObject
+from actors.storage.output import Output
 from actors.storage.stores import Stores
 from actors.storage.uris import join
 from jobs.in_flight import map_in_flight
@@ -91,9 +92,9 @@ def make_survey(
     stores = Stores(spec.errors.storage_deadline_s)
     input_stores = InputStores(stores, spec.errors.storage_deadline_s)
     paths = input_paths(spec, input_stores, earlier)
-    _check_output(spec, paths)
+    output = _checked_output(spec, paths)
     stored, notes = find_files(paths, input_stores)
-    taken_in = take_in(stored, input_stores, earlier)
+    taken_in = take_in(stored, input_stores, earlier, Output(stores.of(output), output))
     files, schemas = _read_footers(stored, taken_in.copies, stores)
     if not any(file.num_rows for file in files):
         raise SpecError(f"input.path: no rows in {', '.join(map(str, paths))}")
@@ -176,8 +177,8 @@ def _check_folders(columns: ColumnMap, schemas: InputSchemas, files: Iterable[Su
                 ) from error
 
 
-def _check_output(spec: JobSpec, paths: Iterable[InputPath]) -> None:
-    """Raise SpecError if the job would read its own parts, which would look like a changed input."""
+def _checked_output(spec: JobSpec, paths: Iterable[InputPath]) -> str:
+    """The path of the output; SpecError if the job would read its own parts, as if its input had changed."""
     output = normalised("output.path", spec.output.path)
     for path in paths:
         if path.includes(join(output, part_file(shard_name(0, 1)))):
@@ -185,6 +186,7 @@ def _check_output(spec: JobSpec, paths: Iterable[InputPath]) -> None:
                 f"output.path: {output} is where input.path looks for rows ({path}), so the job would read "
                 "its own parts; choose a folder beside the input"
             )
+    return output
 
 
 def _check_columns(spec: JobSpec, columns: ColumnMap, schemas: InputSchemas, *, has_headers: bool) -> None:

@@ -82,7 +82,10 @@ def copy_with(net: Path, folder: Path, **config: Any) -> Path:
             | {"controls": '[{"controlnet":"canny"},{"controlnet":"canny"}]'},
             "invalid_parameter: diffusers has no padding_mask_crop for several ControlNets",
         ),
-        ({"controls": "canny"}, "invalid_parameter: controls is canny: it is not JSON"),
+        (
+            {"controls": "canny"},
+            'invalid_parameter: controls is canny: it is not a JSON list such as [{"controlnet": "canny"}]',
+        ),
         (
             {"controls": '[{"controlnet":"canny","controlnet":"depth"}]'},
             "a name appears in it twice",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 
 from actors.storage.output import open_output
 from jobs.intake.hub_files import parse_hub_path
@@ -157,3 +158,15 @@ def test_what_the_hub_does_not_have_is_named(tmp_path: Path, use_hub: UseHub) ->
             make_survey(spec_of(f"hf://datasets/org/owls@{'0' * 40}/rows.csv", tmp_path / "out"))
         with pytest.raises(SpecError, match="there is no file with rows at hf://datasets/org/owls@"):
             make_survey(spec_of("hf://datasets/org/owls/none.csv", tmp_path / "out"))
+
+
+def test_a_hub_that_may_not_be_asked_is_said_to_be_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is wrong with the name then, so no other is advised."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    with pytest.raises(SpecError, match=r"HF_HUB_OFFLINE is set\. Unset it, or download") as no:
+        make_survey(spec_of("hf://datasets/org/owls/rows.csv", tmp_path / "out"))
+
+    assert "Check its name" not in str(no.value)

@@ -218,8 +218,8 @@ def test_the_plan_names_the_line_and_the_cell_at_fault(tmp_path: Path) -> None:
         ("rows.jsonl", b'{"prompt": 1e3}\n', "column `prompt` is double, but the field `prompt` needs text"),
         (
             "rows.jsonl",
-            b'{"id": 1.0, "prompt": "x"}\n',
-            "column `id` is double, but the field `row_id` needs text",
+            b'{"row_id": 1.0, "prompt": "x"}\n',
+            "column `row_id` is double, but the field `row_id` needs text",
         ),
         ("rows.jsonl", b"[" * 100_000, "line 1 is not JSON"),
         ("rows.csv.gz", gzip.compress(b"prompt\nx\n")[:-9], "cannot be unpacked"),
