@@ -67,10 +67,9 @@ def _rows_with(
         uri = file.stored.uri
         with InputFile(stores.of(file.rows_uri).open(file.rows_uri), columns, uri) as opened:
             for first_row, ids in _ids(opened):
-                positions = np.flatnonzero(np.isin(_keys(ids), searched_keys)).tolist()
-                locations = opened.locations([first_row + position for position in positions])
-                for position, location in zip(positions, locations, strict=True):
-                    yield uri, first_row + position, location, ids[position]
+                rows = (first_row + np.flatnonzero(np.isin(_keys(ids), searched_keys))).tolist()
+                for row, location in zip(rows, opened.locations(rows), strict=True):
+                    yield uri, row, location, ids[row - first_row]
 
 
 def _ids(opened: InputFile) -> Iterator[tuple[int, list[object]]]:

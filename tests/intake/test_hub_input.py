@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
+from actors.images.image_uris import UriJudge
 from actors.storage.output import open_output
 from jobs.intake.hub_files import parse_hub_path
 from jobs.output.job_record import read_record
@@ -104,6 +105,21 @@ def test_a_row_of_the_hub_names_no_image_of_this_machine(tmp_path: Path, use_hub
         driver.run()
 
     assert {row["error_code"] for row in output_rows(tmp_path / "out")} == {"disallowed_uri"}
+
+
+def test_no_folder_of_this_machine_is_that_of_a_file_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even one below the working directory whose path reads like that of the data set."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "hf:" / "datasets" / "org" / "owls"
+    folder.mkdir(parents=True)
+    (folder / "owl.png").touch()
+
+    problem = UriJudge("hf://datasets/org/owls/rows.csv", []).problem(str(folder / "owl.png"))
+
+    assert problem is not None
+    assert problem.code == "disallowed_uri"
 
 
 @pytest.mark.parametrize(
