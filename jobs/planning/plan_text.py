@@ -190,7 +190,9 @@ def _adapter_lines(plan: Plan, findings: Findings) -> Iterator[str]:
         for (kind, name), size_bytes in card.adapter_bytes.items()
     }
     by_rows = sorted(sizes, key=lambda key: -findings.adapter_rows.get(key, 0))
-    for key in by_rows[:MAX_ADAPTER_LINES]:
+    # Python's sort is stable, so each kind's stay in the order of their rows.
+    kinds = [*dict.fromkeys(kind for kind, _, _ in by_rows)]
+    for key in sorted(by_rows[:MAX_ADAPTER_LINES], key=lambda key: kinds.index(key[0])):
         kind, model, name = key
         num_rows = findings.adapter_rows.get(key, 0)
         yield f"{kind} {name} of {model}: {size_text(sizes[key])}, {counted(num_rows, 'row')}"

@@ -93,7 +93,13 @@ def _encoder_spec(key: str, spec: IpAdapterSpec, file: AdapterFile) -> Component
         return ComponentSpec(path=file.path, revision=file.revision, subfolder=subfolder)
     beside = Path(file.path).parent
     root = Path(spec.path).expanduser().absolute()
-    return ComponentSpec(path=str((root if "/" in name and root.is_dir() else beside) / name), subfolder="")
+    folder = (root if "/" in name and root.is_dir() else beside) / name
+    if not folder.is_dir():
+        raise SpecError(
+            f"{key}.{IMAGE_ENCODER}: the folder {folder} does not exist, and an IP-Adapter needs one with "
+            "the image encoder that it was trained with; download it there, or name the folder that has it"
+        )
+    return ComponentSpec(path=str(folder), subfolder="")
 
 
 def _check_encoder(key: str, config: Mapping[str, Any], source: ComponentCard, form: IpAdapterForm) -> None:
