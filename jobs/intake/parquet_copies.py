@@ -15,13 +15,14 @@ import tempfile
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.parts.commit import takes_pieces
 from actors.storage.long_reading import LongReading
 from actors.storage.objects import MAX_PUT_BYTES, StoredObject
 from actors.storage.output import Output
@@ -68,7 +69,8 @@ class CopyFolder:
         made = tempfile.mkdtemp(prefix=f".{_PREFIX}")
         # The lock tells other drivers that this one lives: it goes with the process, however that ends.
         lock = os.open(made, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # A file system without locks: no driver will believe that this one is dead.
+            fcntl.flock(lock, fcntl.LOCK_EX)
         # Before the folder has its lock, its name is not one that other drivers look for.
         self._path = os.path.join(os.path.dirname(made), os.path.basename(made).removeprefix("."))
         os.rename(made, self._path)
@@ -131,7 +133,7 @@ def store_copies(copies: Iterable[ParquetCopy], output: Output) -> None:
 
 def refuse_large_copy(name: str, size_bytes: int, output: Output) -> None:
     """Raise SpecError for a copy that the output's store cannot take, which is asked only if it must be."""
-    if size_bytes > MAX_PUT_BYTES and not output.storage.takes_pieces(output.uri(name)):
+    if size_bytes > MAX_PUT_BYTES and not takes_pieces(output):
         raise SpecError(
             f"input.path: the copy of a file for the output, {name}, has {size_text(size_bytes)}, and the "
             f"store of {output.path} takes at most {size_text(MAX_PUT_BYTES)}, because it cannot be trusted "

@@ -80,7 +80,7 @@ def test_each_published_form_has_its_vectors_by_text_encoder(
         ("sd", {"x": (2, 31)}, "the vectors of x have 31 numbers, and the embeddings of the text_encoder 32"),
         ("sd", {"clip_g": (1, WIDTH), "clip_l": (1, WIDTH)}, "it was made for XL: it has clip_g, clip_l"),
         ("sd", {"x": (1, WIDTH), "y": (1, WIDTH)}, "a single tensor, and this file has 2 tensors: x, y"),
-        ("sd", {"unet.x.lora_A.weight": (1, WIDTH)}, "it is a LoRA; name it in `loras`"),
+        ("sd", {f"unet.{i}.lora_A.weight": (1, WIDTH) for i in range(3)}, "it is a LoRA; name it in `loras`"),
         ("sd", {}, "a single tensor, and this file has 0 tensors: none"),
         ("sd", {"x": (0, WIDTH)}, "has the shape (0, 32)"),
         ("sd", {"x": (1, 1, WIDTH)}, "has the shape (1, 1, 32)"),
