@@ -264,6 +264,7 @@ def _scan(
             scan.add(checked_batch, job)
             report(checked_batch.batch.num_rows)
         _name_examples(scan, opened)
+        scan.pictures.locate(opened)
 
 
 @contextmanager

@@ -249,12 +249,20 @@ def test_rows_of_text_may_name_images_beside_their_file(tmp_path: Path) -> None:
     (tmp_path / "in" / "pictures" / "owl.png").write_bytes(drawn_image()["bytes"])
     (tmp_path / "in" / "rows.csv").write_text(
         "id,task,prompt,image\na,img2img,an owl,pictures/owl.png\nb,text2img,a fox,\nc,img2img,x,/etc/a\n"
+        "d,img2img,x,none.png\n"
     )
 
-    InProcessDriver(spec_of(tmp_path / "in" / "rows.csv", tmp_path / "out")).run()
+    driver = InProcessDriver(spec_of(tmp_path / "in" / "rows.csv", tmp_path / "out"))
+    driver.run()
 
+    assert "rows.csv line 5: unreadable_uri" in driver.printed
     rows = sorted((row["row_id"], row["status"], row["error_code"]) for row in output_rows(tmp_path / "out"))
-    assert rows == [("a", "ok", None), ("b", "ok", None), ("c", "failed", "disallowed_uri")]
+    assert rows == [
+        ("a", "ok", None),
+        ("b", "ok", None),
+        ("c", "failed", "disallowed_uri"),
+        ("d", "failed", "unreadable_uri"),
+    ]
 
 
 def test_text_in_a_bucket_is_copied_to_the_bucket_of_the_output(s3_env: S3Server) -> None:
