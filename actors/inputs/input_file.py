@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from actors.inputs.damaged_pages import is_damage
 from actors.inputs.footer_statistics import FooterStatistics
 from actors.inputs.texts import Problems, is_text
 from actors.inputs.values import as_kept, as_kind, cells_as_kind, is_present, presence
-from schemas.columns.cells import is_cell
+from schemas.columns.cells import LINE_COLUMN, LINE_TYPE, is_cell
 from schemas.columns.column_types import storage_type
 from schemas.columns.control_lists import first_given, has_images, images_apart
 from schemas.columns.fields import FIELD_KINDS, IMAGE_FIELDS, TEXT_FIELDS
@@ -199,32 +199,72 @@ class InputFile:
 
     def row_ids(self, rows: Sequence[int]) -> list[str]:
         """The ids of these rows, for a message: empty texts if the input has no ids."""
-        column = self._columns.fields.get("row_id")
-        if column is None:
+        if "row_id" not in self._columns.fields:
             return [""] * len(rows)
-        ids_by_row: dict[int, str] = {}
+        own = self._own([self._columns.fields["row_id"]])
+
+        def ids_from(group: int) -> Iterator[tuple[int, pa.Array]]:
+            for batch in self._read(group, own, BATCH_ROWS):
+                yield batch.first_row, batch.fields["row_id"]
+
+        return [*map(str, self._values(rows, ids_from))]
+
+    def locations(self, rows: Sequence[int]) -> list[str]:
+        """Where these rows are, for a message: `line 3` if the file is the copy of a text, else `row 1`."""
+        if not self._has_lines:
+            return [f"row {row}" for row in rows]
+
+        def lines_from(group: int) -> Iterator[tuple[int, pa.Array]]:
+            row = self._reader.first_row_of(group)
+            for batch, _ in self._reader.batches(group, [LINE_COLUMN], BATCH_ROWS):
+                yield row, batch.column(0)
+                row += batch.num_rows
+
+        return [f"line {line:,}" for line in self._values(rows, lines_from)]
+
+    def _values(
+        self, rows: Sequence[int], arrays_from: Callable[[int], Iterator[tuple[int, pa.Array]]]
+    ) -> list[Any]:
+        """The values of these rows in a column, of which `arrays_from` reads (first row, values) of all rows
+        from a row group on."""
+        by_row: dict[int, Any] = {}
         by_group: defaultdict[int, set[int]] = defaultdict(set)
         for row in rows:
             by_group[self.row_group_of(row)].add(row)
         for group, group_rows in sorted(by_group.items()):
-            for batch in self._read(group, self._own([column]), BATCH_ROWS):
-                stop = batch.first_row + batch.num_rows
-                batch_rows = {row for row in group_rows if batch.first_row <= row < stop}
-                ids = batch.fields["row_id"]
-                ids_by_row |= {row: str(ids[row - batch.first_row].as_py()) for row in batch_rows}
-                if group_rows <= ids_by_row.keys():
+            for first_row, array in arrays_from(group):
+                stop = first_row + len(array)
+                of_array = {row for row in group_rows if first_row <= row < stop}
+                by_row |= {row: array[row - first_row].as_py() for row in of_array}
+                if group_rows <= by_row.keys():
                     break
-        return [ids_by_row[row] for row in rows]
+        return [by_row[row] for row in rows]
+
+    @property
+    def _has_lines(self) -> bool:
+        index = self._types.get_field_index(LINE_COLUMN)
+        return bool(index >= 0 and self._types.field(index).type == LINE_TYPE)
 
     def num_nulls(self, field: str) -> int:
         """The number of rows without a value in this field. The column is read if the footer does not say."""
         column = self._columns.fields[field]
         if column in self._folders:
             return self.metadata.num_rows if self._folders[column] is None else 0
+        if self._has_cells(column):  # An empty cell is null, too.
+            return sum(batch.fields[field].null_count for batch in self._read(0, [column], BATCH_ROWS))
         null_count = self._statistics.null_count(column)
         if null_count is not None:
             return null_count
         return self._reader.count_nulls(column)
+
+    def first_without_id(self) -> str:
+        """Where the first row is that has no id, for a message. There must be one."""
+        nulls = (
+            batch.first_row + int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0])
+            for batch in self.read_ids()
+            if (ids := batch.fields["row_id"]).null_count
+        )
+        return self.locations([next(nulls)])[0]
 
     def contradictions(self) -> dict[str, str]:
         """By column that the job reads: how the file's own values, which count, contradict its folder's name.

@@ -89,11 +89,11 @@ def as_kind(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
 
 
 def cells_as_kind(array: pa.Array, field: str) -> tuple[pa.Array, Problems]:
-    """(values, problems) of a field whose column has cells. An empty one is null, except as prompt or id."""
+    """(values, problems) of a field whose column has cells. An empty one is null, except as a prompt."""
     array = _as_storage(array)
     if not is_text(array.type) and not fits(field, array.type):
         array = array.cast(pa.string())
-    if not is_text(array.type) or field in TEXT_FIELDS or FIELD_KINDS[field] == "id":
+    if not is_text(array.type) or field in TEXT_FIELDS:
         return as_kind(array, field)
     array = array.cast(pa.string())
     blank = pc.equal(pc.utf8_trim_whitespace(array), "")
@@ -121,7 +121,7 @@ def _read_cells(
         except ValueError:
             values.append(None)
             message = f"`{field}` is {shortened(text)!r}, and it needs {needed(field)}"
-            problems[row] = RowError("invalid_value", message)
+            problems[row] = RowError("invalid_parameter", message)
     return pa.array(values, arrow_type), problems
 
 

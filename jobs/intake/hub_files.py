@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from urllib.parse import quote, unquote
 
 from huggingface_hub import HfApi, HfFileSystem, constants
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub, first_line
 from actors.storage.objects import StoredObject, Tail
@@ -122,9 +122,14 @@ def _hub_errors(uri: str) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
         if isinstance(cause, FileNotFoundError):
             raise
+        if isinstance(cause, OfflineModeIsEnabled):
+            raise SpecError(
+                f"input.path: {uri} is on the Hub, and HF_HUB_OFFLINE is set. Unset it, or download files "
+                "where there is a network (hf download --repo-type dataset ...) and name their folder"
+            ) from error
         raise SpecError(
-            f"input.path: {uri} cannot be read from the Hub: {first_line(cause)}. Check its name and "
-            "revision; a private or gated data set needs HF_TOKEN in the environment of the driver"
+            f"input.path: {uri} cannot be read from the Hub: {first_line(cause).rstrip('.')}. Check its name "
+            "and revision; a private or gated data set needs HF_TOKEN in the environment of the driver"
         ) from error
 
 

@@ -5,20 +5,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.storage.objects import StoredObject
+from actors.storage.output import Output
 from actors.storage.uris import HUB_SCHEME, join
 from jobs.in_flight import map_in_flight
-from jobs.intake.formats import TextFormat, text_format
+from jobs.intake.formats import PARQUET_ENDINGS, TextFormat, text_format, what_to_do
 from jobs.intake.input_stores import InputStores
-from jobs.intake.parquet_copies import CopyFolder, ParquetCopy
-from schemas.errors import RefusedError
+from jobs.intake.parquet_copies import CopyFolder, ParquetCopy, refuse_large_copy
+from schemas.errors import RefusedError, SpecError
 from schemas.job import PlannedFile
+from schemas.output_layout import input_copy
 from schemas.wording.amounts import counted, size_text
 from schemas.wording.printable import listed
 
 FILES_AT_ONCE = 4
 MAX_NAMED = 5
 """The files that a note names."""
-_MAGIC = b"PAR1"
+_MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +53,14 @@ class TakenIn:
     notes: tuple[str, ...]
 
 
-def take_in(files: Sequence[StoredObject], stores: InputStores, earlier: EarlierInput | None) -> TakenIn:
+def take_in(
+    files: Sequence[StoredObject], stores: InputStores, earlier: EarlierInput | None, output: Output | None
+) -> TakenIn:
     """The copies of these files, which are made unless the job began with them.
 
-    SpecError for a file that cannot be read. RefusedError where a copy was deleted.
+    `output`: where they are to be stored, if anywhere. SpecError for a file that cannot be read, or stored
+    there.
+    RefusedError where a copy was deleted.
     """
     recorded = earlier.copies() if earlier else {}
     copies = {file.uri: recorded[_content(file)] for file in files if _content(file) in recorded}
@@ -73,6 +79,8 @@ def take_in(files: Sequence[StoredObject], stores: InputStores, earlier: Earlier
         with stores.of(file.uri).open(file.uri) as source:
             if found := formats[file.uri]:
                 return folder.copy_text(source, file, found)
+            if output:
+                refuse_large_copy(input_copy(posixpath.basename(file.uri), ""), file.size_bytes, output)
             return folder.copy_parquet(source, file)
 
     made = map_in_flight(copied, new, at_once=FILES_AT_ONCE)
@@ -85,9 +93,17 @@ def _is_new_on_hub(file: StoredObject, copies: Mapping[str, ParquetCopy]) -> boo
 
 
 def _format(uri: str, stores: InputStores) -> TextFormat | None:
-    """How a text file is read; None for a Parquet file, whatever its name is."""
-    found = text_format(uri)
-    return found if found and stores.of(uri).read_tail(uri, len(_MAGIC)).data != _MAGIC else None
+    """How a text file is read; None for a Parquet file, whatever its name is. SpecError for any other."""
+    if uri.lower().endswith(PARQUET_ENDINGS) or stores.of(uri).read_tail(uri, len(_MAGIC)).data in (
+        _MAGIC,
+        _ENCRYPTED_MAGIC,
+    ):
+        return None
+    if not (by_name := text_format(uri)):
+        raise SpecError(
+            f"input.path: {uri} is not a Parquet file, and no text file by its name; {what_to_do(uri)}"
+        )
+    return by_name
 
 
 def _content(file: PlannedFile | StoredObject) -> tuple[str, int, str]:

@@ -26,6 +26,8 @@ from schemas.spec.job_spec import JobSpec
 from schemas.systems.model_card import AdapterFile, ComponentCard, ControlNetCard, ModelCard
 from schemas.wording.amounts import counted
 
+SHOWN_HASH = 12
+"""The first characters of a file's hash that a message shows."""
 MAX_DIFFERENCES = 10
 """Differences that a refusal lists."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -238,8 +240,10 @@ def _input_differences(record: JobRecord, survey: Survey, found: FoundFiles, *, 
         lines += [f"input: {uri} is new" for uri in new if uri not in missing]
     for uri in missing.keys() & new.keys():
         before, now = missing[uri], new[uri]
-        sizes = f"was {counted(before.size_bytes, 'byte')}, is now {counted(now.size_bytes, 'byte')}"
-        lines.append(f"input: {uri} has changed ({sizes})")
+        change = f"was {counted(before.size_bytes, 'byte')}, is now {counted(now.size_bytes, 'byte')}"
+        if before.size_bytes == now.size_bytes:
+            change = f"its hash was {before.etag[:SHOWN_HASH]}, is now {now.etag[:SHOWN_HASH]}"
+        lines.append(f"input: {uri} has changed ({change})")
     if not lines:
         lines = [line for planned, file in pairs if file for line in _row_differences(planned, file)]
         stores = Stores(survey.job.spec.errors.storage_deadline_s)

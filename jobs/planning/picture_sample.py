@@ -5,12 +5,13 @@ import math
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from actors.images.image_uris import ImageUris
 from actors.images.input_images import ImageSource, open_image
+from actors.inputs.input_file import InputFile
 from actors.rows.checks import CheckedBatch
 from actors.rows.routing import ResolvedRoute
 from actors.storage.stores import Stores
@@ -35,6 +36,8 @@ class Picture:
     """The row's number in the file, from 0."""
     field: str
     uri: str
+    location: str = ""
+    """Where the row is in the file, for a message; empty before `locate`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,14 @@ class PictureSample:
                 for i in least
             ]
             self._add(pictures, len(rows))
+
+    def locate(self, opened: InputFile) -> None:
+        """Find out where the rows are in their file, which is that of all pictures so far."""
+        locations = opened.locations([picture.row for picture in self._pictures])
+        self._pictures = [
+            replace(picture, location=location)
+            for picture, location in zip(self._pictures, locations, strict=True)
+        ]
 
     def merge(self, other: "PictureSample") -> None:
         """Add the pictures of another sample."""

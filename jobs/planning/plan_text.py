@@ -110,7 +110,7 @@ def _sufficient_rate(num_bad: int, num_rows: int) -> float:
 def describe_bad_row(bad: BadRow) -> str:
     """A line about a bad row: `rows.parquet row 12 (owl): invalid_size: height is ...`"""
     row_id = f" ({bad.row_id})" if bad.row_id else ""
-    return escaped(f"{PurePath(bad.uri).name} row {bad.row}{row_id}: {bad.problem}")
+    return escaped(f"{PurePath(bad.uri).name} {bad.location}{row_id}: {bad.problem}")
 
 
 def print_plan(plan: Plan, findings: Findings, console: Console) -> None:
@@ -196,7 +196,9 @@ def _adapter_lines(plan: Plan, findings: Findings) -> Iterator[str]:
         for (kind, name), size_bytes in card.adapter_bytes.items()
     }
     by_rows = sorted(sizes, key=lambda key: -findings.adapter_rows.get(key, 0))
-    for key in by_rows[:MAX_ADAPTER_LINES]:
+    # Python's sort is stable, so each kind's stay in the order of their rows.
+    kinds = [*dict.fromkeys(kind for kind, _, _ in by_rows)]
+    for key in sorted(by_rows[:MAX_ADAPTER_LINES], key=lambda key: kinds.index(key[0])):
         kind, model, name = key
         num_rows = findings.adapter_rows.get(key, 0)
         yield f"{kind} {name} of {model}: {size_text(sizes[key])}, {counted(num_rows, 'row')}"

@@ -62,7 +62,7 @@ def picture_lines(looked_at: LookedAt) -> list[str]:
     return [
         f"{looked} {counted(looked_at.num_pictures, 'image')} that rows name by URI: {result}",
         *(
-            f"  {PurePath(picture.file).name} row {picture.row}: {error}"
+            f"  {PurePath(picture.file).name} {picture.location}: {error}"
             for picture, error in looked_at.unreadable[:MAX_PICTURES]
         ),
     ]

@@ -39,8 +39,8 @@ def find_repeated(
     first_rows: dict[object, str] = {}
     repeated: dict[str, dict[int, str]] = {}
     num_left = MAX_REPEATED
-    for uri, row, row_id in _rows_with(repeated_keys, files, columns, stores):
-        location = f"row {row} of {uri}"
+    for uri, row, in_file, row_id in _rows_with(repeated_keys, files, columns, stores):
+        location = f"{in_file} of {uri}"
         if row_id not in first_rows:
             first_rows[row_id] = location
         elif num_left:
@@ -58,14 +58,18 @@ def find_repeated(
 
 def _rows_with(
     searched_keys: Keys, files: Sequence[SurveyedFile], columns: ColumnMap, stores: Stores
-) -> Iterator[tuple[str, int, object]]:
-    """(URI, row number, id) of each row with one of these keys. Different ids may have one key by chance."""
+) -> Iterator[tuple[str, int, str, object]]:
+    """(URI, row number, location for a message, id) of each row with one of these keys.
+
+    Different ids may have one key by chance.
+    """
     for file in files:
         uri = file.stored.uri
         with InputFile(stores.of(file.rows_uri).open(file.rows_uri), columns, uri) as opened:
             for first_row, ids in _ids(opened):
-                for position in np.flatnonzero(np.isin(_keys(ids), searched_keys)).tolist():
-                    yield uri, first_row + position, ids[position]
+                rows = (first_row + np.flatnonzero(np.isin(_keys(ids), searched_keys))).tolist()
+                for row, location in zip(rows, opened.locations(rows), strict=True):
+                    yield uri, row, location, ids[row - first_row]
 
 
 def _ids(opened: InputFile) -> Iterator[tuple[int, list[object]]]:

@@ -61,6 +61,8 @@ class BadRow:
     uri: str
     row: int
     """The row's number in the file, from 0."""
+    location: str
+    """Where the row is in the file, for a message: its line in a text file, else its number."""
     row_id: str
     """The row's id; empty where the input has no ids."""
     problem: RowError
@@ -262,6 +264,7 @@ def _scan(
             scan.add(checked_batch, job)
             report(checked_batch.batch.num_rows)
         _name_examples(scan, opened)
+        scan.pictures.locate(opened)
 
 
 @contextmanager
@@ -356,18 +359,21 @@ def _check_ids(opened: InputFile, uri: str, job: Job) -> None:
         num_nulls = opened.num_nulls("row_id")
         if num_nulls:
             column = job.columns.fields["row_id"]
+            first = opened.first_without_id()
             raise SpecError(
-                f"column `{column}` has {counted(num_nulls, 'null')} in {uri}; every row needs its id, "
-                "or leave the column out: rows are then named after their file and number"
+                f"column `{column}` has {counted(num_nulls, 'null')} in {uri} ({first} is the first); every "
+                "row needs its id, or leave the column out: rows are then named after their file and number"
             )
 
 
 def _name_examples(scan: _FileScan, opened: InputFile) -> None:
-    """Read the ids of the scan's examples, and make them its bad rows."""
-    ids = opened.row_ids([row for row, _ in scan.examples])
+    """Read the ids and the locations of the scan's examples, and make them its bad rows."""
+    rows = [row for row, _ in scan.examples]
     scan.bad_rows = [
-        BadRow(uri=scan.file.stored.uri, row=row, row_id=row_id, problem=problem)
-        for (row, problem), row_id in zip(scan.examples, ids, strict=True)
+        BadRow(uri=scan.file.stored.uri, row=row, location=location, row_id=row_id, problem=problem)
+        for (row, problem), location, row_id in zip(
+            scan.examples, opened.locations(rows), opened.row_ids(rows), strict=True
+        )
     ]
 
 

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from actors.storage.objects import ListedObject
+from jobs.intake.formats import PARQUET_ENDINGS
 from jobs.intake.input_stores import Source
 
-ENDINGS = (".parquet", ".parq", ".pq")
-"""The endings of Parquet files, in lower or upper case. Files with one of these are not looked at."""
 MAGIC = b"PAR1"
 """The bytes with which a Parquet file begins and ends."""
 MAX_LOOKS = 256
@@ -33,7 +32,7 @@ def split_parquet(
 
     with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
         for ending, alike in by_ending.items():
-            if ending in ENDINGS:
+            if ending in PARQUET_ENDINGS:
                 parquet += alike
                 continue
             looks = [*pool.map(ends_with_magic, alike[:MAX_LOOKS])]

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from actors.storage.objects import ListedObject, StoredObject
 from actors.storage.uris import HUB_SCHEME, S3_SCHEME, normalise
-from jobs.intake.formats import split_texts
+from jobs.intake.formats import split_texts, what_to_do
 from jobs.intake.hub_files import parse_hub_path
 from jobs.intake.input_stores import InputStores, Source
 from jobs.intake.taking_in import EarlierInput
@@ -121,7 +121,10 @@ def _names(path: InputPath, others: Sequence[ListedObject]) -> str:
 
 def _nothing_at(path: InputPath, others: Sequence[ListedObject]) -> str:
     if others:
-        return f"input.path: there is no file with rows in {path}, only {_names(path, others)}"
+        return (
+            f"input.path: there is no file with rows in {path}, only {_names(path, others)}; "
+            f"{what_to_do(others[0].uri)}"
+        )
     # Nobody means a `*` as part of a name.
     escaped = [f"[{sign}] for `{sign}`" for sign in "?[" if any(sign in name for name in path.pattern)]
     hint = f". If this is the name itself, write {' and '.join(escaped)}" if escaped else ""

@@ -16,15 +16,18 @@ from actors.checkpoints.model_cards import read_card
 from actors.checkpoints.weights_check import check_weights
 from actors.inputs.footers import read_footer
 from actors.storage.objects import StoredObject
+from actors.storage.output import Output
 from actors.storage.stores import Stores
 from actors.storage.uris import join
 from jobs.in_flight import map_in_flight
+from jobs.intake.formats import has_header
 from jobs.intake.input_stores import InputStores
 from jobs.intake.parquet_copies import CopyFolder, ParquetCopy
 from jobs.intake.taking_in import EarlierInput, take_in
 from jobs.survey.few_steps import few_step_notes
 from jobs.survey.input_paths import InputPath, find_files, input_paths, normalised
 from jobs.survey.route_checks import check_routes
+from schemas.columns.cells import without_lines
 from schemas.columns.column_notes import column_notes
 from schemas.columns.column_types import needed
 from schemas.columns.fields import used_fields
@@ -90,16 +93,16 @@ def make_survey(
     stores = Stores(spec.errors.storage_deadline_s)
     input_stores = InputStores(stores, spec.errors.storage_deadline_s)
     paths = input_paths(spec.input, input_stores, earlier)
-    _check_output(spec, paths)
+    output = _checked_output(spec, paths)
     stored, notes = find_files(paths, input_stores)
-    taken_in = take_in(stored, input_stores, earlier)
+    taken_in = take_in(stored, input_stores, earlier, Output(stores.of(output), output))
     files, schemas = read_footers(stored, taken_in.copies, stores)
     if not any(file.num_rows for file in files):
         raise SpecError(f"input.path: no rows in {', '.join(map(str, paths))}")
     as_written, spec = spec, keeping_sweeps(spec, schemas)
     columns = map_columns(schemas, spec.input, used_fields(spec))
     _check_folders(columns, schemas, files)
-    _check_columns(spec, columns, schemas)
+    _check_columns(spec, columns, schemas, has_headers=any(has_header(file.uri) for file in stored))
     for name, model in spec.models.items():
         refuse_idle_revisions(name, model)
     build_demo_checkpoints(spec.models.values())
@@ -156,7 +159,7 @@ def read_footers(
     for file, (num_rows, schema) in zip(stored, footers, strict=True):
         files.append(SurveyedFile(stored=file, num_rows=num_rows, copy=copies.get(file.uri)))
         if num_rows:  # Writers make null columns, or none, of no rows.
-            schemas.add(file.uri, schema)
+            schemas.add(file.uri, without_lines(schema))
     return tuple(files), schemas
 
 
@@ -176,8 +179,8 @@ def _check_folders(columns: ColumnMap, schemas: InputSchemas, files: Iterable[Su
                 ) from error
 
 
-def _check_output(spec: JobSpec, paths: Iterable[InputPath]) -> None:
-    """Raise SpecError if the job would read its own parts, which would look like a changed input."""
+def _checked_output(spec: JobSpec, paths: Iterable[InputPath]) -> str:
+    """The path of the output; SpecError if the job would read its own parts, as if its input had changed."""
     output = normalised("output.path", spec.output.path)
     for path in paths:
         if path.includes(join(output, part_file(shard_name(0, 1)))):
@@ -185,16 +188,18 @@ def _check_output(spec: JobSpec, paths: Iterable[InputPath]) -> None:
                 f"output.path: {output} is where input.path looks for rows ({path}), so the job would read "
                 "its own parts; choose a folder beside the input"
             )
+    return output
 
 
-def _check_columns(spec: JobSpec, columns: ColumnMap, schemas: InputSchemas) -> None:
+def _check_columns(spec: JobSpec, columns: ColumnMap, schemas: InputSchemas, *, has_headers: bool) -> None:
     tasks = {spec.task_of(route) for route in spec.routes}
     if "prompt" not in columns.fields and any(
         "prompt" in system.texts for system in SYSTEMS if system.task in tasks
     ):
+        is_row = ". If this is a row, put a line with the columns' names before it" if has_headers else ""
         raise SpecError(
             f"the input has no column `prompt`; it has {listed(schemas.names)}. "
-            "Name the one to use with input.columns: {prompt: ...}"
+            f"Name the one to use with input.columns: {{prompt: ...}}{is_row}"
         )
     if "task" not in columns.fields and spec.fallback_route() is None:
         raise SpecError(

@@ -92,7 +92,7 @@ def open_table(sweep: SweepFile) -> Table | None:
     spec = InputSpec(path=sweep.spec.rows.path, columns=sweep.spec.rows.columns)
     try:
         stored, _ = find_files(input_paths(spec, input_stores), input_stores)
-        taken_in = take_in(stored, input_stores, None)
+        taken_in = take_in(stored, input_stores, earlier=None, output=None)
         files, schemas = read_footers(stored, taken_in.copies, stores)
         read = map_columns(schemas, spec)
         # A column that would be read as a field, although rows.columns leaves it unread, stays behind.

@@ -11,6 +11,9 @@ import pyarrow as pa
 from schemas.columns.fields import FIELD_KINDS
 
 _VENDOR, _NAME = "darkroom", "cell"
+LINE_COLUMN = "_darkroom_line"
+"""The column that has each row's line in the file that somebody wrote. Nobody reads it as a field."""
+LINE_TYPE = pa.opaque(pa.int64(), "line", _VENDOR)
 _WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan", re.IGNORECASE)
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
@@ -28,6 +31,11 @@ def is_cell(arrow_type: pa.DataType) -> bool:
         and arrow_type.type_name == _NAME
         and arrow_type.vendor_name == _VENDOR
     )
+
+
+def without_lines(schema: pa.Schema) -> pa.Schema:
+    """The columns of a file besides that of its rows' lines."""
+    return pa.schema([field for field in schema if field.type != LINE_TYPE])
 
 
 def _whole(text: str) -> int:

@@ -96,8 +96,11 @@ def id_type(arrow_type: pa.DataType) -> pa.DataType:
 
 
 def fits(field: str, arrow_type: pa.DataType) -> bool:
-    """Whether a column of this type can fill a field."""
-    return is_cell(arrow_type) or _accepts(FIELD_KINDS[field], dense(storage_type(arrow_type)))
+    """Whether a column of this type can fill a field. Numbers of JSON are no texts: `1e3` would be `1000`."""
+    kind, stored = FIELD_KINDS[field], dense(storage_type(arrow_type))
+    if is_cell(arrow_type):
+        return not (kind in ("text", "id") and pa.types.is_floating(stored))
+    return _accepts(kind, stored)
 
 
 _LIST_KEYS = {

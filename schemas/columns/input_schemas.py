@@ -5,7 +5,8 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from schemas.columns.column_types import common_kept_type, fits, id_type, unknown_key
+from schemas.columns.cells import is_cell
+from schemas.columns.column_types import common_kept_type, fits, id_type, storage_type, unknown_key
 from schemas.columns.folder_columns import common_folder_type, folder_columns, folder_type
 from schemas.errors import SpecError
 
@@ -57,7 +58,8 @@ class InputSchemas:
         """The type, and its file, of the first column of this name that cannot fill the field; else empty."""
         for uri, arrow_type in self._types(column):
             if not fits(field, arrow_type):
-                return f"{arrow_type} in {uri}" if len(self._files) > 1 else str(arrow_type)
+                shown = storage_type(arrow_type) if is_cell(arrow_type) else arrow_type
+                return f"{shown} in {uri}" if len(self._files) > 1 else str(shown)
         if column in self.folder_types and not fits(field, folder_type(field)):
             return "the name of a folder"
         return ""

@@ -51,7 +51,7 @@ def parse_weights(text: str) -> dict[str, float]:
 
     An empty text has none. ValueError says what is wrong with the text, or which weight is not allowed.
     """
-    return checked_weights(parse_options(text or NO_WEIGHTS))
+    return checked_weights(parse_options(text or NO_WEIGHTS, example='{"chalk": 0.8}'))
 
 
 def weights_text(weights: Mapping[str, float]) -> str:

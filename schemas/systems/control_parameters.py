@@ -96,14 +96,19 @@ def nearest_key(unknown: str) -> str:
     return did_you_mean(unknown, ENTRY_KEYS) or did_you_mean(with_word, ENTRY_KEYS)
 
 
+_NO_LIST = 'it is not a JSON list such as [{"controlnet": "canny"}]'
+
+
 def parse_controls(text: str) -> list[dict[str, Any]]:
     """The entries in a JSON text such as `[{"controlnet": "canny"}]`; ValueError says what is wrong."""
     try:
         entries = json.loads(text, object_pairs_hook=without_repeats)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError("it is not JSON") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(_NO_LIST) from error
     if not isinstance(entries, list):
-        raise ValueError("it is not a list of objects")
+        raise ValueError(_NO_LIST)
     return checked_controls(entries)
 
 

@@ -272,14 +272,19 @@ def scheduler_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
     return {name: value for name, value in config.items() if name in known and isinstance(value, Setting)}
 
 
-def parse_options(text: str) -> Settings:
-    """The options in a JSON text, without nulls; ValueError says what is wrong with the text."""
+def parse_options(text: str, example: str = '{"use_karras_sigmas": true}') -> Settings:
+    """The options in a JSON text, without nulls; ValueError says what is wrong with the text.
+
+    `example`: a text that would do, for the message.
+    """
     try:
         options = json.loads(text, object_pairs_hook=without_repeats, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not a JSON object such as {example}") from error
     if not isinstance(options, dict):
-        raise ValueError("it is not a JSON object")
+        raise ValueError(f"it is not a JSON object such as {example}")
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -64,7 +64,10 @@ def copy_with(net: Path, folder: Path, **config: Any) -> Path:
         ({"controlnet": "cany"}, "unknown_controlnet: model `sd` has no ControlNet `cany`"),
         ({"controlnet": "/etc/net"}, "unknown_controlnet: "),
         ({"controlnet": "canny", "model": "bare"}, "unknown_controlnet: model `bare` has no ControlNet"),
-        ({"controlnet": "canny", "control_image": None}, "missing_control_image: the ControlNet needs"),
+        (
+            {"controlnet": "canny", "control_image": None},
+            "missing_control_image: the ControlNet `canny` needs",
+        ),
         (
             {"controlnet": "canny", "control_guidance_start": 0.5, "control_guidance_end": 0.5},
             "invalid_parameter: control_guidance_start is 0.5; it must be below control_guidance_end, 0.5",
@@ -82,7 +85,10 @@ def copy_with(net: Path, folder: Path, **config: Any) -> Path:
             | {"controls": '[{"controlnet":"canny"},{"controlnet":"canny"}]'},
             "invalid_parameter: diffusers has no padding_mask_crop for several ControlNets",
         ),
-        ({"controls": "canny"}, "invalid_parameter: controls is canny: it is not JSON"),
+        (
+            {"controls": "canny"},
+            'invalid_parameter: controls is canny: it is not a JSON list such as [{"controlnet": "canny"}]',
+        ),
         (
             {"controls": '[{"controlnet":"canny","controlnet":"depth"}]'},
             "a name appears in it twice",
@@ -106,7 +112,7 @@ def copy_with(net: Path, folder: Path, **config: Any) -> Path:
                 "control_image": None,
                 "control_image_2": IMAGE,
             },
-            "missing_control_image: the ControlNet needs `control_image`",
+            "missing_control_image: the ControlNet `canny` needs `control_image`",
         ),
     ],
 )

@@ -1,7 +1,6 @@
 """Jobs whose rows are guided by ControlNets: each row is what plain diffusers makes of it."""
 
 import hashlib
-import io
 import json
 from functools import cache
 from inspect import signature
@@ -14,7 +13,6 @@ import pyarrow as pa
 import pytest
 import torch
 from diffusers import ControlNetModel
-from PIL import Image
 
 from actors.engine.adapters.false_reports import without_false_reports
 from actors.engine.diffusers_engine import DiffusersEngine
@@ -25,7 +23,17 @@ from demo.random_loras import plain_pipeline, save_lora
 from schemas.columns.output_columns import IMAGE_TYPE
 from schemas.systems.control_parameters import CONTROL_IMAGES
 from tests.support.checkpoints import demo
-from tests.support.in_process import Made, Record, job_spec, make, model_cache, plan_for, write_rows
+from tests.support.in_process import (
+    Made,
+    Record,
+    job_spec,
+    levels,
+    make,
+    model_cache,
+    opened,
+    plan_for,
+    write_rows,
+)
 
 STEPS = 4
 NUMBERS = (
@@ -78,10 +86,6 @@ def rows_of(model: str) -> list[Record]:
         for task in SUFFIXES
         for number, control in enumerate([*CONTROLS, *([CROPPED] if task == "inpaint" else [])])
     ]
-
-
-def opened(image: Record) -> Image.Image:
-    return Image.open(io.BytesIO(image["bytes"]))
 
 
 ROWS = [*rows_of("sd"), *rows_of("sdxl")]
@@ -186,14 +190,6 @@ def expected(folders: dict[str, dict[str, Path]]) -> dict[str, np.ndarray]:
         return np.asarray(output.images[0]).astype(np.int32)
 
     return {row["row_id"]: plain(row) for row in ROWS}
-
-
-def levels(made: Made, expected: dict[str, np.ndarray]) -> dict[str, int]:
-    """How far each row is from what is expected, in levels of 255."""
-    return {
-        name: int(np.abs(np.asarray(opened(made.row(name)["image"]), np.int32) - values).max())
-        for name, values in expected.items()
-    }
 
 
 @pytest.mark.parametrize("shard_rows", [3, 256])

@@ -1,6 +1,5 @@
 """Jobs whose rows have LoRAs: each row is what plain diffusers makes of it with `set_adapters`."""
 
-import io
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from actors.engine.adapters.false_reports import without_false_reports
 from actors.engine.diffusers_engine import DiffusersEngine
@@ -16,7 +14,17 @@ from benchmarks.parity.drawn_images import drawn_image, mask
 from benchmarks.parity.plain_diffusers import LEVELS
 from demo.random_loras import ATTENTION, CONVOLUTIONS, TEXT, plain_pipeline, save_lora
 from tests.support.checkpoints import demo
-from tests.support.in_process import Made, Record, job_spec, make, model_cache, plan_for, write_rows
+from tests.support.in_process import (
+    Made,
+    Record,
+    job_spec,
+    levels,
+    make,
+    model_cache,
+    opened,
+    plan_for,
+    write_rows,
+)
 
 IMAGE, MASK = drawn_image(), mask()
 TASKS = {"text2img": "", "img2img": "Img2Img", "inpaint": "Inpaint"}
@@ -52,10 +60,6 @@ def rows_of(model: str, count: int) -> list[Record]:
         for number in range(count)
         for task in [[*TASKS][number % 4 % 3]]
     ]
-
-
-def opened(image: Record) -> Image.Image:
-    return Image.open(io.BytesIO(image["bytes"]))
 
 
 ROWS = [*rows_of("sd", 18), *rows_of("sdxl", 9)]
@@ -133,15 +137,6 @@ def expected(files: dict[str, dict[str, Path]]) -> dict[str, np.ndarray]:
         return (output.images[0] * 255).round().astype(np.int32)
 
     return {row["row_id"]: plain(row) for row in ROWS}
-
-
-def levels(made: Made, expected: dict[str, np.ndarray]) -> dict[str, int]:
-    """How far each row is from what is expected, in levels of 255."""
-
-    return {
-        name: int(np.abs(np.asarray(opened(made.row(name)["image"]), np.int32) - values).max())
-        for name, values in expected.items()
-    }
 
 
 @pytest.mark.parametrize("shard_rows", [1, 5, 256])

@@ -126,13 +126,13 @@ def test_weights_of_each_type_become_one_text(arrow_type: pa.DataType, value: An
 
 
 def test_a_row_overrides_the_loras_of_its_route() -> None:
-    """Null is the route's; {} is none; the task safe takes none and ignores them."""
+    """Null is the route's; {} is none, which rows of the task safe may say too, though it takes none."""
     rows = [
         {"task": "styled", "loras": None},
         {"task": "styled", "loras": "{}"},
         {"task": "styled", "loras": '{"chalk": 0}'},
         {"task": "styled", "loras": '{"ink": 1}'},
-        {"task": "safe", "loras": '{"ink": 1}'},
+        {"task": "safe", "loras": " {} "},
     ]
 
     weights, problems = checked(rows, pa.string())
@@ -155,7 +155,8 @@ def test_a_row_overrides_the_loras_of_its_route() -> None:
         ('{"chalk": [1]}', "invalid_parameter", "which is not a number"),
         ('{"chalk": 1, "chalk": 2}', "invalid_parameter", "a name appears in it twice"),
         ('["chalk"]', "invalid_parameter", "it is not a JSON object"),
-        ("chalk", "invalid_parameter", "loras is chalk: "),
+        ("chalk", "invalid_parameter", 'loras is chalk: it is not a JSON object such as {"chalk": 0.8}'),
+        ("chalk:0.5", "invalid_parameter", 'it is not a JSON object such as {"chalk": 0.8}'),
         ("[" * 3000, "invalid_parameter", "nested too deeply"),
         (json.dumps({f"l{number}": 1 for number in range(17)}), "invalid_parameter", "it has 17 of them"),
         ('{"chalk": 1}' + " " * 4096, "text_too_long", ""),
@@ -228,7 +229,8 @@ ROWS: list[Record] = [
     {"row_id": "one", "prompt": "a fox", "loras": '{"chalk": 0.5}'},
     {"row_id": "two", "prompt": "a fox", "loras": '{"ink": 1, "chalk": -1}'},
     {"row_id": "routes", "prompt": "a fox", "task": "styled"},
-    {"row_id": "safe", "prompt": "a fox", "task": "safe", "loras": '{"chalk": 0.5}'},
+    {"row_id": "safe", "prompt": "a fox", "task": "safe"},
+    {"row_id": "styled safe", "prompt": "a fox", "task": "safe", "loras": '{"chalk": 0.5}'},
     {"row_id": "chain", "prompt": "a fox", "task": "chained", "loras": '{"chalk": 0.5}'},
     {"row_id": "wrong", "prompt": "a fox", "loras": '{"chak": 1}'},
 ]
@@ -243,7 +245,11 @@ def test_a_plan_says_how_many_rows_apply_each_lora(tmp_path: Path, loras: dict[s
     print_plan(plan, findings, console)
 
     assert findings.adapter_rows == {("LoRA", "sd", "chalk"): 4, ("LoRA", "sd", "ink"): 2}
-    assert findings.num_bad == {"unknown_lora": 1}
+    assert [str(bad.problem) for bad in findings.bad_rows if bad.row_id == "styled safe"] == [
+        'invalid_parameter: loras is {"chalk": 0.5}, and StableDiffusionPipelineSafe takes no LoRAs; leave '
+        "loras empty for this row"
+    ]
+    assert findings.num_bad == {"invalid_parameter": 1, "unknown_lora": 1}
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     size = Path(loras["ink"]).stat().st_size / 1000
     assert f"LoRA ink of sd: {size:.1f} kB, 2 rows" in printed
@@ -282,6 +288,7 @@ def test_the_output_has_the_loras_that_were_applied_and_can_be_an_input_again(
         ],
         "routes": [{"name": "chalk", "weight": 0.8, "sha256": hashes["chalk"]}],
         "safe": None,
+        "styled safe": None,
         "chain": [{"name": "chalk", "weight": 0.5, "sha256": hashes["chalk"]}],
         "wrong": None,
     }

@@ -823,7 +823,7 @@ BAD: list[tuple[str | None, str, str]] = [
     (None, '{"timestep_spacing": ["trailing"]}', 'timestep_spacing is ["trailing"]; it must be one of'),
     (None, '{"num_train_timesteps": 10}', "cannot be set: it is what the checkpoint was trained with"),
     ("UniPCMultistepScheduler", '{"use_flow_sigmas": true}', "it is for models trained with flow matching"),
-    (None, '{"steps_offset": 1', "cannot be read: Expecting ',' delimiter"),
+    (None, '{"steps_offset": 1', "cannot be read: it is not a JSON object such as"),
     (None, '["steps_offset"]', "cannot be read: it is not a JSON object"),
     (None, '{"steps_offset": 1, "steps_offset": 2}', "a name appears in it twice"),
     (None, '{"beta_start": NaN}', "NaN is not a JSON number"),

@@ -10,7 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from actors.checkpoints.adapters.embedding_files import find_embeddings
+from actors.checkpoints.component_files import files_in
 from actors.checkpoints.model_cards import read_card
+from actors.checkpoints.model_files import shareable_components
 from actors.engine.pipelines.pipeline_builder import pipeline_class
 from actors.storage.stores import Stores
 from models.clip_tokenizer import write_tokenizer
@@ -78,6 +80,7 @@ def test_each_published_form_has_its_vectors_by_text_encoder(
         ("sd", {"x": (2, 31)}, "the vectors of x have 31 numbers, and the embeddings of the text_encoder 32"),
         ("sd", {"clip_g": (1, WIDTH), "clip_l": (1, WIDTH)}, "it was made for XL: it has clip_g, clip_l"),
         ("sd", {"x": (1, WIDTH), "y": (1, WIDTH)}, "a single tensor, and this file has 2 tensors: x, y"),
+        ("sd", {f"unet.{i}.lora_A.weight": (1, WIDTH) for i in range(3)}, "it is a LoRA; name it in `loras`"),
         ("sd", {}, "a single tensor, and this file has 0 tensors: none"),
         ("sd", {"x": (0, WIDTH)}, "has the shape (0, 32)"),
         ("sd", {"x": (1, 1, WIDTH)}, "has the shape (1, 1, 32)"),
@@ -196,3 +199,15 @@ def test_tasks_read_tokens_where_diffusers_has_a_loader_for_them() -> None:
     }
 
     assert {system.pipeline for system in SYSTEMS if system.takes_embeddings} == loading
+
+
+def test_text_encoders_that_learn_tokens_are_shared_with_no_other_model() -> None:
+    """Another model would find the tokens in its texts. What learns nothing is shared."""
+    shared = {
+        len(embeddings): [component.name for component in shareable_components(files_in(demo("sd")), model)]
+        for embeddings in ({}, {"<cat-toy>": "cat.safetensors"})
+        for model in [ModelSpec.model_validate({"checkpoint": "demo:sd", "embeddings": embeddings})]
+    }
+
+    assert {*shared[0]} - {*shared[1]} == {"text_encoder"}
+    assert {"unet", "vae"} <= {*shared[1]}

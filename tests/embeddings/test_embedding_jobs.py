@@ -1,6 +1,5 @@
 """Jobs whose prompts have learned tokens: each row is what plain diffusers makes of it with these tokens."""
 
-import io
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from actors.engine.calls.prompt_encoding import tokenize
@@ -24,9 +22,11 @@ from tests.support.in_process import (
     Made,
     Record,
     job_spec,
+    levels,
     make,
     model_cache,
     models_of,
+    opened,
     plan_for,
     write_rows,
 )
@@ -120,10 +120,6 @@ def job(files: Files, folder: Path, **batching: Any) -> tuple[Made, DiffusersEng
     return make(spec, engine), engine
 
 
-def opened(image: Record) -> Image.Image:
-    return Image.open(io.BytesIO(image["bytes"]))
-
-
 def learn(pipeline: Any, model: str, files: Files) -> None:
     """Load tokens as the documentation of diffusers does."""
     for token, file in files[model].items():
@@ -170,14 +166,6 @@ def expected(files: Files) -> dict[str, np.ndarray]:
         return (output.images[0] * 255).round().astype(np.int32)
 
     return {row["row_id"]: plain(row) for row in ROWS}
-
-
-def levels(made: Made, expected: dict[str, np.ndarray]) -> dict[str, int]:
-    """How far each row is from what is expected, in levels of 255."""
-    return {
-        name: int(np.abs(np.asarray(opened(made.row(name)["image"]), np.int32) - values).max())
-        for name, values in expected.items()
-    }
 
 
 def test_each_row_is_what_plain_diffusers_makes_of_it(

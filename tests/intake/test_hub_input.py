@@ -6,7 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 
+from actors.images.image_uris import UriJudge
 from actors.storage.output import open_output
 from jobs.intake.hub_files import parse_hub_path
 from jobs.output.job_record import read_record
@@ -105,6 +107,21 @@ def test_a_row_of_the_hub_names_no_image_of_this_machine(tmp_path: Path, use_hub
     assert {row["error_code"] for row in output_rows(tmp_path / "out")} == {"disallowed_uri"}
 
 
+def test_no_folder_of_this_machine_is_that_of_a_file_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even one below the working directory whose path reads like that of the data set."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "hf:" / "datasets" / "org" / "owls"
+    folder.mkdir(parents=True)
+    (folder / "owl.png").touch()
+
+    problem = UriJudge("hf://datasets/org/owls/rows.csv", []).problem(str(folder / "owl.png"))
+
+    assert problem is not None
+    assert problem.code == "disallowed_uri"
+
+
 @pytest.mark.parametrize(
     ("path", "repository", "revision", "file"),
     [
@@ -157,3 +174,15 @@ def test_what_the_hub_does_not_have_is_named(tmp_path: Path, use_hub: UseHub) ->
             make_survey(spec_of(f"hf://datasets/org/owls@{'0' * 40}/rows.csv", tmp_path / "out"))
         with pytest.raises(SpecError, match="there is no file with rows at hf://datasets/org/owls@"):
             make_survey(spec_of("hf://datasets/org/owls/none.csv", tmp_path / "out"))
+
+
+def test_a_hub_that_may_not_be_asked_is_said_to_be_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is wrong with the name then, so no other is advised."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    with pytest.raises(SpecError, match=r"HF_HUB_OFFLINE is set\. Unset it, or download") as no:
+        make_survey(spec_of("hf://datasets/org/owls/rows.csv", tmp_path / "out"))
+
+    assert "Check its name" not in str(no.value)

@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 import signal
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -11,7 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors.storage.local_disk import LocalStorage
+from actors.storage.objects import MAX_PUT_BYTES
+from actors.storage.output import Output, open_output
 from actors.storage.stores import open_storage
+from jobs.intake.parquet_copies import CopyFolder, refuse_large_copy
 from jobs.survey.survey import make_survey
 from schemas.errors import RefusedError, SpecError
 from schemas.spec.job_spec import JobSpec
@@ -108,8 +113,10 @@ def test_a_driver_may_be_killed_before_any_of_its_first_writes(
     assert left == [(0, False), (1, False), (2, False)]
 
 
-def test_a_driver_that_is_killed_as_it_copies_leaves_the_output_alone(tmp_path: Path) -> None:
-    """Copies are made in a folder for temporary files."""
+def test_a_driver_that_is_killed_as_it_copies_leaves_the_output_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies are made in a folder for temporary files, which the next driver removes, and no living one's."""
     write_csv(tmp_path / "rows.csv", 400_000)
     spec = write_spec(tmp_path / "job.yaml", tmp_path / "rows.csv", tmp_path / "out")
     (temporary := tmp_path / "tmp").mkdir()
@@ -120,6 +127,13 @@ def test_a_driver_that_is_killed_as_it_copies_leaves_the_output_alone(tmp_path: 
         run.wait()
 
     assert [*tmp_path.glob("out/**/*.parquet")] == []
+    assert len([*temporary.iterdir()]) == 1
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    first, second = CopyFolder(), CopyFolder()
+    assert len([*temporary.iterdir()]) == 2
+    first.remove()
+    second.remove()
+    assert [*temporary.iterdir()] == []
     assert not (tmp_path / "out" / "_darkroom" / "job.json").exists()
 
 
@@ -139,7 +153,28 @@ def test_a_job_that_has_begun_needs_no_second_copy(tmp_path: Path) -> None:
     write_csv(source, NUM_ROWS + 1)
     with pytest.raises(RefusedError, match=r"rows\.csv has changed \(was 124 bytes, is now 140 bytes\)"):
         driver.run()
+    source.write_text(source.read_text()[:124].replace("grey", "blue"))
+    with pytest.raises(RefusedError, match=r"rows\.csv has changed \(its hash was \w{12}, is now \w{12}\)"):
+        driver.run()
     assert copies(tmp_path) == before
+
+
+def test_a_copy_that_the_store_cannot_take_is_refused_by_its_size(tmp_path: Path) -> None:
+    """The message is about the input, not about parts. A store that takes pieces takes it."""
+
+    class WithoutPieces(LocalStorage):
+        def takes_pieces(self, uri: str) -> bool:
+            return False
+
+    refuse_large_copy(
+        "rows.parquet", MAX_PUT_BYTES, Output(WithoutPieces(temp_dir=str(tmp_path)), str(tmp_path))
+    )
+    refuse_large_copy("rows.parquet", MAX_PUT_BYTES + 1, open_output(str(tmp_path)))
+
+    with pytest.raises(SpecError, match=r"input.path: .*rows.parquet, has 5\.4 GB.* into several files"):
+        refuse_large_copy(
+            "rows.parquet", MAX_PUT_BYTES + 1, Output(WithoutPieces(temp_dir=str(tmp_path)), str(tmp_path))
+        )
 
 
 def test_a_copy_that_was_deleted_is_missed(tmp_path: Path) -> None:
@@ -214,12 +249,20 @@ def test_rows_of_text_may_name_images_beside_their_file(tmp_path: Path) -> None:
     (tmp_path / "in" / "pictures" / "owl.png").write_bytes(drawn_image()["bytes"])
     (tmp_path / "in" / "rows.csv").write_text(
         "id,task,prompt,image\na,img2img,an owl,pictures/owl.png\nb,text2img,a fox,\nc,img2img,x,/etc/a\n"
+        "d,img2img,x,none.png\n"
     )
 
-    InProcessDriver(spec_of(tmp_path / "in" / "rows.csv", tmp_path / "out")).run()
+    driver = InProcessDriver(spec_of(tmp_path / "in" / "rows.csv", tmp_path / "out"))
+    driver.run()
 
+    assert "rows.csv line 5: unreadable_uri" in driver.printed
     rows = sorted((row["row_id"], row["status"], row["error_code"]) for row in output_rows(tmp_path / "out"))
-    assert rows == [("a", "ok", None), ("b", "ok", None), ("c", "failed", "disallowed_uri")]
+    assert rows == [
+        ("a", "ok", None),
+        ("b", "ok", None),
+        ("c", "failed", "disallowed_uri"),
+        ("d", "failed", "unreadable_uri"),
+    ]
 
 
 def test_text_in_a_bucket_is_copied_to_the_bucket_of_the_output(s3_env: S3Server) -> None:

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.planning.plan import make_plan
+from jobs.planning.plan_text import describe_bad_row
 from jobs.survey.survey import make_survey
 from schemas.errors import SpecError
 from tests.intake.text_rows import read_cells, rows_of
@@ -112,6 +114,7 @@ def test_whole_numbers_of_json_are_whole_numbers(tmp_path: Path) -> None:
         ("guidance_scale", [".5", "1e1", "nan", " "], [0.5, 10.0, float("nan"), None]),
         ("prompt", ["", " x", "007", "null"], ["", " x", "007", "null"]),
         ("task", ["", "text2img", " ", "7"], [None, "text2img", None, "7"]),
+        ("row_id", ["", "007", " "], [None, "007", None]),
         ("loras", ['{"a": 1}', '[{"name": "a", "weight": 1, "more": 2}]', "[1]", ""], None),
     ],
 )
@@ -140,20 +143,23 @@ def test_a_cell_that_does_not_fit_is_an_error_of_its_row(field: str, cell: str) 
 
     assert read == [1, None, 2]
     assert [*problems] == [1]
-    assert problems[1].code == "invalid_value"
+    assert problems[1].code == "invalid_parameter"
     assert problems[1].message.startswith(f"`{field}` is {cell!r}, and it needs ")
 
 
-def test_the_plan_names_the_row_and_the_cell_at_fault(tmp_path: Path) -> None:
-    """By the name of the file that somebody wrote, and not by that of its copy."""
+def test_the_plan_names_the_line_and_the_cell_at_fault(tmp_path: Path) -> None:
+    """By the name of the file that somebody wrote, and by the line in it: blank lines and quoted cells of
+    several lines count."""
     path = tmp_path / "rows.csv"
-    path.write_text("prompt,seed\nan owl,1\na fox,abc\n")
+    path.write_text('prompt,seed\n"an\nowl",1\n\n\na fox,abc\n')
 
     plan, findings = make_plan(make_survey(job_spec(path, tmp_path / "out")))
 
     (bad,) = findings.bad_rows
     assert (bad.uri, bad.row) == (str(path), 1)
-    assert str(bad.problem) == "invalid_value: `seed` is 'abc', and it needs whole numbers"
+    assert describe_bad_row(bad) == (
+        "rows.csv line 6: invalid_parameter: `seed` is 'abc', and it needs whole numbers"
+    )
     assert plan.file_names == {str(path): "rows.csv"}
     assert not (tmp_path / "out").exists()
 
@@ -167,20 +173,55 @@ def test_the_plan_names_the_row_and_the_cell_at_fault(tmp_path: Path) -> None:
             "line 2 has 3 cells, and the first line names 2 columns",
         ),
         ("rows.csv", b'prompt,seed\n"a\nb",1\nx\n', "line 4 has 1 cell, and the first line names 2"),
-        ("rows.csv", b'prompt\nx\n"never\nclosed\n', "line 3 cannot be read: unexpected end of data"),
+        ("rows.csv", b'prompt\nx\n"never\nclosed\n', "line 3 cannot be read: a quote is never closed"),
+        ("rows.csv", b'prompt\n"x"y\n', "line 2 cannot be read: text follows a closing quote"),
+        ("rows.csv", b"prompt\nx\ra\nb\n", "line 2 cannot be read: a cell without quotes has a carriage"),
+        ("rows.csv", b"prompt\rx\ry\r", r"carriage returns alone.* tr '\\r' '\\n'"),
+        ("prompts.txt", b"an owl\ra fox", "carriage returns alone"),
+        ("rows.csv", b"prompt;seed\nx;1\n", "seems to have semicolons between .* write commas"),
+        ("rows.csv", b"prompt\tseed\nx\t1\n", "seems to have tabs between .* name the file .tsv"),
+        ("rows.tsv", b"prompt,seed\nx,1\n", "seems to have commas between .* name the file .csv"),
+        ("rows.csv", gzip.compress(b"prompt\nx\n"), "is compressed with gzip.* rename it to rows.csv.gz"),
+        ("rows.csv.gz", bz2.compress(b"prompt\nx\n"), "compressed with bz2.* rename it to rows.csv.bz2"),
+        ("rows.csv.bz2", b"prompt\nx\n", "is not compressed, unlike its name; rename it to rows.csv$"),
+        ("rows.csv.gz", gzip.compress(gzip.compress(b"prompt\nx\n")), "compressed twice; unpack it once"),
+        ("rows.csv", lzma.compress(b"prompt\nx\n"), "is compressed with xz.* unxz"),
+        ("rows.csv", b"PK\x03\x04" + bytes(40), "is a ZIP archive or a workbook.* save it as CSV"),
+        ("rows.txt", b"PAR1\x15\x04" + bytes(40), "is a Parquet file without its end"),
+        ("rows.json", b'[{"prompt": "x"}]', "not a Parquet file.* .jsonl file, for example with jq -c"),
+        ("rows.xlsx", b"PK\x03\x04", "darkroom reads .txt, .csv, .* save the sheet as CSV in UTF-8"),
+        ("rows", b"prompt\nx\n", "no text file by its name; darkroom reads .txt, .csv, .tsv, .jsonl"),
+        ("rows.csv", b"_darkroom_line,prompt\n1,x\n", "a name that is taken; rename it"),
+        ("rows.csv", b"id,prompt\na,x\n\n,y\n", r"column `id` has 1 null in .* \(line 4 is the first\)"),
+        ("rows.jsonl", b'{"id": "", "prompt": "x"}\n', r"column `id` has 1 null in .* \(line 1 is the first"),
         ("rows.csv", b"prompt,seed,prompt\nx,1,y\n", "more than one column of the name prompt"),
-        ("rows.csv", b"an owl,1\na fox,2\n", "the input has no column `prompt`; it has an owl, 1"),
+        (
+            "rows.csv",
+            b"an owl,1\na fox,2\n",
+            "the input has no column `prompt`; it has an owl, 1.* If this is a row, put a line",
+        ),
         ("rows.csv", b"prompt\n", "no rows in "),
         ("rows.csv", b"", "no rows in "),
         ("prompts.txt", b"\n\n", "no rows in "),
         ("prompts.txt", b"a\nb\nd\xe9j\xe0\n", "line 3 is not UTF-8 .*iconv -f latin1 -t UTF-8"),
-        ("prompts.txt", "an owl\n".encode("utf-16"), "line 1 has a zero byte; .*iconv -f UTF-16 -t UTF-8"),
-        ("prompts.txt", b"a\n" + b"x" * (21 << 20), "line 2 has more than 16.8 MB"),
+        ("prompts.txt", "an owl\n".encode("utf-16"), "is in UTF-16.*iconv -f UTF-16 -t UTF-8"),
+        ("prompts.txt", "an owl".encode("utf-16-le"), "line 1 has a zero byte; .*iconv -f UTF-16 -t UTF-8"),
+        ("prompts.txt", b"a\n" + b"x" * ((16 << 20) + 1) + b"\nb\n", "line 2 has more than 16.8 MB"),
+        (
+            "rows.csv",
+            b'prompt\n"' + b"x\n" * (9 << 20) + b'"\n',
+            "line 2 cannot be read: a cell has more than",
+        ),
         ("rows.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "line 2 is not JSON"),
         ("rows.jsonl", b'{"prompt": "a", "seed": Infinity}\n', "line 1 is not JSON"),
         ("rows.jsonl", b'\n["a"]\n', "line 2 is not a JSON object"),
+        ("rows.jsonl", b'{"prompt": 1e3}\n', "column `prompt` is double, but the field `prompt` needs text"),
+        (
+            "rows.jsonl",
+            b'{"row_id": 1.0, "prompt": "x"}\n',
+            "column `row_id` is double, but the field `row_id` needs text",
+        ),
         ("rows.jsonl", b"[" * 100_000, "line 1 is not JSON"),
-        ("rows.csv.gz", b"prompt\nx\n", "cannot be unpacked"),
         ("rows.csv.gz", gzip.compress(b"prompt\nx\n")[:-9], "cannot be unpacked"),
         (
             "rows.jsonl",
@@ -188,7 +229,6 @@ def test_the_plan_names_the_row_and_the_cell_at_fault(tmp_path: Path) -> None:
             "more than 1,000 columns",
         ),
         ("rows.csv", b",".join(b"a%d" % i for i in range(1001)), "more than 1,000 columns"),
-        ("rows.data", b"prompt\nx\n", "is not a readable Parquet file"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, data: bytes, message: str) -> None:
@@ -197,9 +237,31 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, data: 
     path.write_bytes(data)
 
     with pytest.raises(SpecError, match=message) as refused:
-        make_survey(job_spec(path, tmp_path / "out"))
+        make_plan(make_survey(job_spec(path, tmp_path / "out")))
 
-    assert str(path) in str(refused.value) or "no column" in message
+    assert str(path) in str(refused.value) or "column `" in message
+
+
+def test_a_number_of_json_is_a_prompt_as_it_is_written(tmp_path: Path) -> None:
+    """`1e3` beside texts is `1e3`, and a whole number is its digits."""
+    rows = rows_of(tmp_path / "rows.jsonl", b'{"prompt": 1e3}\n{"prompt": "x"}\n{"prompt": 1.50}\n')
+
+    assert [row["prompt"] for row in rows] == ["1e3", "x", "1.50"]
+
+
+def test_a_value_of_the_wrong_type_is_the_mistake_of_its_row(tmp_path: Path) -> None:
+    """Whatever the type of the others is: a list, an object, a text or a number out of range."""
+    values = [1, "x", [1], {"a": 1}, True, 2**64, 1e999, -1, 1.5, [[1] * 3], "7"]
+    (path := tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"prompt": "x", "seed": value}) + "\n" for value in values).replace(
+            "Infinity", "1e999"
+        )
+    )
+
+    _, findings = make_plan(make_survey(job_spec(path, tmp_path / "out")))
+
+    assert {bad.problem.code for bad in findings.bad_rows} == {"invalid_parameter"}
+    assert sorted(bad.row for bad in findings.bad_rows) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
 def test_a_key_that_only_a_late_block_has_is_a_column(tmp_path: Path) -> None:

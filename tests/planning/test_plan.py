@@ -509,7 +509,7 @@ def test_rows_need_a_prompt_column_and_whole_ids(spec: JobSpec) -> None:
     )
 
     write_input(spec, prompt=["p", "q", "r"], id=["1", None, None])
-    assert f"column `id` has 2 nulls in {path}; every row needs its id" in refusal(spec)
+    assert f"column `id` has 2 nulls in {path} (row 1 is the first); every row needs its id" in refusal(spec)
 
 
 def test_the_weights_of_a_checker_count_only_where_it_is_used(spec: JobSpec, tmp_path: Path) -> None:

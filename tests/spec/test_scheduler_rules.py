@@ -146,7 +146,7 @@ def test_equal_options_have_equal_texts() -> None:
         ('{"a": NaN}', "NaN is not a JSON number"),
         ('{"a": -Infinity}', "-Infinity is not a JSON number"),
         ("[1]", "it is not a JSON object"),
-        ("{", "Expecting"),
+        ("{", r'it is not a JSON object such as {"use_karras_sigmas": true}'),
     ],
 )
 def test_options_that_are_no_json_object_are_refused(text: str, says: str) -> None:

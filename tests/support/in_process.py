@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from rich.console import Console
 
 from actors.engine.diffusers_engine import DiffusersEngine
@@ -57,6 +60,20 @@ class Made:
     def row(self, row_id: object, image_index: int = 0) -> Record:
         """The output row of an input row's image."""
         return next(row for row in self.rows if (row["row_id"], row["image_index"]) == (row_id, image_index))
+
+
+def opened(image: Record) -> Image.Image:
+    """The image in a struct of bytes and path."""
+    return Image.open(io.BytesIO(image["bytes"]))
+
+
+def levels(made: Made, expected: Mapping[str, npt.NDArray[np.int32]]) -> dict[str, int]:
+    """How far each row's image is from the expected pixels, in levels of 255. Every row must have one."""
+    assert [row["error_message"] for row in made.rows if row["status"] != "ok"] == []
+    return {
+        name: int(np.abs(np.asarray(opened(made.row(name)["image"]), np.int32) - values).max())
+        for name, values in expected.items()
+    }
 
 
 def write_rows(path: Path, rows: Sequence[Record], types: Mapping[str, pa.DataType] | None = None) -> Path:

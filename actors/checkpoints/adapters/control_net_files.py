@@ -10,21 +10,20 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
+from actors.checkpoints.adapters.weights_headers import check_headers
 from actors.checkpoints.checkpoint_folders import adapter_for_workers, adapter_path, is_folder_name
 from actors.checkpoints.component_files import (
     SAFE,
     CheckpointFile,
     ComponentFiles,
     Files,
-    HubFile,
     LocalFile,
     files_on_hub,
     weights_of,
 )
 from actors.checkpoints.hub import HUB_ERRORS, ask_hub
 from actors.checkpoints.model_files import files_of
-from actors.checkpoints.single_files.safetensors_headers import refuse_whole_numbers
-from actors.checkpoints.single_files.single_file import local_header, refuse_single_file, remote_header
+from actors.checkpoints.single_files.single_file import refuse_single_file
 from actors.checkpoints.sources import (
     ReadJson,
     check_files,
@@ -33,7 +32,6 @@ from actors.checkpoints.sources import (
     folder_reader,
     hashes_of,
     hub_reader,
-    not_on_the_hub,
 )
 from schemas.errors import SpecError
 from schemas.job import net_spec, pinned
@@ -154,16 +152,7 @@ def _weights(key: str, spec: ControlNetSpec, files: Files) -> tuple[Any, ...]:
             f"{key}: {spec.path} has no diffusion_pytorch_model{SAFE}{hint}. Weights of other kinds are not "
             "read, because they can run code"
         )
-    for file in weights:
-        try:
-            if isinstance(file, HubFile):
-                refuse_whole_numbers(remote_header(spec.path, file).tensors)
-            elif isinstance(file, LocalFile):
-                refuse_whole_numbers(local_header(file.path).tensors)
-        except ValueError as error:
-            raise SpecError(f"{key}: {_name_of(file)} of {spec.path} cannot be used: {error}") from error
-        except HUB_ERRORS as error:
-            raise not_on_the_hub(key, spec.path, spec.revision, error) from error
+    check_headers(key, spec.path, spec.revision, weights)
     return weights
 
 
@@ -173,10 +162,6 @@ def _is_loaded(name: str) -> bool:
         name.endswith(SAFE)
         and name.removeprefix(f"{_NET}/").split(".")[0].split("-")[0] == "diffusion_pytorch_model"
     )
-
-
-def _name_of(file: CheckpointFile) -> str:
-    return file.path.name if isinstance(file, LocalFile) else getattr(file, "name", "a file")
 
 
 def _card(

@@ -119,6 +119,9 @@ def _by_encoder(tensors: Collection[str], encoders: Collection[str]) -> dict[str
     for names in _XL_TENSORS:
         if {*names.values()} == {*tensors} and TEXT_ENCODERS[1] in encoders:
             return {encoder: names[encoder] for encoder in encoders}
+    # An embedding's own tensor may have any name.
+    if len(tensors) > len(TEXT_ENCODERS) and any("lora_" in name for name in tensors):
+        raise ValueError("it is a LoRA; name it in `loras` of the model, and in the column loras of rows")
     shown = listed(sorted(tensors)) or "none"
     if len(encoders) > 1:
         raise ValueError(

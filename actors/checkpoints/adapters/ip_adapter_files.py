@@ -10,11 +10,11 @@ from huggingface_hub.errors import HFValidationError
 from actors.checkpoints.adapters.adapter_files import find_adapter
 from actors.checkpoints.adapters.checkpoint_layers import Layers, layers_of
 from actors.checkpoints.adapters.ip_adapter_forms import IpAdapterForm, form_of, misfit
+from actors.checkpoints.adapters.weights_headers import check_headers, file_name
 from actors.checkpoints.checkpoint_folders import is_folder_name
-from actors.checkpoints.component_files import SAFE, CheckpointFile, HubFile, LocalFile, weights_of
+from actors.checkpoints.component_files import SAFE, weights_of
 from actors.checkpoints.hub import HUB_ERRORS
 from actors.checkpoints.named_components import files_of_component, read_component
-from actors.checkpoints.single_files.single_file import local_header, remote_header
 from actors.checkpoints.sources import not_on_the_hub
 from actors.storage.stores import Stores
 from actors.storage.uris import S3_SCHEME
@@ -93,7 +93,13 @@ def _encoder_spec(key: str, spec: IpAdapterSpec, file: AdapterFile) -> Component
         return ComponentSpec(path=file.path, revision=file.revision, subfolder=subfolder)
     beside = Path(file.path).parent
     root = Path(spec.path).expanduser().absolute()
-    return ComponentSpec(path=str((root if "/" in name and root.is_dir() else beside) / name), subfolder="")
+    folder = (root if "/" in name and root.is_dir() else beside) / name
+    if not folder.is_dir():
+        raise SpecError(
+            f"{key}.{IMAGE_ENCODER}: the folder {folder} does not exist, and an IP-Adapter needs one with "
+            "the image encoder that it was trained with; download it there, or name the folder that has it"
+        )
+    return ComponentSpec(path=str(folder), subfolder="")
 
 
 def _check_encoder(key: str, config: Mapping[str, Any], source: ComponentCard, form: IpAdapterForm) -> None:
@@ -112,27 +118,16 @@ def _check_encoder(key: str, config: Mapping[str, Any], source: ComponentCard, f
         files = files_of_component(IMAGE_ENCODER, spec, None)
     except (*HUB_ERRORS, HFValidationError) as error:
         raise not_on_the_hub(key, source.path, source.revision, error) from error
-    weights = [each for each in weights_of(files, IMAGE_ENCODER, None) if not _name_of(each).endswith(".bin")]
+    weights = [
+        each for each in weights_of(files, IMAGE_ENCODER, None) if not file_name(each).endswith(".bin")
+    ]
     if not weights:
         raise SpecError(
             f"{key}: {_place(source)} has no model{SAFE}. Weights of other kinds are not read, because they "
             "can run code"
         )
-    for file in weights:
-        try:
-            if isinstance(file, HubFile):
-                remote_header(source.path, file)
-            elif isinstance(file, LocalFile):
-                local_header(file.path)
-        except ValueError as error:
-            raise SpecError(f"{key}: {_name_of(file)} of {_place(source)}: {error}") from error
-        except HUB_ERRORS as error:
-            raise not_on_the_hub(key, source.path, source.revision, error) from error
+    check_headers(key, source.path, source.revision, weights)
 
 
 def _place(source: ComponentCard) -> str:
     return f"{source.path}/{source.subfolder}".rstrip("/")
-
-
-def _name_of(file: CheckpointFile) -> str:
-    return file.path.name if isinstance(file, LocalFile) else str(getattr(file, "name", "a file"))

@@ -13,7 +13,11 @@ NUM_TOKENS = 4
 """The number of tokens that the plain form gives of a picture."""
 NUM_LAYERS = 4
 """The number of layers of a resampler: diffusers 0.42.1 has no other."""
-_FACE_ID = "it is an IP-Adapter FaceID, which reads embeddings of the library insightface and not pictures"
+_FACE_ID = (
+    "it is an IP-Adapter FaceID, which reads embeddings of the library insightface and not pictures; choose "
+    "one that shows faces from pictures, such as ip-adapter-plus-face"
+)
+_CHOOSE = "name the adapter's file for this kind of checkpoint"
 _CROSS_ATTENTION = re.compile(
     r"(down|up|mid)_blocks?_(?:(\d+)_)?attentions_(\d+)_transformer_blocks_(\d+)_attn2_to_k"
 )
@@ -155,14 +159,14 @@ def misfit(form: IpAdapterForm, unet: Layers | None) -> str:
         if (found := next((shape for shape in shapes if shape != needed), None)) is not None:
             kind = MADE_FOR.get(found[-1]) if found and found[-1] != needed[-1] else None
             made_for = f"it was made for {kind or 'another kind of checkpoint'}"
-            return f"{made_for}: its layer {2 * number + 1} is {found}, the checkpoint's {needed}"
+            return f"{made_for}: its layer {2 * number + 1} is {found}, the checkpoint's {needed}; {_CHOOSE}"
     if len(form.layers) != len(own):
         return (
             f"it was made for another kind of checkpoint: it has {counted(len(form.layers), 'layer')}, and "
-            f"the checkpoint's UNet {len(own)} that read text"
+            f"the checkpoint's UNet {len(own)} that read text; {_CHOOSE}"
         )
     if own and form.token_width != own[0][-1]:
-        return f"its tokens are {form.token_width} wide, and the checkpoint reads {own[0][-1]}"
+        return f"its tokens are {form.token_width} wide, and the checkpoint reads {own[0][-1]}; {_CHOOSE}"
     return ""
 
 

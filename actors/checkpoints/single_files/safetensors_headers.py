@@ -10,6 +10,8 @@ MAX_HEADER_BYTES = 100_000_000
 """The longest header that the safetensors library itself reads (0.8)."""
 LENGTH_BYTES = 8
 """The bytes before the header, with its length."""
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How files of torch.save and of pickle begin. A length can begin so too, but not one that is too large."""
 _BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -46,10 +48,18 @@ def read_header(file: BinaryIO, size_bytes: int) -> Header:
 
     No tensor is read.
     """
-    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    first_bytes = file.read(LENGTH_BYTES)
+    length = int.from_bytes(first_bytes, "little")
     num_data_bytes = size_bytes - LENGTH_BYTES - length
     if num_data_bytes < 0 or length > MAX_HEADER_BYTES:
-        raise ValueError("it does not begin with the header of a safetensors file, or is cut off in it")
+        if first_bytes.startswith(_PICKLE_STARTS):
+            raise ValueError(
+                "it is a pickle, whatever its name says, and pickles can run code; load it where you trust "
+                "it, and save it with safetensors"
+            )
+        raise ValueError(
+            "it does not begin with the header of a safetensors file, or is cut off in it; download it again"
+        )
     return parse_header(file.read(length), num_data_bytes)
 
 
@@ -76,7 +86,7 @@ def parse_header(text: bytes, num_data_bytes: int) -> Header:
     if position != num_data_bytes:
         raise ValueError(
             f"its header describes {position:,} bytes of tensors, but the file has {num_data_bytes:,}: it is "
-            "cut off or damaged"
+            "cut off or damaged; download it again"
         )
     return Header(tensors, metadata)
 

@@ -11,17 +11,12 @@ import diffusers
 import torch
 
 from actors.checkpoints.adapters.control_net_files import CONFIG, net_on_this_machine
-from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
-from schemas.errors import SpecError
+from actors.engine.adapters.held_adapters import loading
 from schemas.systems.model_card import ControlNetCard
-from schemas.wording.printable import in_one_line
 
 logger = logging.getLogger(__name__)
 
 Net = torch.nn.Module
-
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
-"""The errors that diffusers raises for a faulty ControlNet."""
 
 
 class SharedNets:
@@ -51,16 +46,10 @@ class SharedNets:
     def _load(self, name: str, folder: Path, card: ControlNetCard, dtype: torch.dtype) -> Net:
         logger.info("loading controlnet=%s folder=%s dtype=%s device=%s", name, folder, dtype, self._device)
         cls = getattr(diffusers, json.loads((folder / CONFIG).read_bytes())["_class_name"])
-        try:
+        with loading(f"the ControlNet `{name}`: {folder}"):
             net: Any = cls.from_pretrained(
                 folder, variant=card.variant, torch_dtype=dtype, use_safetensors=True
             ).to(self._device)
-        except _LOADING_ERRORS as error:
-            if is_out_of_memory(error) or is_fatal(error):
-                raise  # The machine is at fault, not the files.
-            raise SpecError(
-                f"the ControlNet `{name}`: {folder} cannot be loaded: {in_one_line(error)}"
-            ) from error
         if self._channels_last:
             net.to(memory_format=torch.channels_last)
         loaded: Net = net.eval()

@@ -12,14 +12,10 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from actors.engine.adapters.false_reports import without_false_reports
-from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
-from schemas.errors import SpecError
+from actors.engine.adapters.held_adapters import loading
 from schemas.systems.model_card import IpAdapterCard
 
 logger = logging.getLogger(__name__)
-
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
-"""The errors that transformers raises for a faulty image encoder."""
 
 
 class ImageEncoder:
@@ -87,15 +83,9 @@ class SharedEncoders:
     def _load(self, name: str, card: IpAdapterCard, dtype: torch.dtype) -> Any:
         folder = self._find_folder(name, card)
         logger.info("loading image_encoder of ip_adapter=%s folder=%s dtype=%s", name, folder, dtype)
-        try:
+        with loading(f"the IP-Adapter `{name}`: its image encoder {folder}"):
             with without_false_reports():
                 module: Any = CLIPVisionModelWithProjection.from_pretrained(
                     folder, dtype=dtype, use_safetensors=True
                 )
             return module.to(self._device).eval()
-        except _LOADING_ERRORS as error:
-            if is_out_of_memory(error) or is_fatal(error):
-                raise  # The machine is at fault, not the files.
-            raise SpecError(
-                f"the IP-Adapter `{name}`: its image encoder {folder} cannot be loaded: {error}"
-            ) from error

@@ -1,20 +1,19 @@
 """The IP-Adapters of one model: loaded when a row needs them, and used row by row."""
 
-import logging
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from actors.engine.adapters.false_reports import without_false_reports
+from actors.engine.adapters.held_adapters import HeldAdapters
 from actors.engine.adapters.image_encoders import ImageEncoder
 from actors.engine.adapters.row_image_prompts import (
     ImagePromptSettings,
@@ -22,14 +21,7 @@ from actors.engine.adapters.row_image_prompts import (
     cross_attention,
     processors_in,
 )
-from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
-from schemas.errors import SpecError
 from schemas.systems.image_prompts import IMAGE_PROMPT, ImagePrompt
-
-logger = logging.getLogger(__name__)
-
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
-"""The errors that the libraries raise for a faulty file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,20 +41,16 @@ class _LoadedAdapter:
 class IpAdapters:
     """The IP-Adapters in one model's memory, up to a number of bytes.
 
-    Beyond it, those that were used longest ago are dropped, except those in use. They change nothing outside
-    of `plain`; the rows of merged batches get theirs by `settings`.
+    They change nothing outside of `plain`; the rows of merged batches get theirs by `settings`.
     """
 
     def __init__(self, pipeline: Any, find_file: Callable[[str], Path], capacity_bytes: int) -> None:
         """`find_file` gives an adapter's file on this machine, by the name that the spec gives it."""
         self._unet = pipeline.unet
         self._extractor = pipeline.components.get("feature_extractor")
-        self._find_file = find_file
-        self._capacity_bytes = capacity_bytes
         self._layers = cross_attention(pipeline.unet)
-        self._loaded: OrderedDict[str, _LoadedAdapter] = OrderedDict()
-        """By the spec's name; the last one was used last."""
-        self._users: Counter[str] = Counter()
+        load = partial(_read, pipeline.unet, tuple(self._layers))
+        self._adapters = HeldAdapters("IP-Adapter", find_file, capacity_bytes=capacity_bytes, load=load)
         self._prompts: dict[int, PromptTokens] = {}
         self.settings = ImagePromptSettings(self._layers, self._prompts)
         """How rows of a batch read their image prompts in the UNet."""
@@ -70,19 +58,13 @@ class IpAdapters:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the adapters in memory."""
-        return tuple(self._loaded)
+        return tuple(self._adapters.loaded)
 
     @contextmanager
     def _held(self, name: str) -> Iterator[_LoadedAdapter]:
         """While the block runs, the adapter is in memory. SpecError if it cannot be loaded."""
-        self._users[name] += 1
-        try:
-            if name not in self._loaded:
-                self._load(name)
-            self._loaded.move_to_end(name)
-            yield self._loaded[name]
-        finally:
-            self._users[name] -= 1
+        with self._adapters.held([name]):
+            yield self._adapters.loaded[name]
 
     @contextmanager
     def in_batches(
@@ -129,38 +111,20 @@ class IpAdapters:
         """The checkpoint's own feature extractor, or else the image encoder's, as in diffusers 0.42.1."""
         return encoder.extractor if self._extractor is None else self._extractor
 
-    def _load(self, name: str) -> None:
-        file = self._find_file(name)
-        size_bytes = file.stat().st_size
-        self._make_room(size_bytes)
-        logger.info("loading ip_adapter=%s file=%s", name, file)
-        try:
-            self._loaded[name] = self._read(file, size_bytes)
-        except _LOADING_ERRORS as error:
-            if is_out_of_memory(error) or is_fatal(error):
-                raise  # The machine is at fault, not the file.
-            raise SpecError(f"ip_adapters.{name}: {file} cannot be loaded: {error}") from error
 
-    def _read(self, file: Path, size_bytes: int) -> _LoadedAdapter:
-        """An adapter as diffusers 0.42.1 reads it for this UNet."""
-        weights: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-        unet = self._unet
-        with torch.inference_mode(False), without_false_reports():
-            for key, tensor in load_file(file).items():
-                part, _, name = key.partition(".")
-                weights[part][name] = tensor
-            processors = unet._convert_ip_adapter_attn_to_diffusers([weights])
-            projection = unet._convert_ip_adapter_image_proj_to_diffusers(weights["image_proj"])
-            for module in (projection, *(processors[f"{name}.processor"] for name in self._layers)):
-                module.to(dtype=unet.dtype, device=unet.device)
-        return _LoadedAdapter(
-            projection=projection.eval(),
-            processors={name: processors[f"{name}.processor"] for name in self._layers},
-            size_bytes=size_bytes,
-        )
-
-    def _make_room(self, size_bytes: int) -> None:
-        for name in self.names:
-            kept_bytes = sum(adapter.size_bytes for adapter in self._loaded.values())
-            if not self._users[name] and kept_bytes + size_bytes > self._capacity_bytes:
-                del self._loaded[name]
+def _read(unet: Any, layers: Iterable[str], file: Path) -> _LoadedAdapter:
+    """An adapter as diffusers 0.42.1 reads it for a UNet with these layers of cross-attention."""
+    weights: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    with torch.inference_mode(False), without_false_reports():
+        for key, tensor in load_file(file).items():
+            part, _, name = key.partition(".")
+            weights[part][name] = tensor
+        processors = unet._convert_ip_adapter_attn_to_diffusers([weights])
+        projection = unet._convert_ip_adapter_image_proj_to_diffusers(weights["image_proj"])
+        for module in (projection, *(processors[f"{name}.processor"] for name in layers)):
+            module.to(dtype=unet.dtype, device=unet.device)
+    return _LoadedAdapter(
+        projection=projection.eval(),
+        processors={name: processors[f"{name}.processor"] for name in layers},
+        size_bytes=file.stat().st_size,
+    )

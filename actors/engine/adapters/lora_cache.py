@@ -1,35 +1,23 @@
 """The LoRAs of one model: loaded by diffusers when a row needs them, and used row by row."""
 
-import logging
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
 
 from actors.engine.adapters.false_reports import without_false_reports
+from actors.engine.adapters.held_adapters import HeldAdapters
 from actors.engine.adapters.row_loras import Loras, all_have, forget_factors, rows_have, take_out
 from actors.engine.quirks.clip_skip import clip_skip_off
-from actors.engine.quirks.torch_errors import is_fatal, is_out_of_memory
-from schemas.errors import SpecError
-from schemas.wording.printable import in_one_line
-
-logger = logging.getLogger(__name__)
 
 Weights = Mapping[str, float]
 """A weight for each LoRA, by the name that the spec gives it."""
-
-_LOADING_ERRORS = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError),
-    *(RuntimeError, SafetensorError),
-)
-"""The errors that the libraries raise for a faulty file."""
 
 _numbers = count(1)
 """Modules can be shared by models whose LoRAs have the same names, so layers get other names."""
@@ -48,97 +36,71 @@ class _LoadedLora:
 class LoraCache:
     """The LoRAs in one model's modules, up to a number of bytes.
 
-    Beyond it, those that were used longest ago are dropped, except those in use. They change nothing outside
-    of `plain`; the rows of merged batches get theirs by `settings_of`.
+    They change nothing outside of `plain`; the rows of merged batches get theirs by `settings_of`.
     """
 
     def __init__(self, pipeline: Any, find_file: Callable[[str], Path], capacity_bytes: int) -> None:
         """`find_file` gives a LoRA's file on this machine, by the name that the spec gives it."""
-        self._pipeline = pipeline
-        self._find_file = find_file
-        self._capacity_bytes = capacity_bytes
-        self._loaded: OrderedDict[str, _LoadedLora] = OrderedDict()
-        """By the spec's name; the last one was used last."""
-        self._users: Counter[str] = Counter()
+        load = partial(_loaded_from, pipeline)
+        self._held = HeldAdapters("LoRA", find_file, capacity_bytes=capacity_bytes, load=load, drop=_drop)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the LoRAs in memory."""
-        return tuple(self._loaded)
+        return tuple(self._held.loaded)
 
-    @contextmanager
-    def held(self, weights: Weights) -> Iterator[None]:
+    def held(self, weights: Weights) -> AbstractContextManager[None]:
         """While the block runs, these LoRAs are in memory. SpecError if one of them cannot be loaded."""
-        self._users.update(weights.keys())
-        try:
-            for name in weights:
-                if name not in self._loaded:
-                    self._load(name)
-                self._loaded.move_to_end(name)
-            yield
-        finally:
-            self._users.subtract(weights.keys())
+        return self._held.held(weights.keys())
 
     def plain(self, weights: Weights) -> AbstractContextManager[None]:
         """While the block runs, all calls of the modules have these LoRAs, as after `set_adapters`."""
-        return all_have(tuple((self._loaded[name].in_layers, weight) for name, weight in weights.items()))
+        loaded = self._held.loaded
+        return all_have(tuple((loaded[name].in_layers, weight) for name, weight in weights.items()))
 
     def settings_of(self, component: str) -> "LoraSettings":
         """How the LoRAs of a component are set by row."""
-        return LoraSettings(component, self._loaded)
+        return LoraSettings(component, self._held.loaded)
 
     def close(self) -> None:
         """Drop all LoRAs: the model is dropped, and other models may go on with some of its modules."""
-        for name in self.names:
-            self._drop(name)
+        self._held.close()
 
-    def _load(self, name: str) -> None:
-        file, in_layers = self._find_file(name), f"lora_{next(_numbers)}"
-        self._make_room(file.stat().st_size)
-        logger.info("loading lora=%s file=%s", name, file)
+
+def _loaded_from(pipeline: Any, file: Path) -> _LoadedLora:
+    """A LoRA that diffusers loads into the pipeline, taken out of peft's layers."""
+    in_layers = f"lora_{next(_numbers)}"
+    layers = _taken_out(pipeline, file, in_layers)
+    own = (layer.loras[in_layers] for of_component in layers.values() for layer in of_component)
+    size_bytes = sum(lora.down.nbytes + lora.up.nbytes for lora in own)
+    return _LoadedLora(in_layers=in_layers, layers=layers, size_bytes=size_bytes)
+
+
+def _taken_out(pipeline: Any, file: Path, in_layers: str) -> dict[str, list[Any]]:
+    """Load a file with diffusers, and take its matrices out of peft's layers, which are returned."""
+    encoder = getattr(pipeline, "text_encoder", None)
+    with torch.inference_mode(False), without_false_reports(), clip_skip_off(encoder):
         try:
-            layers = self._taken_out(file, in_layers)
-        except _LOADING_ERRORS as error:
-            if is_out_of_memory(error) or is_fatal(error):
-                raise  # The machine is at fault, not the file.
-            raise SpecError(f"the LoRA `{name}`: {file} cannot be loaded: {in_one_line(error)}") from error
-        # The file may have another precision than the modules, and so another size.
-        own = (layer.loras[in_layers] for of_component in layers.values() for layer in of_component)
-        size_bytes = sum(lora.down.nbytes + lora.up.nbytes for lora in own)
-        self._loaded[name] = _LoadedLora(in_layers=in_layers, layers=layers, size_bytes=size_bytes)
-        self._make_room(0)
+            pipeline.load_lora_weights(
+                str(file.parent), weight_name=file.name, adapter_name=in_layers, use_safetensors=True
+            )
+            layers = {
+                component: [*_layers_with(in_layers, getattr(pipeline, component, None))]
+                for component in pipeline._lora_loadable_modules
+            }
+            for layer in (layer for of_component in layers.values() for layer in of_component):
+                take_out(layer, in_layers)
+        finally:
+            pipeline.delete_adapters(in_layers)
+    return layers
 
-    def _taken_out(self, file: Path, in_layers: str) -> dict[str, list[Any]]:
-        """Load a file with diffusers, and take its matrices out of peft's layers, which are returned."""
-        encoder = getattr(self._pipeline, "text_encoder", None)
-        with torch.inference_mode(False), without_false_reports(), clip_skip_off(encoder):
-            try:
-                self._pipeline.load_lora_weights(
-                    str(file.parent), weight_name=file.name, adapter_name=in_layers, use_safetensors=True
-                )
-                layers = {
-                    component: [*_layers_with(in_layers, getattr(self._pipeline, component, None))]
-                    for component in self._pipeline._lora_loadable_modules
-                }
-                for layer in (layer for of_component in layers.values() for layer in of_component):
-                    take_out(layer, in_layers)
-            finally:
-                self._pipeline.delete_adapters(in_layers)
-        return layers
 
-    def _make_room(self, size_bytes: int) -> None:
-        kept_bytes = sum(lora.size_bytes for lora in self._loaded.values())
-        for name in self.names:
-            if not self._users[name] and kept_bytes + size_bytes > self._capacity_bytes:
-                kept_bytes -= self._loaded[name].size_bytes
-                self._drop(name)
-
-    def _drop(self, name: str) -> None:
-        forget_factors()
-        dropped = self._loaded.pop(name)
-        for layers in dropped.layers.values():
-            for layer in layers:
-                del layer.loras[dropped.in_layers]
+def _drop(lora: _LoadedLora) -> None:
+    """Take a LoRA out of its layers."""
+    forget_factors()
+    for layers in lora.layers.values():
+        for layer in layers:
+            del layer.loras[lora.in_layers]
 
 
 def _layers_with(name: str, module: torch.nn.Module | None) -> Iterator[Any]:

@@ -1,8 +1,9 @@
 """Whether rows that are guided by ControlNets have all that these need."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,11 @@ def refused_controls(batch: RowBatch, route: ResolvedRoute) -> Iterator[Violatio
     yield by_code([*map(bool, unknown)]), "unknown_controlnet", lambda row: unknown[codes[row]]
     yield from _unfit_for_unions(batch, route, codes, asked)
     yield from _modes_of_no_union(batch, route, codes, asked)
-    yield from _without_image(batch, np.array([len(each.entries) for each in asked])[codes], "the ControlNet")
+
+    def name_of(row: int, position: int) -> str:
+        return f"the ControlNet `{asked[codes[row]].entries[position]['controlnet']}`"
+
+    yield from _without_image(batch, np.array([len(each.entries) for each in asked])[codes], name_of)
     for code, each in enumerate(asked):
         for entry in each.entries:
             yield from _empty_ranges(batch, route, entry, codes == code)
@@ -60,11 +65,14 @@ def refused_later_controls(batch: RowBatch, route: ResolvedRoute) -> Iterator[Vi
     Rows change nothing of these steps but the images, so each step is judged once.
     """
     for number, step in enumerate(route.then, 2):
-        num_controls = len(controls_of(step.defaults))
-        if not num_controls:
+        controls = controls_of(step.defaults)
+        if not controls:
             continue
-        who = f"the ControlNet of step {number} ({step.system.task})"
-        yield from _without_image(batch, np.full(batch.num_rows, num_controls), who)
+        names = [
+            f"the ControlNet `{each.controlnet}` of step {number} ({step.system.task})" for each in controls
+        ]
+        num_controls = np.full(batch.num_rows, len(controls))
+        yield from _without_image(batch, num_controls, partial(_name_at, names))
         row = RowBatch(
             first_row=0,
             num_rows=1,
@@ -190,8 +198,14 @@ def _num_modes(name: str, route: ResolvedRoute) -> int:
     return route.controlnets[name].num_modes if name in route.controlnets else 0
 
 
-def _without_image(batch: RowBatch, num_controls: npt.NDArray[np.intp], who: str) -> Iterator[Violation]:
-    """Rows that lack an image for one of their ControlNets, which are `who` in messages.
+def _name_at(names: Sequence[str], _: int, position: int) -> str:
+    return names[position]
+
+
+def _without_image(
+    batch: RowBatch, num_controls: npt.NDArray[np.intp], name_of: Callable[[int, int], str]
+) -> Iterator[Violation]:
+    """Rows that lack an image for one of their ControlNets; `name_of` (row, position) names it.
 
     Each follows the image of its position, or `control_image` if the row has none there.
     """
@@ -202,7 +216,11 @@ def _without_image(batch: RowBatch, num_controls: npt.NDArray[np.intp], who: str
         reason = "and the row has none"
         if CONTROL_IMAGES[0] not in batch.present:
             reason = "and no column has it; name one with input.columns: {control_image: ...}"
-        yield absent, "missing_control_image", always(f"{who} needs `{field}`, {reason}")
+
+        def describe(row: int, position: int = number - 1, field: str = field, reason: str = reason) -> str:
+            return f"{name_of(row, position)} needs `{field}`, {reason}"
+
+        yield absent, "missing_control_image", describe
 
 
 def _empty_ranges(

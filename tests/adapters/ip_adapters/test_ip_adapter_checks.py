@@ -118,9 +118,11 @@ def test_an_adapter_of_another_kind_is_refused(published: Path, tmp_path: Path) 
         str(plain), "depth2img"
     )
     assert "face.bin is a pickle" in refusal(str(tmp_path / "face.bin"))
-    assert "cut.safetensors" in refusal(str(cut))
+    assert "cut off or damaged; download it again" in refusal(str(cut))
     none: dict[str, Any] = {"proj.weight": None, "proj.bias": None}
-    assert "it is an IP-Adapter FaceID" in with_tensors(plain, **none, **{"proj.0.weight": (32, 512)})
+    assert "choose one that shows faces from pictures" in with_tensors(
+        plain, **none, **{"proj.0.weight": (32, 512)}
+    )
     assert "image_proj.norm.bias is missing" in with_tensors(plain, **{"norm.bias": None})
     assert "image_proj.proj.bias has the shape (3,), not (128,)" in with_tensors(plain, **{"proj.bias": (3,)})
     assert "image_proj.layers.3.1.3.weight is missing" in with_tensors(plus, **{"layers.3.1.3.weight": None})

@@ -1,7 +1,6 @@
 """Jobs whose rows are shown pictures by IP-Adapters: each row is what plain diffusers makes of it."""
 
 import hashlib
-import io
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel
-from PIL import Image
 
 from actors.engine.adapters.false_reports import without_false_reports
 from actors.engine.diffusers_engine import DiffusersEngine
@@ -22,7 +20,17 @@ from demo.random_ip_adapters import save_image_encoder, save_ip_adapter
 from demo.random_loras import plain_pipeline, save_lora
 from schemas.columns.output_columns import IMAGE_TYPE
 from tests.support.checkpoints import demo
-from tests.support.in_process import Made, Record, job_spec, make, model_cache, plan_for, write_rows
+from tests.support.in_process import (
+    Made,
+    Record,
+    job_spec,
+    levels,
+    make,
+    model_cache,
+    opened,
+    plan_for,
+    write_rows,
+)
 
 STEPS = 2
 FORMS: tuple[Any, ...] = ("plain", "plus", "full-face")
@@ -64,10 +72,6 @@ ROWS: list[Record] = [
     for model, rows in ROWS_OF.items()
     for number, row in enumerate(rows)
 ]
-
-
-def opened(image: Record) -> Image.Image:
-    return Image.open(io.BytesIO(image["bytes"])).convert("RGB")
 
 
 @pytest.fixture(scope="module")
@@ -178,15 +182,6 @@ def expected(folder: Path) -> dict[str, np.ndarray]:
         return np.asarray(output.images[0]).astype(np.int32)
 
     return {row["row_id"]: plain(row) for row in ROWS}
-
-
-def levels(made: Made, expected: dict[str, np.ndarray]) -> dict[str, int]:
-    """How far each row is from what is expected, in levels of 255."""
-    assert [row["error_message"] for row in made.rows if row["status"] != "ok"] == []
-    return {
-        name: int(np.abs(np.asarray(opened(made.row(name)["image"]), np.int32) - values).max())
-        for name, values in expected.items()
-    }
 
 
 @pytest.mark.parametrize("shard_rows", [3, 256])

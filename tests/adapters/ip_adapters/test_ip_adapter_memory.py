@@ -64,8 +64,22 @@ def test_adapters_that_no_call_uses_make_room(published: Path) -> None:
 
     assert together == ("one", "two")
     assert alone == ("three",)
-    with pytest.raises(SpecError, match=r"ip_adapters.faulty: .*faulty.safetensors cannot be loaded"):
+    with pytest.raises(SpecError, match=r"the IP-Adapter `faulty`: .*faulty.safetensors cannot be loaded"):
         in_use("faulty").__enter__()
+
+
+def test_a_call_leaves_the_unet_as_it_was(published: Path) -> None:
+    """Else diffusers would ask the next row for a picture, whether or not it has one."""
+    encoder = ImageEncoder(CLIPVisionModelWithProjection.from_pretrained(published / "image_encoder"))
+    pipeline = plain_pipeline(demo("sd"))
+    adapters = IpAdapters(pipeline, lambda _: published / "plain.safetensors", 1 << 30)
+
+    with adapters.plain(pipeline, ImagePrompt(ip_adapter="one", ip_adapter_scale=1.0), [PICTURE], encoder):
+        during = pipeline.unet.config.encoder_hid_dim_type
+
+    assert during == "ip_image_proj"
+    assert pipeline.unet.config.encoder_hid_dim_type is None
+    assert pipeline.unet.encoder_hid_proj is None
 
 
 def spec_of(folder: Path, published: Path, rows: list[Record], **model: Any) -> JobSpec:
