@@ -12,7 +12,7 @@ from jobs.intake.input_stores import InputStores, Source
 from jobs.intake.taking_in import EarlierInput
 from jobs.survey.folder_files import split_parquet
 from schemas.errors import SpecError
-from schemas.spec.job_spec import JobSpec
+from schemas.spec.job_spec import InputSpec
 from schemas.wording.amounts import counted
 from schemas.wording.printable import listed
 
@@ -78,7 +78,7 @@ def _refuse_too_many(files: Sequence[StoredObject]) -> None:
         )
 
 
-def input_paths(spec: JobSpec, stores: InputStores, earlier: EarlierInput | None = None) -> list[InputPath]:
+def input_paths(spec: InputSpec, stores: InputStores, earlier: EarlierInput | None = None) -> list[InputPath]:
     """The paths of input.path. A name with a pattern's signs is a pattern only if nothing has that name.
 
     Those on the Hub are at the commits with which the job began, if it had the same paths, or at today's.
@@ -137,11 +137,11 @@ def _check_name(uri: str) -> None:
         raise SpecError(f"input.path: {uri!r} has a name that is not valid UTF-8; rename it") from error
 
 
-def paths_of(spec: JobSpec) -> list[str]:
+def paths_of(spec: InputSpec) -> list[str]:
     """The normalised paths of input.path; SpecError where one, or one of input.pictures, is not valid."""
-    for folder in spec.input.pictures:
+    for folder in spec.pictures:
         normalised("input.pictures", folder)
-    paths = [spec.input.path] if isinstance(spec.input.path, str) else spec.input.path
+    paths = [spec.path] if isinstance(spec.path, str) else spec.path
     return [*map(_normalised_path, paths)]
 
 

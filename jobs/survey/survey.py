@@ -88,7 +88,7 @@ def make_survey(
     """
     stores = Stores(spec.errors.storage_deadline_s)
     input_stores = InputStores(stores, spec.errors.storage_deadline_s)
-    paths = input_paths(spec, input_stores, earlier)
+    paths = input_paths(spec.input, input_stores, earlier)
     _check_output(spec, paths)
     stored, notes = find_files(paths, input_stores)
     taken_in = take_in(stored, input_stores, earlier)

@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 def found(path: str) -> tuple[list[str], list[str]]:
     """(names, notes): the input files of a folder below it, and what is said of the others."""
     spec, stores = job_spec(Path("x"), Path("y"), input={"path": path}), Stores()
-    files, notes = find_files(input_paths(spec, stores), stores)
+    files, notes = find_files(input_paths(spec.input, stores), stores)
     return [file.uri.removeprefix(f"{path}/") for file in files], notes
 
 

@@ -106,7 +106,7 @@ def refusal(spec: JobSpec) -> str:
 def files_of(spec: JobSpec) -> list[StoredObject]:
     """Return the input files that a spec finds."""
     stores = Stores()
-    return find_files(input_paths(spec, stores), stores)[0]
+    return find_files(input_paths(spec.input, stores), stores)[0]
 
 
 def names_of(spec: JobSpec) -> list[str]:
