@@ -121,7 +121,10 @@ def _names(path: InputPath, others: Sequence[ListedObject]) -> str:
 
 def _nothing_at(path: InputPath, others: Sequence[ListedObject]) -> str:
     if others:
-        return f"input.path: there is no file with rows in {path}, only {_names(path, others)}"
+        return (
+            f"input.path: there is no file with rows in {path}, only {_names(path, others)}. Rows "
+            "are in .txt, .csv, .tsv, .jsonl or .parquet files, of which a column `image` may name images"
+        )
     # Nobody means a `*` as part of a name.
     escaped = [f"[{sign}] for `{sign}`" for sign in "?[" if any(sign in name for name in path.pattern)]
     hint = f". If this is the name itself, write {' and '.join(escaped)}" if escaped else ""

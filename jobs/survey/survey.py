@@ -89,10 +89,10 @@ def make_survey(
     stores = Stores(spec.errors.storage_deadline_s)
     input_stores = InputStores(stores, spec.errors.storage_deadline_s)
     paths = input_paths(spec.input, input_stores, earlier)
-    _check_output(spec, paths)
+    check_output(spec, paths)
     stored, notes = find_files(paths, input_stores)
     taken_in = take_in(stored, input_stores, earlier)
-    files, schemas = _read_footers(stored, taken_in.copies, stores)
+    files, schemas = read_footers(stored, taken_in.copies, stores)
     if not any(file.num_rows for file in files):
         raise SpecError(f"input.path: no rows in {', '.join(map(str, paths))}")
     columns = map_columns(schemas, spec.input, used_fields(spec))
@@ -136,7 +136,7 @@ def _with_adapters(
     return cards, notes
 
 
-def _read_footers(
+def read_footers(
     stored: Sequence[StoredObject], copies: Mapping[str, ParquetCopy], stores: Stores
 ) -> tuple[tuple[SurveyedFile, ...], InputSchemas]:
     """(files, schemas): each file's number of rows, and the columns of the files that have rows."""
@@ -174,7 +174,7 @@ def _check_folders(columns: ColumnMap, schemas: InputSchemas, files: Iterable[Su
                 ) from error
 
 
-def _check_output(spec: JobSpec, paths: Iterable[InputPath]) -> None:
+def check_output(spec: JobSpec, paths: Iterable[InputPath]) -> None:
     """Raise SpecError if the job would read its own parts, which would look like a changed input."""
     output = normalised("output.path", spec.output.path)
     for path in paths:
