@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from jobs.commands.command_line import console, exit_codes
-from jobs.commands.file_commands import demo_model, schema
+from jobs.commands.file_commands import demo_model, init, schema
 from jobs.commands.job_commands import plan, retry, run, submit, validate
 from jobs.commands.output_commands import replay, report, status, verify
 from schemas import __version__
@@ -48,6 +48,7 @@ def options(
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
+    "init": init,
     "validate": validate,
     "plan": plan,
     "run": run,

@@ -55,7 +55,7 @@ HOUSE: Mapping[str, Order] = {
         "planning",
         "output",
         "dispatch reports verification",
-        "fleet preparation",
+        "fleet preparation drafting",
         "run retry replay",
         "commands",
         "__main__",
