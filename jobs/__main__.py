@@ -16,6 +16,7 @@ import typer
 from jobs.commands.command_line import console, exit_codes
 from jobs.commands.file_commands import demo_model, init, schema
 from jobs.commands.job_commands import plan, retry, run, submit, validate
+from jobs.commands.machine_commands import doctor
 from jobs.commands.output_commands import replay, report, status, verify
 from schemas import __version__
 
@@ -58,6 +59,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "report": report,
     "verify": verify,
     "replay": replay,
+    "doctor": doctor,
     "schema": schema,
     "demo-model": demo_model,
 }

@@ -56,7 +56,7 @@ HOUSE: Mapping[str, Order] = {
         "output",
         "dispatch reports verification",
         "fleet preparation drafting",
-        "run retry replay",
+        "run retry replay checkup",
         "commands",
         "__main__",
     ),
