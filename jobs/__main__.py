@@ -14,8 +14,9 @@ from typing import Annotated
 import typer
 
 from jobs.commands.command_line import console, exit_codes
-from jobs.commands.file_commands import demo_model, schema
+from jobs.commands.file_commands import demo_model, init, schema
 from jobs.commands.job_commands import plan, retry, run, submit, try_rows, validate
+from jobs.commands.machine_commands import doctor
 from jobs.commands.output_commands import replay, report, status, verify
 from jobs.commands.row_commands import expand
 from schemas import __version__
@@ -49,6 +50,7 @@ def options(
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
+    "init": init,
     "expand": expand,
     "validate": validate,
     "plan": plan,
@@ -60,6 +62,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "report": report,
     "verify": verify,
     "replay": replay,
+    "doctor": doctor,
     "schema": schema,
     "demo-model": demo_model,
 }

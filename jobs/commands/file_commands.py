@@ -1,4 +1,4 @@
-"""The commands that write a file to begin with: the schema of specs, small checkpoints and adapters."""
+"""The commands that write a file to begin with: a first spec, the schema, demo models and adapters."""
 
 import sys
 from pathlib import Path
@@ -9,6 +9,41 @@ import typer
 from jobs.commands.command_line import console
 from models.demo_adapters import KINDS as ADAPTERS
 from schemas.errors import SpecError
+
+
+def init(
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="Prompts or rows: a file, folder or pattern, local, s3:// or hf://.", metavar="INPUT"
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A Hub repository, a folder, a .safetensors file or demo:KIND; default demo:shapes.",
+            metavar="CHECKPOINT",
+        ),
+    ] = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="File to write; by default INPUT's name with .yaml.", metavar="FILE")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="The job's output; by default out/ and INPUT's name.", metavar="OUTPUT")
+    ] = None,
+    prompt_column: Annotated[
+        str | None,
+        typer.Option(help="The column with the prompts, if its name does not tell.", metavar="NAME"),
+    ] = None,
+) -> None:
+    """Write a spec for an input: its columns found, its task told from them. Never overwrites a file.
+
+    Example: darkroom init demo/rows.parquet --spec rows.yaml
+    """
+    from jobs.drafting.first_spec import Wishes, write_first_spec
+
+    wishes = Wishes(path=path, model=model, spec=spec, output=output, prompt_column=prompt_column)
+    write_first_spec(wishes, console())
 
 
 def schema(

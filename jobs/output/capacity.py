@@ -21,7 +21,7 @@ def refuse_full_disk(path: str, needed_bytes: int) -> None:
     """Raise SpecError if the disk of `path` has less than `needed_bytes` free. S3 has no limit to check."""
     if path.startswith(S3_SCHEME):
         return
-    disk = shutil.disk_usage(_nearest_folder(path))
+    disk = shutil.disk_usage(nearest_folder(path))
     if not disk.total:
         raise SpecError(
             f"output.path: {path} is on a file system without a size, such as /proc; choose another path"
@@ -69,7 +69,7 @@ def for_store(plan: Plan, output: Output, largest_bytes: int) -> Plan:
     return replace(plan, job=replace(plan.job, in_pieces=in_pieces))
 
 
-def _nearest_folder(path: str) -> str:
+def nearest_folder(path: str) -> str:
     """The deepest folder of the path that exists; SpecError if something else than a folder comes first."""
     while not os.path.isdir(path):
         if os.path.lexists(path):

@@ -93,7 +93,7 @@ def make_survey(
     stores = Stores(spec.errors.storage_deadline_s)
     input_stores = InputStores(stores, spec.errors.storage_deadline_s)
     paths = input_paths(spec.input, input_stores, earlier)
-    output = _checked_output(spec, paths)
+    output = checked_output(spec, paths)
     stored, notes = find_files(paths, input_stores)
     taken_in = take_in(stored, input_stores, earlier, Output(stores.of(output), output))
     files, schemas = read_footers(stored, taken_in.copies, stores)
@@ -179,7 +179,7 @@ def _check_folders(columns: ColumnMap, schemas: InputSchemas, files: Iterable[Su
                 ) from error
 
 
-def _checked_output(spec: JobSpec, paths: Iterable[InputPath]) -> str:
+def checked_output(spec: JobSpec, paths: Iterable[InputPath]) -> str:
     """The path of the output; SpecError if the job would read its own parts, as if its input had changed."""
     output = normalised("output.path", spec.output.path)
     for path in paths:

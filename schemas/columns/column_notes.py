@@ -1,6 +1,7 @@
 """What the plan says about the input's columns: which are read, as what, and which are not."""
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from schemas.columns.column_types import needed
 from schemas.columns.fields import FIELD_KINDS, used_fields
@@ -37,17 +38,29 @@ def column_notes(found: InputSchemas, columns: ColumnMap, spec: JobSpec) -> list
     return notes + _size_note(found, columns, spec)
 
 
+def sizes_of_pictures(names: Sequence[str], fields: Mapping[str, str]) -> list[str]:
+    """Those of `width` and `height` among the fields that may be of pictures that the rows name.
+
+    `names`: those of all columns. Sets that were scraped from the web have such sizes.
+    """
+    return [side for side in ("width", "height") if side in fields] if _pictures(names) else []
+
+
+def _pictures(names: Iterable[str]) -> list[str]:
+    return [name for name in names if _NAMES_PICTURE.search(name)]
+
+
 def _size_note(found: InputSchemas, columns: ColumnMap, spec: JobSpec) -> list[str]:
-    """A note if the columns of sizes may be those of pictures that the rows name, as in scraped sets."""
+    """A note if the columns of sizes may be those of pictures that the rows name."""
     sides = [
-        side for side in ("width", "height") if side in columns.fields and side not in spec.input.columns
+        side for side in sizes_of_pictures(found.names, columns.fields) if side not in spec.input.columns
     ]
-    pictures = [name for name in found.names if _NAMES_PICTURE.search(name)]
-    if not sides or not pictures:
+    if not sides:
         return []
+    unread = ", ".join(f"{side}: null" for side in sides)
     return [
         f"{' and '.join(sides)}: read as the size of the image to be made; if it is that of the picture in "
-        f"`{pictures[0]}`, set input.columns: {{{', '.join(f'{side}: null' for side in sides)}}}"
+        f"`{_pictures(found.names)[0]}`, set input.columns: {{{unread}}}"
     ]
 
 

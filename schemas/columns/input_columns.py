@@ -1,6 +1,6 @@
 """Which input column fills which field of a row: by the field's name, by the spec, or by a foreign name."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -88,22 +88,29 @@ def _no_column(column: str, names: list[str]) -> str:
 
 
 def _recognise(found: InputSchemas, spare: list[str], missing: Collection[str]) -> dict[str, str]:
-    """The columns that have a foreign name of a missing field, by field.
+    """The columns that have a foreign name of a missing field, by field."""
+    recognised = {}
+    for field, columns in candidates(found, spare, missing).items():
+        if len(columns) > 1:
+            raise SpecError(
+                f"both `{columns[0]}` and `{columns[1]}` could be the field `{field}`; "
+                f"choose one with input.columns: {{{field}: {columns[1]}}}"
+            )
+        recognised[field] = columns[0]
+    return recognised
+
+
+def candidates(found: InputSchemas, spare: Iterable[str], missing: Collection[str]) -> dict[str, list[str]]:
+    """Those of the columns `spare` that have a foreign name of a missing field, by field.
 
     A foreign name is a guess, so a column whose type does not fit is not taken. Nor is the name of a folder
     as an id, because all rows of the folder would have the same.
     """
-    recognised: dict[str, str] = {}
+    columns_by_field: dict[str, list[str]] = {}
     for column in spare:
         field = field_meant(column, FIELD_KINDS)
         if field is None or field not in missing or found.misfit(field, column):
             continue
-        if field == "row_id" and column in found.folder_types:
-            continue
-        if field in recognised:
-            raise SpecError(
-                f"both `{recognised[field]}` and `{column}` could be the field `{field}`; "
-                f"choose one with input.columns: {{{field}: {column}}}"
-            )
-        recognised[field] = column
-    return recognised
+        if field != "row_id" or column not in found.folder_types:
+            columns_by_field.setdefault(field, []).append(column)
+    return columns_by_field

@@ -1,7 +1,7 @@
 """From a YAML file to a JobSpec, with errors that name the line and the key and say how to fix them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,25 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
 
     Raises SpecError with one line per mistake.
     """
-    value, lines = read_yaml(path)
+    return _checked(*read_yaml(path), str(path), overrides)
+
+
+def parse_spec(text: str, name: str) -> JobSpec:
+    """Like `load_spec`, for a text; `name` is used in messages instead of the file's name."""
+    return _checked(*parse_yaml(text, name), name, ())
+
+
+def _checked(value: object, lines: Mapping[Location, int], name: str, overrides: Sequence[str]) -> JobSpec:
     if not isinstance(value, dict):
-        raise SpecError(f"{path}:1: a spec is a mapping that begins with `version: 1`")
-    sources: dict[Location, str] = {at: f"{path}:{line}" for at, line in lines.items()}
+        raise SpecError(f"{name}:1: a spec is a mapping that begins with `version: 1`")
+    sources: dict[Location, str] = {at: f"{name}:{line}" for at, line in lines.items()}
     for override in overrides:
         _apply(value, override, sources)
     _refuse_secrets(value, sources)
     try:
         return JobSpec.model_validate(value)
     except ValidationError as error:
-        raise SpecError(described(error, value, sources, str(path), JobSpec, _sweep_hint)) from error
+        raise SpecError(described(error, value, sources, name, JobSpec, _sweep_hint)) from error
 
 
 def _sweep_hint(at: Location, value: object) -> str:
