@@ -50,7 +50,7 @@ def check_hub(
 
 def check_models(spec: JobSpec, read: Callable[[str, ModelSpec], ModelCard] = read_card) -> Iterator[Finding]:
     """Each model of the spec, as its files tell; demos are built by the run that needs them."""
-    logging.set_verbosity_error()  # What it would warn of, a finding says.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # What it would warn of, a finding says.
     for name, model in spec.models.items():
         if model.checkpoint.startswith(SCHEME):
             continue

@@ -15,6 +15,7 @@ from jobs.output.job_record import JobRecord, plan_of_record
 from jobs.planning.plan import Plan
 from jobs.survey.survey import Survey, SurveyedFile
 from jobs.trial.row_sample import SampledRow
+from schemas.columns.cells import LINE_COLUMN
 from schemas.columns.output_columns import output_schema
 from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import SpecError
@@ -87,7 +88,7 @@ def _file_of_rows(
         stores.of(file.rows_uri).open(file.rows_uri) as source,
         pq.ParquetFile(source) as parquet,
     ):
-        table = _rows_of(parquet, sorted(rows), job.columns.columns())
+        table = _rows_of(parquet, sorted(rows), [*job.columns.columns(), LINE_COLUMN])
     if (column := job.columns.fields["row_id"]) not in table.column_names:
         ids = pa.array([str(rows[row].row_id) for row in sorted(rows)], pa.string())
         table = table.append_column(column, ids)

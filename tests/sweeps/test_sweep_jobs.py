@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs.replay import replay_row
 from rich.console import Console
 
 from actors.storage.output import open_output
@@ -14,6 +13,7 @@ from jobs.output.job_record import claim, require_record
 from jobs.output.resumption import plan_of, survey_of
 from jobs.planning.plan import make_plan
 from jobs.survey.survey import make_survey
+from jobs.trial.replay import replay_row
 from tests.support.in_process import job_spec, make
 from tests.sweeps.test_expand import expanded
 
