@@ -1,11 +1,13 @@
 """The memory and the CPUs that this process may use: those of the machine, or of its container if less."""
 
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def memory_bytes() -> int:
@@ -25,6 +27,16 @@ def num_cpus() -> int:
     # Without a limit, the quota is "max" or -1.
     limits = [int(quota) // int(period) for quota, period in quotas if quota.isdigit()]
     return max(1, min([os.cpu_count() or 1, *limits]))
+
+
+def cpu_name() -> str:
+    """What the processor calls itself, such as `AMD EPYC 9474F 48-Core Processor`."""
+    try:
+        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _settings(*names: str) -> Iterator[str]:

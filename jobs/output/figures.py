@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pydantic import FiniteFloat
 
-from schemas.job import StoredCount
+from schemas.job import Speed, StoredCount
 from schemas.wording.amounts import counted, duration
 
 
@@ -72,6 +72,12 @@ class RunFigures:
     """Sum over all workers."""
     worker_peak_rss_bytes: StoredCount = 0
     """Peak memory of the largest worker."""
+    peak_device_bytes: StoredCount = 0
+    """The most memory of a GPU that a worker's tensors took; 0 without a GPU."""
+    speeds: tuple[Speed, ...] = ()
+    """How long images of each kind took, on each kind of device: sums over all workers."""
+    load_seconds: Mapping[str, FiniteFloat] = field(default_factory=dict)
+    """By model, how long a worker took to load it: the mean of those that did."""
     driver_cpu_seconds: FiniteFloat = 0.0
     driver_peak_rss_bytes: StoredCount = 0
 

@@ -36,6 +36,7 @@ HOUSE: Mapping[str, Order] = {
         "inputs images checkpoints",
         "rows",
         "parts engine",
+        "speeds",
         "shard_run",
         "worker",
         "worker_process",
