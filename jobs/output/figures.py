@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from pydantic import FiniteFloat
 
+from jobs.output.planned_time import PlannedTime
 from schemas.job import Speed, StoredCount
 from schemas.wording.amounts import counted, duration
 
@@ -78,6 +79,8 @@ class RunFigures:
     """How long images of each kind took, on each kind of device: sums over all workers."""
     load_seconds: Mapping[str, FiniteFloat] = field(default_factory=dict)
     """By model, how long a worker took to load it: the mean of those that did."""
+    planned: PlannedTime | None = None
+    """What was expected before; None where nothing was, or for other rows than these."""
     driver_cpu_seconds: FiniteFloat = 0.0
     driver_peak_rss_bytes: StoredCount = 0
 
@@ -97,11 +100,21 @@ def codes_text(error_codes: Iterable[tuple[str, int]]) -> str:
 
 
 def generated_text(figures: RunFigures) -> str:
-    """`generated 552 images in 41 s (13.4 images/s)`: the time is `working_seconds`, the rate that of it."""
+    """`generated 552 images in 41 s (13.4 images/s)`: the time is `working_seconds`, the rate that of it.
+
+    If a time was planned, what the run took is compared with it: both count from the start of Ray.
+    """
     # A summary of an earlier version has no `working_seconds`.
     seconds = f" in {duration(figures.working_seconds)}" if figures.working_seconds else ""
     rate = f" ({rate_text(figures.images_per_second)})" if figures.images else ""
-    return f"generated {counted(figures.images, 'image')}{seconds}{rate}"
+    planned = f"; {_planned_text(figures, figures.planned)}" if figures.planned else ""
+    return f"generated {counted(figures.images, 'image')}{seconds}{rate}{planned}"
+
+
+def _planned_text(figures: RunFigures, planned: PlannedTime) -> str:
+    """`with the start 55 s, planned 40 s to 1 min 5 s with 2 workers`."""
+    took = f"with the start {duration(figures.seconds)}"
+    return f"{took}, planned {planned.range_text} with {counted(planned.workers, 'worker')}"
 
 
 def rate_text(images_per_second: float) -> str:

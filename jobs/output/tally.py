@@ -9,6 +9,7 @@ from statistics import mean
 
 from actors.process import peak_rss_bytes
 from jobs.output.figures import RunFigures, codes_text, rate_text
+from jobs.output.planned_time import PlannedTime
 from schemas.job import FailedRows, Shard, ShardReport, Speed, merge_failed_rows
 from schemas.wording.amounts import counted, duration
 
@@ -99,6 +100,8 @@ class Tally:
     """The speeds of all finished shards, by kind."""
     loading_by_worker: dict[str, Mapping[str, float]] = field(default_factory=dict)
     """By worker, the seconds in which it loaded each model."""
+    planned: PlannedTime | None = None
+    """What was expected when the job began."""
     begun: float = field(default_factory=time.monotonic)
     working_since: float | None = None
     """When the first worker was ready: the rate excludes the time in which Ray starts."""
@@ -189,6 +192,7 @@ class Tally:
             peak_device_bytes=self.peak_device_bytes,
             speeds=self._speeds(),
             load_seconds=self._load_seconds(),
+            planned=self.planned if self.planned and self.planned.rows == self.rows else None,
             driver_cpu_seconds=time.process_time(),
             driver_peak_rss_bytes=peak_rss_bytes(),
         )

@@ -8,6 +8,8 @@ import pytest
 
 from actors.rows.denoising import STEP_PARAMETERS, num_steps
 from actors.speeds import two_digits
+from jobs.planning.plan import make_plan
+from jobs.survey.survey import make_survey
 from tests.support.in_process import job_spec, make, write_rows
 
 
@@ -50,6 +52,42 @@ def test_a_shard_shares_the_seconds_of_its_device_by_pixels_and_steps(tmp_path: 
 def test_the_steps_that_run_follow_from_the_parameters(values: dict[str, float], steps: int) -> None:
     """As diffusers cuts off the share of the steps."""
     assert num_steps(dict.fromkeys(STEP_PARAMETERS, math.nan) | values) == steps
+
+
+def test_the_plan_counts_what_the_workers_will_report(tmp_path: Path) -> None:
+    """By row, recipe and route, for each step of a chain; the worker tells the same numbers afterwards."""
+    rows: list[dict[str, Any]] = [
+        {"row_id": "a", "prompt": "p", "num_inference_steps": 3, "guidance_scale": 1.0},
+        {"row_id": "b", "prompt": "p", "recipe": "lcm", "num_images_per_prompt": 2},
+        {"row_id": "c", "prompt": "p", "task": "twice", "num_inference_steps": 2},
+    ]
+    routes = {
+        "text2img": {"model": "sd", "num_inference_steps": 5, "height": 64, "width": 64},
+        "twice": {
+            "task": "text2img",
+            "model": "sd",
+            "height": 64,
+            "width": 64,
+            "guidance_scale": 3.0,
+            "then": ["again"],
+        },
+        "again": {"task": "img2img", "model": "sd", "num_inference_steps": 4, "strength": 0.5},
+    }
+    path = write_rows(tmp_path / "in.parquet", rows)
+    spec = job_spec(path, tmp_path / "out", routes=routes)
+
+    _, findings = make_plan(make_survey(spec))
+    (report,) = make(spec).reports
+
+    works = [(count.route, each) for count in findings.counts for each in count.work]
+    assert [(route, work.task, work.image_steps, work.guided_steps) for route, work in works] == [
+        # A row with 3 steps, and two images with the recipe's 4, which has no guidance.
+        ("text2img", "text2img", 11, 0),
+        ("twice", "text2img", 2, 2),
+        ("twice", "img2img", 2, 2),
+    ]
+    reported = {each.task: (each.images, each.image_steps, each.guided_steps) for each in report.speeds}
+    assert reported == {"text2img": (4, 13, 2), "img2img": (1, 2, 2)}
 
 
 def test_pixels_have_two_significant_digits() -> None:

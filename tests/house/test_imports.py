@@ -56,6 +56,7 @@ HOUSE: Mapping[str, Order] = {
         "planning",
         "output",
         "dispatch reports verification",
+        "estimates",
         "fleet preparation",
         "run retry replay",
         "commands",
