@@ -5,6 +5,7 @@ from rich.console import Console
 from actors.storage.output import Output, open_output
 from actors.worker_process import ENGINE
 from jobs.dispatch.dispatcher import Dispatcher
+from jobs.estimates.planned_time import read_planned
 from jobs.estimates.time_lines import record_planned
 from jobs.fleet.budget import Budget
 from jobs.fleet.cluster import with_output_settled
@@ -15,7 +16,6 @@ from jobs.output.figures import Totals
 from jobs.output.job_record import JobRecord, claim, read_record, require_record
 from jobs.output.lease import Lease
 from jobs.output.parts import Parts, list_parts, output_totals, still_missing
-from jobs.output.planned_time import read_planned
 from jobs.output.resumption import plan_of, survey_of
 from jobs.output.tally import Abandoned, Tally
 from jobs.planning.opening import opening_lines
@@ -51,10 +51,9 @@ def run_job(spec: JobSpec, console: Console, *, extend: bool = False, engine: st
             unfinish(output)
             if new:
                 store_copies((file.copy for file in surveyed.files if file.copy), output)
-                record = claim(output, new.plan, new.findings, record)
+            record = claim(output, new.plan, new.findings, record) if new else require_record(output)
+            if new:
                 record_planned(new.plan, new.findings, output)
-            else:
-                record = require_record(output)
             plan = plan_of(record, surveyed, output.path)
             parts = list_parts(output, record.shard_names)
             if not parts.are_all:

@@ -10,7 +10,7 @@ from jobs.estimates.measured import Measurement, measurements
 from jobs.estimates.published import PublishedGpu, published_gpu
 from jobs.estimates.rates import Rate, guessed_rate, measured_rate, speeds_of_model
 from jobs.estimates.worker_count import ExpectedWorkers
-from jobs.output.planned_time import PlannedTime
+from jobs.output.figures import PlannedTime
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import INPUT, Findings, RouteCount
 from schemas.job import Job, Speed

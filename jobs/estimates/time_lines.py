@@ -5,9 +5,9 @@ from contextlib import suppress
 
 from actors.storage.output import Output
 from jobs.estimates.estimate import Estimate, basis_for, estimate, guesses
+from jobs.estimates.planned_time import write_planned
 from jobs.estimates.published import GPUS
 from jobs.estimates.worker_count import expected_workers
-from jobs.output.planned_time import write_planned
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import Findings
 from schemas.errors import StorageError

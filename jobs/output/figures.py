@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from pydantic import FiniteFloat
 
-from jobs.output.planned_time import PlannedTime
 from schemas.job import Speed, StoredCount
 from schemas.wording.amounts import counted, duration
 
@@ -45,6 +44,26 @@ class Totals:
             size_bytes=self.size_bytes + other.size_bytes,
             error_codes=tuple(codes.most_common()),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedTime:
+    """How long a run was expected to take, from the start of Ray to its last part."""
+
+    rows: StoredCount
+    """Input rows that it was to give an outcome."""
+    workers: StoredCount
+    seconds: FiniteFloat
+    least_seconds: FiniteFloat
+    most_seconds: FiniteFloat
+    source: str
+    """What it was told from, for people."""
+
+    @property
+    def range_text(self) -> str:
+        """`40 s to 1 min 5 s`."""
+        least, most = duration(self.least_seconds), duration(self.most_seconds)
+        return least if least == most else f"{least} to {most}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

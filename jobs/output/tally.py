@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from statistics import mean
 
 from actors.process import peak_rss_bytes
-from jobs.output.figures import RunFigures, codes_text, rate_text
-from jobs.output.planned_time import PlannedTime
+from jobs.output.figures import PlannedTime, RunFigures, codes_text, rate_text
 from schemas.job import FailedRows, Shard, ShardReport, Speed, merge_failed_rows
 from schemas.wording.amounts import counted, duration
 

@@ -14,12 +14,12 @@ from actors.engine.diffusers_engine import DiffusersEngine
 from actors.storage.output import open_output
 from jobs.estimates.estimate import START_S, Basis, Estimate, estimate, makespan
 from jobs.estimates.measured import Measurement
+from jobs.estimates.planned_time import read_planned
 from jobs.estimates.published import GPUS, published_gpu
 from jobs.estimates.rates import GUESSED, MEASURED, SCALED, guessed_rate, measured_rate
 from jobs.estimates.time_lines import time_lines
 from jobs.estimates.worker_count import ExpectedWorkers, expected_workers
 from jobs.output.figures import RunFigures
-from jobs.output.planned_time import read_planned
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.row_scan import Findings
 from jobs.survey.survey import make_survey

@@ -2,38 +2,17 @@
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
-from pydantic import FiniteFloat, TypeAdapter
+from pydantic import TypeAdapter
 
 from actors.storage.output import Output
+from jobs.output.figures import PlannedTime
 from jobs.output.strict_json import parse_json
 from schemas.errors import RefusedError
-from schemas.job import StoredCount
 from schemas.output_layout import ESTIMATE
-from schemas.wording.amounts import duration
 
 MAX_BYTES = 1 << 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedTime:
-    """How long a run was expected to take, from the start of Ray to its last part."""
-
-    rows: StoredCount
-    """Input rows that it was to give an outcome."""
-    workers: StoredCount
-    seconds: FiniteFloat
-    least_seconds: FiniteFloat
-    most_seconds: FiniteFloat
-    source: str
-    """What it was told from, for people."""
-
-    @property
-    def range_text(self) -> str:
-        """`40 s to 1 min 5 s`."""
-        least, most = duration(self.least_seconds), duration(self.most_seconds)
-        return least if least == most else f"{least} to {most}"
 
 
 _PLANNED = TypeAdapter(PlannedTime)
