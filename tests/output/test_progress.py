@@ -17,7 +17,7 @@ from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.storage.output import Output, open_output
 from jobs.fleet.progress import display
 from jobs.output.capacity import bytes_to_come, refuse_full_disk
-from jobs.output.figures import Totals
+from jobs.output.figures import PlannedTime, Totals, generated_text
 from jobs.output.parts import list_parts, output_totals
 from jobs.output.stored_images import read_image
 from jobs.output.tally import MAX_SPEEDS, Tally, WorkersNow
@@ -159,6 +159,25 @@ def test_a_run_keeps_the_speeds_that_took_the_most_time() -> None:
     kept = [each.pixels for each in tally.figures().speeds]
 
     assert kept == [*range(299, 299 - MAX_SPEEDS, -1)]
+
+
+def test_a_run_of_other_rows_is_not_compared_with_the_planned_time() -> None:
+    """A resumed run has only those that were left."""
+    planned = PlannedTime(
+        rows=4, workers=2, seconds=50.0, least_seconds=40.0, most_seconds=65.0, source="a trial"
+    )
+    tally = Tally(rows_total=4, rows_before=0, planned=planned)
+
+    tally.add(report("a", ok=3))
+    of_three = tally.figures()
+    tally.add(report("a", failed=1))
+    of_all = tally.figures()
+
+    assert of_three.planned is None
+    assert of_all.planned == planned
+    assert generated_text(replace(of_all, seconds=55.0)).endswith(
+        "; with the start 55 s, planned 40 s to 1 min 5 s with 2 workers"
+    )
 
 
 def test_the_rate_of_a_run_is_that_since_its_first_worker_was_ready(monkeypatch: pytest.MonkeyPatch) -> None:
