@@ -1,11 +1,15 @@
 """The memory and the CPUs that this process may use: those of the machine, or of its container if less."""
 
 import os
+import platform
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def memory_bytes() -> int:
@@ -25,6 +29,30 @@ def num_cpus() -> int:
     # Without a limit, the quota is "max" or -1.
     limits = [int(quota) // int(period) for quota, period in quotas if quota.isdigit()]
     return max(1, min([os.cpu_count() or 1, *limits]))
+
+
+def cpu_name() -> str:
+    """What the processor calls itself, such as `AMD EPYC 9474F 48-Core Processor`."""
+    try:
+        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def gpu_names() -> list[str]:
+    """What the driver calls each NVIDIA GPU that this process may use, without importing torch."""
+    if not (program := shutil.which("nvidia-smi")):
+        return []
+    command = [program, "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    names = [line.strip() for line in listed.splitlines() if line.strip()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return names if visible is None else names[: len([each for each in visible.split(",") if each])]
 
 
 def _settings(*names: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from actors.engine.engine import Engine, Generated
+from actors.engine.engine import DeviceUse, Engine, Generated
 from actors.images.image_uris import ImageUris
 from actors.images.spool import Spool
 from actors.parts.commit import PartIdentity, commit_part, replace_failures
@@ -24,9 +24,10 @@ from actors.rows.opened_rows import OpenedRow, open_row
 from actors.rows.routing import size_limits
 from actors.rows.row import Row
 from actors.rows.shard_reader import ShardReader
+from actors.speeds import speeds_of
 from actors.storage.output import Output
 from schemas.errors import DEVICE_DEPENDENT, ReclaimedError, RefusedError, RowError
-from schemas.job import FailedRows, Job, Shard, ShardReport, ShardSnapshot, merge_failed_rows
+from schemas.job import FailedRows, Job, Shard, ShardReport, ShardSnapshot, Speed, merge_failed_rows
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,9 @@ class ShardRun:
         self._unchanged: Mapping[int, list[Record]] = {}
         """The records of rows that stay as the replaced part has them, by position in the shard."""
         self._clock = _StageClock()
+        self._speeds: tuple[Speed, ...] = ()
+        self._use = DeviceUse()
+        """What the device had done when the shard's images were generated."""
         self.progress = _ShardProgress()
 
     @property
@@ -175,6 +179,7 @@ class ShardRun:
         pulse.refuse_if_leaving(self._shard)
         backlog = _EncodingBacklog()
         by_index = {outcome.row.index: outcome for outcome in self._outcomes}
+        earlier = self._resources.engine.use.seconds
         for generated in self._resources.engine.generate(opened, self._resources.decoders):
             pulse.beat()
             outcome = by_index[generated.sample.opened.row.index]
@@ -185,6 +190,8 @@ class ShardRun:
             encoding = self._resources.encoders.submit(self._encode, outcome, generated)
             backlog.add(encoding, _size_bytes(generated))
             self.progress.images += 1
+        self._use = self._resources.engine.use
+        self._speeds = tuple(speeds_of(opened, self._use, earlier, self._job))
         self._clock.lap("generate")
         return backlog.encodings
 
@@ -274,6 +281,9 @@ class ShardRun:
             worker=f"{socket.gethostname()}:{os.getpid()}",
             cpu_seconds=time.process_time(),
             peak_rss_bytes=peak_rss_bytes(),
+            peak_device_bytes=self._use.peak_bytes,
+            speeds=self._speeds,
+            load_seconds={model: each.loading for model, each in self._use.seconds.items()},
         )
 
 

@@ -3,6 +3,7 @@
 `darkroom plan` shows it, and `darkroom run` acts by it.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from rich.console import Console
 from actors.inputs.footers import FooterReader
 from actors.parts.commit import probe
 from actors.storage.output import Output, open_output
+from jobs.estimates.time_lines import time_lines
 from jobs.output.capacity import bytes_to_come, refuse_full_disk, refuse_large_parts
 from jobs.output.content_hashes import with_hashes
 from jobs.output.job_record import JobRecord, read_record
@@ -24,6 +26,7 @@ from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import RefusedError, StorageError
 from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
+from schemas.wording.printable import escaped
 
 PLAN_DEADLINE_S = 20.0
 """How long a plan repeats requests for an output that it cannot reach. It can be made without it."""
@@ -49,10 +52,22 @@ class NewPlan:
     """An estimate of the size of the largest part."""
 
 
-def show_plan(
-    spec: JobSpec, console: Console, *, extend: bool = False, max_examples: int = MAX_EXAMPLES
-) -> None:
-    """Print the plan of a run, of new files alone if it is to `extend` the job.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What a plan is asked to show."""
+
+    extend: bool = False
+    """Whether it is that of files that are new in the input."""
+    max_examples: int = MAX_EXAMPLES
+    """Bad rows that are listed of each kind."""
+    workers: int | None = None
+    """The workers for which the time is told; None: those of the spec."""
+    gpu_hour: float | None = None
+    """The price of an hour of a GPU; None: no price is told."""
+
+
+def show_plan(spec: JobSpec, console: Console, options: PlanOptions = PlanOptions()) -> None:
+    """Print the plan of a run, and the time and money that it will take.
 
     Then raise what would end such a run before it generates.
     """
@@ -67,12 +82,13 @@ def show_plan(
     new = None
     if record is None:
         new = _NewRows(survey=surveyed)
-    elif extend:
+    elif options.extend:
         new = _added_rows(surveyed, record, output)
     shown = new or _NewRows(survey=surveyed)
-    plan, findings = check_rows(shown.survey, console, max_examples, shown.earlier)
+    plan, findings = check_rows(shown.survey, console, options.max_examples, shown.earlier)
     print_plan(plan, findings, console)
     if new:
+        _print_time(plan, findings, output, console, options)
         refuse_hopeless(new.survey, findings, listed=True)
         refuse_full_disk(output.path, expected_bytes(findings, plan.job))
     elif record:
@@ -82,7 +98,23 @@ def show_plan(
             f"{output.path} is of this job, and has {len(parts):,} of {counted(record.num_shards, 'part')}",
             soft_wrap=True,
         )
+        if not parts.are_all:
+            left = 1 - len(parts) / max(1, record.num_shards)
+            _print_time(plan, findings, output, console, options, share=left)
         refuse_full_disk(output.path, bytes_to_come(parts))
+
+
+def _print_time(
+    plan: Plan, findings: Findings, output: Output, console: Console, options: PlanOptions, share: float = 1.0
+) -> None:
+    """Print how long the rows will take, or this `share` of them that is left."""
+    lines = time_lines(
+        plan, findings, output, workers=options.workers, gpu_hour=options.gpu_hour, share=share
+    )
+    # Who plans may have no right to read what the job will write.
+    with suppress(StorageError):
+        for line in lines:
+            console.print(escaped(line), soft_wrap=True)
 
 
 def plan_new_rows(

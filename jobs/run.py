@@ -5,6 +5,8 @@ from rich.console import Console
 from actors.storage.output import Output, open_output
 from actors.worker_process import ENGINE
 from jobs.dispatch.dispatcher import Dispatcher
+from jobs.estimates.planned_time import read_planned
+from jobs.estimates.time_lines import record_planned
 from jobs.fleet.budget import Budget
 from jobs.fleet.cluster import with_output_settled
 from jobs.fleet.shard_loop import RunWatch, generate_shards
@@ -50,6 +52,8 @@ def run_job(spec: JobSpec, console: Console, *, extend: bool = False, engine: st
             if new:
                 store_copies((file.copy for file in surveyed.files if file.copy), output)
             record = claim(output, new.plan, new.findings, record) if new else require_record(output)
+            if new:
+                record_planned(new.plan, new.findings, output)
             plan = plan_of(record, surveyed, output.path)
             parts = list_parts(output, record.shard_names)
             if not parts.are_all:
@@ -89,6 +93,7 @@ def _generate_missing(
     if not num_missing:
         console.print("all parts exist; writing the reports, which are missing or older than the parts")
         return tally, []
+    tally.planned = read_planned(output)
     if sum(done):
         refuse_full_disk(output.path, bytes_to_come(parts))
     for line in opening_lines(plan, sum(done)):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from schemas.columns.input_columns import ColumnMap
 from schemas.errors import DEVICE_DEPENDENT
@@ -266,6 +266,60 @@ def merge_failed_rows(failures: Iterable[Mapping[str, FailedRows]]) -> dict[str,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """How long images of one kind have taken on one kind of device."""
+
+    device: str
+    """What the driver or the system calls the device, such as `NVIDIA H200`."""
+    num_cpus: StoredCount
+    """The threads that computed; 0: a GPU did."""
+    model: str
+    """A key of the spec's models."""
+    checkpoint: str
+    dtype: str
+    """That of the spec: with `auto`, the device decides."""
+    task: str
+    pixels: StoredCount
+    """The pixels of an image, at the size at which the model worked, to two significant digits."""
+    images: StoredCount
+    image_steps: StoredCount
+    """The denoising steps of these images, as their rows ask for them."""
+    guided_steps: StoredCount
+    """Those of them that had guidance, for which the denoiser computes twice as much."""
+    step_seconds: FiniteFloat
+    """The device's seconds for denoising, with those of the host between two steps."""
+    image_seconds: FiniteFloat
+    """Its seconds for what an image needs once: texts and input images are encoded, latents are decoded."""
+
+    @property
+    def kind(self) -> tuple[str | int, ...]:
+        """What speeds have in common that can be added."""
+        return (
+            self.device,
+            self.num_cpus,
+            self.model,
+            self.checkpoint,
+            self.dtype,
+            self.task,
+            self.pixels,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """All seconds of the device."""
+        return self.step_seconds + self.image_seconds
+
+    @property
+    def passes(self) -> int:
+        """How often the denoiser computed an image: twice in a step with guidance."""
+        return self.image_steps + self.guided_steps
+
+    def __add__(self, other: "Speed") -> "Speed":
+        sums = ("images", "image_steps", "guided_steps", "step_seconds", "image_seconds")
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in sums})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSnapshot:
     """The results so far of a shard that is not committed."""
 
@@ -335,6 +389,12 @@ class ShardReport:
     """CPU time of the worker's process, in all its threads, since it started."""
     peak_rss_bytes: int
     """The largest resident memory of the worker's process so far."""
+    peak_device_bytes: int = 0
+    """The most memory of the worker's GPU that tensors have taken so far; 0 without a GPU."""
+    speeds: tuple[Speed, ...] = ()
+    """How long the shard's images took, by kind."""
+    load_seconds: Mapping[str, float] = field(default_factory=dict)
+    """By model, how long this worker has been loading it since it started, adapters included."""
 
     @property
     def num_device_dependent(self) -> int:

@@ -7,6 +7,7 @@ _darkroom/job.json                          the job to which the output belongs
 _darkroom/job-x0001.json                    the first extension of that job: further input files
 _darkroom/input/rows.csv-HASH.parquet       the rows of an input file that is not Parquet, or is on the Hub
 _darkroom/driver.json                       the lease: which driver runs the job, and how far it is
+_darkroom/estimate.json                     how long the job was expected to take when it began
 _darkroom/summary.json, manifest.jsonl      written when the job is done
 README.md, contact-sheet.html, _SUCCESS     written when the job is done, _SUCCESS last
 
@@ -33,11 +34,15 @@ INPUT_FOLDER = f"{OWN_FOLDER}/input"
 MAX_EXTENSIONS = 9_999
 """The names of more would not sort in the order of the extensions."""
 LEASE = f"{OWN_FOLDER}/driver.json"
+ESTIMATE = f"{OWN_FOLDER}/estimate.json"
 SUMMARY = f"{OWN_FOLDER}/summary.json"
 MANIFEST = f"{OWN_FOLDER}/manifest.jsonl"
 DATASET_CARD = "README.md"
 CONTACT_SHEET = "contact-sheet.html"
 SUCCESS = "_SUCCESS"
+
+TRIALS = ".trials"
+"""What the folder of an output's trials has behind the output's own name."""
 
 JOB_KEY = b"darkroom.job"
 SHARD_KEY = b"darkroom.shard"
@@ -69,7 +74,7 @@ def parse_record_file(path: str) -> int | None:
 
 def trial_folder(output: str, number: int) -> str:
     """The path of the output of a trial of a job, beside the job's own output. Trials count from 1."""
-    return f"{output}.trials/{number:04d}"
+    return f"{output}{TRIALS}/{number:04d}"
 
 
 def input_copy(name: str, content_hash: str) -> str:

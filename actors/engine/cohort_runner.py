@@ -15,6 +15,7 @@ from PIL import Image
 from actors.engine.batching.batch_policy import Stage
 from actors.engine.batching.batcher import Batcher, Outcome
 from actors.engine.batching.merged_modules import CallCount
+from actors.engine.batching.stage_seconds import StageSeconds
 from actors.engine.calls.call_arguments import DecodedSample, check_images, check_steps, pipeline_arguments
 from actors.engine.calls.chains import combined_verdict, decoded_images
 from actors.engine.calls.decode_ahead import DecodeAhead, Decoding
@@ -134,7 +135,7 @@ class CohortRunner:
         ladder: Sequence[int] = ()
         if compiler:
             points, ladder = [*compiler.compiled(points)], batching.padded_images
-        self._batcher: Batcher[CohortCall] = Batcher(points, batching.max_batch_rows, ladder)
+        self._batcher: Batcher[CohortCall] = Batcher(points, batching.max_batch_rows, ladder, model.device)
         self._waiting: deque[CohortCall] = deque()
         """Calls that come next: a new one, or the halves of one that failed."""
         self._failed: deque[Generated] = deque()
@@ -155,6 +156,11 @@ class CohortRunner:
         """The stage of the module that runs or ran last, for people. Any thread may ask."""
         stage = self._batcher.stage
         return "generating" if stage is None else _PHASES[stage]
+
+    @property
+    def seconds(self) -> StageSeconds:
+        """How long the stages that run once for each image took; nothing of `exact` calls."""
+        return self._batcher.seconds
 
     @torch.inference_mode()
     def run(self) -> Iterator[Generated]:

@@ -1,5 +1,6 @@
 """From opened rows to pixels: chains run step by step, and each step runs model by model, in cohorts."""
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -14,7 +15,7 @@ from actors.engine.calls.prompt_reader import PromptReader
 from actors.engine.cohort_runner import CohortRunner
 from actors.engine.cohorts import cut_into_cohorts, samples_of
 from actors.engine.compiling.compiler import Backend, Compiler, num_compiler_events
-from actors.engine.engine import Generated
+from actors.engine.engine import DeviceUse, Generated, ModelSeconds
 from actors.engine.pipelines.kernels import kernel_settings
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
@@ -44,6 +45,8 @@ class DiffusersEngine:
         self._flagged = spec.safety.flagged
         self.counts: dict[str, CallCount] = {}
         """The counts of each merge point so far, over all models."""
+        self._seconds: dict[str, ModelSeconds] = {}
+        """By model, how long it was at work, without what its cache counts as loading."""
         self._runner: CohortRunner | None = None
         self._prompts = PromptReader(
             models, chunk=spec.long_prompts == "chunk", weighted=spec.prompt_weights == "compel"
@@ -81,6 +84,16 @@ class DiffusersEngine:
         # A runner's counts are added to the engine's at its end: for a moment they count twice or not at all.
         runner = self._runner
         return [*self.counts.items(), *(runner.counts.items() if runner else ())]
+
+    @property
+    def use(self) -> DeviceUse:
+        """The device, and what it has done so far. The thread that generates asks."""
+        loading = self._models.load_seconds
+        seconds = {name: each + ModelSeconds(loading=loading[name]) for name, each in self._seconds.items()}
+        if self._models.device.type == "cuda":
+            name = torch.cuda.get_device_properties(self._models.device).name
+            return DeviceUse(name=name, peak_bytes=torch.cuda.max_memory_allocated(), seconds=seconds)
+        return DeviceUse(name=machine_limits.cpu_name(), num_cpus=torch.get_num_threads(), seconds=seconds)
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:
         """Yield the result of every sample of the rows; DeviceError if the device can compute nothing more.
@@ -123,12 +136,23 @@ class DiffusersEngine:
             ahead = DecodeAhead(cut_into_cohorts(group, largest), decoders)
             compiler = None if exact else self._compiler
             runner = CohortRunner(model, ahead, self._batching, exact=exact, compiler=compiler)
-            self._runner = runner
+            self._runner, begun = runner, time.monotonic()
             with kernel_settings(model.device, self._kernels):
                 yield from runner.run()
             self._runner = None
+            self._count_seconds(name, runner, begun)
             for module, count in runner.counts.items():
                 self.counts[module] = self.counts.get(module, CallCount()) + count
+
+    def _count_seconds(self, model: str, runner: CohortRunner, begun: float) -> None:
+        """Count the time of a runner that has ended. Until a model's first module runs, it is loaded."""
+        is_new = model not in self._seconds
+        first_at = (is_new and runner.seconds.first_at) or begun
+        images = runner.seconds.total()
+        # The stages overlap with nothing but the host's work, so what they leave is the denoiser's.
+        steps = max(0.0, time.monotonic() - first_at - images)
+        seconds = ModelSeconds(loading=first_at - begun, steps=steps, images=images)
+        self._seconds[model] = self._seconds.get(model, ModelSeconds()) + seconds
 
     def _next(self, generated: Generated) -> Sample:
         """The sample at its next step, with the results of this one."""

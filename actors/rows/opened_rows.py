@@ -78,12 +78,11 @@ def _is_read(row: Row, field: str) -> bool:
 
 def _check_work(opened: OpenedRow, limits: SizeLimits) -> None:
     """Raise RowError where a model would work on too many pixels, or give an image too long for its file."""
-    image, route, own = opened.images.get("image"), opened.route, opened.row.parameters
+    image = opened.images.get("image")
     if image is None:  # Then the plan has checked all sizes.
         return
-    given = (float(image.height), float(image.width))
-    *works, result = [work_size(own, given), *later_sizes(route, result_size(route.system, own, given))]
-    for step, size in zip(route.steps, works, strict=True):
+    works, result = work_sizes(opened)
+    for step, size in zip(opened.route.steps, works, strict=True):
         if size[0] * size[1] > limits.max_pixels:
             raise RowError(
                 "image_too_large",
@@ -95,6 +94,14 @@ def _check_work(opened: OpenedRow, limits: SizeLimits) -> None:
             "image_too_large",
             f"`image` is {image.width}x{image.height}, and the result is {_shown(result)}: {limits.too_long}",
         )
+
+
+def work_sizes(opened: OpenedRow) -> tuple[list[Size], Size]:
+    """The sizes at which the steps of a row's chain work, and that of its result."""
+    image, route, own = opened.images.get("image"), opened.route, opened.row.parameters
+    given = (float(image.height), float(image.width)) if image else (0.0, 0.0)
+    *works, result = [work_size(own, given), *later_sizes(route, result_size(route.system, own, given))]
+    return works, result
 
 
 def _shown(size: Size) -> str:

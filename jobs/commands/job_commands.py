@@ -26,17 +26,33 @@ def plan(
         typer.Option("--bad-rows", min=1, help="Bad rows to list of each kind; default 20.", metavar="N"),
     ] = None,
     extend: Extend = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=1, help="Tell the time with N workers; default: the spec's.", metavar="N"
+        ),
+    ] = None,
+    gpu_hour: Annotated[
+        float | None,
+        typer.Option(
+            "--gpu-hour", min=0, help="The price of an hour of a GPU; shows the cost.", metavar="PRICE"
+        ),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Check every input row; show routes, shards and output size. Needs no GPU and loads no checkpoint.
+    """Check every input row; show routes, shards, output size and time. Needs no GPU and loads no checkpoint.
 
     If the output exists, this ends as `run` would: refused where the job or its input has changed.
+    Example: darkroom plan configs/demo.yaml --workers 8 --gpu-hour 1.80
     """
     from jobs.planning.row_scan import MAX_EXAMPLES
-    from jobs.preparation import show_plan
+    from jobs.preparation import PlanOptions, show_plan
 
     checked = load_spec(spec, overrides or [])
-    show_plan(checked, console(), extend=extend, max_examples=bad_rows or MAX_EXAMPLES)
+    options = PlanOptions(
+        extend=extend, max_examples=bad_rows or MAX_EXAMPLES, workers=workers, gpu_hour=gpu_hour
+    )
+    show_plan(checked, console(), options)
 
 
 def try_rows(

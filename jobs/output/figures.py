@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pydantic import FiniteFloat
 
-from schemas.job import StoredCount
+from schemas.job import Speed, StoredCount
 from schemas.wording.amounts import counted, duration
 
 
@@ -47,6 +47,26 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedTime:
+    """How long a run was expected to take, from the start of Ray to its last part."""
+
+    rows: StoredCount
+    """Input rows that it was to give an outcome."""
+    workers: StoredCount
+    seconds: FiniteFloat
+    least_seconds: FiniteFloat
+    most_seconds: FiniteFloat
+    source: str
+    """What it was told from, for people."""
+
+    @property
+    def range_text(self) -> str:
+        """`40 s to 1 min 5 s`."""
+        least, most = duration(self.least_seconds), duration(self.most_seconds)
+        return least if least == most else f"{least} to {most}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFigures:
     """What one run did. Rows of earlier parts, and those that a retry leaves as they are, do not count."""
 
@@ -72,6 +92,14 @@ class RunFigures:
     """Sum over all workers."""
     worker_peak_rss_bytes: StoredCount = 0
     """Peak memory of the largest worker."""
+    peak_device_bytes: StoredCount = 0
+    """The most memory of a GPU that a worker's tensors took; 0 without a GPU."""
+    speeds: tuple[Speed, ...] = ()
+    """How long images of each kind took, on each kind of device: sums over all workers."""
+    load_seconds: Mapping[str, FiniteFloat] = field(default_factory=dict)
+    """By model, how long a worker took to load it: the mean of those that did."""
+    planned: PlannedTime | None = None
+    """What was expected before; None where nothing was, or for other rows than these."""
     driver_cpu_seconds: FiniteFloat = 0.0
     driver_peak_rss_bytes: StoredCount = 0
 
@@ -91,11 +119,21 @@ def codes_text(error_codes: Iterable[tuple[str, int]]) -> str:
 
 
 def generated_text(figures: RunFigures) -> str:
-    """`generated 552 images in 41 s (13.4 images/s)`: the time is `working_seconds`, the rate that of it."""
+    """`generated 552 images in 41 s (13.4 images/s)`: the time is `working_seconds`, the rate that of it.
+
+    If a time was planned, what the run took is compared with it: both count from the start of Ray.
+    """
     # A summary of an earlier version has no `working_seconds`.
     seconds = f" in {duration(figures.working_seconds)}" if figures.working_seconds else ""
     rate = f" ({rate_text(figures.images_per_second)})" if figures.images else ""
-    return f"generated {counted(figures.images, 'image')}{seconds}{rate}"
+    planned = f"; {_planned_text(figures, figures.planned)}" if figures.planned else ""
+    return f"generated {counted(figures.images, 'image')}{seconds}{rate}{planned}"
+
+
+def _planned_text(figures: RunFigures, planned: PlannedTime) -> str:
+    """`with the start 55 s, planned 40 s to 1 min 5 s with 2 workers`."""
+    took = f"with the start {duration(figures.seconds)}"
+    return f"{took}, planned {planned.range_text} with {counted(planned.workers, 'worker')}"
 
 
 def rate_text(images_per_second: float) -> str:

@@ -4,15 +4,18 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from statistics import mean
 
 from actors.process import peak_rss_bytes
-from jobs.output.figures import RunFigures, codes_text, rate_text
-from schemas.job import FailedRows, Shard, ShardReport, merge_failed_rows
+from jobs.output.figures import PlannedTime, RunFigures, codes_text, rate_text
+from schemas.job import FailedRows, Shard, ShardReport, Speed, merge_failed_rows
 from schemas.wording.amounts import counted, duration
 
 PACE_S = 120.0
 """What came this many seconds ago counts a third of what comes now for the rate that is shown."""
+MAX_SPEEDS = 100
+"""Kinds of images whose speed is recorded: those that took the most time."""
 MAX_CODES = 3
 """Error codes that a line of progress names."""
 
@@ -91,6 +94,13 @@ class Tally:
     failures: Mapping[str, FailedRows] = field(default_factory=dict)
     """The failed rows of shards that this run has finished, by error_code."""
     worker_peak_rss_bytes: int = 0
+    peak_device_bytes: int = 0
+    speeds: dict[tuple[str | int, ...], Speed] = field(default_factory=dict)
+    """The speeds of all finished shards, by kind."""
+    loading_by_worker: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    """By worker, the seconds in which it loaded each model."""
+    planned: PlannedTime | None = None
+    """What was expected when the job began."""
     begun: float = field(default_factory=time.monotonic)
     working_since: float | None = None
     """When the first worker was ready: the rate excludes the time in which Ray starts."""
@@ -109,6 +119,11 @@ class Tally:
             report.num_loads, self.loads_by_worker.get(report.worker, 0)
         )
         self.worker_peak_rss_bytes = max(self.worker_peak_rss_bytes, report.peak_rss_bytes)
+        self.peak_device_bytes = max(self.peak_device_bytes, report.peak_device_bytes)
+        self.loading_by_worker[report.worker] = report.load_seconds
+        for speed in report.speeds:
+            known = self.speeds.get(speed.kind)
+            self.speeds[speed.kind] = known + speed if known else speed
 
     def tick(self, images_unfinished: int, workers: WorkersNow) -> None:
         """Update the progress of unfinished shards, and what the workers are doing."""
@@ -173,9 +188,33 @@ class Tally:
             checkpoint_loads=sum(self.loads_by_worker.values()),
             worker_cpu_seconds=sum(self.cpu_by_worker.values()),
             worker_peak_rss_bytes=self.worker_peak_rss_bytes,
+            peak_device_bytes=self.peak_device_bytes,
+            speeds=self._speeds(),
+            load_seconds=self._load_seconds(),
+            planned=self.planned if self.planned and self.planned.rows == self.rows else None,
             driver_cpu_seconds=time.process_time(),
             driver_peak_rss_bytes=peak_rss_bytes(),
         )
+
+    def _speeds(self) -> tuple[Speed, ...]:
+        """The speeds that took the most time, with seconds as a person reads them."""
+        longest = sorted(self.speeds.values(), key=lambda speed: -speed.seconds)[:MAX_SPEEDS]
+        return tuple(
+            replace(
+                speed,
+                step_seconds=round(speed.step_seconds, 4),
+                image_seconds=round(speed.image_seconds, 4),
+            )
+            for speed in longest
+        )
+
+    def _load_seconds(self) -> dict[str, float]:
+        """By model, the mean of the seconds in which workers loaded it."""
+        models = sorted({model for loading in self.loading_by_worker.values() for model in loading})
+        return {
+            model: round(mean(each[model] for each in self.loading_by_worker.values() if model in each), 2)
+            for model in models
+        }
 
     def interrupted_line(self) -> str:
         """The work that is saved and lost if the run ends now, as one line for the terminal."""

@@ -15,6 +15,7 @@ from actors.inputs.input_file import InputFile, RowBatch
 from actors.rows.adapters.adapter_kinds import AdapterName, rows_with_adapters
 from actors.rows.adapters.ip_adapter_checks import num_idle_pictures
 from actors.rows.checks import CheckedBatch, check_batch
+from actors.rows.denoising import StepWork, add_works, is_guided, num_steps, step_parameters, works_of
 from actors.rows.routing import ResolvedRoute, Router
 from actors.rows.scheduler_checks import sampler_names
 from actors.rows.step_sizes import Parameters, Size, result_size, result_sizes
@@ -85,6 +86,8 @@ class RouteCount:
     """The pixels of all depth maps that are stored."""
     then: tuple[StepSize, ...] = ()
     """The later steps of a chain."""
+    work: tuple[StepWork, ...] = ()
+    """What each step has to do, the first one's before those of `then`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +130,7 @@ class _FileScan:
         self.images: Counter[_CountKey] = Counter()
         self.pixels: Counter[_CountKey] = Counter()
         self.depth_pixels: Counter[_CountKey] = Counter()
+        self.work: dict[_CountKey, tuple[StepWork, ...]] = {}
         self.num_bad: Counter[str] = Counter()
         self.adapter_rows: Counter[AdapterName] = Counter()
         self.num_idle_pictures = 0
@@ -193,11 +197,15 @@ class _FileScan:
         images = _numbers(batch, "num_images_per_prompt", 1)[selected]
         card = job.models[route.model]
         heights, widths = (_sides(batch, route, side)[selected] for side in ("height", "width"))
+        asked = {name: each[selected] for name, each in step_parameters(batch, route).items()}
+        steps = images * num_steps(asked)
         sizes, size_positions = np.unique(np.stack([heights, widths]), axis=1, return_inverse=True)
+        image_steps = np.bincount(size_positions, steps, sizes.shape[1])
+        guided_steps = np.bincount(size_positions, steps * is_guided(asked), sizes.shape[1])
         rows_by_size = np.bincount(size_positions, minlength=sizes.shape[1]).tolist()
         images_by_size = np.bincount(size_positions, images, sizes.shape[1]).astype(int).tolist()
-        for (height, width), num_rows, num_images in zip(
-            sizes.T.astype(int).tolist(), rows_by_size, images_by_size, strict=True
+        for position, ((height, width), num_rows, num_images) in enumerate(
+            zip(sizes.T.astype(int).tolist(), rows_by_size, images_by_size, strict=True)
         ):
             own = {**route.defaults, "height": height or None, "width": width or None}
             sizes_of_steps, key = _steps(route, own, card)
@@ -205,6 +213,9 @@ class _FileScan:
             self.images[key] += num_images
             stored = sizes_of_steps if route.keep_steps else sizes_of_steps[-1:]
             self.pixels[key] += num_images * sum(map(_pixels, stored))
+            first_steps = image_steps[position], guided_steps[position]
+            works = works_of(route, sizes_of_steps, num_images, first_steps)
+            self.work[key] = add_works(self.work.get(key, ()), works)
             if route.steps[-1].system.gives_depth:
                 self.depth_pixels[key] += num_images * _pixels(sizes_of_steps[-1])
 
@@ -300,6 +311,7 @@ class ScanTotals:
         self._images: Counter[_CountKey] = Counter()
         self._pixels: Counter[_CountKey] = Counter()
         self._depth_pixels: Counter[_CountKey] = Counter()
+        self._work: dict[_CountKey, tuple[StepWork, ...]] = {}
         self._num_bad: Counter[str] = Counter()
         self._adapter_rows: Counter[AdapterName] = Counter()
         self._num_idle_pictures = 0
@@ -316,6 +328,8 @@ class ScanTotals:
         self._images += scan.images
         self._pixels += scan.pixels
         self._depth_pixels += scan.depth_pixels
+        for key, work in scan.work.items():
+            self._work[key] = add_works(self._work.get(key, ()), work)
         self._num_bad += scan.num_bad
         self._adapter_rows += scan.adapter_rows
         self._num_idle_pictures += scan.num_idle_pictures
@@ -338,6 +352,7 @@ class ScanTotals:
                 pixels=self._pixels[first, *then],
                 depth_pixels=self._depth_pixels[first, *then],
                 then=tuple(then),
+                work=self._work[first, *then],
             )
             for first, *then in sorted(self._rows)
         ]

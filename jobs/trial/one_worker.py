@@ -5,7 +5,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from rich.console import Console
 
-from actors.machine_limits import num_cpus
 from actors.storage.output import Output
 from actors.worker import Worker
 from actors.worker_process import build_worker
@@ -19,9 +18,14 @@ AT_ONCE = 2
 """While one shard is on the device, the next is read, and the one before is written."""
 
 
+NUM_CPUS = 1
+"""The CPUs of a worker on a machine without a GPU, unless the spec gives another number."""
+
+
 def cpus_of(job: Job) -> int:
-    """The CPUs of a worker that is alone on this machine, unless the spec gives another number."""
-    return num_cpus() if job.spec.workers.num_cpus == "auto" else job.spec.workers.num_cpus
+    """The CPUs that each worker of the job has, so that what is generated here is as there, and as fast."""
+    num_cpus = job.spec.workers.num_cpus
+    return NUM_CPUS if num_cpus == "auto" else num_cpus
 
 
 def generate_here(plan: Plan, output: Output, console: Console, engine: str) -> Tally:

@@ -17,15 +17,13 @@ from jobs.in_flight import map_in_flight
 from jobs.output.job_record import JobRecord, plan_of_record, require_record
 from jobs.output.parts import FOOTERS_AT_ONCE, PartFile, list_parts
 from jobs.planning.plan import Plan, ShardFinder
+from jobs.trial.one_worker import cpus_of
 from jobs.verification.row_comparison import compare_records, environment_differences, with_images_read
 from schemas.columns.output_columns import column_problems
 from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.errors import DarkroomError, RefusedError, SpecError
 from schemas.job import Job, Shard, revisions_of
 from schemas.wording.amounts import counted
-
-NUM_CPUS = 1
-"""The CPUs of a worker on a machine without a GPU, unless the spec gives another number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,12 +152,9 @@ def _job_of(plan: Plan, stored: StoredRow) -> Job:
 
 def _generate(job: Job, shard: Shard, position: int, engine: str) -> list[Record]:
     """The row's records, generated in this process and written to a temporary folder alone."""
-    num_cpus = job.spec.workers.num_cpus
     with tempfile.TemporaryDirectory(prefix="darkroom-replay-") as folder:
         output = open_output(folder)
-        with build_worker(
-            job, output, num_cpus=NUM_CPUS if num_cpus == "auto" else num_cpus, engine=engine
-        ) as worker:
+        with build_worker(job, output, num_cpus=cpus_of(job), engine=engine) as worker:
             worker.run(shard)
         with pq.ParquetFile(output.part_uri(shard.name)) as file:
             rows = [*_rows(file.read().to_pylist())]

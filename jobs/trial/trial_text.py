@@ -41,7 +41,9 @@ def _cost_lines(figures: RunFigures) -> list[str]:
     seconds = figures.seconds_by_stage.get("generate", 0.0)
     if not figures.images or not seconds:
         return []
+    device_bytes = figures.peak_device_bytes
+    on_device = f", and {size_text(device_bytes)} of the device" if device_bytes else ""
     return [
         f"time: {rate_text(figures.images / seconds)} on this machine, loading of weights included",
-        f"memory: at most {size_text(figures.worker_peak_rss_bytes)}",
+        f"memory: at most {size_text(figures.worker_peak_rss_bytes)}{on_device}",
     ]

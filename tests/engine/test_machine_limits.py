@@ -73,3 +73,22 @@ def test_the_lowest_limit_counts(
 def test_a_system_without_control_groups_has_no_other_limit() -> None:
     """macOS has none."""
     assert (machine_limits.memory_bytes(), machine_limits.num_cpus()) == (MACHINE, CPUS)
+
+
+def test_the_gpus_are_those_that_the_driver_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as the process may see; none without the driver's program, or if it fails."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA H200'\necho 'NVIDIA H200'\n")
+    program.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    all_of_them = machine_limits.gpu_names()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    one = machine_limits.gpu_names()
+    program.write_text("#!/bin/sh\nexit 9\n")
+
+    assert (all_of_them, one) == (["NVIDIA H200", "NVIDIA H200"], ["NVIDIA H200"])
+    assert machine_limits.gpu_names() == []
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert machine_limits.gpu_names() == []

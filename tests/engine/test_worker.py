@@ -18,7 +18,7 @@ from PIL import Image
 
 from actors.engine.cohorts import samples_of
 from actors.engine.diffusers_engine import DiffusersEngine
-from actors.engine.engine import Generated
+from actors.engine.engine import DeviceUse, Generated
 from actors.engine.samples import Sample
 from actors.rows.opened_rows import OpenedRow
 from actors.rows.row import derived_seed
@@ -537,6 +537,7 @@ class NotingEngine:
     heartbeats = 0
     phase = ""
     num_steps = 0
+    use = DeviceUse()
     models_loaded: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -556,6 +557,7 @@ class WaitingEngine:
     heartbeats = 0
     phase = ""
     num_steps = 0
+    use = DeviceUse()
     models_loaded: tuple[str, ...] = ()
 
     def __init__(self, before: Callable[[], None]) -> None:

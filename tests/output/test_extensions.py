@@ -13,7 +13,7 @@ from rich.console import Console
 
 from actors.storage.output import open_output
 from jobs.output.job_record import require_record
-from jobs.preparation import show_plan
+from jobs.preparation import PlanOptions, show_plan
 from jobs.reports.sheet.contact_sheet import make_sheet
 from jobs.reports.status import print_status
 from jobs.retry import retry_job
@@ -49,7 +49,7 @@ class Growing:
     def plan(self, *, extend: bool = False) -> str:
         """What `darkroom plan` prints."""
         printed = io.StringIO()
-        show_plan(self.driver.spec, Console(file=printed, width=200), extend=extend)
+        show_plan(self.driver.spec, Console(file=printed, width=200), PlanOptions(extend=extend))
         return printed.getvalue()
 
     def status(self) -> str:

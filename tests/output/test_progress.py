@@ -4,7 +4,9 @@ import io
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,12 +17,12 @@ from actors.images.input_images import MAX_IMAGE_FILE_BYTES
 from actors.storage.output import Output, open_output
 from jobs.fleet.progress import display
 from jobs.output.capacity import bytes_to_come, refuse_full_disk
-from jobs.output.figures import Totals
+from jobs.output.figures import PlannedTime, Totals, generated_text
 from jobs.output.parts import list_parts, output_totals
 from jobs.output.stored_images import read_image
-from jobs.output.tally import Tally, WorkersNow
+from jobs.output.tally import MAX_SPEEDS, Tally, WorkersNow
 from schemas.errors import RowError, SpecError
-from schemas.job import FailedRows, ShardReport
+from schemas.job import FailedRows, ShardReport, Speed
 from schemas.output_layout import COUNTS_KEY, ERROR_CODES_KEY, ShardNames, part_file, shard_name
 from tests.support.s3.quick_waits import QuickWaits
 
@@ -125,6 +127,56 @@ def report(worker: str, *, ok: int = 0, filtered: int = 0, failed: int = 0, **ch
         worker=worker,
         cpu_seconds=changes.get("cpu_seconds", 0),
         peak_rss_bytes=changes.get("peak_rss_bytes", 0),
+    )
+
+
+def speed(**changes: Any) -> Speed:
+    fields = {"device": "GPU", "num_cpus": 0, "model": "sd", "checkpoint": "c", "dtype": "auto"}
+    counts = {"images": 2, "image_steps": 40, "guided_steps": 40, "step_seconds": 4.0, "image_seconds": 1.0}
+    return Speed(**({"task": "text2img", "pixels": 4100} | fields | counts | changes))
+
+
+def test_a_run_adds_up_the_speeds_of_one_kind() -> None:
+    """Whichever worker tells them; a model's loading is the mean of the workers that have loaded it."""
+    tally = Tally(rows_total=4, rows_before=0)
+    tally.add(replace(report("a"), speeds=(speed(),), load_seconds={"sd": 3.0}, peak_device_bytes=7))
+    tally.add(replace(report("a"), speeds=(speed(pixels=9),), load_seconds={"sd": 4.0, "xl": 9.0}))
+    tally.add(replace(report("b"), speeds=(speed(images=1),), load_seconds={"sd": 2.0}, peak_device_bytes=5))
+
+    figures = tally.figures()
+
+    both = speed(images=3, image_steps=80, guided_steps=80, step_seconds=8.0, image_seconds=2.0)
+    assert figures.speeds == (both, speed(pixels=9))
+    assert figures.load_seconds == {"sd": 3.0, "xl": 9.0}
+    assert figures.peak_device_bytes == 7
+
+
+def test_a_run_keeps_the_speeds_that_took_the_most_time() -> None:
+    """An input with images of thousands of sizes would fill the summary with them."""
+    tally = Tally(rows_total=4, rows_before=0)
+    tally.add(replace(report("a"), speeds=tuple(speed(pixels=n, step_seconds=float(n)) for n in range(300))))
+
+    kept = [each.pixels for each in tally.figures().speeds]
+
+    assert kept == [*range(299, 299 - MAX_SPEEDS, -1)]
+
+
+def test_a_run_of_other_rows_is_not_compared_with_the_planned_time() -> None:
+    """A resumed run has only those that were left."""
+    planned = PlannedTime(
+        rows=4, workers=2, seconds=50.0, least_seconds=40.0, most_seconds=65.0, source="a trial"
+    )
+    tally = Tally(rows_total=4, rows_before=0, planned=planned)
+
+    tally.add(report("a", ok=3))
+    of_three = tally.figures()
+    tally.add(report("a", failed=1))
+    of_all = tally.figures()
+
+    assert of_three.planned is None
+    assert of_all.planned == planned
+    assert generated_text(replace(of_all, seconds=55.0)).endswith(
+        "; with the start 55 s, planned 40 s to 1 min 5 s with 2 workers"
     )
 
 

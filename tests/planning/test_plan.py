@@ -130,7 +130,7 @@ def test_rows_are_counted_by_route_model_and_size(spec: JobSpec) -> None:
     _, findings = plan_of(spec)
 
     assert not findings.num_bad
-    assert findings.counts == (
+    assert tuple(replace(count, work=()) for count in findings.counts) == (
         RouteCount(route="img2img", model="sd", size="input", rows=1, images=1, pixels=512 * 512),
         RouteCount(route="poster", model="xl", size="512x768", rows=1, images=2, pixels=2 * 512 * 768),
         RouteCount(route="text2img", model="sd", size="512x256", rows=1, images=1, pixels=512 * 256),

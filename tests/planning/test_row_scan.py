@@ -1,5 +1,6 @@
 """Facts about the plan's pass over files of more rows than it reads together."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def test_images_and_pixels_are_those_of_the_rows_that_can_be_generated(spec: Job
         size = f"{width}x{height}"
         return RouteCount(route=route, model=model, size=size, rows=1, images=images, pixels=pixels)
 
-    assert findings.counts == (
+    assert tuple(replace(each, work=()) for each in findings.counts) == (
         count("poster", "xl", 1024, 1024, 4),
         count("poster", "xl", 1024, 768, 3),
         count("small", "sd", 384, 256, 1),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.engine.engine import Generated
+from actors.engine.engine import DeviceUse, Generated
 from actors.engine.samples import Sample
 from actors.images.input_images import EncodedImage
 from actors.rows.opened_rows import OpenedRow
@@ -39,6 +39,7 @@ class NoiseEngine:
     heartbeats = 0
     phase = ""
     num_steps = 0
+    use = DeviceUse()
 
     def __init__(self, seconds_per_image: float, hurry: Path | None = None) -> None:
         """`hurry`: once this file exists, images take no time."""
@@ -71,6 +72,7 @@ class GreyEngine:
     heartbeats = 0
     phase = ""
     num_steps = 0
+    use = DeviceUse()
     models_loaded: tuple[str, ...] = ()
 
     def generate(self, rows: Sequence[OpenedRow], decoders: Executor) -> Iterator[Generated]:

@@ -2,7 +2,8 @@
 
 Each call runs unchanged in a greenlet. Where it calls a module that is a merge point, it is suspended. Calls
 that are suspended at one module with equal batch keys go through it in one batch, and each is resumed with
-its rows of the result. There is one thread, no clock and no chance: the same calls give the same batches.
+its rows of the result. There is one thread and no chance, and no clock decides: the same calls give the same
+batches.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -11,11 +12,15 @@ from dataclasses import dataclass
 from traceback import clear_frames
 from typing import Any, Generic, Protocol, TypeVar
 
+import torch
 from greenlet import getcurrent, greenlet
 
 from actors.engine.batching.batch_policy import BatchPolicy, Stage, num_rows
 from actors.engine.batching.merged_modules import CallCount, MergedModule, MergePoint, Raised, Request
+from actors.engine.batching.stage_seconds import StageSeconds
 from actors.engine.quirks.torch_errors import ends_the_run
+
+CPU = torch.device("cpu")
 
 
 class Call(Protocol):
@@ -102,8 +107,15 @@ class Batcher(Generic[CallT]):
     set and reset such modes themselves, while other calls are between their beginnings and their ends.
     """
 
-    def __init__(self, points: Sequence[MergePoint], max_rows: int, ladder: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        points: Sequence[MergePoint],
+        max_rows: int,
+        ladder: Sequence[int] = (),
+        device: torch.device = CPU,
+    ) -> None:
         """`ladder`: the numbers of images, ascending, to which the denoiser's batches are padded."""
+        self.seconds = StageSeconds(device)
         self._modules = [MergedModule(point, ladder) for point in points]
         self._policy: BatchPolicy[_SuspendedCall] = BatchPolicy(max_rows)
         self._alive: dict[_Running, _SuspendedCall | None] = {}
@@ -148,7 +160,8 @@ class Batcher(Generic[CallT]):
         module = batch[0].module
         self.stage = module.point.stage
         module.count.images += num_rows(batch)
-        answers = module.answers([suspended.request for suspended in batch])
+        with self.seconds.timed(self.stage):
+            answers = module.answers([suspended.request for suspended in batch])
         return [
             self._resume(suspended.running, answer) for suspended, answer in zip(batch, answers, strict=True)
         ]

@@ -1,8 +1,10 @@
 """Checkpoints in memory: each loaded once, shared by every pipeline that can use its components."""
 
 import logging
-from collections import OrderedDict
-from collections.abc import Collection, Mapping
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -59,6 +61,13 @@ class ModelCache:
         self.signs = SignsOfWork()
         """Whether a model is being loaded, for those who wait for it."""
         self.num_loads = 0
+        self.load_seconds: defaultdict[str, float] = defaultdict(float)
+        """How long each model took to load so far, with its ControlNets and image encoders."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self._options.device
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,7 +82,7 @@ class ModelCache:
         if name not in self._models:
             # Nothing arrives there if the checkpoint is not in a repository.
             folder = hub_folder(repository_of(self._specs[name].checkpoint))
-            with self.signs.watched(folder, f"loading {name}"):
+            with self._loading(name, folder, name):
                 self._load(name)
         self._models.move_to_end(name)
         model = self._models[name]
@@ -85,6 +94,17 @@ class ModelCache:
             if self._ip_adapters[name][adapter].encoder_key not in model.encoders:
                 self._load_encoder(name, adapter)
         return model
+
+    @contextmanager
+    def _loading(self, model: str, folder: Path | None, what: str) -> Iterator[None]:
+        """Look for signs of work within the block, and count it as the model's loading.
+
+        `folder`: where files of `what` is loaded may arrive.
+        """
+        begun = time.monotonic()
+        with self.signs.watched(folder, f"loading {what}"):
+            yield
+        self.load_seconds[model] += time.monotonic() - begun
 
     def _load(self, name: str) -> None:
         spec = on_this_machine(name, self._specs[name], self._options)
@@ -114,13 +134,13 @@ class ModelCache:
                 model.drop_net(idle[0])
             else:
                 break
-        with self.signs.watched(hub_folder(card.path), f"loading {net}"):
+        with self._loading(name, hub_folder(card.path), net):
             model.nets[net] = self._shared_nets.get(net, card, model.dtype)
 
     def _load_encoder(self, name: str, adapter: str) -> None:
         """Load the image encoder of a model's IP-Adapter. Other models make room."""
         model, card = self._models[name], self._ip_adapters[name][adapter]
-        with self.signs.watched(hub_folder(card.image_encoder.path), f"loading {adapter}"):
+        with self._loading(name, hub_folder(card.image_encoder.path), adapter):
             model.encoders[card.encoder_key] = self._shared_encoders.get(adapter, card, model.dtype)
         self._evict(keep=name)
 
@@ -143,5 +163,5 @@ class ModelCache:
         name, model = self._models.popitem(last=False)
         model.close()
         logger.info("dropped model=%s to make room", name)
-        if self._options.device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -11,7 +11,7 @@ import torch
 from actors.engine.batching.merge_points import find_merge_points
 from actors.engine.batching.merged_modules import MergePoint
 from actors.engine.diffusers_engine import DiffusersEngine
-from actors.engine.engine import Generated
+from actors.engine.engine import DeviceUse, Generated
 from actors.engine.pipelines.loaded_model import LoadedModel
 from actors.engine.pipelines.loading import LoadOptions
 from actors.engine.pipelines.model_cache import ModelCache
@@ -77,6 +77,7 @@ class _EngineOnDevice:
     heartbeats = 0
     phase = ""
     num_steps = 0
+    use = DeviceUse()
 
     def __init__(self, engine: DiffusersEngine, gpu: PretendedGPU) -> None:
         self._engine = engine

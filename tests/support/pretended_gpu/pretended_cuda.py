@@ -121,7 +121,7 @@ def _functions(log: DeviceLog) -> dict[str, Any]:
         "is_bf16_supported": lambda *_: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "get_device_properties": lambda *_: SimpleNamespace(total_memory=_MEMORY_BYTES),
+        "get_device_properties": lambda *_: SimpleNamespace(name="pretended", total_memory=_MEMORY_BYTES),
         "empty_cache": lambda: None,
         "synchronize": lambda *_: log.note(Kind.WAIT, "synchronize"),
         "current_stream": lambda *_: stream,

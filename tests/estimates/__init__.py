@@ -1,0 +1,1 @@
+"""Tests of speeds, and of the time and the money that a plan expects."""
