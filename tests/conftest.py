@@ -3,7 +3,7 @@
 import gc
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -40,15 +40,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent.name not in ("fleet", "program"))
 
 
-def pytest_collection() -> None:
-    """Look for no garbage while torch and diffusers are imported: that would take a third of the time."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage while torch and diffusers are imported, nor later among what their modules hold."""
     gc.disable()
-
-
-def pytest_collection_finish() -> None:
-    """Look for garbage from now on, but not among what the modules hold: that stays."""
-    gc.freeze()
-    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="module")
