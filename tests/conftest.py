@@ -36,8 +36,8 @@ if os.environ.get("CI"):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take minutes, those that start programs: none of them is the last to end."""
-    items.sort(key=lambda item: item.path.parent.name not in ("fleet", "program"))
+    """Begin with the files that start programs and stores, which take a minute: none is the last to end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("fleet", "program", "storage"))
 
 
 @pytest.hookimpl(wrapper=True)
