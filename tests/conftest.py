@@ -1,8 +1,9 @@
 """Fixtures that several test files share."""
 
+import gc
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -35,8 +36,19 @@ if os.environ.get("CI"):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take minutes, those that start programs: none of them is the last to end."""
-    items.sort(key=lambda item: item.path.parent.name not in ("fleet", "program"))
+    """Begin with the files that start programs and stores, which take a minute: none is the last to end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("fleet", "program", "storage"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage while torch and diffusers are imported, nor later among what their modules hold."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ META = torch.device("meta")
 NUM_TOKENS = 77
 NUM_TIME_IDS = 6
 """How many numbers about sizes SDXL's UNet gets."""
-MATRIX = {"cuda": 16384, "cpu": 512}
+MATRIX = {"cuda": 16384, "cpu": 128}
 """The number of rows and columns of a matrix, by the type of device."""
 TRIES = 5
 PRODUCTS = 10

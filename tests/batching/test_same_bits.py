@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from actors.engine.diffusers_engine import DiffusersEngine
+from actors.engine.pipelines.model_cache import ModelCache
 from benchmarks.parity.plain_diffusers import IMAGE, MODELS, ROUTES, VARIED, row
 from jobs.planning.plan import Plan
 from schemas.job import Shard
@@ -20,6 +22,7 @@ from tests.support.in_process import (
     Record,
     encoded,
     job_spec,
+    loaded_models,
     make,
     plan_for,
     read_output,
@@ -62,9 +65,10 @@ def spec_into(rows: Path, folder: Path) -> JobSpec:
     return job_spec(rows, folder, **changes)
 
 
-def make_by(plan: Plan, shards: Sequence[Shard], *, num_threads: int) -> None:
+def make_by(plan: Plan, shards: Sequence[Shard], models: ModelCache, *, num_threads: int) -> None:
     """By a worker of their own, several of them at a time as on a cluster."""
-    with worker_for(plan, num_threads=num_threads) as worker, ThreadPoolExecutor(3) as callers:
+    engine = DiffusersEngine(models, plan.job.spec)
+    with worker_for(plan, engine, num_threads=num_threads) as worker, ThreadPoolExecutor(3) as callers:
         for report in callers.map(worker.run, shards):
             assert report.committed
 
@@ -82,22 +86,29 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def parts(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def models() -> ModelCache:
+    """The models of this process's workers."""
+    return loaded_models()
+
+
+@pytest.fixture(scope="module")
+def parts(rows: Path, models: ModelCache, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """By one worker, one shard after the other."""
-    made = make(spec_into(rows, tmp_path_factory.mktemp("plain") / "out"))
+    spec = spec_into(rows, tmp_path_factory.mktemp("plain") / "out")
+    made = make(spec, DiffusersEngine(models, spec))
     assert {each["row_id"] for each in made.rows if each["status"] != "ok"} == {"flat", "no-picture"}
     return parts_in(made.plan)
 
 
 def test_two_workers_make_the_parts_that_one_makes(
-    rows: Path, parts: dict[str, bytes], tmp_path: Path
+    rows: Path, parts: dict[str, bytes], models: ModelCache, tmp_path: Path
 ) -> None:
     """Whichever gets which, in whatever order, and on however many threads they decode and encode."""
     plan = plan_for(spec_into(rows, tmp_path / "out"))
     backwards = [*plan.shards()][::-1]
 
-    make_by(plan, backwards[::2], num_threads=1)
-    make_by(plan, backwards[1::2], num_threads=5)
+    make_by(plan, backwards[::2], models, num_threads=1)
+    make_by(plan, backwards[1::2], models, num_threads=5)
 
     assert parts_in(plan) == parts
 
@@ -116,7 +127,7 @@ def main(rows: str, folder: str, num_torch_threads: str) -> None:
     """What the other process does."""
     torch.set_num_threads(int(num_torch_threads))
     plan = plan_for(spec_into(Path(rows), Path(folder)))
-    make_by(plan, [*plan.shards()][::-1], num_threads=3)
+    make_by(plan, [*plan.shards()][::-1], loaded_models(), num_threads=3)
 
 
 if __name__ == "__main__":

@@ -579,13 +579,20 @@ def test_noise_on_the_way_is_the_rows_own(noisy: tuple[Made, Made], name: str) -
     assert np.abs(together[0] - together[1]).mean() > LEVELS
 
 
-def reference(folder: Path, name: str | None, options: Mapping[str, Any], steps: int = 3) -> np.ndarray:
-    """A plain diffusers call, as darkroom's documents say a row is made."""
+@cache
+def plain_pipeline(folder: Path) -> tuple[Any, Any]:
+    """A checkpoint in diffusers' own pipeline, and the scheduler that it is published with."""
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     enable_clip_skip(pipeline.text_encoder)
-    if name is not None:
-        pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
+    return pipeline, pipeline.scheduler
+
+
+def reference(folder: Path, name: str | None, options: Mapping[str, Any], steps: int = 3) -> np.ndarray:
+    """A plain diffusers call, as darkroom's documents say a row is made."""
+    pipeline, published = plain_pipeline(folder)
+    cls = type(published) if name is None else getattr(diffusers, name)
+    pipeline.scheduler = cls.from_config(published.config, **options)
     made = pipeline("a fox", num_inference_steps=steps, generator=torch.Generator("cpu").manual_seed(7))
     return np.asarray(made.images[0], dtype=np.int16)
 

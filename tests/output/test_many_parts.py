@@ -232,8 +232,8 @@ class ManyParts(LocalStorage):
 
 
 def test_what_adds_up_very_many_parts_takes_little_memory(written: Written) -> None:
-    """16 bytes for each, and a few footers: 20,000 that wait for their turn take 40 MB."""
-    num_parts = 20_000
+    """16 bytes for each, and a few footers: 5,000 that wait for their turn take 10 MB."""
+    num_parts = 5_000
     part = Path(list_parts(written.output, ShardNames([NUM_PARTS]))[0].uri)
     output = Output(ManyParts(part, num_parts), "/nowhere")
     totals_of(output, list_parts(output, ShardNames([num_parts]))[:100])

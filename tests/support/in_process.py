@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,9 @@ def models_of(job: Job) -> ModelCache:
     )
 
 
+@cache
 def loaded_models() -> ModelCache:
-    """A cache for MODELS, which several jobs of one kind can share: to load them takes as long as a job."""
+    """A cache for MODELS, which the jobs of this process share: to load them takes as long as a job."""
     return model_cache(job_spec(Path("rows"), Path("out"), models=MODELS, routes=ALL_ROUTES))
 
 

@@ -104,6 +104,11 @@ class DeviceMode(TorchDispatchMode):
         super().__init__()
         self._rules = rules
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # With True, the answer of torch 2.13, each operation would go through torch's compiler.
+        return False
+
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

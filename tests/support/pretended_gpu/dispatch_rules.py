@@ -34,6 +34,10 @@ WHOLE = frozenset(
 )
 """Composite operations that run as one: a GPU has kernels of their own for them."""
 
+HALVES = frozenset({torch.float16, torch.bfloat16})
+SLOW_IN_HALVES = frozenset({"linear", "conv2d"})
+"""Operations that a CPU does several times as fast in float32, in which a GPU sums their products as well."""
+
 WITHOUT_KERNEL = frozenset(
     {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach_", "lift_fresh"}
 )
@@ -117,7 +121,7 @@ class DispatchRules:
         if generator is not None and generator.device.type != ("cuda" if to_device else "cpu"):
             raise RuntimeError(f"a generator of the {generator.device.type} for a tensor of another device")
         # This torch may have no memory to pin.
-        result = operation(*_on_cpu(args), **_on_cpu(_without_pinning(named)))
+        result = _result(name, operation, _on_cpu(args), _on_cpu(_without_pinning(named)))
         known: dict[int, torch.Tensor] = {id(tensor.host_values): tensor for tensor in on_device}
         if not to_device:
             for tensor in _tensors(result) if named.get("pin_memory") else ():
@@ -201,6 +205,15 @@ def _told_of(operation: Any) -> tuple[str, bool]:
         operation.name(), "CompositeImplicitAutograd"
     )
     return operation._schema.name.removeprefix("aten::"), is_composite
+
+
+def _result(name: str, operation: Any, args: Arguments, named: Named) -> Any:
+    """What the operation gives on the CPU."""
+    # Tensors of several dtypes are left to torch, which refuses them.
+    dtypes = {tensor.dtype for tensor in _tensors(args)} if name in SLOW_IN_HALVES else set()
+    if len(dtypes) != 1 or not dtypes <= HALVES:
+        return operation(*args, **named)
+    return operation(*_mapped(args, torch.Tensor.float), **named).to(*dtypes)
 
 
 def _for_device(named: Named) -> bool:
