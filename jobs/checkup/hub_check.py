@@ -1,10 +1,10 @@
 """Whether the Hugging Face Hub can be reached, and the models of a spec with it."""
 
+import logging
 from collections.abc import Callable, Iterator
 
 import httpx2
 from huggingface_hub import constants, get_session, get_token
-from huggingface_hub.utils import logging
 
 from actors.checkpoints.hub import HUB_ERRORS, first_line
 from actors.checkpoints.model_cards import read_card
@@ -50,7 +50,7 @@ def check_hub(
 
 def check_models(spec: JobSpec, read: Callable[[str, ModelSpec], ModelCard] = read_card) -> Iterator[Finding]:
     """Each model of the spec, as its files tell; demos are built by the run that needs them."""
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # What it would warn of, a finding says.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # What it would warn of, a finding says.
     for name, model in spec.models.items():
         if model.checkpoint.startswith(SCHEME):
             continue

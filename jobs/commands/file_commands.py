@@ -38,7 +38,7 @@ def init(
 ) -> None:
     """Write a spec for an input: its columns found, its task told from them. Never overwrites a file.
 
-    Example: darkroom init demo/rows.parquet --spec rows.yaml
+    Example: echo "a big red circle" > prompts.txt && darkroom init prompts.txt
     """
     from jobs.drafting.first_spec import Wishes, write_first_spec
 
@@ -51,7 +51,10 @@ def schema(
         Path | None, typer.Argument(help="File to write; by default the schema is printed.")
     ] = None,
 ) -> None:
-    """Write the JSON schema of specs, which editors use to complete and check the YAML."""
+    """Write the JSON schema of specs, which editors use to complete and check the YAML.
+
+    Example: darkroom schema job-spec.schema.json
+    """
     from schemas.spec.spec_schema import spec_json_schema
 
     text = spec_json_schema()
@@ -77,7 +80,10 @@ def demo_model(
     ] = "demo:sd",
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
 ) -> None:
-    """Write a small checkpoint or adapter to try darkroom with: a trained one, or one with random weights."""
+    """Write a small checkpoint or adapter to try darkroom with: a trained one, or one with random weights.
+
+    Example: darkroom demo-model shapes --kind shapes
+    """
     from models import demo_adapters, demo_cache
 
     if kind in demo_adapters.KINDS:

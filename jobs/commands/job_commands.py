@@ -10,7 +10,10 @@ from schemas.wording.printable import escaped, listed
 
 
 def validate(spec: SpecPath, overrides: Overrides = None) -> None:
-    """Check the spec: its keys, types and names. Reads no input and no checkpoint."""
+    """Check the spec: its keys, types and names. Reads no input and no checkpoint.
+
+    Example: darkroom validate configs/demo.yaml
+    """
     checked = load_spec(spec, overrides or [])
     console().print(
         f"{escaped(str(spec))} is a valid spec: models {listed([*checked.models])}; "
@@ -43,6 +46,7 @@ def plan(
     """Check every input row; show routes, shards, output size and time. Needs no GPU and loads no checkpoint.
 
     If the output exists, this ends as `run` would: refused where the job or its input has changed.
+
     Example: darkroom plan configs/demo.yaml --workers 8 --gpu-hour 1.80
     """
     from jobs.planning.row_scan import MAX_EXAMPLES
@@ -84,7 +88,10 @@ def try_rows(
 
 
 def run(spec: SpecPath, extend: Extend = False, overrides: Overrides = None) -> None:
-    """Run a job, or resume it, on the Ray cluster at RAY_ADDRESS or on this machine."""
+    """Run a job, or resume it, on the Ray cluster at RAY_ADDRESS or on this machine.
+
+    Example: darkroom run configs/demo.yaml
+    """
     from jobs.fleet.budget import judge
     from jobs.reports.run_result import print_result
     from jobs.run import run_job
@@ -104,7 +111,10 @@ def retry(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Generate the failed rows of a job again. All other rows keep their results."""
+    """Generate the failed rows of a job again. All other rows keep their results.
+
+    Example: darkroom retry configs/demo.yaml --only out_of_memory
+    """
     from jobs.fleet.budget import judge
     from jobs.reports.run_result import print_result
     from jobs.retry import retry_job
@@ -127,7 +137,10 @@ def submit(
     extend: Extend = False,
     overrides: Overrides = None,
 ) -> None:
-    """Run a job on a Ray cluster, through `ray job submit`. Input and output should be URIs."""
+    """Run a job on a Ray cluster, through `ray job submit`. Input and output should be URIs.
+
+    Example: darkroom submit configs/text2img-sd15.yaml --address http://head:8265 --wait
+    """
     from jobs.fleet.cluster import refuse_relative_output
     from jobs.fleet.submit import submit_job
 

@@ -13,7 +13,10 @@ def status(
         bool, typer.Option("--watch", help="Show it again every few seconds, until the job is finished.")
     ] = False,
 ) -> None:
-    """Show the progress of a job, read from its output."""
+    """Show the progress of a job, read from its output.
+
+    Example: darkroom status out/demo --watch
+    """
     from jobs.reports.status import print_status, watch_status
 
     if watch:
@@ -23,7 +26,10 @@ def status(
 
 
 def report(output: OutputPath) -> None:
-    """Write the contact sheet, an HTML page with a sample of the images. The job may be unfinished."""
+    """Write the contact sheet, an HTML page with a sample of the images. The job may be unfinished.
+
+    Example: darkroom report out/demo
+    """
     from actors.storage.output import open_output
     from jobs.reports.sheet.contact_sheet import write_report
 
@@ -31,7 +37,10 @@ def report(output: OutputPath) -> None:
 
 
 def verify(output: OutputPath) -> None:
-    """Read the whole output; check that every input row has one outcome and every image is intact."""
+    """Read the whole output; check that every input row has one outcome and every image is intact.
+
+    Example: darkroom verify out/demo
+    """
     from jobs.verification.verify import verify_output
 
     verify_output(output, console())
@@ -45,7 +54,10 @@ def replay(
         typer.Option("--alone", help="Generate the row without those of its shard: fast, less exact."),
     ] = False,
 ) -> None:
-    """Generate one row again, here and now, and compare it with the output, which is only read."""
+    """Generate one row again, here and now, and compare it with the output, which is only read.
+
+    Example: darkroom replay out/demo ROW_ID
+    """
     from jobs.trial.replay import replay_row
 
     replay_row(output, row_id, console(), alone=alone)

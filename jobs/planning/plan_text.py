@@ -147,6 +147,8 @@ def _models_table(job: Job) -> Table:
         for part, component in card.components.items():
             path = "/".join(filter(None, [component.path, component.subfolder]))
             table.add_row(f"  with {part}", path, "", "", component.revision[:12])
+    for column in table.columns:
+        column.overflow = "fold"  # A checkpoint's name is not cut, however narrow the terminal is.
     return table
 
 

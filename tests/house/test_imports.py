@@ -42,7 +42,7 @@ HOUSE: Mapping[str, Order] = {
         "worker_process",
     ),
     "actors.engine": order(
-        "samples quirks",
+        "samples quirks device_facts",
         "cohorts engine batching adapters",
         "pipelines",
         "calls compiling",

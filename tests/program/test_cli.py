@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from jobs.reports.run_result import RunResult, print_result
 from models.demo_cache import KINDS
 from schemas import __version__
 from tests.support.checkpoints import paper_checkpoint
-from tests.support.running import ROOT
+from tests.support.running import ROOT, darkroom_here
 
 Spec = dict[str, Any]
 
@@ -499,6 +500,20 @@ def test_every_command_has_help(desk: Desk, command: str) -> None:
     assert ended.code == 0
     assert f"Usage: darkroom {command}" in ended.out
     assert len(ended.out.splitlines()) > 5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example_of_its_own_arguments(desk: Desk, command: str) -> None:
+    """The last lines of its description; the examples that need no job run as they are printed."""
+    text = " ".join(desk.call(command, "--help").out.split())
+
+    example = re.search(rf"Example: (?:echo .* && )?darkroom ({command}\b.*?) (?:Arguments|Options):", text)
+    assert example
+    if command in ("validate", "schema", "init", "demo-model"):
+        (desk.folder / "prompts.txt").write_text("a big red circle\n")
+        paths = {name: ROOT / name for name in example[1].split() if (ROOT / name).is_file()}
+        ended = darkroom_here(*[paths.get(name, name) for name in example[1].split()], cwd=desk.folder)
+        assert ended.code == 0, ended.err
 
 
 def test_help_lists_commands_and_exit_codes(desk: Desk) -> None:
