@@ -19,11 +19,13 @@ def expand(
 ) -> None:
     """Write a row for each combination of values: every prompt with every seed, and so on.
 
-    Example: darkroom expand sweep.yaml rows.parquet, where sweep.yaml has the two lines
+    A SWEEP of six rows has these two lines; docs/sweeps.md has the other keys.
 
+    \b
     version: 1
+    product: {prompt: [a red circle, a blue square], seed: [0, 1, 2]}
 
-    product: {prompt: [a red circle, a blue square], guidance_scale: [2, 5], seed: [0, 1, 2]}
+    Example: darkroom expand docs/sweep.yaml rows.parquet
     """
     from jobs.sweeps.rows_file import expand as expand_sweep
 

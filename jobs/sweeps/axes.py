@@ -118,7 +118,8 @@ def _swept(sweep: SweepFile, lists: WordLists, at: Location, value: object) -> S
 
 def _words(sweep: SweepFile, lists: WordLists, at: Location, value: object) -> Sequence[str]:
     if value == "all":
-        return lists.texts(str(at[-1]).strip("_"))
+        name = str(at[-1])
+        return lists.texts(name.strip("_"), f"{sweep.source(*at)}: {name}")
     if isinstance(value, list) and value and all(isinstance(word, str) and word for word in value):
         return value
     raise sweep.error(at, f"must be `all`, or a list of words in quotes, not {shortened(json.dumps(value))}")

@@ -1,6 +1,6 @@
 """The choices in the prompts of a sweep's rows."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +37,9 @@ class PromptChoices:
         self._sweep = sweep
         self._lists = lists
         self._words = {field.name: field.at for field in swept if field.is_words}
-        own: dict[Location, object] = {("set", field): text for field, text in sweep.spec.set.items()}
-        for field in swept:
-            if field.is_words or field.name in TEXT_FIELDS:
-                own |= {(*field.at, i): text for i, text in enumerate(field.values)}
-        for at, text in own.items():
-            if isinstance(text, str) and (at[-1] in TEXT_FIELDS or at[0] != "set"):
-                self._template(text, sweep.source(*at))
+        self._picks = sweep.spec.choices == "pick"
+        for at, text in _own_texts(sweep, swept) if self._picks else ():
+            self._template(text, sweep.source(*at))
 
     def choose(self, columns: dict[str, pa.Array], rows: RowNames) -> None:
         """Replace the columns of prompts by those with a choice made at each place.
@@ -51,7 +47,7 @@ class PromptChoices:
         A choice depends on the name of the table's row, the seed and the prompt. So rows that differ in
         another value, such as the guidance scale, have the same prompt.
         """
-        if self._sweep.spec.choices == "off":
+        if not self._picks:
             return
         seeds = columns["seed"].to_pylist() if "seed" in columns else [None] * len(rows.names)
         of_rows = [*zip(rows.names, seeds, *rows.words.values(), strict=True)]
@@ -82,21 +78,25 @@ class PromptChoices:
             raise SpecError(f"{rows.source_of(i)}: the prompt {shortened(text)!r}: {error}") from error
 
     def refuse_idle_words(self) -> None:
-        """Raise SpecError for a swept list that no prompt of the rows so far has named."""
+        """Raise SpecError for a swept list that no prompt so far has named."""
         for name, at in self._words.items():
             if name not in self._lists.named:
                 raise self._sweep.error(at, f"no prompt has __{name}__, so its words would change nothing")
 
     def _template(self, text: str, source: str) -> Template:
         """The template that a prompt is, whose lists are read."""
-        if self._sweep.spec.choices == "off":
-            return Template((text,))
+        source = f"{source}: the prompt {shortened(text)!r}"
         try:
             template = parsed(text)
         except ValueError as error:
-            raise SpecError(
-                f"{source}: the prompt {shortened(text)!r}: {error}; choices: off reads all prompts as text"
-            ) from error
-        if not template.is_plain:
-            self._lists.check(template, self._words)
+            raise SpecError(f"{source}: {error}; choices: off reads all prompts as text") from error
+        self._lists.check(template, source, self._words)
         return template
+
+
+def _own_texts(sweep: SweepFile, swept: Iterable[SweptField]) -> Iterator[tuple[Location, str]]:
+    """The prompts and the words of a sweep that are not in its table, each with its place in the file."""
+    yield from ((("set", field), text) for field in TEXT_FIELDS if (text := sweep.spec.set.get(field)))
+    for field in swept:
+        if field.is_words or field.name in TEXT_FIELDS:
+            yield from (((*field.at, i), text) for i, text in enumerate(field.values) if text)

@@ -29,25 +29,31 @@ class WordLists:
         self.named: set[str] = set()
         """The names that the templates which were checked, and the words of their lists, have."""
 
-    def texts(self, name: str) -> list[str]:
-        """The words of a list, as they are written. SpecError where there is none of this name."""
-        return [text for text, _ in self._read(name)]
+    def texts(self, name: str, source: str) -> list[str]:
+        """The words of a list, as they are written. SpecError where there is none of this name.
 
-    def check(self, template: Template, swept: Collection[str], within: tuple[str, ...] = ()) -> None:
+        `source`: what names the list, as a message begins.
+        """
+        return [text for text, _ in self._read(name, source)]
+
+    def check(
+        self, template: Template, source: str, swept: Collection[str], within: tuple[str, ...] = ()
+    ) -> None:
         """Raise SpecError for a list that cannot be read, or that needs itself.
 
-        `swept`: the lists from which the sweep takes each word; `within`: the lists in which the template is.
+        `source`: where the template is, as a message begins; `swept`: the lists from which the sweep takes
+        each word; `within`: the lists in which the template is.
         """
         for name in dict.fromkeys(template.word_names()):
             self.named.add(name)
             if name in within:
                 trail = " -> ".join(f"__{each}__" for each in (*within, name))
-                raise SpecError(f"{self._sweep.path}: a list of words needs itself: {trail}")
+                raise SpecError(f"{source}: a list of words needs itself: {trail}")
             if name not in swept and name not in self._lists:
-                words = tuple(self._parsed(text, source) for text, source in self._read(name))
-                for word in words:
-                    self.check(word, swept, (*within, name))
-                self._lists[name] = words
+                words = [self._parsed(*word) for word in self._read(name, source)]
+                for word, source_of_word in words:
+                    self.check(word, source_of_word, swept, (*within, name))
+                self._lists[name] = tuple(word for word, _ in words)
 
     def rendered(self, template: Template, key: str, swept: Mapping[str, str]) -> str:
         """The template with a choice made at each place, which `check` has seen.
@@ -57,7 +63,7 @@ class WordLists:
         """
         return _Rendering(self._lists, swept, key).text(template)
 
-    def _read(self, name: str) -> Iterator[tuple[str, str]]:
+    def _read(self, name: str, source: str) -> Iterator[tuple[str, str]]:
         """Each word of a list, and where it is written."""
         if name in self._inline:
             at = ("words", name)
@@ -66,39 +72,37 @@ class WordLists:
             yield from ((word, self._sweep.source(*at, i)) for i, word in enumerate(self._inline[name]))
             return
         path = self._folder / f"{name}.txt"
-        lines = _lines(path, self._hint(name))
-        for number, line in enumerate(lines, 1):
+        if not path.exists():
+            files = [file.stem for file in path.parent.glob("*.txt")]
+            hint = did_you_mean(name, [*self._inline, *files])
+            raise SpecError(
+                f"{source}: {path} does not exist{hint}; write it, with a word in each line, or write "
+                rf"\__{name}__ for the text itself"
+            )
+        for number, line in enumerate(_lines(path), 1):
             if line.strip():
                 yield line.strip(), f"{path}:{number}"
 
-    def _hint(self, name: str) -> str:
-        files = [file.stem for file in self._folder.glob("*.txt")] if self._folder.is_dir() else []
-        return did_you_mean(name, [*self._inline, *files])
-
-    def _parsed(self, text: str, source: str) -> Template:
+    def _parsed(self, text: str, source: str) -> tuple[Template, str]:
         try:
-            return parsed(text)
+            return parsed(text), source
         except ValueError as error:
             raise SpecError(f"{source}: {shortened(text)!r}: {error}") from error
 
 
-def _lines(path: Path, hint: str) -> list[str]:
+def _lines(path: Path) -> list[str]:
     """The lines of a list, of which one is not blank."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
-        lines = content.decode("utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise SpecError(
-            f"{path} does not exist: a prompt takes a word of it as __{path.stem}__{hint}; write the file, a "
-            rf"word in each line, or \__{path.stem}__ for the text itself"
-        ) from error
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: is not UTF-8 text ({error})") from error
     if len(content) > MAX_FILE_BYTES:
         raise SpecError(f"{path}: is longer than the {MAX_FILE_BYTES:,} bytes that a list of words may have")
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: is not UTF-8 text ({error})") from error
     if not any(map(str.strip, lines)):
         raise SpecError(f"{path}: has no words; write one in each line")
     return lines

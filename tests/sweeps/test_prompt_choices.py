@@ -106,7 +106,7 @@ def test_a_backslash_makes_a_sign_plain_text(text: str, read: str) -> None:
         ('product: {prompt: ["{2$$a|b}"]}', "`{2$$` at character 1 is not supported"),
         ('product: {prompt: ["{0.5::a|b}"]}', "to make an option likelier, write it several times"),
         (f'product: {{prompt: ["{"{a|" * 17}{"}" * 17}"]}}', "nested more than 16 deep"),
-        ("product: {prompt: [a __birds__]}", "birds.txt does not exist: a prompt takes a word of it"),
+        ("product: {prompt: [a __birds__]}", "the prompt 'a __birds__': birds.txt does not exist; write it"),
         ("product: {prompt: [a __bird__]}\nwords: {birds: [owl]}", "(did you mean `birds`?)"),
         ("product: {prompt: [a __birds__]}\nwords: {birds: []}", "sweep.yaml:3: words.birds: the list is"),
         ('product: {prompt: [__a__]}\nwords: {a: [owl, "{x"]}', "sweep.yaml:3: '{x': the `{` at character 1"),
