@@ -178,6 +178,27 @@ def test_a_failed_row_is_in_its_cell(opened: Opened) -> None:
     assert page.ask(CELLS)[1][2] == ["r11: why"]
 
 
+def test_values_whose_rows_have_all_failed_are_on_the_axes(opened: Opened) -> None:
+    """So that a scale that no device can generate is seen. Of other properties failed rows have no value."""
+    keep = [{"sweep_guidance_scale": scale, "sweep_seed": "0"} for scale in ("2.5", "9", "10")]
+    failures = tuple(
+        Failure(
+            row_id=f"f{number}",
+            task="text2img",
+            model="sd",
+            prompt="p",
+            error_code="out_of_memory",
+            error_message="why",
+            place="",
+            keep=each,
+        )
+        for number, each in enumerate(keep[1:])
+    )
+    page = opened(sheet_of([frame(0, keep[0]), frame(1, {**keep[0], "sweep_seed": "1"})], failures))
+
+    assert page.ask(CELLS) == [[["r0"], ["r1"]], [["f0: why"], []], [["f1: why"], []]]
+
+
 def test_arrows_go_from_cell_to_cell_and_open_the_large_view(opened: Opened) -> None:
     """There they go on in the order of the grid, and Escape returns to the cell of the image."""
     page = opened(sheet_of(swept()))

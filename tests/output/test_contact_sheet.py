@@ -45,7 +45,7 @@ from jobs.reports.sheet.frames import (
     MAX_GROUPS,
     MAX_ROWS_PER_GROUP,
 )
-from jobs.reports.sheet.thumbnails import CRISP_SIDE, THUMBNAIL_BYTES, THUMBNAIL_SIDE
+from jobs.reports.sheet.thumbnails import CRISP_SIDE, LARGE
 from schemas.columns.output_columns import CONTROLS_TYPE, IMAGE_TYPE, WEIGHTS_TYPE
 from schemas.errors import RefusedError, RowError, SpecError
 from schemas.job import PlannedFile, fingerprint_of
@@ -483,7 +483,7 @@ def test_a_damaged_depth_map_says_so(output: ReportedOutput) -> None:
     assert "`depth_map`" in frame.problem
 
 
-@pytest.mark.parametrize(("side", "expected"), [(CRISP_SIDE, CRISP_SIDE), (512, THUMBNAIL_SIDE)])
+@pytest.mark.parametrize(("side", "expected"), [(CRISP_SIDE, CRISP_SIDE), (512, LARGE.side)])
 def test_thumbnails_are_small(output: ReportedOutput, side: int, expected: int) -> None:
     """Large images shrink to a size in pixels and bytes, small ones keep theirs."""
     output.write_part(0, [made(row(0), noise(side), side=side)])
@@ -492,7 +492,7 @@ def test_thumbnails_are_small(output: ReportedOutput, side: int, expected: int) 
 
     with opened(frame.thumbnail) as thumbnail:
         assert max(thumbnail.size) == expected
-    assert side <= CRISP_SIDE or len(frame.thumbnail) < 2 * THUMBNAIL_BYTES
+    assert side <= CRISP_SIDE or len(frame.thumbnail) < 2 * LARGE.size_bytes
 
 
 def test_a_long_prompt_is_cut(output: ReportedOutput) -> None:

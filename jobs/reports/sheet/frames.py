@@ -4,7 +4,7 @@ Outputs may have any size, so the reading is bounded: the footers of MAX_FOOTERS
 MAX_GROUPS row groups (only the first rows of each), and the failed rows of MAX_FAILED_PARTS parts.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,15 @@ from jobs.output.part_footers import PartFooter, RowGroup
 from jobs.reports.sheet.chain_steps import ChainStep, chain_steps
 from jobs.reports.sheet.copied_row import row_line
 from jobs.reports.sheet.even_choice import by_key, share
-from jobs.reports.sheet.thumbnails import KeptImage, Thumbnails, id_text, text, thumbnails_of
+from jobs.reports.sheet.thumbnails import (
+    LARGE,
+    SMALL,
+    KeptImage,
+    Thumbnails,
+    id_text,
+    text,
+    thumbnails_of,
+)
 from schemas.columns.parquet_errors import parquet_errors_as
 from schemas.columns.sweep_columns import is_sweep_column
 from schemas.errors import RefusedError
@@ -48,6 +56,9 @@ THUMBNAILS_AT_ONCE = 8
 ROWS_AT_ONCE = 16
 """Rows of one group whose images are in memory together."""
 READ_BUFFER_BYTES = 1 << 20
+
+MANY_FRAMES = 600
+"""A page of more frames has smaller thumbnails."""
 
 FAILURE_COLUMNS = ("row_id", "task", "model", "prompt", "status", "error_code", "error_message")
 OWN_COLUMNS = frozenset(
@@ -151,9 +162,14 @@ def sample_frames(
             lambda group: _candidates(output.storage, group, image_bytes // len(groups), at_least), groups
         )
         rows = _choose([candidate for of_group in candidates for candidate in of_group], max_images)
+        limits = LARGE if sum(map(len, rows.values())) <= MANY_FRAMES else SMALL
+
+        def draw(records: Sequence[Mapping[str, Any]], kept: Sequence[str]) -> Iterator[Thumbnails]:
+            return thumbnail_pool.map(lambda record: thumbnails_of(output, record, kept, limits), records)
+
         chosen_groups = sorted(rows, key=lambda group: (group.uri, group.index))
         for frames in pool.map(
-            lambda group: _frames_of(output, router, group, rows[group], thumbnail_pool), chosen_groups
+            lambda group: _frames_of(output.storage, router, group, rows[group], draw), chosen_groups
         ):
             yield from frames
 
@@ -188,27 +204,22 @@ def _choose(candidates: Sequence[_Candidate], max_images: int) -> dict[RowGroup,
 
 
 def _frames_of(
-    output: Output,
+    storage: Storage,
     router: Router,
     group: RowGroup,
     rows: Sequence[int],
-    thumbnail_pool: ThreadPoolExecutor,
+    draw: Callable[[Sequence[Mapping[str, Any]], Sequence[str]], Iterator[Thumbnails]],
 ) -> list[Frame]:
-    """The frames of these rows, in ascending order.
+    """The frames of these rows, in ascending order. `draw` gives the thumbnails of records with kept images.
 
     The group is read up to the last of them, a few rows at a time, and only thumbnails stay in memory.
     """
     frames: list[Frame] = []
     num_rows = min(ROWS_AT_ONCE, rows[-1] + 1)
-    for first, batch in _read_batches(
-        output.storage, group, [*group.columns, *group.image_columns], num_rows
-    ):
+    for first, batch in _read_batches(storage, group, [*group.columns, *group.image_columns], num_rows):
         in_batch = [row - first for row in rows if first <= row < first + batch.num_rows]
         records = _records(batch.take(pa.array(in_batch, pa.int64())))
-        all_thumbnails = thumbnail_pool.map(
-            lambda record: thumbnails_of(output, record, group.kept_images), records
-        )
-        for row, record, thumbnails in zip(in_batch, records, all_thumbnails, strict=True):
+        for row, record, thumbnails in zip(in_batch, records, draw(records, group.kept_images), strict=True):
             route = router.resolve(record["task"], record["model"])
             steps = chain_steps(route, record, thumbnails.steps)
             location = _location(group, first + row)

@@ -20,17 +20,22 @@ function properties() {
     ...[...ofSweep].map((name) => ({ name, label: name.slice(SWEEP.length), valueOf: own(name), isSwept: true })),
     ...[...others].filter((name) => !ofSweep.has(SWEEP + name)).map((name) => ({ name, label: name, valueOf: own(name), isSwept: false })),
   ];
-  for (const property of all) property.values = inOrder(new Set(sheet.frames.map(property.valueOf)));
+  // A value of a sweep all of whose rows have failed is a value too.
+  for (const property of all) {
+    const records = property.isSwept ? [...sheet.frames, ...sheet.failures] : sheet.frames;
+    property.values = inOrder(new Set(records.map(property.valueOf)));
+  }
   return all.filter(({ values }) => values.length > 1 && values.length <= MAX_VALUES);
 }
-// Numbers by size; other values as they come first.
+// Numbers by size, after a missing one; other values as they come first.
+const areNumbers = (values) => values.every((value) => Number.isFinite(Number(value)));
 function inOrder(values) {
   const list = [...values];
-  return list.every((value) => value !== "" && Number.isFinite(Number(value))) ? list.sort((a, b) => a - b) : list;
+  return areNumbers(list) ? list.sort((a, b) => (a !== "") - (b !== "") || a - b) : list;
 }
 const dimensions = properties();
 const byName = new Map(dimensions.map((property) => [property.name, property]));
-const isNumeric = (property) => property.values.every((value) => value !== "" && Number.isFinite(Number(value)));
+const isNumeric = (property) => areNumbers(property.values);
 
 // Rows are for long texts and for the property with more values: a page scrolls down more easily than aside.
 function firstAxes() {
@@ -81,21 +86,27 @@ function drawAxes() {
 let cellButtons = new Map();
 function drawGrid(frames, failures) {
   drawAxes();
-  const fits = (record) => dimensions.every((property) => {
+  const fits = (record, properties) => properties.every((property) => {
     const value = grid.picked.get(property.name) || ALL;
     return value === ALL || property.valueOf(record) === value;
   });
+  // Of a failed row the page has no parameters, and of its sweep all that it needs to be in the grid.
+  const swept = dimensions.filter((property) => property.isSwept);
+  const hasCell = (failure) => [grid.x, grid.y].every((property) => !property || property.valueOf(failure) !== "");
   const inCell = new Map();
   const add = (record, isFrame) => {
     const key = JSON.stringify([grid.y ? grid.y.valueOf(record) : "", grid.x.valueOf(record)]);
     if (!inCell.has(key)) inCell.set(key, { frames: [], failures: [] });
     inCell.get(key)[isFrame ? "frames" : "failures"].push(record);
   };
-  for (const frame of frames.filter(fits)) add(frame, true);
-  for (const failure of failures.filter((each) => each.keep && fits({ ...each, parameters: {} }))) add(failure, false);
+  for (const frame of frames.filter((each) => fits(each, dimensions))) add(frame, true);
+  for (const failure of failures.filter((each) => hasCell(each) && fits(each, swept))) add(failure, false);
   const rows = grid.y ? grid.y.values : [""];
-  const used = (axis, values) => values.filter((value) => [...inCell.keys()].some((key) => JSON.parse(key)[axis] === value));
-  const [shownRows, shownColumns] = [used(0, rows), used(1, grid.x.values)];
+  // Values of a sweep are all there, so that what is missing is seen.
+  const keys = [...inCell.keys()].map((key) => JSON.parse(key));
+  const shown = (axis, property, values) => (property && property.isSwept ? values
+    : values.filter((value) => keys.some((key) => key[axis] === value)));
+  const [shownRows, shownColumns] = [shown(0, grid.y, rows), shown(1, grid.x, grid.x.values)];
   cellButtons = new Map();
   const head = make("thead", {}, make("tr", {}, make("td", { class: "corner" },
     make("span", {}, grid.x.label, " →"), grid.y ? make("span", {}, grid.y.label, " ↓") : null),

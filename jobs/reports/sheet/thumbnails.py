@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,15 +15,23 @@ from actors.storage.output import Output
 from jobs.output.stored_images import read_image
 from schemas.errors import RowError
 
-THUMBNAIL_SIDE = 320
-"""Pixels of a thumbnail's longer side, at most."""
+
+class Limits(NamedTuple):
+    """How large a thumbnail may be."""
+
+    side: int
+    """Pixels of the longer side."""
+    size_bytes: int
+    """Noise takes ten times what a photograph takes; its quality is lowered until it fits."""
+
+
+LARGE = Limits(320, 20_000)
+SMALL = Limits(192, 7_000)
+"""The limits on a page of very many frames."""
+STEP = Limits(160, 6_000)
+"""Those of an image of a chain's earlier step, and of one that was kept of the input."""
 CRISP_SIDE = 128
 """Images up to this side are stored without loss if they fit, and the page enlarges them pixel by pixel."""
-THUMBNAIL_BYTES = 20_000
-"""A thumbnail's size. Noise takes ten times what a photograph takes; its quality is lowered until it fits."""
-STEP_SIDE = 160
-STEP_BYTES = 6_000
-"""Both limits for an image of a chain's earlier step, and for one that was kept of the input."""
 QUALITIES = (80, 60, 30, 5)
 """WebP qualities, tried in this order until a thumbnail fits."""
 MAX_TEXT = 2000
@@ -96,15 +104,17 @@ def id_text(row_id: object, most: int = MAX_TEXT) -> str:
     return shown if len(shown) <= most else f"{shown[:half]}…{shown[-half:]}"
 
 
-def thumbnails_of(output: Output, record: Mapping[str, Any], kept: Sequence[str] = ()) -> Thumbnails:
+def thumbnails_of(
+    output: Output, record: Mapping[str, Any], kept: Sequence[str] = (), limits: Limits = LARGE
+) -> Thumbnails:
     """The thumbnails of an output row; the row's images are in it or in the output's `images/`.
 
     `kept`: the kept columns that are images.
     """
     try:
         return Thumbnails(
-            thumbnail=_thumbnail_of(output, "image", record["image"]),
-            depth=_thumbnail_of(output, "depth_map", record.get("depth")),
+            thumbnail=_thumbnail_of(output, "image", record["image"], limits),
+            depth=_thumbnail_of(output, "depth_map", record.get("depth"), limits),
             steps=tuple(_step_of(output, image) for image in record.get("step_images") or ()),
             kept=tuple(_kept_of(output, record, kept)),
         )
@@ -112,13 +122,13 @@ def thumbnails_of(output: Output, record: Mapping[str, Any], kept: Sequence[str]
         return Thumbnails(problem=text(error.message))
 
 
-def _thumbnail_of(output: Output, kind: str, image: Mapping[str, Any] | None) -> str | None:
+def _thumbnail_of(output: Output, kind: str, image: Mapping[str, Any] | None, limits: Limits) -> str | None:
     """An image's thumbnail as a data: URI; None for no image. RowError where the image cannot be opened."""
     if image is None:
         return None
     decoded = _decoded(output, kind, image)
     decoded = _in_eight_bits(decoded) if decoded.mode == "I;16" else decoded
-    return _thumbnail(decoded, THUMBNAIL_SIDE, THUMBNAIL_BYTES)
+    return _thumbnail(decoded, limits)
 
 
 def _step_of(output: Output, image: Mapping[str, Any]) -> Thumbnail:
@@ -128,7 +138,7 @@ def _step_of(output: Output, image: Mapping[str, Any]) -> Thumbnail:
     except RowError:
         return Thumbnail(uri=None, size=None)
     size = decoded.size
-    return Thumbnail(uri=_thumbnail(decoded, STEP_SIDE, STEP_BYTES), size=size)
+    return Thumbnail(uri=_thumbnail(decoded, STEP), size=size)
 
 
 def _kept_of(output: Output, record: Mapping[str, Any], columns: Sequence[str]) -> Iterator[KeptImage]:
@@ -137,7 +147,7 @@ def _kept_of(output: Output, record: Mapping[str, Any], columns: Sequence[str]) 
         image = record[column]
         if image and image["bytes"]:
             with suppress(RowError):
-                thumbnail = _thumbnail(_decoded(output, "image", image), STEP_SIDE, STEP_BYTES)
+                thumbnail = _thumbnail(_decoded(output, "image", image), STEP)
                 yield KeptImage(column=column, thumbnail=thumbnail)
 
 
@@ -150,14 +160,14 @@ def _in_eight_bits(depth: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(depth) >> 8).astype(np.uint8))
 
 
-def _thumbnail(image: Image.Image, side: int, size_bytes: int) -> str:
+def _thumbnail(image: Image.Image, limits: Limits) -> str:
     """The image as a data: URI. It is scaled down in place, and stored with the best quality that fits."""
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    image.thumbnail((limits.side, limits.side), Image.Resampling.LANCZOS)
     lossless = ({"lossless": True},) if max(image.size) <= CRISP_SIDE else ()
     data = b""
     for options in (*lossless, *({"quality": quality} for quality in QUALITIES)):
         data = _webp(image, **options)
-        if len(data) <= size_bytes:
+        if len(data) <= limits.size_bytes:
             break
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
 
