@@ -29,17 +29,28 @@ from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
 from schemas.wording.printable import escaped
 
+MAX_ROWS = 16
+"""The rows of a trial, if nothing else is chosen."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """Which rows a trial generates."""
 
-    limit: int = 16
+    limit: int = MAX_ROWS
     """How many of the input's rows, if it is not said which."""
     prompts: tuple[str, ...] = ()
     """Prompts that are generated instead."""
     ids: tuple[str, ...] = ()
     """The ids of the rows that are generated instead."""
+
+    def options(self) -> list[str]:
+        """The options of the command line that make this choice."""
+        if self.prompts:
+            return [word for prompt in self.prompts for word in ("--prompt", prompt)]
+        if self.ids:
+            return ["--rows", ",".join(self.ids)]
+        return [] if self.limit == MAX_ROWS else ["--limit", str(self.limit)]
 
 
 def run_trial(
@@ -65,7 +76,7 @@ def run_trial(
         tally = generate_here(plan, output, console, engine)
         totals = finish(output, record, tally.figures())
     result = RunResult(output=output.path, totals=totals, run=tally.figures(), failures=tally.failures)
-    print_trial(result, console, spec)
+    print_trial(result, console, spec, choice.options())
     if totals.failed == totals.rows:
         raise BudgetError("every row of the trial failed")
     return result
