@@ -15,6 +15,7 @@ from jobs.output.figures import codes_text
 from jobs.output.job_record import claim, read_record
 from jobs.output.resumption import survey_of
 from jobs.planning.plan_text import check_rows, print_notes, refuse_hopeless, shown_rows
+from jobs.planning.row_scan import Findings
 from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult
 from jobs.signals import stopping_signals
@@ -68,7 +69,10 @@ def run_trial(
         output = _next_output(job)
         surveyed = _survey(job, choice, output, console)
         plan, findings = check_rows(surveyed, console)
-        refuse_hopeless(surveyed, findings)
+        if choice.prompts:
+            _refuse_prompts(findings)
+        else:
+            refuse_hopeless(surveyed, findings)
         probe(output)
         store_copies((file.copy for file in surveyed.files if file.copy), output)
         record = claim(output, plan, findings)
@@ -80,6 +84,15 @@ def run_trial(
     if totals.failed == totals.rows:
         raise BudgetError("every row of the trial failed")
     return result
+
+
+def _refuse_prompts(findings: Findings) -> None:
+    """Raise SpecError where a prompt is not enough for a row of the default route."""
+    for bad in findings.bad_rows:
+        raise SpecError(
+            f"--prompt: {bad.problem.message}; or choose a route that needs only a prompt with "
+            "--set default_route=NAME, or rows of the input with --rows"
+        )
 
 
 def open_sheet(output: str, console: Console) -> None:

@@ -152,6 +152,16 @@ def test_prompts_are_tried_without_the_input(desk: Desk) -> None:
     ]
 
 
+def test_a_prompt_is_refused_by_a_default_route_that_needs_more(desk: Desk) -> None:
+    """The message does not tell to correct the input, which is not read."""
+    spec = desk.spec(many_rows(3), default_route="img2img")
+
+    with pytest.raises(
+        SpecError, match=r"^--prompt: the task img2img needs `image`.*--set default_route=NAME"
+    ):
+        desk.try_rows(spec, prompts=("a cat",))
+
+
 @pytest.mark.parametrize("has_ids", [True, False])
 def test_a_trial_gives_the_images_of_the_job(tmp_path: Path, has_ids: bool) -> None:
     """Byte for byte where rows do not depend on their company: ids, seeds and images beside the input too."""
