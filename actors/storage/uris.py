@@ -56,7 +56,7 @@ def _normalise_s3(uri: str) -> str:
         raise SpecError(f"{masked(uri)!r}: query strings are not supported; name the object itself")
     if not _BUCKET.match(bucket):
         raise SpecError(f"{uri!r}: {bucket!r} is not a bucket name; the form is s3://bucket/folder")
-    _refuse_parent_segments(key, uri)
+    _refuse_parent_segments(key, uri, "the key without it")
     return f"{S3_SCHEME}{bucket}/{key}".rstrip("/")
 
 
@@ -70,7 +70,7 @@ def _normalise_file_uri(uri: str) -> str:
 
 
 def _normalise_local(path: str, uri: str) -> str:
-    _refuse_parent_segments(path, uri)
+    _refuse_parent_segments(path, uri, os.path.abspath(os.path.expanduser(path)))
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise SpecError(
@@ -80,9 +80,9 @@ def _normalise_local(path: str, uri: str) -> str:
     return os.path.abspath(expanded)
 
 
-def _refuse_parent_segments(path: str, uri: str) -> None:
+def _refuse_parent_segments(path: str, uri: str, way_out: str) -> None:
     if ".." in path.split("/"):
-        raise SpecError(f"{uri!r}: '..' is not allowed in a path; write the path out")
+        raise SpecError(f"{uri!r}: '..' is not allowed in a path; write {way_out}")
 
 
 def not_a_place(text: str) -> RowError | None:

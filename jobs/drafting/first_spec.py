@@ -15,7 +15,7 @@ from actors.storage.output import open_output
 from actors.storage.uris import join, normalise
 from jobs.drafting.column_choice import ChosenColumns, choose_columns
 from jobs.drafting.sampled_input import SampledInput, sample_input
-from jobs.drafting.spec_text import Draft, DraftedRoute, command, sentence
+from jobs.drafting.spec_text import Draft, DraftedRoute, sentence
 from jobs.drafting.task_choice import choose_system, choose_systems, route_values
 from jobs.intake.formats import COMPRESSIONS
 from jobs.output.job_record import read_record
@@ -32,6 +32,7 @@ from schemas.systems.image_prompts import IMAGE_PROMPT
 from schemas.systems.model_card import ModelCard
 from schemas.systems.system_table import TASKS
 from schemas.wording.amounts import counted
+from schemas.wording.next_commands import command, next_lines
 from schemas.wording.printable import escaped, listed
 
 DEADLINE_S = 20.0
@@ -240,11 +241,11 @@ def _write(target: Path, text: str) -> None:
 def _print_next(draft: Draft, target: Path, console: Console) -> None:
     spec = str(target)
     tasks = listed([route.task for route in draft.routes])
-    lines = [
-        f"{spec}: {tasks} with {draft.checkpoint}, for {draft.path}, into {draft.output}. Next:",
-        f"  {command('try', spec)}    a few pictures, here and now",
-        f"  {command('plan', spec)}   checks every row, and tells what the job will do",
-        f"  {command('run', spec)}    the whole job; run it again to resume",
+    commands = [
+        (command("try", spec), "generates some rows here and now"),
+        (command("plan", spec), "checks every row, and tells what the job will do"),
+        (command("run", spec), "generates all rows; run it again to resume"),
     ]
-    for line in lines:
+    opening = f"{spec}: {tasks} with {draft.checkpoint}, for {draft.path}, into {draft.output}"
+    for line in [opening, *next_lines(commands)]:
         console.print(escaped(line), soft_wrap=True)

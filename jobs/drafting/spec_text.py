@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,8 +139,3 @@ def _comment(text: str, indent: int) -> list[str]:
         broken = [paragraph] if paragraph.startswith(" ") else textwrap.wrap(paragraph, LINE - len(start))
         lines += [f"{start}{line}" for line in broken]
     return lines
-
-
-def command(*arguments: str) -> str:
-    """A command of darkroom as one types it."""
-    return shlex.join(["darkroom", *arguments])

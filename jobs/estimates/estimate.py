@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import ceil
 
 from actors.rows.denoising import StepWork
 from actors.storage.output import Output
@@ -14,6 +15,7 @@ from jobs.output.figures import PlannedTime
 from jobs.planning.plan import Plan
 from jobs.planning.row_scan import INPUT, Findings, RouteCount
 from schemas.job import Job, Speed
+from schemas.wording.amounts import counted
 
 START_S = 10.0
 """Ray's start and that of the first worker, until it takes its first shard, on a machine with nothing else to
@@ -93,10 +95,12 @@ def estimate(
     """The time of a job, or of this `share` of its rows.
 
     Workers share the shards, so the last ones are done half a shard apart, and no worker takes less time than
-    a shard does. Every worker loads every model.
+    a shard does. There are no more workers than shards. Every worker loads every model.
     """
+    num_shards = max(1, ceil(share * plan.num_shards))
     seconds = least = most = load_seconds = 0.0
-    caveats: dict[str, None] = {}
+    caveats: dict[str, None] = _too_many(workers.num, num_shards)
+    workers = replace(workers, num=min(workers.num, num_shards))
     unknown: dict[str, None] = {}
     is_guess = is_known = False
     for model, works in groupby(
@@ -128,6 +132,14 @@ def estimate(
         caveats=tuple(caveats),
         unknown_models=tuple(unknown),
     )
+
+
+def _too_many(num_workers: int, num_shards: int) -> dict[str, None]:
+    """What is to be told if there are more workers than shards."""
+    if num_workers <= num_shards:
+        return {}
+    parts = counted(num_shards, "part")
+    return {f"{parts} for {num_workers:,} workers; a smaller batching.shard_rows makes more parts": None}
 
 
 def makespan(seconds: float, of_shard: float, num_workers: int) -> float:

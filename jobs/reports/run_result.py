@@ -1,8 +1,7 @@
 """The result of a run, for the terminal and the exit code."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from shlex import quote
 
 from rich.console import Console
 
@@ -10,6 +9,7 @@ from jobs.output.figures import RunFigures, Totals, generated_text, outcomes_tex
 from jobs.output.tally import Abandoned
 from schemas.job import FailedRows
 from schemas.wording.amounts import counted
+from schemas.wording.next_commands import command, next_lines
 from schemas.wording.printable import escaped
 
 MAX_CODES = 10
@@ -54,29 +54,22 @@ def print_result(result: RunResult, console: Console, spec: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    print_commands(_next_commands(result, spec), console)
-
-
-def print_commands(commands: Sequence[tuple[str, str]], console: Console) -> None:
-    """Print the commands that come next, each with its purpose."""
-    width = max(len(command) for command, _ in commands)
-    console.print("next:", highlight=False)
-    for command, purpose in commands:
-        console.print(escaped(f"  {command:{width}}  # {purpose}"), highlight=False, soft_wrap=True)
+    for line in next_lines(_next_commands(result, spec)):
+        console.print(escaped(line), highlight=False, soft_wrap=True)
 
 
 def _next_commands(result: RunResult, spec: str) -> list[tuple[str, str]]:
     """(command, purpose) of the three commands that are most likely to be wanted now."""
-    output = quote(result.output)
+    output = result.output
     commands = [
-        (f"darkroom verify {output}", "checks that every row has one outcome and every image is intact"),
-        (f"darkroom replay {output} ROW_ID", "generates one row again and compares it"),
-        (f"darkroom status {output}", "shows how far the job is, also from another machine"),
+        (command("verify", output), "checks that every row has one outcome and every image is intact"),
+        (command("replay", output, "ROW_ID"), "generates one row again and compares it"),
+        (command("status", output), "shows how far the job is, also from another machine"),
     ]
     if result.totals.failed:
-        commands.insert(0, (f"darkroom retry {quote(spec)}", "generates the failed rows again"))
+        commands.insert(0, (command("retry", spec), "generates the failed rows again"))
     if result.num_missing:
-        commands.insert(0, (f"darkroom run {quote(spec)}", "generates the missing parts"))
+        commands.insert(0, (command("run", spec), "generates the missing parts"))
     return commands[:3]
 
 

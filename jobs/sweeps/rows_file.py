@@ -17,6 +17,7 @@ from jobs.sweeps.expansion import TABLE, Expansion, read_expansion
 from jobs.sweeps.table_rows import DEADLINE_S
 from schemas.errors import RefusedError, SpecError, StorageError
 from schemas.wording.amounts import counted
+from schemas.wording.next_commands import command, next_lines
 from schemas.wording.printable import escaped, listed, shortened
 
 MAX_ROWS = 1_000_000
@@ -145,9 +146,12 @@ def _print_result(expansion: Expansion, rows: str, row_ids: list[str], console: 
         lines.append(f"replaced columns of the table: {listed(expansion.replaced)}")
     spec = f"{Path(rows).stem}.yaml"
     lines += [
-        "next:",
-        f"  darkroom init {rows}    # writes {spec}, a spec for these rows",
-        f"  darkroom try {spec}    # generates some of them, here and now",
+        *next_lines(
+            [
+                (command("init", rows), f"writes {spec}, a spec for these rows"),
+                (command("try", spec), "generates some of them, here and now"),
+            ]
+        ),
     ]
     for line in lines:
         console.print(escaped(line), soft_wrap=True)

@@ -17,9 +17,12 @@ from schemas.errors import SpecError
 from schemas.job import Job
 from schemas.wording.amounts import counted
 from schemas.wording.nearest import did_you_mean
+from schemas.wording.printable import listed, shortened
 
 MAX_COMPARED_IDS = 10_000
 """The ids with which one that the input does not have is compared, to tell which was meant."""
+MAX_NAMED = 3
+"""The unknown ids that a message names, and the ids of the input that it shows as examples."""
 
 RowId = str | int
 
@@ -87,8 +90,12 @@ def named_rows(survey: Survey, names: Mapping[str, str], ids: Collection[str]) -
                 chosen.setdefault(text, _Ranked(0, (number, row), row_id))
             elif len(others) < MAX_COMPARED_IDS:
                 others[text] = None
-    for missing in (row_id for row_id in ids if row_id not in chosen):
-        raise SpecError(f"the input has no row {missing}{did_you_mean(missing, others)}")
+    if unknown := [row_id for row_id in ids if row_id not in chosen]:
+        named = ", ".join(
+            f"{shortened(row_id)}{did_you_mean(row_id, others)}" for row_id in unknown[:MAX_NAMED]
+        )
+        has = listed([*chosen, *others][:MAX_NAMED])
+        raise SpecError(f"the input has no row {named}; rows that it has are {has}")
     by_position = sorted(chosen.values(), key=lambda ranked: ranked.position)
     return tuple(_sampled(survey, by_position))
 

@@ -15,6 +15,7 @@ from jobs.output.figures import codes_text
 from jobs.output.job_record import claim, read_record
 from jobs.output.resumption import survey_of
 from jobs.planning.plan_text import check_rows, print_notes, refuse_hopeless, shown_rows
+from jobs.planning.row_scan import Findings
 from jobs.reports.finish import finish
 from jobs.reports.run_result import RunResult
 from jobs.signals import stopping_signals
@@ -29,17 +30,28 @@ from schemas.spec.job_spec import JobSpec
 from schemas.wording.amounts import counted
 from schemas.wording.printable import escaped
 
+MAX_ROWS = 16
+"""The rows of a trial, if nothing else is chosen."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """Which rows a trial generates."""
 
-    limit: int = 16
+    limit: int = MAX_ROWS
     """How many of the input's rows, if it is not said which."""
     prompts: tuple[str, ...] = ()
     """Prompts that are generated instead."""
     ids: tuple[str, ...] = ()
     """The ids of the rows that are generated instead."""
+
+    def options(self) -> list[str]:
+        """The options of the command line that make this choice."""
+        if self.prompts:
+            return [word for prompt in self.prompts for word in ("--prompt", prompt)]
+        if self.ids:
+            return ["--rows", ",".join(self.ids)]
+        return [] if self.limit == MAX_ROWS else ["--limit", str(self.limit)]
 
 
 def run_trial(
@@ -57,7 +69,10 @@ def run_trial(
         output = _next_output(job)
         surveyed = _survey(job, choice, output, console)
         plan, findings = check_rows(surveyed, console)
-        refuse_hopeless(surveyed, findings)
+        if choice.prompts:
+            _refuse_prompts(findings)
+        else:
+            refuse_hopeless(surveyed, findings)
         probe(output)
         store_copies((file.copy for file in surveyed.files if file.copy), output)
         record = claim(output, plan, findings)
@@ -65,10 +80,19 @@ def run_trial(
         tally = generate_here(plan, output, console, engine)
         totals = finish(output, record, tally.figures())
     result = RunResult(output=output.path, totals=totals, run=tally.figures(), failures=tally.failures)
-    print_trial(result, console, spec)
+    print_trial(result, console, spec, choice.options())
     if totals.failed == totals.rows:
         raise BudgetError("every row of the trial failed")
     return result
+
+
+def _refuse_prompts(findings: Findings) -> None:
+    """Raise SpecError where a prompt is not enough for a row of the default route."""
+    for bad in findings.bad_rows:
+        raise SpecError(
+            f"--prompt: {bad.problem.message}; or choose a route that needs only a prompt with "
+            "--set default_route=NAME, or rows of the input with --rows"
+        )
 
 
 def open_sheet(output: str, console: Console) -> None:

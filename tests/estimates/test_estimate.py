@@ -84,6 +84,16 @@ def test_workers_share_the_shards(planned: tuple[Plan, Findings]) -> None:
     assert makespan(3.6, 1 / 3, 50) == pytest.approx(1.2)
     two = expect(planned, basis(speed()), replace(GPU, num=2))
     assert two.seconds == pytest.approx(START_S + 3.0 + 2.1)
+    assert two.caveats == ()
+
+
+def test_there_are_no_more_workers_than_parts(planned: tuple[Plan, Findings]) -> None:
+    """Fifty workers for three parts are three workers, also in the price, and this is said."""
+    fifty = expect(planned, basis(speed()), replace(GPU, num=50))
+    three = expect(planned, basis(speed()), replace(GPU, num=3))
+
+    assert (fifty.workers, fifty.seconds) == (three.workers, three.seconds)
+    assert fifty.caveats == ("3 parts for 50 workers; a smaller batching.shard_rows makes more parts",)
 
 
 @given(

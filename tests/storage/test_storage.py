@@ -1080,6 +1080,16 @@ def test_normalise_refuses_everything_else(path: str) -> None:
     assert repr(path) in str(raised.value)
 
 
+def test_a_path_with_dots_is_refused_with_the_path_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be pasted."""
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SpecError, match=f"write {tmp_path.parent}/rows.csv$"):
+        normalise("../rows.csv")
+
+
 @pytest.mark.parametrize(
     "path",
     ["s3://key:secret@bucket/a", "s3://key:se/secret@bucket/a", "https://user:secret@host/a"],

@@ -115,10 +115,28 @@ def test_rows_are_tried_by_their_ids(desk: Desk) -> None:
     spec = desk.spec(many_rows(30))
 
     assert desk.ids(spec, ids=("r17", "r3")) == ["r3", "r17"]
-    with pytest.raises(SpecError, match=r"the input has no row r99 \(did you mean `r9`\?\)"):
-        desk.try_rows(spec, ids=("r99",))
+    unknown = r"the input has no row r99 \(did you mean `r9`\?\), nobody; rows that it has are r3, r0, r1$"
+    with pytest.raises(SpecError, match=unknown):
+        desk.try_rows(spec, ids=("r99", "r3", "nobody"))
     with pytest.raises(SpecError, match="--prompt and --rows exclude each other"):
         desk.try_rows(spec, ids=("r3",), prompts=("a cat",))
+
+
+@pytest.mark.parametrize(
+    ("choice", "options"),
+    [
+        ({}, ""),
+        ({"limit": 2}, " --limit 2"),
+        ({"ids": ("r3", "r17")}, " --rows r3,r17"),
+        ({"prompts": ("a cat", "dogs")}, " --prompt 'a cat' --prompt dogs"),
+    ],
+)
+def test_the_next_command_generates_the_same_rows_again(desk: Desk, choice: Record, options: str) -> None:
+    """It has the options that chose them."""
+    desk.try_rows(desk.spec(many_rows(20)), **choice)
+
+    (again,) = (line for line in desk.text.splitlines() if "the same rows again" in line)
+    assert again.partition("  #")[0].strip() == f"darkroom try SPEC{options}"
 
 
 def test_prompts_are_tried_without_the_input(desk: Desk) -> None:
@@ -132,6 +150,16 @@ def test_prompts_are_tried_without_the_input(desk: Desk) -> None:
         ("prompt-1", "text2img", "a cat"),
         ("prompt-2", "text2img", "a dog"),
     ]
+
+
+def test_a_prompt_is_refused_by_a_default_route_that_needs_more(desk: Desk) -> None:
+    """The message does not tell to correct the input, which is not read."""
+    spec = desk.spec(many_rows(3), default_route="img2img")
+
+    with pytest.raises(
+        SpecError, match=r"^--prompt: the task img2img needs `image`.*--set default_route=NAME"
+    ):
+        desk.try_rows(spec, prompts=("a cat",))
 
 
 @pytest.mark.parametrize("has_ids", [True, False])
