@@ -137,14 +137,19 @@ def submit(
     extend: Extend = False,
     overrides: Overrides = None,
 ) -> None:
-    """Run a job on a Ray cluster, through `ray job submit`. Input and output should be URIs.
+    """Run a job on a Ray cluster, as `ray job submit` does. The cluster gets darkroom's code and the spec.
+
+    Input and output must be where every machine can reach them.
 
     Example: darkroom submit configs/text2img-sd15.yaml --address http://head:8265 --wait
     """
     from jobs.fleet.cluster import refuse_relative_output
+    from jobs.fleet.shipped_folder import refuse_input_left_behind
     from jobs.fleet.submit import submit_job
 
-    refuse_relative_output(load_spec(spec, overrides or []))
+    checked = load_spec(spec, overrides or [])
+    refuse_relative_output(checked)
+    refuse_input_left_behind(checked.input)
     options = [argument for override in overrides or [] for argument in ("--set", override)]
     options += ["--extend"] if extend else []
     code = submit_job(spec, options, address, console(), wait=wait)

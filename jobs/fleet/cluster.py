@@ -5,18 +5,13 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
 
-import actors
-import jobs
-import models
-import schemas
 from actors.storage.uris import normalise
 from jobs.fleet.ray_faults import check_answers, ray_faults
-from models.demo_cache import builder_folder
+from jobs.fleet.shipped_folder import code_folders
 from schemas.errors import SpecError
 from schemas.spec.job_spec import JobSpec
 
@@ -78,8 +73,7 @@ def _options(address: str) -> dict[str, Any]:
         options |= {"address": "local", "include_dashboard": False}
     elif not in_ray_job():
         # In a Ray job, the working directory already contains the code.
-        folders = [Path(package.__path__[0]) for package in (schemas, models, actors, jobs)]
-        options["runtime_env"] = {"py_modules": [str(folder) for folder in (*folders, builder_folder())]}
+        options["runtime_env"] = {"py_modules": [str(folder) for folder in code_folders()]}
     return options
 
 

@@ -9,34 +9,38 @@ from pathlib import Path
 from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 
-import jobs
 from jobs.fleet.ray_faults import ray_faults
-from jobs.fleet.shipped_folder import refuse_large_folder
-from schemas.errors import SpecError
-
-ROOT = Path(jobs.__file__).parent.parent
-"""The folder that is shipped: darkroom's repository, which is the working directory of its Ray jobs."""
+from jobs.fleet.shipped_folder import checked_size, code_folders, shipped_folder, shipped_name
+from schemas.wording.amounts import size_text
+from schemas.wording.printable import escaped
 
 STOP_WAIT_S = 30
 """Seconds between the SIGTERM and the SIGKILL of `ray job stop`: time to end the workers and the lease."""
 
 
 def submit_job(spec: Path, options: Sequence[str], address: str, console: Console, *, wait: bool) -> int:
-    """Ship the repository to the cluster and run the spec there; the driver's exit code if `wait`, else 0.
+    """Run the spec on the cluster with this darkroom's code; the driver's exit code if `wait`, else 0.
 
     `options`: those of `darkroom run`.
 
     SpecError where the cluster cannot be reached or does not take the job.
     """
-    command = entrypoint(spec, options)
-    refuse_large_folder(ROOT)
-    runtime_env = {
-        "working_dir": str(ROOT),
-        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
-    }
-    with ray_faults(f"submit the job to {address}"):
-        client = JobSubmissionClient(address)
-        job_id = client.submit_job(entrypoint=command, runtime_env=runtime_env)
+    with shipped_folder(spec, code_folders()) as folder:
+        size = size_text(checked_size(folder))
+        console.print(
+            f"shipping darkroom's code and {escaped(spec.name)}: {size} before compression",
+            highlight=False,
+            soft_wrap=True,
+        )
+        with ray_faults(f"submit the job to {address}"):
+            client = JobSubmissionClient(address)
+            job_id = client.submit_job(
+                entrypoint=shlex.join(["python", "-m", "jobs", "run", shipped_name(spec), *options]),
+                runtime_env={
+                    "working_dir": str(folder),
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+                },
+            )
     console.print(f"submitted as {job_id}", highlight=False)
     if not wait:
         console.print(
@@ -47,14 +51,6 @@ def submit_job(spec: Path, options: Sequence[str], address: str, console: Consol
         )
         return 0
     return follow(client, job_id)
-
-
-def entrypoint(spec: Path, options: Sequence[str]) -> str:
-    """The command that the cluster runs in its copy of the repository; SpecError for a spec outside it."""
-    path = spec.resolve()
-    if not path.is_relative_to(ROOT):
-        raise SpecError(f"{spec} is outside {ROOT}, the folder that the cluster gets; copy it into configs/")
-    return shlex.join(["python", "-m", "jobs", "run", str(path.relative_to(ROOT)), *options])
 
 
 def follow(client: JobSubmissionClient, job_id: str) -> int:

@@ -9,10 +9,8 @@ import pytest
 import ray
 from ray.exceptions import AuthenticationError
 
-from jobs.fleet import shipped_folder
 from jobs.fleet.cluster import connected
 from jobs.fleet.ray_faults import ray_faults
-from jobs.fleet.shipped_folder import refuse_large_folder
 from schemas.errors import SpecError
 from tests.support.running import assert_refused, darkroom, text_rows, write_rows, write_spec
 
@@ -85,25 +83,3 @@ def test_a_bug_is_not_taken_for_rays_fault() -> None:
     """An error without a known way out stays what it is."""
     with pytest.raises(RuntimeError, match="a bug"), ray_faults("start Ray"):
         raise RuntimeError("a bug")
-
-
-def test_a_folder_that_the_job_server_would_refuse_is_refused_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the names of the largest files. What compresses well, or is not shipped, does not count."""
-    monkeypatch.setattr(shipped_folder, "DASHBOARD_CLIENT_MAX_SIZE", 10_000)
-    (tmp_path / "text").write_bytes(bytes(100_000))
-    (tmp_path / "ignored").mkdir()
-    (tmp_path / ".rayignore").write_text("ignored/\n")
-    noise = bytes(i * i * 2654435761 >> 16 & 255 for i in range(20_000))
-    (tmp_path / "ignored" / "noise").write_bytes(noise)
-    refuse_large_folder(tmp_path)
-    (tmp_path / "images").mkdir()
-    for index in range(12):
-        (tmp_path / "images" / f"{index}.png").write_bytes(noise[: 12_000 + index])
-
-    with pytest.raises(SpecError, match="Ray's job server takes") as caught:
-        refuse_large_folder(tmp_path)
-
-    named = [line.split()[-1] for line in str(caught.value).splitlines()[1:]]
-    assert named == ["text", *(f"images/{index}.png" for index in range(11, 2, -1))]
