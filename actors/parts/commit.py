@@ -39,6 +39,7 @@ def commit_part(
 ) -> bool:
     """Commit a part. True if this attempt's part is the committed one, False if another attempt's is.
 
+    Where the store keeps no metadata, it is also False if it is this attempt's and the reply was lost.
     `replaces`: the etag of the part that is replaced, or None if no part may exist yet.
     RefusedError if the object at `uri` belongs to another job or shard, or is not a part.
     """

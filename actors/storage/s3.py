@@ -16,7 +16,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, unquote
 
+import aiohttp
 import s3fs
+from aiobotocore.httpsession import AIOHTTPSession
 
 from actors.storage.objects import (
     IN_PIECES_FROM_BYTES,
@@ -39,7 +41,7 @@ from actors.storage.s3_errors import (
     trouble_of,
 )
 from actors.storage.uris import S3_SCHEME
-from schemas.errors import DarkroomError, SpecError, StorageError
+from schemas.errors import DarkroomError, RefusedError, SpecError, StorageError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -63,6 +65,8 @@ MAX_WRONG_ANSWERS = 10
 """How often a store may wrongly say that the condition of a write is not met."""
 MAX_UPLOADS = 3
 """How often the pieces of an object are uploaded, if the store loses them."""
+FOR_THE_STORE_ALONE = ("authorization", "if-match", "x-amz-")
+"""How the names of headers begin that are secret, or that another host cannot judge."""
 
 
 class S3Storage:
@@ -81,6 +85,7 @@ class S3Storage:
                 "read_timeout": timeout_s,
                 "max_pool_connections": 32,
                 "retries": {"total_max_attempts": 1},
+                "http_session_cls": RedirectedSession,
             },
         )
 
@@ -108,26 +113,31 @@ class S3Storage:
             head = self._head(uri)
         except FileNotFoundError:
             return None
+        if "ETag" not in head:
+            raise RefusedError(f"{uri}: the store names no ETag, by which darkroom knows objects again")
         return _stored_object(uri, head["ContentLength"], head["ETag"])
+
+    def _existing(self, uri: str) -> StoredObject:
+        """What is known of one object; FileNotFoundError where there is none."""
+        stored = self.stat(uri)
+        if stored is None:
+            raise FileNotFoundError(uri)
+        return stored
 
     def content_hash(self, uri: str, beat: Callable[[], None] = lambda: None) -> str:
         return ""
 
     def open(self, uri: str) -> BinaryIO:
-        stored = self.stat(uri)
-        if stored is None:
-            raise FileNotFoundError(uri)
-        return io.BufferedReader(S3File(self, stored), buffer_size=64 * 1024)
+        return io.BufferedReader(S3File(self, self._existing(uri)), buffer_size=64 * 1024)
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         for _ in range(MAX_CHANGES):
             reply = self._call("get_object", uri, _address(uri))
-            stored = _stored_object(uri, int(reply["ContentLength"]), reply.get("ETag", ""))
-            refuse_larger(uri, stored.size_bytes, max_bytes)
+            refuse_larger(uri, int(reply["ContentLength"]), max_bytes)
             if reply["Body"] is not None:
                 return bytes(reply["Body"])
             with suppress(ChangedError):
-                return b"".join(self._ranges(stored))
+                return b"".join(self._ranges(self._existing(uri)))
         raise StorageError(f"{uri}: changed {MAX_CHANGES} times while it was being read")
 
     def _ranges(self, stored: StoredObject) -> Iterator[bytes]:
@@ -158,8 +168,9 @@ class S3Storage:
             reply = self._call("get_object", stored.uri, arguments)
         except (PreconditionError, EmptyRangeError) as error:
             raise ChangedError(stored.uri) from error
-        # Some stores do not look at the condition of a read.
-        if reply.get("ETag", "").strip('"') not in ("", stored.etag):
+        # Some stores do not look at the condition of a read, and some have another host answer it.
+        current = reply["ETag"].strip('"') if "ETag" in reply else self._etag(stored.uri)
+        if current != stored.etag:
             raise ChangedError(stored.uri)
         body = _body(stored.uri, reply)
         if len(body) != stop - start:
@@ -217,8 +228,12 @@ class S3Storage:
 
     def _has_etag(self, uri: str, etag: str | None) -> bool:
         """Whether the object has this etag or, for None, does not exist."""
+        return self._etag(uri) == etag
+
+    def _etag(self, uri: str) -> str | None:
+        """The ETag that the object has now; None if it does not exist."""
         stored = self.stat(uri)
-        return (stored and stored.etag) == etag
+        return stored.etag if stored else None
 
     def takes_pieces(self, uri: str) -> bool:
         if self._in_pieces is None:
@@ -316,6 +331,39 @@ class S3Storage:
                 is_short = int(reply["ContentLength"]) <= MAX_RANGE_BYTES
                 reply["Body"] = await body.read() if is_short else None
         return reply
+
+
+class RedirectedSession(AIOHTTPSession):  # type: ignore[misc] # it has no types
+    """The HTTP session of an S3 client, in which a redirect tells the next address nothing secret.
+
+    The session of aiobotocore 3.10 follows redirects, and aiohttp 3.14 takes away only `Authorization`: a
+    session token would go to another host.
+    """
+
+    async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
+        session: aiohttp.ClientSession = await super()._get_session(proxy_url)
+        if not session.trace_configs:
+            trace = aiohttp.TraceConfig()
+            trace.on_request_redirect.append(_forget)
+            trace.freeze()
+            session.trace_configs.append(trace)
+        return session
+
+    async def send(self, request: Any) -> Any:
+        """The reply; without an ETag after a redirect, because another host's ETags are not the store's."""
+        reply = await super().send(request)
+        if reply.raw.history:
+            reply.headers.pop("etag", None)
+        return reply
+
+
+async def _forget(
+    session: aiohttp.ClientSession, context: Any, redirect: aiohttp.TraceRequestRedirectParams
+) -> None:
+    """Take away the headers that are for the store alone; the next request has those that are left."""
+    for name in {*redirect.headers}:
+        if name.lower().startswith(FOR_THE_STORE_ALONE):
+            del redirect.headers[name]
 
 
 class S3File(io.RawIOBase):

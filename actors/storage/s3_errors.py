@@ -44,6 +44,8 @@ _CHECK_ENVIRONMENT = (
     "environment"
 )
 _WHAT_TO_CHECK = {
+    400: f"{_CHECK_ENVIRONMENT}; for a store that does not know checksums, set "
+    "AWS_REQUEST_CHECKSUM_CALCULATION and AWS_RESPONSE_CHECKSUM_VALIDATION to when_required",
     403: "check the credentials, and that they may list, read and write here",
     404: "check the bucket's name and region",
 }

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,7 @@ class BuiltModels:
         self._model = LoadedModel(name, spec, options, in_memory)
         self.names = (name,)
         self.signs = SignsOfWork()
+        self.load_seconds: defaultdict[str, float] = defaultdict(float)
 
     def get(self, name: str, nets: Collection[str] = (), ip_adapters: Collection[str] = ()) -> LoadedModel:
         """The model. It has no ControlNets."""

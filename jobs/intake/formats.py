@@ -25,11 +25,13 @@ COMPRESSIONS: Mapping[str, str] = {ending: name for name, ending in COMPRESSION_
 _AS_LINES = "write one JSON object a line to a .jsonl file, for example with jq -c '.[]'"
 _AS_TABLE = "save the sheet as CSV in UTF-8"
 _AS_PARQUET = "write it as Parquet"
+_AS_COLUMN = "a column `image` of a table names images"
 _AS_ZIP = "unpack it, or pack it again as .gz"
 _WAYS_OUT: Mapping[str, str] = {
     **dict.fromkeys((".json", ".geojson"), _AS_LINES),
     **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), _AS_TABLE),
     **dict.fromkeys((".arrow", ".feather", ".orc", ".avro", ".pkl", ".npz"), _AS_PARQUET),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp"), _AS_COLUMN),
     **dict.fromkeys((".zip", ".xz", ".7z", ".tar", ".tgz", ".lz4", ".br"), _AS_ZIP),
 }
 """What to do with a file that is not read, by the ending of its name."""

@@ -127,7 +127,10 @@ def test_a_later_step_follows_the_rows_control_image(folders: dict[str, Path], t
         "ok",
         "missing_control_image",
     )
-    assert "the ControlNet of step 2 (img2img) needs `control_image`" in guided.row("none")["error_message"]
+    assert (
+        "the ControlNet `canny` of step 2 (img2img) needs `control_image`"
+        in guided.row("none")["error_message"]
+    )
     assert plain.row("none")["status"] == "ok"
     assert guided.row("small")["step_images"] == plain.row("small")["step_images"]
     assert guided.row("small")["image_sha256"] != plain.row("small")["image_sha256"]
