@@ -68,6 +68,7 @@ class BuiltModels:
         self._model = LoadedModel(name, spec, options, in_memory)
         self.names = (name,)
         self.signs = SignsOfWork()
+        self.device = options.device
         self.load_seconds: defaultdict[str, float] = defaultdict(float)
 
     def get(self, name: str, nets: Collection[str] = (), ip_adapters: Collection[str] = ()) -> LoadedModel:
