@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from actors import machine_limits
 from schemas.spec.job_spec import WorkersSpec
 
+NUM_CPUS = 1
+"""The CPUs of a worker on a machine without a GPU, unless the spec gives another number."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedWorkers:
@@ -20,6 +23,11 @@ class ExpectedWorkers:
     """The share of a GPU that each has."""
 
 
+def cpus_each(spec: WorkersSpec) -> int:
+    """The CPUs of each worker on a machine without a GPU."""
+    return NUM_CPUS if spec.num_cpus == "auto" else spec.num_cpus
+
+
 def expected_workers(spec: WorkersSpec, asked: int | None = None) -> ExpectedWorkers:
     """The workers on this machine, or on the cluster at RAY_ADDRESS. `asked`: their number, if it is given.
 
@@ -31,7 +39,7 @@ def expected_workers(spec: WorkersSpec, asked: int | None = None) -> ExpectedWor
         return ExpectedWorkers(num=num or 1, gpus_each=share)
     if share and (gpus := machine_limits.gpu_names()):
         return ExpectedWorkers(num=num or max(1, int(len(gpus) / share)), device=gpus[0], gpus_each=share)
-    num_cpus = spec.num_cpus if spec.num_cpus != "auto" else 1
+    num_cpus = cpus_each(spec)
     return ExpectedWorkers(
         num=num or max(1, machine_limits.num_cpus() // num_cpus),
         device=machine_limits.cpu_name(),

@@ -8,32 +8,23 @@ from rich.console import Console
 from actors.storage.output import Output
 from actors.worker import Worker
 from actors.worker_process import build_worker
+from jobs.estimates.worker_count import cpus_each
 from jobs.fleet.progress import display
 from jobs.output.tally import Tally, WorkersNow
 from jobs.planning.plan import Plan
-from schemas.job import Job, Shard, ShardReport
+from schemas.job import Shard, ShardReport
 
 SHOWN_EVERY_S = 0.2
 AT_ONCE = 2
 """While one shard is on the device, the next is read, and the one before is written."""
 
 
-NUM_CPUS = 1
-"""The CPUs of a worker on a machine without a GPU, unless the spec gives another number."""
-
-
-def cpus_of(job: Job) -> int:
-    """The CPUs that each worker of the job has, so that what is generated here is as there, and as fast."""
-    num_cpus = job.spec.workers.num_cpus
-    return NUM_CPUS if num_cpus == "auto" else num_cpus
-
-
 def generate_here(plan: Plan, output: Output, console: Console, engine: str) -> Tally:
-    """Generate all shards of a plan, and return what came of it."""
+    """Generate all shards of a plan, with the CPUs of the job's workers; what came of it."""
     tally = Tally(rows_total=plan.num_rows, rows_before=0)
     with (
         display(console) as shown,
-        build_worker(plan.job, output, num_cpus=cpus_of(plan.job), engine=engine) as worker,
+        build_worker(plan.job, output, num_cpus=cpus_each(plan.job.spec.workers), engine=engine) as worker,
     ):
         for reports in _rounds(worker, [*plan.shards()]):
             for report in reports:

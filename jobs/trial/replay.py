@@ -13,11 +13,11 @@ from actors.checkpoints.model_cards import read_card
 from actors.parts.part import Record, job_footer
 from actors.storage.output import Output, open_output
 from actors.worker_process import ENGINE, build_worker
+from jobs.estimates.worker_count import cpus_each
 from jobs.in_flight import map_in_flight
 from jobs.output.job_record import JobRecord, plan_of_record, require_record
 from jobs.output.parts import FOOTERS_AT_ONCE, PartFile, list_parts
 from jobs.planning.plan import Plan, ShardFinder
-from jobs.trial.one_worker import cpus_of
 from jobs.verification.row_comparison import compare_records, environment_differences, with_images_read
 from schemas.columns.output_columns import column_problems
 from schemas.columns.parquet_errors import parquet_errors_as
@@ -154,7 +154,7 @@ def _generate(job: Job, shard: Shard, position: int, engine: str) -> list[Record
     """The row's records, generated in this process and written to a temporary folder alone."""
     with tempfile.TemporaryDirectory(prefix="darkroom-replay-") as folder:
         output = open_output(folder)
-        with build_worker(job, output, num_cpus=cpus_of(job), engine=engine) as worker:
+        with build_worker(job, output, num_cpus=cpus_each(job.spec.workers), engine=engine) as worker:
             worker.run(shard)
         with pq.ParquetFile(output.part_uri(shard.name)) as file:
             rows = [*_rows(file.read().to_pylist())]
